@@ -1,0 +1,1 @@
+"""Arithmetic on updates: norms and inner products from the factors. Knows no files."""

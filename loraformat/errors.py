@@ -1,0 +1,168 @@
+"""The one exception tree. Every class has a code, and it is the code of the finding that `validate` makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loraformat.diagnostics import Finding, Severity
+
+
+class LoraFormatError(Exception):
+    """Something that the user can mend. Reads `where: message (hint)`; pickles with all its fields.
+
+    Args:
+        message: what is wrong, what was expected and what was found; lower case, no full stop.
+        where: file and place in it, or the verb.
+        hint: what to do, only if we know.
+    """
+
+    code = "LF000"
+    name = "error"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.where, self.hint = message, where, hint
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} ({self.hint})" if self.hint else text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.where, self.hint, self._extra())
+
+    def _extra(self) -> dict[str, Any]:
+        """Fields of a subclass beyond the three; set again after unpickling."""
+        return {}
+
+    def finding(self) -> Finding:
+        """The error as an error-level finding."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=Severity.ERROR,
+            where=self.where,
+            message=self.message,
+            hint=self.hint,
+        )
+
+
+def _rebuild(cls: type[LoraFormatError], message: str, where: str, hint: str, extra: dict[str, Any]) -> LoraFormatError:
+    error = cls(message, where=where, hint=hint)
+    for key, value in extra.items():
+        setattr(error, key, value)
+    return error
+
+
+class StorageError(LoraFormatError):
+    """A path that cannot be read or written, no space, an output that exists."""
+
+    code, name = "LF020", "storage-error"
+
+
+class ContainerError(LoraFormatError):
+    """Bytes that are not the container which they claim to be."""
+
+    code, name = "LF001", "not-a-container"
+
+
+class InvalidHeader(ContainerError):
+    """A safetensors header or zip directory that breaks a rule of its format."""
+
+    code, name = "LF003", "invalid-header"
+
+
+class TruncatedFile(ContainerError):
+    """A file that ends before its header says."""
+
+    code, name = "LF004", "truncated-file"
+
+
+class NotATensorFile(ContainerError):
+    """A Git-LFS pointer, an HTML page or another file under a weight file's name."""
+
+    code, name = "LF002", "not-a-tensor-file"
+
+
+class InvalidJson(ContainerError):
+    """Text that is not strict JSON: syntax, duplicate keys, NaN, depth, size, encoding."""
+
+    code, name = "LF005", "invalid-json"
+
+
+class UnsafePickle(ContainerError):
+    """A pickle with anything beyond what torch.save writes for a dict of tensors. It was not executed."""
+
+    code, name = "LF007", "unsafe-pickle"
+
+
+class FormatError(LoraFormatError):
+    """Files that cannot be read as an adapter of their format."""
+
+    code, name = "LF012", "format-error"
+
+
+class UnknownFormat(FormatError):
+    """No format recognises the files."""
+
+    code, name = "LF010", "unknown-format"
+
+
+class AmbiguousFormat(FormatError):
+    """Several formats recognise the files with equal right."""
+
+    code, name = "LF011", "ambiguous-format"
+
+
+class MissingFile(FormatError):
+    """A file that the format requires is absent."""
+
+    code, name = "LF101", "missing-file"
+
+
+class ConfigError(FormatError):
+    """A config that does not say what is needed, or contradicts what the caller said."""
+
+    code, name = "LF103", "config-error"
+
+
+class UnsupportedUpdate(FormatError):
+    """A kind of update that this version cannot read, write or merge: refused by name."""
+
+    code, name = "LF013", "unsupported-update"
+
+
+class AdapterRefused(LoraFormatError):
+    """An adapter with error-level findings, in a verb that would use it."""
+
+    code, name = "LF800", "adapter-refused"
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", findings: tuple[Finding, ...] = ()) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.findings = findings
+
+    def _extra(self) -> dict[str, Any]:
+        return {"findings": self.findings}
+
+
+class MergeError(LoraFormatError):
+    """A merge that cannot be done, or that would not be right."""
+
+    code, name = "LF801", "merge-error"
+
+
+class UnmatchedUpdate(MergeError):
+    """An update that lands on no tensor of the base."""
+
+    code, name = "LF301", "absent-module"
+
+
+class ShapeMismatch(MergeError):
+    """An update whose shape is not that of its base weight."""
+
+    code, name = "LF302", "shape-mismatch"
+
+
+class NonFiniteValue(MergeError):
+    """NaN or infinity in an adapter, or in a result where the base had none."""
+
+    code, name = "LF402", "non-finite-value"

@@ -1,0 +1,1 @@
+"""Which update lands on which rows and columns of which stored weight. Pure."""

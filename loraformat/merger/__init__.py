@@ -1,0 +1,1 @@
+"""Base and adapters to a merged checkpoint: planned from headers, executed in windows."""

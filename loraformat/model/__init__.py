@@ -1,0 +1,1 @@
+"""What things are: frozen data about adapters, bundles and checkpoints. No I/O; torch only when values are loaded."""

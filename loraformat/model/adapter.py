@@ -1,0 +1,69 @@
+"""An adapter: what its files mean, in one form for all dialects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loraformat.diagnostics import Finding
+from loraformat.model.bundle import Json, RawFile
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """What the config says, in neutral words. What can be derived from the updates is not stored twice.
+
+    Attributes:
+        base_model: name or path of the base, as the file has it.
+        base_revision: commit or tag of the base.
+        base_fingerprint: hash of the base, where the format has one.
+        task: what the adapter is for, in the format's own word (PEFT's `task_type`).
+        declared_ranks: base weight → rank that the config states for it; absent where it states none.
+        targets: declared target modules: names or suffixes, or one regular expression, or None.
+        vocab_size: rows of the embedding tables after the adapter.
+        base_vocab_size: rows before.
+        tied: groups of weights that share one table; () for "none are tied"; None for unknown.
+        fan_in_fan_out: the source's claim that weights are stored (in, out); None where it makes none. Shapes decide
+            first, this flag only for a square weight of an unknown architecture.
+        raw: the source config, verbatim.
+    """
+
+    base_model: str | None = None
+    base_revision: str | None = None
+    base_fingerprint: str | None = None
+    task: str | None = None
+    declared_ranks: Mapping[str, int] = field(default_factory=dict)
+    targets: tuple[str, ...] | str | None = None
+    vocab_size: int | None = None
+    base_vocab_size: int | None = None
+    tied: tuple[tuple[str, ...], ...] | None = None
+    fan_in_fan_out: bool | None = None
+    raw: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The hub of every conversion: formats read into it and write out of it.
+
+    Attributes:
+        updates: base weight → what is done to it, in order; sorted by name. Names are those of the module tree, with
+            the parameter's own name at the end: "model.layers.0.self_attn.q_proj.weight", "….q_proj.bias".
+        tokenizer: tokenizer files, passed through.
+        carried: other regular files of the folder, copied along; never dotfiles, subfolders, pickles, optimizer state.
+        unclaimed: what the reader did not understand: kept and reported, never swallowed.
+        notes: what the reader noticed and worked around.
+    """
+
+    config: AdapterConfig
+    updates: Mapping[str, tuple[Update, ...]]
+    tokenizer: Mapping[str, RawFile] = field(default_factory=dict)
+    carried: Mapping[str, RawFile] = field(default_factory=dict)
+    unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
+    notes: tuple[Finding, ...] = ()
+
+
+def module_of(base_weight: str) -> str:
+    """The module path of a weight: without its last component (`.weight`, `.bias`)."""
+    return base_weight.rpartition(".")[0]

@@ -1,0 +1,97 @@
+"""A bundle: the files of an adapter, by name, unopened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, Union
+
+from loraformat.model.tensors import LazyTensor
+
+Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A file whose bytes are passed through. `read()` gives all of them."""
+
+    name: str
+    nbytes: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """A file called `*.json`. `load()` parses it strictly, `read()` gives its bytes.
+
+    Raises (from `load`): InvalidJson (LF005).
+    """
+
+    name: str
+    nbytes: int
+    read: Callable[[], bytes]
+    load: Callable[[], Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """What the header of a tensor file says.
+
+    Attributes:
+        container: "safetensors" or "torch" (the zip that torch.save writes).
+        entries: name → lazy tensor, in the order of the file.
+        metadata: safetensors `__metadata__`; empty for torch files.
+        wrapper: keys of the dicts around the state dict of a torch file (`("model_state_dict",)`), outermost first.
+        extras: what stood beside the tensors in a torch file's dicts: dotted key → plain value (config, args).
+    """
+
+    container: str
+    entries: Mapping[str, LazyTensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    extras: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """A file that looks like a tensor container by name or by magic. `open()` reads its header.
+
+    Raises (from `open`): ContainerError and its subclasses.
+    """
+
+    name: str
+    nbytes: int
+    open: Callable[[], Tensors]
+
+
+File: TypeAlias = Union[RawFile, JsonFile, TensorFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The files of an adapter, top level only, sorted by name. Nothing is read until a file is asked for.
+
+    Attributes:
+        uri: where it came from, for messages; empty for a bundle in memory.
+        is_single_file: whether the user named one file rather than a folder.
+    """
+
+    uri: str
+    files: Mapping[str, File]
+    is_single_file: bool = False
+
+    def json(self, name: str) -> Json:
+        """The parsed content of `name`; the file must be there and be a JsonFile."""
+        found = self.files[name]
+        assert isinstance(found, JsonFile)
+        return found.load()
+
+    def tensors(self, name: str) -> Tensors:
+        """The header of `name`; the file must be there and be a TensorFile."""
+        found = self.files[name]
+        assert isinstance(found, TensorFile)
+        return found.open()
+
+    def tensor_files(self) -> tuple[TensorFile, ...]:
+        """All files that look like tensor containers, by name."""
+        return tuple(file for _, file in sorted(self.files.items()) if isinstance(file, TensorFile))

@@ -1,0 +1,157 @@
+"""Tensors that are described but not loaded: dtype, shape, place, and a way to the values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class DType(Enum):
+    """Element types by their safetensors name; `torch` and `itemsize` translate.
+
+    Source: safetensors 0.8.0, `Dtype` (tensor.rs); sub-byte types are left out.
+    """
+
+    F64 = ("F64", "float64", 8)
+    F32 = ("F32", "float32", 4)
+    F16 = ("F16", "float16", 2)
+    BF16 = ("BF16", "bfloat16", 2)
+    F8_E4M3 = ("F8_E4M3", "float8_e4m3fn", 1)
+    F8_E5M2 = ("F8_E5M2", "float8_e5m2", 1)
+    F8_E8M0 = ("F8_E8M0", "float8_e8m0fnu", 1)
+    C64 = ("C64", "complex64", 8)
+    I64 = ("I64", "int64", 8)
+    I32 = ("I32", "int32", 4)
+    I16 = ("I16", "int16", 2)
+    I8 = ("I8", "int8", 1)
+    U64 = ("U64", "uint64", 8)
+    U32 = ("U32", "uint32", 4)
+    U16 = ("U16", "uint16", 2)
+    U8 = ("U8", "uint8", 1)
+    BOOL = ("BOOL", "bool", 1)
+
+    def __init__(self, safetensors: str, torch_name: str, itemsize: int) -> None:
+        self.safetensors, self.torch_name, self.itemsize = safetensors, torch_name, itemsize
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether values are real floating-point numbers of at least 16 bits."""
+        return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype; imports torch."""
+        import torch
+
+        found = getattr(torch, self.torch_name)
+        assert isinstance(found, torch.dtype)
+        return found
+
+    @classmethod
+    def by_torch_name(cls, name: str) -> DType | None:
+        """The dtype called `name` in torch ("float32", without `torch.`), or None."""
+        return next((dtype for dtype in cls if dtype.torch_name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of bytes of one file."""
+
+    offset: int
+    nbytes: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after the run."""
+        return self.offset + self.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor that stands row-major and without gaps in a file."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTensor:
+    """A tensor by shape and dtype, whose values arrive when `load()` is called.
+
+    Attributes:
+        shape: may be `()`.
+        dtype: of what `read` returns.
+        read: `read(start, stop)` gives rows `start:stop` of the first axis as a torch tensor of `dtype`, contiguous or
+            not; a tensor of shape `()` is read as `read(0, 1)` and comes back with shape `()`.
+
+    Law 5: making one reads nothing; `.T`, `.rows`, `.reshape`, `.to` give new lazies. Closures never cross processes.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    read: Callable[[int, int], Tensor]
+
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the values take."""
+        return self.numel * self.dtype.itemsize
+
+    def load(self) -> Tensor:
+        """All values, as a torch tensor of `shape` and `dtype`."""
+        return self.read(0, self.shape[0] if self.shape else 1)
+
+    def rows(self, start: int, stop: int) -> LazyTensor:
+        """Rows `start:stop` of the first axis."""
+        read = self.read
+        return LazyTensor((stop - start, *self.shape[1:]), self.dtype, lambda a, b: read(start + a, start + b))
+
+    @property
+    def T(self) -> LazyTensor:  # noqa: N802 - the name that numpy and torch use
+        """The transpose of a matrix. Its rows are columns here, so any of its rows costs a whole load."""
+        rows, columns = self.shape
+        load = self.load
+        return LazyTensor((columns, rows), self.dtype, lambda a, b: load().T[a:b])
+
+    def reshape(self, *shape: int) -> LazyTensor:
+        """The same elements in row-major order under another shape of equal size."""
+        if math.prod(shape) != self.numel:
+            raise ValueError(f"cannot reshape {self.shape} to {shape}")
+        if shape[:1] == self.shape[:1] and shape:
+            read = self.read
+            return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]))
+        load = self.load
+
+        def part(start: int, stop: int) -> Tensor:
+            whole = load().reshape(shape)
+            return whole[start:stop] if shape else whole
+
+        return LazyTensor(shape, self.dtype, part)
+
+    def to(self, dtype: DType) -> LazyTensor:
+        """The same values rounded to `dtype`."""
+        if dtype is self.dtype:
+            return self
+        read = self.read
+        return LazyTensor(self.shape, dtype, lambda a, b: read(a, b).to(dtype.torch))
+
+    @staticmethod
+    def of(value: Tensor) -> LazyTensor:
+        """A torch tensor that is in memory already."""
+        name = str(value.dtype).removeprefix("torch.")
+        dtype = DType.by_torch_name(name)
+        if dtype is None:
+            raise TypeError(f"no DType for {name}")
+        return LazyTensor(tuple(value.shape), dtype, lambda a, b: value[a:b] if value.ndim else value)

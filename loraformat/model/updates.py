@@ -1,0 +1,175 @@
+"""What an adapter does to one weight: the closed union `Update`. Nothing here checks shapes; the rules do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from loraformat.model.tensors import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitude:
+    """DoRA: each row or column of `W + ΔW` is divided by its norm and multiplied by `vector`.
+
+    Attributes:
+        vector: (rows,) where `axis` is 1, (cols,) where `axis` is 0.
+        axis: along which the norms are taken: 1 for linear and convolution layers (a norm per output), 0 for embeddings
+            (a norm per embedding dimension, over the vocabulary).
+
+    Source: peft 0.21.2, tuners/lora/dora.py.
+    """
+
+    vector: LazyTensor
+    axis: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """ΔW = scale · up @ down, in Linear orientation (out, in), whatever the file or the checkpoint stores.
+
+    Attributes:
+        up: (rows, rank): (out, rank); for an embedding (vocabulary, rank).
+        down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)).
+        scale: the factor really applied, alpha / rank or alpha / sqrt(rank). None: nobody stated it.
+        magnitude: DoRA's vector, or None.
+        kernel: () for a matrix; (k,), (kh, kw), (kd, kh, kw) for a convolution, whose update is (rows, in, *kernel).
+        is_embedding: whether the weight is an embedding table, so that writers can spell it as their format does.
+    """
+
+    up: LazyTensor
+    down: LazyTensor
+    scale: float | None
+    magnitude: Magnitude | None = None
+    kernel: tuple[int, ...] = ()
+    is_embedding: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Rows of `down`."""
+        return self.down.shape[0] if self.down.shape else 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the update; meaningful when the factors fit."""
+        rows = self.up.shape[0] if self.up.shape else 0
+        cols = self.down.shape[-1] if self.down.shape else 0
+        return (rows, cols // math.prod(self.kernel), *self.kernel) if self.kernel else (rows, cols)
+
+
+@dataclass(frozen=True, slots=True)
+class Hadamard:
+    """LoHa: ΔW = scale · (up1 @ down1) ∘ (up2 @ down2).
+
+    Attributes: up1, up2: (rows, rank); down1, down2: (rank, cols).
+    Source: peft 0.21.2, tuners/loha/layer.py.
+    """
+
+    up1: LazyTensor
+    down1: LazyTensor
+    up2: LazyTensor
+    down2: LazyTensor
+    scale: float | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, cols)."""
+        return (self.up1.shape[0], self.down1.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Kronecker:
+    """LoKr: ΔW = scale · kron(left, right), each either one matrix or the product of two.
+
+    Attributes:
+        left: one matrix (a, b), or two: (a, rank), (rank, b).
+        right: one matrix (c, d), or two: (c, rank), (rank, d). The update is (a·c, b·d).
+    Source: peft 0.21.2, tuners/lokr/layer.py.
+    """
+
+    left: tuple[LazyTensor, ...]
+    right: tuple[LazyTensor, ...]
+    scale: float | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(a·c, b·d)."""
+        (a, b), (c, d) = ((factors[0].shape[0], factors[-1].shape[1]) for factors in (self.left, self.right))
+        return (a * c, b * d)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """ΔW = scale · difference, dense: a trained bias of `lora_B`, say."""
+
+    difference: LazyTensor
+    scale: float | None = 1.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return self.difference.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """The whole tensor is replaced; its shape may differ from the base's only in the vocabulary axis of an embedding.
+
+    Attributes:
+        follows_tie: whether a tied partner follows the new table (hand-written folders, resized embeddings) or keeps
+            the old one and is untied (PEFT's `modules_to_save`, which trains a copy).
+    """
+
+    value: LazyTensor
+    follows_tie: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the new tensor."""
+        return self.value.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows are replaced, or appended where they stand at or after the end of the table.
+
+    Attributes:
+        indices: row numbers in the order of `values`, each at most once.
+        values: (len(indices), cols), absolute rows, not differences.
+        follows_tie: see Replace.
+    """
+
+    indices: tuple[int, ...]
+    values: LazyTensor
+    follows_tie: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(least number of rows that the table must have, cols); cols is 0 where `values` is no matrix."""
+        cols = self.values.shape[1] if len(self.values.shape) > 1 else 0
+        return (max(self.indices, default=-1) + 1, cols)
+
+
+Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows]
+
+
+def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
+    """The tensors that an update is made of, each with its role ("up", "down", "magnitude", …)."""
+    match update:
+        case LowRank():
+            yield from (("up", update.up), ("down", update.down))
+            if update.magnitude is not None:
+                yield "magnitude", update.magnitude.vector
+        case Hadamard():
+            yield from (("up1", update.up1), ("down1", update.down1), ("up2", update.up2), ("down2", update.down2))
+        case Kronecker():
+            yield from ((f"left{n}", factor) for n, factor in enumerate(update.left))
+            yield from ((f"right{n}", factor) for n, factor in enumerate(update.right))
+        case Diff():
+            yield "difference", update.difference
+        case Replace():
+            yield "value", update.value
+        case Rows():
+            yield "values", update.values

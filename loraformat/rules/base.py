@@ -1,0 +1,68 @@
+"""What a rule is: a generator of hits, with a code, a severity and a docstring that is its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from loraformat.diagnostics import Severity
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Bundle
+from loraformat.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One occurrence of a fault: where, what is expected against what is found, what to do."""
+
+    where: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What rules look at.
+
+    Attributes:
+        format: name of the detected format; "" where detection failed.
+        adapter: None where reading failed.
+        base: the checkpoint given with `--base`, or None.
+    """
+
+    bundle: Bundle
+    format: str
+    adapter: Adapter | None = None
+    base: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A check. `needs` is "bundle", "adapter" or "base"; `slow` marks rules that load values."""
+
+    code: str
+    name: str
+    severity: Severity
+    since: str
+    needs: str
+    slow: bool
+    check: Callable[[Subject], Iterator[Hit]]
+
+
+def rule(
+    code: str, severity: Severity, *, since: str, needs: str = "adapter", slow: bool = False
+) -> Callable[[Callable[[Subject], Iterator[Hit]]], Rule]:
+    """Make a Rule of a generator; its name is the function's, with hyphens. Registers nothing."""
+
+    def decorate(check: Callable[[Subject], Iterator[Hit]]) -> Rule:
+        return Rule(
+            code=code,
+            name=check.__name__.replace("_", "-"),
+            severity=severity,
+            since=since,
+            needs=needs,
+            slow=slow,
+            check=check,
+        )
+
+    return decorate
