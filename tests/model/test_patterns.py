@@ -1,0 +1,64 @@
+"""Regular expressions of configs: the same answers as `re`, and no pattern that takes long."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraformat.model.patterns import fullmatch, is_linear
+
+MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj", "q_proj", "blocks.3.attn.qkv", "")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|v)_proj",
+        r"model\.layers\.(\d+)\.self_attn\.(?:q|k|v)_proj",
+        r"(.*\.)?(q_proj)$",
+        r"^model.*up_proj$",
+        r"blocks\.[0-9]+\.attn\.[^x]+",
+        r"model.layers.1{2}.mlp.\w+",
+        r"(?P<stem>.+?)\.q_proj",
+        r"[\w.]*",
+        r"q_proj|blocks.*",
+        r"[]a-]*",
+        r"a{0,3}",
+        r"",
+    ],
+)
+def test_it_agrees_with_re(pattern: str) -> None:
+    assert is_linear(pattern)
+    assert [fullmatch(pattern, text) for text in MODULES] == [bool(re.fullmatch(pattern, text)) for text in MODULES]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"(?!x).*", r"(a)\1", r"(?i)q", r"a++", r"a**", r"*a", r"(a", r"a)", r"[a", r"\bq", "a\\", r"x{3,2}", "(" * 99],
+)
+def test_what_is_outside_the_subset_is_not_evaluated(pattern: str) -> None:
+    assert not is_linear(pattern)
+    assert fullmatch(pattern, "a") is None
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|a)*b", r"(a*)*b", r"(.*.*.*.*.*.*)x", r"(a?){200}a{200}"])
+def test_patterns_that_make_re_hang_are_quick(pattern: str) -> None:
+    started = time.monotonic()
+    fullmatch(pattern, "a" * 200)
+    assert time.monotonic() - started < 5
+
+
+@given(st.text("ab.|*+?()[]^$\\d{}1,-", max_size=12), st.text("ab1.", max_size=6))
+def test_random_patterns_agree_with_re(pattern: str, text: str) -> None:
+    """What we evaluate, `re` evaluates to the same."""
+    found = fullmatch(pattern, text)
+    if found is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert found == bool(re.fullmatch(pattern, text))
