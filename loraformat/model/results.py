@@ -1,0 +1,159 @@
+"""What the jobs find out, as data: all that a renderer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from loraformat.model.adapter import Adapter
+from loraformat.model.summary import kind_of, parameters_of, rank_of, scale_of
+from loraformat.model.updates import tensors_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightRecord:
+    """One update of one base weight.
+
+    Attributes:
+        weight: name of the base weight.
+        kind: see `loraformat.model.summary.kind_of`.
+        shape: of the update, as the base weight has it.
+        rank: None for kinds without one.
+        scale: the factor applied; None where unknown or where the kind has none.
+        parameters: elements of its tensors.
+        dtype: safetensors name of its first tensor.
+        norm: Frobenius norm of what is added to the weight; None where it was not computed.
+    """
+
+    weight: str
+    kind: str
+    shape: tuple[int, ...]
+    rank: int | None
+    scale: float | None
+    parameters: int
+    dtype: str
+    norm: float | None = None
+
+
+def weight_records(
+    adapter: Adapter, norms: Mapping[str, tuple[float | None, ...]] | None = None
+) -> tuple[WeightRecord, ...]:
+    """A record for each update, sorted by weight.
+
+    Args:
+        norms: base weight → the norm of each of its updates, in their order.
+    """
+    records = []
+    for base_weight, chain in sorted(adapter.updates.items()):
+        found = (norms or {}).get(base_weight, (None,) * len(chain))
+        for update, norm in zip(chain, found, strict=True):
+            record = WeightRecord(
+                weight=base_weight,
+                kind=kind_of(update),
+                shape=update.shape,
+                rank=rank_of(update),
+                scale=scale_of(update),
+                parameters=parameters_of(update),
+                dtype=next(tensor.dtype.safetensors for _, tensor in tensors_of(update)),
+                norm=norm,
+            )
+            records.append(record)
+    return tuple(records)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A check that was not made, and why."""
+
+    code: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectResult:
+    """What `inspect` adds to the summary.
+
+    Attributes:
+        weights: one record for each update.
+        layer_norms: layer → root of the sum of squared norms of its weights; empty where norms were not asked for.
+        total_norm: the same over all weights.
+        share: adapter parameters / (base + adapter parameters); None without a base.
+    """
+
+    weights: tuple[WeightRecord, ...]
+    layer_norms: Mapping[int, float]
+    total_norm: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateResult:
+    """Which rules ran: codes, ascending. Those that did not stand in the report's `skipped`."""
+
+    checked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertResult:
+    """What `convert` wrote.
+
+    Attributes:
+        source, target: names of the formats.
+        weights: base weights that the written adapter has updates for.
+        files: names of the files written, sorted.
+    """
+
+    source: str
+    target: str
+    weights: int
+    bytes_written: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedAdapter:
+    """One adapter of a merge.
+
+    Attributes:
+        uri, format: where it came from and what it was read as.
+        strength: what the user gave it.
+        applied, modules: modules that landed on a weight, of how many.
+    """
+
+    uri: str
+    format: str
+    strength: float
+    applied: int
+    modules: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
+    """What `merge` wrote, or would write.
+
+    Attributes:
+        base: URI of the base.
+        tensors_touched, tensors_copied: tensors of the output that differ in origin, together all of them.
+        parameters_touched: elements of the touched tensors.
+        bytes_written: of the weight files; of the plan where nothing was written.
+        files: names of the output files, sorted.
+        dtype: safetensors name that was asked for; None keeps each tensor's own.
+        is_dry_run: whether nothing was written on purpose.
+        verified: tensors whose merged values were computed again and compared; None where that was not asked for.
+    """
+
+    base: str
+    adapters: tuple[MergedAdapter, ...]
+    tensors_touched: int
+    tensors_copied: int
+    parameters_touched: int
+    bytes_written: int
+    files: tuple[str, ...]
+    dtype: str | None = None
+    is_dry_run: bool = False
+    verified: int | None = None
+
+
+Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult]

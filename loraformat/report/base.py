@@ -1,0 +1,85 @@
+"""Report: what a job has to say, whoever made it and however it is shown."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.results import InspectResult, Result, Skipped
+from loraformat.model.summary import Summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The outcome of one job on one subject.
+
+    Attributes:
+        job: "inspect", "validate", "convert" or "merge".
+        subject: URI of the adapter; for a merge, of the base.
+        format: name of the detected format; "" where detection failed.
+        because: why it was detected.
+        summary: figures of the adapter; None where it could not be read, or where there are several.
+        data: the job's own result; None where the job could not be done.
+        findings: sorted by place and code.
+        skipped: checks that were not made.
+        written: paths of what was written.
+    """
+
+    job: str
+    subject: str
+    format: str = ""
+    because: str = ""
+    summary: Summary | None = None
+    data: Result | None = None
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    written: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error-level finding."""
+        return not self.reaches(Severity.ERROR)
+
+    @property
+    def worst(self) -> Severity | None:
+        """The highest severity of all findings; None without findings."""
+        return max((finding.severity for finding in self.findings), default=None)
+
+    def reaches(self, severity: Severity) -> bool:
+        """Whether any finding is at least as severe."""
+        return self.worst is not None and self.worst >= severity
+
+    def records(self) -> list[dict[str, object]]:
+        """One dict for each update of `inspect`, ready for a data frame; [] for other jobs."""
+        if not isinstance(self.data, InspectResult):
+            return []
+        return [asdict(record) for record in self.data.weights]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a caption, the findings and the weights, all escaped."""
+        state = "ok" if self.ok else "not ok"
+        caption = _text(f"{self.job} {self.subject} ({self.format or 'unknown format'}): {state}")
+        records = self.records()
+        tables = _table([_finding_row(finding) for finding in self.findings]) + _table(records)
+        return f"<div><p>{caption}</p>{tables}</div>"
+
+
+def _finding_row(finding: Finding) -> dict[str, object]:
+    return {**asdict(finding), "severity": finding.severity.value}
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    if not rows:
+        return ""
+    head = _row("th", rows[0])
+    return f"<table>{head}{''.join(_row('td', row.values()) for row in rows)}</table>"
+
+
+def _row(tag: str, cells: Iterable[object]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{'' if cell is None else _text(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _text(value: object) -> str:
+    return html.escape(show(value))

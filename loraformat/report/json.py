@@ -1,0 +1,42 @@
+"""A report as JSON: ASCII, sorted, the same bytes for the same report. Described by schemas/report.schema.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+
+from loraformat.report.base import Report
+
+SCHEMA = "loraformat.report/1"
+
+
+def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
+    """The report as JSON text that ends with a newline; neither width nor colour has a meaning here."""
+    return json.dumps(document(report), indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def document(report: Report) -> dict[str, object]:
+    """The envelope, as plain JSON values. NaN and infinity become null; keys that are numbers become text."""
+    from loraformat import __version__
+
+    body = {field.name: _plain(getattr(report, field.name)) for field in fields(report)}
+    return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": __version__}, "ok": report.ok, **body}
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {"unknown" if key is None else str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"no JSON for {type(value).__name__}")

@@ -1,0 +1,100 @@
+"""Lines and aligned tables out of plain cells, cut to a width; what is printed is safe to print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from loraformat.diagnostics import Finding, Severity, show
+
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
+_GAP = 2
+_NARROWEST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text with a style of its own; made safe already or by `Page`."""
+
+    text: str
+    style: str = ""
+
+
+Line = tuple[Piece, ...]
+
+
+@dataclass(slots=True)
+class Page:
+    """Lines in the making.
+
+    Attributes:
+        width: columns of the terminal; None where nothing is cut.
+    """
+
+    width: int | None = None
+    lines: list[Line] = field(default_factory=list)
+
+    def say(self, *pieces: Piece | str) -> None:
+        """A line; plain strings have no style."""
+        parts = (Piece(piece) if isinstance(piece, str) else piece for piece in pieces)
+        self.lines.append(tuple(Piece(show(part.text, limit=4000), part.style) for part in parts))
+
+    def fact(self, label: str, value: str) -> None:
+        """A line of the block under the title: label, then value, aligned with its neighbours."""
+        self.say("  ", Piece(f"{label:<11}", "dim"), value)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns: the first is a name (left, cut in the middle), a column of numbers stands to the right."""
+        if not rows:
+            return
+        cells = [[show(cell, limit=4000) for cell in row] for row in (head, *rows)]
+        widths = [max(columns_of(row[at]) for row in cells) for at in range(len(head))]
+        if self.width is not None:
+            rest = sum(widths[1:]) + _GAP * len(widths)
+            widths[0] = min(widths[0], max(_NARROWEST, self.width - rest))
+        right = [at > 0 and all(_is_number(row[at]) for row in cells[1:]) for at in range(len(head))]
+        for number, row in enumerate(cells):
+            row[0] = shorten(row[0], widths[0])
+            parts = [_aligned(cell, width, to_right) for cell, width, to_right in zip(row, widths, right, strict=True)]
+            text = (" " * _GAP).join(parts).rstrip()
+            self.lines.append((Piece("  "), Piece(text, "" if number else "dim")))
+
+    def finding(self, finding: Finding) -> None:
+        """`where: error[LF202] message`, and the hint below it."""
+        where = f"{finding.where}: " if finding.where else ""
+        label = Piece(f"{finding.severity.value}[{finding.code}]", STYLES[finding.severity])
+        self.say(where, label, f" {finding.message}")
+        if finding.hint:
+            self.say("  ", Piece("hint:", "cyan"), f" {finding.hint}")
+
+
+def shorten(text: str, width: int) -> str:
+    """The text in at most `width` columns: its middle gives way, for both ends of a dotted path say most."""
+    if columns_of(text) <= width:
+        return text
+    if width < 5:
+        return text[: max(width, 0)]
+    head = (width - 3) // 3
+    # A wide character takes two columns, so what is kept may have to be shorter than counted.
+    tail = width - 3 - head
+    while columns_of(text[:head]) + 3 + columns_of(text[-tail:]) > width and tail > 1:
+        head, tail = max(head - 1, 0), tail - 1
+    return f"{text[:head]}...{text[-tail:]}"
+
+
+def columns_of(text: str) -> int:
+    """How many terminal columns the text takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(character) else 1 + (east_asian_width(character) in "WF") for character in text)
+
+
+def _aligned(text: str, width: int, to_right: bool) -> str:
+    space = " " * (width - columns_of(text))
+    return space + text if to_right else text + space
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell in ("-", "?") or cell[0].isdigit() or (cell[0] == "-" and cell[1].isdigit())

@@ -1,0 +1,163 @@
+"""A report for people. rich is imported here and nowhere else, and only when something is drawn."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult
+from loraformat.report.base import Report
+from loraformat.report.inspection import say_inspection
+from loraformat.report.page import STYLES, Line, Page, Piece
+from loraformat.report.words import amount, nbytes, plural
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+def render(report: Report, *, width: int | None = None, color: bool = False) -> str:
+    """The report as text that ends with a newline; findings stand before the closing line.
+
+    Args:
+        width: columns of the terminal; None for a pipe or file, where nothing is cut.
+        color: whether ANSI colours are wanted.
+    """
+    page = Page(width)
+    match report.data:
+        case InspectResult():
+            say_inspection(page, report, report.data)
+            _say_findings(page, report.findings)
+        case ValidateResult():
+            _say_findings(page, report.findings)
+            _say_validation(page, report, report.data)
+        case ConvertResult():
+            _say_findings(page, report.findings)
+            _say_conversion(page, report, report.data)
+        case MergeResult():
+            _say_findings(page, report.findings)
+            _say_merge(page, report, report.data)
+        case None:
+            _say_findings(page, report.findings)
+            page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+    return _drawn(page.lines, color=color)
+
+
+def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
+    """Findings alone, a line or two each; "" for none."""
+    page = Page()
+    _say_findings(page, findings)
+    return _drawn(page.lines, color=color) if page.lines else ""
+
+
+def counts(findings: Sequence[Finding]) -> str:
+    """How many findings of which severity: "2 errors, 1 warning"; "" for none."""
+    words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+    found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
+    return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
+
+
+@contextmanager
+def progress(total_label: str) -> Iterator[Progress]:
+    """A bar on stderr with bytes, rate and time left; silent where stderr is no terminal.
+
+    Yields: a function of (bytes done, bytes in all).
+    """
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(show(total_label), total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _silent(done: int, total: int) -> None:
+    del done, total
+
+
+def _say_findings(page: Page, findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        page.finding(finding)
+
+
+def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
+    by_reason: dict[str, list[Skipped]] = defaultdict(list)
+    for skipped in report.skipped:
+        by_reason[skipped.reason].append(skipped)
+    for reason, group in by_reason.items():
+        page.say(Piece("not checked: ", "dim"), f"{', '.join(skipped.code for skipped in group)} ({reason})")
+    verdict = counts(report.findings)
+    style = STYLES[report.worst] if report.worst else "bold green"
+    read_as = f" ({report.format})" if report.format else ""
+    checked = plural(len(result.checked), "rule")
+    page.say(Piece(report.subject, "bold"), f"{read_as}: ", Piece(verdict or "OK", style), f", {checked} checked")
+
+
+def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
+    because = f" ({report.because})" if report.because else ""
+    page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
+    wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {_files(result.files)}"
+    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
+
+
+def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
+    page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
+    for adapter in result.adapters:
+        strength = "" if adapter.strength == 1 else f" at strength {adapter.strength:g}"
+        page.say(
+            Piece("apply   ", "dim"),
+            Piece(adapter.uri, "bold"),
+            f" ({adapter.format}){strength}: {adapter.applied} of {adapter.modules} modules",
+        )
+    page.say(
+        Piece("merge   " if result.is_dry_run else "merged  ", "dim"),
+        f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
+        f"{amount(result.tensors_copied)} copied{f', stored as {result.dtype}' if result.dtype else ''}",
+    )
+    if result.verified is not None:
+        page.say(Piece("verified", "dim"), f" {plural(result.verified, 'tensor')}")
+    size = f"{_files(result.files)}, {nbytes(result.bytes_written)}"
+    if result.is_dry_run:
+        page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
+    else:
+        page.say(Piece("wrote   ", "dim"), Piece(_places(report), "bold"), f": {size}")
+
+
+def _places(report: Report) -> str:
+    return ", ".join(report.written) or "nothing"
+
+
+def _files(files: Sequence[str]) -> str:
+    return plural(len(files), "file")
+
+
+def _drawn(lines: Sequence[Line], *, color: bool) -> str:
+    """The lines as one string; rich turns styles into ANSI codes and is never asked to wrap or to read markup."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=color,
+        color_system="standard" if color else None,
+        no_color=not color,
+        width=100_000,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        for line in lines:
+            text = Text.assemble(*((piece.text, piece.style) for piece in line), overflow="ignore", no_wrap=True)
+            console.print(text, soft_wrap=True)
+    return capture.get()
