@@ -1,0 +1,221 @@
+"""A folder or a file of this machine, by positional reads and writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from loraformat.errors import StorageError
+from loraformat.storage.base import Store
+from loraformat.storage.blocks import copy_blocks
+from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
+
+# Files that this package keeps in a folder for the time of a run; they are not part of its content.
+OWN_PREFIX = ".loraformat-"
+
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_AT_ONCE = 1 << 30
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+
+
+class LocalStore:
+    """The regular files of one folder, or one file alone as a store with one entry.
+
+    Nothing is ever mapped into memory: a file that shrinks while it is read is an error, not a SIGBUS. A file that is
+    another one at a later read (identity, size or time of change) is an error too. FIFOs, devices and folders are
+    neither listed nor opened; symbolic links to regular files are, since a Hub cache is made of them. Reads and writes
+    may come from any thread.
+
+    Raises: StorageError: there is no such file or folder, or it is neither.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._seen: dict[str, tuple[int, ...]] = {}
+        with told_as(uri):
+            path = os.path.abspath(uri)
+            mode = os.stat(path).st_mode
+        self._folder = path if stat.S_ISDIR(mode) else os.path.dirname(path)
+        self._only = None if stat.S_ISDIR(mode) else os.path.basename(path)
+        if self._only is not None and not stat.S_ISREG(mode):
+            raise StorageError("neither a folder nor a regular file", where=uri)
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the URI names one file rather than a folder."""
+        return self._only is not None
+
+    @property
+    def folder(self) -> str:
+        """The absolute path of the folder in which the files lie."""
+        return self._folder
+
+    def files(self) -> Mapping[str, int]:
+        """Regular files by name → size in bytes, sorted; without those that belong to a run of this package."""
+        with told_as(self.uri):
+            if self._only is not None:
+                return {self._only: os.stat(self._path(self._only)).st_size}
+            with os.scandir(self._folder) as entries:
+                found = {entry.name: _regular_size(entry) for entry in entries}
+        listed = {name: size for name, size in found.items() if size is not None and not name.startswith(OWN_PREFIX)}
+        return dict(sorted(listed.items()))
+
+    def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """See Store."""
+        with self._opened(path) as (fd, size):
+            count = size - offset if nbytes is None else nbytes
+            checked_range(self._path(path), size, offset, count)
+            parts = []
+            while count > 0:
+                part = os.pread(fd, min(count, _MOST_AT_ONCE), offset)
+                self._check_progress(path, len(part), offset)
+                parts.append(part)
+                offset, count = offset + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
+        """See Store."""
+        view = memoryview(buffer).cast("B")
+        with self._opened(path) as (fd, size):
+            checked_range(self._path(path), size, offset, view.nbytes)
+            done = 0
+            while done < view.nbytes:
+                count = os.preadv(fd, [view[done : done + _MOST_AT_ONCE]], offset + done)
+                self._check_progress(path, count, offset + done)
+                done += count
+
+    @contextmanager
+    def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
+        """See Store. The bytes are on the disk before the name is there; an existing file is replaced."""
+        target = self._path(checked_name(path, self.uri))
+        partial = os.path.join(self._folder, f"{OWN_PREFIX}{secrets.token_hex(8)}.tmp")
+        with told_as(target):
+            fd = os.open(partial, _CREATE_FLAGS, 0o666)
+        try:
+            with told_as(target):
+                _reserve(fd, size)
+            writer = LocalWriter(fd, target)
+            yield writer
+            checked_total(target, size, writer.written)
+            with told_as(target):
+                os.fsync(fd)
+                os.replace(partial, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
+        finally:
+            os.close(fd)
+            self._seen.pop(path, None)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, name)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[tuple[int, int]]:
+        """A descriptor for reading, and the size of the file."""
+        path = self._path(checked_name(name, self.uri))
+        if self._only not in (None, name):
+            raise StorageError("no such file or folder", where=path)
+        with told_as(path):
+            fd = os.open(path, _READ_FLAGS)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise StorageError("not a regular file", where=path)
+                identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._seen.setdefault(name, identity) != identity:
+                    raise StorageError("the file changed while it was in use", where=path)
+                yield fd, status.st_size
+            finally:
+                os.close(fd)
+
+    def _check_progress(self, name: str, count: int, offset: int) -> None:
+        if count <= 0:
+            raise StorageError(f"the file ends at byte {offset}, it was longer before", where=self._path(name))
+
+    @contextmanager
+    def descriptor(self, name: str) -> Iterator[int]:
+        """A descriptor of a file, open for reading, for copies inside the kernel."""
+        with self._opened(name) as (fd, _):
+            yield fd
+
+
+class LocalWriter:
+    """See Writer."""
+
+    def __init__(self, fd: int, where: str) -> None:
+        self.written = 0
+        self._fd, self._where = fd, where
+        self._position = 0
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """See Writer."""
+        self.write_at(self._position, data)
+        self._position += memoryview(data).nbytes
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """See Writer."""
+        view = memoryview(data).cast("B")
+        done = 0
+        with told_as(self._where):
+            while done < view.nbytes:
+                done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
+        self._count(view.nbytes)
+
+    def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+        """See Writer."""
+        done = 0
+        if isinstance(source, LocalStore):
+            with source.descriptor(path) as fd:
+                done = self._copy_inside(fd, source_offset, offset, nbytes)
+            self._count(done)
+        copy_blocks(self, source, path, source_offset + done, offset + done, nbytes - done)
+
+    def _copy_inside(self, fd: int, source_offset: int, offset: int, nbytes: int) -> int:
+        """How many bytes the kernel could copy by itself; the rest, if any, is the caller's."""
+        done = 0
+        while hasattr(os, "copy_file_range") and done < nbytes:
+            count = min(nbytes - done, _MOST_AT_ONCE)
+            try:
+                moved = os.copy_file_range(fd, self._fd, count, source_offset + done, offset + done)
+            except OSError as error:
+                if error.errno in _CANNOT_COPY_INSIDE:
+                    break
+                with told_as(self._where):
+                    raise
+            if moved == 0:
+                break
+            done += moved
+        return done
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.written += nbytes
+
+
+def _regular_size(entry: os.DirEntry[str]) -> int | None:
+    try:
+        status = entry.stat()
+    except OSError:  # a link to nothing, or to itself
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _reserve(fd: int, size: int | None) -> None:
+    """Disk blocks for `size` bytes, where the file system can promise them."""
+    if not size or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _CANNOT_RESERVE:
+            raise
