@@ -1,0 +1,39 @@
+# make demo: install into .venv and show the tool at work. make test: the whole suite. make check: everything static.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCE := pyproject.toml constraints.txt
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	$(BIN)/loraformat demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) dist build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that a change of the source needs no new installation.
+$(VENV)/installed: $(SOURCE) | $(BIN)/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-test: $(SOURCE) | $(BIN)/python
+	$(PIP) -e '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-dev: $(SOURCE) | $(BIN)/python
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/installed-test $(VENV)/installed
