@@ -1,0 +1,53 @@
+"""Bytes to named tensors and back. Knows nothing of LoRA; torch is imported only where values are read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraformat.containers import safetensors, torch_layout
+from loraformat.containers.bundles import open_bundle, open_tensors, save_bundle
+from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.checksum import combine_crc32
+from loraformat.containers.layout import Layout
+from loraformat.containers.rows import bytes_of, read_rows, read_rows_into
+from loraformat.containers.torch_zip import check_records
+from loraformat.model.tensors import DType
+
+__all__ = [
+    "Layout",
+    "bytes_of",
+    "check_records",
+    "combine_crc32",
+    "open_bundle",
+    "open_checkpoint",
+    "open_tensors",
+    "plan_file",
+    "read_rows",
+    "read_rows_into",
+    "save_bundle",
+]
+
+
+def plan_file(
+    container: str,
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    wrapper: tuple[str, ...] = (),
+    aliases: Mapping[str, str] | None = None,
+    name: str = "archive",
+) -> Layout:
+    """Where each tensor will stand in a new file of `container`, "safetensors" or "torch".
+
+    Args:
+        metadata: of a safetensors file.
+        wrapper, aliases, name: of a torch file, see `torch_layout.plan_file`.
+
+    Raises: ContainerError: a name or a size that the container cannot hold.
+    """
+    if container == "safetensors":
+        assert not wrapper
+        assert not aliases
+        return safetensors.plan_file(tensors, metadata=metadata)
+    assert container == "torch"
+    return torch_layout.plan_file(tensors, wrapper=wrapper, aliases=aliases, name=name)

@@ -1,0 +1,157 @@
+"""Bundles of files: opened without reading them, and written."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING
+
+from loraformat.containers import safetensors, strict_json, torch_layout, torch_zip
+from loraformat.containers.layout import Layout
+from loraformat.containers.rows import bytes_of
+from loraformat.containers.sniff import looks_like_safetensors
+from loraformat.errors import ContainerError
+from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
+from loraformat.model.tensors import DType, LazyTensor
+from loraformat.storage import LocalStore, Store, Writer, open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
+_CONFIG_NBYTES = 1 << 20
+_INDEX_NBYTES = 100_000_000
+_TOKENIZER_NBYTES = 256 << 20
+_TOKENIZER_NAMES = ("tokenizer", "vocab", "added_tokens", "special_tokens", "merges")
+_BLOCK_NBYTES = 64 << 20
+
+Progress = Callable[[int, int], None]
+
+
+def open_bundle(uri: str) -> Bundle:
+    """The files of a folder, top level only, or one file. Nothing is read until a file is asked for.
+
+    Raises: StorageError: there is no such folder or file.
+    """
+    store = open_store(uri)
+    files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
+    return Bundle(uri, files, isinstance(store, LocalStore) and store.is_single_file)
+
+
+def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) -> tuple[str, ...]:
+    """Write every file of a bundle, one tensor or 64 MiB of one at a time; the names written.
+
+    Args:
+        progress: called with bytes done and bytes in all.
+
+    Raises: StorageError, ContainerError; what the lazies of the bundle raise.
+    """
+    opened = {name: file.open() for name, file in bundle.files.items() if isinstance(file, TensorFile)}
+    layouts = {name: _layout(name, tensors) for name, tensors in opened.items()}
+    total = sum(
+        layouts[name].nbytes if isinstance(file, TensorFile) else file.nbytes for name, file in bundle.files.items()
+    )
+    done = 0
+    for name, file in sorted(bundle.files.items()):
+        if isinstance(file, TensorFile):
+            _write_tensors(store, name, layouts[name], opened[name].entries)
+            done += layouts[name].nbytes
+        else:
+            data = file.read()
+            with store.create(name, len(data)) as writer:
+                writer.write(data)
+            done += len(data)
+        if progress is not None:
+            progress(done, max(done, total))
+    return tuple(sorted(bundle.files))
+
+
+def open_tensors(store: Store, path: str) -> Tensors:
+    """The header of a weight file; its container is chosen by its first bytes, except that `.safetensors` is believed.
+
+    Raises: ContainerError and its subclasses, StorageError.
+    """
+    if is_safetensors(store, path):
+        header = safetensors.read_header(store, path)
+        return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    archive = torch_zip.read_archive(store, path)
+    entries = torch_zip.lazy_tensors(store, path, archive)
+    return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
+
+
+def is_safetensors(store: Store, path: str) -> bool:
+    """Whether a weight file is to be read as safetensors."""
+    if path.lower().endswith(".safetensors"):
+        return True
+    return looks_like_safetensors(store.read(path, 0, min(9, store.files().get(path, 9))))
+
+
+def json_limit(name: str) -> int:
+    """The most bytes that are parsed of a JSON file of this name."""
+    lower = name.lower()
+    if lower.endswith(".index.json"):
+        return _INDEX_NBYTES
+    return _TOKENIZER_NBYTES if lower.startswith(_TOKENIZER_NAMES) else _CONFIG_NBYTES
+
+
+def _file(store: Store, name: str, nbytes: int) -> File:
+    def read() -> bytes:
+        return store.read(name)
+
+    lower = name.lower()
+    if lower.endswith(WEIGHT_SUFFIXES):
+        return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
+    if lower.endswith(".json"):
+        return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
+    return RawFile(name, nbytes, read)
+
+
+def load_json(store: Store, name: str, nbytes: int) -> Json:
+    """The value of a JSON file, of which no more is read than its limit.
+
+    Raises: InvalidJson, StorageError.
+    """
+    limit = json_limit(name)
+    return strict_json.parse(store.read(name, 0, min(nbytes, limit + 1)), name, limit=limit)
+
+
+def _layout(name: str, tensors: Tensors) -> Layout:
+    shapes = {key: (lazy.dtype, lazy.shape) for key, lazy in tensors.entries.items()}
+    if tensors.container == "torch":
+        return torch_layout.plan_file(shapes, wrapper=tensors.wrapper, extras=tensors.extras)
+    if tensors.container == "safetensors":
+        return safetensors.plan_file(shapes, metadata=tensors.metadata)
+    raise ContainerError(f'no container is called "{tensors.container}"', where=name)
+
+
+def _write_tensors(store: Store, name: str, layout: Layout, tensors: Mapping[str, LazyTensor]) -> None:
+    checksums: dict[str, int] = {}
+    with store.create(name, layout.nbytes) as writer:
+        for key, lazy in tensors.items():
+            checksums[key] = _write_tensor(writer, layout.entries[key].span.offset, key, lazy)
+        for offset, data in layout.frame(checksums if layout.needs_checksums else {}):
+            writer.write_at(offset, data)
+
+
+def _write_tensor(writer: Writer, offset: int, name: str, lazy: LazyTensor) -> int:
+    """The CRC-32 of the bytes written."""
+    crc32 = 0
+    rows = lazy.shape[0] if lazy.shape else 1
+    step = rows if lazy.nbytes <= _BLOCK_NBYTES else max(1, rows * _BLOCK_NBYTES // lazy.nbytes)
+    for start in range(0, rows, max(step, 1)):
+        stop = min(start + step, rows)
+        value = lazy.read(start, stop)
+        _check_value(name, value, lazy, stop - start)
+        data = bytes_of(value)
+        crc32 = zlib.crc32(data, crc32)
+        writer.write_at(offset, data)
+        offset += data.nbytes
+    return crc32
+
+
+def _check_value(name: str, value: Tensor, lazy: LazyTensor, rows: int) -> None:
+    shape = (rows, *lazy.shape[1:]) if lazy.shape else ()
+    dtype = DType.by_torch_name(str(value.dtype).removeprefix("torch."))
+    assert tuple(value.shape) == shape, f"{name}: promised {shape}, loaded {tuple(value.shape)}"
+    assert dtype is lazy.dtype, f"{name}: promised {lazy.dtype}, loaded {value.dtype}"

@@ -1,0 +1,169 @@
+"""A base model as headers: which files hold its weights, and which tensors stand where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loraformat.containers import safetensors, torch_zip
+from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors, load_json
+from loraformat.diagnostics import show
+from loraformat.errors import ConfigError, FormatError, MissingFile
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.storage import LocalStore, Store, open_store
+
+# Torch files that a trainer leaves beside the weights.
+_NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+_INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The weight files of a folder, and the index that lists them."""
+
+    files: tuple[str, ...]
+    index: str | None = None
+    weight_map: Mapping[str, str] | None = None
+
+
+def open_checkpoint(uri: str) -> Checkpoint:
+    """A base model from a folder or from one weight file, headers only.
+
+    Safetensors files win over `.bin`, and those over `.pt`. Where there is an index, its shards are the weights.
+
+    Raises:
+        MissingFile (LF101): no weights, or a shard that the index names and the folder lacks.
+        ConfigError (LF103): an index or config.json that is not of its form.
+        FormatError (LF012): an adapter instead of a base; the index and a shard disagree; a tensor in two files.
+        ContainerError and its subclasses: a weight file is damaged. StorageError: nothing there.
+    """
+    store = open_store(uri)
+    sizes = store.files()
+    single = isinstance(store, LocalStore) and store.is_single_file
+    choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
+    files: dict[str, WeightFile] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for name in choice.files:
+        files[name], found = _open(store, name, sizes[name])
+        _check_disjoint(tensors, found)
+        tensors.update(found)
+    if choice.weight_map is not None:
+        _check_index(choice, tensors)
+    others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
+    config = {} if single else _config(store, sizes)
+    return Checkpoint(uri, files, tensors, choice.index, config, others)
+
+
+def _choose(store: Store, sizes: Mapping[str, int], uri: str) -> _Choice:
+    weights = [name for name in sizes if _is_base_weight(name)]
+    if not weights and "adapter_config.json" in sizes:
+        raise FormatError("this is an adapter, not a base model", where=uri, hint="give the folder of the base model")
+    for suffix in _INDEX_SUFFIXES:
+        index = _index_name(sizes, suffix)
+        if index is not None:
+            return _indexed(store, index, sizes)
+        names = [name for name in weights if name.lower().endswith(suffix.removesuffix(".index.json"))]
+        if names:
+            return _Choice(_without_index(names, uri))
+    names = [name for name in weights if name.lower().endswith((".pt", ".pth"))]
+    if "model.pt" in names:
+        return _Choice(("model.pt",))
+    if len(names) == 1:
+        return _Choice((names[0],))
+    if names:
+        raise FormatError(
+            f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them"
+        )
+    raise MissingFile("no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin or *.pt")
+
+
+def _is_base_weight(name: str) -> bool:
+    lower = name.lower()
+    if not lower.endswith(WEIGHT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
+        return False
+    return not lower.endswith(".bin") or lower.startswith("pytorch_model")
+
+
+def _index_name(sizes: Mapping[str, int], suffix: str) -> str | None:
+    """The index of a folder: the usual one, or the only one."""
+    found = [name for name in sizes if name.lower().endswith(suffix)]
+    usual = [name for name in found if name in (f"model{suffix}", f"pytorch_model{suffix}")]
+    if len(found) > 1 and len(usual) != 1:
+        raise FormatError(f"several indexes: {', '.join(map(show, found[:4]))}", where=found[0])
+    return next(iter(usual or found), None)
+
+
+def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
+    """`model*.safetensors` or `pytorch_model*.bin`, or else the only file."""
+    usual = [name for name in names if name.lower().startswith(("model", "pytorch_model"))]
+    if usual:
+        return tuple(usual)
+    if len(names) > 1:
+        raise FormatError(
+            f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them"
+        )
+    return tuple(names)
+
+
+def _indexed(store: Store, index: str, sizes: Mapping[str, int]) -> _Choice:
+    weight_map = _weight_map(load_json(store, index, sizes[index]), index)
+    shards = tuple(sorted(set(weight_map.values())))
+    for shard in shards:
+        if shard not in sizes:
+            raise MissingFile(f'the shard "{show(shard)}" is missing', where=index)
+    return _Choice(shards, index, weight_map)
+
+
+def _weight_map(value: Json, where: str) -> dict[str, str]:
+    found = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise ConfigError("weight_map: expected an object of tensor names and file names", where=where)
+    checked: dict[str, str] = {}
+    for tensor, shard in found.items():
+        if not isinstance(shard, str) or not _is_file_name(shard):
+            place = f'weight_map["{show(tensor, 200)}"]'
+            raise ConfigError(f'{place}: expected a file name without folders, found "{show(shard, 200)}"', where=where)
+        checked[tensor] = shard
+    return checked
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
+
+
+def _open(store: Store, name: str, nbytes: int) -> tuple[WeightFile, dict[str, StoredTensor]]:
+    if is_safetensors(store, name):
+        header = safetensors.read_header(store, name)
+        tensors = {key: safetensors.stored(name, entry) for key, entry in header.entries.items()}
+        file = WeightFile(name, "safetensors", nbytes, tuple(tensors), header.metadata, header.data_start)
+        return file, tensors
+    archive = torch_zip.read_archive(store, name)
+    names = tuple(archive.tensors)
+    file = WeightFile(name, "torch", nbytes, names, wrapper=archive.wrapper, has_extras=bool(archive.extras))
+    return file, dict(archive.tensors)
+
+
+def _check_disjoint(known: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in found.items():
+        if name in known:
+            raise FormatError(f"{show(name, 200)} stands in {show(known[name].file)} too", where=tensor.file)
+
+
+def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:
+    weight_map, index = choice.weight_map or {}, choice.index or ""
+    for name, shard in weight_map.items():
+        if name not in tensors or tensors[name].file != shard:
+            raise FormatError(f"{show(name, 200)} is listed in {index}, but the file does not hold it", where=shard)
+    for name, tensor in tensors.items():
+        if name not in weight_map:
+            raise FormatError(f"{show(name, 200)} is in the file, but {index} does not list it", where=tensor.file)
+
+
+def _config(store: Store, sizes: Mapping[str, int]) -> Mapping[str, Json]:
+    if "config.json" not in sizes:
+        return {}
+    value = load_json(store, "config.json", sizes["config.json"])
+    if not isinstance(value, dict):
+        raise ConfigError("expected an object", where="config.json")
+    return value

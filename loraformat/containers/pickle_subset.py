@@ -1,0 +1,345 @@
+"""A pickle read as data: the opcodes that torch.save writes for plain values and tensors. Nothing is ever called.
+
+A name of a class or function becomes a `Symbol`; "calling" one of the dozen known symbols makes a description. Any
+other opcode, symbol or call raises UnsafePickle.
+
+Source: CPython 3.11, Lib/pickletools.py; torch 2.13, `torch/_utils.py` and `torch/_tensor.py` `_reduce_ex_internal`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from loraformat.diagnostics import show
+from loraformat.errors import UnsafePickle
+from loraformat.model.tensors import DType
+
+MOST_NBYTES = 64 << 20
+MOST_OPCODES = 10_000_000
+MOST_MEMO = 1_000_000
+_HINT = "save the tensors alone, as safetensors, where the file came from"
+
+_STORAGES: Final = {
+    "DoubleStorage": DType.F64,
+    "FloatStorage": DType.F32,
+    "HalfStorage": DType.F16,
+    "BFloat16Storage": DType.BF16,
+    "ComplexFloatStorage": DType.C64,
+    "LongStorage": DType.I64,
+    "IntStorage": DType.I32,
+    "ShortStorage": DType.I16,
+    "CharStorage": DType.I8,
+    "ByteStorage": DType.U8,
+    "BoolStorage": DType.BOOL,
+}
+_CALLABLE: Final = {
+    ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+    ("torch", "Size"),
+    ("torch", "device"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A name in a pickle; what it names is never looked up."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return show(f"{self.module}.{self.name}", 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A storage record of the archive.
+
+    Attributes:
+        key: its name is `data/{key}`.
+        dtype: None for an untyped storage, whose `numel` counts bytes.
+    """
+
+    key: str
+    dtype: DType | None
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor: which elements of a storage it has. Nothing about the numbers has been checked."""
+
+    storage: Storage
+    dtype: DType
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Mark:
+    """The bottom of a group on the stack."""
+
+
+_MARK = _Mark()
+
+
+def read_pickle(data: bytes, where: str) -> object:
+    """The one value of a pickle: dicts, lists, tuples, strings, numbers, None, and `View` for each tensor.
+
+    Lists and dicts may be shared, and may contain themselves; who walks over them bounds the walk.
+
+    Raises: UnsafePickle (LF007): anything else; it was not executed.
+    """
+    if len(data) > MOST_NBYTES:
+        raise UnsafePickle(f"a pickle of {len(data)} bytes, at most {MOST_NBYTES} are read", where=where)
+    try:
+        return _Machine(data, where).run()
+    except (IndexError, struct.error) as error:
+        raise UnsafePickle("the pickle ends early, or takes more from its stack than there is", where=where) from error
+
+
+class _Machine:
+    """The state of a pickle that is being read."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self.data, self.where = data, where
+        self.position = 0
+        self.stack: list[object] = []
+        self.memo: dict[int, object] = {}
+
+    def run(self) -> object:
+        """See `read_pickle`."""
+        if self.data[:2] != b"\x80\x02":
+            self.refuse("a pickle that is not of protocol 2, which torch.save writes")
+        self.position = 2
+        steps = 0
+        while (opcode := self.take(1)[0]) != ord("."):
+            step = _STEPS.get(opcode)
+            if step is None:
+                self.refuse(f"the pickle has opcode {bytes([opcode])!r}, which torch.save does not write for tensors")
+            step(self)
+            steps += 1
+            if steps > MOST_OPCODES:
+                self.refuse(f"a pickle of more than {MOST_OPCODES} steps")
+        return self.result()
+
+    def result(self) -> object:
+        if self.position != len(self.data) or len(self.stack) != 1 or self.stack[0] is _MARK:
+            self.refuse("bytes or values are left over at the end of the pickle")
+        return self.stack[0]
+
+    def refuse(self, message: str) -> NoReturn:
+        raise UnsafePickle(message, where=self.where, hint=_HINT)
+
+    def take(self, nbytes: int) -> bytes:
+        part = self.data[self.position : self.position + nbytes]
+        if len(part) != nbytes:
+            raise IndexError
+        self.position += nbytes
+        return part
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.position)
+        if end < 0:
+            raise IndexError
+        text = self.data[self.position : end]
+        self.position = end + 1
+        return text.decode("utf-8", "backslashreplace")
+
+    def pop(self) -> object:
+        value = self.stack.pop()
+        if value is _MARK:
+            self.refuse("the pickle takes a value across a mark")
+        return value
+
+    def pop_group(self) -> list[object]:
+        position = len(self.stack) - 1
+        while self.stack[position] is not _MARK:
+            position -= 1
+            if position < 0:
+                raise IndexError
+        group = self.stack[position + 1 :]
+        del self.stack[position:]
+        return group
+
+    def put(self, index: int) -> None:
+        if len(self.memo) >= MOST_MEMO:
+            self.refuse(f"a pickle that remembers more than {MOST_MEMO} values")
+        if self.stack[-1] is _MARK:
+            self.refuse("the pickle remembers a mark")
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            self.refuse(f"the pickle recalls value {index}, which it did not remember")
+        self.stack.append(self.memo[index])
+
+    def fill_list(self, values: list[object]) -> None:
+        target = self.stack[-1]
+        if type(target) is not list:
+            self.refuse("the pickle appends to something that is not a list")
+        target.extend(values)
+
+    def fill_dict(self, values: list[object]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(values) % 2:
+            self.refuse("the pickle sets items of something that is not a dict")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            # Other keys could be nested so deep that hashing them overflows the stack of the interpreter.
+            if type(key) not in (str, int):
+                self.refuse("a dict key that is neither a string nor an integer")
+            target[key] = value
+
+    def symbol(self) -> None:
+        found = Symbol(self.line(), self.line())
+        if not _is_known(found):
+            self.refuse(f"the pickle names {found}, which is not needed for tensors; it was not executed")
+        self.stack.append(found)
+
+    def storage(self) -> None:
+        match self.pop():
+            case ("storage", Symbol() as kind, str(key), str(), int(numel)) if _is_storage(kind):
+                self.stack.append(Storage(key, _STORAGES.get(kind.name), numel))
+            case _:
+                self.refuse("a persistent id that is not that of a storage")
+
+    def call(self) -> None:
+        arguments, callee = self.pop(), self.pop()
+        if not isinstance(callee, Symbol) or type(arguments) is not tuple:
+            self.refuse("the pickle calls something that is not a function; it was not executed")
+        made = _called(callee, arguments)
+        if made is None:
+            self.refuse(f"the pickle calls {callee} with arguments that torch.save does not write; it was not executed")
+        self.stack.append(made)
+
+    def build(self) -> None:
+        """An OrderedDict gets attributes: `_metadata` of a state dict, which says nothing about the tensors."""
+        state = self.pop()
+        if type(self.stack[-1]) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
+            self.refuse("the pickle sets attributes of an object; it was not executed")
+
+
+def _is_storage(symbol: Symbol) -> bool:
+    return (symbol.module == "torch" and symbol.name in _STORAGES) or (
+        symbol.module == "torch.storage" and symbol.name == "UntypedStorage"
+    )
+
+
+def _dtype(value: object) -> DType | None:
+    if isinstance(value, Symbol) and value.module == "torch":
+        return DType.by_torch_name(value.name)
+    return None
+
+
+def _is_known(symbol: Symbol) -> bool:
+    return (symbol.module, symbol.name) in _CALLABLE or _is_storage(symbol) or _dtype(symbol) is not None
+
+
+def _called(callee: Symbol, arguments: tuple[object, ...]) -> object | None:
+    """What a call makes; None where nobody but an attacker would call it like that."""
+    match callee.name, arguments:
+        case "OrderedDict", ():
+            return {}
+        case "Size", (tuple() as sizes,) if _integers(sizes) is not None:
+            return sizes
+        case "device", (str(kind), *rest) if _integers(tuple(rest)) is not None:
+            return ":".join([kind, *map(str, rest)])
+        case ("_rebuild_parameter", (View() as view, bool(), hooks)) | (
+            "_rebuild_parameter_with_state",
+            (View() as view, bool(), hooks, _),
+        ) if hooks == {}:
+            return view
+        case "_rebuild_tensor_v2", (Storage(dtype=DType() as dtype) as storage, *rest):
+            return _view(storage, dtype, rest)
+        case "_rebuild_tensor_v3", (Storage(dtype=None) as storage, offset, shape, strides, flag, hooks, kind, *rest):
+            dtype_ = _dtype(kind)
+            return None if dtype_ is None else _view(storage, dtype_, [offset, shape, strides, flag, hooks, *rest])
+        case _:
+            return None
+
+
+def _view(storage: Storage, dtype: DType, arguments: list[object]) -> View | None:
+    """Arguments: offset, shape, strides, requires_grad, hooks (none), metadata (none: a conjugated view has some)."""
+    if len(arguments) not in (5, 6):
+        return None
+    offset, shape, strides, flag, hooks = arguments[:5]
+    metadata = arguments[5] if len(arguments) == 6 else None
+    sizes, steps = _integers(shape), _integers(strides)
+    if not isinstance(offset, int) or type(flag) is not bool or hooks != {} or metadata not in (None, {}):
+        return None
+    return None if sizes is None or steps is None else View(storage, dtype, offset, sizes, steps)
+
+
+def _integers(value: object) -> tuple[int, ...] | None:
+    if type(value) is not tuple:
+        return None
+    found = tuple(size for size in value if type(size) is int)
+    return found if len(found) == len(value) else None
+
+
+def _push(make: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
+    return lambda machine: machine.stack.append(make(machine))
+
+
+def _tuple_of(count: int) -> Callable[[_Machine], None]:
+    def step(machine: _Machine) -> None:
+        values = [machine.pop() for _ in range(count)]
+        machine.stack.append(tuple(reversed(values)))
+
+    return step
+
+
+def _text(machine: _Machine) -> str:
+    (nbytes,) = struct.unpack("<I", machine.take(4))
+    try:
+        return machine.take(nbytes).decode("utf-8")
+    except UnicodeDecodeError:
+        machine.refuse("a string that is not UTF-8")
+
+
+def _set_item(machine: _Machine) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.fill_dict([key, value])
+
+
+def _unsigned(nbytes: int) -> Callable[[_Machine], int]:
+    return lambda machine: int.from_bytes(machine.take(nbytes), "little")
+
+
+_STEPS: Final[dict[int, Callable[[_Machine], None]]] = {
+    ord("("): _push(lambda machine: _MARK),  # noqa: ARG005
+    ord("N"): _push(lambda machine: None),  # noqa: ARG005
+    0x88: _push(lambda machine: True),  # noqa: ARG005
+    0x89: _push(lambda machine: False),  # noqa: ARG005
+    ord("K"): _push(_unsigned(1)),
+    ord("M"): _push(_unsigned(2)),
+    ord("J"): _push(lambda machine: int.from_bytes(machine.take(4), "little", signed=True)),
+    0x8A: _push(lambda machine: int.from_bytes(machine.take(machine.take(1)[0]), "little", signed=True)),
+    ord("G"): _push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
+    ord("X"): _push(_text),
+    ord("]"): _push(lambda machine: []),  # noqa: ARG005
+    ord("}"): _push(lambda machine: {}),  # noqa: ARG005
+    ord(")"): _push(lambda machine: ()),  # noqa: ARG005
+    ord("t"): _push(lambda machine: tuple(machine.pop_group())),
+    0x85: _tuple_of(1),
+    0x86: _tuple_of(2),
+    0x87: _tuple_of(3),
+    ord("a"): lambda machine: machine.fill_list([machine.pop()]),
+    ord("e"): lambda machine: machine.fill_list(machine.pop_group()),
+    ord("s"): _set_item,
+    ord("u"): lambda machine: machine.fill_dict(machine.pop_group()),
+    ord("q"): lambda machine: machine.put(machine.take(1)[0]),
+    ord("r"): lambda machine: machine.put(int.from_bytes(machine.take(4), "little")),
+    ord("h"): lambda machine: machine.get(machine.take(1)[0]),
+    ord("j"): lambda machine: machine.get(int.from_bytes(machine.take(4), "little")),
+    ord("c"): lambda machine: machine.symbol(),
+    ord("Q"): lambda machine: machine.storage(),
+    ord("R"): lambda machine: machine.call(),
+    ord("b"): lambda machine: machine.build(),
+}

@@ -1,0 +1,76 @@
+"""From bytes of a file to torch tensors, and back."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from loraformat.errors import ContainerError
+from loraformat.model.checkpoint import StoredTensor
+from loraformat.model.tensors import DType
+from loraformat.storage.base import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+    """Rows `start:stop` of the first axis, on the CPU, in memory of their own.
+
+    A strided view is gathered from the part of its storage that the rows touch. A tensor of shape `()` is read as rows
+    0 to 1 and comes back with shape `()`.
+
+    Raises: StorageError: the file is shorter than its header said. ContainerError: a BOOL that is neither 0 nor 1.
+    """
+    shape: tuple[int, ...] = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+    if tensor.strides is not None and math.prod(shape) > 0:
+        return _gathered(store, tensor, start, shape)
+    buffer = bytearray(math.prod(shape) * tensor.dtype.itemsize)
+    read_rows_into(store, tensor, start, stop, memoryview(buffer))
+    return _decoded(buffer, tensor).reshape(shape)
+
+
+def read_rows_into(store: Store, tensor: StoredTensor, start: int, stop: int, buffer: memoryview) -> None:
+    """The bytes of rows `start:stop` of a tensor without strides.
+
+    Args:
+        buffer: exactly as long as the rows.
+    """
+    row_nbytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+    assert tensor.strides is None or not row_nbytes
+    assert buffer.nbytes == (stop - start) * row_nbytes
+    if buffer.nbytes:
+        store.read_into(tensor.file, tensor.span.offset + start * row_nbytes, buffer)
+
+
+def bytes_of(value: Tensor) -> memoryview:
+    """The elements of a tensor in row-major order, as bytes; without a copy where it is contiguous."""
+    import torch
+
+    flat = value.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _gathered(store: Store, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> Tensor:
+    import torch
+
+    strides = tensor.strides
+    assert strides is not None
+    first = tensor.offset + start * strides[0] if shape else tensor.offset
+    count = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
+    itemsize = tensor.dtype.itemsize
+    buffer = bytearray(count * itemsize)
+    store.read_into(tensor.file, tensor.span.offset + first * itemsize, buffer)
+    return torch.as_strided(_decoded(buffer, tensor), shape, strides).clone(memory_format=torch.contiguous_format)
+
+
+def _decoded(buffer: bytearray, tensor: StoredTensor) -> Tensor:
+    """All elements of a buffer, as one axis."""
+    import torch
+
+    if not buffer:
+        return torch.empty(0, dtype=tensor.dtype.torch)
+    if tensor.dtype is DType.BOOL and buffer.translate(None, b"\x00\x01"):
+        raise ContainerError("a BOOL tensor holds a byte that is neither 0 nor 1", where=tensor.file)
+    # By way of bytes, since `frombuffer` takes fewer element types than `view`.
+    return torch.frombuffer(buffer, dtype=torch.uint8).view(tensor.dtype.torch)
