@@ -1,3 +1,79 @@
 """LoRA adapters on disk: inspect, validate, convert and merge them without loading a model."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+# Public name → module; resolved on first use, so that `import loraformat` imports neither torch nor anything else.
+_HOMES = {
+    "Adapter": "loraformat.model.adapter",
+    "AdapterConfig": "loraformat.model.adapter",
+    "Diff": "loraformat.model.updates",
+    "Finding": "loraformat.diagnostics",
+    "Hadamard": "loraformat.model.updates",
+    "Kronecker": "loraformat.model.updates",
+    "LazyTensor": "loraformat.model.tensors",
+    "LoraFormatError": "loraformat.errors",
+    "LowRank": "loraformat.model.updates",
+    "Replace": "loraformat.model.updates",
+    "Report": "loraformat.report",
+    "Rows": "loraformat.model.updates",
+    "Severity": "loraformat.diagnostics",
+    "convert": "loraformat.jobs.convert",
+    "inspect": "loraformat.jobs.inspect",
+    "load_adapter": "loraformat.io",
+    "merge": "loraformat.jobs.merge",
+    "save_adapter": "loraformat.io",
+    "validate": "loraformat.jobs.validate",
+}
+
+if TYPE_CHECKING:
+    from loraformat.diagnostics import Finding, Severity
+    from loraformat.errors import LoraFormatError
+    from loraformat.io import load_adapter, save_adapter
+    from loraformat.jobs.convert import convert
+    from loraformat.jobs.inspect import inspect
+    from loraformat.jobs.merge import merge
+    from loraformat.jobs.validate import validate
+    from loraformat.model.adapter import Adapter, AdapterConfig
+    from loraformat.model.tensors import LazyTensor
+    from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
+    from loraformat.report import Report
+
+__all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "Diff",
+    "Finding",
+    "Hadamard",
+    "Kronecker",
+    "LazyTensor",
+    "LoraFormatError",
+    "LowRank",
+    "Replace",
+    "Report",
+    "Rows",
+    "Severity",
+    "__version__",
+    "convert",
+    "inspect",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loraformat' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

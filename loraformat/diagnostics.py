@@ -46,7 +46,7 @@ def show(text: object, limit: int = 400) -> str:
     r"""Text from a file or an exception, with nothing in it that a terminal would act on.
 
     Control characters (C0, DEL, C1), line and paragraph separators, bidirectional and zero-width characters and lone
-    surrogates come out as `\xNN` or `\uNNNN`; what is longer than `limit` characters is cut, and the message says how much.
+    surrogates come out as `\xNN` or `\uNNNN`; what is longer than `limit` characters is cut, and it says how much.
     """
     raw = str(text)
     safe = "".join(_escaped(character) for character in raw[:limit])

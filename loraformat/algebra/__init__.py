@@ -1,1 +1,5 @@
-"""Arithmetic on updates: norms and inner products from the factors. Knows no files."""
+"""Arithmetic on updates: norms from the factors. Pure; knows no files."""
+
+from loraformat.algebra.norms import frobenius
+
+__all__ = ["frobenius"]

@@ -1,1 +1,6 @@
-"""Which update lands on which rows and columns of which stored weight. Pure."""
+"""Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
+
+from loraformat.matching.names import Landing, Matching, Misfit, match, nearest
+from loraformat.matching.ties import TIE_KEYS, Tie, tie_claim, ties_of
+
+__all__ = ["TIE_KEYS", "Landing", "Matching", "Misfit", "Tie", "match", "nearest", "tie_claim", "ties_of"]

@@ -1,1 +1,19 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
+
+from loraformat.merger.build import plan_merge
+from loraformat.merger.copies import Inputs
+from loraformat.merger.execute import Limits, write_shard
+from loraformat.merger.folder import file_names, weight_nbytes, write_others
+from loraformat.merger.plan import AdapterSource, MergePlan
+
+__all__ = [
+    "AdapterSource",
+    "Inputs",
+    "Limits",
+    "MergePlan",
+    "file_names",
+    "plan_merge",
+    "weight_nbytes",
+    "write_others",
+    "write_shard",
+]

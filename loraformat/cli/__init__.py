@@ -1,0 +1,138 @@
+"""The command line: a lazy group of commands, and the one place where errors become text and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import click
+
+from loraformat import __version__
+from loraformat.diagnostics import show
+from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate
+
+# Command → (module, one line of help). Nothing is imported until a command is chosen.
+COMMANDS = {
+    "inspect": ("loraformat.cli.inspect", "Show what is in an adapter: format, ranks, scales, parameters, norms."),
+    "validate": ("loraformat.cli.validate", "Check an adapter, alone or against its base, for use in CI."),
+    "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
+    "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
+    "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
+    "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
+}
+
+# The first class that fits decides; the same in every output format.
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (AdapterRefused, 1),
+    (MergeError, 1),
+    (UnsupportedUpdate, 1),
+    (LoraFormatError, 3),
+    (MemoryError, 3),
+    (OSError, 3),
+    (KeyboardInterrupt, 130),
+)
+INTERNAL_ERROR = 70
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived: clean up and leave with 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, and whose errors are told in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of COMMANDS."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, or None."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; whatever it raises becomes a message on stderr and an exit code."""
+        try:
+            with _signals():
+                return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            # The reader of stdout has gone: nobody is left to tell, and Python must not complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except Terminated as signalled:
+            click.echo("interrupted: nothing was written", err=True)
+            ctx.exit(128 + signalled.number)
+        except BaseException as error:  # noqa: BLE001 - the outermost frame: nobody else could tell it
+            ctx.exit(_told(error))
+
+
+def _told(error: BaseException) -> int:
+    """Print an error the way users see it and return its exit code."""
+    code = next((number for kind, number in EXIT_CODES if isinstance(error, kind)), None)
+    if os.environ.get("LORAFORMAT_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, LoraFormatError):
+        click.echo(f"error[{error.code}] {show(error, 2000)}", err=True)
+    elif isinstance(error, KeyboardInterrupt):
+        click.echo("interrupted: nothing was written", err=True)
+    elif isinstance(error, MemoryError):
+        click.echo("error: not enough memory (--jobs 1 or a smaller --memory needs less)", err=True)
+    elif isinstance(error, OSError):
+        click.echo(f"error: {show(error)}", err=True)
+    elif isinstance(error, SystemExit):
+        raise error
+    if code is not None:
+        return code
+    kind = show(type(error).__name__)
+    click.echo(f"internal error: {kind}: {show(error)} (LORAFORMAT_DEBUG=1 shows where; please report it)", err=True)
+    return INTERNAL_ERROR
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="loraformat")
+def main() -> None:
+    """LoRA adapters on disk: inspect, validate, convert and merge them without loading a model."""

@@ -1,0 +1,138 @@
+"""Every option that more than one command has, and how a command presents its report.
+
+--alpha, --assume   inspect validate convert merge
+--base              inspect validate convert
+--from              inspect validate convert
+--format            all
+--force, --overwrite, --container   convert merge
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from loraformat.diagnostics import Finding
+    from loraformat.jobs.subject import Assumptions
+    from loraformat.report import Report
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+_WORDS = {float: "a finite number", int: "an integer", bool: "true or false"}
+_ASSUMABLE: dict[str, type] = {"alpha": float, "rank": int, "scale": float, "fan_in_fan_out": bool}
+
+
+def size(value: str) -> int:
+    """A number of bytes: 1500000, 200MB (10⁶), 64MiB (2²⁰), 1G."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", value.upper())
+    if not found:
+        raise click.BadParameter(f"{value!r} is no size; write 500MB or 1GiB")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def assumption(value: str) -> tuple[str, float | bool]:
+    """KEY=VALUE, the value as JSON, as (key, value)."""
+    key, separator, text = value.partition("=")
+    if not separator or key not in _ASSUMABLE:
+        raise click.BadParameter(f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}")
+    kind = _ASSUMABLE[key]
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        parsed = None
+    if not _is(parsed, kind):
+        raise click.BadParameter(f"{value!r}: expected {_WORDS[kind]}")
+    return key, kind(parsed)
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return kind is float or value == int(value)
+
+
+alpha = click.option("--alpha", type=float, help="Alpha, for files that do not state it; short for --assume alpha=A.")
+assume = click.option(
+    "--assume",
+    "assume",
+    type=assumption,
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out=. Fills gaps, never contradicts.",
+)
+base = click.option(
+    "--base", metavar="BASE", help="The base model: a folder or one weight file. Only headers are read."
+)
+source_format = click.option(
+    "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."
+)
+output_format = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="Form of the report on stdout.",
+)
+out = click.option("-o", "--out", required=True, metavar="OUT", help="Folder to write; it appears whole or not at all.")
+container = click.option(
+    "--container",
+    type=click.Choice(["safetensors", "pt"]),
+    help="Container of the weight files; by default that of the source or the format's own.",
+)
+force = click.option("--force", is_flag=True, help="Let errors about config and metadata pass as warnings.")
+overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+
+CONTAINERS = {"safetensors": "safetensors", "pt": "torch", None: None}
+
+
+def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
+    """The pairs of --assume as one value; UsageError where a key comes twice."""
+    from loraformat.jobs.subject import Assumptions
+
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice:
+        raise click.UsageError(f"--assume gives {twice} twice")
+    assert set(keys) <= {field.name for field in fields(Assumptions)}
+    return Assumptions(**dict(pairs))
+
+
+def present(report: Report, output_format: str, *, findings: bool = True) -> None:
+    """Print a report on stdout.
+
+    Args:
+        findings: whether the text form repeats them; a verb that announced them before it wrote does not.
+    """
+    from loraformat.report import render
+
+    if output_format == "text" and not findings:
+        report = replace(report, findings=())
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    sys.stdout.write(render(report, output_format, width=width, color=terminal and "NO_COLOR" not in os.environ))
+    sys.stdout.flush()
+
+
+def announce(findings: tuple[Finding, ...]) -> None:
+    """Tell findings on stderr before anything is written."""
+    if not findings:
+        return
+    from loraformat.report.text import render_findings
+
+    color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    sys.stderr.write(render_findings(findings, color=color))

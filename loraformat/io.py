@@ -1,0 +1,110 @@
+"""URI → Adapter → URI, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loraformat import formats
+from loraformat.containers import open_bundle, save_bundle
+from loraformat.diagnostics import Finding, Severity
+from loraformat.errors import AdapterRefused
+from loraformat.formats.base import Format, Hints, Match, WriteOptions
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Bundle
+from loraformat.storage import stage
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An adapter with what was found out on the way.
+
+    Attributes:
+        format: the module that read it.
+        because: why that format was chosen.
+    """
+
+    uri: str
+    bundle: Bundle
+    format: Format
+    because: str
+    adapter: Adapter
+
+
+def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
+    """Detect and read an adapter; headers only.
+
+    Args:
+        uri: folder or file.
+        format: name of a format, to skip detection.
+        hints: what the files do not say.
+
+    Raises: StorageError, ContainerError, FormatError and their subclasses.
+    """
+    return read_bundle(open_bundle(uri), format=format, hints=hints)
+
+
+def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
+    """As `open_adapter`, for files that are open already."""
+    if format is None:
+        chosen, found = formats.detect(bundle)
+    else:
+        chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
+    return Opened(bundle.uri, bundle, chosen, found.because, chosen.read(bundle, hints=hints))
+
+
+def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
+    """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` is called.
+
+    Args:
+        uri: folder or file.
+        format: name of a format ("peft", "native", "dump"), to skip detection.
+        alpha: for files that do not state it.
+
+    Raises: LoraFormatError and its subclasses.
+    """
+    return open_adapter(uri, format=format, hints=Hints(alpha=alpha)).adapter
+
+
+def save_adapter(
+    adapter: Adapter,
+    target: str,
+    *,
+    to: str,
+    container: str | None = None,
+    overwrite: bool = False,
+    inputs: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[str, ...]:
+    """Write an adapter into a new folder, whole or not at all, and return the names of its files.
+
+    Args:
+        adapter: from `load_adapter`.
+        target: folder that does not exist yet.
+        to: name of the format.
+        container: "safetensors" or "torch", where the format leaves the choice.
+        overwrite: replace an existing folder.
+        inputs: paths that `target` must not touch.
+        progress: called with (bytes done, bytes in all).
+
+    Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
+    """
+    chosen, options = formats.get(to), WriteOptions(container=container)
+    refuse_losses(tuple(chosen.losses(adapter, options)), to)
+    bundle = chosen.write(adapter, options)
+    with stage(target, overwrite=overwrite, inputs=inputs) as store:
+        return save_bundle(bundle, store, progress)
+
+
+def refuse_losses(losses: tuple[Finding, ...], to: str, *, strict: bool = False) -> None:
+    """Raise AdapterRefused where writing would change the model, or with `strict` where anything at all is lost."""
+    least = Severity.INFO if strict else Severity.ERROR
+    fatal = [loss for loss in losses if loss.severity >= least]
+    if fatal:
+        more = f" (and {len(fatal) - 1} more)" if len(fatal) > 1 else ""
+        raise AdapterRefused(
+            f"{fatal[0].where + ': ' if fatal[0].where else ''}{fatal[0].message}{more}",
+            where=f"convert to {to}",
+            hint=fatal[0].hint,
+            findings=losses,
+        )

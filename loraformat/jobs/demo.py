@@ -1,0 +1,185 @@
+"""demo: a small base and a hand-written adapter made on the spot, the commands to try on them, and the proof."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraformat.containers import open_bundle, save_bundle
+from loraformat.model.bundle import Bundle, File, Json, JsonFile, TensorFile, Tensors
+from loraformat.model.tensors import LazyTensor
+from loraformat.storage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WIDTH, _HIDDEN, _LAYERS, _VOCABULARY, _NEW_WORDS, _RANK, _ALPHA = 64, 128, 2, 96, 4, 8, 16
+_TARGETS = {
+    "q_proj": (_WIDTH, _WIDTH),
+    "k_proj": (_WIDTH, _WIDTH),
+    "v_proj": (_WIDTH, _WIDTH),
+    "o_proj": (_WIDTH, _WIDTH),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of the demo.
+
+    Attributes:
+        says: what it shows.
+        arguments: after `loraformat`.
+        exit_code: what it must return.
+    """
+
+    says: str
+    arguments: tuple[str, ...]
+    exit_code: int = 0
+
+
+def make_example(folder: str) -> None:
+    """Write `base` (a Llama-shaped model, bfloat16) and `adapter` (a hand-written `.pt` folder without alpha).
+
+    Both are random but seeded: the same bytes every time. The adapter changes four projections in each of two layers
+    and brings embeddings with four new words.
+
+    Raises: StorageError where `folder` cannot be written.
+    """
+    _save(os.path.join(folder, "base"), _base_files())
+    _save(os.path.join(folder, "adapter"), _adapter_files())
+
+
+def steps(folder: str) -> tuple[Step, ...]:
+    """The commands, in order, on what `make_example` wrote."""
+    base, adapter, peft, merged = (os.path.join(folder, name) for name in ("base", "adapter", "adapter-peft", "merged"))
+    alpha = str(_ALPHA)
+    return (
+        Step("what is in it", ("inspect", adapter, "--base", base)),
+        Step("is it sound? The folder does not say alpha, so its scale is unknown", ("validate", adapter), exit_code=1),
+        Step("with alpha, and against its base", ("validate", adapter, "--base", base, "--alpha", alpha)),
+        Step("as a PEFT adapter", ("convert", adapter, "--to", "peft", "--alpha", alpha, "--base", base, "-o", peft)),
+        Step("into the base", ("merge", base, peft, "-o", merged)),
+    )
+
+
+def compare(folder: str) -> str:
+    """Recompute the merge in float64 from the files that the demo made, compare, and say what was found.
+
+    Raises: AssertionError where the merged model is not base + scale · up @ down, rounded once.
+    """
+    import torch
+
+    base, merged = (_tensors(os.path.join(folder, name), "model.safetensors") for name in ("base", "merged"))
+    factors = _tensors(os.path.join(folder, "adapter"), "lora_weights.pt")
+    tables = _tensors(os.path.join(folder, "adapter"), "embedding_weights.pt")
+    touched = 0
+    for name, weight in base.items():
+        module = name.removesuffix(".weight")
+        expected = weight
+        if f"{module}.lora_A" in factors:
+            down, up = (factors[f"{module}.{which}"].double() for which in ("lora_A", "lora_B"))
+            expected = (weight.double() + _ALPHA / _RANK * (up @ down)).to(weight.dtype)
+            touched += 1
+        elif name in tables:
+            expected = tables[name].to(weight.dtype)
+            touched += 1
+        gap = (merged[name].double() - expected.double()).abs()
+        # Half a unit in the last place of bfloat16 (2⁻⁹ of the value) is what float32 may round the other way.
+        assert bool((gap <= 2.0**-8 * expected.double().abs() + 1e-9).all()), name
+        assert torch.isfinite(merged[name]).all(), name
+    return f"{touched} of {len(base)} tensors changed, each as float64 says; the other {len(base) - touched} are equal"
+
+
+def _tensors(folder: str, name: str) -> dict[str, Tensor]:
+    entries = open_bundle(folder).tensors(name).entries
+    return {key: lazy.load() for key, lazy in entries.items()}
+
+
+def _base_files() -> dict[str, File]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+    tensors = {"model.embed_tokens.weight": random(_VOCABULARY, _WIDTH), "model.norm.weight": random(_WIDTH)}
+    for layer in range(_LAYERS):
+        for name, shape in _TARGETS.items():
+            tensors[f"model.layers.{layer}.self_attn.{name}.weight"] = random(*shape)
+        for name, shape in {
+            "gate_proj": (_HIDDEN, _WIDTH),
+            "up_proj": (_HIDDEN, _WIDTH),
+            "down_proj": (_WIDTH, _HIDDEN),
+        }.items():
+            tensors[f"model.layers.{layer}.mlp.{name}.weight"] = random(*shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = random(_WIDTH)
+    config: dict[str, Json] = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": _WIDTH,
+        "intermediate_size": _HIDDEN,
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "num_hidden_layers": _LAYERS,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "vocab_size": _VOCABULARY,
+    }
+    return {
+        "config.json": _json("config.json", config),
+        "model.safetensors": _weights("model.safetensors", "safetensors", tensors),
+        "tokenizer.json": _json("tokenizer.json", _words(_VOCABULARY)),
+    }
+
+
+def _adapter_files() -> dict[str, File]:
+    import torch
+
+    generator = torch.Generator().manual_seed(2)
+    factors: dict[str, Tensor] = {}
+    for layer in range(_LAYERS):
+        for name, (rows, columns) in _TARGETS.items():
+            module = f"model.layers.{layer}.self_attn.{name}"
+            factors[f"{module}.lora_A"] = torch.randn(_RANK, columns, generator=generator) * 0.05
+            factors[f"{module}.lora_B"] = torch.randn(rows, _RANK, generator=generator) * 0.01
+    rows = _VOCABULARY + _NEW_WORDS
+    table = torch.randn(rows, _WIDTH, generator=generator) * 0.02
+    config: dict[str, Json] = {
+        "method": "lora",
+        "rank": _RANK,
+        "target_modules": list(_TARGETS),
+        "vocab_size": rows,
+    }
+    return {
+        "embedding_weights.pt": _weights("embedding_weights.pt", "torch", {"model.embed_tokens.weight": table}),
+        "lora_config.json": _json("lora_config.json", config),
+        "lora_weights.pt": _weights("lora_weights.pt", "torch", factors),
+        "tokenizer.json": _json("tokenizer.json", _words(rows)),
+    }
+
+
+def _words(count: int) -> Json:
+    words = [f"word{number}" for number in range(count)]
+    by_index: dict[str, Json] = {str(number): word for number, word in enumerate(words)}
+    return {"idx_to_word": by_index, "vocab_size": count, "word_to_idx": {w: n for n, w in enumerate(words)}}
+
+
+def _json(name: str, value: Json) -> JsonFile:
+    data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+    return JsonFile(name, len(data), lambda: data, lambda: value)
+
+
+def _weights(name: str, container: str, tensors: Mapping[str, Tensor]) -> TensorFile:
+    entries = {key: LazyTensor.of(value) for key, value in tensors.items()}
+    metadata = {"format": "pt"} if container == "safetensors" else {}
+    return TensorFile(name, 0, lambda: Tensors(container, entries, metadata))
+
+
+def _save(target: str, files: Mapping[str, File]) -> None:
+    with stage(target, overwrite=False) as store:
+        save_bundle(Bundle("", files), store)

@@ -1,0 +1,67 @@
+"""explain: the page of a code, from the docstring of the rule, finding or error that has it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loraformat import errors, rules
+from loraformat.diagnostics import Severity
+from loraformat.formats import findings
+from loraformat.merger.findings import stale_weights_left_out
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is known about one code."""
+
+    code: str
+    name: str
+    severity: Severity
+    text: str
+
+    def markdown(self) -> str:
+        """The page as docs/rules has it and `loraformat explain` prints it."""
+        return f"# {self.code} {self.name}\n\nSeverity: {self.severity.value}\n\n{self.text}\n"
+
+
+def pages() -> dict[str, Page]:
+    """All pages by code, sorted: rules, notes and losses of formats, errors."""
+    found = [*_rule_pages(), *_finding_pages(), *_error_pages()]
+    by_code: dict[str, Page] = {}
+    for page in found:
+        by_code.setdefault(page.code, page)
+    return dict(sorted(by_code.items()))
+
+
+def explain(code: str) -> str | None:
+    """The page of a code as Markdown, or None for what is no code."""
+    page = pages().get(code)
+    return page.markdown() if page else None
+
+
+def known_codes() -> list[tuple[str, str, str]]:
+    """(code, name, severity) of every page, sorted."""
+    return [(page.code, page.name, page.severity.value) for page in pages().values()]
+
+
+def _rule_pages() -> Iterator[Page]:
+    for rule in rules.RULES:
+        yield Page(rule.code, rule.name, rule.severity, inspect.getdoc(rule.check) or "")
+
+
+def _finding_pages() -> Iterator[Page]:
+    for found in (*findings.FINDINGS, stale_weights_left_out):
+        yield Page(found.code, found.name, found.severity, found.page)
+
+
+def _error_pages() -> Iterator[Page]:
+    for error in _subclasses(errors.LoraFormatError):
+        yield Page(error.code, error.name, Severity.ERROR, inspect.getdoc(error) or "")
+
+
+def _subclasses(kind: type[errors.LoraFormatError]) -> Iterator[type[errors.LoraFormatError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _subclasses(each)

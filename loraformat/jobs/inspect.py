@@ -1,0 +1,77 @@
+"""inspect: what is in an adapter, from its headers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.model.adapter import Adapter
+from loraformat.model.results import InspectResult, weight_records
+from loraformat.model.summary import layer_of, summarize
+from loraformat.report import Report
+
+
+def inspect(
+    adapter: str,
+    *,
+    base: str | None = None,
+    norms: bool = False,
+    alpha: float | None = None,
+    assumptions: Assumptions | None = None,
+    format: str | None = None,  # noqa: A002
+) -> Report:
+    """Format, ranks, scales, targets, parameters of the adapter at a path; no tensor value is read without `norms`.
+
+    Args:
+        adapter: folder or file.
+        base: folder or file of the base; gives the share of parameters, adapter / (base + adapter).
+        norms: add ‖s·BA‖_F of each weight, in float64 from the factors.
+        alpha: for files that do not state it.
+        assumptions: what else the files do not say.
+        format: name of a format, to skip detection.
+
+    Raises: StorageError, ContainerError, FormatError where the adapter cannot be read at all.
+    """
+    checkpoint = open_base(base)
+    opened, findings = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
+    summary = summarize(opened.adapter)
+    found = _norms(opened.adapter) if norms else {}
+    share = None
+    if checkpoint is not None and summary.parameters:
+        share = summary.parameters / (checkpoint.parameters + summary.parameters)
+    return Report(
+        job="inspect",
+        subject=adapter,
+        format=opened.format.NAME,
+        because=opened.because,
+        summary=summary,
+        data=InspectResult(
+            weights=weight_records(opened.adapter, found),
+            layer_norms=_layer_norms(found),
+            total_norm=_root_of_squares(norm for chain in found.values() for norm in chain) if norms else None,
+            share=share,
+        ),
+        findings=findings,
+    )
+
+
+def _norms(adapter: Adapter) -> dict[str, tuple[float | None, ...]]:
+    from loraformat.algebra import frobenius
+
+    return {weight: tuple(frobenius(update) for update in chain) for weight, chain in adapter.updates.items()}
+
+
+def _layer_norms(norms: Mapping[str, tuple[float | None, ...]]) -> dict[int, float]:
+    by_layer: dict[int, list[float | None]] = {}
+    for weight, chain in norms.items():
+        layer = layer_of(weight)
+        if layer is not None:
+            by_layer.setdefault(layer, []).extend(chain)
+    totals = {layer: _root_of_squares(found) for layer, found in sorted(by_layer.items())}
+    return {layer: total for layer, total in totals.items() if total is not None}
+
+
+def _root_of_squares(norms: Iterable[float | None]) -> float | None:
+    known = [norm for norm in norms if norm is not None]
+    return math.sqrt(math.fsum(norm * norm for norm in known)) if known else None

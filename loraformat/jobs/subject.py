@@ -1,0 +1,62 @@
+"""Opening what the verbs work on: an adapter with the base that was given for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraformat import rules
+from loraformat.containers import open_checkpoint
+from loraformat.diagnostics import Finding
+from loraformat.errors import ConfigError
+from loraformat.formats.base import Hints
+from loraformat.io import Opened, open_adapter
+from loraformat.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What the caller says about an adapter whose files do not (`--alpha`, `--assume KEY=VALUE`)."""
+
+    alpha: float | None = None
+    rank: int | None = None
+    scale: float | None = None
+    fan_in_fan_out: bool | None = None
+
+    def hints(self, base: Checkpoint | None = None) -> Hints:
+        """As hints for a reader, with the base's names and shapes where there is one."""
+        weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
+        return Hints(
+            alpha=self.alpha,
+            rank=self.rank,
+            scale=self.scale,
+            fan_in_fan_out=self.fan_in_fan_out,
+            weights=weights,
+        )
+
+
+def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
+    """`--alpha` and `--assume` as one; ConfigError (LF103) where they disagree."""
+    known = assumptions or Assumptions()
+    if alpha is None:
+        return known
+    if known.alpha is not None and known.alpha != alpha:
+        raise ConfigError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+    return Assumptions(alpha=alpha, rank=known.rank, scale=known.scale, fan_in_fan_out=known.fan_in_fan_out)
+
+
+def open_base(uri: str | None) -> Checkpoint | None:
+    """The headers of a base, or None."""
+    return None if uri is None else open_checkpoint(uri)
+
+
+def open_subject(
+    uri: str,
+    *,
+    base: Checkpoint | None,
+    assumptions: Assumptions,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Opened, tuple[Finding, ...]]:
+    """An adapter, and everything that the quick rules and its reader found about it."""
+    opened = open_adapter(uri, format=format, hints=assumptions.hints(base))
+    subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
+    return opened, rules.gate(subject)

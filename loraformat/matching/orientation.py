@@ -1,0 +1,54 @@
+"""Whether a checkpoint stores a weight as (in, out), the transpose of an update's (out, in)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraformat.model.bundle import Json
+from loraformat.model.updates import LowRank, Replace, Rows, Update
+
+# Architectures whose `Conv1D` layers store (in, out), and the names of those layers.
+# Source: transformers 5.23.0, pytorch_utils.py `Conv1D` and its users in models/*/modeling_*.py.
+CONV1D = {
+    "clvp": ("c_attn", "c_proj", "c_fc"),
+    "clvp_decoder": ("c_attn", "c_proj", "c_fc"),
+    "decision_transformer": ("c_attn", "c_proj", "c_fc", "q_attn"),
+    "gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"),
+    "imagegpt": ("c_attn", "c_proj", "c_fc", "q_attn"),
+    "openai-gpt": ("c_attn", "c_proj", "c_fc"),
+}
+
+
+def is_stored_transposed(
+    weight: str,
+    updates: tuple[Update, ...],
+    stored: tuple[int, ...],
+    config: Mapping[str, Json],
+    fan_in_fan_out: bool | None,
+) -> tuple[bool, bool]:
+    """(transposed, is_guess) of one weight.
+
+    Shapes decide where they can. A square weight is transposed in the `Conv1D` layers of the architectures that have
+    them; for a model type that config.json does not name, the adapter's `fan_in_fan_out` decides, and that is a guess.
+
+    Args:
+        weight: name of the weight.
+        updates: what is done to it, in Linear orientation.
+        stored: shape in the checkpoint.
+        config: config.json of the base.
+        fan_in_fan_out: the adapter's claim, or None.
+    """
+    shape = next((u.shape for u in updates if not isinstance(u, (Replace, Rows))), None)
+    if shape is None or len(stored) != 2 or len(shape) != 2:
+        return False, False
+    if any(isinstance(update, LowRank) and update.is_embedding for update in updates):
+        return False, False
+    if shape != stored:
+        return shape == stored[::-1], False
+    if stored[0] != stored[1]:
+        return False, False
+    model_type = config.get("model_type")
+    layer = weight.split(".")[-2] if "." in weight else ""
+    if isinstance(model_type, str):
+        return layer in CONV1D.get(model_type, ()), False
+    return bool(fan_in_fan_out), bool(fan_in_fan_out)

@@ -1,0 +1,85 @@
+"""Weights of a base that are one table under several names: input embeddings and output heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint
+
+# Last module components by which libraries call their input embeddings and output heads.
+# Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embedding")
+HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "generator_lm_head")
+
+TIE_KEYS = ("tie_word_embeddings", "weight_tying")
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """One table and its names.
+
+    Attributes:
+        names: all of them, the input embedding first.
+        stored: the name under which the table stands in the checkpoint (the input embedding where both do).
+    """
+
+    names: tuple[str, ...]
+    stored: str
+
+
+def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
+    """The ties of a base.
+
+    Two names are tied where they are one storage of a `.pt` file, or where there is a config.json that does not deny it
+    (transformers leaves `tie_word_embeddings` out where it is true) and the checkpoint has an input embedding but no
+    tensor for the head that `wanted` names, or has both while config.json says that they are tied.
+
+    Args:
+        base: headers and config.json.
+        wanted: names that somebody wants to update; a head that is not stored is known only from here.
+    """
+    found = list(_shared_storages(base))
+    claimed = tie_claim(base.config)
+    if claimed is False or not base.config:
+        return tuple(found)
+    known = {name for tie in found for name in tie.names}
+    embeddings = [name for name in base.tensors if _last(name) in EMBEDDINGS and name not in known]
+    if len(embeddings) != 1:
+        return tuple(found)
+    embedding = embeddings[0]
+    heads = {name for name in wanted if _last(name) in HEADS and name not in base.tensors}
+    if claimed:
+        shape = base.tensors[embedding].shape
+        stored = [name for name in base.tensors if _last(name) in HEADS and base.tensors[name].shape == shape]
+        heads |= set(stored if len(stored) == 1 else ())
+    if heads:
+        found.append(Tie((embedding, *sorted(heads)), embedding))
+    return tuple(found)
+
+
+def tie_claim(config: Mapping[str, Json]) -> bool | None:
+    """What config.json says about tied embeddings, at the top or in `text_config`; None where it says nothing."""
+    for level in (config, config.get("text_config")):
+        if isinstance(level, Mapping):
+            for key in TIE_KEYS:
+                if isinstance(level.get(key), bool):
+                    return bool(level[key])
+    return None
+
+
+def _last(weight: str) -> str:
+    return weight.removesuffix(".weight").rpartition(".")[2] if weight.endswith(".weight") else ""
+
+
+def _shared_storages(base: Checkpoint) -> Iterable[Tie]:
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in base.tensors.items():
+        if tensor.storage is not None:
+            key = (tensor.file, tensor.storage, tensor.offset, tensor.shape, tensor.strides)
+            groups.setdefault(key, []).append(name)
+    for names in groups.values():
+        if len(names) > 1:
+            ordered = tuple(sorted(names, key=lambda name: (_last(name) not in EMBEDDINGS, names.index(name))))
+            yield Tie(ordered, ordered[0])

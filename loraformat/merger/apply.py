@@ -1,0 +1,247 @@
+"""The arithmetic of a merge, on blocks of rows of one stored tensor. Knows no files.
+
+A block is computed in tiles of `TILE` rows counted from row 0 of the tensor. Matrix products of other heights may take
+another code path and differ in the last bit, so neither the window nor the number of threads shows in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from typing_extensions import assert_never
+
+from loraformat.errors import MergeError, NonFiniteValue
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+TILE = 64
+
+Delta: TypeAlias = Callable[[int, int], "Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A term that adds: `delta(start, stop)` are rows of s·ΔW as stored, (stop - start, cols).
+
+    Attributes:
+        magnitude: DoRA, in the stored orientation: (rows, 1) where `is_per_row`, else (1, cols); else None.
+        is_per_row: whether each stored row has its norm; if not, each column has, and a whole pass must come first.
+    """
+
+    delta: Delta
+    magnitude: Tensor | None = None
+    is_per_row: bool = True
+
+    @property
+    def needs_column_norms(self) -> bool:
+        """Whether norms run over all rows of the stored tensor."""
+        return self.magnitude is not None and not self.is_per_row
+
+
+@dataclass(frozen=True, slots=True)
+class Overwrite:
+    """A term that sets rows: `rows(start, stop)` gives (row numbers from `start` on, their values)."""
+
+    rows: Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+Step: TypeAlias = Union[Addition, Overwrite]
+
+
+def prepare(update: Update, transposed: bool, cols: int, dtype: torch.dtype, where: str) -> Step:
+    """An update made ready for blocks of a stored tensor.
+
+    Args:
+        update: in Linear orientation.
+        transposed: whether the tensor is stored as (in, out).
+        cols: columns of the stored tensor, its trailing axes flattened; 1 for a vector.
+        dtype: in which it is computed, float32 or float64.
+        where: for messages.
+
+    Raises:
+        NonFiniteValue (LF402): a factor holds NaN or infinity.
+        MergeError (LF206): the scale is unknown.
+    """
+    match update:
+        case LowRank():
+            up, down = (_values(factor, dtype, where) for factor in (update.up, update.down))
+            left, right = (down.T, up.T) if transposed else (up, down)
+            left = left.contiguous() * _scale(update.scale, where)
+            is_per_row = update.magnitude is None or (update.magnitude.axis == 1) != transposed
+            magnitude = _magnitude(update, is_per_row, dtype, where)
+            return Addition(_product(left, right.contiguous()), magnitude, is_per_row)
+        case Hadamard():
+            first = _oriented(update.up1, update.down1, transposed, dtype, where)
+            second = _oriented(update.up2, update.down2, transposed, dtype, where)
+            scale = _scale(update.scale, where)
+            return Addition(lambda a, b: (first(a, b) * second(a, b)).mul_(scale))
+        case Kronecker():
+            return Addition(_kronecker(update, transposed, dtype, where))
+        case Diff():
+            scale, lazy = _scale(update.scale, where), update.difference
+            lazy = lazy.T if transposed else lazy
+            return Addition(lambda a, b: _finite(lazy.read(a, b).to(dtype), where).reshape(b - a, cols) * scale)
+        case Replace():
+            return Overwrite(_replacement(update.value.T if transposed else update.value, cols, dtype, where))
+        case Rows():
+            return Overwrite(_some_rows(update, dtype, where))
+        case _:
+            assert_never(update)
+
+
+def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Sequence[Tensor | None]) -> Tensor:
+    """A block of whole rows with all terms applied, each product in tiles.
+
+    Args:
+        window: (k, cols) float32 or float64, rows from `start`, a multiple of TILE, on. Changed in place.
+        steps: in order. Norms of DoRA are those of the weight that its adapter was trained on: the base's, with what
+            overwrites it, before other updates are added.
+        column_norms: for each step that needs them (1, cols), else None.
+    Returns: `window`, not rounded yet.
+    """
+    for low, high in _tiles(start, start + window.shape[0]):
+        tile = window[low - start : high - start]
+        for step in steps:
+            if isinstance(step, Overwrite):
+                _overwrite(tile, step, low, high)
+        origin = tile.clone() if any(_is_dora(step) for step in steps) and len(steps) > 1 else tile
+        for step, norms in zip(steps, column_norms, strict=True):
+            if isinstance(step, Addition):
+                _add(tile, origin, step, norms, low, high)
+    return window
+
+
+def add_column_squares(total: Tensor, window: Tensor, start: int, steps: Sequence[Step], wanted: Addition) -> None:
+    """Add Σ over rows of (W + ΔW)² for one DoRA step to `total`, tile by tile, so that windows do not show.
+
+    Args:
+        total: (1, cols) float64.
+        window, start, steps: as for `apply`; `window` is changed.
+        wanted: the step whose norms these are.
+    """
+    import torch
+
+    for low, high in _tiles(start, start + window.shape[0]):
+        tile = window[low - start : high - start]
+        for step in steps:
+            if isinstance(step, Overwrite):
+                _overwrite(tile, step, low, high)
+        total += (tile + wanted.delta(low, high)).to(torch.float64).square().sum(dim=0, keepdim=True)
+
+
+def _tiles(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for low in range(start, stop, TILE):
+        yield low, min(low + TILE, stop)
+
+
+def _is_dora(step: Step) -> bool:
+    return isinstance(step, Addition) and step.magnitude is not None
+
+
+def _overwrite(tile: Tensor, step: Overwrite, low: int, high: int) -> None:
+    numbers, values = step.rows(low, high)
+    tile[numbers] = values
+
+
+def _add(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low: int, high: int) -> None:
+    """`tile += Δ`, or for DoRA `tile = f · (tile + Δ)` with f = m / ‖W + Δ‖ (peft 0.21.2, tuners/lora/dora.py)."""
+    delta = step.delta(low, high)
+    if step.magnitude is None:
+        tile += delta
+        return
+    if norms is None:
+        factor = step.magnitude[low:high] / (origin + delta).norm(dim=1, keepdim=True)
+    else:
+        factor = step.magnitude / norms
+    tile += delta
+    tile *= factor
+
+
+def _product(left: Tensor, right: Tensor) -> Delta:
+    return lambda start, stop: left[start:stop] @ right
+
+
+def _oriented(up: LazyTensor, down: LazyTensor, transposed: bool, dtype: torch.dtype, where: str) -> Delta:
+    left, right = (_values(factor, dtype, where) for factor in (up, down))
+    if transposed:
+        left, right = right.T, left.T
+    return _product(left.contiguous(), right.contiguous())
+
+
+def _kronecker(update: Kronecker, transposed: bool, dtype: torch.dtype, where: str) -> Delta:
+    """Rows of kron(L, R): row i is L[i // c] ⊗ R[i % c], c the rows of R."""
+    import torch
+
+    left, right = (_matrix(factors, dtype, where) for factors in (update.left, update.right))
+    if transposed:
+        left, right = left.T.contiguous(), right.T.contiguous()
+    scale, count = _scale(update.scale, where), right.shape[0]
+
+    def delta(start: int, stop: int) -> Tensor:
+        numbers = torch.arange(start, stop)
+        outer, inner = left[numbers // count], right[numbers % count]
+        return (outer[:, :, None] * inner[:, None, :]).flatten(1) * scale
+
+    return delta
+
+
+def _matrix(factors: tuple[LazyTensor, ...], dtype: torch.dtype, where: str) -> Tensor:
+    values = [_values(factor, dtype, where) for factor in factors]
+    return values[0] if len(values) == 1 else values[0] @ values[1]
+
+
+def _magnitude(update: LowRank, is_per_row: bool, dtype: torch.dtype, where: str) -> Tensor | None:
+    if update.magnitude is None:
+        return None
+    vector = _finite(update.magnitude.vector.load().to(dtype), where).flatten()
+    return vector[:, None] if is_per_row else vector[None, :]
+
+
+def _replacement(
+    value: LazyTensor, cols: int, dtype: torch.dtype, where: str
+) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    import torch
+
+    def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        block = value.read(start, stop) if value.shape else value.load()
+        return torch.arange(stop - start), _finite(block.to(dtype), where).reshape(stop - start, cols)
+
+    return rows
+
+
+def _some_rows(update: Rows, dtype: torch.dtype, where: str) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    import torch
+
+    values = _values(update.values, dtype, where)
+    indices = torch.tensor(update.indices, dtype=torch.int64)
+
+    def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        here = (indices >= start) & (indices < stop)
+        return indices[here] - start, values[here]
+
+    return rows
+
+
+def _values(factor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
+    """All values of a factor, trailing axes flattened (a convolution's kernel)."""
+    value = _finite(factor.load().to(dtype), where)
+    return value.reshape(value.shape[0], math.prod(value.shape[1:]))
+
+
+def _finite(value: Tensor, where: str) -> Tensor:
+    if not bool(value.isfinite().all()):
+        raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+    return value
+
+
+def _scale(scale: float | None, where: str) -> float:
+    if scale is None:
+        raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
+    return scale

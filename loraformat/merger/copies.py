@@ -1,0 +1,119 @@
+"""Pieces of work that write into one output file: what is copied, and the place where rows of a tensor go."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from loraformat.containers import read_rows
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint, WeightFile
+from loraformat.model.tensors import Entry
+from loraformat.storage.base import Store, Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_RUN_NBYTES = 64 << 20
+_BLOCK_NBYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a plan refers to, opened.
+
+    Attributes:
+        store: the base's files.
+        base: the base's headers.
+        adapters: as `MergePlan.adapters`.
+    """
+
+    store: Store
+    base: Checkpoint
+    adapters: Sequence[Adapter]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A piece that is written: which tensor ("" for a run over several), and the CRC-32 of its bytes where wanted."""
+
+    tensor: str
+    nbytes: int
+    checksum: int = 0
+
+
+Task: TypeAlias = Callable[[], Done]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An output file that is being written.
+
+    Attributes:
+        entries: where each tensor goes.
+        needs_checksums: whether pieces must carry their CRC-32.
+    """
+
+    writer: Writer
+    entries: Mapping[str, Entry]
+    needs_checksums: bool
+
+    def write(self, tensor: str, values: Tensor, start: int) -> Done:
+        """Write rows of `tensor` from row `start` on."""
+        import torch
+
+        entry = self.entries[tensor]
+        data = memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())
+        row_nbytes = columns_of(entry.shape) * entry.dtype.itemsize
+        self.writer.write_at(entry.span.offset + start * row_nbytes, data)
+        return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
+
+
+def columns_of(shape: Sequence[int]) -> int:
+    """Columns of a tensor seen as a matrix: its trailing axes flattened; 1 for a vector."""
+    count = 1
+    for size in shape[1:]:
+        count *= size
+    return count
+
+
+def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
+    """Everything of a file but the edited tensors, header included, as long runs at their own offsets."""
+    spans = sorted((inputs.base.tensors[name].span for name in edited), key=lambda span: span.offset)
+    position = 0
+    for stop, resume in [*((span.offset, span.end) for span in spans), (file.nbytes, file.nbytes)]:
+        yield from _runs(inputs, file.name, position, position, stop - position, target)
+        position = resume
+
+
+def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
+    """An untouched tensor: inside the kernel where its bytes are in order and need no checksum, else block by block."""
+    stored, entry = inputs.base.tensors[name], target.entries[name]
+    if stored.strides is None and not target.needs_checksums:
+        yield from _runs(inputs, stored.file, stored.span.offset, entry.span.offset, entry.span.nbytes, target)
+        return
+    rows = entry.shape[0] if entry.shape else 1
+    row_nbytes = max(1, entry.span.nbytes // max(1, rows))
+    step = max(1, rows if stored.strides is not None else _BLOCK_NBYTES // row_nbytes)
+    for start in range(0, rows, step):
+        yield _block(inputs, name, start, min(start + step, rows), target)
+
+
+def _runs(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Iterator[Task]:
+    for done in range(0, nbytes, _RUN_NBYTES):
+        yield _run(inputs, file, source_offset + done, offset + done, min(_RUN_NBYTES, nbytes - done), target)
+
+
+def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Task:
+    def run() -> Done:
+        target.writer.copy_from(inputs.store, file, source_offset, offset, nbytes)
+        return Done("", nbytes)
+
+    return run
+
+
+def _block(inputs: Inputs, name: str, start: int, stop: int, target: Target) -> Task:
+    return lambda: target.write(name, read_rows(inputs.store, inputs.base.tensors[name], start, stop), start)

@@ -1,0 +1,201 @@
+"""From updates that landed to edits of stored tensors, ties included. Pure, but for comparing two tied tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
+from loraformat.matching import Matching, Tie, match
+from loraformat.merger.plan import Edit, Term
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Replace, Rows, Update
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """All that changes in the weights of a base.
+
+    Attributes:
+        edits: output tensor → its edit; a tensor that the base does not have is new (an untied head).
+        untied: names of ties that are broken, the input embedding first; none of them shares its bytes any more.
+        resized: tables whose number of rows changes: tensor → (old, new).
+    """
+
+    edits: Mapping[str, Edit]
+    untied: tuple[tuple[str, ...], ...] = ()
+    resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
+    """Which tensors of `base` change, and by which terms.
+
+    Raises:
+        UnmatchedUpdate (LF301): an update lands on no tensor; the nearest names are in the message.
+        ShapeMismatch (LF302): an update does not fit its tensor.
+        UnsupportedUpdate (LF013): the tensor is of a dtype that a merge cannot round to.
+        MergeError (LF801): two adapters replace the same tensor.
+    """
+    matchings = [_landed(adapter, base, number) for number, adapter in enumerate(adapters)]
+    terms: dict[str, list[Term]] = {}
+    for number, (adapter, matching) in enumerate(zip(adapters, matchings, strict=True)):
+        for weight, updates in adapter.updates.items():
+            landing = matching.landings[weight]
+            terms.setdefault(landing.tensor, []).extend(
+                Term(number, weight, index, landing.transposed) for index in range(len(updates))
+            )
+    for tensor, found in terms.items():
+        _one_replacement(tensor, found, adapters)
+    edits: dict[str, Edit] = {}
+    untied: list[tuple[str, ...]] = []
+    ties = {tie.names: tie for matching in matchings for tie in matching.ties}
+    for tie in _joined(tuple(ties.values())):
+        members = {name: terms.pop(name, []) for name in tie.names}
+        if any(members.values()):
+            shared = _shared_terms(members, adapters)
+            if shared is None:
+                untied.append(tie.names)
+            for edit in _tied_edits(tie, members, shared, base, adapters):
+                edits[edit.tensor] = edit
+    for name, own in terms.items():
+        edits[name] = _edit(name, name, own, base, adapters)
+    resized = {
+        name: (base.tensors[edit.source].shape[0], edit.shape[0])
+        for name, edit in edits.items()
+        if edit.shape != base.tensors[edit.source].shape
+    }
+    return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _tied_edits(
+    tie: Tie,
+    members: Mapping[str, list[Term]],
+    shared: list[Term] | None,
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+) -> Iterator[Edit]:
+    """Edits of the names of one table: the same for all that are stored (`shared`), or each name its own."""
+    for name, own in members.items():
+        is_stored = name in base.tensors
+        if shared is not None:
+            if is_stored:
+                yield _edit(name, name, shared, base, adapters)
+        elif own or not is_stored:
+            yield _edit(name, name if is_stored else tie.stored, own, base, adapters)
+
+
+def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
+    found = match(adapter, base)
+    where = "merge" if number == 0 else f"merge: adapter {number + 1}"
+    if found.unmatched:
+        first, near = next(iter(found.unmatched.items()))
+        known = f"; nearest in the base: {', '.join(near)}" if near else "; the base has no name like it"
+        raise UnmatchedUpdate(
+            f"{len(found.unmatched)} of {len(adapter.updates)} updates match no base weight, first {first}{known}",
+            where=where,
+            hint="is this the base that the adapter was trained on?",
+        )
+    if found.misfits:
+        bad = found.misfits[0]
+        raise ShapeMismatch(
+            f"{bad.weight}: the update is {bad.update_shape}, the base weight {bad.stored_shape}"
+            + (f", and {len(found.misfits) - 1} more do not fit" if len(found.misfits) > 1 else ""),
+            where=where,
+            hint="is this the base that the adapter was trained on?",
+        )
+    return found
+
+
+def _joined(ties: Sequence[Tie]) -> Sequence[Tie]:
+    """Ties of several adapters' matchings about the same table, as one."""
+    by_table: dict[str, Tie] = {}
+    for tie in ties:
+        known = by_table.get(tie.stored)
+        names = tie.names if known is None else (*known.names, *(n for n in tie.names if n not in known.names))
+        by_table[tie.stored] = Tie(names, tie.stored)
+    return tuple(by_table.values())
+
+
+def _update(term: Term, adapters: Sequence[Adapter]) -> Update:
+    return adapters[term.adapter].updates[term.weight][term.index]
+
+
+def _one_replacement(tensor: str, terms: Sequence[Term], adapters: Sequence[Adapter]) -> None:
+    replacing = {t.adapter for t in terms if isinstance(_update(t, adapters), Replace)}
+    if len(replacing) > 1:
+        numbers = ", ".join(str(n + 1) for n in sorted(replacing))
+        raise MergeError(f"{tensor}: adapters {numbers} each replace the whole tensor", where="merge")
+
+
+def _shared_terms(members: Mapping[str, list[Term]], adapters: Sequence[Adapter]) -> list[Term] | None:
+    """The terms that apply to the one table, or None where the names must go separate ways.
+
+    A table stays shared where every update of it follows the tie, and all names that are updated get the same values.
+    """
+    updated = [terms for terms in members.values() if terms]
+    for term in (term for terms in updated for term in terms):
+        update = _update(term, adapters)
+        if not isinstance(update, (Replace, Rows)) or not update.follows_tie:
+            return None
+    first, *others = updated
+    if all(_same(first, other, adapters) for other in others):
+        return first
+    return None
+
+
+def _same(one: Sequence[Term], other: Sequence[Term], adapters: Sequence[Adapter]) -> bool:
+    if len(one) != len(other):
+        return False
+    for left, right in zip((_update(t, adapters) for t in one), (_update(t, adapters) for t in other), strict=True):
+        if isinstance(left, Replace) and isinstance(right, Replace):
+            if not _equal(left.value, right.value):
+                return False
+        elif isinstance(left, Rows) and isinstance(right, Rows):
+            if left.indices != right.indices or not _equal(left.values, right.values):
+                return False
+        else:
+            return False
+    return True
+
+
+def _equal(one: LazyTensor, other: LazyTensor, rows: int = 4096) -> bool:
+    """Whether two tables have the same values; a few thousand rows are in memory at a time."""
+    if one.shape != other.shape:
+        return False
+    if not one.shape:
+        return bool((one.load() == other.load()).all())
+    for start in range(0, one.shape[0], rows):
+        stop = min(start + rows, one.shape[0])
+        if not bool((one.read(start, stop) == other.read(start, stop)).all()):
+            return False
+    return True
+
+
+def _edit(name: str, source: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> Edit:
+    stored = base.tensors[source]
+    if not stored.dtype.is_floating:
+        raise UnsupportedUpdate(
+            f"{source}: a weight of dtype {stored.dtype.safetensors} cannot be merged into: the base is quantized",
+            where="merge",
+            hint="merge into the 16-bit checkpoint that it was made from",
+        )
+    shape = stored.shape
+    for term in terms:
+        update = _update(term, adapters)
+        if isinstance(update, Replace):
+            shape = update.shape
+        elif isinstance(update, Rows):
+            shape = (_rows_after(name, shape[0], update), *shape[1:])
+    return Edit(name, source, stored.dtype.safetensors, shape, tuple(terms))
+
+
+def _rows_after(name: str, rows: int, update: Rows) -> int:
+    added = sorted(index for index in update.indices if index >= rows)
+    if added != list(range(rows, rows + len(added))):
+        raise ShapeMismatch(
+            f"{name}: the adapter has row {added[0]}, but the table has {rows} rows and the rows between are missing",
+            where="merge",
+        )
+    return rows + len(added)

@@ -1,0 +1,85 @@
+"""The files of a merged checkpoint that are not weights: config.json, index, tokenizer, all the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from loraformat.errors import ConfigError
+from loraformat.merger.copies import Inputs
+from loraformat.merger.plan import MergePlan, nbytes_of
+from loraformat.storage.base import Store
+
+
+def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> None:
+    """Write everything of the plan but the weight files: patched config, new index, copied files.
+
+    Raises: StorageError; ConfigError (LF103) where config.json or the index of the base is no JSON object.
+    """
+    for copied in plan.copies:
+        if copied.adapter is None:
+            size = inputs.base.others[copied.name]
+            with output.create(copied.name, size) as writer:
+                writer.copy_from(inputs.store, copied.name, 0, 0, size)
+        else:
+            data = inputs.adapters[copied.adapter].tokenizer[copied.name].read()
+            with output.create(copied.name, len(data)) as writer:
+                writer.write(data)
+    if plan.config_patch:
+        _write_json(output, "config.json", _patched(inputs.store, plan))
+    if plan.index is not None:
+        _write_json(output, plan.index, _index(inputs, plan))
+
+
+def weight_nbytes(plan: MergePlan) -> int:
+    """Bytes of tensor data that the weight files will hold."""
+    return sum(nbytes_of(tensor) for shard in plan.shards for tensor in shard.tensors)
+
+
+def file_names(plan: MergePlan) -> tuple[str, ...]:
+    """Names of all files of the output, sorted."""
+    names = {copied.name for copied in plan.copies} | {shard.target for shard in plan.shards}
+    names |= {"config.json"} if plan.config_patch else set()
+    names |= {plan.index} if plan.index else set()
+    return tuple(sorted(names))
+
+
+def _patched(store: Store, plan: MergePlan) -> dict[str, Any]:
+    config = _object(store, "config.json")
+    for path, value in plan.config_patch:
+        level = config
+        for key in path[:-1]:
+            level = cast("dict[str, Any]", level[key])
+        level[path[-1]] = value
+    return config
+
+
+def _index(inputs: Inputs, plan: MergePlan) -> dict[str, Any]:
+    """The base's index with this plan's files and sizes; what else stands in it is kept."""
+    assert inputs.base.index is not None
+    index = _object(inputs.store, inputs.base.index)
+    metadata = index.get("metadata")
+    known: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
+    names = [
+        (name, shard.target) for shard in plan.shards for name in (*(t.name for t in shard.tensors), *shard.aliases)
+    ]
+    return {
+        **index,
+        "metadata": {**known, "total_size": weight_nbytes(plan)},
+        "weight_map": dict(sorted(names)),
+    }
+
+
+def _object(store: Store, name: str) -> dict[str, Any]:
+    """A JSON object of the base in the order of its keys; it was parsed strictly when the base was opened."""
+    value = json.loads(store.read(name).decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ConfigError("expected a JSON object", where=name)
+    return value
+
+
+def _write_json(output: Store, name: str, value: Mapping[str, Any]) -> None:
+    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    with output.create(name, len(data)) as writer:
+        writer.write(data)

@@ -1,0 +1,136 @@
+"""What a merge will do, as data: it pickles, prints as JSON, and needs nothing but itself to be executed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from loraformat.model.tensors import DType
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """How to open an adapter again: its URI, the format that it was read as, and what the caller said about it."""
+
+    uri: str
+    format: str
+    alpha: float | None = None
+    rank: int | None = None
+    scale: float | None = None
+    fan_in_fan_out: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One update of one adapter, as it lands on a tensor.
+
+    Attributes:
+        adapter: index into `MergePlan.adapters`.
+        weight: the update's base weight, as the adapter calls it.
+        index: which of the updates of that weight.
+        transposed: whether the tensor is stored as (in, out).
+    """
+
+    adapter: int
+    weight: str
+    index: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A tensor of the output that is computed.
+
+    Attributes:
+        tensor: its name in the output.
+        source: name of the base tensor that it starts from.
+        dtype: safetensors name of the dtype, that of `source`.
+        shape: shape in the output; the first axis may be longer or shorter than the source's.
+        terms: applied in order, in float32 (float64 for a float64 tensor); the result is rounded once.
+    """
+
+    tensor: str
+    source: str
+    dtype: str
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of an output file: dtype by its safetensors name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One output file.
+
+    Attributes:
+        source: the base's file whose tensors it holds.
+        target: its name in the output.
+        container: "safetensors" or "torch".
+        verbatim: whether header and offsets of `source` are kept byte for byte.
+        tensors: all tensors, those that are aliases left out.
+        aliases: name → the tensor of this file that it shares its bytes with.
+        wrapper, metadata: see Tensors.
+        edits: tensors that are computed; all others are copied from the base under their own name.
+    """
+
+    source: str
+    target: str
+    container: str
+    verbatim: bool
+    tensors: tuple[PlannedTensor, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+    wrapper: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFile:
+    """A file that is taken over as it is, from the base (`adapter` is None) or from an adapter."""
+
+    name: str
+    adapter: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A whole merge.
+
+    Attributes:
+        base: URI of the base.
+        config_patch: changes to config.json, as paths of keys: (("text_config", "vocab_size"), 95).
+        index: name of the index to write anew, None where there is none or the base's is copied.
+        left_out: files of the base that are not taken over: other weight files, which the merge would make stale.
+    """
+
+    base: str
+    adapters: tuple[AdapterSource, ...]
+    shards: tuple[ShardPlan, ...]
+    copies: tuple[CopiedFile, ...]
+    config_patch: tuple[tuple[tuple[str, ...], int | bool], ...] = ()
+    index: str | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits of all shards."""
+        return tuple(edit for shard in self.shards for edit in shard.edits)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and lists: what `--dry-run --format json` prints; schemas/merge-plan.schema.json fixes it."""
+        return {"version": 1, **asdict(self)}
+
+
+def nbytes_of(tensor: PlannedTensor) -> int:
+    """Bytes that the values of a planned tensor take."""
+    total = DType[tensor.dtype].itemsize
+    for size in tensor.shape:
+        total *= size
+    return total

@@ -1,0 +1,117 @@
+"""Every kind of update, in blocks, against the float64 oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import merged
+
+from loraformat.errors import MergeError, NonFiniteValue
+from loraformat.merger.apply import TILE, Addition, add_column_squares, apply, prepare
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
+
+
+def lazy(generator: torch.Generator, *shape: int) -> LazyTensor:
+    return LazyTensor.of(torch.randn(*shape, generator=generator))
+
+
+def make(kind: str, rows: int, cols: int, rank: int, seed: int) -> Update:
+    g = torch.Generator().manual_seed(seed)
+    match kind:
+        case "low-rank":
+            return LowRank(lazy(g, rows, rank), lazy(g, rank, cols), 0.5)
+        case "dora":
+            vector = LazyTensor.of(torch.rand(rows, generator=g) + 0.5)
+            return LowRank(lazy(g, rows, rank), lazy(g, rank, cols), 2.0, Magnitude(vector, 1))
+        case "dora-columns":
+            vector = LazyTensor.of(torch.rand(cols, generator=g) + 0.5)
+            return LowRank(lazy(g, rows, rank), lazy(g, rank, cols), 2.0, Magnitude(vector, 0), is_embedding=True)
+        case "hadamard":
+            return Hadamard(lazy(g, rows, rank), lazy(g, rank, cols), lazy(g, rows, rank), lazy(g, rank, cols), 1.5)
+        case "kronecker":
+            return Kronecker((lazy(g, 2, 2),), (lazy(g, rows // 2, rank), lazy(g, rank, cols // 2)), 0.25)
+        case "diff":
+            return Diff(lazy(g, rows, cols), 1.0)
+        case "replace":
+            return Replace(lazy(g, rows, cols))
+        case "rows":
+            return Rows((rows - 1, 0), lazy(g, 2, cols))
+    raise ValueError(kind)
+
+
+KINDS = ("low-rank", "dora", "dora-columns", "hadamard", "kronecker", "diff", "replace", "rows")
+
+
+def run(weight: torch.Tensor, updates: list[Update], *, transposed: bool, step: int) -> torch.Tensor:
+    """`weight` merged in windows of `step` rows."""
+    steps = [prepare(u, transposed, weight.shape[1], weight.dtype, "w") for u in updates]
+    norms = []
+    starts = range(0, weight.shape[0], step)
+    for each in steps:
+        total = None
+        if isinstance(each, Addition) and each.needs_column_norms:
+            total = torch.zeros(1, weight.shape[1], dtype=torch.float64)
+            for start in starts:
+                add_column_squares(total, weight[start : start + step].clone(), start, steps, each)
+            total = total.sqrt().to(weight.dtype)
+        norms.append(total)
+    return torch.cat([apply(weight[s : s + step].clone(), s, steps, norms) for s in starts])
+
+
+@given(
+    kind=st.sampled_from(KINDS),
+    rows=st.integers(1, 150).map(lambda n: 2 * n),
+    cols=st.integers(1, 40).map(lambda n: 2 * n),
+    rank=st.integers(1, 9),
+    seed=st.integers(0, 2**31),
+    transposed=st.booleans(),
+)
+def test_each_kind_agrees_with_float64(kind: str, rows: int, cols: int, rank: int, seed: int, transposed: bool) -> None:
+    transposed = transposed and kind not in ("rows", "replace", "dora-columns")
+    update = make(kind, rows, cols, rank, seed)
+    g = torch.Generator().manual_seed(seed + 1)
+    weight = torch.randn((cols, rows) if transposed else (rows, cols), generator=g)
+    result = run(weight, [update], transposed=transposed, step=TILE)
+    expected = merged(weight, [update], transposed=transposed)
+    # float32 products of rank at most 9 with values of a few units
+    assert torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(kind=st.sampled_from(KINDS), rows=st.integers(1, 200).map(lambda n: 2 * n), tiles=st.integers(1, 4))
+def test_the_window_does_not_change_a_bit(kind: str, rows: int, tiles: int) -> None:
+    weight = torch.randn(rows, 24, generator=torch.Generator().manual_seed(rows))
+    updates = [make(kind, rows, 24, 3, 7), make("low-rank", rows, 24, 5, 8)]
+    whole = run(weight, updates, transposed=False, step=(rows // TILE + 1) * TILE)
+    assert torch.equal(run(weight, updates, transposed=False, step=tiles * TILE), whole)
+
+
+def test_several_terms_are_summed_with_norms_of_the_unmerged_weight() -> None:
+    weight = torch.randn(70, 30, generator=torch.Generator().manual_seed(0))
+    updates = [make("low-rank", 70, 30, 4, 1), make("dora", 70, 30, 4, 2), make("diff", 70, 30, 4, 3)]
+    result = run(weight, updates, transposed=False, step=TILE)
+    assert torch.allclose(result.double(), merged(weight, updates), rtol=1e-4, atol=1e-4)
+
+
+def test_float64_weights_are_computed_in_float64() -> None:
+    weight = torch.randn(20, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    update = make("low-rank", 20, 30, 4, 1)
+    result = run(weight, [update], transposed=False, step=TILE)
+    assert (result - merged(weight, [update])).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_factor_that_is_not_finite_is_refused(value: float) -> None:
+    up = torch.zeros(4, 2)
+    up[1, 1] = value
+    update = LowRank(LazyTensor.of(up), LazyTensor.of(torch.zeros(2, 4)), 1.0)
+    with pytest.raises(NonFiniteValue, match="NaN or infinity"):
+        prepare(update, False, 4, torch.float32, "q_proj.weight")
+
+
+def test_an_unknown_scale_is_refused() -> None:
+    update = LowRank(LazyTensor.of(torch.zeros(4, 2)), LazyTensor.of(torch.zeros(2, 4)), None)
+    with pytest.raises(MergeError, match="alpha"):
+        prepare(update, False, 4, torch.float32, "q_proj.weight")

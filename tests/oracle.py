@@ -1,0 +1,69 @@
+"""Second opinions: updates made dense in float64, and merges computed from them, by other formulas than ours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+
+
+def dense(update: Update) -> Tensor:
+    """What an additive update adds, in float64, in the shape of its weight (Linear orientation)."""
+    match update:
+        case LowRank():
+            up, down = update.up.load().double(), update.down.load().double()
+            return (update.scale * torch.einsum("or,ri->oi", up, down.reshape(down.shape[0], -1))).reshape(update.shape)
+        case Hadamard():
+            first = torch.einsum("or,ri->oi", update.up1.load().double(), update.down1.load().double())
+            second = torch.einsum("or,ri->oi", update.up2.load().double(), update.down2.load().double())
+            return update.scale * first * second
+        case Kronecker():
+            left, right = (_chain(factors) for factors in (update.left, update.right))
+            return update.scale * torch.kron(left, right)
+        case Diff():
+            return update.scale * update.difference.load().double()
+        case _:
+            raise TypeError(type(update))
+
+
+def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -> Tensor:
+    """The weight with all updates applied in order, in float64, not rounded. For one DoRA update at the most."""
+    value = weight.double()
+    for update in updates:
+        if isinstance(update, Replace):
+            value = update.value.load().double()
+        elif isinstance(update, Rows):
+            rows = max(value.shape[0], max(update.indices) + 1)
+            grown = torch.zeros(rows, value.shape[1], dtype=torch.float64)
+            grown[: value.shape[0]] = value
+            grown[list(update.indices)] = update.values.load().double()
+            value = grown
+    origin = value
+    for update in updates:
+        if isinstance(update, (Replace, Rows)):
+            continue
+        delta = dense(update)
+        if transposed:
+            delta = delta.T
+        if isinstance(update, LowRank) and update.magnitude is not None:
+            value = _dora(value, origin, delta, update, transposed=transposed)
+        else:
+            value = value + delta
+    return value
+
+
+def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, transposed: bool) -> Tensor:
+    turned = (origin + delta).T if transposed else origin + delta
+    flat = turned.reshape(turned.shape[0], -1)
+    vector = update.magnitude.vector.load().double().flatten()
+    norms = flat.pow(2).sum(dim=1 if update.magnitude.axis == 1 else 0).sqrt()
+    factor = (vector / norms).reshape(-1, 1) if update.magnitude.axis == 1 else (vector / norms).reshape(1, -1)
+    running = (value + delta).T if transposed else value + delta
+    result = (running.reshape(flat.shape) * factor).reshape(running.shape)
+    return result.T if transposed else result
+
+
+def _chain(factors: tuple) -> Tensor:
+    values = [factor.load().double() for factor in factors]
+    return values[0] if len(values) == 1 else values[0] @ values[1]
