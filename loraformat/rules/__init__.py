@@ -9,10 +9,52 @@ from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
 from loraformat.model.results import Skipped
 from loraformat.rules.base import Hit, Rule, Subject, rule
+from loraformat.rules.base_model import absent_module, shape_mismatch, vocabulary_mismatch
+from loraformat.rules.config import missing_base_model, schema_violation
+from loraformat.rules.consistency import (
+    missing_scale,
+    pattern_not_evaluated,
+    pattern_without_match,
+    rank_against_config,
+    target_without_tensors,
+    tensor_outside_targets,
+    unclaimed_tensor,
+    unusual_scale,
+)
+from loraformat.rules.metadata import (
+    base_model_disagreement,
+    malformed_tokenizer,
+    tokens_without_rows,
+    tokens_without_tokenizer,
+)
+from loraformat.rules.shapes import empty_factor, magnitude_shape, no_updates, rank_mismatch, unusual_dtype
 
 __all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "refuse", "rule", "run", "select"]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    schema_violation,
+    missing_base_model,
+    rank_mismatch,
+    rank_against_config,
+    empty_factor,
+    missing_scale,
+    target_without_tensors,
+    tensor_outside_targets,
+    unclaimed_tensor,
+    pattern_without_match,
+    magnitude_shape,
+    no_updates,
+    unusual_dtype,
+    unusual_scale,
+    pattern_not_evaluated,
+    absent_module,
+    shape_mismatch,
+    vocabulary_mismatch,
+    base_model_disagreement,
+    tokens_without_tokenizer,
+    malformed_tokenizer,
+    tokens_without_rows,
+)
 
 _FORCEABLE = ("LF1", "LF2", "LF5", "LF6")
 # Without a scale, a partner or fitting shapes there is nothing to compute, whatever the user insists on.

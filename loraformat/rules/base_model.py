@@ -1,0 +1,92 @@
+"""Family 3: the adapter against the base model it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.matching import match
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.shapes import base_rows, table_rows, updates_of
+from loraformat.rules.vocabulary import tokens_of
+
+
+@rule("LF301", Severity.ERROR, since="0.1.0", needs="base")
+def absent_module(subject: Subject) -> Iterator[Hit]:
+    """The adapter updates a weight that the base does not have.
+
+    ## Why is this bad?
+    Most tools skip such an update in silence, and write a model that is partly or wholly the base again.
+
+    ## Example
+    `model.layers.0.self_attn.q_proj` in the adapter, `language_model.model.layers.0.self_attn.q_proj` in the base.
+
+    ## Use instead
+    The base that the adapter was trained on, in the same library's naming.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    for base_weight, nearest in match(subject.adapter, subject.base).unmatched.items():
+        hint = f"the base has {nearest[0]}" if nearest else ""
+        yield Hit(base_weight, "the base has no such weight", hint)
+
+
+@rule("LF302", Severity.ERROR, since="0.1.0", needs="base")
+def shape_mismatch(subject: Subject) -> Iterator[Hit]:
+    """An update has another shape than the base weight it is for.
+
+    ## Why is this bad?
+    The update cannot be added. The adapter was trained on a model of another size, or on another version of it.
+
+    ## Example
+    An update of shape (4096, 4096) for a weight of shape (2048, 2048).
+
+    ## Use instead
+    The base that `base_model_name_or_path` names, at the revision that the adapter was trained on.
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    for misfit in match(subject.adapter, subject.base).misfits:
+        yield Hit(misfit.weight, f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}")
+
+
+@rule("LF305", Severity.ERROR, since="0.1.0")
+def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
+    """Embedding tables, tokenizer, declared vocabulary and base disagree about the number of rows.
+
+    ## Why is this bad?
+    A token whose number is beyond the table reads past its end: an error at best, on some devices arbitrary values.
+    A table with fewer rows than the base's takes tokens away. More rows than tokens are padding, and fine.
+
+    ## Example
+    An embedding table of 30 rows beside a tokenizer whose numbers go to 31.
+
+    ## Use instead
+    One number everywhere: `model.resize_token_embeddings(len(tokenizer))` before training, and both saved together.
+
+    ## Source
+    transformers 5.23.0, modeling_utils.py `resize_token_embeddings`.
+    """
+    assert subject.adapter is not None
+    tables = {
+        name: rows for name, update in updates_of(subject.adapter) if (rows := table_rows(name, update)) is not None
+    }
+    declared = subject.adapter.config.vocab_size
+    tokens = tokens_of(subject.adapter.tokenizer)
+    for name, rows in tables.items():
+        if declared is not None and rows != declared:
+            yield Hit(name, f"the config states {declared} rows, the table has {rows}")
+        if tokens is not None and tokens > rows:
+            yield Hit(name, f"the tokenizer needs {tokens} rows, the table has {rows}")
+        before = base_rows(subject.base, name)
+        if before is not None and rows < before:
+            yield Hit(name, f"the base's table has {before} rows, the adapter's only {rows}")
+    if len(set(tables.values())) > 1:
+        found = ", ".join(f"{name} {rows}" for name, rows in tables.items())
+        yield Hit("", f"expected embedding tables with equally many rows, found {found}")

@@ -1,0 +1,68 @@
+"""Family 1: what the config says, taken by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.rules.base import Hit, Subject, rule
+
+CONFIG_FILES = {"peft": "adapter_config.json", "native": "lora_config.json"}
+
+
+def config_file(subject: Subject) -> str:
+    """The file in which the user would look for the config; "config" for formats that keep it elsewhere."""
+    return CONFIG_FILES.get(subject.format, "config")
+
+
+@rule("LF103", Severity.ERROR, since="0.1.0")
+def schema_violation(subject: Subject) -> Iterator[Hit]:
+    """The config breaks its JSON Schema: a key is missing, or a value has the wrong type or range.
+
+    ## Why is this bad?
+    Readers that do not check go on with a default, or with a text where a number belongs, and fail much later or not at
+    all. Which rank, scale or targets the author meant is then a guess.
+
+    ## Example
+    `"r": "8"` in adapter_config.json: a text, not a number.
+
+    ## Use instead
+    `"r": 8`. The schemas are `schemas/peft-adapter-config.schema.json` and `schemas/native-config-{0,1}.schema.json`.
+
+    ## Source
+    peft 0.21.2, tuners/lora/config.py `LoraConfig`; docs/formats/native.md.
+    """
+    from loraformat.schema import check
+
+    assert subject.adapter is not None
+    raw = subject.adapter.config.raw
+    name = {
+        "peft": "peft-adapter-config",
+        "native": "native-config-1" if "format_version" in raw else "native-config-0",
+    }.get(subject.format)
+    if name is None or not raw:
+        return
+    for pointer, message in check(name, dict(raw)):
+        yield Hit(f"{config_file(subject)}: {pointer}" if pointer else config_file(subject), message)
+
+
+@rule("LF105", Severity.WARNING, since="0.1.0")
+def missing_base_model(subject: Subject) -> Iterator[Hit]:
+    """A PEFT config names no base model.
+
+    ## Why is this bad?
+    An adapter is worth nothing without the very model it was trained on. PEFT's `AutoPeftModel`, vLLM and the Hub find
+    it by `base_model_name_or_path`; without it every user has to know, and nothing can notice a wrong one.
+
+    ## Example
+    `"base_model_name_or_path": null`.
+
+    ## Use instead
+    `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`, and `"revision"` where it matters.
+
+    ## Source
+    peft 0.21.2, config.py `PeftConfigMixin`; auto.py `_BaseAutoPeftModel.from_pretrained`.
+    """
+    assert subject.adapter is not None
+    if subject.format == "peft" and not subject.adapter.config.base_model:
+        yield Hit(f"{config_file(subject)}: base_model_name_or_path", "expected the name of a model, found none")

@@ -1,0 +1,276 @@
+"""Family 2, second part: the config against the tensors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from loraformat.diagnostics import Severity
+from loraformat.model.adapter import module_of
+from loraformat.model.patterns import fullmatch, is_linear
+from loraformat.model.summary import has_scale, rank_of, scale_of
+from loraformat.model.updates import Hadamard, Kronecker, LowRank
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.config import config_file
+from loraformat.rules.shapes import updates_of
+
+_PLAIN = re.compile(r"[\w.\-/]+")
+
+
+@rule("LF204", Severity.ERROR, since="0.1.0")
+def rank_against_config(subject: Subject) -> Iterator[Hit]:
+    """A tensor has another rank than the config states for it.
+
+    ## Why is this bad?
+    The scale is alpha / rank: with a wrong rank the update is applied too strongly or too weakly. PEFT builds layers of
+    the stated rank and then refuses the tensors, or takes them by `ignore_mismatched_sizes` and drops them.
+
+    ## Example
+    `"r": 16` and an empty `rank_pattern`, where `up_proj.lora_A.weight` has shape (32, 4096).
+
+    ## Use instead
+    `"rank_pattern": {"up_proj": 32}`, or the `r` that the tensors have.
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
+    """
+    assert subject.adapter is not None
+    declared = subject.adapter.config.declared_ranks
+    for base_weight, update in updates_of(subject.adapter):
+        rank, expected = rank_of(update), declared.get(base_weight)
+        if rank and expected is not None and rank != expected:
+            yield Hit(base_weight, f"expected rank {expected}, as {config_file(subject)} says, found {rank}")
+
+
+@rule("LF206", Severity.ERROR, since="0.1.0")
+def missing_scale(subject: Subject) -> Iterator[Hit]:
+    """Nothing in the adapter states alpha or a scale, so nobody knows how strongly its updates count.
+
+    ## Why is this bad?
+    Common guesses lie far apart: alpha = rank gives a factor of 1, alpha = 1 a factor of 1/rank, alpha = 16 something
+    else again. A wrong factor looks like a weak or a broken adapter, not like an error.
+
+    ## Example
+    `lora_config.json` with `"rank": 4` and no `"alpha"`.
+
+    ## Use instead
+    `"alpha": 1.0` in the config, or `--alpha 1.0` on the command line: the value that the training code used.
+
+    ## Source
+    Hu et al. 2021, arXiv 2106.09685, section 4.1: the update is scaled by alpha / r.
+    """
+    assert subject.adapter is not None
+    updates = updates_of(subject.adapter)
+    unknown = [name for name, update in updates if has_scale(update) and scale_of(update) is None]
+    if unknown:
+        message = f"alpha is not stated, so the scale of {_some(unknown)} is unknown"
+        yield Hit(config_file(subject), message, "give it with --alpha A")
+
+
+@rule("LF207", Severity.WARNING, since="0.1.0")
+def target_without_tensors(subject: Subject) -> Iterator[Hit]:
+    """The config lists a target module for which the adapter has no tensor.
+
+    ## Why is this bad?
+    Part of the adapter may be missing. A loader creates the layer anyway, with random `A` and zero `B`, and warns about
+    missing keys at best.
+
+    ## Example
+    `"target_modules": ["q_proj", "v_proj"]`, and no key in the file contains `v_proj`.
+
+    ## Use instead
+    The list of what was trained: `"target_modules": ["q_proj"]`.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`.
+    """
+    assert subject.adapter is not None
+    targets = subject.adapter.config.targets
+    if not isinstance(targets, tuple) or not subject.adapter.updates:
+        return
+    modules = {module_of(name) for name in subject.adapter.updates}
+    suffixes = {part for module in modules for part in _suffixes(module)}
+    for target in dict.fromkeys(targets):
+        if target not in suffixes and not _is_shorthand(target):
+            yield Hit(f"{config_file(subject)}: target_modules", f'no tensor adapts "{target}"')
+
+
+@rule("LF208", Severity.WARNING, since="0.1.0")
+def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
+    """The adapter has updates for modules that its config does not target.
+
+    ## Why is this bad?
+    Loaders create layers for the targets only; tensors of other modules are unexpected keys, which PEFT ignores. The
+    adapter then behaves otherwise than it was trained.
+
+    ## Example
+    `"target_modules": ["q_proj"]` where the file also has `model.layers.0.self_attn.v_proj.lora_A.weight`.
+
+    ## Use instead
+    `"target_modules": ["q_proj", "v_proj"]`.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`; utils/save_and_load.py.
+    """
+    assert subject.adapter is not None
+    config = subject.adapter.config
+    if config.targets is None or (isinstance(config.targets, str) and _unknown_pattern(config.targets)):
+        return
+    parameters = config.raw.get("target_parameters")
+    extra = frozenset(str(name) for name in parameters) if isinstance(parameters, list) else frozenset()
+    targets = config.targets if isinstance(config.targets, str) else frozenset(config.targets)
+    if not isinstance(targets, str) and any(_is_shorthand(target) for target in targets):
+        return
+    outside = [
+        name
+        for name, update in updates_of(subject.adapter)
+        if isinstance(update, (LowRank, Hadamard, Kronecker))
+        and not _is_targeted(module_of(name), targets)
+        and not _is_targeted(name, extra)
+        and not _is_targeted(name.removesuffix(".weight"), extra)
+    ]
+    if outside:
+        yield Hit(f"{config_file(subject)}: target_modules", f"does not cover {_some(outside)}")
+
+
+@rule("LF210", Severity.ERROR, since="0.1.0")
+def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
+    """The adapter holds tensors that are no part of any update that we understand.
+
+    ## Why is this bad?
+    They were trained, and they would be lost without a word: every reader that skips what it does not know makes a
+    different model of the same file.
+
+    ## Example
+    `base_model.model.model.layers.0.self_attn.q_proj.lora_mystery.weight`.
+
+    ## Use instead
+    Remove what does not belong to the adapter, or name its format with `--from`. `--force` goes on without them.
+
+    ## Source
+    peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict` returns such keys as `unexpected_keys`.
+    """
+    assert subject.adapter is not None
+    unclaimed = list(subject.adapter.unclaimed)
+    if unclaimed:
+        yield Hit("", f"would be dropped, for no update uses them: {_some(unclaimed, noun='tensor')}")
+
+
+@rule("LF211", Severity.WARNING, since="0.1.0")
+def pattern_without_match(subject: Subject) -> Iterator[Hit]:
+    """A key of `rank_pattern` or `alpha_pattern` matches none of the adapter's modules.
+
+    ## Why is this bad?
+    The author meant some modules to differ. PEFT ignores a key that matches nothing, so they load with the default rank
+    or alpha, and nothing says so.
+
+    ## Example
+    `"rank_pattern": {"layers.0.attn.q_proj": 4}` where the module is `model.layers.0.self_attn.q_proj`.
+
+    ## Use instead
+    `"rank_pattern": {"layers.0.self_attn.q_proj": 4}`: a key must match the end of the module path, from a dot on.
+
+    ## Source
+    peft 0.21.2, utils/other.py `get_pattern_key`.
+    """
+    assert subject.adapter is not None
+    modules = {module_of(name) for name in subject.adapter.updates}
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = subject.adapter.config.raw.get(field)
+        for key in patterns if isinstance(patterns, Mapping) else ():
+            if not any(_ends_with(module, key) for module in modules):
+                yield Hit(f'{config_file(subject)}: {field}["{key}"]', "matches no module")
+
+
+@rule("LF215", Severity.WARNING, since="0.1.0")
+def unusual_scale(subject: Subject) -> Iterator[Hit]:
+    """The scale of an update is zero, negative or not finite.
+
+    ## Why is this bad?
+    With zero the update does nothing, with a negative factor it does the opposite of what was learned. Both are
+    legal and hardly ever meant; a factor that is not finite destroys the weight.
+
+    ## Example
+    `"lora_alpha": -16`.
+
+    ## Use instead
+    A positive alpha. To take an adapter away from a model, merge it with a negative strength: `ADAPTER=-1`.
+
+    ## Source
+    Hu et al. 2021, arXiv 2106.09685, section 4.1.
+    """
+    assert subject.adapter is not None
+    odd: dict[float, list[str]] = {}
+    for name, update in updates_of(subject.adapter):
+        scale = scale_of(update)
+        if scale is not None and not (scale > 0 and math.isfinite(scale)):
+            odd.setdefault(scale, []).append(name)
+    for scale, names in odd.items():
+        yield Hit(config_file(subject), f"expected a positive scale, found {scale:g} for {_some(names)}")
+
+
+@rule("LF216", Severity.WARNING, since="0.1.0")
+def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
+    r"""A regular expression of the config was not evaluated, because it could take for ever.
+
+    ## Why is this bad?
+    What the pattern selects is unknown to us, so targets, ranks and alphas that depend on it are not checked.
+    Look-around, back references and flags have no matcher that is sure to end in reasonable time.
+
+    ## Example
+    `"target_modules": "(.*)\\1_proj"`.
+
+    ## Use instead
+    A list of module names, or a pattern of literals, classes, groups, `|` and quantifiers: `".*\\.(q|v)_proj"`.
+
+    ## Source
+    Cox 2007, "Regular Expression Matching Can Be Simple And Fast".
+    """
+    assert subject.adapter is not None
+    config = subject.adapter.config
+    if isinstance(config.targets, str) and _unknown_pattern(config.targets):
+        yield Hit(f"{config_file(subject)}: target_modules", f'pattern not evaluated: "{config.targets}"')
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = config.raw.get(field)
+        for key in patterns if isinstance(patterns, Mapping) else ():
+            if not is_linear(key):
+                yield Hit(f"{config_file(subject)}: {field}", f'pattern not evaluated: "{key}"')
+
+
+def _ends_with(module: str, key: str) -> bool:
+    """Whether a pattern key is the end of a module path, from a dot or the start on."""
+    if _PLAIN.fullmatch(key) is None:
+        # A pattern that is not evaluated (None) counts as matching: LF216 reports it.
+        return fullmatch(rf"(.*\.)?({key})", module) is not False
+    start = len(module) - len(key)
+    if start < 0 or (start > 0 and module[start - 1] != "."):
+        return False
+    # A dot of the key stands for any character, as in every regular expression.
+    return all(sign in (".", found) for sign, found in zip(key, module[start:], strict=True))
+
+
+def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
+    if isinstance(targets, str):
+        return _is_shorthand(targets) or fullmatch(targets, name) is not False
+    return any(suffix in targets for suffix in _suffixes(name))
+
+
+def _unknown_pattern(pattern: str) -> bool:
+    return not _is_shorthand(pattern) and not is_linear(pattern)
+
+
+def _is_shorthand(target: str) -> bool:
+    # Source: peft 0.21.2, utils/constants.py INCLUDE_LINEAR_LAYERS_SHORTHAND.
+    return target.lower() == "all-linear"
+
+
+def _suffixes(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    # Targets name the last few components of a path; more would only cost a hostile path's square.
+    return (".".join(parts[start:]) for start in range(max(0, len(parts) - 40), len(parts)))
+
+
+def _some(names: list[str], noun: str = "weight") -> str:
+    count = f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
+    return f"{count}, first {names[0]}" if len(names) > 1 else names[0]

@@ -1,0 +1,175 @@
+"""Family 2, first part: the tensors of an adapter against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.matching.ties import EMBEDDINGS
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.rules.base import Hit, Subject, rule
+
+
+def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
+    """Every update with its base weight."""
+    return ((base_weight, update) for base_weight, chain in adapter.updates.items() for update in chain)
+
+
+def is_vocabulary_table(base_weight: str) -> bool:
+    """Whether the weight's name is that of an input embedding or of a language model's head."""
+    return base_weight.endswith(".weight") and base_weight.split(".")[-2] in (*EMBEDDINGS, "lm_head", "embed_out")
+
+
+def table_rows(base_weight: str, update: Update) -> int | None:
+    """Rows of the vocabulary table that an update stands for; None where it is none, or no matrix."""
+    if isinstance(update, LowRank) and update.is_embedding and len(update.up.shape) == 2:
+        return update.up.shape[0]
+    is_table = isinstance(update, Replace) and is_vocabulary_table(base_weight) and len(update.shape) == 2
+    return update.shape[0] if is_table else None
+
+
+def base_rows(base: Checkpoint | None, name: str) -> int | None:
+    """Rows of the tensor `name` of the base; None without a base or such a tensor."""
+    tensor = base.tensors.get(name) if base is not None else None
+    return tensor.shape[0] if tensor is not None and tensor.shape else None
+
+
+@rule("LF202", Severity.ERROR, since="0.1.0")
+def rank_mismatch(subject: Subject) -> Iterator[Hit]:
+    """The two factors of one update disagree about the rank.
+
+    ## Why is this bad?
+    `up` is (out, rank) and `down` is (rank, in); their product exists only where the ranks are equal. The file was put
+    together from two adapters, cut, or has its factors exchanged.
+
+    ## Example
+    `q_proj.lora_A.weight` has shape (8, 4096), `q_proj.lora_B.weight` has shape (4096, 16).
+
+    ## Use instead
+    Both factors from one and the same training run: `lora_A` (16, 4096) with `lora_B` (4096, 16).
+
+    ## Source
+    Hu et al. 2021, arXiv 2106.09685, section 4.1.
+    """
+    assert subject.adapter is not None
+    for base_weight, update in updates_of(subject.adapter):
+        for up, down in _products(update):
+            if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
+                yield Hit(base_weight, f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}")
+
+
+def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    if isinstance(update, LowRank):
+        yield update.up, update.down
+    elif isinstance(update, Hadamard):
+        yield from ((update.up1, update.down1), (update.up2, update.down2))
+    elif isinstance(update, Kronecker):
+        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+
+
+@rule("LF205", Severity.ERROR, since="0.1.0")
+def empty_factor(subject: Subject) -> Iterator[Hit]:
+    """A tensor is empty, or is no matrix where a matrix is needed.
+
+    ## Why is this bad?
+    Under ZeRO stage 3 and FSDP a rank holds placeholders of size 0 instead of parameters. Saved without gathering them
+    first, the adapter has all its names and none of its values.
+
+    ## Example
+    `q_proj.lora_A.weight` has shape (0,).
+
+    ## Use instead
+    Gather before saving: `stage3_gather_16bit_weights_on_model_save` in DeepSpeed's configuration, or
+    `accelerator.get_state_dict(model)` handed to `save_pretrained`.
+
+    ## Source
+    accelerate, accelerator.py `get_state_dict`; deepspeed, runtime/zero/partition_parameters.py.
+    """
+    assert subject.adapter is not None
+    for base_weight, update in updates_of(subject.adapter):
+        for role, tensor in tensors_of(update):
+            if tensor.numel == 0:
+                yield Hit(
+                    base_weight, f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
+                )
+            elif len(tensor.shape) != 2 and _is_matrix(base_weight, update, role):
+                yield Hit(base_weight, f"{role}: expected a matrix, found shape {tensor.shape}")
+
+
+def _is_matrix(base_weight: str, update: Update, role: str) -> bool:
+    if isinstance(update, (LowRank, Hadamard, Kronecker)):
+        return role != "magnitude"
+    return isinstance(update, Rows) or (isinstance(update, Replace) and is_vocabulary_table(base_weight))
+
+
+@rule("LF212", Severity.ERROR, since="0.1.0")
+def magnitude_shape(subject: Subject) -> Iterator[Hit]:
+    """A DoRA magnitude has another length than the weight has rows (columns, for an embedding).
+
+    ## Why is this bad?
+    DoRA scales each output of a layer by its own factor. With another number of factors the update cannot be applied.
+
+    ## Example
+    `q_proj.lora_magnitude_vector` has shape (1, 16) where `lora_B` has shape (4096, 16).
+
+    ## Use instead
+    A vector of 4096 values, one for each row of `lora_B`.
+
+    ## Source
+    Liu et al. 2024, arXiv 2402.09353; peft 0.21.2, tuners/lora/dora.py.
+    """
+    assert subject.adapter is not None
+    for base_weight, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and update.magnitude is not None:
+            factor, axis = (update.up, 0) if update.magnitude.axis == 1 else (update.down, -1)
+            found = update.magnitude.vector.numel
+            if len(factor.shape) == 2 and found != factor.shape[axis]:
+                yield Hit(base_weight, f"magnitude: expected {factor.shape[axis]} values, found {found}")
+
+
+@rule("LF213", Severity.ERROR, since="0.1.0")
+def no_updates(subject: Subject) -> Iterator[Hit]:
+    """The adapter changes nothing: no tensor of it was understood as an update.
+
+    ## Why is this bad?
+    Merging it gives the base model again, and loading it gives the base model's answers, with no word of warning.
+
+    ## Example
+    A weight file that holds only `{"step": …}`, or no tensors at all.
+
+    ## Use instead
+    Save the adapter's own state: `model.save_pretrained(…)` of the PEFT model, not of the base below it.
+
+    ## Source
+    peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
+    """
+    assert subject.adapter is not None
+    if not subject.adapter.updates:
+        yield Hit("", "expected at least one update, found none")
+
+
+@rule("LF214", Severity.ERROR, since="0.1.0")
+def unusual_dtype(subject: Subject) -> Iterator[Hit]:
+    """A tensor of an update has a type that is no floating-point type of 16 bits or more.
+
+    ## Why is this bad?
+    Integers and 8-bit floats are storage of a quantised tensor; without their scales the values mean nothing. Taken as
+    they stand, they are updates a hundred times too large.
+
+    ## Example
+    `q_proj.lora_A.weight` has dtype I8.
+
+    ## Use instead
+    F32, F16 or BF16: dequantise before saving. Adapters are small; quantising them saves nothing that matters.
+
+    ## Source
+    safetensors 0.8.0, `Dtype`; QLoRA keeps its adapters in 16 bits: Dettmers et al. 2023, arXiv 2305.14314, section 3.
+    """
+    assert subject.adapter is not None
+    for base_weight, update in updates_of(subject.adapter):
+        for role, tensor in tensors_of(update):
+            if not tensor.dtype.is_floating:
+                yield Hit(base_weight, f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}")
