@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, Union
 
 from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Json
 from loraformat.model.summary import kind_of, parameters_of, rank_of, scale_of
 from loraformat.model.updates import tensors_of
 
@@ -124,9 +125,9 @@ class MergedAdapter:
 
     uri: str
     format: str
-    strength: float
     applied: int
     modules: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,7 @@ class MergeResult:
         files: names of the output files, sorted.
         dtype: safetensors name that was asked for; None keeps each tensor's own.
         is_dry_run: whether nothing was written on purpose.
+        plan: the whole plan as JSON values, where nothing was written.
         verified: tensors whose merged values were computed again and compared; None where that was not asked for.
     """
 
@@ -153,6 +155,7 @@ class MergeResult:
     files: tuple[str, ...]
     dtype: str | None = None
     is_dry_run: bool = False
+    plan: Mapping[str, Json] | None = None
     verified: int | None = None
 
 

@@ -29,7 +29,7 @@ from loraformat.rules.metadata import (
 )
 from loraformat.rules.shapes import empty_factor, magnitude_shape, no_updates, rank_mismatch, unusual_dtype
 
-__all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "refuse", "rule", "run", "select"]
+__all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
 
 RULES: tuple[Rule, ...] = (
     schema_violation,
@@ -63,8 +63,12 @@ _NEVER_FORCED = frozenset({"LF201", "LF202", "LF205", "LF206", "LF212", "LF213"}
 
 def select(rules: Sequence[Rule], chosen: Collection[str] = (), ignored: Collection[str] = ()) -> tuple[Rule, ...]:
     """The rules whose code starts with one of `chosen` (all where that is empty) and with none of `ignored`."""
-    picked = (each for each in rules if not chosen or each.code.startswith(tuple(chosen)))
-    return tuple(each for each in picked if not (ignored and each.code.startswith(tuple(ignored))))
+    return tuple(each for each in rules if is_selected(each.code, chosen, ignored))
+
+
+def is_selected(code: str, chosen: Collection[str] = (), ignored: Collection[str] = ()) -> bool:
+    """Whether a code starts with one of `chosen` (any, where that is empty) and with none of `ignored`."""
+    return (not chosen or code.startswith(tuple(chosen))) and not code.startswith(tuple(ignored))
 
 
 def run(
