@@ -34,7 +34,8 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
 
     Two names are tied where they are one storage of a `.pt` file, or where there is a config.json that does not deny it
     (transformers leaves `tie_word_embeddings` out where it is true) and the checkpoint has an input embedding but no
-    tensor for the head that `wanted` names, or has both while config.json says that they are tied.
+    tensor for the head that `wanted` names or the architecture implies, or has both while config.json says that they
+    are tied.
 
     Args:
         base: headers and config.json.
@@ -54,9 +55,15 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
         shape = base.tensors[embedding].shape
         stored = [name for name in base.tensors if _last(name) in HEADS and base.tensors[name].shape == shape]
         heads |= set(stored if len(stored) == 1 else ())
+    heads = heads or _implied_head(base.config, embedding)
     if heads:
         found.append(Tie((embedding, *sorted(heads)), embedding))
     return tuple(found)
+
+
+def is_embedding(weight: str) -> bool:
+    """Whether a weight has the name of an input embedding."""
+    return _last(weight) in EMBEDDINGS
 
 
 def tie_claim(config: Mapping[str, Json]) -> bool | None:
@@ -67,6 +74,20 @@ def tie_claim(config: Mapping[str, Json]) -> bool | None:
                 if isinstance(level.get(key), bool):
                     return bool(level[key])
     return None
+
+
+def _implied_head(config: Mapping[str, Json], embedding: str) -> set[str]:
+    """The head that the architecture has although no tensor shows it.
+
+    Source: transformers 5.23.0, `_tied_weights_keys`: `lm_head.weight` in all generating classes but GPT-NeoX's.
+    """
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str) or not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return set()
+    prefix = "language_model." if embedding.startswith("language_model.model.") else ""
+    head = "embed_out.weight" if config.get("model_type") == "gpt_neox" else "lm_head.weight"
+    return {prefix + head}
 
 
 def _last(weight: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import Matching, Tie, match
+from loraformat.matching import Matching, Tie, is_embedding, match, tie_claim
 from loraformat.merger.plan import Edit, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
@@ -60,6 +60,7 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
             for edit in _tied_edits(tie, members, shared, base, adapters):
                 edits[edit.tensor] = edit
     for name, own in terms.items():
+        _check_tie_is_known(name, own, base, adapters)
         edits[name] = _edit(name, name, own, base, adapters)
     resized = {
         name: (base.tensors[edit.source].shape[0], edit.shape[0])
@@ -67,6 +68,18 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
         if edit.shape != base.tensors[edit.source].shape
     }
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _check_tie_is_known(name: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> None:
+    """Refuse to change an embedding apart from a tied head that config.json tells of but nothing names."""
+    if not is_embedding(name) or tie_claim(base.config) is not True or "architectures" in base.config:
+        return
+    if _shared_terms({name: list(terms)}, adapters) is None:
+        raise MergeError(
+            f"{name}: config.json says that embeddings are tied, but not which head this update must leave alone",
+            where="merge",
+            hint='add "architectures" to config.json of the base, or set tie_word_embeddings to false there',
+        )
 
 
 def _tied_edits(

@@ -126,12 +126,12 @@ def write_shard(shard: ShardPlan, inputs: Inputs, output: Store, limits: Limits)
     entries = _verbatim_entries(shard, inputs.base) if layout is None else layout.entries
     size = file.nbytes if layout is None else layout.nbytes
     needs_checksums = layout is not None and layout.needs_checksums
-    checksums: dict[str, int] = {}
+    checksums = dict.fromkeys((tensor.name for tensor in shard.tensors), 0)
     with output.create(shard.target, size) as writer:
         target = Target(writer, entries, needs_checksums)
         for done in open_engine(limits.jobs).map(lambda task: task(), _tasks(shard, inputs, target, limits)):
             if needs_checksums:
-                checksums[done.tensor] = combine_crc32(checksums.get(done.tensor, 0), done.checksum, done.nbytes)
+                checksums[done.tensor] = combine_crc32(checksums[done.tensor], done.checksum, done.nbytes)
             if limits.progress is not None:
                 limits.progress(done.nbytes)
         if layout is not None:

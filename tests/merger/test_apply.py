@@ -108,10 +108,10 @@ def test_a_factor_that_is_not_finite_is_refused(value: float) -> None:
     up[1, 1] = value
     update = LowRank(LazyTensor.of(up), LazyTensor.of(torch.zeros(2, 4)), 1.0)
     with pytest.raises(NonFiniteValue, match="NaN or infinity"):
-        prepare(update, False, 4, torch.float32, "q_proj.weight")
+        prepare(update, transposed=False, cols=4, dtype=torch.float32, where="q_proj.weight")
 
 
 def test_an_unknown_scale_is_refused() -> None:
     update = LowRank(LazyTensor.of(torch.zeros(4, 2)), LazyTensor.of(torch.zeros(2, 4)), None)
     with pytest.raises(MergeError, match="alpha"):
-        prepare(update, False, 4, torch.float32, "q_proj.weight")
+        prepare(update, transposed=False, cols=4, dtype=torch.float32, where="q_proj.weight")
