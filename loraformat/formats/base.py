@@ -54,21 +54,32 @@ class WriteOptions:
     container: str | None = None
 
 
+NO_HINTS = Hints()
+DEFAULT_OPTIONS = WriteOptions()
+
+
 class Format(Protocol):
-    """A module satisfies it; no classes, no inheritance."""
+    """A module satisfies it; no classes, no inheritance.
+
+    Attributes:
+        NAME, TITLE: as in `--to peft`, and in words.
+        SPEC: where the format is described.
+        WRITES: whether there is a writer; without one `losses` gives an error and `write` raises UnsupportedUpdate.
+    """
 
     NAME: str
     TITLE: str
     SPEC: str
+    WRITES: bool
 
     def sniff(self, bundle: Bundle) -> Match | None:
         """Whether the files look like this format, by names, headers and small JSON only."""
 
-    def read(self, bundle: Bundle, *, hints: Hints = Hints()) -> Adapter:
+    def read(self, bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         """The adapter. Raises FormatError or ContainerError only where it cannot go on; the rest are notes."""
 
-    def losses(self, adapter: Adapter, options: WriteOptions = WriteOptions()) -> Iterator[Finding]:
+    def losses(self, adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
         """What `write` would not express (LF7). An error-level one means: writing would change the model, so refuse."""
 
-    def write(self, adapter: Adapter, options: WriteOptions = WriteOptions()) -> Bundle:
+    def write(self, adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
         """The files, lazily: JsonFile, TensorFile and RawFile whose values arrive when they are saved."""

@@ -1,0 +1,198 @@
+"""The native format, Adapter to files: always version 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Finding
+from loraformat.formats import factors
+from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.canonical import (
+    Slots,
+    all_slots,
+    most_common,
+    slots_of,
+    stated_alphas,
+    stated_rank,
+    unstated_fields,
+    vocabulary_of,
+)
+from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
+from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.native.config import BY_RANK, BY_ROOT
+from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS
+from loraformat.formats.scaling import MAX_RANK, Scaling
+from loraformat.model.adapter import Adapter, AdapterConfig, module_of
+from loraformat.model.bundle import Bundle, File, Json
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import LowRank, Rows
+
+_OWNED = frozenset(
+    [
+        *("alpha", "alpha_exceptions", "base_model", "base_vocab_size", "difference_scale", "dtype", "fan_in_fan_out"),
+        *("format_version", "method", "rank", "rank_exceptions", "rows", "scaling", "target_modules", "task", "tied"),
+        "vocab_size",
+    ]
+)
+
+
+def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
+    """What version 1 cannot hold."""
+    for base_weight, updates in adapter.updates.items():
+        slots = slots_of(updates)
+        fault = "this sequence of updates" if slots is None else _fault(base_weight, slots)
+        if fault:
+            yield unsupported_update(base_weight, fault, "native version 1")
+    unknown = [weight for weight, updates in adapter.updates.items() if any(_lacks_scale(update) for update in updates)]
+    if unknown:
+        yield unknown_scale("", unknown)
+    if adapter.unclaimed:
+        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
+    dropped = [] if _is_native(adapter.config) else unstated_fields(adapter.config.raw)
+    if dropped:
+        yield dropped_metadata("", dropped)
+    yield from shadowed_files(adapter, OWN_FILES)
+
+
+def _lacks_scale(update: object) -> bool:
+    return getattr(update, "scale", 1.0) is None
+
+
+def _fault(base_weight: str, slots: Slots) -> str | None:
+    update = slots.low_rank
+    if update is None:
+        return None
+    if not base_weight.endswith(".weight"):
+        return "a low-rank update of a parameter that is not called weight"
+    if update.magnitude is not None and update.magnitude.axis != (0 if update.is_embedding else 1):
+        return "a DoRA magnitude along the other axis"
+    return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
+
+
+def _is_native(config: AdapterConfig) -> bool:
+    return "rank" in config.raw and "peft_type" not in config.raw
+
+
+def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
+    """A folder of version 1.
+
+    Args:
+        options: container "safetensors" (default) or "torch", for both weight files.
+    Raises: AssertionError: `losses` has an error-level finding.
+    """
+    container = options.container or "safetensors"
+    weights: dict[str, LazyTensor] = {}
+    tables: dict[str, LazyTensor] = {}
+    for base_weight, slots in all_slots(adapter):
+        _place(base_weight, slots, weights, tables)
+    files: list[File] = [json_file(CONFIG, _config(adapter)), _tensor_file(WEIGHTS, container, weights)]
+    if tables:
+        files.append(_tensor_file(TABLES, container, tables))
+    return bundle_of(files, adapter)
+
+
+def _tensor_file(names: dict[str, str], container: str, entries: dict[str, LazyTensor]) -> File:
+    return tensor_file(names[container], container, entries, {"format": "pt"} if container == "safetensors" else None)
+
+
+def _place(base_weight: str, slots: Slots, weights: dict[str, LazyTensor], tables: dict[str, LazyTensor]) -> None:
+    if slots.replace is not None:
+        if slots.replace.follows_tie:
+            tables[base_weight] = slots.replace.value
+        else:
+            weights[f"{base_weight}.replacement"] = slots.replace.value
+    if slots.rows is not None:
+        (tables if slots.rows.follows_tie else weights)[f"{base_weight}.rows"] = slots.rows.values
+    if slots.low_rank is not None:
+        weights.update(_factors(module_of(base_weight), slots.low_rank))
+    if slots.difference is not None:
+        weights[f"{base_weight}.difference"] = slots.difference.difference
+
+
+def _factors(module: str, update: LowRank) -> dict[str, LazyTensor]:
+    form = "lora_embedding" if update.is_embedding else "lora"
+    a, b = factors.as_file(update)
+    named = {f"{module}.{form}_A": a, f"{module}.{form}_B": b}
+    if update.magnitude is not None:
+        named[f"{module}.lora_magnitude"] = update.magnitude.vector
+    return named
+
+
+def _config(adapter: Adapter) -> dict[str, Json]:
+    config = adapter.config
+    kept = {name: value for name, value in config.raw.items() if name not in _OWNED} if _is_native(config) else {}
+    optional: dict[str, Json] = {
+        "base_model": _base(config),
+        "base_vocab_size": config.base_vocab_size,
+        "difference_scale": _difference_scale(adapter),
+        "dtype": _dtype(adapter),
+        "fan_in_fan_out": config.fan_in_fan_out,
+        "rows": {weight: _row_numbers(slots.rows) for weight, slots in all_slots(adapter) if slots.rows is not None},
+        "target_modules": _targets(adapter),
+        "task": config.task,
+        "tied": _tied(config),
+        "vocab_size": config.vocab_size or vocabulary_of(adapter.updates),
+    }
+    stated = {name: value for name, value in optional.items() if value is not None and value != {}}
+    return {**kept, "format_version": 1, "method": "lora", **_ranks(adapter), **stated}
+
+
+def _ranks(adapter: Adapter) -> dict[str, Json]:
+    """rank, alpha, the scaling rule, and the exceptions from the first two."""
+    updates = {module_of(weight): slots.low_rank for weight, slots in all_slots(adapter) if slots.low_rank is not None}
+    raw = adapter.config.raw
+    scaling = Scaling(by_root=raw.get("scaling") == BY_ROOT or raw.get("use_rslora") is True)
+    preferred = stated_alphas(raw)
+    rank = most_common((update.rank for update in updates.values()), default=stated_rank(raw))
+    alphas = {module: _alpha(update, scaling, preferred) for module, update in updates.items()}
+    alpha = most_common(alphas.values(), default=next(iter(preferred), float(rank)))
+    ranks: dict[str, Json] = {module: update.rank for module, update in updates.items() if update.rank != rank}
+    others: dict[str, Json] = {module: value for module, value in alphas.items() if value != alpha}
+    return {
+        "rank": rank,
+        "alpha": alpha,
+        "scaling": BY_ROOT if scaling.by_root else BY_RANK,
+        **({"rank_exceptions": ranks} if ranks else {}),
+        **({"alpha_exceptions": others} if others else {}),
+    }
+
+
+def _alpha(update: LowRank, scaling: Scaling, preferred: list[float]) -> float:
+    assert update.scale is not None
+    return scaling.alpha(update.scale, update.rank, preferred)
+
+
+def _base(config: AdapterConfig) -> Json:
+    named = {"name": config.base_model, "revision": config.base_revision, "fingerprint": config.base_fingerprint}
+    stated: dict[str, Json] = {name: value for name, value in named.items() if value is not None}
+    return stated or None
+
+
+def _difference_scale(adapter: Adapter) -> Json:
+    scales = {weight: slots.difference.scale for weight, slots in all_slots(adapter) if slots.difference is not None}
+    return {weight: scale for weight, scale in scales.items() if scale != 1.0}
+
+
+def _dtype(adapter: Adapter) -> Json:
+    names = [slots.low_rank.down.dtype.torch_name for _, slots in all_slots(adapter) if slots.low_rank is not None]
+    return most_common(names, default="") or None
+
+
+def _row_numbers(rows: Rows | None) -> Json:
+    assert rows is not None
+    first = rows.indices[0] if rows.indices else 0
+    if rows.indices == tuple(range(first, first + len(rows.indices))):
+        return first
+    return list(rows.indices)
+
+
+def _targets(adapter: Adapter) -> Json:
+    if isinstance(adapter.config.targets, tuple):
+        return list(adapter.config.targets)
+    return [module_of(weight) for weight, slots in all_slots(adapter) if slots.low_rank is not None]
+
+
+def _tied(config: AdapterConfig) -> Json:
+    if config.tied is None:
+        return None
+    return [list(group) for group in config.tied] if config.tied else False

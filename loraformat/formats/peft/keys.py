@@ -1,0 +1,169 @@
+"""How PEFT calls tensors: `base_model.model.<module path>.<part>`.
+
+Source: peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`; tuners/*/layer.py `adapter_layer_names`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import FormatError, UnsupportedUpdate
+from loraformat.formats.findings import foreign_name_part, listed
+from loraformat.model.tensors import LazyTensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = {"safetensors": "adapter_model.safetensors", "torch": "adapter_model.bin"}
+OWN_FILES = (CONFIG, *WEIGHTS.values())
+
+PREFIX = "base_model.model."
+
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+_MODULE_PARTS = {
+    "lora_A.weight": "A",
+    "lora_B.weight": "B",
+    "lora_B.bias": "B_bias",
+    "lora_embedding_A": "embedding_A",
+    "lora_embedding_B": "embedding_B",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    "token_adapter.trainable_tokens_delta": "rows",
+    **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
+}
+
+_NAMED = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+
+_COPIES = ("modules_to_save", "original_module")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a tensor name says.
+
+    Attributes:
+        owner: a module path for the parts of an adapter layer, a weight's name for the others.
+        part: "A", "B", "B_bias", "embedding_A", "embedding_B", "magnitude", "rows", "hada_…", "lokr_…"; or "plain",
+            "base_layer", "modules_to_save", "original_module" for a whole weight.
+        adapter: the adapter's name where it was left in the key.
+        has_prefix: whether `base_model.model.` was there, once.
+        wrappers: what else was removed from the front or the inside.
+    """
+
+    owner: str
+    part: str
+    adapter: str | None = None
+    has_prefix: bool = True
+    wrappers: tuple[str, ...] = ()
+
+
+def parse(name: str) -> Key:
+    """The meaning of a tensor name; never fails: an unknown one is a "plain" weight."""
+    path, has_prefix, wrappers = _without_prefix(name)
+    components, adapter = _without_adapter(path.split("."))
+    for length in (2, 1):
+        part = _MODULE_PARTS.get(".".join(components[-length:]))
+        if part and len(components) > length:
+            return Key(".".join(components[:-length]), part, adapter, has_prefix, wrappers)
+    owner, part = _whole(components)
+    return Key(owner, part, adapter, has_prefix, wrappers)
+
+
+def _without_prefix(name: str) -> tuple[str, bool, tuple[str, ...]]:
+    components = name.split(".")
+    wrappers = tuple(sorted({f"{part}." for part in components if part in _WRAPPERS}))
+    path = ".".join(part for part in components if part not in _WRAPPERS)
+    if path.startswith(f"module.{PREFIX}"):
+        path, wrappers = path.removeprefix("module."), (*wrappers, "module.")
+    bare = path.removeprefix(PREFIX)
+    has_prefix = bare != path
+    while bare.startswith(PREFIX):
+        bare, wrappers = bare.removeprefix(PREFIX), (*wrappers, f"a second {PREFIX}")
+    return bare, has_prefix, wrappers
+
+
+def _without_adapter(components: list[str]) -> tuple[list[str], str | None]:
+    """`lora_A.default.weight` → `lora_A.weight`, "default"."""
+    match components:
+        case [*path, layer, name, ("weight" | "bias") as last] if layer in _NAMED:
+            kept = [layer, last] if layer in ("lora_A", "lora_B") else [layer]
+            return [*path, *kept], name
+        case [*path, layer, name] if layer in _NAMED and name not in ("weight", "bias"):
+            return [*path, layer], name
+        case [*path, "token_adapter", "trainable_tokens_delta", name]:
+            return [*path, "token_adapter", "trainable_tokens_delta"], name
+        case [*path, "modules_to_save", name, last]:
+            return [*path, "modules_to_save", last], name
+    return components, None
+
+
+def _whole(components: list[str]) -> tuple[str, str]:
+    match components:
+        case [*path, "token_adapter", "base_layer", last] | [*path, "base_layer", last]:
+            return ".".join([*path, last]), "base_layer"
+        case [*path, copy, last] if copy in _COPIES:
+            return ".".join([*path, last]), copy
+    return ".".join(components), "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """The tensors of a file by meaning.
+
+    Attributes:
+        modules: module path → part → tensor.
+        weights: weight's name → "plain", "base_layer", "modules_to_save", "original_module" → tensor.
+        names: (owner, part) → name in the file.
+        notes: LF221 for what was removed from names.
+    """
+
+    modules: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    weights: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    names: dict[tuple[str, str], str] = field(default_factory=dict)
+    notes: list[Finding] = field(default_factory=list)
+
+
+def sort(entries: Mapping[str, LazyTensor], where: str) -> Sorted:
+    """The tensors by what they belong to.
+
+    Raises:
+        FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
+        UnsupportedUpdate (LF013): layers inside wrapped layers (MultiheadAttention, target_parameters).
+    """
+    keys = {name: parse(name) for name in entries}
+    _require_one_adapter(keys, where)
+    found = Sorted()
+    for name, tensor in entries.items():
+        key = keys[name]
+        is_whole = key.part in ("plain", "base_layer", *_COPIES)
+        if not is_whole and "base_layer" in key.owner.split("."):
+            raise UnsupportedUpdate(
+                "an adapter layer inside a wrapped layer (MultiheadAttention or target_parameters) is not read",
+                where=f"{where}: {name}",
+            )
+        if (key.owner, key.part) in found.names:
+            other = found.names[key.owner, key.part]
+            raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="leave one of them")
+        found.names[key.owner, key.part] = name
+        (found.weights if is_whole else found.modules).setdefault(key.owner, {})[key.part] = tensor
+    found.notes.extend(_foreign(keys, where))
+    return found
+
+
+def _require_one_adapter(keys: Mapping[str, Key], where: str) -> None:
+    adapters = sorted({key.adapter for key in keys.values() if key.adapter is not None})
+    if len(adapters) > 1:
+        message = f"the file holds {len(adapters)} adapters: {listed(adapters, 8)}"
+        raise FormatError(message, where=where, hint="save each into a folder of its own")
+
+
+def _foreign(keys: Mapping[str, Key], where: str) -> Iterator[Finding]:
+    parts = [wrapper for key in keys.values() for wrapper in key.wrappers]
+    parts += [f"the adapter name {key.adapter}" for key in keys.values() if key.adapter is not None]
+    for part in sorted(set(parts)):
+        yield foreign_name_part(where, part, parts.count(part))
+    bare = sum(not key.has_prefix for key in keys.values())
+    if bare:
+        yield foreign_name_part(where, f"no {PREFIX}", bare)

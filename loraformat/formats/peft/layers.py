@@ -1,0 +1,131 @@
+"""PEFT's adapter layers: factors, magnitudes, trained bias of lora_B, trained token rows, LoHa and LoKr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.formats import factors
+from loraformat.formats.base import Hints
+from loraformat.formats.fields import place
+from loraformat.formats.findings import unpaired_factor
+from loraformat.formats.peft.config import PeftConfig
+from loraformat.formats.peft.keys import CONFIG, Sorted
+from loraformat.formats.scaling import scale_of
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+
+Parts = Mapping[str, LazyTensor]
+
+
+@dataclass(slots=True)
+class Built:
+    """Updates by weight, each kind apart, and names of tensors that became none."""
+
+    replaces: dict[str, Replace] = field(default_factory=dict)
+    rows: dict[str, Rows] = field(default_factory=dict)
+    low_ranks: dict[str, LowRank] = field(default_factory=dict)
+    products: dict[str, Hadamard | Kronecker] = field(default_factory=dict)
+    differences: dict[str, Diff] = field(default_factory=dict)
+    unclaimed: list[str] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+    def layer_weights(self) -> set[str]:
+        """Weights of modules that PEFT wraps because of `target_modules`."""
+        return {*self.low_ranks, *self.products}
+
+    def weights(self) -> set[str]:
+        """Every weight that is changed."""
+        return {*self.replaces, *self.rows, *self.differences, *self.layer_weights()}
+
+    def updates(self, weight: str) -> tuple[Update, ...]:
+        """What is done to a weight: replaced or set first, added to afterwards."""
+        kinds: tuple[Mapping[str, Update], ...] = (
+            self.replaces,
+            self.rows,
+            self.low_ranks,
+            self.products,
+            self.differences,
+        )
+        return tuple(kind[weight] for kind in kinds if weight in kind)
+
+
+def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
+    """All adapter layers of a file.
+
+    Raises:
+        ConfigError (LF103): a hint contradicts the config, or token rows without their numbers.
+        UnsupportedUpdate (LF013): a LoHa or LoKr tensor decomposition of a convolution.
+    """
+    built = Built()
+    for module, parts in found.modules.items():
+        rank = config.rank_of(module)
+        where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
+        scale = scale_of(config.alpha_of(module), rank, config.scaling, hints, where)
+        claimed = _layer(module, parts, scale, built) | _rows(module, parts, config, built)
+        left = [part for part in parts if part not in claimed]
+        built.unclaimed += [found.names[module, part] for part in left]
+        built.notes += _unpaired(module, left)
+    return built
+
+
+def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[str]:
+    """Builds the layer of one module; the parts that it took."""
+    weight = f"{module}.weight"
+    magnitude = parts.get("magnitude")
+    if {"A", "B"} <= parts.keys() and not {"embedding_A", "embedding_B"} & parts.keys():
+        built.low_ranks[weight] = factors.linear(parts["A"], parts["B"], scale, magnitude)
+        if "B_bias" in parts:
+            built.differences[f"{module}.bias"] = Diff(parts["B_bias"], scale)
+        return {"A", "B", "magnitude", "B_bias"}
+    if {"embedding_A", "embedding_B"} <= parts.keys() and not {"A", "B"} & parts.keys():
+        a, b = parts["embedding_A"], parts["embedding_B"]
+        built.low_ranks[weight] = factors.embedding(a, b, scale, magnitude)
+        return {"embedding_A", "embedding_B", "magnitude"}
+    product = _product(module, parts, scale)
+    if product is None:
+        return set()
+    built.products[weight] = product
+    return {part for part in parts if part.startswith(("hada_", "lokr_"))}
+
+
+def _product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | None:
+    if {"hada_t1", "hada_t2", "lokr_t2"} & parts.keys():
+        raise UnsupportedUpdate("LoHa or LoKr with a tensor decomposition of a convolution is not read", where=module)
+    hada = [parts.get(f"hada_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b")]
+    up1, down1, up2, down2 = hada
+    if up1 is not None and down1 is not None and up2 is not None and down2 is not None:
+        return Hadamard(up1, down1, up2, down2, scale)
+    left, right = _kron_factors(parts, "lokr_w1"), _kron_factors(parts, "lokr_w2")
+    return Kronecker(left, right, scale) if left and right else None
+
+
+def _kron_factors(parts: Parts, name: str) -> tuple[LazyTensor, ...]:
+    whole, a, b = (parts.get(key) for key in (name, f"{name}_a", f"{name}_b"))
+    if whole is not None:
+        return (whole,)
+    return (a, b) if a is not None and b is not None else ()
+
+
+def _rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> set[str]:
+    values = parts.get("rows")
+    if values is None:
+        return set()
+    where = place(CONFIG, "trainable_token_indices")
+    indices, count = config.indices_of(module), values.shape[0] if values.shape else 0
+    if indices is None or len(indices) != count:
+        stated = "none" if indices is None else str(len(indices))
+        raise ConfigError(f"{module} has {count} trained rows, the config has {stated} token numbers", where=where)
+    built.rows[f"{module}.weight"] = Rows(indices, values)
+    return {"rows"}
+
+
+def _unpaired(module: str, left: list[str]) -> list[Finding]:
+    pairs = (("A", "B"), ("B", "A"), ("embedding_A", "embedding_B"), ("embedding_B", "embedding_A"))
+    return [
+        unpaired_factor(module, f"lora_{one}", f"lora_{other}")
+        for one, other in pairs
+        if one in left and other not in left
+    ]

@@ -1,0 +1,117 @@
+"""PEFT, files to Adapter: headers and adapter_config.json only.
+
+Source: peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`; tuners/lora/layer.py `update_layer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import MissingFile
+from loraformat.formats.base import NO_HINTS, Hints
+from loraformat.formats.canonical import vocabulary_of
+from loraformat.formats.fields import optional_text, place
+from loraformat.formats.findings import announced_but_absent, unknown_setting, untargeted_module, wrapped_state_dict
+from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
+from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
+from loraformat.formats.peft.layers import Built, read_layers
+from loraformat.formats.peft.patterns import is_inside, selected
+from loraformat.formats.peft.wholes import read_wholes
+from loraformat.formats.scaling import agreed
+from loraformat.model.adapter import Adapter, AdapterConfig, module_of
+from loraformat.model.bundle import Bundle, JsonFile, TensorFile
+from loraformat.model.updates import Update
+
+
+def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
+    """The adapter of a PEFT folder.
+
+    Raises:
+        MissingFile (LF101): no adapter_config.json, or no weights.
+        ConfigError (LF103): a field that cannot be used, or one that contradicts a hint.
+        UnsupportedUpdate (LF013): a kind of adapter that is not read; the message names it.
+        FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
+    """
+    config = _config(bundle, hints)
+    file = _weights(bundle)
+    tensors = file.open()
+    found = sort(tensors.entries, file.name)
+    built = read_layers(found, config, hints)
+    read_wholes(found, config, built)
+    updates = {weight: built.updates(weight) for weight in sorted(built.weights())}
+    notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
+    if tensors.wrapper:
+        notes.append(wrapped_state_dict(file.name, tensors.wrapper))
+    return Adapter(
+        config=_hub_config(config, built, updates, hints),
+        updates=updates,
+        tokenizer=tokenizer_files(bundle),
+        carried=carried_files(bundle, OWN_FILES),
+        unclaimed={name: tensors.entries[name] for name in sorted(built.unclaimed)},
+        notes=(*notes, *left_behind(bundle, (CONFIG, file.name))),
+    )
+
+
+def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
+    file = bundle.files.get(CONFIG)
+    if not isinstance(file, JsonFile):
+        raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint="it lies beside the weights in the folder")
+    return parse(file.load(), hints)
+
+
+def _weights(bundle: Bundle) -> TensorFile:
+    """The file that PEFT would load: safetensors before the pickle."""
+    for name in WEIGHTS.values():
+        file = bundle.files.get(name)
+        if isinstance(file, TensorFile):
+            return file
+    raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri)
+
+
+def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> Iterator[Finding]:
+    unknown = [name for name, value in config.raw.items() if name not in KNOWN_FIELDS and value]
+    if unknown:
+        yield unknown_setting(CONFIG, sorted(unknown))
+    yield from _untargeted(config, built)
+    missing = [
+        name
+        for name in config.required_modules()
+        if not any(is_inside(module_of(weight), name) for weight in found.weights)
+    ]
+    if missing:
+        yield announced_but_absent(where, "the config lists them in modules_to_save", missing)
+    plain = [weight for weight, update in built.low_ranks.items() if update.magnitude is None]
+    if config.is_dora and plain:
+        yield announced_but_absent(where, "the config says use_dora", plain)
+    if config.token_indices is not None and not built.rows:
+        yield announced_but_absent(where, "the config has trainable_token_indices", ["trainable_tokens_delta"])
+
+
+def _untargeted(config: PeftConfig, built: Built) -> Iterator[Finding]:
+    if config.targets is None:
+        return
+    modules = sorted(module_of(weight) for weight in built.layer_weights())
+    chosen = selected(config.targets, modules, place(CONFIG, "target_modules"))
+    others = [module for module in modules if module not in chosen]
+    if others:
+        yield untargeted_module(CONFIG, others)
+
+
+def _hub_config(
+    config: PeftConfig, built: Built, updates: Mapping[str, tuple[Update, ...]], hints: Hints
+) -> AdapterConfig:
+    raw = config.raw
+    return AdapterConfig(
+        base_model=optional_text(raw, "base_model_name_or_path", CONFIG),
+        base_revision=optional_text(raw, "revision", CONFIG),
+        task=optional_text(raw, "task_type", CONFIG),
+        declared_ranks={weight: config.rank_of(module_of(weight)) for weight in sorted(built.layer_weights())},
+        targets=config.targets,
+        vocab_size=vocabulary_of(updates),
+        fan_in_fan_out=agreed(
+            config.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", place(CONFIG, "fan_in_fan_out")
+        ),
+        raw=raw,
+    )

@@ -1,0 +1,158 @@
+"""PEFT, Adapter to files: a clean folder of the current layout.
+
+Source: peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`; config.py `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Finding
+from loraformat.formats import factors
+from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.canonical import Slots, all_slots, slots_of, unstated_fields
+from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
+from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
+from loraformat.formats.peft.patterns import is_inside
+from loraformat.formats.peft.settings import saved_modules, settings
+from loraformat.formats.scaling import MAX_RANK
+from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.bundle import Bundle
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, LowRank
+
+
+def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
+    """What PEFT's layout, or PEFT itself, cannot hold."""
+    slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
+    sound = {weight: found for weight, found in slots.items() if found is not None}
+    for base_weight, found in slots.items():
+        fault = "this sequence of updates" if found is None else _fault(base_weight, found, sound)
+        if fault:
+            yield unsupported_update(base_weight, fault, "PEFT")
+    yield from _mixtures(sound)
+    unknown = [
+        weight
+        for weight, found in sound.items()
+        if any(update is not None and update.scale is None for update in (found.low_rank, found.difference))
+    ]
+    if unknown:
+        yield unknown_scale("", unknown)
+    if adapter.unclaimed:
+        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
+    dropped = _dropped(adapter)
+    if dropped:
+        yield dropped_metadata("", dropped)
+    yield from shadowed_files(adapter, OWN_FILES)
+
+
+def _fault(base_weight: str, slots: Slots, others: dict[str, Slots]) -> str | None:
+    update = slots.low_rank
+    is_private = slots.replace is not None and not slots.replace.follows_tie
+    if slots.rows is not None and (not slots.rows.follows_tie or not base_weight.endswith(".weight")):
+        return "rows that a tied partner does not share"
+    if slots.rows is not None and (update is not None or is_private):
+        return "trained rows together with another update of the table"
+    if slots.difference is not None and not _is_factor_bias(base_weight, slots.difference, others):
+        return "a dense difference that is not the bias of lora_B"
+    return None if update is None else _low_rank_fault(base_weight, update, is_private=is_private)
+
+
+def _low_rank_fault(base_weight: str, update: LowRank, *, is_private: bool) -> str | None:
+    if not base_weight.endswith(".weight"):
+        return "a low-rank update of a parameter that is not called weight"
+    if is_private:
+        return "a low-rank update of a module that is saved as a whole"
+    if update.magnitude is not None and update.magnitude.axis != (0 if update.is_embedding else 1):
+        return "a DoRA magnitude along the other axis"
+    return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
+
+
+def _is_factor_bias(base_weight: str, difference: Diff, others: dict[str, Slots]) -> bool:
+    """Whether PEFT's `lora_bias` gives this difference: on the bias of a plain low-rank module, with the same scale."""
+    module = module_of(base_weight)
+    layer = others.get(f"{module}.weight")
+    update = layer.low_rank if layer is not None else None
+    return (
+        base_weight == f"{module}.bias"
+        and update is not None
+        and not update.is_embedding
+        and update.magnitude is None
+        and update.scale == difference.scale
+    )
+
+
+def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
+    low_ranks = {weight: found.low_rank for weight, found in slots.items() if found.low_rank is not None}
+    if not low_ranks:
+        yield unsupported_update("", "an adapter without a low-rank update", "PEFT")
+    if len({update.magnitude is None for update in low_ranks.values()}) > 1:
+        plain = next(weight for weight, update in low_ranks.items() if update.magnitude is None)
+        yield unsupported_update(plain, "a plain update beside DoRA updates", "PEFT")
+    for name in saved_modules(slots):
+        for weight in low_ranks:
+            if is_inside(module_of(weight), name) and module_of(weight) != name:
+                yield unsupported_update(weight, f"a low-rank update inside the saved module {name}", "PEFT")
+
+
+def _dropped(adapter: Adapter) -> list[str]:
+    config = adapter.config
+    own = {"base_fingerprint": config.base_fingerprint, "base_vocab_size": config.base_vocab_size, "tied": config.tied}
+    names = [name for name, value in own.items() if value is not None]
+    return names if "peft_type" in config.raw else names + unstated_fields(config.raw)
+
+
+def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
+    """A folder that PEFT loads.
+
+    Args:
+        options: container "safetensors" (default) or "torch".
+    Raises: AssertionError: `losses` has an error-level finding.
+    """
+    container = options.container or "safetensors"
+    slots = dict(all_slots(adapter))
+    entries: dict[str, LazyTensor] = {}
+    for base_weight, found in slots.items():
+        entries.update({f"{PREFIX}{name}": tensor for name, tensor in _tensors(base_weight, found, slots)})
+    metadata = {"format": "pt"} if container == "safetensors" else None
+    weights = tensor_file(WEIGHTS[container], container, entries, metadata)
+    return bundle_of([json_file(CONFIG, settings(adapter, slots)), weights], adapter)
+
+
+def _tensors(base_weight: str, found: Slots, slots: dict[str, Slots]) -> Iterator[tuple[str, LazyTensor]]:
+    module = module_of(base_weight)
+    if found.replace is not None:
+        yield _whole_name(base_weight, slots), found.replace.value
+    if found.rows is not None:
+        yield f"{module}.token_adapter.trainable_tokens_delta", found.rows.values
+    if found.low_rank is not None:
+        yield from _layer(module, found.low_rank)
+    if found.difference is not None:
+        yield f"{module}.lora_B.bias", found.difference.difference
+
+
+def _whole_name(base_weight: str, slots: dict[str, Slots]) -> str:
+    """Where a wrapped module keeps the base's tensor: under `base_layer`."""
+    module, _, parameter = base_weight.rpartition(".")
+    layer = slots.get(f"{module}.weight")
+    if layer is not None and layer.low_rank is not None:
+        return f"{module}.base_layer.{parameter}"
+    if layer is not None and layer.rows is not None:
+        return f"{module}.token_adapter.base_layer.{parameter}"
+    return base_weight
+
+
+def _layer(module: str, update: LowRank) -> Iterator[tuple[str, LazyTensor]]:
+    a, b = factors.as_file(update)
+    if update.is_embedding:
+        yield f"{module}.lora_embedding_A", a
+        yield f"{module}.lora_embedding_B", b
+    else:
+        yield f"{module}.lora_A.weight", a
+        yield f"{module}.lora_B.weight", b
+    if update.magnitude is not None:
+        vector = update.magnitude.vector
+        if update.kernel and len(vector.shape) == 1:
+            vector = vector.reshape(1, *vector.shape, *(1 for _ in update.kernel))
+        yield f"{module}.lora_magnitude_vector", vector
