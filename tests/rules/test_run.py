@@ -1,0 +1,100 @@
+"""How rules are chosen, run and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from loraformat.diagnostics import Finding, Severity
+from loraformat.errors import AdapterRefused
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.bundle import Bundle
+from loraformat.rules import RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
+
+EMPTY = Subject(bundle=Bundle("", {}), format="x", adapter=Adapter(config=AdapterConfig(), updates={}))
+
+
+@rule("LF902", Severity.WARNING, since="0")
+def two_hits(subject: Subject) -> Iterator[Hit]:
+    """Two."""
+    yield Hit("b", "second")
+    yield Hit("a", "first", "hint")
+
+
+@rule("LF901", Severity.ERROR, since="0", needs="base")
+def wants_a_base(subject: Subject) -> Iterator[Hit]:
+    """One."""
+    yield Hit("", "never")
+
+
+@rule("LF903", Severity.ERROR, since="0", slow=True)
+def reads_values(subject: Subject) -> Iterator[Hit]:
+    """One."""
+    yield Hit("c", "deep")
+
+
+MINE = (two_hits, wants_a_base, reads_values)
+
+
+def error(code: str, severity: Severity = Severity.ERROR) -> Finding:
+    return Finding(code=code, name="x", severity=severity, where="w", message="m")
+
+
+def test_findings_are_stamped_and_sorted_and_the_rest_is_explained() -> None:
+    findings, skipped = run(EMPTY, MINE)
+    assert [(found.where, found.code, found.name, found.hint) for found in findings] == [
+        ("a", "LF902", "two-hits", "hint"),
+        ("b", "LF902", "two-hits", ""),
+    ]
+    assert [(each.code, each.reason) for each in skipped] == [
+        ("LF901", "no base was given"),
+        ("LF903", "it loads values, which was not asked for"),
+    ]
+
+
+def test_deep_runs_the_slow_ones_too() -> None:
+    assert "LF903" in {found.code for found in run(EMPTY, MINE, deep=True)[0]}
+
+
+def test_without_an_adapter_every_rule_about_one_is_skipped() -> None:
+    findings, skipped = run(Subject(bundle=Bundle("", {}), format=""))
+    assert not findings
+    assert {each.reason for each in skipped} == {"the adapter could not be read"}
+
+
+def test_rules_are_chosen_by_prefix() -> None:
+    codes = {each.code for each in select(RULES, ["LF2", "LF301"], ["LF210"])}
+    assert codes == {each.code for each in RULES if each.code.startswith("LF2")} - {"LF210"} | {"LF301"}
+    assert select(RULES) == RULES
+    assert is_selected("LF202", ["LF2"], [])
+    assert not is_selected("LF202", [], ["LF20"])
+
+
+def test_codes_are_unique_and_of_their_family() -> None:
+    codes = [each.code for each in RULES]
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("code", ["LF103", "LF204", "LF210", "LF505", "LF601"])
+def test_force_forgives(code: str) -> None:
+    assert refuse([error(code)], "a", force=True)[0].severity is Severity.WARNING
+    with pytest.raises(AdapterRefused):
+        refuse([error(code)], "a")
+
+
+@pytest.mark.parametrize("code", ["LF201", "LF202", "LF205", "LF206", "LF212", "LF301", "LF302", "LF402", "LF003"])
+def test_force_never_forgives_what_cannot_be_computed(code: str) -> None:
+    with pytest.raises(AdapterRefused) as caught:
+        refuse([error("LF103"), error(code)], "a", force=True)
+    assert [found.code for found in caught.value.findings] == [code]
+
+
+def test_warnings_pass() -> None:
+    assert refuse([error("LF105", Severity.WARNING)], "a") == (error("LF105", Severity.WARNING),)
+
+
+def test_the_gate_knows_the_notes_of_the_reader() -> None:
+    note = error("LF201")
+    noted = Adapter(config=AdapterConfig(), updates={}, notes=(note,))
+    assert note in gate(Subject(bundle=Bundle("", {}), format="x", adapter=noted))

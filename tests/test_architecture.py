@@ -1,0 +1,124 @@
+"""Laws that import-linter cannot hold: who owns which library, how long a file is, what is never called."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import loraformat
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "loraformat"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+CODE = [
+    path
+    for folder in ("loraformat", "tests", "fixtures", "docs", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+]
+
+OWNERS = {
+    "click": ("cli/",),
+    "jsonschema": ("schema.py",),
+    "huggingface_hub": ("storage/hub.py",),
+    "rich": ("report/text.py",),
+    "yaml": ("containers/yaml.py",),
+}
+BANNED_IMPORTS = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "transformers",
+    "peft",
+    "subprocess",
+    "marshal",
+    "shelve",
+}
+BANNED_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "torch.load",
+    "os.system",
+    "os.popen",
+    "importlib.import_module",
+}
+# Commands and public names are resolved on first use, from constants in the same file.
+LAZY_TABLES = {"__init__.py", "cli/__init__.py"}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    return (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def at_import_time(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when the module is imported; not those under TYPE_CHECKING."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            waiting += [*node.body, *node.orelse]
+        elif isinstance(node, (ast.Try, ast.With)):
+            waiting += node.body
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_every_library_has_one_door(path: Path) -> None:
+    used = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
+    strangers = {
+        library for library, owners in OWNERS.items() if library in used and not relative(path).startswith(owners)
+    }
+    assert not strangers
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_torch_is_never_imported_by_an_import(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    early = {name.partition(".")[0] for node in at_import_time(tree) for name in imports_of_statement(node)}
+    assert not early & {"torch", "numpy", "safetensors", "rich", "jsonschema", "huggingface_hub"}
+
+
+def imports_of_statement(node: ast.stmt) -> Iterator[str]:
+    return imports(node) if isinstance(node, (ast.Import, ast.ImportFrom)) else iter(())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_unpickles_evaluates_or_starts_a_process(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not {name.partition(".")[0] for name in imports(tree)} & BANNED_IMPORTS
+    banned = set(calls(tree)) & BANNED_CALLS
+    assert not (banned - {"importlib.import_module"} if relative(path) in LAZY_TABLES else banned)
+
+
+PUBLIC = """
+    Adapter AdapterConfig Diff Finding Hadamard Kronecker LazyTensor LoraFormatError LowRank Replace Report Rows
+    Severity __version__ convert inspect load_adapter merge save_adapter validate
+"""
+
+
+def test_the_public_names() -> None:
+    assert " ".join(sorted(loraformat.__all__)) == " ".join(PUBLIC.split())
+    assert all(getattr(loraformat, name) is not None for name in loraformat.__all__)
