@@ -60,7 +60,7 @@ def vocabulary_of(updates: Mapping[str, tuple[Update, ...]]) -> int | None:
         for update in several
         if isinstance(update, Replace) and update.follows_tie and len(update.value.shape) == 2
     ]
-    return tables[0] if len(set(tables)) == 1 else None
+    return tables[0] if len(set(tables)) == 1 and tables[0] else None
 
 
 def most_common(values: Iterable[T], default: T) -> T:

@@ -222,25 +222,6 @@ def unknown_setting(where: str, names: list[str]) -> Said:
     return where, f"unknown settings were ignored: {listed(names)}"
 
 
-@kind("LF227", Severity.ERROR)
-def untargeted_module(where: str, names: list[str]) -> Said:
-    """The file has factors for modules that `target_modules` does not select.
-
-    ## Why is this bad?
-    PEFT creates adapter layers for the selected modules only and drops every other tensor without a word.
-
-    ## Example
-    `"target_modules": ["q_proj"]` with `….v_proj.lora_A.weight` in the file.
-
-    ## Use instead
-    Add the modules to `target_modules`; converting to the same format does it.
-
-    ## Source
-    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`.
-    """
-    return where, f"target_modules does not select {listed(names)}", "PEFT would ignore their tensors"
-
-
 @kind("LF701", Severity.INFO)
 def folded_scale(where: str, what: str) -> Said:
     """The target format has no place for a scale; it was multiplied into the values.
@@ -349,7 +330,6 @@ FINDINGS = (
     undeclared_replacement,
     announced_but_absent,
     unknown_setting,
-    untargeted_module,
     folded_scale,
     unsupported_update,
     dropped_metadata,

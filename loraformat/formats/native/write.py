@@ -20,7 +20,7 @@ from loraformat.formats.canonical import (
 from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
-from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS
+from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.formats.scaling import MAX_RANK, Scaling
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, File, Json
@@ -60,6 +60,8 @@ def _lacks_scale(update: object) -> bool:
 
 def _fault(base_weight: str, slots: Slots) -> str | None:
     update = slots.low_rank
+    if not is_valid(f"{base_weight}.replacement"):
+        return "a weight with this name"
     if update is None:
         return None
     if not base_weight.endswith(".weight"):

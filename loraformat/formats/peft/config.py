@@ -24,7 +24,7 @@ from loraformat.formats.fields import (
     place,
 )
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.patterns import PatternKeys, ends_with, lookup
+from loraformat.formats.peft.patterns import PatternKeys, is_end, lookup
 from loraformat.formats.scaling import MAX_RANK, Scaling, agreed
 from loraformat.model.bundle import Json
 
@@ -103,7 +103,7 @@ class PeftConfig:
         """The row numbers of a module's trained tokens, in the order of the rows, or None."""
         if self.token_indices is None or isinstance(self.token_indices, tuple):
             return self.token_indices
-        return next((rows for name, rows in self.token_indices.items() if ends_with(module, name)), None)
+        return next((rows for name, rows in self.token_indices.items() if is_end(name, module)), None)
 
     def required_modules(self) -> tuple[str, ...]:
         """`modules_to_save` without those that PEFT adds by itself for a task, whether the model has them or not."""

@@ -12,12 +12,12 @@ from loraformat.errors import MissingFile
 from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.canonical import vocabulary_of
 from loraformat.formats.fields import optional_text, place
-from loraformat.formats.findings import announced_but_absent, unknown_setting, untargeted_module, wrapped_state_dict
+from loraformat.formats.findings import announced_but_absent, unknown_setting, wrapped_state_dict
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
-from loraformat.formats.peft.patterns import is_inside, selected
+from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -74,7 +74,6 @@ def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> It
     unknown = [name for name, value in config.raw.items() if name not in KNOWN_FIELDS and value]
     if unknown:
         yield unknown_setting(CONFIG, sorted(unknown))
-    yield from _untargeted(config, built)
     missing = [
         name
         for name in config.required_modules()
@@ -87,16 +86,6 @@ def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> It
         yield announced_but_absent(where, "the config says use_dora", plain)
     if config.token_indices is not None and not built.rows:
         yield announced_but_absent(where, "the config has trainable_token_indices", ["trainable_tokens_delta"])
-
-
-def _untargeted(config: PeftConfig, built: Built) -> Iterator[Finding]:
-    if config.targets is None:
-        return
-    modules = sorted(module_of(weight) for weight in built.layer_weights())
-    chosen = selected(config.targets, modules, place(CONFIG, "target_modules"))
-    others = [module for module in modules if module not in chosen]
-    if others:
-        yield untargeted_module(CONFIG, others)
 
 
 def _hub_config(

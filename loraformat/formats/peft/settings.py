@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from loraformat.errors import ConfigError
 from loraformat.formats.canonical import Slots, most_common, stated_alphas, stated_rank
-from loraformat.formats.peft.patterns import PatternKeys, ends_with, lookup, selected
+from loraformat.formats.peft.patterns import PatternKeys, lookup, select_exactly
 from loraformat.formats.scaling import Scaling
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Json
@@ -155,10 +155,8 @@ def _targets(config: AdapterConfig, layers: Mapping[str, LowRank]) -> list[str]:
     """The source's own names where they select every module and each selects one; else full paths."""
     modules, claimed = sorted(layers), config.targets
     narrowed = any(config.raw.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules"))
-    if isinstance(claimed, tuple) and not narrowed:
-        covers = selected(claimed, modules, "") == set(modules)
-        if covers and all(any(ends_with(module, name) for module in modules) for name in claimed):
-            return sorted(set(claimed))
+    if isinstance(claimed, tuple) and not narrowed and select_exactly(claimed, modules):
+        return sorted(set(claimed))
     return modules
 
 
