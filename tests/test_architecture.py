@@ -98,7 +98,9 @@ def test_every_library_has_one_door(path: Path) -> None:
 def test_torch_is_never_imported_by_an_import(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     early = {name.partition(".")[0] for node in at_import_time(tree) for name in imports_of_statement(node)}
-    assert not early & {"torch", "numpy", "safetensors", "rich", "jsonschema", "huggingface_hub"}
+    # An owner may: whoever imports the owner is asked to do it late (tests/cli looks at sys.modules).
+    own = {library for library, owners in OWNERS.items() if relative(path).startswith(owners)} - {"rich"}
+    assert not early & ({"torch", "numpy", "safetensors", "rich", "jsonschema", "huggingface_hub"} - own)
 
 
 def imports_of_statement(node: ast.stmt) -> Iterator[str]:

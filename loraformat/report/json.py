@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -20,10 +21,10 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
 
 def document(report: Report) -> dict[str, object]:
     """The envelope, as plain JSON values. NaN and infinity become null; keys that are numbers become text."""
-    from loraformat import __version__
-
+    # Not an import: the root package names everything, so importing it would be importing every layer above.
+    version = sys.modules["loraformat"].__version__
     body = {field.name: _plain(getattr(report, field.name)) for field in fields(report)}
-    return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": __version__}, "ok": report.ok, **body}
+    return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": version}, "ok": report.ok, **body}
 
 
 def _plain(value: object) -> object:

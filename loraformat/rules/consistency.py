@@ -115,8 +115,6 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     config = subject.adapter.config
-    if subject.format == "peft":
-        return  # LF227: the reader judges with all that PEFT's config can say about targets
     if config.targets is None or (isinstance(config.targets, str) and _unknown_pattern(config.targets)):
         return
     parameters = config.raw.get("target_parameters")
