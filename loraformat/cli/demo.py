@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -17,11 +21,27 @@ def command(ctx: click.Context, out: str | None) -> None:
 
     folder = out or tempfile.mkdtemp(prefix="loraformat-demo-")
     make_example(folder)
-    click.echo(f"made {folder}/base (a small Llama, bfloat16) and {folder}/adapter (a hand-written .pt folder)")
     group = ctx.find_root().command
-    for step in steps(folder):
-        click.echo(f"\n# {step.says}\n$ loraformat {shlex.join(step.arguments)}")
-        code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False) or 0
-        if code != step.exit_code:
-            raise click.ClickException(f"the demo expected exit code {step.exit_code}, found {code}")
-    click.echo(f"\ndemo: OK: {compare(folder)}; the example stays in {folder}")
+    with _inside(folder):
+        click.echo(
+            "made base (a small Llama, bfloat16) and adapter (a hand-written .pt folder); to repeat the commands:"
+        )
+        click.echo(f"$ cd {shlex.quote(folder)}")
+        for step in steps():
+            click.echo(f"\n# {step.says}\n$ loraformat {shlex.join(step.arguments)}")
+            sys.stdout.flush()
+            code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False) or 0
+            if code != step.exit_code:
+                raise click.ClickException(f"the demo expected exit code {step.exit_code}, found {code}")
+        click.echo(f"\ndemo: OK: {compare()}; the example stays in {folder}")
+
+
+@contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    """The folder as working directory, so that the commands are short."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -24,7 +24,7 @@ from loraformat.cli import options
     "--memory",
     type=options.size,
     metavar="SIZE",
-    default="128MiB",
+    default="64MiB",
     show_default=True,
     help="For windows of the base; Python, torch and the adapters come on top.",
 )

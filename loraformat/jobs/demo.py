@@ -52,20 +52,21 @@ def make_example(folder: str) -> None:
     _save(os.path.join(folder, "adapter"), _adapter_files())
 
 
-def steps(folder: str) -> tuple[Step, ...]:
-    """The commands, in order, on what `make_example` wrote."""
-    base, adapter, peft, merged = (os.path.join(folder, name) for name in ("base", "adapter", "adapter-peft", "merged"))
-    alpha = str(_ALPHA)
+def steps() -> tuple[Step, ...]:
+    """The commands, in order, as they are typed in the folder that `make_example` filled."""
+    alpha = ("--alpha", str(_ALPHA))
     return (
-        Step("what is in it", ("inspect", adapter, "--base", base)),
-        Step("is it sound? The folder does not say alpha, so its scale is unknown", ("validate", adapter), exit_code=1),
-        Step("with alpha, and against its base", ("validate", adapter, "--base", base, "--alpha", alpha)),
-        Step("as a PEFT adapter", ("convert", adapter, "--to", "peft", "--alpha", alpha, "--base", base, "-o", peft)),
-        Step("into the base", ("merge", base, peft, "-o", merged)),
+        Step("what is in it", ("inspect", "adapter", "--base", "base", "--norms", *alpha)),
+        Step("is it sound? Its files do not say alpha, so its scale is unknown", ("validate", "adapter"), exit_code=1),
+        Step("with alpha, and against its base", ("validate", "adapter", "--base", "base", *alpha)),
+        Step(
+            "as a PEFT adapter", ("convert", "adapter", "--to", "peft", *alpha, "--base", "base", "-o", "adapter-peft")
+        ),
+        Step("into the base", ("merge", "base", "adapter-peft", "-o", "merged")),
     )
 
 
-def compare(folder: str) -> str:
+def compare(folder: str = ".") -> str:
     """Recompute the merge in float64 from the files that the demo made, compare, and say what was found.
 
     Raises: AssertionError where the merged model is not base + scale · up @ down, rounded once.

@@ -16,6 +16,7 @@ from loraformat.merger import (
     Inputs,
     Limits,
     MergePlan,
+    ShardPlan,
     file_names,
     plan_merge,
     weight_nbytes,
@@ -30,7 +31,7 @@ from loraformat.model.summary import summarize
 from loraformat.report import Report
 from loraformat.storage import open_store, require_space, stage
 
-DEFAULT_MEMORY_NBYTES = 128 << 20
+DEFAULT_MEMORY_NBYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,9 @@ def _write(
 
 def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run: bool) -> Report:
     plan, opened = prepared.plan, prepared.opened
-    edits = [edit for edit in plan.edits if edit.terms]
-    tensors = sum(len(shard.tensors) + len(shard.aliases) for shard in plan.shards)
+    edited = {edit.tensor for edit in plan.edits if edit.terms}
+    touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
+    tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
     modules = [len({module_of(weight) for weight in one.adapter.updates}) for one in opened]
     return Report(
@@ -164,9 +166,9 @@ def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run
                 MergedAdapter(uri=one.uri, format=one.format.NAME, applied=count, modules=count)
                 for one, count in zip(opened, modules, strict=True)
             ),
-            tensors_touched=len(edits),
-            tensors_copied=tensors - len(edits),
-            parameters_touched=sum(_count(sizes[edit.tensor]) for edit in edits),
+            tensors_touched=len(touched),
+            tensors_copied=tensors - len(touched),
+            parameters_touched=sum(_count(sizes[name]) for name in touched if name in sizes),
             bytes_written=weight_nbytes(plan),
             files=file_names(plan),
             is_dry_run=dry_run,
@@ -175,6 +177,11 @@ def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run
         findings=prepared.findings,
         written=written,
     )
+
+
+def _names(shard: ShardPlan) -> list[str]:
+    """Tensors of an output file, those included that share their bytes with another."""
+    return [*(tensor.name for tensor in shard.tensors), *shard.aliases]
 
 
 def _count(shape: Sequence[int]) -> int:

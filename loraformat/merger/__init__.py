@@ -4,13 +4,14 @@ from loraformat.merger.build import plan_merge
 from loraformat.merger.copies import Inputs
 from loraformat.merger.execute import Limits, write_shard
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
-from loraformat.merger.plan import AdapterSource, MergePlan
+from loraformat.merger.plan import AdapterSource, MergePlan, ShardPlan
 
 __all__ = [
     "AdapterSource",
     "Inputs",
     "Limits",
     "MergePlan",
+    "ShardPlan",
     "file_names",
     "plan_merge",
     "weight_nbytes",

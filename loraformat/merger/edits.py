@@ -13,6 +13,10 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Replace, Rows, Update
 
+# Models that scale the decoder's output only while the head is tied, so that untying would change what they compute.
+# Source: transformers 5.23.0, `scale_decoder_outputs` of models/t5 and its relatives.
+_SCALED_WHILE_TIED = ("longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5")
+
 
 @dataclass(frozen=True, slots=True)
 class Edits:
@@ -56,6 +60,7 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
         if any(members.values()):
             shared = _shared_terms(members, adapters)
             if shared is None:
+                _check_may_untie(base, tie)
                 untied.append(tie.names)
             for edit in _tied_edits(tie, members, shared, base, adapters):
                 edits[edit.tensor] = edit
@@ -68,6 +73,15 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
         if edit.shape != base.tensors[edit.source].shape
     }
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _check_may_untie(base: Checkpoint, tie: Tie) -> None:
+    if base.config.get("model_type") in _SCALED_WHILE_TIED:
+        raise UnsupportedUpdate(
+            f"{tie.names[0]}: the update would part it from the tied head, and {base.config['model_type']} scales its "
+            "output only while they are tied",
+            where="merge",
+        )
 
 
 def _check_tie_is_known(name: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> None:

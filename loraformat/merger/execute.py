@@ -37,7 +37,7 @@ class Limits:
     """
 
     jobs: int = 1
-    memory_nbytes: int = 128 << 20
+    memory_nbytes: int = 64 << 20
     progress: Callable[[int], None] | None = None
 
 

@@ -150,6 +150,13 @@ def test_an_embedding_whose_tied_head_is_unknown_is_refused(tmp_path: Path) -> N
         merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70), follows_tie=False)}))
 
 
+def test_a_model_that_scales_only_while_tied_is_not_untied(tmp_path: Path) -> None:
+    settings = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": True}
+    base = save_base(tmp_path / "base", weights(tied=True), settings)
+    with pytest.raises(UnsupportedUpdate, match="t5 scales its output only while they are tied"):
+        merge(base, tmp_path / "out", adapter({HEAD: low_rank(70, 24)}))
+
+
 def test_rows_are_replaced_and_appended(tmp_path: Path) -> None:
     tensors = weights()
     base = save_base(tmp_path / "base", tensors, config())
