@@ -75,8 +75,8 @@ class Hadamard:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(rows, cols)."""
-        return (self.up1.shape[0], self.down1.shape[1])
+        """(rows, cols); meaningful when the factors fit."""
+        return (_size(self.up1, 0), _size(self.down1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ class Kronecker:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(a·c, b·d)."""
-        (a, b), (c, d) = ((factors[0].shape[0], factors[-1].shape[1]) for factors in (self.left, self.right))
+        """(a·c, b·d); meaningful when the factors fit."""
+        (a, b), (c, d) = ((_size(factors[0], 0), _size(factors[-1], 1)) for factors in (self.left, self.right))
         return (a * c, b * d)
 
 
@@ -173,3 +173,8 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             yield "value", update.value
         case Rows():
             yield "values", update.values
+
+
+def _size(tensor: LazyTensor, axis: int) -> int:
+    """The length of an axis; 0 where a damaged file has a tensor without it."""
+    return tensor.shape[axis] if axis < len(tensor.shape) else 0

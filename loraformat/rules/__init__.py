@@ -28,6 +28,7 @@ from loraformat.rules.metadata import (
     tokens_without_tokenizer,
 )
 from loraformat.rules.shapes import empty_factor, magnitude_shape, no_updates, rank_mismatch, unusual_dtype
+from loraformat.rules.values import non_finite_value, zero_update
 
 __all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
 
@@ -50,6 +51,8 @@ RULES: tuple[Rule, ...] = (
     absent_module,
     shape_mismatch,
     vocabulary_mismatch,
+    zero_update,
+    non_finite_value,
     base_model_disagreement,
     tokens_without_tokenizer,
     malformed_tokenizer,

@@ -6,7 +6,7 @@ from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.results import weight_records
 from loraformat.model.summary import layer_of, summarize
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Hadamard, LowRank, Magnitude, Replace, Rows, Update
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
 
 
 def tensor(*shape: int, dtype: DType = DType.F32) -> LazyTensor:
@@ -72,3 +72,11 @@ def test_records_have_one_line_an_update() -> None:
     first, second = weight_records(adapter({"a.weight": chain}), {"a.weight": (1.5, None)})
     assert (first.kind, first.rank, first.norm, first.parameters) == ("low-rank", 4, 1.5, 384)
     assert (second.kind, second.shape, second.norm) == ("hadamard", (8, 8), None)
+
+
+def test_damaged_factors_have_a_record_too() -> None:
+    """The model holds what the file says; the rules judge it."""
+    flat = Hadamard(tensor(), tensor(3), tensor(), tensor(3), 1.0)
+    cross = Kronecker((tensor(3),), (tensor(), tensor(2)), 1.0)
+    first, second = weight_records(adapter({"a.weight": (flat,), "b.weight": (cross,)}))
+    assert (first.shape, second.shape) == ((0, 0), (0, 0))
