@@ -35,8 +35,11 @@ def open_bundle(uri: str) -> Bundle:
     Raises: StorageError: there is no such folder or file.
     """
     store = open_store(uri)
+    is_single_file = isinstance(store, LocalStore) and store.is_single_file
     files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
-    return Bundle(uri, files, isinstance(store, LocalStore) and store.is_single_file)
+    if is_single_file:
+        files = {name: _by_magic(store, file) for name, file in files.items()}
+    return Bundle(uri, files, is_single_file)
 
 
 def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) -> tuple[str, ...]:
@@ -105,6 +108,16 @@ def _file(store: Store, name: str, nbytes: int) -> File:
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
     return RawFile(name, nbytes, read)
+
+
+def _by_magic(store: Store, file: File) -> File:
+    """A file that the user named, as a weight file when it begins like one, whatever it is called."""
+    if not isinstance(file, RawFile):
+        return file
+    head = store.read(file.name, 0, min(file.nbytes, 9))
+    if not looks_like_safetensors(head) and not head.startswith(b"PK\x03\x04"):
+        return file
+    return TensorFile(file.name, file.nbytes, cache(lambda: open_tensors(store, file.name)))
 
 
 def load_json(store: Store, name: str, nbytes: int) -> Json:

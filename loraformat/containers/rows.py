@@ -37,7 +37,7 @@ def read_rows_into(store: Store, tensor: StoredTensor, start: int, stop: int, bu
         buffer: exactly as long as the rows.
     """
     row_nbytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
-    assert tensor.strides is None or not row_nbytes
+    assert tensor.strides is None or not buffer.nbytes
     assert buffer.nbytes == (stop - start) * row_nbytes
     if buffer.nbytes:
         store.read_into(tensor.file, tensor.span.offset + start * row_nbytes, buffer)

@@ -157,7 +157,7 @@ def _shape(name: str, value: Json, dtype: DType, where: str) -> tuple[int, ...]:
         raise InvalidHeader(f"{_short(name)}: shape: expected a list of integers of at least 0", where=where)
     if len(sizes) > MOST_DIMENSIONS:
         raise InvalidHeader(f"{_short(name)}: {len(sizes)} dimensions, at most {MOST_DIMENSIONS} are read", where=where)
-    if math.prod(max(size, 1) for size in sizes) * dtype.itemsize >= _MOST_NBYTES:
+    if 0 in sizes and math.prod(max(size, 1) for size in sizes) * dtype.itemsize >= _MOST_NBYTES:
         raise InvalidHeader(f"{_short(name)}: shape: {list(sizes)} overflows 63 bits", where=where)
     return sizes
 
@@ -175,8 +175,12 @@ def _offsets(name: str, value: Json, where: str) -> tuple[int, int]:
 def _integers(value: Json) -> tuple[int, ...] | None:
     if not isinstance(value, list):
         return None
-    found = tuple(size for size in value if type(size) is int and 0 <= size < _MOST_SIZE)
-    return found if len(found) == len(value) else None
+    found: list[int] = []
+    for size in value:
+        if type(size) is not int or not 0 <= size < _MOST_SIZE:
+            return None
+        found.append(size)
+    return tuple(found)
 
 
 def _check_cover(entries: Mapping[str, Entry], data_start: int, nbytes: int, where: str) -> None:

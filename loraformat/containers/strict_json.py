@@ -119,8 +119,9 @@ def _constant(word: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    if len(digits.lstrip("-")) > MOST_DIGITS:
-        raise _Refused(f"an integer of {len(digits.lstrip('-'))} digits, at most {MOST_DIGITS} are read")
+    count = len(digits) - digits.startswith("-")
+    if count > MOST_DIGITS:
+        raise _Refused(f"an integer of {count} digits, at most {MOST_DIGITS} are read")
     return int(digits)
 
 

@@ -41,7 +41,7 @@ class LocalStore:
         self._seen: dict[str, tuple[int, ...]] = {}
         with told_as(uri):
             path = os.path.abspath(uri)
-            mode = os.stat(path).st_mode
+            mode = os.stat(uri).st_mode
         self._folder = path if stat.S_ISDIR(mode) else os.path.dirname(path)
         self._only = None if stat.S_ISDIR(mode) else os.path.basename(path)
         if self._only is not None and not stat.S_ISREG(mode):

@@ -36,6 +36,7 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterat
     _refuse_existing(target, path, overwrite)
     with _locked(target, path):
         _reclaim(path)
+        _refuse_existing(target, path, overwrite)
         partial = _sibling(path, secrets.token_hex(4))
         try:
             with told_as(target):
