@@ -20,6 +20,7 @@ def command(ctx: click.Context, out: str | None) -> None:
     from loraformat.jobs.demo import compare, make_example, steps
 
     folder = out or tempfile.mkdtemp(prefix="loraformat-demo-")
+    os.makedirs(folder, exist_ok=True)
     make_example(folder)
     group = ctx.find_root().command
     with _inside(folder):

@@ -1,0 +1,277 @@
+"""The commands as a user types them: exit codes, streams, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from loraformat.cli import COMMANDS, main
+from loraformat.jobs.demo import make_example
+from loraformat.schema import check
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    make_example(str(folder))
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def reports_json(result: Result) -> dict:
+    report = json.loads(result.stdout)
+    assert list(check("report", report)) == []
+    return report
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_that_says_what_the_list_says(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+    assert command in run("--help").stdout
+
+
+def test_a_command_that_does_not_exist_is_a_usage_error() -> None:
+    assert run("mrege").exit_code == 2
+
+
+def test_inspect_says_what_is_known_without_alpha(example: Path) -> None:
+    report = reports_json(run("inspect", example / "adapter", "--norms", "--format", "json"))
+    assert report["format"] == "native"
+    by_kind = {record["kind"] for record in report["data"]["weights"]}
+    assert by_kind == {"low-rank", "replace"}
+    assert all(record["scale"] is None and record["norm"] is None for record in report["data"]["weights"])
+
+
+def test_inspect_norms_agree_with_the_dense_product(example: Path) -> None:
+    arguments = (
+        "inspect",
+        example / "adapter",
+        "--alpha",
+        16,
+        "--norms",
+        "--base",
+        example / "base",
+        "--format",
+        "json",
+    )
+    report = reports_json(run(*arguments))
+    factors = torch.load(example / "adapter" / "lora_weights.pt", weights_only=True)
+    norms = []
+    for record in report["data"]["weights"]:
+        if record["kind"] == "low-rank":
+            module = record["weight"].removesuffix(".weight")
+            dense = factors[f"{module}.lora_B"].double() @ factors[f"{module}.lora_A"].double() * 16 / 8
+            norms.append(float(dense.norm()))
+            assert record["norm"] == pytest.approx(norms[-1], rel=1e-9)
+            assert (record["shape"], record["rank"], record["scale"]) == ([64, 64], 8, 2.0)
+            assert record["parameters"] == 2 * 64 * 8
+    assert report["data"]["total_norm"] == pytest.approx(sum(n * n for n in norms) ** 0.5, rel=1e-9)
+    base = sum(tensor.numel() for tensor in load_file(example / "base" / "model.safetensors").values())
+    own = 8 * 2 * 64 * 8 + 100 * 64
+    assert report["data"]["share"] == pytest.approx(own / (base + own))
+
+
+def test_validate_exits_1_on_errors_and_0_without(example: Path) -> None:
+    failed = run("validate", example / "adapter", "--format", "json")
+    assert failed.exit_code == 1
+    assert [finding["code"] for finding in reports_json(failed)["findings"]] == ["LF206"]
+    passed = run("validate", example / "adapter", "--alpha", 16, "--base", example / "base", "--format", "json")
+    assert (passed.exit_code, reports_json(passed)["findings"]) == (0, [])
+
+
+def test_fail_on_and_ignore_move_the_verdict(example: Path) -> None:
+    assert run("validate", example / "adapter", "--fail-on", "never").exit_code == 0
+    assert run("validate", example / "adapter", "--ignore", "LF2").exit_code == 0
+    assert run("validate", example / "adapter", "--select", "LF1").exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["inspect", "validate"])
+def test_a_path_that_does_not_exist_is_exit_3(verb: str, tmp_path: Path) -> None:
+    result = run(verb, tmp_path / "nothing")
+    assert result.exit_code == 3
+    assert "no such file or folder" in result.stderr
+    assert result.stdout == ""
+
+
+def test_damaged_content_is_a_finding_of_validate_and_an_error_of_the_others(example: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in ("lora_config.json", "tokenizer.json", "embedding_weights.pt"):
+        (folder / name).write_bytes((example / "adapter" / name).read_bytes())
+    (folder / "lora_weights.pt").write_bytes((example / "adapter" / "lora_weights.pt").read_bytes()[:-100])
+    report = run("validate", folder, "--format", "json")
+    assert report.exit_code == 1
+    assert len(reports_json(report)["findings"]) == 1
+    for arguments in (("inspect", folder), ("merge", example / "base", folder, "-o", tmp_path / "out")):
+        result = run(*arguments)
+        assert result.exit_code == 3
+        assert "lora_weights.pt" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_without_a_known_scale_is_refused_and_names_alpha(example: Path, tmp_path: Path) -> None:
+    result = run("merge", example / "base", example / "adapter", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "--alpha" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stated_alpha_is_not_overridden(example: Path, tmp_path: Path) -> None:
+    peft = tmp_path / "peft"
+    assert run("convert", example / "adapter", "--to", "peft", "--alpha", 16, "-o", peft).exit_code == 0
+    result = run("merge", example / "base", peft, "--alpha", 8, "-o", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "16" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_assume_is_the_long_form_of_alpha(example: Path, tmp_path: Path) -> None:
+    short = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "a")
+    long = run("merge", example / "base", example / "adapter", "--assume", "alpha=16", "-o", tmp_path / "b")
+    scale = run("merge", example / "base", example / "adapter", "--assume", "scale=2.0", "-o", tmp_path / "c")
+    assert [result.exit_code for result in (short, long, scale)] == [0, 0, 0]
+    merged = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert merged[0] == merged[1] == merged[2]
+
+
+@pytest.mark.parametrize(
+    "given", ["alpha", "alpha=x", "alpha=true", "rank=1.5", "beta=1", "scale=NaN", "fan_in_fan_out=1"]
+)
+def test_an_assumption_that_is_none_is_a_usage_error(example: Path, given: str) -> None:
+    assert run("inspect", example / "adapter", "--assume", given).exit_code == 2
+
+
+def test_assuming_twice_or_against_alpha_is_refused(example: Path) -> None:
+    adapter = example / "adapter"
+    assert run("inspect", adapter, "--assume", "alpha=1", "--assume", "alpha=2").exit_code == 2
+    assert run("inspect", adapter, "--alpha", 1, "--assume", "alpha=2").exit_code == 3
+
+
+def test_round_trip_through_peft_gives_the_same_merge(example: Path, tmp_path: Path) -> None:
+    base, adapter = example / "base", example / "adapter"
+    run("convert", adapter, "--to", "peft", "--alpha", 16, "-o", tmp_path / "peft")
+    run("convert", tmp_path / "peft", "--to", "native", "--container", "pt", "-o", tmp_path / "native")
+    assert (tmp_path / "native" / "lora_weights.pt").exists()
+    for name in ("peft", "native"):
+        assert run("merge", base, tmp_path / name, "-o", tmp_path / f"m-{name}").exit_code == 0
+    direct = run("merge", base, adapter, "--alpha", 16, "-o", tmp_path / "m")
+    assert direct.exit_code == 0
+    expected = (tmp_path / "m" / "model.safetensors").read_bytes()
+    assert all((tmp_path / f"m-{name}" / "model.safetensors").read_bytes() == expected for name in ("peft", "native"))
+
+
+def test_an_existing_output_is_refused_without_overwrite(example: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("keep")
+    arguments = ("merge", example / "base", example / "adapter", "--alpha", 16, "-o", out)
+    refused = run(*arguments)
+    assert refused.exit_code == 3
+    assert "--overwrite" in refused.stderr
+    assert (out / "mine").read_text() == "keep"
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_an_input_is_never_the_output(example: Path) -> None:
+    before = (example / "base" / "model.safetensors").read_bytes()
+    for out in (example / "base", example / "base" / "inside", example):
+        arguments = ("merge", example / "base", example / "adapter", "--alpha", 16, "--overwrite", "-o", out)
+        assert run(*arguments).exit_code == 3
+    assert (example / "base" / "model.safetensors").read_bytes() == before
+
+
+def test_a_dry_run_writes_nothing_and_prints_the_plan(example: Path, tmp_path: Path) -> None:
+    arguments = ("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "out", "--dry-run")
+    result = run(*arguments, "--format", "json")
+    assert result.exit_code == 0
+    plan = reports_json(result)["data"]["plan"]
+    assert list(check("merge-plan", plan)) == []
+    assert len(plan["shards"][0]["edits"]) == 9
+    assert list(tmp_path.iterdir()) == []
+    assert run(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize("size", ["12XB", "-1", "1e3", ""])
+def test_a_memory_size_that_is_none_is_a_usage_error(example: Path, tmp_path: Path, size: str) -> None:
+    result = run("merge", example / "base", example / "adapter", "-o", tmp_path / "out", f"--memory={size}")
+    assert result.exit_code == 2
+
+
+def test_strict_refuses_what_a_format_cannot_keep(example: Path, tmp_path: Path) -> None:
+    run("convert", example / "adapter", "--to", "peft", "--alpha", 16, "-o", tmp_path / "peft")
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text()) | {"lora_dropout": 0.1}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    refused = run("convert", tmp_path / "peft", "--to", "native", "--strict", "-o", tmp_path / "native")
+    assert refused.exit_code == 1
+    assert "lora_dropout" in refused.stderr
+    assert not (tmp_path / "native").exists()
+    told = run("convert", tmp_path / "peft", "--to", "native", "-o", tmp_path / "native")
+    assert told.exit_code == 0
+    assert "lora_dropout" in told.stderr
+
+
+def test_a_terminal_never_sees_what_a_file_hides_in_its_names(tmp_path: Path) -> None:
+    module = "base_model.model.\x1b]0;owned\x07q_proj\u202e"
+    tensors = {f"{module}.lora_A.weight": torch.zeros(2, 4), f"{module}.lora_B.weight": torch.zeros(4, 2)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "base_model_name_or_path": "\x1b[31m"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    for verb in ("inspect", "validate"):
+        result = run(verb, tmp_path)
+        output = result.stdout + result.stderr
+        assert not set(output) & set("\x1b\x07\u202e")
+
+
+def test_explain_prints_the_page_of_a_code() -> None:
+    assert "# LF206" in run("explain", "lf206").stdout
+    assert run("explain", "LF999").exit_code == 2
+    assert "LF402" in run("explain").stdout
+
+
+def test_the_demo_ends_well(tmp_path: Path) -> None:
+    result = run("demo", "-o", tmp_path / "demo")
+    assert result.exit_code == 0, result.output
+    assert "demo: OK" in result.stdout
+
+
+SLOW_BASE_BYTES = 400_000_000
+
+
+def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    rows = SLOW_BASE_BYTES // 8 // 4096
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({name: torch.zeros(rows, 4096, dtype=torch.float64)}, base / "model.safetensors")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    module = "base_model.model." + name.removesuffix(".weight")
+    factors = {f"{module}.lora_A.weight": torch.zeros(64, 4096), f"{module}.lora_B.weight": torch.zeros(rows, 64)}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 64, "lora_alpha": 64, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        command = [sys.executable, "-m", "loraformat", "merge", base, adapter, "-o", tmp_path / "out", "--jobs", "1"]
+        with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True) as child:
+            while not list(tmp_path.glob(".out.loraformat-*.partial")) and child.poll() is None:
+                os.sched_yield()
+            os.kill(child.pid, number)
+            _, said = child.communicate(timeout=60)
+        assert child.returncode == code, said
+        assert said.splitlines()[-1] == "interrupted: nothing was written"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
