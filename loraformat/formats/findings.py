@@ -146,11 +146,12 @@ def file_left_behind(where: str, names: list[str]) -> Said:
 
 
 @kind("LF223", Severity.WARNING)
-def wrapped_state_dict(where: str, keys: tuple[str, ...]) -> Said:
-    """The tensors lie inside further dicts instead of at the top of the file.
+def not_only_tensors(where: str, wrapper: tuple[str, ...], extras: list[str]) -> Said:
+    """A weight file holds dicts around its tensors, or other values beside them.
 
     ## Why is this bad?
-    Loaders of this format expect names → tensors and fail, or find nothing.
+    Loaders of this format expect names → tensors and fail, or find nothing. What stands beside the tensors is lost when
+    the adapter is written again.
 
     ## Example
     `torch.save({"model_state_dict": {…}, "epoch": 3}, "lora_weights.pt")`.
@@ -161,7 +162,9 @@ def wrapped_state_dict(where: str, keys: tuple[str, ...]) -> Said:
     ## Source
     docs/formats/native.md, N4.
     """
-    return where, f"the tensors lie under {' → '.join(keys)}; read as if they lay at the top"
+    faults = [f"the tensors lie under {' → '.join(wrapper)}"] if wrapper else []
+    faults += [f"other values beside the tensors: {listed(extras)}"] if extras else []
+    return where, f"{'; '.join(faults)}; only the tensors are read"
 
 
 @kind("LF224", Severity.WARNING)
@@ -222,23 +225,23 @@ def unknown_setting(where: str, names: list[str]) -> Said:
     return where, f"unknown settings were ignored: {listed(names)}"
 
 
-@kind("LF701", Severity.INFO)
-def folded_scale(where: str, what: str) -> Said:
-    """The target format has no place for a scale; it was multiplied into the values.
+@kind("LF227", Severity.ERROR)
+def table_too_short(where: str, rows: int, vocab_size: int) -> Said:
+    """An embedding table has fewer rows than the config's `vocab_size` says.
 
     ## Why is this bad?
-    The result is the same up to rounding, but alpha can no longer be read off.
+    Tokens with a higher number have no row. Looking them up fails, on a GPU with an error far from the cause.
 
     ## Example
-    A dense difference with its own factor, written into a format that adds differences as they are.
+    `"vocab_size": 95` and `token_embedding.weight` of shape (90, 64).
 
     ## Use instead
-    Keep the source if alpha matters.
+    Save the tables after the tokens were added; or correct `vocab_size`.
 
     ## Source
-    docs/formats/native.md, "Differences".
+    docs/formats/native.md, N23.
     """
-    return where, f"{what}: the scale was multiplied into the values"
+    return where, f"expected at least {vocab_size} rows, as vocab_size says, found {rows}"
 
 
 @kind("LF702", Severity.ERROR)
@@ -326,11 +329,11 @@ FINDINGS = (
     redundant_copy,
     foreign_name_part,
     file_left_behind,
-    wrapped_state_dict,
+    not_only_tensors,
     undeclared_replacement,
     announced_but_absent,
     unknown_setting,
-    folded_scale,
+    table_too_short,
     unsupported_update,
     dropped_metadata,
     unknown_scale,

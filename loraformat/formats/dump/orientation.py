@@ -44,16 +44,22 @@ def readings(a: Shape, b: Shape) -> list[Reading]:
     return sorted(found, key=lambda reading: reading.name in (SWAPPED, SWAPPED_TRANSPOSED))
 
 
-def solve(pairs: Mapping[str, Pair], rank: int | None, shapes: Mapping[str, Shape]) -> dict[str, str]:
+def solve(
+    pairs: Mapping[str, Pair], rank: int | None, shapes: Mapping[str, Shape], *, is_transposed: bool
+) -> dict[str, str]:
     """How to read each pair.
 
     Args:
         pairs: complete pairs of matrices by module path.
         rank: stated in the file or by the caller, or None.
         shapes: of the base's weights by module path, as far as they are known.
+        is_transposed: whether the base stores linear weights as (in, out).
     Raises: ConfigError (LF103): shapes cannot decide, or no reading fits.
     """
-    candidates = {module: _candidates(module, pair, rank, shapes.get(module)) for module, pair in pairs.items()}
+    candidates = {
+        module: _candidates(module, pair, rank, _Base(shapes.get(module), is_transposed))
+        for module, pair in pairs.items()
+    }
     decided = {found[0].name for found in candidates.values() if len(found) == 1}
     solved = {}
     for module, found in candidates.items():
@@ -73,29 +79,40 @@ def solve(pairs: Mapping[str, Pair], rank: int | None, shapes: Mapping[str, Shap
     return solved
 
 
-def _candidates(module: str, pair: Pair, rank: int | None, base: Shape | None) -> list[Reading]:
+def _candidates(module: str, pair: Pair, rank: int | None, base: _Base) -> list[Reading]:
     assert pair.a is not None
     assert pair.b is not None
-    found = readings(pair.a.shape, pair.b.shape)
-    if base is not None:
-        found = [reading for reading in found if _fits(reading, base)]
-    else:
-        found = [reading for reading in found if reading.name in (PEFT, TRANSPOSED)]
+    found = base.fitting(readings(pair.a.shape, pair.b.shape))
     if rank is not None:
         found = [reading for reading in found if reading.rank == rank] or found
     if not found:
-        against = "" if base is None else f" for a weight {base}"
+        against = "" if base.shape is None else f" for a weight {base.shape}"
         message = f"no reading gives a common rank: A {pair.a.shape}, B {pair.b.shape}{against}"
         raise ConfigError(message, where=module)
     least = min(reading.rank for reading in found)
-    found = [reading for reading in found if reading.rank == least]
-    straight = [reading for reading in found if reading.name in (PEFT, TRANSPOSED)]
-    return straight or found
+    return [reading for reading in found if reading.rank == least]
 
 
-def _fits(reading: Reading, base: Shape) -> bool:
-    size = (reading.rows, reading.cols)
-    return len(base) > 1 and size in ((base[0], math.prod(base[1:])), base[::-1])
+@dataclass(frozen=True, slots=True)
+class _Base:
+    shape: Shape | None
+    is_transposed: bool
+
+    def fitting(self, found: list[Reading]) -> list[Reading]:
+        """The readings that give the weight's shape, those that keep the roles of A and B before the others.
+
+        Only embeddings swap the roles (minLoRA), so a weight that is known to be stored as (in, out) is tried turned
+        around before that.
+        """
+        straight = [reading for reading in found if reading.name in (PEFT, TRANSPOSED)]
+        if self.shape is None:
+            return straight
+        size = (self.shape[0], math.prod(self.shape[1:])) if self.shape else ()
+        direct = [reading for reading in straight if (reading.rows, reading.cols) == size]
+        turned_around = [reading for reading in straight if (reading.cols, reading.rows) == self.shape]
+        swapped = [reading for reading in found if reading not in straight and (reading.rows, reading.cols) == size]
+        later = (turned_around, swapped) if self.is_transposed else (swapped, turned_around)
+        return direct or later[0] or later[1]
 
 
 def turned(name: str, a: LazyTensor, b: LazyTensor) -> tuple[LazyTensor, LazyTensor]:

@@ -9,7 +9,7 @@ from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, MissingFile
 from loraformat.formats import factors
 from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.dump.orientation import solve, turned
+from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, solve, turned
 from loraformat.formats.dump.spelling import Pair, pairs_of
 from loraformat.formats.fields import as_integer, as_number, place
 from loraformat.formats.findings import redundant_copy, unpaired_factor
@@ -87,7 +87,7 @@ def _updates(
     pairs: Mapping[str, Pair], rank: int | None, alpha: float | None, hints: Hints, where: str
 ) -> dict[str, LowRank]:
     matrices = {module: pair for module, pair in pairs.items() if _is_matrix_pair(pair)}
-    names = solve(matrices, rank, _base_shapes(matrices, hints))
+    names = solve(matrices, rank, _base_shapes(matrices, hints), is_transposed=bool(hints.fan_in_fan_out))
     updates = {}
     for module, pair in pairs.items():
         a, b = pair.a, pair.b
@@ -96,7 +96,8 @@ def _updates(
         update = factors.embedding(a, b, None) if pair.is_embedding else factors.linear(a, b, None)
         if module in names:
             down, up = turned(names[module], a, b)
-            update = LowRank(up, down, None, kernel=_kernel(module, down.shape[1], hints))
+            is_swapped = names[module] in (SWAPPED, SWAPPED_TRANSPOSED)
+            update = LowRank(up, down, None, None, _kernel(module, down.shape[1], hints), is_embedding=is_swapped)
         actual = rank if rank is not None else update.rank
         scale = scale_of(alpha, actual, Scaling(), hints, where) if actual else None
         updates[f"{module}.weight"] = LowRank(

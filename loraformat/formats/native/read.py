@@ -12,7 +12,7 @@ from loraformat.formats import factors
 from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.canonical import Slots
 from loraformat.formats.fields import optional_boolean, optional_integer, optional_text, place
-from loraformat.formats.findings import unpaired_factor, wrapped_state_dict
+from loraformat.formats.findings import not_only_tensors, table_too_short, unpaired_factor
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse, targets
 from loraformat.formats.native.names import CONFIG, FACTORS, OWN_FILES, TABLES, WEIGHTS, is_valid, split
@@ -53,7 +53,8 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     if tables is not None:
         _sort_tables(opened[tables.name], config, found)
     slots, notes = _slots(found, config, hints)
-    notes += [wrapped_state_dict(name, tensors.wrapper) for name, tensors in opened.items() if tensors.wrapper]
+    notes += _clutter(opened)
+    notes += _short_tables(config, found)
     _require_users(config, found)
     return Adapter(
         config=_hub_config(config, slots, hints),
@@ -177,8 +178,21 @@ def _unpaired(module: str, parts: Parts) -> Iterator[Finding]:
                 yield unpaired_factor(module, one, other)
 
 
+def _clutter(opened: Mapping[str, Tensors]) -> Iterator[Finding]:
+    for name, tensors in opened.items():
+        if tensors.wrapper or tensors.extras:
+            yield not_only_tensors(name, tensors.wrapper, sorted(tensors.extras))
+
+
+def _short_tables(config: NativeConfig, found: _Sorted) -> Iterator[Finding]:
+    stated = optional_integer(config.raw, "vocab_size", CONFIG, 1, MAX_ROWS)
+    for weight, table in found.tables.items():
+        if stated and table.follows_tie and len(table.shape) == 2 and table.shape[0] < stated:
+            yield table_too_short(weight, table.shape[0], stated)
+
+
 def _require_users(config: NativeConfig, found: _Sorted) -> None:
-    """N11, N25, N26: an exception that names nothing in the files is a mistake of whoever wrote them."""
+    """N11, N24, N26: an exception that names nothing in the files is a mistake of whoever wrote them."""
     users = (
         ("rank_exceptions", config.rank_exceptions, found.modules),
         ("alpha_exceptions", config.alpha_exceptions, found.modules),

@@ -12,7 +12,7 @@ from loraformat.errors import MissingFile
 from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.canonical import vocabulary_of
 from loraformat.formats.fields import optional_text, place
-from loraformat.formats.findings import announced_but_absent, unknown_setting, wrapped_state_dict
+from loraformat.formats.findings import announced_but_absent, not_only_tensors, unknown_setting
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
@@ -42,8 +42,8 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     read_wholes(found, config, built)
     updates = {weight: built.updates(weight) for weight in sorted(built.weights())}
     notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
-    if tensors.wrapper:
-        notes.append(wrapped_state_dict(file.name, tensors.wrapper))
+    if tensors.wrapper or tensors.extras:
+        notes.append(not_only_tensors(file.name, tensors.wrapper, sorted(tensors.extras)))
     return Adapter(
         config=_hub_config(config, built, updates, hints),
         updates=updates,

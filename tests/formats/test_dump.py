@@ -1,0 +1,159 @@
+"""Dumps: spellings, orientation, alpha beside the tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bundles import bundle, tensors
+from strategies import values
+from torch import Tensor
+
+from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
+from loraformat.formats import dump
+from loraformat.formats.base import Hints
+from loraformat.model.adapter import Adapter
+from loraformat.model.updates import LowRank
+
+A, B = values(2, 5, seed=1), values(7, 2, seed=2)
+SPELLINGS = [
+    ("lora_A", "lora_B"),
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora_A.default.weight", "lora_B.default.weight"),
+    ("lora_a", "lora_b"),
+    ("lora.lora_A", "lora.lora_B"),
+    ("lora.A", "lora.B"),
+    ("parametrizations.weight.0.lora_A", "parametrizations.weight.0.lora_B"),
+]
+
+
+def one_file(entries: dict[str, Tensor], **extras: Any) -> Any:
+    return bundle({"dump.pt": tensors(entries, "torch", **extras)}, single=True)
+
+
+def read(entries: dict[str, Tensor], hints: Hints = Hints(alpha=4), **extras: Any) -> Adapter:
+    return dump.read(one_file(entries, **extras), hints=hints)
+
+
+def delta(adapter: Adapter, weight: str = "net.q.weight") -> Tensor:
+    (update,) = adapter.updates[weight]
+    assert isinstance(update, LowRank)
+    return update.scale * update.up.load() @ update.down.load()
+
+
+@pytest.mark.parametrize(("a", "b"), SPELLINGS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_spelling_in_either_orientation(a: str, b: str, *, turned: bool) -> None:
+    entries = {f"net.q.{a}": A.T if turned else A, f"net.q.{b}": B.T if turned else B}
+    adapter = read(entries)
+    torch.testing.assert_close(delta(adapter), 2 * B @ A)
+    assert dict(adapter.unclaimed) == {}
+
+
+def test_a_square_layer_is_read_by_its_short_axis() -> None:
+    a, b = values(8, 2), values(2, 8, seed=3)
+    torch.testing.assert_close(delta(read({"net.q.lora_A": a, "net.q.lora_B": b})), 2 * (a @ b).T)
+
+
+def test_two_square_factors_need_the_base_or_another_pair() -> None:
+    a, b = values(3, 3), values(3, 3, seed=1)
+    with pytest.raises(ConfigError, match=r"do not decide.*--base"):
+        read({"net.q.lora_A": a, "net.q.lora_B": b})
+    others = {"net.k.lora_A": values(9, 3), "net.k.lora_B": values(3, 8)}
+    torch.testing.assert_close(delta(read({"net.q.lora_A": a, "net.q.lora_B": b, **others})), 4 / 3 * (a @ b).T)
+
+
+def test_pairs_that_disagree_about_the_orientation_are_refused() -> None:
+    with pytest.raises(ConfigError, match="stored in different ways"):
+        read({"q.lora_A": A, "q.lora_B": B, "k.lora_A": A.T, "k.lora_B": B.T})
+
+
+def test_factors_without_a_common_rank_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no reading gives a common rank"):
+        read({"q.lora_A": values(8, 64), "q.lora_B": values(128, 4)})
+
+
+def test_the_base_decides_about_embeddings_and_convolutions() -> None:
+    wte_a, wte_b = values(50, 4), values(4, 6)
+    conv_a, conv_b = values(4, 27), values(8, 4)
+    entries = {"wte.lora_A": wte_a, "wte.lora_B": wte_b, "conv.lora_A": conv_a, "conv.lora_B": conv_b}
+    adapter = read(entries, Hints(scale=1.0, weights={"wte.weight": (50, 6), "conv.weight": (8, 3, 3, 3)}))
+    torch.testing.assert_close(delta(adapter, "wte.weight"), wte_a @ wte_b)
+    assert adapter.updates["wte.weight"][0].is_embedding
+    (conv,) = adapter.updates["conv.weight"]
+    assert isinstance(conv, LowRank)
+    assert conv.shape == (8, 3, 3, 3)
+
+
+def test_a_base_that_stores_weights_transposed_does_not_make_embeddings() -> None:
+    hints = Hints(alpha=4, fan_in_fan_out=True, weights={"net.q.weight": (5, 7)})
+    adapter = read({"net.q.lora_A": A, "net.q.lora_B": B}, hints)
+    torch.testing.assert_close(delta(adapter), 2 * B @ A)
+    assert adapter.config.fan_in_fan_out
+
+
+def test_copies_of_the_weights_decide_and_are_left_out() -> None:
+    a, b = values(3, 3), values(3, 7)
+    adapter = read({"q.lora_A": a, "q.lora_B": b, "q.linear.weight": values(7, 3), "norm.weight": values(3)})
+    torch.testing.assert_close(delta(adapter, "q.weight"), 4 / 3 * (a @ b).T)
+    assert [note.code for note in adapter.notes] == ["LF203"]
+    assert list(adapter.unclaimed) == ["norm.weight"]
+
+
+@pytest.mark.parametrize("extras", [{"config": {"r": 2, "alpha": 6}}, {"args": {"lora_alpha": 6}}, {"alpha": 6}])
+def test_alpha_beside_the_tensors(extras: dict[str, Any]) -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B}, Hints(), **extras)
+    assert adapter.updates["q.weight"][0].scale == 3
+
+
+def test_alpha_in_metadata_is_text() -> None:
+    file = tensors({"q.lora_A": A, "q.lora_B": B})
+    named = type(file)("safetensors", file.entries, {"format": "pt", "lora_alpha": "6"})
+    adapter = dump.read(bundle({"x.safetensors": named}, single=True))
+    assert adapter.updates["q.weight"][0].scale == 3
+
+
+def test_an_optimizers_alpha_is_none_of_ours() -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B}, Hints(), optimizer={"alpha": 0.99}, epoch=3)
+    assert adapter.updates["q.weight"][0].scale is None
+
+
+def test_two_alphas_are_refused() -> None:
+    with pytest.raises(ConfigError, match="several values of alpha"):
+        read({"q.lora_A": A, "q.lora_B": B}, Hints(), config={"alpha": 6}, args={"lora_alpha": 8})
+
+
+def test_a_stated_rank_that_the_tensors_lack_is_left_to_the_rules() -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B}, config={"r": 4})
+    assert adapter.config.declared_ranks == {"q.weight": 4}
+
+
+def test_half_a_pair_is_noted_and_kept() -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B, "k.lora_A": A})
+    assert [note.code for note in adapter.notes] == ["LF201"]
+    assert list(adapter.unclaimed) == ["k.lora_A"]
+
+
+def test_embedding_spelling() -> None:
+    adapter = read({"e.lora_embedding_A": values(2, 9), "e.lora_embedding_B": values(4, 2)})
+    (update,) = adapter.updates["e.weight"]
+    assert isinstance(update, LowRank)
+    assert (update.shape, update.is_embedding) == ((9, 4), True)
+
+
+def test_sniffing_needs_pairs_in_one_tensor_file() -> None:
+    match = dump.sniff(one_file({"q.lora_A": A, "q.lora_B": B}))
+    assert match is not None
+    assert not match.certain
+    assert dump.sniff(one_file({"q.weight": A})) is None
+    assert dump.sniff(bundle({"a.pt": {"q.lora_A": A}, "b.pt": {"q.lora_B": B}})) is None
+    with pytest.raises(MissingFile):
+        dump.read(bundle({"notes.txt": b""}))
+
+
+def test_there_is_no_writer() -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B})
+    assert [found.code for found in dump.losses(adapter)] == ["LF702"]
+    with pytest.raises(UnsupportedUpdate):
+        dump.write(adapter)

@@ -1,0 +1,72 @@
+"""rank_pattern and alpha_pattern: what PEFT's own function finds, in bounded time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraformat.errors import ConfigError
+from loraformat.formats.peft.patterns import MAX_STEPS, PatternKeys, is_end, is_inside, select_exactly
+
+MODULES = st.from_regex(r"[ab_]{1,3}(\.[ab_01]{1,3}){0,3}", fullmatch=True)
+KEYS = st.from_regex(r"\^?[ab.]{1,4}(\*|\+|\||\\\.|\(a|b\)|[01])?[ab]{0,2}", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(MODULES, st.lists(MODULES | KEYS, max_size=4, unique=True))
+def test_the_first_key_that_matches_is_the_one_that_peft_finds(module: str, keys: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from peft.utils.other import get_pattern_key
+    try:
+        found = PatternKeys("", keys).first_match(module)
+    except ConfigError:
+        return
+    wanted = get_pattern_key(keys, module)
+    assert (module if found is None else found) == wanted
+
+
+@pytest.mark.parametrize("key", ["(.*)*\\.q_proj", "(?:[a-z0-9_.]+)+!", "((a*)*)*b", "(a|aa)+$"])
+def test_nothing_hangs(key: str) -> None:
+    start = time.monotonic()
+    PatternKeys("", [key]).first_match("model.layers.0.self_attn." + "a" * 400)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("key", ["(a)\\1", "(?=a)a", "(?i)a", "(" * 50 + ")" * 50, "a" * 5000 + "*", "a(", "[", "*"])
+def test_what_could_hang_or_is_no_pattern_is_not_evaluated(key: str) -> None:
+    with pytest.raises(ConfigError, match="not evaluated"):
+        PatternKeys("rank_pattern", [key])
+
+
+def test_many_modules_with_as_many_plain_keys_are_quick() -> None:
+    modules = [f"model.layers.{layer}.mlp.experts.{expert}.w1" for layer in range(60) for expert in range(50)]
+    start = time.monotonic()
+    keys = PatternKeys("", modules)
+    assert [keys.first_match(module) for module in modules] == modules
+    assert time.monotonic() - start < 5
+
+
+def test_too_many_steps_are_an_error() -> None:
+    keys = PatternKeys("rank_pattern", ["(a|b)*" * 100])
+    keys.steps = MAX_STEPS
+    with pytest.raises(ConfigError, match="too large"):
+        keys.first_match("a")
+
+
+def test_names_select_ends_and_runs_of_components() -> None:
+    assert is_end("q_proj", "layers.0.q_proj")
+    assert not is_end("proj", "layers.0.q_proj")
+    assert is_inside("model.embed_tokens", "embed_tokens")
+    assert not is_inside("model.embed_tokens_2", "embed_tokens")
+
+
+def test_exact_selection_needs_every_name_and_every_module() -> None:
+    modules = ["a.q", "b.q", "b.k"]
+    assert select_exactly(("q", "b.k"), modules)
+    assert not select_exactly(("q",), modules)
+    assert not select_exactly(("q", "k", "v"), modules)
