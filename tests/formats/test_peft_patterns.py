@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraformat.errors import ConfigError
-from loraformat.formats.peft.patterns import MAX_STEPS, PatternKeys, is_end, is_inside, select_exactly
+from loraformat.formats.peft.patterns import MAX_STEPS, PatternKeys, is_end, is_inside
 
 MODULES = st.from_regex(r"[ab_]{1,3}(\.[ab_01]{1,3}){0,3}", fullmatch=True)
 KEYS = st.from_regex(r"\^?[ab.]{1,4}(\*|\+|\||\\\.|\(a|b\)|[01])?[ab]{0,2}", fullmatch=True)
@@ -63,10 +63,3 @@ def test_names_select_ends_and_runs_of_components() -> None:
     assert not is_end("proj", "layers.0.q_proj")
     assert is_inside("model.embed_tokens", "embed_tokens")
     assert not is_inside("model.embed_tokens_2", "embed_tokens")
-
-
-def test_exact_selection_needs_every_name_and_every_module() -> None:
-    modules = ["a.q", "b.q", "b.k"]
-    assert select_exactly(("q", "b.k"), modules)
-    assert not select_exactly(("q",), modules)
-    assert not select_exactly(("q", "k", "v"), modules)

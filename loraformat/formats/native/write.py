@@ -22,6 +22,7 @@ from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tens
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.formats.scaling import MAX_RANK, Scaling
+from loraformat.formats.targets import target_names
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, File, Json
 from loraformat.model.tensors import LazyTensor
@@ -189,9 +190,8 @@ def _row_numbers(rows: Rows | None) -> Json:
 
 
 def _targets(adapter: Adapter) -> Json:
-    if isinstance(adapter.config.targets, tuple):
-        return list(adapter.config.targets)
-    return [module_of(weight) for weight, slots in all_slots(adapter) if slots.low_rank is not None]
+    modules = [module_of(weight) for weight, slots in all_slots(adapter) if slots.low_rank is not None]
+    return list[Json](target_names(adapter.config, modules)) or None
 
 
 def _tied(config: AdapterConfig) -> Json:

@@ -6,11 +6,12 @@ Source: peft 0.21.2, utils/other.py `get_pattern_key`; tuners/tuners_utils.py `c
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError
+from loraformat.formats.targets import ends_of
 from loraformat.model.patterns import fullmatch, is_linear
 
 _PLAIN = re.compile(r"[\w.\-/ ]*")
@@ -80,22 +81,9 @@ class PatternKeys:
                     yield order
 
 
-def ends_of(module: str) -> Iterator[str]:
-    """The path itself and what follows each of its last 100 dots."""
-    yield module
-    for dot in [at for at, sign in enumerate(module) if sign == "."][-100:]:
-        yield module[dot + 1 :]
-
-
 def is_end(name: str, module: str) -> bool:
     """Whether `name` is the module or its end from a dot on, as names in `target_modules` select."""
     return module == name or module.endswith(f".{name}")
-
-
-def select_exactly(names: Collection[str], modules: Sequence[str]) -> bool:
-    """Whether every module is selected by a name, and every name selects one."""
-    chosen = {module: set(names).intersection(ends_of(module)) for module in modules}
-    return all(chosen.values()) and set(names) == set().union(*chosen.values())
 
 
 def is_inside(path: str, name: str) -> bool:

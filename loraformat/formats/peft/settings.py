@@ -11,8 +11,9 @@ from typing import TypeVar
 
 from loraformat.errors import ConfigError
 from loraformat.formats.canonical import Slots, most_common, stated_alphas, stated_rank
-from loraformat.formats.peft.patterns import PatternKeys, lookup, select_exactly
+from loraformat.formats.peft.patterns import PatternKeys, lookup
 from loraformat.formats.scaling import Scaling
+from loraformat.formats.targets import target_names
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Json
 from loraformat.model.updates import LowRank
@@ -58,7 +59,7 @@ def settings(adapter: Adapter, slots: Mapping[str, Slots]) -> dict[str, Json]:
         "modules_to_save": list[Json](saved) or None,
         "peft_type": "LORA",
         "revision": config.base_revision,
-        "target_modules": list[Json](_targets(config, layers)),
+        "target_modules": list[Json](target_names(config, layers)),
         "task_type": config.task,
         **{name: value for name, value in occasional.items() if value},
     }
@@ -149,15 +150,6 @@ def _decides(exceptions: Mapping[str, Number], values: Mapping[str, Number], def
     return all(
         default == value if found[module] is None else found[module] == value for module, value in values.items()
     )
-
-
-def _targets(config: AdapterConfig, layers: Mapping[str, LowRank]) -> list[str]:
-    """The source's own names where they select every module and each selects one; else full paths."""
-    modules, claimed = sorted(layers), config.targets
-    narrowed = any(config.raw.get(name) for name in ("layers_to_transform", "layers_pattern", "exclude_modules"))
-    if isinstance(claimed, tuple) and not narrowed and select_exactly(claimed, modules):
-        return sorted(set(claimed))
-    return modules
 
 
 def _token_indices(config: AdapterConfig, slots: Mapping[str, Slots]) -> Json:

@@ -26,11 +26,11 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     for weight, parts in found.weights.items():
         module = module_of(weight)
         is_saved = any(is_inside(module, name) for name in config.modules_to_save)
-        chosen = _chosen(weight, parts, is_wrapped=module in wrapped)
-        copies += [found.names[weight, part] for part in parts if part != chosen and chosen and _is_copy(part)]
-        built.unclaimed += [
-            found.names[weight, part] for part in parts if part != chosen and not (chosen and _is_copy(part))
-        ]
+        is_known = is_saved or weight.endswith((".weight", ".bias"))
+        chosen = _chosen(weight, parts, is_wrapped=module in wrapped) if is_known and not _is_adapters(weight) else None
+        for part in parts:
+            if part != chosen:
+                (copies if chosen and _is_copy(part) else built.unclaimed).append(found.names[weight, part])
         if chosen is None:
             continue
         built.replaces[weight] = Replace(parts[chosen], follows_tie=not is_saved or config.ensures_tying)
@@ -40,6 +40,11 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
         built.notes.append(redundant_copy("", sorted(copies), "PEFT loads the tensor without that part of the name"))
     if undeclared:
         built.notes.append(undeclared_replacement(CONFIG, sorted(undeclared)))
+
+
+def _is_adapters(weight: str) -> bool:
+    """Whether the name is a part of an adapter layer that is not known here, and so no weight of the base."""
+    return any(component.startswith(("lora_", "hada_", "lokr_")) for component in weight.split("."))
 
 
 def _is_copy(part: str) -> bool:
