@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loraformat import formats
 from loraformat.containers import open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
-from loraformat.errors import AdapterRefused
+from loraformat.errors import AdapterRefused, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.tensors import LazyTensor
 from loraformat.storage import stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,41 @@ def save_adapter(
     """
     chosen, options = formats.get(to), WriteOptions(container=container)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
-    bundle = chosen.write(adapter, options)
+    bundle = _finite(chosen.write(adapter, options))
     with stage(target, overwrite=overwrite, inputs=inputs) as store:
         return save_bundle(bundle, store, progress)
+
+
+def _finite(bundle: Bundle) -> Bundle:
+    """The same files, whose tensors are checked as they are loaded."""
+    files = {
+        name: replace(file, open=_checked(file)) if isinstance(file, TensorFile) else file
+        for name, file in bundle.files.items()
+    }
+    return replace(bundle, files=files)
+
+
+def _checked(file: TensorFile) -> Callable[[], Tensors]:
+    def opened() -> Tensors:
+        tensors = file.open()
+        entries = {name: _checked_tensor(f"{file.name}: {name}", lazy) for name, lazy in tensors.entries.items()}
+        return replace(tensors, entries=entries)
+
+    return opened
+
+
+def _checked_tensor(where: str, lazy: LazyTensor) -> LazyTensor:
+    """A tensor that raises NonFiniteValue (LF402) when rows with NaN or infinity are loaded."""
+    if not lazy.dtype.is_floating:
+        return lazy
+
+    def read(start: int, stop: int) -> Tensor:
+        values = lazy.read(start, stop)
+        if not bool(values.isfinite().all()):
+            raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+        return values
+
+    return replace(lazy, read=read)
 
 
 def refuse_losses(losses: tuple[Finding, ...], to: str, *, strict: bool = False) -> None:

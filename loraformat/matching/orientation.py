@@ -28,8 +28,9 @@ def is_stored_transposed(
 ) -> tuple[bool, bool]:
     """(transposed, is_guess) of one weight.
 
-    Shapes decide where they can. A square weight is transposed in the `Conv1D` layers of the architectures that have
-    them; for a model type that config.json does not name, the adapter's `fan_in_fan_out` decides, and that is a guess.
+    In the architectures that have `Conv1D` layers, those layers are. Elsewhere the shape decides, where config.json
+    names no architecture or the adapter says `fan_in_fan_out`: a Llama with one transposed weight is a damaged Llama.
+    For a square weight of an architecture that config.json does not name the flag decides, and that is a guess.
 
     Args:
         weight: name of the weight.
@@ -43,12 +44,14 @@ def is_stored_transposed(
         return False, False
     if any(isinstance(update, LowRank) and update.is_embedding for update in updates):
         return False, False
-    if shape != stored:
-        return shape == stored[::-1], False
-    if stored[0] != stored[1]:
-        return False, False
     model_type = config.get("model_type")
-    layer = weight.split(".")[-2] if "." in weight else ""
-    if isinstance(model_type, str):
-        return layer in CONV1D.get(model_type, ()), False
-    return bool(fan_in_fan_out), bool(fan_in_fan_out)
+    is_known = isinstance(model_type, str) and model_type in CONV1D
+    if is_known:
+        layer = weight.split(".")[-2] if "." in weight else ""
+        return layer in CONV1D[str(model_type)], False
+    may_turn = bool(fan_in_fan_out) or model_type is None
+    if shape != stored:
+        return may_turn and shape == stored[::-1], False
+    if stored[0] == stored[1] and fan_in_fan_out:
+        return model_type is None, model_type is None
+    return False, False

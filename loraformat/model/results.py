@@ -119,7 +119,6 @@ class MergedAdapter:
 
     Attributes:
         uri, format: where it came from and what it was read as.
-        strength: what the user gave it.
         applied, modules: modules that landed on a weight, of how many.
     """
 
@@ -127,7 +126,6 @@ class MergedAdapter:
     format: str
     applied: int
     modules: int
-    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +138,8 @@ class MergeResult:
         parameters_touched: elements of the touched tensors.
         bytes_written: of the weight files; of the plan where nothing was written.
         files: names of the output files, sorted.
-        dtype: safetensors name that was asked for; None keeps each tensor's own.
         is_dry_run: whether nothing was written on purpose.
         plan: the whole plan as JSON values, where nothing was written.
-        verified: tensors whose merged values were computed again and compared; None where that was not asked for.
     """
 
     base: str
@@ -153,10 +149,8 @@ class MergeResult:
     parameters_touched: int
     bytes_written: int
     files: tuple[str, ...]
-    dtype: str | None = None
     is_dry_run: bool = False
     plan: Mapping[str, Json] | None = None
-    verified: int | None = None
 
 
 Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from loraformat.report.base import Report
 from loraformat.report.inspection import say_inspection
 from loraformat.report.page import STYLES, Line, Page, Piece
 from loraformat.report.words import amount, nbytes, plural
+
+_FEW_FILES = 5
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -112,19 +115,16 @@ def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
     page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
     for adapter in result.adapters:
-        strength = "" if adapter.strength == 1 else f" at strength {adapter.strength:g}"
         page.say(
             Piece("apply   ", "dim"),
             Piece(adapter.uri, "bold"),
-            f" ({adapter.format}){strength}: {adapter.applied} of {adapter.modules} modules",
+            f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules",
         )
     page.say(
         Piece("merge   " if result.is_dry_run else "merged  ", "dim"),
         f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
-        f"{amount(result.tensors_copied)} copied{f', stored as {result.dtype}' if result.dtype else ''}",
+        f"{amount(result.tensors_copied)} copied",
     )
-    if result.verified is not None:
-        page.say(Piece("verified", "dim"), f" {plural(result.verified, 'tensor')}")
     size = f"{_files(result.files)}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
         page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
@@ -133,7 +133,12 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
 
 
 def _places(report: Report) -> str:
-    return ", ".join(report.written) or "nothing"
+    """The folder that was written and its files; only the folder where they are many."""
+    folders = {os.path.dirname(path) for path in report.written}
+    if len(folders) != 1:
+        return ", ".join(report.written) or "nothing"
+    names = [os.path.basename(path) for path in report.written]
+    return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
 
 
 def _files(files: Sequence[str]) -> str:

@@ -9,7 +9,13 @@ from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
 from loraformat.model.results import Skipped
 from loraformat.rules.base import Hit, Rule, Subject, rule
-from loraformat.rules.base_model import absent_module, shape_mismatch, vocabulary_mismatch
+from loraformat.rules.base_model import (
+    absent_module,
+    guessed_orientation,
+    renamed_weights,
+    shape_mismatch,
+    vocabulary_mismatch,
+)
 from loraformat.rules.config import missing_base_model, schema_violation
 from loraformat.rules.consistency import (
     missing_scale,
@@ -50,6 +56,8 @@ RULES: tuple[Rule, ...] = (
     pattern_not_evaluated,
     absent_module,
     shape_mismatch,
+    guessed_orientation,
+    renamed_weights,
     vocabulary_mismatch,
     zero_update,
     non_finite_value,

@@ -56,6 +56,56 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
         yield Hit(misfit.weight, f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}")
 
 
+@rule("LF303", Severity.WARNING, since="0.1.0", needs="base")
+def guessed_orientation(subject: Subject) -> Iterator[Hit]:
+    """Whether a square base weight is stored as (in, out) rests on the adapter's `fan_in_fan_out` alone.
+
+    ## Why is this bad?
+    PEFT sets that flag to what the last layer it wrapped needed, so it can be wrong for the others, and for a square
+    weight no shape contradicts it: the update would be added the wrong way round.
+
+    ## Example
+    `"fan_in_fan_out": true` and a base weight of shape (768, 768) beside a config.json without `model_type`.
+
+    ## Use instead
+    A config.json that names the `model_type` of the base.
+
+    ## Source
+    peft 0.21.2, tuners/lora/model.py `_create_new_module`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    guessed = [name for name, landing in match(subject.adapter, subject.base).landings.items() if landing.is_guess]
+    if guessed:
+        where = guessed[0] + (f" and {len(guessed) - 1} more" if len(guessed) > 1 else "")
+        yield Hit(where, "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing")
+
+
+@rule("LF304", Severity.WARNING, since="0.1.0", needs="base")
+def renamed_weights(subject: Subject) -> Iterator[Hit]:
+    """No name of the adapter is in the base, but with one prefix more or less all of them are.
+
+    ## Why is this bad?
+    It is likely right: an adapter trained on the bare model, without its head. But engines that want the very name
+    leave such an adapter out in silence.
+
+    ## Example
+    `layers.0.self_attn.q_proj` in the adapter, `model.layers.0.self_attn.q_proj` in the base.
+
+    ## Use instead
+    An adapter trained on the class that the base is loaded as.
+
+    ## Source
+    peft issue 1579; vllm issue 34186.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    landings = match(subject.adapter, subject.base).landings
+    renamed = {name: landing.tensor for name, landing in landings.items() if landing.tensor != name}
+    for name, tensor in list(renamed.items())[:1]:
+        yield Hit(name, f"{len(renamed)} names are taken for others of the base, this one for {tensor}")
+
+
 @rule("LF305", Severity.ERROR, since="0.1.0")
 def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     """Embedding tables, tokenizer, declared vocabulary and base disagree about the number of rows.

@@ -195,7 +195,7 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
     `"lora_alpha": -16`.
 
     ## Use instead
-    A positive alpha. To take an adapter away from a model, merge it with a negative strength: `ADAPTER=-1`.
+    A positive alpha. A negative one takes the adapter away from the model; keep it only where that is meant.
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1.

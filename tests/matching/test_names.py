@@ -1,0 +1,130 @@
+"""Where updates land: names, orientation and ties, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from loraformat.matching import match, nearest, ties_of
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.model.tensors import DType, LazyTensor, Span
+from loraformat.model.updates import LowRank, Magnitude, Replace, Update
+
+
+def base(shapes: Mapping[str, tuple[int, ...]], **config: object) -> Checkpoint:
+    tensors = {name: StoredTensor("f", DType.F32, shape, Span(0, 0)) for name, shape in shapes.items()}
+    return Checkpoint("base", {}, tensors, config=config)
+
+
+def adapter(updates: Mapping[str, Update], **config: object) -> Adapter:
+    return Adapter(config=AdapterConfig(**config), updates={name: (update,) for name, update in updates.items()})
+
+
+def low_rank(rows: int, cols: int, **fields: object) -> LowRank:
+    return LowRank(LazyTensor.of(torch.zeros(rows, 2)), LazyTensor.of(torch.zeros(2, cols)), 1.0, **fields)
+
+
+def test_exact_names_land() -> None:
+    found = match(adapter({"a.q.weight": low_rank(4, 6)}), base({"a.q.weight": (4, 6)}))
+    assert (found.landings["a.q.weight"].tensor, found.unmatched, found.misfits) == ("a.q.weight", {}, ())
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"), [("model.", ("a.q.weight", "a.k.weight")), ("", ("x.a.q.weight", "x.a.k.weight"))]
+)
+def test_one_prefix_that_serves_all_names_is_added_or_removed(prefix: str, names: tuple[str, str]) -> None:
+    stored = base(
+        {"model.a.q.weight": (4, 6), "model.a.k.weight": (4, 6)}
+        if prefix
+        else {"a.q.weight": (4, 6), "a.k.weight": (4, 6)}
+    )
+    found = match(adapter(dict.fromkeys(names, low_rank(4, 6))), stored)
+    assert {landing.tensor for landing in found.landings.values()} == set(stored.tensors)
+
+
+def test_a_prefix_that_serves_only_some_names_is_no_prefix() -> None:
+    stored = base({"model.a.q.weight": (4, 6), "other.a.k.weight": (4, 6)})
+    found = match(adapter({"a.q.weight": low_rank(4, 6), "a.k.weight": low_rank(4, 6)}), stored)
+    assert set(found.unmatched) == {"a.q.weight", "a.k.weight"}
+
+
+def test_two_prefixes_that_both_serve_are_refused() -> None:
+    stored = base({"enc.a.q.weight": (4, 6), "dec.a.q.weight": (4, 6)})
+    assert match(adapter({"a.q.weight": low_rank(4, 6)}), stored).landings == {}
+
+
+def test_nearest_names_share_the_tail_first() -> None:
+    names = ["model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+    assert nearest("model.layers.9.self_attn.q_proj.weight", names)[0] == names[0]
+    assert nearest("zzz", names) == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "shape", "expected"),
+    [
+        ({"model_type": "gpt2"}, False, (6, 4), True),  # Conv1D by architecture, whatever the flag says
+        ({"model_type": "llama"}, False, (6, 4), None),  # a transposed Llama is damaged
+        ({"model_type": "mine"}, True, (6, 4), True),
+        ({}, None, (6, 4), True),  # nothing known: the shape decides
+        ({}, True, (4, 6), False),
+    ],
+)
+def test_who_decides_the_orientation(config: dict, flag: bool | None, shape: tuple, expected: bool | None) -> None:
+    name = "h.0.attn.c_attn.weight"
+    found = match(adapter({name: low_rank(4, 6)}, fan_in_fan_out=flag), base({name: shape}, **config))
+    if expected is None:
+        assert [misfit.weight for misfit in found.misfits] == [name]
+    else:
+        assert (found.landings[name].transposed, found.misfits) == (expected, ())
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "transposed", "is_guess"),
+    [
+        ({"model_type": "gpt2"}, False, True, False),
+        ({"model_type": "llama"}, True, False, False),
+        ({}, True, True, True),
+        ({}, None, False, False),
+    ],
+)
+def test_a_square_weight_is_turned_by_architecture_or_by_a_marked_guess(
+    config: dict, flag: bool | None, transposed: bool, is_guess: bool
+) -> None:
+    name = "h.0.attn.c_proj.weight"
+    found = match(adapter({name: low_rank(4, 4)}, fan_in_fan_out=flag), base({name: (4, 4)}, **config))
+    assert (found.landings[name].transposed, found.landings[name].is_guess) == (transposed, is_guess)
+
+
+def test_misfits_are_found_in_factors_magnitudes_and_replacements() -> None:
+    short = Magnitude(LazyTensor.of(torch.zeros(3)))
+    updates = {
+        "a.weight": low_rank(4, 7),
+        "b.weight": low_rank(4, 6, magnitude=short),
+        "c.weight": Replace(LazyTensor.of(torch.zeros(9, 5))),
+        "d.weight": Replace(LazyTensor.of(torch.zeros(9, 6))),
+    }
+    found = match(adapter(updates), base(dict.fromkeys(updates, (4, 6)), model_type="llama"))
+    assert [misfit.weight for misfit in found.misfits] == ["a.weight", "b.weight", "c.weight"]
+
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "config", "wanted", "expected"),
+    [
+        ({EMBED: (9, 4)}, {"tie_word_embeddings": True}, [HEAD], [(EMBED, HEAD)]),
+        ({EMBED: (9, 4)}, {"tie_word_embeddings": False}, [HEAD], []),
+        ({EMBED: (9, 4)}, {"text_config": {"tie_word_embeddings": False}}, [HEAD], []),
+        ({EMBED: (9, 4)}, {}, [HEAD], []),  # no config.json: nothing says that there is a head
+        ({EMBED: (9, 4)}, {"architectures": ["LlamaForCausalLM"]}, [], [(EMBED, HEAD)]),
+        ({EMBED: (9, 4)}, {"architectures": ["LlamaModel"], "tie_word_embeddings": True}, [], []),
+        ({EMBED: (9, 4), HEAD: (9, 4)}, {"tie_word_embeddings": True}, [], [(EMBED, HEAD)]),
+        ({EMBED: (9, 4), HEAD: (9, 4)}, {"model_type": "opt"}, [], []),
+    ],
+)
+def test_which_names_are_one_table(shapes: dict, config: dict, wanted: list, expected: list) -> None:
+    assert [tie.names for tie in ties_of(base(shapes, **config), wanted)] == expected

@@ -1,0 +1,52 @@
+"""What starting up may cost: which modules are imported, not how long it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+HEAVY = ("torch", "numpy", "huggingface_hub", "transformers", "peft", "rich", "jsonschema", "yaml", "jinja2")
+PROBE = """
+import json, sys
+from loraformat.cli import main
+try:
+    main(sys.argv[1:], prog_name="loraformat")
+except SystemExit as left:
+    code = left.code
+print(json.dumps([code or 0, sorted({name.partition(".")[0] for name in sys.modules})]), file=sys.stderr)
+"""
+
+
+def modules_after(*arguments: str) -> set[str]:
+    command = [sys.executable, "-c", PROBE, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, modules = json.loads(done.stderr.splitlines()[-1])
+    assert code == 0, done.stderr
+    return set(modules)
+
+
+def test_importing_the_package_imports_nothing_of_weight() -> None:
+    probe = "import sys, loraformat; print(*sorted(name.partition('.')[0] for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {*HEAVY, "click"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["merge", "--help"], ["validate", "--help"]])
+def test_help_imports_nothing_of_weight(arguments: list[str]) -> None:
+    assert not modules_after(*arguments) & set(HEAVY)
+
+
+@pytest.mark.parametrize("verb", ["validate", "inspect"])
+def test_json_about_a_peft_folder_needs_neither_torch_nor_rich(verb: str) -> None:
+    found = modules_after(verb, str(FIXTURES / "good" / "peft" / "tiny-llama"), "--format", "json")
+    assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "rich"}
+
+
+def test_text_about_a_pt_folder_needs_no_torch() -> None:
+    found = modules_after("inspect", str(FIXTURES / "minigpt" / "lora_adapter"))
+    assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "jinja2"}
