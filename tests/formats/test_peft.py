@@ -167,6 +167,10 @@ def test_trained_rows_and_their_numbers() -> None:
     for stated in (None, [1], {"other": [5, 1, 39]}):
         with pytest.raises(ConfigError, match="3 trained rows"):
             read(rows, trainable_token_indices=stated)
+    both = rows | {"lm_head.token_adapter.trainable_tokens_delta": values(1, 4)}
+    apart = read(both, trainable_token_indices={"embed_tokens": [5, 1, 39], "lm_head": [2]})
+    assert [apart.updates[name][0].follows_tie for name in ("x.embed_tokens.weight", "lm_head.weight")] == [False] * 2
+    assert_same_updates(peft.read(peft.write(apart)), apart)
     table = {"x.embed_tokens.token_adapter.base_layer.weight": values(40, 4)}
     both = read(rows | table, trainable_token_indices=[5, 1, 39]).updates["x.embed_tokens.weight"]
     assert [type(each) for each in both] == [Replace, Rows]
@@ -375,7 +379,10 @@ def test_what_peft_cannot_hold_is_refused_before_writing() -> None:
         ({"a.weight": (layer,), "b.bias": (Diff(lazy(7)),)}, "dense difference"),
         ({"a.weight": (layer,), "a.bias": (Diff(lazy(7), 1.0),)}, "dense difference"),
         ({"a.weight": (table, layer)}, "saved as a whole"),
-        ({"a.weight": (layer,), "e.weight": (Rows((1,), lazy(1, 4), follows_tie=False),)}, "tied partner"),
+        (
+            {"a.weight": (layer,), "e.weight": (Rows((1,), lazy(1, 4), follows_tie=False),)},
+            "tied partner does not share",
+        ),
         ({"a.weight": (layer,), "e.weight": (table, Rows((1,), lazy(1, 4)))}, "another update of the table"),
         ({"e.weight": (table,)}, "without a low-rank update"),
         ({"a.dense.weight": (layer,), "a.weight": (table,)}, "inside the saved module"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, UnsupportedUpdate
@@ -68,7 +68,17 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         left = [part for part in parts if part not in claimed]
         built.unclaimed += [found.names[module, part] for part in left]
         built.notes += _unpaired(module, left)
+    if rows_are_private(built.rows.values()):
+        built.rows = {weight: replace(rows, follows_tie=False) for weight, rows in built.rows.items()}
     return built
+
+
+def rows_are_private(tables: Iterable[Rows]) -> bool:
+    """Whether PEFT keeps trained rows of several tables apart even if they are tied: where the row numbers differ.
+
+    Source: peft 0.21.2, utils/other.py `set_additional_trainable_modules`.
+    """
+    return len({rows.indices for rows in tables}) > 1
 
 
 def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[str]:

@@ -14,6 +14,7 @@ from loraformat.formats.canonical import Slots, all_slots, slots_of, unstated_fi
 from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
+from loraformat.formats.peft.layers import rows_are_private
 from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.settings import saved_modules, settings
 from loraformat.formats.scaling import MAX_RANK
@@ -50,8 +51,8 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
 def _fault(base_weight: str, slots: Slots, others: dict[str, Slots]) -> str | None:
     update = slots.low_rank
     is_private = slots.replace is not None and not slots.replace.follows_tie
-    if slots.rows is not None and (not slots.rows.follows_tie or not base_weight.endswith(".weight")):
-        return "rows that a tied partner does not share"
+    if slots.rows is not None and not base_weight.endswith(".weight"):
+        return "rows of a parameter that is not called weight"
     if slots.rows is not None and (update is not None or is_private):
         return "trained rows together with another update of the table"
     if slots.difference is not None and not _is_factor_bias(base_weight, slots.difference, others):
@@ -90,6 +91,11 @@ def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
     if len({update.magnitude is None for update in low_ranks.values()}) > 1:
         plain = next(weight for weight, update in low_ranks.items() if update.magnitude is None)
         yield unsupported_update(plain, "a plain update beside DoRA updates", "PEFT")
+    rows = {weight: found.rows for weight, found in slots.items() if found.rows is not None}
+    for weight, each in rows.items():
+        if each.follows_tie is rows_are_private(rows.values()):
+            kind = "that a tied partner shares" if each.follows_tie else "that a tied partner does not share"
+            yield unsupported_update(weight, f"a set of rows {kind}", "PEFT")
     for name in saved_modules(slots):
         for weight in low_ranks:
             if is_inside(module_of(weight), name) and module_of(weight) != name:

@@ -1,0 +1,69 @@
+"""Which format a bundle is, and what is said where that is not clear."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bundles import bundle
+
+from loraformat import formats
+from loraformat.errors import AmbiguousFormat, InvalidJson, NotATensorFile, UnknownFormat
+from loraformat.formats import dump, native, peft
+from loraformat.model.bundle import Bundle, JsonFile, TensorFile
+
+PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
+
+
+def test_formats_are_got_by_name() -> None:
+    assert [formats.get(each.NAME) for each in formats.FORMATS] == list(formats.FORMATS)
+    with pytest.raises(UnknownFormat, match=r"no format mlx.*native, peft, dump"):
+        formats.get("mlx")
+
+
+@pytest.mark.parametrize(
+    ("files", "single", "wanted"),
+    [
+        ({"lora_config.json": {}}, False, native),
+        ({"lora_weights.pt": PAIR}, False, native),
+        ({"lora_weights.pt": PAIR}, True, dump),
+        ({"adapter_config.json": {"peft_type": "IA3"}}, False, peft),
+        ({"adapter_model.bin": {}}, False, peft),
+        ({"adapter_model.safetensors": PAIR}, True, peft),
+        ({"anything.pth": PAIR, "notes.txt": b""}, False, dump),
+    ],
+)
+def test_detection(files: dict[str, object], single: bool, wanted: object) -> None:
+    found, match = formats.detect(bundle(files, single=single))
+    assert found is wanted
+    assert match.because
+
+
+def test_a_folder_of_two_formats_is_ambiguous() -> None:
+    with pytest.raises(AmbiguousFormat, match=r"native \(lora_config.*peft \(adapter_model.*--from"):
+        formats.detect(bundle({"lora_config.json": {}, "adapter_model.safetensors": PAIR}))
+
+
+def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
+    files = {"config.json": {}, "model.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
+    with pytest.raises(UnknownFormat, match=r"looked for lora_config\.json.*found config\.json, model\.safetensors$"):
+        formats.detect(bundle(files))
+    with pytest.raises(UnknownFormat, match="found no files"):
+        formats.detect(bundle({}))
+    with pytest.raises(UnknownFormat, match="and 4 more"):
+        formats.detect(bundle({f"{number}.txt": b"" for number in range(12)}))
+
+
+def test_what_is_wrong_with_the_only_weight_file_comes_through() -> None:
+    def fail() -> None:
+        raise NotATensorFile("this is a Git-LFS pointer", where="x.pt")
+
+    with pytest.raises(NotATensorFile, match="Git-LFS"):
+        formats.detect(Bundle("", {"x.pt": TensorFile("x.pt", 130, fail)}, is_single_file=True))
+
+
+def test_a_config_that_is_no_json_is_no_reason() -> None:
+    def fail() -> None:
+        raise InvalidJson("line 1", where="adapter_config.json")
+
+    broken = JsonFile("adapter_config.json", 1, lambda: b"{", fail)
+    assert peft.sniff(Bundle("", {"adapter_config.json": broken})) is None
