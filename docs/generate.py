@@ -1,12 +1,29 @@
-"""Writes docs/rules: a page for each code, and an index. Run: python docs/generate.py."""
+"""Writes all text that is made from the source: docs/rules, docs/cli.md, the outputs and the table of README.md.
+
+Run: python docs/generate.py.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from click import Group
+from click.testing import CliRunner
+
+from loraformat.cli import COMMANDS
+from loraformat.cli import main as loraformat
+from loraformat.formats import FORMATS
 from loraformat.jobs.explain import Page, pages
 
-TARGET = Path(__file__).parent / "rules"
+ROOT = Path(__file__).parent.parent
+TARGET = ROOT / "docs" / "rules"
 
 FAMILIES = {
     "LF0": "Containers and detection",
@@ -49,6 +66,51 @@ def _row(page: Page) -> str:
     return f"| [{page.code}]({page.code}.md) | {page.name} | {page.severity.value} | {first} |"
 
 
+def cli() -> str:
+    """docs/cli.md: the help of every command, at 100 columns."""
+    assert isinstance(loraformat, Group)
+    parts = ["# Command line", "", "Generated from the source by docs/generate.py."]
+    for name in ("", *COMMANDS):
+        arguments = [name, "--help"] if name else ["--help"]
+        shown = CliRunner().invoke(loraformat, arguments, prog_name="loraformat", terminal_width=100)
+        parts += ["", f"## loraformat {name}".rstrip(), "", "```text", shown.stdout.rstrip(), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def readme(text: str) -> str:
+    """README.md with the output of its commands as it is now, and the table of formats."""
+    with _checkout():
+        text = re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
+    rows = "".join(
+        f"| [{each.NAME}](docs/formats/{each.NAME}.md) | {each.TITLE} | yes | {'yes' if each.WRITES else 'no'} |\n"
+        for each in FORMATS
+    )
+    head = "| name | what it is | reads | writes |\n|---|---|---|---|\n"
+    return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + rows, text)
+
+
+def _session(block: str) -> str:
+    command = block.splitlines()[0]
+    arguments = shlex.split(command.removeprefix("$ loraformat "))
+    done = CliRunner().invoke(loraformat, arguments, prog_name="loraformat")
+    lines = [line.rstrip() for line in done.output.splitlines()]
+    return "\n".join(["```console", command, *lines, "```"])
+
+
+@contextmanager
+def _checkout() -> Iterator[None]:
+    """A temporary working directory that has the fixtures of this checkout."""
+    before = os.getcwd()
+    folder = tempfile.mkdtemp()
+    shutil.copytree(ROOT / "fixtures" / "minigpt", Path(folder) / "fixtures" / "minigpt")
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     """Write the pages, and remove those that have no code any more."""
     texts = documents()
@@ -57,6 +119,9 @@ def main() -> None:
         (TARGET / stale).unlink()
     for name, text in texts.items():
         (TARGET / name).write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
+    page = ROOT / "README.md"
+    page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,44 @@
-"""The pages that are made from the source are current."""
+"""The pages that are made from the source are current, the README's outputs among them."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_pages_of_the_codes_are_what_the_source_says() -> None:
-    """After a change: python docs/generate.py."""
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    """docs/generate.py as a module. After a change of the source: python docs/generate.py."""
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_the_codes_are_what_the_source_says(generate: ModuleType) -> None:
     written = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "rules").glob("*.md")}
     assert written == generate.documents()
+
+
+def test_the_command_line_page_is_what_the_commands_say(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generate.cli()
+
+
+def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page == generate.readme(page)
+
+
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "fixtures").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"

@@ -136,3 +136,4 @@ def announce(findings: tuple[Finding, ...]) -> None:
 
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     sys.stderr.write(render_findings(findings, color=color))
+    sys.stderr.flush()

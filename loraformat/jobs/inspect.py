@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.matching import match
 from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import InspectResult, weight_records
 from loraformat.model.summary import layer_of, summarize
+from loraformat.model.updates import Replace, Rows
 from loraformat.report import Report
 
 
@@ -36,6 +40,8 @@ def inspect(
     checkpoint = open_base(base)
     opened, findings = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
     summary = summarize(opened.adapter)
+    if checkpoint is not None and summary.new_rows is None:
+        summary = replace(summary, new_rows=_new_rows(opened.adapter, checkpoint))
     found = _norms(opened.adapter) if norms else {}
     share = None
     if checkpoint is not None and summary.parameters:
@@ -54,6 +60,17 @@ def inspect(
         ),
         findings=findings,
     )
+
+
+def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:
+    """Rows that the adapter's embedding tables have beyond the base's; None where no table replaces one of the base."""
+    if adapter.config.vocab_size is None:
+        return None
+    for weight, landing in match(adapter, base).landings.items():
+        rows = [update.shape[0] for update in adapter.updates[weight] if isinstance(update, (Replace, Rows))]
+        if rows and max(rows) == adapter.config.vocab_size and landing.is_stored:
+            return max(0, max(rows) - base.tensors[landing.tensor].shape[0])
+    return None
 
 
 def _norms(adapter: Adapter) -> dict[str, tuple[float | None, ...]]:

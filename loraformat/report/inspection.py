@@ -104,7 +104,7 @@ def _say_weights(page: Page, weights: Sequence[WeightRecord]) -> None:
             "-" if record.rank is None else str(record.rank),
             "-" if record.kind in ("replace", "rows") else number(record.scale),
             amount(record.parameters),
-            *([number(record.norm)] if has_norms else []),
+            *(["-" if record.kind in ("replace", "rows") else number(record.norm)] if has_norms else []),
         ]
         for record in weights
     ]

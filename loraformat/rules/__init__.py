@@ -140,7 +140,7 @@ def _why_not(rule: Rule, subject: Subject, deep: bool) -> str:
         return "the adapter could not be read"
     if rule.needs == "base" and subject.base is None:
         return "no base was given"
-    return "it loads values, which was not asked for" if rule.slow and not deep else ""
+    return "loads values: --deep" if rule.slow and not deep else ""
 
 
 def _stamped(rule: Rule, hit: Hit) -> Finding:

@@ -64,7 +64,7 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     updates = updates_of(subject.adapter)
     unknown = [name for name, update in updates if has_scale(update) and scale_of(update) is None]
     if unknown:
-        message = f"alpha is not stated, so the scale of {_some(unknown)} is unknown"
+        message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
         yield Hit(config_file(subject), message, "give it with --alpha A")
 
 

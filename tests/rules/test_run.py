@@ -49,7 +49,7 @@ def test_findings_are_stamped_and_sorted_and_the_rest_is_explained() -> None:
     ]
     assert [(each.code, each.reason) for each in skipped] == [
         ("LF901", "no base was given"),
-        ("LF903", "it loads values, which was not asked for"),
+        ("LF903", "loads values: --deep"),
     ]
 
 
