@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except Terminated as signalled:
-            click.echo("interrupted: nothing was written", err=True)
+            click.echo("interrupted: no partial output is left", err=True)
             ctx.exit(128 + signalled.number)
         except BaseException as error:  # noqa: BLE001 - the outermost frame: nobody else could tell it
             ctx.exit(_told(error))
@@ -99,7 +99,7 @@ def _told(error: BaseException) -> int:
     if isinstance(error, LoraFormatError):
         click.echo(f"error[{error.code}] {show(error, 2000)}", err=True)
     elif isinstance(error, KeyboardInterrupt):
-        click.echo("interrupted: nothing was written", err=True)
+        click.echo("interrupted: no partial output is left", err=True)
     elif isinstance(error, MemoryError):
         click.echo("error: not enough memory (--jobs 1 or a smaller --memory needs less)", err=True)
     elif isinstance(error, OSError):

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 
 from loraformat.errors import StorageError
 from loraformat.storage.faults import told_as
+from loraformat.storage.interrupts import Deferral
 from loraformat.storage.local import LocalStore
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -34,14 +35,15 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterat
     path = _resolved(target)
     _refuse_inputs(target, path, inputs)
     _refuse_existing(target, path, overwrite)
-    with _locked(target, path):
+    with Deferral() as signals, _locked(target, path):
         _reclaim(path)
         _refuse_existing(target, path, overwrite)
         partial = _sibling(path, secrets.token_hex(4))
         try:
             with told_as(target):
                 os.mkdir(partial)
-            yield LocalStore(partial)
+            with signals.delivered():
+                yield LocalStore(partial)
             with told_as(target):
                 _sync(partial)
                 _refuse_existing(target, path, overwrite)

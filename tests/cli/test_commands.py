@@ -273,5 +273,5 @@ def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> N
             os.kill(child.pid, number)
             _, said = child.communicate(timeout=60)
         assert child.returncode == code, said
-        assert said.splitlines()[-1] == "interrupted: nothing was written"
+        assert said.splitlines()[-1] == "interrupted: no partial output is left"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
