@@ -79,9 +79,17 @@ def progress(total_label: str) -> Iterator[Progress]:
 
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(show(total_label), total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    task = bars.add_task(show(total_label), total=None)
+
+    def advance(done: int, total: int) -> None:
+        bars.start()  # not before: what is said on stderr until then would run into the bar
+        bars.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        bars.stop()
 
 
 def _silent(done: int, total: int) -> None:
