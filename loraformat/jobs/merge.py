@@ -24,7 +24,7 @@ from loraformat.merger import (
     write_others,
     write_shard,
 )
-from loraformat.merger.findings import stale_weights_left_out
+from loraformat.merger.findings import left_out
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
@@ -108,7 +108,7 @@ def _prepare(
         raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
     plan = plan_merge(checkpoint, [one.adapter for one in opened], sources, container=container)
     if plan.left_out:
-        findings.append(stale_weights_left_out(plan.base, plan.left_out))
+        findings.append(left_out(plan.base, plan.left_out))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 

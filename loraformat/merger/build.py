@@ -37,8 +37,8 @@ def plan_merge(
     found = edits_of(base, adapters)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
-    left_out = tuple(sorted(name for name in base.others if _is_stale(name, base)))
-    copies = [CopiedFile(name) for name in base.others if name not in left_out and name not in tokenizers]
+    stale = {name for name in base.others if _is_stale(name, base)}
+    copies = [CopiedFile(name) for name in base.others if name not in stale and name not in tokenizers]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
     patch = _config_patch(base.config, found)
     rewritten = {"config.json"} if patch else set()
@@ -53,7 +53,7 @@ def plan_merge(
         copies=tuple(sorted((c for c in copies if c.name not in rewritten), key=lambda copied: copied.name)),
         config_patch=patch,
         index=index,
-        left_out=left_out,
+        left_out=(*sorted(stale), *(f"{name}/" for name in base.folders)),
     )
 
 

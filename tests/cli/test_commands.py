@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,19 @@ def test_an_input_is_never_the_output(example: Path) -> None:
         arguments = ("merge", example / "base", example / "adapter", "--alpha", 16, "--overwrite", "-o", out)
         assert run(*arguments).exit_code == 3
     assert (example / "base" / "model.safetensors").read_bytes() == before
+
+
+def test_what_is_left_out_of_the_base_is_said(example: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(example / "base", base)
+    (base / "pytorch_model.bin").write_bytes(b"stale")
+    (base / "original").mkdir()
+    result = run("merge", base, example / "adapter", "--alpha", 16, "-o", tmp_path / "out", "--format", "json")
+    assert result.exit_code == 0
+    (finding,) = reports_json(result)["findings"]
+    assert finding["code"] == "LF802"
+    assert "pytorch_model.bin, original/" in finding["message"]
+    assert "pytorch_model.bin, original/" in result.stderr
 
 
 def test_a_dry_run_writes_nothing_and_prints_the_plan(example: Path, tmp_path: Path) -> None:

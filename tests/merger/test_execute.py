@@ -232,6 +232,7 @@ def test_weights_in_another_form_are_not_copied(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(), config())
     (base / "pytorch_model.bin").write_bytes(b"stale")
     (base / "README.md").write_text("kept")
+    (base / "original").mkdir()
     out = merge(base, tmp_path / "out", adapter({Q: low_rank(24, 24)}))
     assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
 
