@@ -17,11 +17,15 @@ from loraformat.merger import (
     Limits,
     MergePlan,
     ShardPlan,
+    Written,
+    execute,
     file_names,
     plan_merge,
+    retentions,
+    rounding_findings,
+    total_share,
     weight_nbytes,
     write_others,
-    write_shard,
 )
 from loraformat.merger.findings import stale_weights_left_out
 from loraformat.model.adapter import module_of
@@ -74,7 +78,7 @@ def merge(
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        announce: called with warnings before anything is written.
+        announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
@@ -83,11 +87,14 @@ def merge(
     prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), container, force=force)
     if announce is not None:
         announce(prepared.findings)
-    written: tuple[str, ...] = ()
-    if not dry_run:
-        limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
-        written = _write(prepared, out, limits, (base, *adapters), overwrite=overwrite, progress=progress)
-    return _report(prepared, base, written, dry_run=dry_run)
+    if dry_run:
+        return _report(prepared, base)
+    limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
+    outcome = _write(prepared, out, limits, (base, *adapters), overwrite=overwrite, progress=progress)
+    report = _report(prepared, base, out, outcome)
+    if announce is not None:
+        announce(report.findings[len(prepared.findings) :])
+    return report
 
 
 def _prepare(
@@ -126,7 +133,7 @@ def _write(
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
-) -> tuple[str, ...]:
+) -> Written:
     plan = prepared.plan
     total = weight_nbytes(plan)
     done = 0
@@ -142,18 +149,18 @@ def _write(
     with stage(out, overwrite=overwrite, inputs=sources) as output:
         require_space(out, total)
         write_others(plan, inputs, output)
-        for shard in plan.shards:
-            write_shard(shard, inputs, output, limits)
-    return tuple(os.path.join(out, name) for name in file_names(plan))
+        return execute(plan, inputs, output, limits)
 
 
-def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run: bool) -> Report:
+def _report(prepared: _Prepared, base: str, out: str = "", outcome: Written | None = None) -> Report:
     plan, opened = prepared.plan, prepared.opened
     edited = {edit.tensor for edit in plan.edits if edit.terms}
     touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
+    tallies = outcome.tallies if outcome is not None else {}
     modules = [len({module_of(weight) for weight in one.adapter.updates}) for one in opened]
+    lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
         job="merge",
         subject=base,
@@ -171,11 +178,13 @@ def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run
             parameters_touched=sum(_count(sizes[name]) for name in touched if name in sizes),
             bytes_written=weight_nbytes(plan),
             files=file_names(plan),
-            is_dry_run=dry_run,
-            plan=plan.to_json() if dry_run else None,
+            is_dry_run=outcome is None,
+            plan=plan.to_json() if outcome is None else None,
+            retained=total_share(tallies),
+            retention=retentions(tallies),
         ),
-        findings=prepared.findings,
-        written=written,
+        findings=(*prepared.findings, *lost),
+        written=() if outcome is None else tuple(os.path.join(out, name) for name in file_names(plan)),
     )
 
 
