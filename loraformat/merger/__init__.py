@@ -6,6 +6,7 @@ from loraformat.merger.execute import Written, execute
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.retention import retentions, rounding_findings, total_share
+from loraformat.merger.run import Source, Trust, run_merge
 from loraformat.merger.windows import Limits
 
 __all__ = [
@@ -15,12 +16,15 @@ __all__ = [
     "Limits",
     "MergePlan",
     "ShardPlan",
+    "Source",
+    "Trust",
     "Written",
     "execute",
     "file_names",
     "plan_merge",
     "retentions",
     "rounding_findings",
+    "run_merge",
     "total_share",
     "weight_nbytes",
     "write_others",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +37,13 @@ OnWritten = Callable[[ShardPlan, Written], None]
 
 
 def execute(
-    plan: MergePlan, inputs: Inputs, output: Store, limits: Limits, on_written: OnWritten | None = None
+    plan: MergePlan,
+    inputs: Inputs,
+    output: Store,
+    limits: Limits,
+    *,
+    on_written: OnWritten | None = None,
+    there: Mapping[str, Written] | None = None,
 ) -> Written:
     """Write the weight files of a plan; one pool of threads for all of them.
 
@@ -45,17 +51,23 @@ def execute(
 
     Args:
         on_written: called after each file, from that thread.
+        there: files that are complete already, by name.
+
+    Returns: the figures of all tensors.
 
     Raises:
         NonFiniteValue (LF402): an adapter value, or a result where the base was finite, is NaN or infinite.
         ContainerError: a record of a `.pt` base does not have its checksum.
         StorageError: a read or write failed.
     """
-    merged = Written()
+    merged, known = Written(), there or {}
+    for written in known.values():
+        merged.tallies.update(written.tallies)
+        merged.digests.update(written.digests)
     computer = Computer(inputs, plan.arithmetic)
     engine = open_engine(limits.jobs)
     finished: list[Future[None]] = []
-    shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards]
+    shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
     with one_thread_each(), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
         results = engine.map(lambda task: task(), _all_tasks(shards, computer))
         try:

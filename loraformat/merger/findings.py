@@ -53,3 +53,26 @@ def update_lost_to_rounding(base: str, share: float, dtypes: Sequence[str]) -> S
         f"{share:.1%} of the update survives the rounding to {listed(list(dtypes))}",
         "--dtype float32 keeps all of it, --rounding stochastic keeps it on average",
     )
+
+
+@kind("LF804", Severity.ERROR)
+def output_changed(where: str, message: str) -> Said:
+    """A merged checkpoint is not what its manifest says: a file or a weight is missing, other, or too many.
+
+    ## Why is this bad?
+    `loraformat.manifest.json` was written with the checkpoint and names the size and hashes of all its files, and the
+    SHA-256 of every weight that was computed. What differs was changed, damaged, or not copied since.
+
+    ## Example
+    `loraformat verify merged/` after a download that was cut short.
+
+    ## Use instead
+    Copy the files again from where they are whole, or merge again from the inputs that the manifest names.
+
+    ## Source
+    loraformat's own manifest.
+    """
+    return where, message, "copy or merge it again"
+
+
+FINDINGS = (stale_weights_left_out, update_lost_to_rounding, output_changed)

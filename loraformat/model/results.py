@@ -178,4 +178,19 @@ class MergeResult:
     verified: str = "none"
 
 
-Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What `verify` compared with the manifest.
+
+    Attributes:
+        files: files whose size and hashes were compared.
+        weights: weights whose SHA-256 was computed again.
+        bytes_read: of weights and whole files.
+    """
+
+    files: int
+    weights: int
+    bytes_read: int
+
+
+Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult]

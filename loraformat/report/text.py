@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult
+from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
 from loraformat.report.base import Report
 from loraformat.report.inspection import say_inspection
 from loraformat.report.page import STYLES, Line, Page, Piece
@@ -45,6 +45,11 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
         case MergeResult():
             _say_findings(page, report.findings)
             _say_merge(page, report, report.data)
+        case VerifyResult():
+            _say_findings(page, report.findings)
+            compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
+            verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+            page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
         case None:
             _say_findings(page, report.findings)
             page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")

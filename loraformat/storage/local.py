@@ -118,6 +118,11 @@ class LocalStore:
             os.close(fd)
             self._seen.pop(path, None)
 
+    def own_and_other_names(self) -> list[str]:
+        """Names of everything in the folder, files of a run of this package included, sorted."""
+        with told_as(self.uri):
+            return sorted(os.listdir(self._folder))
+
     def remove(self, path: str) -> None:
         """Remove a file, if it is there."""
         with told_as(self._path(checked_name(path, self.uri))), suppress(FileNotFoundError):
