@@ -2,7 +2,7 @@
 
 from loraformat.merger.build import plan_merge
 from loraformat.merger.copies import Inputs
-from loraformat.merger.execute import Written, execute
+from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.retention import retentions, rounding_findings, total_share
@@ -19,7 +19,6 @@ __all__ = [
     "Source",
     "Trust",
     "Written",
-    "execute",
     "file_names",
     "plan_merge",
     "retentions",
@@ -28,4 +27,5 @@ __all__ = [
     "total_share",
     "weight_nbytes",
     "write_others",
+    "write_weights",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SAMPLES = 48
+_SAMPLES = 32
 _BLOCK_NBYTES = 4 << 20
 
 

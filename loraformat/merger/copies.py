@@ -14,6 +14,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.storage.base import Store, Writer
+from loraformat.storage.local import LocalWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +90,12 @@ def columns_of(shape: Sequence[int]) -> int:
 
 
 def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
-    """Everything of a file but the edited tensors, header included, as long runs at their own offsets."""
+    """Everything of a file but the edited tensors, header included, as long runs at their own offsets.
+
+    Nothing is left to do where the file system lets two files share their blocks: the edits are written over them.
+    """
+    if isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name):
+        return
     spans = sorted((inputs.base.tensors[name].span for name in edited), key=lambda span: span.offset)
     position = 0
     for stop, resume in [*((span.offset, span.end) for span in spans), (file.nbytes, file.nbytes)]:

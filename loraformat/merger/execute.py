@@ -36,7 +36,7 @@ class Written:
 OnWritten = Callable[[ShardPlan, Written], None]
 
 
-def execute(
+def write_weights(
     plan: MergePlan,
     inputs: Inputs,
     output: Store,

@@ -11,7 +11,7 @@ from loraformat.containers.prints import print_of
 from loraformat.errors import ContainerError
 from loraformat.merger.check import check_output
 from loraformat.merger.copies import Inputs
-from loraformat.merger.execute import Written, execute
+from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, write_others
 from loraformat.merger.journal import Journal, fingerprint_of
 from loraformat.merger.manifest import build_manifest, plain_print, write_manifest
@@ -51,14 +51,14 @@ def run_merge(
     Args:
         sources: the adapters' files, in the order of `plan.adapters`.
 
-    Raises: as `execute`, `write_others` and `check_output`.
+    Raises: as `write_weights`, `write_others` and `check_output`.
     """
     base = Source(inputs.store, _base_names(plan, inputs))
     version: str = sys.modules["loraformat"].__version__
     journal = Journal(output, fingerprint_of(plan, [_identities(one) for one in (base, *sources)], version))
     there = journal.resume() if trust.resume else {}
     write_others(plan, inputs, output)
-    written = execute(plan, inputs, output, limits, on_written=journal.add, there=there)
+    written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there)
     if trust.verify != "none":
         check_output(plan, inputs, output, full=trust.verify == "full")
     prints = {"base": _prints(base, trust), "adapters": [_prints(one, trust) for one in sources]}

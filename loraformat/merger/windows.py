@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
@@ -149,7 +150,8 @@ class Computer:
             if tallies is not None:
                 result.copy_(written).sub_(base)
                 tallies.append(tally_of(result, update))
-        if not bool(values.isfinite().all()):
+        # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
+        if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
             _refuse_non_finite(edit, raw, values, start)
         return Computed(values, None if tallies is None else tuple(tallies))
 

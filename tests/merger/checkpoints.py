@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.merger import AdapterSource, Inputs, Limits, Written, execute, plan_merge, write_others
+from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, write_others, write_weights
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
@@ -99,7 +99,7 @@ def merge_and_tell(
     inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
-        return execute(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
+        return write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
 
 
 def load(folder: Path) -> dict[str, Tensor]:
