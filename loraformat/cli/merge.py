@@ -49,6 +49,12 @@ from loraformat.cli import options
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
 @click.option(
+    "--max-shard-size",
+    type=options.size,
+    metavar="SIZE",
+    help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["none", "sample", "full"]),
     default="sample",
@@ -74,6 +80,7 @@ def command(
     accumulate: str,
     rounding: str,
     seed: int,
+    max_shard_size: int | None,
     verify: str,
     hash_files: bool,
     resume: bool,
@@ -104,6 +111,7 @@ def command(
             accumulate=accumulate,
             rounding=rounding,
             seed=seed,
+            max_shard_nbytes=max_shard_size,
             verify=verify,
             hash_files=hash_files,
             resume=resume,

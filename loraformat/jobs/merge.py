@@ -49,6 +49,7 @@ class _Options:
     container: str | None
     dtype: str | None
     arithmetic: Arithmetic
+    max_shard_nbytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def merge(
     accumulate: str = "float32",
     rounding: str = "nearest",
     seed: int = 0,
+    max_shard_nbytes: int | None = None,
     verify: str = "sample",
     hash_files: bool = False,
     resume: bool = False,
@@ -99,6 +101,7 @@ def merge(
         accumulate: "float32" or "float64", in which sums are made; float64 tensors are always computed in float64.
         rounding: "nearest", or "stochastic" for outputs of 16 bits.
         seed: of stochastic rounding; the same seed gives the same bytes.
+        max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
         verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
         hash_files: put the SHA-256 of whole weight files into the manifest too.
         resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
@@ -111,7 +114,7 @@ def merge(
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
-    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed))
+    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:
         announce(prepared.findings)
@@ -144,6 +147,7 @@ def _prepare(
         container=options.container,
         dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
         arithmetic=options.arithmetic,
+        max_shard_nbytes=options.max_shard_nbytes,
     )
     if plan.left_out:
         findings.append(stale_weights_left_out(plan.base, plan.left_out))

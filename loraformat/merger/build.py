@@ -10,6 +10,7 @@ from loraformat.matching import TIE_KEYS, tie_claim
 from loraformat.merger.dtypes import dtype_patch, in_dtype
 from loraformat.merger.edits import Edits, edits_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, CopiedFile, Edit, MergePlan, PlannedTensor, ShardPlan
+from loraformat.merger.reshard import resharded
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
@@ -27,6 +28,7 @@ def plan_merge(
     container: str | None = None,
     dtype: DType | None = None,
     arithmetic: Arithmetic | None = None,
+    max_shard_nbytes: int | None = None,
 ) -> MergePlan:
     """What merging `adapters` into `base` will do, file by file. Reads nothing but two tied tables that may be equal.
 
@@ -37,6 +39,7 @@ def plan_merge(
         container: "safetensors" or "torch" for every output file; None keeps the base's.
         dtype: of every floating tensor of the output; None keeps the base's.
         arithmetic: how sums are made and rounded.
+        max_shard_nbytes: most bytes of tensors in an output file; None keeps the base's files.
 
     Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
@@ -52,7 +55,10 @@ def plan_merge(
     rewritten = {"config.json"} if patch else set()
     index = _new_index(base, shards)
     rewritten |= {name for name in (base.index, index) if name}
-    if base.index and index is None and any(shard.target == shard.source for shard in shards):
+    if max_shard_nbytes is not None:
+        shards, index = resharded(shards, max_shard_nbytes)
+        rewritten |= {index} if index else set()
+    elif base.index and index is None and any(shard.target == shard.source for shard in shards):
         rewritten.discard(base.index)
     return MergePlan(
         base=base.uri,

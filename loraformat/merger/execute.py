@@ -64,6 +64,9 @@ def write_weights(
     for written in known.values():
         merged.tallies.update(written.tallies)
         merged.digests.update(written.digests)
+    for file in inputs.base.files.values():
+        if file.container == "torch":
+            check_records(inputs.store, file.name)
     computer = Computer(inputs, plan.arithmetic)
     engine = open_engine(limits.jobs)
     finished: list[Future[None]] = []
@@ -129,8 +132,6 @@ class _Shard:
     def tasks(self, computer: Computer) -> Iterator[Task]:
         """All pieces of work of the file; pieces of one tensor come in order of their rows."""
         file = self._inputs.base.files[self._plan.source]
-        if file.container == "torch":
-            check_records(self._inputs.store, file.name)
         entries = _verbatim_entries(self._plan, self._inputs.base) if self._layout is None else self._layout.entries
         size = file.nbytes if self._layout is None else self._layout.nbytes
         self._context = self._output.create(self._plan.target, size)

@@ -85,7 +85,7 @@ class ShardPlan:
     """One output file.
 
     Attributes:
-        source: the base's file whose tensors it holds.
+        source: the base's file whose tensors it holds; the first of them where files are divided anew.
         target: its name in the output.
         container: "safetensors" or "torch".
         verbatim: whether header and offsets of `source` are kept byte for byte.
