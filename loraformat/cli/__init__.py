@@ -23,6 +23,7 @@ COMMANDS = {
     "validate": ("loraformat.cli.validate", "Check an adapter, alone or against its base, for use in CI."),
     "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
     "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
+    "verify": ("loraformat.cli.verify", "Compare a merged model with the manifest that was written into it."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
 }
@@ -38,6 +39,9 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 130),
 )
 INTERNAL_ERROR = 70
+
+# In the context's meta: whether a command keeps what it has done when a signal ends it.
+KEPT = "loraformat.kept"
 
 
 class Terminated(BaseException):
@@ -83,13 +87,19 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except Terminated as signalled:
-            click.echo("interrupted: no partial output is left", err=True)
+            click.echo(_interrupted(ctx), err=True)
             ctx.exit(128 + signalled.number)
         except BaseException as error:  # noqa: BLE001 - the outermost frame: nobody else could tell it
-            ctx.exit(_told(error))
+            ctx.exit(_told(error, ctx))
 
 
-def _told(error: BaseException) -> int:
+def _interrupted(ctx: click.Context) -> str:
+    if ctx.meta.get(KEPT):
+        return "interrupted: what is done is kept, the same command with --resume goes on"
+    return "interrupted: no partial output is left"
+
+
+def _told(error: BaseException, ctx: click.Context) -> int:
     """Print an error the way users see it and return its exit code."""
     code = next((number for kind, number in EXIT_CODES if isinstance(error, kind)), None)
     if os.environ.get("LORAFORMAT_DEBUG"):
@@ -99,7 +109,7 @@ def _told(error: BaseException) -> int:
     if isinstance(error, LoraFormatError):
         click.echo(f"error[{error.code}] {show(error, 2000)}", err=True)
     elif isinstance(error, KeyboardInterrupt):
-        click.echo("interrupted: no partial output is left", err=True)
+        click.echo(_interrupted(ctx), err=True)
     elif isinstance(error, MemoryError):
         click.echo("error: not enough memory (--jobs 1 or a smaller --memory needs less)", err=True)
     elif isinstance(error, OSError):

@@ -28,6 +28,41 @@ from loraformat.cli import options
     show_default=True,
     help="For windows of the base; Python, torch and the adapters come on top.",
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Write every floating tensor in this dtype; by default each keeps the base's.",
+)
+@click.option(
+    "--accumulate",
+    type=click.Choice(["float32", "float64"]),
+    default="float32",
+    show_default=True,
+    help="Precision of the sums; the result is rounded once either way.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "stochastic"]),
+    default="nearest",
+    show_default=True,
+    help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
+@click.option(
+    "--max-shard-size",
+    type=options.size,
+    metavar="SIZE",
+    help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
+)
+@click.option(
+    "--verify",
+    type=click.Choice(["none", "sample", "full"]),
+    default="sample",
+    show_default=True,
+    help="How much of the output is read back and computed again before it gets its name.",
+)
+@click.option("--hash", "hash_files", is_flag=True, help="Put the SHA-256 of whole weight files into the manifest.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.force
 @options.overwrite
@@ -41,6 +76,14 @@ def command(
     container: str | None,
     jobs: int | None,
     memory: int,
+    dtype: str | None,
+    accumulate: str,
+    rounding: str,
+    seed: int,
+    max_shard_size: int | None,
+    verify: str,
+    hash_files: bool,
+    resume: bool,
     dry_run: bool,
     force: bool,
     overwrite: bool,
@@ -53,6 +96,7 @@ def command(
     from loraformat.jobs.merge import merge
     from loraformat.report.text import progress
 
+    options.interruption_keeps(resume and not dry_run)
     with progress(f"merging into {out}") as advance:
         report = merge(
             base,
@@ -63,6 +107,14 @@ def command(
             container=options.CONTAINERS[container],
             jobs=jobs or min(8, os.cpu_count() or 1),
             memory_nbytes=memory,
+            dtype=dtype,
+            accumulate=accumulate,
+            rounding=rounding,
+            seed=seed,
+            max_shard_nbytes=max_shard_size,
+            verify=verify,
+            hash_files=hash_files,
+            resume=resume,
             dry_run=dry_run,
             force=force,
             overwrite=overwrite,

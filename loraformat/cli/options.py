@@ -112,6 +112,13 @@ def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
     return Assumptions(**dict(pairs))
 
 
+def interruption_keeps(kept: bool) -> None:
+    """Say whether what is done stays for --resume when a signal ends the command."""
+    from loraformat.cli import KEPT
+
+    click.get_current_context().meta[KEPT] = kept
+
+
 def present(report: Report, output_format: str, *, findings: bool = True) -> None:
     """Print a report on stdout.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loraformat.containers import safetensors, torch_layout
 from loraformat.containers.bundles import open_bundle, open_tensors, save_bundle
-from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.checkpoints import open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of, read_rows, read_rows_into
@@ -21,6 +21,7 @@ __all__ = [
     "open_bundle",
     "open_checkpoint",
     "open_tensors",
+    "open_weights",
     "plan_file",
     "read_rows",
     "read_rows_into",

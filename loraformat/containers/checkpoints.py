@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loraformat.containers import safetensors, torch_zip
@@ -42,17 +42,27 @@ def open_checkpoint(uri: str) -> Checkpoint:
     sizes = store.files()
     single = isinstance(store, LocalStore) and store.is_single_file
     choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
-    files: dict[str, WeightFile] = {}
-    tensors: dict[str, StoredTensor] = {}
-    for name in choice.files:
-        files[name], found = _open(store, name, sizes[name])
-        _check_disjoint(tensors, found)
-        tensors.update(found)
+    files, tensors = open_weights(store, choice.files)
     if choice.weight_map is not None:
         _check_index(choice, tensors)
     others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
     config = {} if single else _config(store, sizes)
     return Checkpoint(uri, files, tensors, choice.index, config, others, store.folders())
+
+
+def open_weights(store: Store, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:
+    """Weight files of a store, and all their tensors; headers only.
+
+    Raises: FormatError (LF012): a tensor in two files; ContainerError and its subclasses: a file is damaged.
+    """
+    sizes = store.files()
+    files: dict[str, WeightFile] = {}
+    tensors: dict[str, StoredTensor] = {}
+    for name in names:
+        files[name], found = _open(store, name, sizes[name])
+        _check_disjoint(tensors, found)
+        tensors.update(found)
+    return files, tensors
 
 
 def _choose(store: Store, sizes: Mapping[str, int], uri: str) -> _Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar
 
 from loraformat.engine.local import LocalEngine
@@ -14,8 +14,8 @@ R = TypeVar("R")
 class Engine(Protocol):
     """Maps a function over items, several at a time."""
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Results in the order of the items. The first exception ends the run and is raised."""
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+        """Results in the order of the items. The first exception, or closing, ends the run."""
 
 
 def open_engine(jobs: int) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,8 +22,11 @@ class LocalEngine:
 
     jobs: int
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Results in the order of the items; at most `2 * jobs` items are in flight, so items may be many and lazy."""
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+        """Results in the order of the items; at most `2 * jobs` items are in flight, so items may be many and lazy.
+
+        Closing it ends the run: what is in flight is waited for, the rest is not begun.
+        """
         if self.jobs <= 1:
             yield from map(function, items)
             return

@@ -14,25 +14,43 @@ from loraformat.io import Opened, open_adapter
 from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
 from loraformat.merger import (
     AdapterSource,
+    Arithmetic,
     Inputs,
     Limits,
     MergePlan,
     ShardPlan,
+    Source,
+    Trust,
+    Written,
     file_names,
     plan_merge,
+    retentions,
+    rounding_findings,
+    run_merge,
+    total_share,
     weight_nbytes,
-    write_others,
-    write_shard,
 )
 from loraformat.merger.findings import left_out
+from loraformat.merger.manifest import MANIFEST
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
+from loraformat.model.tensors import DType
 from loraformat.report import Report
 from loraformat.storage import open_store, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What changes the plan beside base and adapters."""
+
+    container: str | None
+    dtype: str | None
+    arithmetic: Arithmetic
+    max_shard_nbytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +71,14 @@ def merge(
     container: str | None = None,
     jobs: int = 1,
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    dtype: str | None = None,
+    accumulate: str = "float32",
+    rounding: str = "nearest",
+    seed: int = 0,
+    max_shard_nbytes: int | None = None,
+    verify: str = "sample",
+    hash_files: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     force: bool = False,
     overwrite: bool = False,
@@ -72,27 +98,40 @@ def merge(
         container: "safetensors" or "torch" for the weight files; None keeps the base's.
         jobs: threads.
         memory_nbytes: for windows; Python, torch and the adapters come on top.
+        dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
+        accumulate: "float32" or "float64", in which sums are made; float64 tensors are always computed in float64.
+        rounding: "nearest", or "stochastic" for outputs of 16 bits.
+        seed: of stochastic rounding; the same seed gives the same bytes.
+        max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
+        verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
+        hash_files: put the SHA-256 of whole weight files into the manifest too.
+        resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        announce: called with warnings before anything is written.
+        announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
-    prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), container, force=force)
+    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
+    prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:
         announce(prepared.findings)
-    written: tuple[str, ...] = ()
-    if not dry_run:
-        limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
-        written = _write(prepared, out, limits, (base, *adapters), overwrite=overwrite, progress=progress)
-    return _report(prepared, base, written, dry_run=dry_run)
+    if dry_run:
+        return _report(prepared, base)
+    limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
+    trust = Trust(verify=verify, hash_files=hash_files, resume=resume)
+    outcome = _write(prepared, out, limits, trust, (base, *adapters), overwrite=overwrite, progress=progress)
+    report = _report(prepared, base, out, outcome, verify)
+    if announce is not None:
+        announce(report.findings[len(prepared.findings) :])
+    return report
 
 
 def _prepare(
-    base: str, adapters: Sequence[str], assumptions: Assumptions, container: str | None, *, force: bool
+    base: str, adapters: Sequence[str], assumptions: Assumptions, options: _Options, *, force: bool
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
     findings: list[Finding] = []
@@ -106,7 +145,15 @@ def _prepare(
         sources.append(_source(one, said))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
-    plan = plan_merge(checkpoint, [one.adapter for one in opened], sources, container=container)
+    plan = plan_merge(
+        checkpoint,
+        [one.adapter for one in opened],
+        sources,
+        container=options.container,
+        dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
+        arithmetic=options.arithmetic,
+        max_shard_nbytes=options.max_shard_nbytes,
+    )
     if plan.left_out:
         findings.append(left_out(plan.base, plan.left_out))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
@@ -132,11 +179,12 @@ def _write(
     prepared: _Prepared,
     out: str,
     limits: Limits,
+    trust: Trust,
     sources: Sequence[str],
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
-) -> tuple[str, ...]:
+) -> Written:
     plan = prepared.plan
     total = weight_nbytes(plan)
     done = 0
@@ -149,21 +197,24 @@ def _write(
 
     inputs = Inputs(store=open_store(plan.base), base=prepared.base, adapters=[one.adapter for one in prepared.opened])
     limits = Limits(jobs=limits.jobs, memory_nbytes=limits.memory_nbytes, progress=advance)
-    with stage(out, overwrite=overwrite, inputs=sources) as output:
-        require_space(out, total)
-        write_others(plan, inputs, output)
-        for shard in plan.shards:
-            write_shard(shard, inputs, output, limits)
-    return tuple(os.path.join(out, name) for name in file_names(plan))
+    used = [Source(open_store(one.uri), tuple(one.bundle.files)) for one in prepared.opened]
+    with stage(out, overwrite=overwrite, inputs=sources, resume=trust.resume) as output:
+        require_space(out, total - sum(output.files().values()))
+        return run_merge(plan, inputs, used, output, limits, trust)
 
 
-def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run: bool) -> Report:
+def _report(
+    prepared: _Prepared, base: str, out: str = "", outcome: Written | None = None, verified: str = "none"
+) -> Report:
     plan, opened = prepared.plan, prepared.opened
     edited = {edit.tensor for edit in plan.edits if edit.terms}
     touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
+    tallies = outcome.tallies if outcome is not None else {}
     modules = [len({module_of(weight) for weight in one.adapter.updates}) for one in opened]
+    names = tuple(sorted((*file_names(plan), MANIFEST)))
+    lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
         job="merge",
         subject=base,
@@ -180,12 +231,15 @@ def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run
             tensors_copied=tensors - len(touched),
             parameters_touched=sum(_count(sizes[name]) for name in touched if name in sizes),
             bytes_written=weight_nbytes(plan),
-            files=file_names(plan),
-            is_dry_run=dry_run,
-            plan=plan.to_json() if dry_run else None,
+            files=names,
+            is_dry_run=outcome is None,
+            plan=plan.to_json() if outcome is None else None,
+            retained=total_share(tallies),
+            retention=retentions(tallies),
+            verified=verified,
         ),
-        findings=prepared.findings,
-        written=written,
+        findings=(*prepared.findings, *lost),
+        written=() if outcome is None else tuple(os.path.join(out, name) for name in names),
     )
 
 

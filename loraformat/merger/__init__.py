@@ -2,19 +2,30 @@
 
 from loraformat.merger.build import plan_merge
 from loraformat.merger.copies import Inputs
-from loraformat.merger.execute import Limits, write_shard
+from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
-from loraformat.merger.plan import AdapterSource, MergePlan, ShardPlan
+from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
+from loraformat.merger.retention import retentions, rounding_findings, total_share
+from loraformat.merger.run import Source, Trust, run_merge
+from loraformat.merger.windows import Limits
 
 __all__ = [
     "AdapterSource",
+    "Arithmetic",
     "Inputs",
     "Limits",
     "MergePlan",
     "ShardPlan",
+    "Source",
+    "Trust",
+    "Written",
     "file_names",
     "plan_merge",
+    "retentions",
+    "rounding_findings",
+    "run_merge",
+    "total_share",
     "weight_nbytes",
     "write_others",
-    "write_shard",
+    "write_weights",
 ]

@@ -27,6 +27,18 @@ Delta: TypeAlias = Callable[[int, int], "Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A Delta that is rows of left @ right, told by its factors so that a product can go into memory that is there."""
+
+    left: Tensor
+    right: Tensor
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows `start:stop`."""
+        return self.left[start:stop] @ self.right
+
+
+@dataclass(frozen=True, slots=True)
 class Addition:
     """A term that adds: `delta(start, stop)` are rows of s·ΔW as stored, (stop - start, cols).
 
@@ -165,7 +177,7 @@ def _add(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low
 
 
 def _product(left: Tensor, right: Tensor) -> Delta:
-    return lambda start, stop: left[start:stop] @ right
+    return Product(left, right)
 
 
 def _oriented(up: LazyTensor, down: LazyTensor, transposed: bool, dtype: torch.dtype, where: str) -> Delta:

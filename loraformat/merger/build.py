@@ -7,11 +7,14 @@ from pathlib import PurePath
 
 from loraformat.errors import MergeError
 from loraformat.matching import TIE_KEYS, tie_claim
+from loraformat.merger.dtypes import dtype_patch, in_dtype
 from loraformat.merger.edits import Edits, edits_of
-from loraformat.merger.plan import AdapterSource, CopiedFile, Edit, MergePlan, PlannedTensor, ShardPlan
+from loraformat.merger.plan import AdapterSource, Arithmetic, CopiedFile, Edit, MergePlan, PlannedTensor, ShardPlan
+from loraformat.merger.reshard import resharded
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.model.tensors import DType
 
 # Files of a base that hold weights in another form: after the merge they would be stale.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
@@ -23,6 +26,9 @@ def plan_merge(
     sources: Sequence[AdapterSource],
     *,
     container: str | None = None,
+    dtype: DType | None = None,
+    arithmetic: Arithmetic | None = None,
+    max_shard_nbytes: int | None = None,
 ) -> MergePlan:
     """What merging `adapters` into `base` will do, file by file. Reads nothing but two tied tables that may be equal.
 
@@ -31,20 +37,28 @@ def plan_merge(
         adapters: as read; their updates are applied in this order.
         sources: how to open each adapter again.
         container: "safetensors" or "torch" for every output file; None keeps the base's.
+        dtype: of every floating tensor of the output; None keeps the base's.
+        arithmetic: how sums are made and rounded.
+        max_shard_nbytes: most bytes of tensors in an output file; None keeps the base's files.
 
     Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
     found = edits_of(base, adapters)
+    if dtype is not None:
+        found = in_dtype(found, base, dtype)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
     stale = {name for name in base.others if _is_stale(name, base)}
     copies = [CopiedFile(name) for name in base.others if name not in stale and name not in tokenizers]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
-    patch = _config_patch(base.config, found)
+    patch = (*_config_patch(base.config, found), *(dtype_patch(base.config, dtype) if dtype is not None else ()))
     rewritten = {"config.json"} if patch else set()
     index = _new_index(base, shards)
     rewritten |= {name for name in (base.index, index) if name}
-    if base.index and index is None and any(shard.target == shard.source for shard in shards):
+    if max_shard_nbytes is not None:
+        shards, index = resharded(shards, max_shard_nbytes)
+        rewritten |= {index} if index else set()
+    elif base.index and index is None and any(shard.target == shard.source for shard in shards):
         rewritten.discard(base.index)
     return MergePlan(
         base=base.uri,
@@ -54,6 +68,7 @@ def plan_merge(
         config_patch=patch,
         index=index,
         left_out=(*sorted(stale), *(f"{name}/" for name in base.folders)),
+        arithmetic=arithmetic or Arithmetic(),
     )
 
 
@@ -74,7 +89,7 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
     aliases = {} if wanted == "safetensors" else _aliases(base, names, found)
     tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
     edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
-    unchanged = all(edit.shape == base.tensors[edit.source].shape for edit in edits) and not new
+    unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
     verbatim = wanted == file.container == "safetensors" and unchanged and len(names) == len(file.names)
     return ShardPlan(
         source=file.name,
@@ -87,6 +102,10 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
         metadata=_metadata(file, wanted),
         edits=edits,
     )
+
+
+def _is_like(edit: Edit, stored: StoredTensor) -> bool:
+    return edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
 
 
 def _metadata(file: WeightFile, container: str) -> dict[str, str]:

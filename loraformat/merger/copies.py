@@ -8,11 +8,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.containers import read_rows
+from loraformat.containers import bytes_of, read_rows
+from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.storage.base import Store, Writer
+from loraformat.storage.local import LocalWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +40,20 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A piece that is written: which tensor ("" for a run over several), and the CRC-32 of its bytes where wanted."""
+    """A piece that is written.
+
+    Attributes:
+        tensor: which; "" for a run over several.
+        checksum: the CRC-32 of its bytes, where wanted.
+        tallies: one for each tile; None for what is copied or replaced.
+        digest: SHA-256 of the whole tensor; None but for the last window of an edited one.
+    """
 
     tensor: str
     nbytes: int
     checksum: int = 0
+    tallies: tuple[Tally, ...] | None = None
+    digest: str | None = None
 
 
 Task: TypeAlias = Callable[[], Done]
@@ -63,10 +74,8 @@ class Target:
 
     def write(self, tensor: str, values: Tensor, start: int) -> Done:
         """Write rows of `tensor` from row `start` on."""
-        import torch
-
         entry = self.entries[tensor]
-        data = memoryview(values.contiguous().reshape(-1).view(torch.uint8).numpy())
+        data = bytes_of(values)
         row_nbytes = columns_of(entry.shape) * entry.dtype.itemsize
         self.writer.write_at(entry.span.offset + start * row_nbytes, data)
         return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
@@ -81,7 +90,12 @@ def columns_of(shape: Sequence[int]) -> int:
 
 
 def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
-    """Everything of a file but the edited tensors, header included, as long runs at their own offsets."""
+    """Everything of a file but the edited tensors, header included, as long runs at their own offsets.
+
+    Nothing is left to do where the file system lets two files share their blocks: the edits are written over them.
+    """
+    if isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name):
+        return
     spans = sorted((inputs.base.tensors[name].span for name in edited), key=lambda span: span.offset)
     position = 0
     for stop, resume in [*((span.offset, span.end) for span in spans), (file.nbytes, file.nbytes)]:

@@ -2,141 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from threading import Lock
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
-from loraformat.containers import check_records, combine_crc32, plan_file, read_rows
+from loraformat.containers import check_records, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
-from loraformat.errors import NonFiniteValue
-from loraformat.merger.apply import TILE, Addition, Step, add_column_squares, apply, prepare
-from loraformat.merger.copies import Done, Inputs, Target, Task, columns_of, tensor_copies, verbatim_copies
-from loraformat.merger.plan import Edit, ShardPlan
+from loraformat.merger.copies import Done, Inputs, Target, Task, tensor_copies, verbatim_copies
+from loraformat.merger.digests import Digest
+from loraformat.merger.plan import Edit, MergePlan, ShardPlan
+from loraformat.merger.retention import Tally
+from loraformat.merger.windows import Computer, Limits, Steps, compute_dtype, windows
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
-from loraformat.storage.base import Store
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-# Bytes of memory for an element of a window: as read, in float32, the product's tile and sum, as written.
-_NBYTES_PER_ELEMENT = 16
+from loraformat.storage.base import Store, Writer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How much of the machine a merge may take.
+@dataclass(slots=True)
+class Written:
+    """What is known of an output file when it is complete.
 
     Attributes:
-        jobs: threads.
-        memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
-        progress: called with bytes done since the last call.
+        tallies: of each edited tensor that is not replaced.
+        digests: of each edited tensor, the SHA-256 of its bytes in the file.
     """
 
-    jobs: int = 1
-    memory_nbytes: int = 64 << 20
-    progress: Callable[[int], None] | None = None
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
 
 
-class _Steps:
-    """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
-
-    def __init__(self, edit: Edit, inputs: Inputs, limits: Limits) -> None:
-        self._edit, self._inputs, self._limits = edit, inputs, limits
-        self._lock = Lock()
-        self._ready: tuple[list[Step], list[Tensor | None]] | None = None
-
-    def get(self) -> tuple[list[Step], list[Tensor | None]]:
-        """(steps, column norms of each)."""
-        with self._lock:
-            if self._ready is None:
-                self._ready = self._prepare()
-            return self._ready
-
-    def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
-        edit, dtype = self._edit, compute_dtype(self._edit)
-        steps = [
-            prepare(
-                self._inputs.adapters[term.adapter].updates[term.weight][term.index],
-                term.transposed,
-                columns_of(edit.shape),
-                dtype,
-                term.weight,
-            )
-            for term in edit.terms
-        ]
-        return steps, [self._norms(step, steps) for step in steps]
-
-    def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
-        import torch
-
-        if not isinstance(step, Addition) or not step.needs_column_norms:
-            return None
-        edit = self._edit
-        total = torch.zeros(1, columns_of(edit.shape), dtype=torch.float64)
-        for start, stop in windows(edit, self._limits):
-            block = read_window(self._inputs, edit, start, stop)
-            add_column_squares(total, block, start, steps, step)
-        return total.sqrt().to(compute_dtype(edit))
+OnWritten = Callable[[ShardPlan, Written], None]
 
 
-def compute_dtype(edit: Edit) -> torch.dtype:
-    """The dtype in which an edit is computed: float64 for float64 tensors, else float32."""
-    import torch
+def write_weights(
+    plan: MergePlan,
+    inputs: Inputs,
+    output: Store,
+    limits: Limits,
+    *,
+    on_written: OnWritten | None = None,
+    there: Mapping[str, Written] | None = None,
+) -> Written:
+    """Write the weight files of a plan; one pool of threads for all of them.
 
-    return torch.float64 if edit.dtype == "F64" else torch.float32
+    A file is made durable and gets its name in a thread of its own, while the next one is computed.
 
+    Args:
+        on_written: called after each file, from that thread.
+        there: files that are complete already, by name.
 
-def windows(edit: Edit, limits: Limits) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
-    rows = edit.shape[0] if edit.shape else 1
-    budget = limits.memory_nbytes // (limits.jobs * _NBYTES_PER_ELEMENT * max(1, columns_of(edit.shape)))
-    step = max(TILE, budget // TILE * TILE)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def read_window(inputs: Inputs, edit: Edit, start: int, stop: int) -> Tensor:
-    """Rows of the base tensor of an edit in its compute dtype, (stop - start, cols); rows that it lacks are zero."""
-    import torch
-
-    stored = inputs.base.tensors[edit.source]
-    there = min(stop, stored.shape[0] if stored.shape else 1)
-    window = torch.zeros(stop - start, columns_of(edit.shape), dtype=compute_dtype(edit))
-    if there > start:
-        window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
-    return window
-
-
-def write_shard(shard: ShardPlan, inputs: Inputs, output: Store, limits: Limits) -> None:
-    """Write one output file.
+    Returns: the figures of all tensors.
 
     Raises:
         NonFiniteValue (LF402): an adapter value, or a result where the base was finite, is NaN or infinite.
         ContainerError: a record of a `.pt` base does not have its checksum.
         StorageError: a read or write failed.
     """
-    file = inputs.base.files[shard.source]
-    if file.container == "torch":
-        check_records(inputs.store, file.name)
-    layout = None if shard.verbatim else _layout(shard)
-    entries = _verbatim_entries(shard, inputs.base) if layout is None else layout.entries
-    size = file.nbytes if layout is None else layout.nbytes
-    needs_checksums = layout is not None and layout.needs_checksums
-    checksums = dict.fromkeys((tensor.name for tensor in shard.tensors), 0)
-    with output.create(shard.target, size) as writer:
-        target = Target(writer, entries, needs_checksums)
-        for done in open_engine(limits.jobs).map(lambda task: task(), _tasks(shard, inputs, target, limits)):
-            if needs_checksums:
-                checksums[done.tensor] = combine_crc32(checksums[done.tensor], done.checksum, done.nbytes)
-            if limits.progress is not None:
-                limits.progress(done.nbytes)
-        if layout is not None:
-            for offset, data in layout.frame(checksums):
-                writer.write_at(offset, data)
+    merged, known = Written(), there or {}
+    for written in known.values():
+        merged.tallies.update(written.tallies)
+        merged.digests.update(written.digests)
+    for file in inputs.base.files.values():
+        if file.container == "torch":
+            check_records(inputs.store, file.name)
+    computer = Computer(inputs, plan.arithmetic)
+    engine = open_engine(limits.jobs)
+    finished: list[Future[None]] = []
+    shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
+    with one_thread_each(), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
+        results = engine.map(lambda task: task(), _all_tasks(shards, computer))
+        try:
+            for shard, done in results:
+                shard.account(done, merged)
+                if limits.progress is not None:
+                    limits.progress(done.nbytes)
+                if shard.is_complete:
+                    finished.append(files.submit(shard.close, on_written))
+                _raise_first(finished)
+        except BaseException:
+            results.close()
+            files.shutdown(cancel_futures=True)
+            for shard in shards:
+                shard.abandon()
+            raise
+    _raise_first(finished)
+    return merged
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """A block in which torch computes in the calling thread alone, so that workers do not fight for processors."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _raise_first(finished: list[Future[None]]) -> None:
+    """Raise what went wrong in a file that is done with; forget those that went well."""
+    for future in [one for one in finished if one.done()]:
+        finished.remove(future)
+        future.result()
+
+
+class _Shard:
+    """One output file in the making."""
+
+    def __init__(self, plan: ShardPlan, merge: MergePlan, inputs: Inputs, output: Store, limits: Limits) -> None:
+        self._plan, self._merge, self._inputs, self._limits = plan, merge, inputs, limits
+        self._output = output
+        self._layout = None if plan.verbatim else _layout(plan)
+        self._context: AbstractContextManager[Writer] | None = None
+        self._writer: Writer | None = None
+        self._checksums = dict.fromkeys((tensor.name for tensor in plan.tensors), 0)
+        self._left = 1  # the task that says that there are no more
+        self._written = Written()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all pieces are written."""
+        return self._left == 0
+
+    def tasks(self, computer: Computer) -> Iterator[Task]:
+        """All pieces of work of the file; pieces of one tensor come in order of their rows."""
+        file = self._inputs.base.files[self._plan.source]
+        entries = _verbatim_entries(self._plan, self._inputs.base) if self._layout is None else self._layout.entries
+        size = file.nbytes if self._layout is None else self._layout.nbytes
+        self._context = self._output.create(self._plan.target, size)
+        self._writer = self._context.__enter__()
+        target = Target(self._writer, entries, self._layout is not None and self._layout.needs_checksums)
+        for task in self._pieces(target, computer):
+            self._left += 1
+            yield task
+        yield lambda: Done("", 0)
+
+    def _pieces(self, target: Target, computer: Computer) -> Iterator[Task]:
+        edited = {edit.tensor for edit in self._plan.edits}
+        if self._plan.verbatim:
+            yield from verbatim_copies(self._inputs, self._inputs.base.files[self._plan.source], edited, target)
+        else:
+            for tensor in self._plan.tensors:
+                if tensor.name not in edited:
+                    yield from tensor_copies(self._inputs, tensor.name, target)
+        for edit in self._plan.edits:
+            dtype = compute_dtype(edit, self._inputs, self._merge.arithmetic.accumulate)
+            steps, digest = Steps(edit, self._inputs, dtype), Digest()
+            for start, stop in windows(edit, self._inputs, self._limits):
+                yield _window_task(computer, edit, steps, (start, stop), target, digest)
+
+    def account(self, done: Done, merged: Written) -> None:
+        """Add a piece that is written to the figures of this file and of all."""
+        self._left -= 1
+        if self._layout is not None and self._layout.needs_checksums and done.tensor:
+            known = self._checksums[done.tensor]
+            self._checksums[done.tensor] = combine_crc32(known, done.checksum, done.nbytes)
+        for written in (self._written, merged):
+            for tally in done.tallies or ():
+                written.tallies[done.tensor] = written.tallies.get(done.tensor, Tally()) + tally
+            if done.digest:
+                written.digests[done.tensor] = done.digest
+
+    def close(self, on_written: OnWritten | None) -> None:
+        """Write what frames the tensors, make the file durable and give it its name."""
+        assert self._writer is not None
+        assert self._context is not None
+        if self._layout is not None:
+            for offset, data in self._layout.frame(self._checksums):
+                self._writer.write_at(offset, data)
+        context, self._context = self._context, None
+        context.__exit__(None, None, None)
+        if on_written is not None:
+            on_written(self._plan, self._written)
+
+    def abandon(self) -> None:
+        """Give up a file that was begun and not closed."""
+        context, self._context = self._context, None
+        if context is not None:
+            abandoned = _Abandoned()
+            try:
+                context.__exit__(_Abandoned, abandoned, None)
+            except _Abandoned:
+                return
+
+
+class _Abandoned(Exception):
+    """Ends the making of a file whose merge has failed elsewhere."""
+
+
+def _all_tasks(shards: list[_Shard], computer: Computer) -> Iterator[Callable[[], tuple[_Shard, Done]]]:
+    for shard in shards:
+        for task in shard.tasks(computer):
+            yield lambda shard=shard, task=task: (shard, task())  # type: ignore[misc]
 
 
 def _layout(shard: ShardPlan) -> Layout:
@@ -154,41 +216,17 @@ def _verbatim_entries(shard: ShardPlan, base: Checkpoint) -> dict[str, Entry]:
     return {tensor.name: base.tensors[tensor.name].entry for tensor in shard.tensors}
 
 
-def _tasks(shard: ShardPlan, inputs: Inputs, target: Target, limits: Limits) -> Iterator[Task]:
-    """All pieces of work of a file; pieces of one tensor come in order of their rows."""
-    edited = {edit.tensor for edit in shard.edits}
-    if shard.verbatim:
-        yield from verbatim_copies(inputs, inputs.base.files[shard.source], edited, target)
-    else:
-        for tensor in shard.tensors:
-            if tensor.name not in edited:
-                yield from tensor_copies(inputs, tensor.name, target)
-    for edit in shard.edits:
-        steps = _Steps(edit, inputs, limits)
-        for start, stop in windows(edit, limits):
-            yield _window_task(inputs, edit, steps, start, stop, target)
+def _window_task(
+    computer: Computer, edit: Edit, steps: Steps, rows: tuple[int, int], target: Target, digest: Digest
+) -> Task:
+    start, stop = rows
 
-
-def _window_task(inputs: Inputs, edit: Edit, steps: _Steps, start: int, stop: int, target: Target) -> Task:
     def run() -> Done:
-        window = read_window(inputs, edit, start, stop)
-        ready, norms = steps.get()
-        result = apply(window, start, ready, norms).to(DType[edit.dtype].torch)
-        if not bool(result.isfinite().all()):
-            _refuse_non_finite(inputs, edit, start, stop, result)
-        return target.write(edit.tensor, result, start)
+        with digest.turn(start, stop) as add:
+            computed = computer.window(edit, steps, start, stop)
+            done = target.write(edit.tensor, computed.values, start)
+            add(computed.values)
+        is_last = stop == (edit.shape[0] if edit.shape else 1)
+        return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, digest.hexdigest() if is_last else None)
 
     return run
-
-
-def _refuse_non_finite(inputs: Inputs, edit: Edit, start: int, stop: int, result: Tensor) -> None:
-    """Raise where a value is not finite that was finite in the base: overflow, or a norm of zero."""
-    before = read_window(inputs, edit, start, stop).isfinite()
-    bad = (before & ~result.isfinite()).nonzero()
-    if len(bad):
-        row, column = (int(number) for number in bad[0])
-        raise NonFiniteValue(
-            f"the merged value at row {start + row}, column {column} is not finite in {edit.dtype}",
-            where=edit.tensor,
-            hint="the update overflows the dtype of the base" if edit.dtype == "F16" else "",
-        )

@@ -56,9 +56,8 @@ def _patched(store: Store, plan: MergePlan) -> dict[str, Any]:
 
 
 def _index(inputs: Inputs, plan: MergePlan) -> dict[str, Any]:
-    """The base's index with this plan's files and sizes; what else stands in it is kept."""
-    assert inputs.base.index is not None
-    index = _object(inputs.store, inputs.base.index)
+    """Files and sizes of the plan; what else stands in the base's index, if it has one, is kept."""
+    index = _object(inputs.store, inputs.base.index) if inputs.base.index is not None else {}
     metadata = index.get("metadata")
     known: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
     names = [

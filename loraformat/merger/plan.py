@@ -38,15 +38,30 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """How sums are made and rounded: all that changes values beside the plan's terms.
+
+    Attributes:
+        accumulate: "float32" or "float64"; float64 tensors are always computed in float64.
+        rounding: "nearest" or "stochastic".
+        seed: of stochastic rounding.
+    """
+
+    accumulate: str = "float32"
+    rounding: str = "nearest"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """A tensor of the output that is computed.
 
     Attributes:
         tensor: its name in the output.
         source: name of the base tensor that it starts from.
-        dtype: safetensors name of the dtype, that of `source`.
+        dtype: safetensors name of the dtype in the output; that of `source` unless the plan changes it.
         shape: shape in the output; the first axis may be longer or shorter than the source's.
-        terms: applied in order, in float32 (float64 for a float64 tensor); the result is rounded once.
+        terms: applied in order, see `Arithmetic`; the result is rounded once. None where only the dtype changes.
     """
 
     tensor: str
@@ -70,7 +85,7 @@ class ShardPlan:
     """One output file.
 
     Attributes:
-        source: the base's file whose tensors it holds.
+        source: the base's file whose tensors it holds; the first of them where files are divided anew.
         target: its name in the output.
         container: "safetensors" or "torch".
         verbatim: whether header and offsets of `source` are kept byte for byte.
@@ -114,9 +129,10 @@ class MergePlan:
     adapters: tuple[AdapterSource, ...]
     shards: tuple[ShardPlan, ...]
     copies: tuple[CopiedFile, ...]
-    config_patch: tuple[tuple[tuple[str, ...], int | bool], ...] = ()
+    config_patch: tuple[tuple[tuple[str, ...], int | bool | str], ...] = ()
     index: str | None = None
     left_out: tuple[str, ...] = ()
+    arithmetic: Arithmetic = Arithmetic()
 
     @property
     def edits(self) -> tuple[Edit, ...]:

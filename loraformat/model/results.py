@@ -129,6 +129,25 @@ class MergedAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How much of what was added to one weight survived rounding; D is the update before rounding.
+
+    Attributes:
+        weight: name of the output tensor.
+        share: <W' - W, D> / <D, D>; None where D is zero.
+        unchanged: share of the elements that are as they were.
+        norm: Frobenius norm of D.
+        largest: max |D|.
+    """
+
+    weight: str
+    share: float | None
+    unchanged: float
+    norm: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
     """What `merge` wrote, or would write.
 
@@ -140,6 +159,9 @@ class MergeResult:
         files: names of the output files, sorted.
         is_dry_run: whether nothing was written on purpose.
         plan: the whole plan as JSON values, where nothing was written.
+        retained: the share of all updates together that survived rounding; None where nothing was added or written.
+        retention: the same for each touched weight that is not replaced, sorted by name.
+        verified: how the output was compared with the inputs before it got its name: "none", "sample" or "full".
     """
 
     base: str
@@ -151,6 +173,24 @@ class MergeResult:
     files: tuple[str, ...]
     is_dry_run: bool = False
     plan: Mapping[str, Json] | None = None
+    retained: float | None = None
+    retention: tuple[Retention, ...] = ()
+    verified: str = "none"
 
 
-Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What `verify` compared with the manifest.
+
+    Attributes:
+        files: files whose size and hashes were compared.
+        weights: weights whose SHA-256 was computed again.
+        bytes_read: of weights and whole files.
+    """
+
+    files: int
+    weights: int
+    bytes_read: int
+
+
+Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult]

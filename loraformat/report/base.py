@@ -16,7 +16,7 @@ class Report:
     """The outcome of one job on one subject.
 
     Attributes:
-        job: "inspect", "validate", "convert" or "merge".
+        job: "inspect", "validate", "convert", "merge" or "verify".
         subject: URI of the adapter; for a merge, of the base.
         format: name of the detected format; "" where detection failed.
         because: why it was detected.

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult
+from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
 from loraformat.report.base import Report
 from loraformat.report.inspection import say_inspection
 from loraformat.report.page import STYLES, Line, Page, Piece
-from loraformat.report.words import amount, nbytes, plural
+from loraformat.report.words import amount, nbytes, number, plural
 
 _FEW_FILES = 5
 _FEW_CODES = 8
+_WORST = 5
+_FULLY_KEPT = 0.9995
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -44,6 +46,11 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
         case MergeResult():
             _say_findings(page, report.findings)
             _say_merge(page, report, report.data)
+        case VerifyResult():
+            _say_findings(page, report.findings)
+            compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
+            verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+            page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
         case None:
             _say_findings(page, report.findings)
             page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
@@ -135,11 +142,28 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
         f"{amount(result.tensors_copied)} copied",
     )
+    _say_retention(page, result)
     size = f"{_files(result.files)}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
         page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
     else:
         page.say(Piece("wrote   ", "dim"), Piece(_places(report), "bold"), f": {size}")
+
+
+def _say_retention(page: Page, result: MergeResult) -> None:
+    """How much of the update survived rounding, in all and for the weights where least did."""
+    if result.retained is None:
+        return
+    page.say(Piece("kept    ", "dim"), f"{result.retained:.2%} of the update after rounding")
+    worst = sorted(result.retention, key=lambda one: (one.share is None, one.share, one.weight))[:_WORST]
+    if result.retained >= _FULLY_KEPT and all(one.share is None or one.share >= _FULLY_KEPT for one in worst):
+        return
+    rows = [[one.weight, _percent(one.share), _percent(one.unchanged), number(one.largest)] for one in worst]
+    page.table(["least kept", "kept", "unchanged", "largest"], rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
 
 
 def _places(report: Report) -> str:

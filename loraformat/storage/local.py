@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -22,6 +23,8 @@ _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 1 << 30
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
+_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
 _CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 
 
@@ -122,6 +125,22 @@ class LocalStore:
             os.close(fd)
             self._seen.pop(path, None)
 
+    def own_and_other_names(self) -> list[str]:
+        """Names of everything in the folder, files of a run of this package included, sorted."""
+        with told_as(self.uri):
+            return sorted(os.listdir(self._folder))
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with told_as(self._path(checked_name(path, self.uri))), suppress(FileNotFoundError):
+            os.unlink(self._path(path))
+        self._seen.pop(path, None)
+
+    def identity(self, path: str) -> tuple[int, ...]:
+        """What tells a file from another one under its name: device, inode, size in bytes, time of change in ns."""
+        with self._opened(path):
+            return self._seen[path]
+
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
@@ -177,6 +196,21 @@ class LocalWriter:
             while done < view.nbytes:
                 done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
         self._count(view.nbytes)
+
+    def clone_from(self, source: Store, path: str) -> bool:
+        """Share all bytes of `source`'s file `path`, where the file system can; False where nothing was done."""
+        if not isinstance(source, LocalStore):
+            return False
+        with source.descriptor(path) as fd:
+            try:
+                fcntl.ioctl(self._fd, _FICLONE, fd)
+            except OSError as error:
+                if error.errno in _CANNOT_CLONE:
+                    return False
+                with told_as(self._where):
+                    raise
+            self._count(os.fstat(fd).st_size)
+        return True
 
     def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""

@@ -13,22 +13,24 @@ from contextlib import contextmanager, suppress
 from loraformat.errors import StorageError
 from loraformat.storage.faults import told_as
 from loraformat.storage.interrupts import Deferral
-from loraformat.storage.local import LocalStore
+from loraformat.storage.local import OWN_PREFIX, LocalStore
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 @contextmanager
-def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterator[LocalStore]:
+def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> Iterator[LocalStore]:
     """A store for the files of the folder `target`, which appears under its name when the block ends without exception.
 
     Until then the files are in `.{name}.loraformat-{random}.partial` beside it. On any exception, KeyboardInterrupt
     too, that folder is removed. A run that was killed leaves it; the next run to the same target removes it.
+    Files whose names begin with OWN_PREFIX do not become part of the output.
 
     Args:
         target: a folder that does not exist, in one that does.
         overwrite: replace what stands there. The old content stays until the new one is complete.
         inputs: what the run reads; `target` may not be, contain, or lie inside one of them, with `overwrite` or not.
+        resume: give the folder of a killed run back with what is in it, and keep it where a signal ends the block.
 
     Raises: StorageError: any of these, or another run is writing to `target`.
     """
@@ -36,20 +38,25 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = ()) -> Iterat
     _refuse_inputs(target, path, inputs)
     _refuse_existing(target, path, overwrite)
     with Deferral() as signals, _locked(target, path):
-        _reclaim(path)
+        partial = _reclaim(path, keep_one=resume) or _sibling(path, secrets.token_hex(4))
         _refuse_existing(target, path, overwrite)
-        partial = _sibling(path, secrets.token_hex(4))
+        keep = False
         try:
             with told_as(target):
-                os.mkdir(partial)
+                os.makedirs(partial, exist_ok=True)
             with signals.delivered():
                 yield LocalStore(partial)
             with told_as(target):
+                _remove_own(partial)
                 _sync(partial)
                 _refuse_existing(target, path, overwrite)
                 _put_in_place(partial, path)
+        except BaseException as error:
+            keep = resume and not isinstance(error, Exception)
+            raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_space(target: str, nbytes: int) -> None:
@@ -163,20 +170,36 @@ def _is_same_file(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), found)
 
 
-def _reclaim(path: str) -> None:
-    """Remove what killed runs left beside `path`; give an old output back that was moved aside and not replaced."""
+def _reclaim(path: str, *, keep_one: bool) -> str | None:
+    """Remove what killed runs left beside `path`; give an old output back that was moved aside and not replaced.
+
+    Returns: with `keep_one` the newest unfinished output, which is not removed, if there is one.
+    """
     parent, name = os.path.split(path)
     prefix, suffix = f".{name}.loraformat-", ".partial"
+    lock = os.path.basename(_sibling(path, "lock"))
+    unfinished: list[str] = []
     for found in sorted(os.listdir(parent)):
-        if not (found.startswith(prefix) and found.endswith(suffix)) or found == os.path.basename(
-            _sibling(path, "lock")
-        ):
+        if not (found.startswith(prefix) and found.endswith(suffix)) or found == lock:
             continue
         left = os.path.join(parent, found)
-        if found.endswith(f"-old{suffix}") and not os.path.lexists(path):
+        is_old = found.endswith(f"-old{suffix}")
+        if is_old and not os.path.lexists(path):
             os.rename(left, path)
+        elif keep_one and not is_old and os.path.isdir(left) and not os.path.islink(left):
+            unfinished.append(left)
         else:
             _remove(left)
+    unfinished.sort(key=lambda left: os.stat(left).st_mtime_ns)
+    for left in unfinished[:-1]:
+        _remove(left)
+    return unfinished[-1] if unfinished else None
+
+
+def _remove_own(partial: str) -> None:
+    for name in os.listdir(partial):
+        if name.startswith(OWN_PREFIX):
+            os.unlink(os.path.join(partial, name))
 
 
 def _put_in_place(partial: str, path: str) -> None:

@@ -205,7 +205,8 @@ def test_an_existing_output_is_refused_without_overwrite(example: Path, tmp_path
     assert "--overwrite" in refused.stderr
     assert (out / "mine").read_text() == "keep"
     assert run(*arguments, "--overwrite").exit_code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    expected = ["config.json", "loraformat.manifest.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == expected
 
 
 def test_an_input_is_never_the_output(example: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.merger import AdapterSource, Inputs, Limits, plan_merge, write_others, write_shard
+from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, write_others, write_weights
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
@@ -80,15 +80,26 @@ def merge(
     memory_nbytes: int = 1 << 24,
     container: str | None = None,
 ) -> Path:
+    merge_and_tell(base, out, *adapters, jobs=jobs, memory_nbytes=memory_nbytes, container=container)
+    return out
+
+
+def merge_and_tell(
+    base: Path,
+    out: Path,
+    *adapters: Adapter,
+    jobs: int = 1,
+    memory_nbytes: int = 1 << 24,
+    **planned: object,
+) -> Written:
+    """A merge without the job around it: the files, and what is known of them."""
     checkpoint = open_checkpoint(str(base))
     sources = [AdapterSource("memory", "none") for _ in adapters]
-    plan = plan_merge(checkpoint, adapters, sources, container=container)
+    plan = plan_merge(checkpoint, adapters, sources, **planned)
     inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
-        for shard in plan.shards:
-            write_shard(shard, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
-    return out
+        return write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
 
 
 def load(folder: Path) -> dict[str, Tensor]:

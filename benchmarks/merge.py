@@ -1,0 +1,277 @@
+"""`loraformat merge` against `cp` and against PEFT, on a Llama checkpoint that transformers saved.
+
+For each adapter and for a warm and a cold page cache, in alternating runs: `cp -r` followed by `sync -f`, `loraformat
+merge`, and PEFT's load, merge and save. Prints medians of wall time, processor time, peak memory and bytes moved; then
+what --hash, --verify and --accumulate cost, where the time goes, and peak memory against the size of the base.
+
+    python benchmarks/merge.py [--gigabytes 2] [--runs 3] [--sizes 1,2,4,8] [--no-peft] [--folder DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from merge_memory import HIDDEN, INTERMEDIATE, LINEAR, QUIET, VOCABULARY, make_base
+
+PEFT_MERGE = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, adapter, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out, max_shard_size="1GB")
+"""
+SHARES = """
+import sys, threading, time, torch
+from loraformat.jobs.merge import merge
+from loraformat.merger import digests, windows
+from loraformat.storage.local import LocalStore, LocalWriter
+spent = {}
+def timed(owner, name, key):
+    real = getattr(owner, name)
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            spent[key] = spent.get(key, 0) + time.perf_counter() - start
+    setattr(owner, name, call)
+timed(LocalStore, "read_into", "read")
+timed(LocalWriter, "write_at", "write")
+timed(LocalWriter, "copy_from", "copy")
+timed(windows.Computer, "window", "window")
+timed(digests, "bytes_of", "view")
+start = time.perf_counter()
+merge(sys.argv[1], [sys.argv[2]], sys.argv[3], jobs=1, verify="none")
+spent["arithmetic"] = spent.pop("window") - spent["read"]
+total = time.perf_counter() - start
+spent.pop("view")
+spent["rest (hash, sync, plan)"] = total - sum(spent.values())
+print("  ".join(f"{key} {value / total:.0%}" for key, value in spent.items()), f"of {total:.2f} s, one thread")
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One child: wall and processor seconds, peak resident bytes, bytes asked for by read and write calls."""
+
+    wall: float
+    cpu: float
+    peak: int
+    read: int
+    written: int
+
+
+def main() -> None:
+    """Make, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--sizes", default="", help="gigabytes, with commas: peak memory against size")
+    parser.add_argument("--no-peft", action="store_true")
+    parser.add_argument("--folder", type=Path)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="loraformat-bench-", dir=options.folder))
+    try:
+        apart(make, folder, int(options.gigabytes * 1e9))
+        compare(folder, options.runs, with_peft=not options.no_peft)
+        cost_of_options(folder, options.runs)
+        print("\nwhere the time goes (all-linear, rank 16, warm):", flush=True)
+        warm(folder / "base")
+        spawn([sys.executable, "-c", SHARES, *paths(folder, "all-linear-16")], folder, quiet=False)
+        shutil.rmtree(folder / "base")
+        for size in filter(None, options.sizes.split(",")):
+            memory(folder, float(size))
+    finally:
+        shutil.rmtree(folder)
+
+
+def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
+    """The table of wall times."""
+    start_up = [spawn([sys.executable, "-c", "import torch, loraformat.jobs.merge"], folder) for _ in range(runs)]
+    lead = statistics.median(run.wall for run in start_up)
+    print(f"start-up of Python and torch: {lead:.2f} s, contained in every time of loraformat below")
+    print("cache  adapter        tool         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up")
+    for cache in ("warm", "cold"):
+        for adapter in ("all-linear-16", "all-linear-64", "attention-16", "attention-64"):
+            tools = {"cp": copy(folder), "loraformat": ours(folder, adapter)}
+            if with_peft and (cache, adapter) == ("warm", "all-linear-16"):
+                tools["peft"] = [sys.executable, "-c", PEFT_MERGE, *paths(folder, adapter)]
+            found: dict[str, list[Run]] = {tool: [] for tool in tools}
+            for _ in range(runs):
+                for tool, command in tools.items():
+                    (warm if cache == "warm" else cold)(folder / "base")
+                    found[tool].append(spawn(command, folder))
+            copied = statistics.median(run.wall for run in found["cp"])
+            for tool, those in found.items():
+                say(f"{cache}   {adapter:<13}  {tool:<11}", those, copied, lead if tool == "loraformat" else 0.0)
+
+
+def cost_of_options(folder: Path, runs: int) -> None:
+    """What checks and hashes cost, against a merge without them."""
+    print("\noption (all-linear, warm)          wall s  cpu s  peak MB  read GB  written GB  /none")
+    variants = {"--verify none": ("--verify", "none")}
+    variants |= {"--verify sample": (), "--verify full": ("--verify", "full")}
+    variants |= {"--verify none --hash": ("--verify", "none", "--hash")}
+    for accumulate in ("float32", "float64"):
+        variants[f"--verify none --accumulate {accumulate}"] = ("--verify", "none", "--accumulate", accumulate)
+    for rank in (16, 64):
+        found: dict[str, list[Run]] = {name: [] for name in variants}
+        for _ in range(runs):
+            for name, more in variants.items():
+                warm(folder / "base")
+                found[name].append(spawn(ours(folder, f"all-linear-{rank}", *more), folder))
+        plain = statistics.median(run.wall for run in found["--verify none"])
+        for name, those in found.items():
+            say(f"rank {rank}  {name:<37}", those, plain, 0.0)
+
+
+def memory(folder: Path, gigabytes: float) -> None:
+    """Peak memory of a merge into a base of one size."""
+    for name in ("base", "all-linear-16"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    apart(make_plain, folder, int(gigabytes * 1e9))
+    run = spawn(ours(folder, "all-linear-16"), folder)
+    print(f"base of {gigabytes:g} GB: peak {run.peak / 1e6:.0f} MB, wall {run.wall:.2f} s", flush=True)
+
+
+def say(label: str, runs: list[Run], against: float, lead: float) -> None:
+    """A line of medians."""
+    wall, cpu, peak, read, written = (
+        statistics.median(getattr(run, name) for run in runs) for name in ("wall", "cpu", "peak", "read", "written")
+    )
+    line = f"{label} {wall:7.2f} {cpu:6.2f} {peak / 1e6:8.0f} {read / 1e9:8.2f} {written / 1e9:11.2f}"
+    print(f"{line} {wall / against:5.2f}" + (f" {(wall - lead) / against:8.2f}" if lead else ""), flush=True)
+
+
+def paths(folder: Path, adapter: str) -> list[str]:
+    """Base, adapter, output."""
+    return [str(folder / name) for name in ("base", adapter, "out")]
+
+
+def ours(folder: Path, adapter: str, *more: str) -> list[str]:
+    """The command of a merge."""
+    base, change, out = paths(folder, adapter)
+    return [sys.executable, "-m", "loraformat", "merge", base, change, "-o", out, *more]
+
+
+def copy(folder: Path) -> list[str]:
+    """The command of a copy that is on the disk when it ends."""
+    return ["/bin/sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', str(folder / "base"), str(folder / "out")]
+
+
+def spawn(command: list[str], folder: Path, *, quiet: bool = True) -> Run:
+    """Run a child to its end and remove what it wrote."""
+    os.sync()
+    start = time.perf_counter()
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    child = os.posix_spawnp(command[0], command, environment, file_actions=QUIET if quiet else [])
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    wall = time.perf_counter() - start
+    moved = dict(line.split(": ") for line in Path(f"/proc/{child}/io").read_text().splitlines())
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise SystemExit(f"{command} failed with status {status}")
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(wall, cpu, usage.ru_maxrss * 1024, int(moved["rchar"]), int(moved["wchar"]))
+
+
+def warm(folder: Path) -> None:
+    """Read every file of a folder into the page cache."""
+    buffer = bytearray(1 << 22)
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def cold(folder: Path) -> None:
+    """Drop every file of a folder from the page cache."""
+    os.sync()
+    for path in folder.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def apart(function: Callable[..., None], *arguments: object) -> None:
+    """Run a function in a process of its own: a child starts with the peak of its parent, which must stay small."""
+    maker = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        raise SystemExit("the inputs could not be made")
+
+
+def make(folder: Path, nbytes: int) -> None:
+    """A Llama with random weights as transformers saves it, and PEFT adapters for it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    layers = layers_for(nbytes)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(config).save_pretrained(folder / "base", max_shard_size="1GB")
+    torch.set_default_dtype(torch.float32)
+    for rank in (16, 64):
+        make_adapter(folder / f"all-linear-{rank}", layers, rank, tuple(LINEAR))
+        make_adapter(folder / f"attention-{rank}", layers, rank, tuple(name for name in LINEAR if "attn" in name))
+    size = sum(path.stat().st_size for path in (folder / "base").iterdir())
+    print(f"base {size / 1e9:.2f} GB, {layers} layers, bfloat16; {os.cpu_count()} processors", flush=True)
+
+
+def make_plain(folder: Path, nbytes: int) -> None:
+    """A base of another size, shard by shard, and an adapter for it."""
+    make_adapter(folder / "all-linear-16", make_base(folder / "base", nbytes), 16, tuple(LINEAR))
+
+
+def layers_for(nbytes: int) -> int:
+    """How many layers make a base of about `nbytes`."""
+    layer_nbytes = 2 * sum(rows * cols for rows, cols in LINEAR.values())
+    return max(1, round((nbytes - 4 * VOCABULARY * HIDDEN) / layer_nbytes))
+
+
+def make_adapter(folder: Path, layers: int, rank: int, modules: tuple[str, ...]) -> None:
+    """A PEFT adapter for some of the linear layers."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(1)
+    tensors = {}
+    for layer in range(layers):
+        for name in modules:
+            rows, cols = LINEAR[name]
+            module = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{module}.lora_A.weight"] = torch.randn(rank, cols, generator=generator) * 0.02
+            tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.02
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted(name.rpartition(".")[2] for name in modules)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    config |= {"base_model_name_or_path": "example/base", "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+if __name__ == "__main__":
+    main()

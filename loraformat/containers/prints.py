@@ -1,0 +1,73 @@
+"""What tells one file from another: its size, and hashes of its header or of all its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from loraformat.containers import safetensors, torch_zip
+from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors
+from loraformat.model.checkpoint import StoredTensor
+from loraformat.storage.base import Store
+
+_BLOCK_NBYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrint:
+    """A file, recognisable.
+
+    Attributes:
+        header_sha256: of the header of a weight file: a safetensors header's bytes, or the names, places and CRC-32s of
+            all records of a torch file; None for other files.
+        sha256: of the whole file; None where it was not computed.
+    """
+
+    name: str
+    nbytes: int
+    header_sha256: str | None = None
+    sha256: str | None = None
+
+
+def print_of(store: Store, name: str, *, whole: bool) -> FilePrint:
+    """Size and hashes of a file.
+
+    Args:
+        whole: whether all bytes of a weight file are hashed; those of other files always are.
+
+    Raises: ContainerError and StorageError, as for reading it.
+    """
+    nbytes = store.files().get(name, 0)
+    if not name.lower().endswith(WEIGHT_SUFFIXES):
+        return FilePrint(name, nbytes, sha256=file_sha256(store, name))
+    return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
+
+
+def header_sha256(store: Store, name: str) -> str:
+    """See FilePrint."""
+    if is_safetensors(store, name):
+        header = safetensors.read_header(store, name)
+        return hashlib.sha256(store.read(name, 0, header.data_start)).hexdigest()
+    records = torch_zip.read_archive(store, name).records.values()
+    listed = [[record.name, record.offset, record.nbytes, record.crc32] for record in records]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def file_sha256(store: Store, name: str) -> str:
+    """SHA-256 of all bytes of a file."""
+    return _hashed(store, name, 0, store.files().get(name, 0))
+
+
+def tensor_sha256(store: Store, tensor: StoredTensor) -> str:
+    """SHA-256 of the bytes of a tensor without strides, as they stand in its file."""
+    return _hashed(store, tensor.file, tensor.span.offset, tensor.span.nbytes)
+
+
+def _hashed(store: Store, name: str, offset: int, nbytes: int) -> str:
+    total, buffer = hashlib.sha256(), memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
+    for done in range(0, nbytes, _BLOCK_NBYTES):
+        block = buffer[: min(_BLOCK_NBYTES, nbytes - done)]
+        store.read_into(name, offset + done, block)
+        total.update(block)
+    return total.hexdigest()

@@ -1,0 +1,211 @@
+"""Windows of rows of one edited tensor: how large they are, how they are read, computed and rounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from loraformat.containers import read_rows, read_rows_into
+from loraformat.errors import NonFiniteValue
+from loraformat.merger.apply import TILE, Addition, Product, Step, add_column_squares, apply, prepare
+from loraformat.merger.buffers import Buffers
+from loraformat.merger.copies import Inputs, columns_of
+from loraformat.merger.plan import Arithmetic, Edit
+from loraformat.merger.retention import Tally, tally_of
+from loraformat.merger.rounding import rounder
+from loraformat.model.tensors import DType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# A window is read into the cache of the processor, computed and written from there.
+_MOST_WINDOW_NBYTES = 4 << 20
+_TILES_IN_MEMORY = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of the machine a merge may take.
+
+    Attributes:
+        jobs: threads.
+        memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
+        progress: called with bytes done since the last call.
+    """
+
+    jobs: int = 1
+    memory_nbytes: int = 64 << 20
+    progress: Callable[[int], None] | None = None
+
+
+class Steps:
+    """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
+
+    def __init__(self, edit: Edit, inputs: Inputs, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._edit, self._inputs = edit, inputs
+        self._lock = Lock()
+        self._ready: tuple[list[Step], list[Tensor | None]] | None = None
+
+    def get(self) -> tuple[list[Step], list[Tensor | None]]:
+        """(steps, column norms of each)."""
+        with self._lock:
+            if self._ready is None:
+                self._ready = self._prepare()
+            return self._ready
+
+    def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
+        edit = self._edit
+        steps = [
+            prepare(
+                self._inputs.adapters[term.adapter].updates[term.weight][term.index],
+                term.transposed,
+                columns_of(edit.shape),
+                self.dtype,
+                term.weight,
+            )
+            for term in edit.terms
+        ]
+        return steps, [self._norms(step, steps) for step in steps]
+
+    def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
+        import torch
+
+        if not isinstance(step, Addition) or not step.needs_column_norms:
+            return None
+        edit = self._edit
+        total = torch.zeros(1, columns_of(edit.shape), dtype=torch.float64)
+        for start, stop in windows(edit, self._inputs, Limits()):
+            block = read_window(self._inputs, edit, start, stop, self.dtype)
+            add_column_squares(total, block, start, steps, step)
+        return total.sqrt().to(self.dtype)
+
+
+def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> torch.dtype:
+    """The dtype in which an edit is computed: float64 where asked for or where base or output is, else float32."""
+    import torch
+
+    wide = "F64" in (edit.dtype, inputs.base.tensors[edit.source].dtype.safetensors)
+    return torch.float64 if wide or accumulate == "float64" else torch.float32
+
+
+def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
+    rows, cols = edit.shape[0] if edit.shape else 1, max(1, columns_of(edit.shape))
+    read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
+    tiles = _TILES_IN_MEMORY * TILE * cols * 8
+    budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.jobs - tiles) * read // (read + written))
+    step = max(TILE, budget // (read * cols) // TILE * TILE)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Rows of the base tensor of an edit as `dtype`, (stop - start, cols); rows that it lacks are zero."""
+    import torch
+
+    stored = inputs.base.tensors[edit.source]
+    there = min(stop, stored.shape[0] if stored.shape else 1)
+    window = torch.zeros(stop - start, columns_of(edit.shape), dtype=dtype)
+    if there > start:
+        window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
+    return window
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Rows of an edited tensor as they are written, (rows, cols), and their tallies; None where rows are replaced."""
+
+    values: Tensor
+    tally: tuple[Tally, ...] | None
+
+
+class Computer:
+    """Computes windows of edits, in memory that each thread keeps."""
+
+    def __init__(self, inputs: Inputs, arithmetic: Arithmetic) -> None:
+        self._inputs, self._arithmetic = inputs, arithmetic
+        self._buffers = Buffers()
+
+    def window(self, edit: Edit, steps: Steps, start: int, stop: int) -> Computed:
+        """Rows `start:stop` of an edit; valid until this thread asks for the next.
+
+        Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
+        """
+        raw = self._read(edit, start, stop)
+        cols, dtype = columns_of(edit.shape), DType[edit.dtype].torch
+        values = self._buffers.matrix("written", stop - start, cols, dtype)
+        ready, norms = steps.get()
+        round_into = rounder(self._arithmetic, edit.tensor)
+        tallies: list[Tally] | None = [] if all(isinstance(step, Addition) for step in ready) and ready else None
+        for low in range(start, stop, TILE):
+            high = min(low + TILE, stop)
+            base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
+            written = values[low - start : high - start]
+            round_into(written, result, low * cols)
+            if tallies is not None:
+                result.copy_(written).sub_(base)
+                tallies.append(tally_of(result, update))
+        # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
+        if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
+            _refuse_non_finite(edit, raw, values, start)
+        return Computed(values, None if tallies is None else tuple(tallies))
+
+    def _read(self, edit: Edit, start: int, stop: int) -> Tensor:
+        """Rows of the base tensor as stored; rows that it lacks are zero."""
+        stored = self._inputs.base.tensors[edit.source]
+        cols = columns_of(edit.shape)
+        if stored.strides is not None:
+            return read_window(self._inputs, edit, start, stop, stored.dtype.torch)
+        there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
+        run = self._buffers.nbytes("read", (stop - start) * cols * stored.dtype.itemsize)
+        nbytes = there * cols * stored.dtype.itemsize
+        if there:
+            read_rows_into(self._inputs.store, stored, start, start + there, memoryview(run[:nbytes].numpy()))
+        run[nbytes:] = 0
+        return run.view(stored.dtype.torch).view(stop - start, cols)
+
+    def _tile(
+        self, raw: Tensor, steps: Sequence[Step], norms: Sequence[Tensor | None], low: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(W, D, W + D) of one tile; D is what the steps add, before rounding."""
+        import torch
+
+        rows, cols = raw.shape
+        base, update, result = (self._buffers.matrix(name, rows, cols, dtype) for name in ("base", "update", "result"))
+        base.copy_(raw)
+        if steps and all(is_plain_product(step) for step in steps):
+            for number, step in enumerate(steps):
+                assert isinstance(step, Addition)
+                assert isinstance(step.delta, Product)
+                left = step.delta.left[low : low + rows]
+                if number == 0:
+                    torch.mm(left, step.delta.right, out=update)
+                else:
+                    update.addmm_(left, step.delta.right)
+            torch.add(base, update, out=result)
+        else:
+            apply(result.copy_(base), low, steps, norms)
+            torch.sub(result, base, out=update)
+        return base, update, result
+
+
+def is_plain_product(step: Step) -> bool:
+    """Whether a step adds one matrix product, so that it can be computed without memory of its own."""
+    return isinstance(step, Addition) and step.magnitude is None and isinstance(step.delta, Product)
+
+
+def _refuse_non_finite(edit: Edit, raw: Tensor, values: Tensor, start: int) -> None:
+    """Raise where a value is not finite that was finite in the base: overflow, or a norm of zero."""
+    bad = (raw.isfinite() & ~values.isfinite()).nonzero()
+    if len(bad):
+        row, column = (int(number) for number in bad[0])
+        raise NonFiniteValue(
+            f"the merged value at row {start + row}, column {column} is not finite in {edit.dtype}",
+            where=edit.tensor,
+            hint="the update overflows float16" if edit.dtype == "F16" else "",
+        )
