@@ -10,6 +10,7 @@ from loraformat import rules
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.io import Opened
+from loraformat.jobs.strength import with_strength
 from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
 from loraformat.merger import (
     AdapterSource,
@@ -19,6 +20,7 @@ from loraformat.merger import (
     ShardPlan,
     file_names,
     plan_merge,
+    repeated,
     weight_nbytes,
     write_others,
     write_shard,
@@ -64,7 +66,7 @@ def merge(
 
     Args:
         base: folder with safetensors, `.bin` shards or one `.pt` file, or one weight file.
-        adapters: folders or files, applied in this order.
+        adapters: folders or files, applied in this order; each may end in "=STRENGTH" (see `with_strength`).
         out: folder that does not exist yet.
         alpha: fills every adapter that states none.
         assumptions: what else the adapters' files do not say.
@@ -80,34 +82,43 @@ def merge(
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
-    prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), container, force=force)
+    chosen = [with_strength(adapter) for adapter in adapters]
+    prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), container, force=force)
     if announce is not None:
         announce(prepared.findings)
     written: tuple[str, ...] = ()
     if not dry_run:
         limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
-        written = _write(prepared, out, limits, (base, *adapters), overwrite=overwrite, progress=progress)
+        written = _write(
+            prepared, out, limits, (base, *(uri for uri, _ in chosen)), overwrite=overwrite, progress=progress
+        )
     return _report(prepared, base, written, dry_run=dry_run)
 
 
 def _prepare(
-    base: str, adapters: Sequence[str], assumptions: Assumptions, container: str | None, *, force: bool
+    base: str,
+    adapters: Sequence[tuple[str, float]],
+    assumptions: Assumptions,
+    container: str | None,
+    *,
+    force: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
     findings: list[Finding] = []
     opened: list[Opened] = []
-    for uri in adapters:
+    for uri, _ in adapters:
         one, found = open_subject(uri, base=checkpoint, assumptions=assumptions)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
-    sources = [_source(one, assumptions) for one in opened]
+    sources = [_source(one, assumptions, strength) for one, (_, strength) in zip(opened, adapters, strict=True)]
+    checkpoint = repeated(checkpoint, [one.adapter for one in opened])
     plan = plan_merge(checkpoint, [one.adapter for one in opened], sources, container=container)
     if plan.left_out:
         findings.append(stale_weights_left_out(plan.base, plan.left_out))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 
-def _source(opened: Opened, assumptions: Assumptions) -> AdapterSource:
+def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
     return AdapterSource(
         opened.uri,
         opened.format.NAME,
@@ -115,6 +126,7 @@ def _source(opened: Opened, assumptions: Assumptions) -> AdapterSource:
         rank=assumptions.rank,
         scale=assumptions.scale,
         fan_in_fan_out=assumptions.fan_in_fan_out,
+        strength=strength,
     )
 
 
@@ -163,8 +175,10 @@ def _report(prepared: _Prepared, base: str, written: tuple[str, ...], *, dry_run
         data=MergeResult(
             base=base,
             adapters=tuple(
-                MergedAdapter(uri=one.uri, format=one.format.NAME, applied=count, modules=count)
-                for one, count in zip(opened, modules, strict=True)
+                MergedAdapter(
+                    uri=one.uri, format=one.format.NAME, applied=count, modules=count, strength=source.strength
+                )
+                for one, count, source in zip(opened, modules, plan.adapters, strict=True)
             ),
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched),

@@ -5,6 +5,7 @@ from loraformat.merger.copies import Inputs
 from loraformat.merger.execute import Limits, write_shard
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
 from loraformat.merger.plan import AdapterSource, MergePlan, ShardPlan
+from loraformat.merger.stack import repeated
 
 __all__ = [
     "AdapterSource",
@@ -14,6 +15,7 @@ __all__ = [
     "ShardPlan",
     "file_names",
     "plan_merge",
+    "repeated",
     "weight_nbytes",
     "write_others",
     "write_shard",

@@ -12,7 +12,7 @@ from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.apply import TILE, Addition, Step, add_column_squares, apply, prepare
-from loraformat.merger.copies import Done, Inputs, Target, Task, columns_of, tensor_copies, verbatim_copies
+from loraformat.merger.copies import Done, Inputs, Target, Task, as_matrix, tensor_copies, verbatim_copies
 from loraformat.merger.plan import Edit, ShardPlan
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
@@ -62,9 +62,11 @@ class _Steps:
             prepare(
                 self._inputs.adapters[term.adapter].updates[term.weight][term.index],
                 term.transposed,
-                columns_of(edit.shape),
+                edit.matrix[1],
                 dtype,
                 term.weight,
+                term.part,
+                term.strength,
             )
             for term in edit.terms
         ]
@@ -76,7 +78,7 @@ class _Steps:
         if not isinstance(step, Addition) or not step.needs_column_norms:
             return None
         edit = self._edit
-        total = torch.zeros(1, columns_of(edit.shape), dtype=torch.float64)
+        total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
         for start, stop in windows(edit, self._limits):
             block = read_window(self._inputs, edit, start, stop)
             add_column_squares(total, block, start, steps, step)
@@ -92,8 +94,8 @@ def compute_dtype(edit: Edit) -> torch.dtype:
 
 def windows(edit: Edit, limits: Limits) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
-    rows = edit.shape[0] if edit.shape else 1
-    budget = limits.memory_nbytes // (limits.jobs * _NBYTES_PER_ELEMENT * max(1, columns_of(edit.shape)))
+    rows, columns = edit.matrix
+    budget = limits.memory_nbytes // (limits.jobs * _NBYTES_PER_ELEMENT * max(1, columns))
     step = max(TILE, budget // TILE * TILE)
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
@@ -103,9 +105,9 @@ def read_window(inputs: Inputs, edit: Edit, start: int, stop: int) -> Tensor:
     """Rows of the base tensor of an edit in its compute dtype, (stop - start, cols); rows that it lacks are zero."""
     import torch
 
-    stored = inputs.base.tensors[edit.source]
+    stored = as_matrix(inputs.base.tensors[edit.source], edit.row_axes)
     there = min(stop, stored.shape[0] if stored.shape else 1)
-    window = torch.zeros(stop - start, columns_of(edit.shape), dtype=compute_dtype(edit))
+    window = torch.zeros(stop - start, edit.matrix[1], dtype=compute_dtype(edit))
     if there > start:
         window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
     return window

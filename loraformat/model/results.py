@@ -120,12 +120,14 @@ class MergedAdapter:
     Attributes:
         uri, format: where it came from and what it was read as.
         applied, modules: modules that landed on a weight, of how many.
+        strength: by which its updates were multiplied.
     """
 
     uri: str
     format: str
     applied: int
     modules: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,9 @@ class LowRank:
     """ΔW = scale · up @ down, in Linear orientation (out, in), whatever the file or the checkpoint stores.
 
     Attributes:
-        up: (rows, rank): (out, rank); for an embedding (vocabulary, rank).
-        down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)).
+        up: (rows, rank): (out, rank); for an embedding (vocabulary, rank); for stacked experts (experts, rows, rank).
+        down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)); for
+            stacked experts (experts, rank, cols).
         scale: the factor really applied, alpha / rank or alpha / sqrt(rank). None: nobody stated it.
         magnitude: DoRA's vector, or None.
         kernel: () for a matrix; (k,), (kh, kw), (kd, kh, kw) for a convolution, whose update is (rows, in, *kernel).
@@ -48,12 +49,14 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
-        return self.down.shape[0] if self.down.shape else 0
+        """Rows of `down`, of one expert where it is a stack."""
+        return self.down.shape[-2] if len(self.down.shape) > 1 else math.prod(self.down.shape[:1])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the update; meaningful when the factors fit."""
+        if len(self.up.shape) == 3 and len(self.down.shape) == 3:
+            return (*self.up.shape[:2], self.down.shape[2])
         rows = self.up.shape[0] if self.up.shape else 0
         cols = self.down.shape[-1] if self.down.shape else 0
         return (rows, cols // math.prod(self.kernel), *self.kernel) if self.kernel else (rows, cols)
