@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loraformat import errors, rules
 from loraformat.diagnostics import Severity
 from loraformat.formats import findings
-from loraformat.merger.findings import stale_weights_left_out
+from loraformat.merger.findings import FINDINGS as MERGER_FINDINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _rule_pages() -> Iterator[Page]:
 
 
 def _finding_pages() -> Iterator[Page]:
-    for found in (*findings.FINDINGS, stale_weights_left_out):
+    for found in (*findings.FINDINGS, *MERGER_FINDINGS):
         yield Page(found.code, found.name, found.severity, found.page)
 
 

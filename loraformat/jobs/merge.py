@@ -19,13 +19,13 @@ from loraformat.merger import (
     MergePlan,
     ShardPlan,
     file_names,
+    findings_of,
     plan_merge,
     repeated,
     weight_nbytes,
     write_others,
     write_shard,
 )
-from loraformat.merger.findings import stale_weights_left_out
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
@@ -113,8 +113,7 @@ def _prepare(
     sources = [_source(one, assumptions, strength) for one, (_, strength) in zip(opened, adapters, strict=True)]
     checkpoint = repeated(checkpoint, [one.adapter for one in opened])
     plan = plan_merge(checkpoint, [one.adapter for one in opened], sources, container=container)
-    if plan.left_out:
-        findings.append(stale_weights_left_out(plan.base, plan.left_out))
+    findings.extend(findings_of(plan, checkpoint, [one.adapter for one in opened]))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 

@@ -214,7 +214,7 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
 
 def _is_product(update: LowRank) -> bool:
     up, down = update.up.shape, update.down.shape
-    return len(up) == len(down) and len(up) in (2, 3) and up[-1] == down[-2] and up[:-2] == down[:-2]
+    return update.is_stack or (len(up) == len(down) == 2 and up[1] == down[0])
 
 
 def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:

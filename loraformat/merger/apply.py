@@ -16,7 +16,7 @@ from typing_extensions import assert_never
 from loraformat.errors import MergeError, NonFiniteValue
 from loraformat.matching import WHOLE, Part
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +105,8 @@ def prepare(
             return Overwrite(_replacement(update.value.T if transposed else update.value, cols, dtype, where))
         case Rows():
             return Overwrite(_some_rows(update, dtype, where))
+        case FromBase():
+            raise AssertionError("resolved by `taken_off` before")
         case _:
             assert_never(update)
 
@@ -113,7 +115,7 @@ def _low_rank(
     update: LowRank, transposed: bool, dtype: torch.dtype, where: str, part: Part, strength: float
 ) -> Addition:
     factors = (update.up, update.down)
-    if len(update.up.shape) == 3:
+    if update.is_stack:
         number = part.expert or 0
         factors = (_slice(update.up, number), _slice(update.down, number))
     up, down = (_values(factor, dtype, where) for factor in factors)

@@ -245,7 +245,7 @@ def _for_each_expert(
     found: list[Term] = []
     for term in terms:
         update = _update(term, adapters)
-        if row_axes == 2 and isinstance(update, LowRank) and len(update.up.shape) == 3 and term.part.expert is None:
+        if row_axes == 2 and isinstance(update, LowRank) and update.is_stack and term.part.expert is None:
             found += [replace(term, part=Part(expert=e, at=e * shape[1])) for e in range(update.up.shape[0])]
         else:
             found.append(term)

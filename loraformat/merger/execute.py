@@ -13,9 +13,11 @@ from loraformat.engine import open_engine
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.apply import TILE, Addition, Step, add_column_squares, apply, prepare
 from loraformat.merger.copies import Done, Inputs, Target, Task, as_matrix, tensor_copies, verbatim_copies
-from loraformat.merger.plan import Edit, ShardPlan
+from loraformat.merger.from_base import taken_off
+from loraformat.merger.plan import Edit, ShardPlan, Term
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
+from loraformat.model.updates import FromBase, Update
 from loraformat.storage.base import Store
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class _Steps:
         edit, dtype = self._edit, compute_dtype(self._edit)
         steps = [
             prepare(
-                self._inputs.adapters[term.adapter].updates[term.weight][term.index],
+                self._update(term),
                 term.transposed,
                 edit.matrix[1],
                 dtype,
@@ -71,6 +73,14 @@ class _Steps:
             for term in edit.terms
         ]
         return steps, [self._norms(step, steps) for step in steps]
+
+    def _update(self, term: Term) -> Update:
+        """The update of a term; one that comes from the base is computed from all of the base's matrix."""
+        update = self._inputs.adapters[term.adapter].updates[term.weight][term.index]
+        if not isinstance(update, FromBase):
+            return update
+        stored = read_window(self._inputs, self._edit, 0, self._edit.matrix[0])
+        return taken_off(update, stored, transposed=term.transposed, where=term.weight)
 
     def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
         import torch
