@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,18 +34,24 @@ def frobenius(update: Update) -> float | None:
             return _scaled(update.scale, lambda: _factors_norm(update.left) * _factors_norm(update.right))
         case Diff():
             return _scaled(update.scale, lambda: float(_flat(update.difference).norm()))
-        case Replace() | Rows():
+        case Replace() | Rows() | FromBase():
             return None
         case _:
             assert_never(update)
 
 
 def product_norm(up: LazyTensor, down: LazyTensor) -> float:
-    """‖up @ down‖_F. up: (rows, rank); down: (rank, cols); both of any floating dtype."""
+    """‖up @ down‖_F. up: (rows, rank); down: (rank, cols); or stacks of them; both of any floating dtype."""
     import torch
 
+    if len(up.shape) == 3:
+        return math.hypot(*(product_norm(_slice(up, n), _slice(down, n)) for n in range(up.shape[0])))
     right = down.load().to(torch.float64).reshape(down.shape[0], -1)
     return _gram_norm(_gram(up), right @ right.T)
+
+
+def _slice(stack: LazyTensor, number: int) -> LazyTensor:
+    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
 
 
 def _scaled(scale: float | None, norm: Callable[[], float]) -> float | None:

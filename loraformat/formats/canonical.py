@@ -30,14 +30,15 @@ class Slots:
 
 
 def slots_of(updates: tuple[Update, ...]) -> Slots | None:
-    """The slots that give `updates` back, or None: another kind, two of a kind, or another order."""
+    """The slots that give `updates` back, or None: another kind, two of a kind, another order, or a stack."""
     found = Slots(
         replace=_only(Replace, updates),
         rows=_only(Rows, updates),
         low_rank=_only(LowRank, updates),
         difference=_only(Diff, updates),
     )
-    return found if found.updates() == updates else None
+    is_stack = found.low_rank is not None and found.low_rank.is_stack
+    return found if found.updates() == updates and not is_stack else None
 
 
 def _only(kind: type[T], updates: tuple[Update, ...]) -> T | None:

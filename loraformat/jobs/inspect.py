@@ -66,7 +66,7 @@ def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:
     """Rows that the adapter's embedding tables have beyond the base's; None where no table replaces one of the base."""
     if adapter.config.vocab_size is None:
         return None
-    for weight, landing in match(adapter, base).landings.items():
+    for weight, (landing, *_) in match(adapter, base).landings.items():
         rows = [update.shape[0] for update in adapter.updates[weight] if isinstance(update, (Replace, Rows))]
         if rows and max(rows) == adapter.config.vocab_size and landing.is_stored:
             return max(0, max(rows) - base.tensors[landing.tensor].shape[0])

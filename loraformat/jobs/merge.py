@@ -11,6 +11,7 @@ from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_adapter
+from loraformat.jobs.strength import with_strength
 from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
 from loraformat.merger import (
     AdapterSource,
@@ -23,14 +24,15 @@ from loraformat.merger import (
     Trust,
     Written,
     file_names,
+    findings_of,
     plan_merge,
+    repeated,
     retentions,
     rounding_findings,
     run_merge,
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.findings import left_out
 from loraformat.merger.manifest import MANIFEST
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import Checkpoint
@@ -91,7 +93,7 @@ def merge(
 
     Args:
         base: folder with safetensors, `.bin` shards or one `.pt` file, or one weight file.
-        adapters: folders or files, applied in this order.
+        adapters: folders or files, applied in this order; each may end in "=STRENGTH" (see `with_strength`).
         out: folder that does not exist yet.
         alpha: fills every adapter that states none.
         assumptions: what else the adapters' files do not say.
@@ -116,14 +118,17 @@ def merge(
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
-    prepared = _prepare(base, adapters, with_alpha(alpha, assumptions), options, force=force)
+    chosen = [with_strength(adapter) for adapter in adapters]
+    prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:
         announce(prepared.findings)
     if dry_run:
         return _report(prepared, base)
     limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
     trust = Trust(verify=verify, hash_files=hash_files, resume=resume)
-    outcome = _write(prepared, out, limits, trust, (base, *adapters), overwrite=overwrite, progress=progress)
+    outcome = _write(
+        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), overwrite=overwrite, progress=progress
+    )
     report = _report(prepared, base, out, outcome, verify)
     if announce is not None:
         announce(report.findings[len(prepared.findings) :])
@@ -131,31 +136,37 @@ def merge(
 
 
 def _prepare(
-    base: str, adapters: Sequence[str], assumptions: Assumptions, options: _Options, *, force: bool
+    base: str,
+    adapters: Sequence[tuple[str, float]],
+    assumptions: Assumptions,
+    options: _Options,
+    *,
+    force: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
     findings: list[Finding] = []
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
-    for uri in adapters:
+    for uri, strength in adapters:
         said = _said_of(uri, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = open_subject(uri, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
-        sources.append(_source(one, said))
+        sources.append(_source(one, said, strength))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
+    read = [one.adapter for one in opened]
+    checkpoint = repeated(checkpoint, read)
     plan = plan_merge(
         checkpoint,
-        [one.adapter for one in opened],
+        read,
         sources,
         container=options.container,
         dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
         arithmetic=options.arithmetic,
         max_shard_nbytes=options.max_shard_nbytes,
     )
-    if plan.left_out:
-        findings.append(left_out(plan.base, plan.left_out))
+    findings.extend(findings_of(plan, checkpoint, read))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 
@@ -171,8 +182,8 @@ def _said_of(uri: str, assumptions: Assumptions, base: Checkpoint) -> Assumption
     return assumptions if any(gaps) else without
 
 
-def _source(opened: Opened, assumptions: Assumptions) -> AdapterSource:
-    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions))
+def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
+    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions), strength=strength)
 
 
 def _write(
@@ -224,8 +235,10 @@ def _report(
         data=MergeResult(
             base=base,
             adapters=tuple(
-                MergedAdapter(uri=one.uri, format=one.format.NAME, applied=count, modules=count)
-                for one, count in zip(opened, modules, strict=True)
+                MergedAdapter(
+                    uri=one.uri, format=one.format.NAME, applied=count, modules=count, strength=source.strength
+                )
+                for one, count, source in zip(opened, modules, plan.adapters, strict=True)
             ),
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched),

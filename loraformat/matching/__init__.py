@@ -1,17 +1,22 @@
 """Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
 
+from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, nearest
+from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, tie_claim, ties_of
 
 __all__ = [
     "TIE_KEYS",
+    "WHOLE",
     "Landing",
     "Matching",
     "Misfit",
+    "Part",
     "Tie",
     "is_embedding",
     "match",
     "nearest",
+    "replicated",
     "tie_claim",
     "ties_of",
 ]

@@ -5,29 +5,37 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from loraformat.matching.orientation import is_stored_transposed
+from loraformat.matching.layers import replicated
+from loraformat.matching.orientation import is_stack_transposed, is_stored_transposed
+from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update
+from loraformat.model.updates import LowRank, Replace, Rows, Update
+from loraformat.naming import spelling_of
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where the updates of one base weight land.
+    """One tensor that the updates of one base weight land on.
 
     Attributes:
         tensor: name in the checkpoint. For a tied weight that is not stored, the name that it will have once untied.
         is_stored: whether the checkpoint has `tensor`.
         transposed: whether the checkpoint stores it as (in, out), so that the update is transposed on the way.
         is_guess: whether `transposed` rests on the adapter's flag alone (a square weight of an unknown architecture).
+        part: which part of the update the tensor takes, and where.
+        is_prefixed: whether the name was found only with a prefix more or less.
     """
 
     tensor: str
     is_stored: bool = True
     transposed: bool = False
     is_guess: bool = False
+    part: Part = WHOLE
+    is_prefixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +52,83 @@ class Matching:
     """All updates of one adapter against one base.
 
     Attributes:
-        landings: base weight → where it lands, for all that do.
+        landings: base weight → the tensors that it lands on, for all that do; several where it is stored in parts.
         unmatched: base weight → the nearest names of the base, for all that do not.
         misfits: updates that land but do not fit.
         ties: groups of weights of the base that are one table.
     """
 
-    landings: Mapping[str, Landing]
+    landings: Mapping[str, tuple[Landing, ...]]
     unmatched: Mapping[str, tuple[str, ...]]
     misfits: tuple[Misfit, ...]
     ties: tuple[Tie, ...]
 
 
 def match(adapter: Adapter, base: Checkpoint) -> Matching:
-    """The stored tensor of every update of `adapter`. Raises nothing: rules must be able to describe what is wrong."""
+    """The stored tensors of every update of `adapter`. Raises nothing: rules must be able to describe what is wrong.
+
+    A weight lands on the tensor of that very name; else where transformers would load the weight of that name from;
+    else, where no name lands, on what one prefix more or less for all of them gives.
+    """
+    base = replicated(base, adapter.config.layers)
     ties = ties_of(base, adapter.updates)
-    rename = _one_prefix(adapter.updates, base, ties)
-    landings: dict[str, Landing] = {}
+    atlas = _Atlas(base, ties)
+    rename = _one_prefix(adapter.updates, base, atlas)
+    landings: dict[str, tuple[Landing, ...]] = {}
     unmatched: dict[str, tuple[str, ...]] = {}
     misfits: list[Misfit] = []
     for weight, updates in adapter.updates.items():
         name = rename(weight)
-        home = name if name in base.tensors else _tied_home(name, ties)
-        if home is None:
+        place = atlas.find(name)
+        if place is None:
             unmatched[weight] = nearest(weight, base.tensors)
             continue
-        stored = base.tensors[home].shape
-        transposed, is_guess = is_stored_transposed(name, updates, stored, base.config, adapter.config.fan_in_fan_out)
-        landings[weight] = Landing(name, name in base.tensors, transposed, is_guess)
-        misfits.extend(_misfits(weight, updates, stored, transposed))
+        if len(place.shape) == 3 and any(isinstance(u, LowRank) and not u.kernel for u in updates):
+            turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
+        else:
+            turned, is_guess = is_stored_transposed(
+                name, updates, place.shape, base.config, adapter.config.fan_in_fan_out
+            )
+        turned = turned or place.is_turned
+        landings[weight] = tuple(
+            Landing(piece.tensor, piece.tensor in base.tensors, turned, is_guess, piece.part, name != weight)
+            for piece in place.pieces
+        )
+        misfits.extend(_misfits(weight, updates, place, turned))
     return Matching(landings, unmatched, tuple(misfits), ties)
+
+
+class _Atlas:
+    """Where names lie: looked up by exact name first, and the names in memory worked out when one is asked for."""
+
+    def __init__(self, base: Checkpoint, ties: tuple[Tie, ...]) -> None:
+        self._base, self._ties = base, ties
+        self._spelling = spelling_of(base.config)
+
+    @cached_property
+    def places(self) -> Mapping[str, Place]:
+        """Names in memory."""
+        return places_of(self._base, self._spelling)
+
+    def find(self, name: str) -> Place | None:
+        stored = self._base.tensors.get(name)
+        if stored is not None:
+            return Place(stored.shape, (Piece(name),))
+        tie = next((tie for tie in self._ties if name in tie.names), None)
+        if tie is not None:
+            return Place(self._base.tensors[tie.stored].shape, (Piece(name),))
+        if not self._spelling.rules:
+            return None
+        place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
+        return place or self._tied_head(name)
+
+    def _tied_head(self, name: str) -> Place | None:
+        """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""
+        for tie in self._ties:
+            longer = [other for other in tie.names if other.endswith(f".{name}")]
+            if len(longer) == 1:
+                return Place(self._base.tensors[tie.stored].shape, (Piece(longer[0]),))
+        return None
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> tuple[str, ...]:
@@ -101,39 +156,43 @@ class _Prefix:
         return self.added + weight.removeprefix(self.removed)
 
 
-def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, ties: tuple[Tie, ...]) -> _Prefix:
+def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atlas: _Atlas) -> _Prefix:
     """The prefix that makes *all* names land, where the adapter was made on a bare or on a wrapped model.
 
     Only where no name lands as it stands, one prefix serves all of them, and it is the only one that does.
     """
     names = list(updates)
-    if not names or any(name in base.tensors or _tied_home(name, ties) for name in names):
+    if not names or any(atlas.find(name) is not None for name in names):
         return _Prefix()
     first = names[0]
-    candidates = [_Prefix(added=n[: -len(first)]) for n in base.tensors if n.endswith("." + first)]
+    known = dict.fromkeys((*base.tensors, *atlas.places))
+    candidates = [_Prefix(added=name[: -len(first)]) for name in known if name.endswith("." + first)]
     parts = first.split(".")
     for cut in range(1, len(parts) - 1):
         removed = ".".join(parts[:cut]) + "."
-        if first.removeprefix(removed) in base.tensors:
+        if atlas.find(first.removeprefix(removed)) is not None:
             candidates.append(_Prefix(removed=removed))
     fitting = [
         prefix
         for prefix in candidates
-        if all(name.startswith(prefix.removed) and prefix(name) in base.tensors for name in names)
+        if all(name.startswith(prefix.removed) and atlas.find(prefix(name)) is not None for name in names)
     ]
-    return fitting[0] if len(fitting) == 1 else _Prefix()
+    homes = [frozenset(piece for name in names for piece in _pieces(atlas, prefix(name))) for prefix in fitting]
+    return fitting[0] if fitting and len(set(homes)) == 1 else _Prefix()
 
 
-def _tied_home(name: str, ties: tuple[Tie, ...]) -> str | None:
-    """The stored tensor whose table `name` shares, or None."""
-    return next((tie.stored for tie in ties if name in tie.names), None)
+def _pieces(atlas: _Atlas, name: str) -> tuple[Piece, ...]:
+    place = atlas.find(name)
+    return () if place is None else place.pieces
 
 
-def _misfits(weight: str, updates: tuple[Update, ...], stored: tuple[int, ...], transposed: bool) -> Iterable[Misfit]:
-    expected = stored[::-1] if transposed else stored
+def _misfits(weight: str, updates: tuple[Update, ...], place: Place, transposed: bool) -> Iterable[Misfit]:
+    stored = place.shape
+    expected = (*stored[:-2], *stored[-2:][::-1]) if transposed else stored
     for update in updates:
         if isinstance(update, Replace):
-            if not _fits_replacement(update.shape, stored):
+            is_part = place.pieces[0].part != WHOLE
+            if not _fits_replacement(update.shape, stored) or (is_part and update.shape != stored):
                 yield Misfit(weight, update.shape, stored)
             expected = update.shape[::-1] if transposed else update.shape
         elif isinstance(update, Rows):
@@ -144,17 +203,18 @@ def _misfits(weight: str, updates: tuple[Update, ...], stored: tuple[int, ...], 
 
 
 def _fits(update: Update, expected: tuple[int, ...]) -> bool:
-    if isinstance(update, LowRank) and (len(update.up.shape) != 2 or len(update.down.shape) != 2):
-        return False
-    if isinstance(update, LowRank) and update.up.shape[1] != update.down.shape[0]:
+    if isinstance(update, LowRank) and not _is_product(update):
         return False
     if isinstance(update, LowRank) and update.magnitude is not None:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
-    if isinstance(update, Diff):
-        return update.shape == expected
-    return update.shape == expected
+    return update.shape == expected or (expected[:1] == (1,) and update.shape == expected[1:])
+
+
+def _is_product(update: LowRank) -> bool:
+    up, down = update.up.shape, update.down.shape
+    return update.is_stack or (len(up) == len(down) == 2 and up[1] == down[0])
 
 
 def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:

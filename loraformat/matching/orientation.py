@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
 from loraformat.model.updates import LowRank, Replace, Rows, Update
 
@@ -17,6 +18,32 @@ CONV1D = {
     "imagegpt": ("c_attn", "c_proj", "c_fc", "q_attn"),
     "openai-gpt": ("c_attn", "c_proj", "c_fc"),
 }
+
+# Architectures whose stacked experts are stored as (experts, in, out).
+# Source: transformers 5.23.0, `is_transposed` of models/*/modeling_*.py.
+TRANSPOSED_EXPERTS = ("gpt_oss",)
+
+
+def is_stack_transposed(
+    updates: tuple[Update, ...], stored: tuple[int, ...], config: Mapping[str, Json], claims: AdapterConfig
+) -> bool:
+    """Whether the experts of a stack are stored as the transposes of its update's.
+
+    The shape decides; where experts are square, what the adapter's format says, and else the architecture.
+
+    Args:
+        stored: (experts, rows, cols).
+        claims: of the adapter.
+    """
+    shape = next((u.shape for u in updates if isinstance(u, LowRank)), stored)
+    if len(shape) == 2:
+        shape = (1, *shape)
+    turned = (*stored[:-2], stored[-1], stored[-2])
+    if shape != turned or stored[-1] != stored[-2]:
+        return shape == turned and shape != stored
+    if claims.turns_square_experts is not None:
+        return claims.turns_square_experts
+    return config.get("model_type") in TRANSPOSED_EXPERTS
 
 
 def is_stored_transposed(

@@ -50,7 +50,7 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
     if len(embeddings) != 1:
         return tuple(found)
     embedding = embeddings[0]
-    heads = {name for name in wanted if _last(name) in HEADS and name not in base.tensors}
+    heads = {_stored_style(name, embedding) for name in wanted if _last(name) in HEADS} - base.tensors.keys()
     if claimed:
         shape = base.tensors[embedding].shape
         stored = [name for name in base.tensors if _last(name) in HEADS and base.tensors[name].shape == shape]
@@ -88,6 +88,12 @@ def _implied_head(config: Mapping[str, Json], embedding: str) -> set[str]:
     prefix = "language_model." if embedding.startswith("language_model.model.") else ""
     head = "embed_out.weight" if config.get("model_type") == "gpt_neox" else "lm_head.weight"
     return {prefix + head}
+
+
+def _stored_style(head: str, embedding: str) -> str:
+    """The name of a head as its checkpoint spells it: below the language model, where the embedding is."""
+    nested = embedding.startswith("language_model.model.") and head == "lm_head.weight"
+    return f"language_model.{head}" if nested else head
 
 
 def _last(weight: str) -> str:

@@ -4,9 +4,11 @@ from loraformat.merger.build import plan_merge
 from loraformat.merger.copies import Inputs
 from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
+from loraformat.merger.notes import findings_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.retention import retentions, rounding_findings, total_share
 from loraformat.merger.run import Source, Trust, run_merge
+from loraformat.merger.stack import repeated
 from loraformat.merger.windows import Limits
 
 __all__ = [
@@ -20,7 +22,9 @@ __all__ = [
     "Trust",
     "Written",
     "file_names",
+    "findings_of",
     "plan_merge",
+    "repeated",
     "retentions",
     "rounding_findings",
     "run_merge",

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 from typing_extensions import assert_never
 
 from loraformat.errors import MergeError, NonFiniteValue
+from loraformat.matching import WHOLE, Part
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +46,14 @@ class Addition:
     Attributes:
         magnitude: DoRA, in the stored orientation: (rows, 1) where `is_per_row`, else (1, cols); else None.
         is_per_row: whether each stored row has its norm; if not, each column has, and a whole pass must come first.
+        span: (start, stop) of the rows of the tensor that it adds to, from which `delta` and `magnitude` count; None
+            for all.
     """
 
     delta: Delta
     magnitude: Tensor | None = None
     is_per_row: bool = True
+    span: tuple[int, int] | None = None
 
     @property
     def needs_column_norms(self) -> bool:
@@ -67,7 +71,15 @@ class Overwrite:
 Step: TypeAlias = Union[Addition, Overwrite]
 
 
-def prepare(update: Update, transposed: bool, cols: int, dtype: torch.dtype, where: str) -> Step:
+def prepare(
+    update: Update,
+    transposed: bool,
+    cols: int,
+    dtype: torch.dtype,
+    where: str,
+    part: Part = WHOLE,
+    strength: float = 1.0,
+) -> Step:
     """An update made ready for blocks of a stored tensor.
 
     Args:
@@ -76,6 +88,8 @@ def prepare(update: Update, transposed: bool, cols: int, dtype: torch.dtype, whe
         cols: columns of the stored tensor, its trailing axes flattened; 1 for a vector.
         dtype: in which it is computed, float32 or float64.
         where: for messages.
+        part: which rows of the update are taken, and to which rows of the tensor they go.
+        strength: by which what is added is multiplied.
 
     Raises:
         NonFiniteValue (LF402): a factor holds NaN or infinity.
@@ -83,29 +97,54 @@ def prepare(update: Update, transposed: bool, cols: int, dtype: torch.dtype, whe
     """
     match update:
         case LowRank():
-            up, down = (_values(factor, dtype, where) for factor in (update.up, update.down))
-            left, right = (down.T, up.T) if transposed else (up, down)
-            left = left.contiguous() * _scale(update.scale, where)
-            is_per_row = update.magnitude is None or (update.magnitude.axis == 1) != transposed
-            magnitude = _magnitude(update, is_per_row, dtype, where)
-            return Addition(_product(left, right.contiguous()), magnitude, is_per_row)
+            return _low_rank(update, transposed, dtype, where, part, strength)
         case Hadamard():
             first = _oriented(update.up1, update.down1, transposed, dtype, where)
             second = _oriented(update.up2, update.down2, transposed, dtype, where)
-            scale = _scale(update.scale, where)
+            scale = _scale(update.scale, where) * strength
             return Addition(lambda a, b: (first(a, b) * second(a, b)).mul_(scale))
         case Kronecker():
-            return Addition(_kronecker(update, transposed, dtype, where))
+            return Addition(_kronecker(update, transposed, dtype, where, strength))
         case Diff():
-            scale, lazy = _scale(update.scale, where), update.difference
+            scale, lazy = _scale(update.scale, where) * strength, update.difference
             lazy = lazy.T if transposed else lazy
-            return Addition(lambda a, b: _finite(lazy.read(a, b).to(dtype), where).reshape(b - a, cols) * scale)
+            lazy = lazy if part.rows is None else lazy.rows(*part.rows)
+            span = None if part == WHOLE else (part.at, part.at + lazy.shape[0])
+            return Addition(
+                lambda a, b: _finite(lazy.read(a, b).to(dtype), where).reshape(b - a, cols) * scale, span=span
+            )
         case Replace():
             return Overwrite(_replacement(update.value.T if transposed else update.value, cols, dtype, where))
         case Rows():
             return Overwrite(_some_rows(update, dtype, where))
+        case FromBase():
+            raise AssertionError("resolved by `taken_off` before")
         case _:
             assert_never(update)
+
+
+def _low_rank(
+    update: LowRank, transposed: bool, dtype: torch.dtype, where: str, part: Part, strength: float
+) -> Addition:
+    factors = (update.up, update.down)
+    if update.is_stack:
+        number = part.expert or 0
+        factors = (_slice(update.up, number), _slice(update.down, number))
+    up, down = (_values(factor, dtype, where) for factor in factors)
+    left, right = (down.T, up.T) if transposed else (up, down)
+    is_per_row = update.magnitude is None or (update.magnitude.axis == 1) != transposed
+    magnitude = _magnitude(update, is_per_row, dtype, where)
+    if part.rows is not None:
+        rows = slice(*part.rows)
+        left, magnitude = left[rows], None if magnitude is None else magnitude[rows]
+    left = left.contiguous() * (_scale(update.scale, where) * strength)
+    span = None if part == WHOLE else (part.at, part.at + left.shape[0])
+    return Addition(_product(left, right.contiguous()), magnitude, is_per_row, span)
+
+
+def _slice(stack: LazyTensor, number: int) -> LazyTensor:
+    """One matrix of a stack."""
+    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
 
 
 def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Sequence[Tensor | None]) -> Tensor:
@@ -126,8 +165,19 @@ def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Seque
         origin = tile.clone() if any(_is_dora(step) for step in steps) and len(steps) > 1 else tile
         for step, norms in zip(steps, column_norms, strict=True):
             if isinstance(step, Addition):
-                _add(tile, origin, step, norms, low, high)
+                _add_where(tile, origin, step, norms, low, high)
     return window
+
+
+def _add_where(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low: int, high: int) -> None:
+    """`_add` on the rows of the tile that the step adds to."""
+    if step.span is None:
+        _add(tile, origin, step, norms, low, high)
+        return
+    first, start, stop = step.span[0], max(low, step.span[0]), min(high, step.span[1])
+    if start < stop:
+        rows = slice(start - low, stop - low)
+        _add(tile[rows], origin[rows], step, norms, start - first, stop - first)
 
 
 def add_column_squares(total: Tensor, window: Tensor, start: int, steps: Sequence[Step], wanted: Addition) -> None:
@@ -187,14 +237,14 @@ def _oriented(up: LazyTensor, down: LazyTensor, transposed: bool, dtype: torch.d
     return _product(left.contiguous(), right.contiguous())
 
 
-def _kronecker(update: Kronecker, transposed: bool, dtype: torch.dtype, where: str) -> Delta:
+def _kronecker(update: Kronecker, transposed: bool, dtype: torch.dtype, where: str, strength: float = 1.0) -> Delta:
     """Rows of kron(L, R): row i is L[i // c] ⊗ R[i % c], c the rows of R."""
     import torch
 
     left, right = (_matrix(factors, dtype, where) for factors in (update.left, update.right))
     if transposed:
         left, right = left.T.contiguous(), right.T.contiguous()
-    scale, count = _scale(update.scale, where), right.shape[0]
+    scale, count = _scale(update.scale, where) * strength, right.shape[0]
 
     def delta(start: int, stop: int) -> Tensor:
         numbers = torch.arange(start, stop)

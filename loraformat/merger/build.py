@@ -11,6 +11,7 @@ from loraformat.merger.dtypes import dtype_patch, in_dtype
 from loraformat.merger.edits import Edits, edits_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, CopiedFile, Edit, MergePlan, PlannedTensor, ShardPlan
 from loraformat.merger.reshard import resharded
+from loraformat.merger.stack import layer_counts, repeated
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
@@ -43,7 +44,8 @@ def plan_merge(
 
     Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
-    found = edits_of(base, adapters)
+    base = repeated(base, adapters)
+    found = edits_of(base, adapters, [source.strength for source in sources])
     if dtype is not None:
         found = in_dtype(found, base, dtype)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())
@@ -51,7 +53,11 @@ def plan_merge(
     stale = {name for name in base.others if _is_stale(name, base)}
     copies = [CopiedFile(name) for name in base.others if name not in stale and name not in tokenizers]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
-    patch = (*_config_patch(base.config, found), *(dtype_patch(base.config, dtype) if dtype is not None else ()))
+    patch = (
+        *_config_patch(base.config, found),
+        *layer_counts(base),
+        *(dtype_patch(base.config, dtype) if dtype is not None else ()),
+    )
     rewritten = {"config.json"} if patch else set()
     index = _new_index(base, shards)
     rewritten |= {name for name in (base.index, index) if name}
@@ -90,7 +96,8 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
     tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
     edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
     unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
-    verbatim = wanted == file.container == "safetensors" and unchanged and len(names) == len(file.names)
+    is_whole = len(names) == len(file.names) and not base.layers
+    verbatim = wanted == file.container == "safetensors" and unchanged and is_whole
     return ShardPlan(
         source=file.name,
         target=_target(file.name, file.container, wanted),

@@ -92,7 +92,7 @@ def _blocks(edit: Edit, inputs: Inputs, full: bool) -> Iterator[tuple[int, int]]
     if full:
         yield from windows(edit, inputs, Limits())
         return
-    rows = edit.shape[0] if edit.shape else 1
+    rows = edit.matrix[0]
     tiles = -(-rows // TILE)
     if tiles:
         start = int.from_bytes(hashlib.sha256(edit.tensor.encode()).digest()[:8], "little") % tiles * TILE

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from loraformat.containers import bytes_of, read_rows
+from loraformat.errors import UnsupportedUpdate
 from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import Checkpoint, WeightFile
+from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.storage.base import Store, Writer
 from loraformat.storage.local import LocalWriter
@@ -76,17 +78,28 @@ class Target:
         """Write rows of `tensor` from row `start` on."""
         entry = self.entries[tensor]
         data = bytes_of(values)
-        row_nbytes = columns_of(entry.shape) * entry.dtype.itemsize
+        row_nbytes = data.nbytes // max(1, values.shape[0]) if values.ndim else 0
         self.writer.write_at(entry.span.offset + start * row_nbytes, data)
         return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
 
 
 def columns_of(shape: Sequence[int]) -> int:
     """Columns of a tensor seen as a matrix: its trailing axes flattened; 1 for a vector."""
-    count = 1
-    for size in shape[1:]:
-        count *= size
-    return count
+    return math.prod(shape[1:])
+
+
+def as_matrix(stored: StoredTensor, row_axes: int) -> StoredTensor:
+    """A stack of matrices as one matrix, whose rows are those of all of them; for one leading axis, as it is.
+
+    Raises: UnsupportedUpdate (LF013): the view of a `.pt` file has no such rows.
+    """
+    if row_axes == 1:
+        return stored
+    strides = stored.strides
+    if strides is not None and strides[0] != strides[1] * stored.shape[1]:
+        raise UnsupportedUpdate("a stack of experts that is stored with gaps", where="merge")
+    shape = (stored.shape[0] * stored.shape[1], *stored.shape[2:])
+    return replace(stored, shape=shape, strides=None if strides is None else strides[1:])
 
 
 def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import Matching, Tie, is_embedding, match, tie_claim
+from loraformat.matching import Matching, Part, Tie, is_embedding, match, tie_claim
+from loraformat.merger.limits import check_part, check_strength
 from loraformat.merger.plan import Edit, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Replace, Rows, Update
+from loraformat.model.updates import LowRank, Replace, Rows, Update
 
 # Models that scale the decoder's output only while the head is tied, so that untying would change what they compute.
 # Source: transformers 5.23.0, `scale_decoder_outputs` of models/t5 and its relatives.
@@ -33,23 +34,21 @@ class Edits:
     resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
+def edits_of(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[float] = ()) -> Edits:
     """Which tensors of `base` change, and by which terms.
+
+    Args:
+        strengths: one for each adapter; 1 for all where there are none.
 
     Raises:
         UnmatchedUpdate (LF301): an update lands on no tensor; the nearest names are in the message.
         ShapeMismatch (LF302): an update does not fit its tensor.
-        UnsupportedUpdate (LF013): the tensor is of a dtype that a merge cannot round to.
+        UnsupportedUpdate (LF013): the tensor is of a dtype that a merge cannot round to; an update cannot be applied at
+            a strength other than 1, or to the part of a tensor that it would land on.
         MergeError (LF801): two adapters replace the same tensor.
     """
     matchings = [_landed(adapter, base, number) for number, adapter in enumerate(adapters)]
-    terms: dict[str, list[Term]] = {}
-    for number, (adapter, matching) in enumerate(zip(adapters, matchings, strict=True)):
-        for weight, updates in adapter.updates.items():
-            landing = matching.landings[weight]
-            terms.setdefault(landing.tensor, []).extend(
-                Term(number, weight, index, landing.transposed) for index in range(len(updates))
-            )
+    terms = _terms(adapters, matchings, strengths or [1.0] * len(adapters))
     for tensor, found in terms.items():
         _one_replacement(tensor, found, adapters)
     edits: dict[str, Edit] = {}
@@ -73,6 +72,22 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
         if edit.shape != base.tensors[edit.source].shape
     }
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _terms(
+    adapters: Sequence[Adapter], matchings: Sequence[Matching], strengths: Sequence[float]
+) -> dict[str, list[Term]]:
+    """Output tensor → its terms, in the order of the adapters."""
+    terms: dict[str, list[Term]] = {}
+    for number, (adapter, matching) in enumerate(zip(adapters, matchings, strict=True)):
+        for weight, updates in adapter.updates.items():
+            for index, update in enumerate(updates):
+                check_strength(weight, update, strengths[number])
+                for landing in matching.landings[weight]:
+                    check_part(weight, update, landing)
+                    term = Term(number, weight, index, landing.transposed, landing.part, strengths[number])
+                    terms.setdefault(landing.tensor, []).append(term)
+    return terms
 
 
 def _check_may_untie(base: Checkpoint, tie: Tie) -> None:
@@ -209,13 +224,32 @@ def _edit(name: str, source: str, terms: Sequence[Term], base: Checkpoint, adapt
             hint="merge into the 16-bit checkpoint that it was made from",
         )
     shape = stored.shape
+    is_stack = False
     for term in terms:
         update = _update(term, adapters)
+        is_stack = is_stack or (len(shape) == 3 and isinstance(update, LowRank) and not update.kernel)
         if isinstance(update, Replace):
             shape = update.shape
         elif isinstance(update, Rows):
             shape = (_rows_after(name, shape[0], update), *shape[1:])
-    return Edit(name, source, stored.dtype.safetensors, shape, tuple(terms))
+    row_axes = 2 if is_stack else 1
+    return Edit(
+        name, source, stored.dtype.safetensors, shape, _for_each_expert(terms, adapters, shape, row_axes), row_axes
+    )
+
+
+def _for_each_expert(
+    terms: Sequence[Term], adapters: Sequence[Adapter], shape: tuple[int, ...], row_axes: int
+) -> tuple[Term, ...]:
+    """The terms, with one for each expert where a stacked update meets a tensor that stores the whole stack."""
+    found: list[Term] = []
+    for term in terms:
+        update = _update(term, adapters)
+        if row_axes == 2 and isinstance(update, LowRank) and update.is_stack and term.part.expert is None:
+            found += [replace(term, part=Part(expert=e, at=e * shape[1])) for e in range(update.up.shape[0])]
+        else:
+            found.append(term)
+    return tuple(found)
 
 
 def _rows_after(name: str, rows: int, update: Rows) -> int:

@@ -226,7 +226,7 @@ def _window_task(
             computed = computer.window(edit, steps, start, stop)
             done = target.write(edit.tensor, computed.values, start)
             add(computed.values)
-        is_last = stop == (edit.shape[0] if edit.shape else 1)
+        is_last = stop == edit.matrix[0]
         return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, digest.hexdigest() if is_last else None)
 
     return run

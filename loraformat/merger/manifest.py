@@ -14,7 +14,7 @@ from loraformat.containers.prints import FilePrint
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
 from loraformat.model.summary import kind_of, scale_of
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 from loraformat.storage.base import Store
 
 MANIFEST = "loraformat.manifest.json"
@@ -84,6 +84,8 @@ def formula_of(update: Update) -> str:
             return "V"
         case Rows():
             return "W with rows V"
+        case FromBase():
+            return f"W - {update.recipe}(W)"
         case _:
             assert_never(update)
 

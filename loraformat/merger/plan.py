@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from loraformat.matching import WHOLE, Part
 from loraformat.model.tensors import DType
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSource:
-    """How to open an adapter again: its URI, the format that it was read as, and what the caller said about it."""
+    """How to open an adapter again: its URI, the format that it was read as, and what the caller said about it.
+
+    Attributes:
+        strength: by which its updates are multiplied.
+    """
 
     uri: str
     format: str
@@ -18,6 +24,7 @@ class AdapterSource:
     rank: int | None = None
     scale: float | None = None
     fan_in_fan_out: bool | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +36,16 @@ class Term:
         weight: the update's base weight, as the adapter calls it.
         index: which of the updates of that weight.
         transposed: whether the tensor is stored as (in, out).
+        part: which rows of the update the tensor takes, and where.
+        strength: the factor that the user gave its adapter.
     """
 
     adapter: int
     weight: str
     index: int
     transposed: bool = False
+    part: Part = WHOLE
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,7 @@ class Edit:
         dtype: safetensors name of the dtype in the output; that of `source` unless the plan changes it.
         shape: shape in the output; the first axis may be longer or shorter than the source's.
         terms: applied in order, see `Arithmetic`; the result is rounded once. None where only the dtype changes.
+        row_axes: how many leading axes make the rows of the matrix that is computed: 2 for stacked experts, else 1.
     """
 
     tensor: str
@@ -69,6 +81,12 @@ class Edit:
     dtype: str
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
+    row_axes: int = 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, columns) of the tensor seen as a matrix; a vector has one column."""
+        return math.prod(self.shape[: self.row_axes]), math.prod(self.shape[self.row_axes :])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ from loraformat.containers import read_rows, read_rows_into
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.apply import TILE, Addition, Product, Step, add_column_squares, apply, prepare
 from loraformat.merger.buffers import Buffers
-from loraformat.merger.copies import Inputs, columns_of
-from loraformat.merger.plan import Arithmetic, Edit
+from loraformat.merger.copies import Inputs, as_matrix
+from loraformat.merger.from_base import taken_off
+from loraformat.merger.plan import Arithmetic, Edit, Term
 from loraformat.merger.retention import Tally, tally_of
 from loraformat.merger.rounding import rounder
 from loraformat.model.tensors import DType
+from loraformat.model.updates import FromBase, Update
 
 if TYPE_CHECKING:
     import torch
@@ -62,15 +64,25 @@ class Steps:
         edit = self._edit
         steps = [
             prepare(
-                self._inputs.adapters[term.adapter].updates[term.weight][term.index],
+                self._update(term),
                 term.transposed,
-                columns_of(edit.shape),
+                edit.matrix[1],
                 self.dtype,
                 term.weight,
+                term.part,
+                term.strength,
             )
             for term in edit.terms
         ]
         return steps, [self._norms(step, steps) for step in steps]
+
+    def _update(self, term: Term) -> Update:
+        """The update of a term; one that comes from the base is computed from all of the base's matrix."""
+        update = self._inputs.adapters[term.adapter].updates[term.weight][term.index]
+        if not isinstance(update, FromBase):
+            return update
+        stored = read_window(self._inputs, self._edit, 0, self._edit.matrix[0], self.dtype)
+        return taken_off(update, stored, transposed=term.transposed, where=term.weight)
 
     def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
         import torch
@@ -78,7 +90,7 @@ class Steps:
         if not isinstance(step, Addition) or not step.needs_column_norms:
             return None
         edit = self._edit
-        total = torch.zeros(1, columns_of(edit.shape), dtype=torch.float64)
+        total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
         for start, stop in windows(edit, self._inputs, Limits()):
             block = read_window(self._inputs, edit, start, stop, self.dtype)
             add_column_squares(total, block, start, steps, step)
@@ -95,7 +107,7 @@ def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> torch.dtype:
 
 def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
-    rows, cols = edit.shape[0] if edit.shape else 1, max(1, columns_of(edit.shape))
+    rows, cols = edit.matrix[0], max(1, edit.matrix[1])
     read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
     tiles = _TILES_IN_MEMORY * TILE * cols * 8
     budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.jobs - tiles) * read // (read + written))
@@ -108,9 +120,9 @@ def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.
     """Rows of the base tensor of an edit as `dtype`, (stop - start, cols); rows that it lacks are zero."""
     import torch
 
-    stored = inputs.base.tensors[edit.source]
+    stored = as_matrix(inputs.base.tensors[edit.source], edit.row_axes)
     there = min(stop, stored.shape[0] if stored.shape else 1)
-    window = torch.zeros(stop - start, columns_of(edit.shape), dtype=dtype)
+    window = torch.zeros(stop - start, edit.matrix[1], dtype=dtype)
     if there > start:
         window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
     return window
@@ -137,7 +149,7 @@ class Computer:
         Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
         """
         raw = self._read(edit, start, stop)
-        cols, dtype = columns_of(edit.shape), DType[edit.dtype].torch
+        cols, dtype = edit.matrix[1], DType[edit.dtype].torch
         values = self._buffers.matrix("written", stop - start, cols, dtype)
         ready, norms = steps.get()
         round_into = rounder(self._arithmetic, edit.tensor)
@@ -157,8 +169,8 @@ class Computer:
 
     def _read(self, edit: Edit, start: int, stop: int) -> Tensor:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
-        stored = self._inputs.base.tensors[edit.source]
-        cols = columns_of(edit.shape)
+        stored = as_matrix(self._inputs.base.tensors[edit.source], edit.row_axes)
+        cols = edit.matrix[1]
         if stored.strides is not None:
             return read_window(self._inputs, edit, start, stop, stored.dtype.torch)
         there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
@@ -196,7 +208,9 @@ class Computer:
 
 def is_plain_product(step: Step) -> bool:
     """Whether a step adds one matrix product, so that it can be computed without memory of its own."""
-    return isinstance(step, Addition) and step.magnitude is None and isinstance(step.delta, Product)
+    if not isinstance(step, Addition) or step.magnitude is not None or step.span is not None:
+        return False
+    return isinstance(step.delta, Product)
 
 
 def _refuse_non_finite(edit: Edit, raw: Tensor, values: Tensor, start: int) -> None:

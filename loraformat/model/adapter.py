@@ -27,6 +27,10 @@ class AdapterConfig:
         tied: groups of weights that share one table; () for "none are tied"; None for unknown.
         fan_in_fan_out: the source's claim that weights are stored (in, out); None where it makes none. Shapes decide
             first, this flag only for a square weight of an unknown architecture.
+        turns_square_experts: whether stacked experts whose matrices are square are stored as the transposes of the
+            updates; None for "as the architecture has it".
+        layers: for an adapter on a stack with repeated layers: which of the base's layers each of its layers copies;
+            None for the base's own stack.
         raw: the source config, verbatim.
     """
 
@@ -40,6 +44,8 @@ class AdapterConfig:
     base_vocab_size: int | None = None
     tied: tuple[tuple[str, ...], ...] | None = None
     fan_in_fan_out: bool | None = None
+    turns_square_experts: bool | None = None
+    layers: tuple[int, ...] | None = None
     raw: Mapping[str, Json] = field(default_factory=dict)
 
 

@@ -73,6 +73,7 @@ class Checkpoint:
         config: config.json, or {} where there is none.
         others: every other regular file beside the weights (config.json and index included) → size.
         folders: names of subfolders, which are not looked into.
+        layers: for a base whose layers were repeated: which stored layer each copies; else ().
     """
 
     uri: str
@@ -82,6 +83,7 @@ class Checkpoint:
     config: Mapping[str, Json] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -23,7 +23,7 @@ class WeightRecord:
         rank: None for kinds without one.
         scale: the factor applied; None where unknown or where the kind has none.
         parameters: elements of its tensors.
-        dtype: safetensors name of its first tensor.
+        dtype: safetensors name of its first tensor; "" for a kind without tensors.
         norm: Frobenius norm of what is added to the weight; None where it was not computed.
     """
 
@@ -56,7 +56,7 @@ def weight_records(
                 rank=rank_of(update),
                 scale=scale_of(update),
                 parameters=parameters_of(update),
-                dtype=next(tensor.dtype.safetensors for _, tensor in tensors_of(update)),
+                dtype=next((tensor.dtype.safetensors for _, tensor in tensors_of(update)), ""),
                 norm=norm,
             )
             records.append(record)
@@ -120,12 +120,14 @@ class MergedAdapter:
     Attributes:
         uri, format: where it came from and what it was read as.
         applied, modules: modules that landed on a weight, of how many.
+        strength: by which its updates were multiplied.
     """
 
     uri: str
     format: str
     applied: int
     modules: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,9 @@ class LowRank:
     """ΔW = scale · up @ down, in Linear orientation (out, in), whatever the file or the checkpoint stores.
 
     Attributes:
-        up: (rows, rank): (out, rank); for an embedding (vocabulary, rank).
-        down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)).
+        up: (rows, rank): (out, rank); for an embedding (vocabulary, rank); for stacked experts (experts, rows, rank).
+        down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)); for
+            stacked experts (experts, rank, cols).
         scale: the factor really applied, alpha / rank or alpha / sqrt(rank). None: nobody stated it.
         magnitude: DoRA's vector, or None.
         kernel: () for a matrix; (k,), (kh, kw), (kd, kh, kw) for a convolution, whose update is (rows, in, *kernel).
@@ -48,12 +49,20 @@ class LowRank:
 
     @property
     def rank(self) -> int:
-        """Rows of `down`."""
-        return self.down.shape[0] if self.down.shape else 0
+        """Rows of `down`, of one expert where it is a stack."""
+        return self.down.shape[-2] if len(self.down.shape) > 1 else math.prod(self.down.shape[:1])
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is a stack of matrices, one for each expert, whose factors fit."""
+        up, down = self.up.shape, self.down.shape
+        return len(up) == len(down) == 3 and up[0] == down[0] and up[2] == down[1]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the update; meaningful when the factors fit."""
+        if self.is_stack:
+            return (*self.up.shape[:2], self.down.shape[2])
         rows = self.up.shape[0] if self.up.shape else 0
         cols = self.down.shape[-1] if self.down.shape else 0
         return (rows, cols // math.prod(self.kernel), *self.kernel) if self.kernel else (rows, cols)
@@ -152,7 +161,29 @@ class Rows:
         return (max(self.indices, default=-1) + 1, cols)
 
 
-Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows]
+@dataclass(frozen=True, slots=True)
+class FromBase:
+    """ΔW = −part(W): a part of the base's own matrix is taken off, as an initialisation did before training.
+
+    It is computed from the whole un-merged matrix, in Linear orientation but for "olora", and needs no tensors.
+
+    Attributes:
+        recipe: "pissa": the `rank` largest singular components; "kasa": the `rank` smallest of them; "olora":
+            scale · Q[:, :rank] @ R[:rank] of the QR decomposition of the matrix as it is stored.
+        rank: at least 1.
+        scale: of the low-rank update beside it; None where nobody stated it.
+        shape: of the weight.
+
+    Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`.
+    """
+
+    recipe: str
+    rank: int
+    scale: float | None
+    shape: tuple[int, ...]
+
+
+Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase]
 
 
 def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
@@ -173,6 +204,8 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             yield "value", update.value
         case Rows():
             yield "values", update.values
+        case FromBase():
+            return
 
 
 def _size(tensor: LazyTensor, axis: int) -> int:

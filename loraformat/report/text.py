@@ -135,7 +135,8 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         page.say(
             Piece("apply   ", "dim"),
             Piece(adapter.uri, "bold"),
-            f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules",
+            f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
+            + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
     page.say(
         Piece("merge   " if result.is_dry_run else "merged  ", "dim"),

@@ -75,7 +75,8 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     assert subject.base is not None
-    guessed = [name for name, landing in match(subject.adapter, subject.base).landings.items() if landing.is_guess]
+    landings = match(subject.adapter, subject.base).landings
+    guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
         where = guessed[0] + (f" and {len(guessed) - 1} more" if len(guessed) > 1 else "")
         yield Hit(where, "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing")
@@ -101,7 +102,7 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     assert subject.base is not None
     landings = match(subject.adapter, subject.base).landings
-    renamed = {name: landing.tensor for name, landing in landings.items() if landing.tensor != name}
+    renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
         yield Hit(name, f"{len(renamed)} names are taken for others of the base, this one for {tensor}")
 

@@ -100,6 +100,8 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
 
 
 def _is_matrix(base_weight: str, update: Update, role: str) -> bool:
+    if isinstance(update, LowRank) and update.is_stack:
+        return False
     if isinstance(update, (LowRank, Hadamard, Kronecker)):
         return role != "magnitude"
     return isinstance(update, Rows) or (isinstance(update, Replace) and is_vocabulary_table(base_weight))

@@ -29,7 +29,7 @@ def low_rank(rows: int, cols: int, **fields: object) -> LowRank:
 
 def test_exact_names_land() -> None:
     found = match(adapter({"a.q.weight": low_rank(4, 6)}), base({"a.q.weight": (4, 6)}))
-    assert (found.landings["a.q.weight"].tensor, found.unmatched, found.misfits) == ("a.q.weight", {}, ())
+    assert (found.landings["a.q.weight"][0].tensor, found.unmatched, found.misfits) == ("a.q.weight", {}, ())
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_one_prefix_that_serves_all_names_is_added_or_removed(prefix: str, names
         else {"a.q.weight": (4, 6), "a.k.weight": (4, 6)}
     )
     found = match(adapter(dict.fromkeys(names, low_rank(4, 6))), stored)
-    assert {landing.tensor for landing in found.landings.values()} == set(stored.tensors)
+    assert {landing.tensor for (landing,) in found.landings.values()} == set(stored.tensors)
 
 
 def test_a_prefix_that_serves_only_some_names_is_no_prefix() -> None:
@@ -78,7 +78,7 @@ def test_who_decides_the_orientation(config: dict, flag: bool | None, shape: tup
     if expected is None:
         assert [misfit.weight for misfit in found.misfits] == [name]
     else:
-        assert (found.landings[name].transposed, found.misfits) == (expected, ())
+        assert (found.landings[name][0].transposed, found.misfits) == (expected, ())
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_square_weight_is_turned_by_architecture_or_by_a_marked_guess(
 ) -> None:
     name = "h.0.attn.c_proj.weight"
     found = match(adapter({name: low_rank(4, 4)}, fan_in_fan_out=flag), base({name: (4, 4)}, **config))
-    assert (found.landings[name].transposed, found.landings[name].is_guess) == (transposed, is_guess)
+    assert (found.landings[name][0].transposed, found.landings[name][0].is_guess) == (transposed, is_guess)
 
 
 def test_misfits_are_found_in_factors_magnitudes_and_replacements() -> None:

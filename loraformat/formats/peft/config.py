@@ -21,8 +21,10 @@ from loraformat.formats.fields import (
     optional_boolean,
     optional_integer,
     optional_number,
+    optional_text,
     place,
 )
+from loraformat.formats.peft.forms import Blocks, blocks_of, layers_of, recipe_of
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import PatternKeys, is_end, lookup
 from loraformat.formats.scaling import MAX_RANK, Scaling, agreed
@@ -34,19 +36,21 @@ MAX_ROW = 2**31 - 1
 REFUSED_FIELDS = {
     "alora_invocation_tokens": "aLoRA, which is active for some tokens only",
     "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA, which truncates the base weights",
-    "layer_replication": "layer replication, which changes the model's layers",
-    "target_parameters": "LoRA on parameters instead of modules (target_parameters)",
-    "use_bdlora": "BD-LoRA with block-diagonal factors",
     "use_effective_conv2d": "LoHa or LoKr on convolutions with a tensor decomposition",
     "use_qalora": "QA-LoRA with grouped inputs",
 }
 
-REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+REFUSED_INITS = {
+    "pissa_niter": "a randomized decomposition of the base, which cannot be computed again",
+    "corda": "a decomposition by data that the adapter does not hold",
+    "loftq": "a quantization of the base, which PEFT computes anew on every load",
+    "lora_ga": "gradients that the adapter does not hold",
+}
 
 KNOWN_FIELDS = frozenset(
     [
         *REFUSED_FIELDS,
+        *("kasa_config", "layer_replication", "target_parameters", "use_bdlora"),
         *("alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config"),
         *("decompose_both", "decompose_factor", "ensure_weight_tying", "eva_config", "exclude_modules"),
         *("fan_in_fan_out", "inference_mode", "init_lora_weights", "init_weights", "layers_pattern"),
@@ -69,6 +73,11 @@ class PeftConfig:
         alpha: None where it is absent or null: nobody stated it.
         ranks, alphas: `rank_pattern` and `alpha_pattern`, with their keys ready for lookup.
         targets: names, or one regular expression, or None.
+        parameters: `target_parameters`.
+        layers: `layer_replication`: which layer of the base each layer copies.
+        recipe: how the initialisation changed the base (see FromBase), or None.
+        blocks: which factors are block-diagonal (`use_bdlora`), or None.
+        version: `peft_version`.
         token_indices: `trainable_token_indices`: one list for the embedding, or lists by module name; None for none.
     """
 
@@ -88,6 +97,11 @@ class PeftConfig:
     bias: str
     ensures_tying: bool
     fan_in_fan_out: bool | None
+    parameters: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    recipe: str | None
+    blocks: Blocks | None
+    version: str | None
 
     def rank_of(self, module: str) -> int:
         """The declared rank of a module."""
@@ -149,6 +163,11 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         bias=_bias(raw),
         ensures_tying=_flag(raw, "ensure_weight_tying"),
         fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),
+        parameters=_names(raw, "target_parameters"),
+        layers=layers_of(raw),
+        recipe=recipe_of(raw),
+        blocks=blocks_of(raw),
+        version=optional_text(raw, "peft_version", CONFIG),
     )
 
 
@@ -167,9 +186,11 @@ def _refuse(raw: Config) -> None:
         if raw.get(name) not in (None, False, [], {}):
             raise UnsupportedUpdate(f"not read: {meaning}", where=place(CONFIG, name))
     init = raw.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(REFUSED_INITS):
+    name = init if isinstance(init, str) else ""
+    reason = next((why for start, why in REFUSED_INITS.items() if name.lower().startswith(start)), None)
+    if reason is not None:
         raise UnsupportedUpdate(
-            f'the initialisation "{show(init, 40)}" changes the base weights on loading; it is not read',
+            f'the initialisation "{show(name, 40)}" changed the base by {reason}; it is not read',
             where=place(CONFIG, "init_lora_weights"),
             hint="convert it to plain LoRA with PEFT: save_pretrained(path_initial_model_for_weight_conversion=…)",
         )

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding
-from loraformat.errors import FormatError, UnsupportedUpdate
+from loraformat.errors import FormatError
 from loraformat.formats.findings import foreign_name_part, listed
 from loraformat.model.tensors import LazyTensor
 
@@ -29,6 +29,7 @@ _MODULE_PARTS = {
     "lora_embedding_B": "embedding_B",
     "lora_magnitude_vector": "magnitude",
     "lora_magnitude_vector.weight": "magnitude",
+    "lora_diag": "diagonal",
     "token_adapter.trainable_tokens_delta": "rows",
     **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{name: name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
@@ -130,7 +131,6 @@ def sort(entries: Mapping[str, LazyTensor], where: str) -> Sorted:
 
     Raises:
         FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
-        UnsupportedUpdate (LF013): layers inside wrapped layers (MultiheadAttention, target_parameters).
     """
     keys = {name: parse(name) for name in entries}
     _require_one_adapter(keys, where)
@@ -138,11 +138,6 @@ def sort(entries: Mapping[str, LazyTensor], where: str) -> Sorted:
     for name, tensor in entries.items():
         key = keys[name]
         is_whole = key.part in ("plain", "base_layer", *_COPIES)
-        if not is_whole and "base_layer" in key.owner.split("."):
-            raise UnsupportedUpdate(
-                "an adapter layer inside a wrapped layer (MultiheadAttention or target_parameters) is not read",
-                where=f"{where}: {name}",
-            )
         if (key.owner, key.part) in found.names:
             other = found.names[key.owner, key.part]
             raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="leave one of them")

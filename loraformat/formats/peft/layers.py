@@ -12,23 +12,31 @@ from loraformat.formats.base import Hints
 from loraformat.formats.fields import place
 from loraformat.formats.findings import unpaired_factor
 from loraformat.formats.peft.config import PeftConfig
+from loraformat.formats.peft.forms import with_diagonal
 from loraformat.formats.peft.keys import CONFIG, Sorted
+from loraformat.formats.peft.nested import Nested, Recent, nested_layers, stacked
 from loraformat.formats.scaling import scale_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 Parts = Mapping[str, LazyTensor]
 
 
 @dataclass(slots=True)
 class Built:
-    """Updates by weight, each kind apart, and names of tensors that became none."""
+    """Updates by weight, each kind apart, and names of tensors that became none.
+
+    Attributes:
+        scaled_as: weight → the name by which patterns know its module.
+    """
 
     replaces: dict[str, Replace] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     low_ranks: dict[str, LowRank] = field(default_factory=dict)
     products: dict[str, Hadamard | Kronecker] = field(default_factory=dict)
     differences: dict[str, Diff] = field(default_factory=dict)
+    from_bases: dict[str, FromBase] = field(default_factory=dict)
+    scaled_as: dict[str, str] = field(default_factory=dict)
     unclaimed: list[str] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
@@ -45,6 +53,7 @@ class Built:
         kinds: tuple[Mapping[str, Update], ...] = (
             self.replaces,
             self.rows,
+            self.from_bases,
             self.low_ranks,
             self.products,
             self.differences,
@@ -57,14 +66,24 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
 
     Raises:
         ConfigError (LF103): a hint contradicts the config, or token rows without their numbers.
-        UnsupportedUpdate (LF013): a LoHa or LoKr tensor decomposition of a convolution.
+        UnsupportedUpdate (LF013): a LoHa or LoKr tensor decomposition of a convolution; a wrapped layer whose parameter
+            no name tells.
     """
-    built = Built()
+    built, recent = Built(), Recent()
+    nested = nested_layers(found, config)
+    where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
     for module, parts in found.modules.items():
-        rank = config.rank_of(module)
-        where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
-        scale = scale_of(config.alpha_of(module), rank, config.scaling, hints, where)
-        claimed = _layer(module, parts, scale, built) | _rows(module, parts, config, built)
+        meaning = nested.get(module, Nested(f"{module}.weight", module))
+        rank = config.rank_of(meaning.scaled_as)
+        scale = scale_of(config.alpha_of(meaning.scaled_as), rank, config.scaling, hints, where)
+        if module in nested:
+            claimed = _nested_layer(meaning, parts, rank, scale, built, recent)
+        else:
+            claimed = _layer(module, _plain(module, parts, config), scale, built)
+            claimed |= _rows(module, parts, config, built)
+            claimed |= {"diagonal"} if config.recipe == "kasa" and "A" in claimed else set()
+        if meaning.weight in built.low_ranks:
+            _take_off(meaning.weight, rank, scale, config, built)
         left = [part for part in parts if part not in claimed]
         built.unclaimed += [found.names[module, part] for part in left]
         built.notes += _unpaired(module, left)
@@ -99,6 +118,40 @@ def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[
         return set()
     built.products[weight] = product
     return {part for part in parts if part.startswith(("hada_", "lokr_"))}
+
+
+def _plain(module: str, parts: Parts, config: PeftConfig) -> Parts:
+    """The parts with KaSA's diagonal and BD-LoRA's blocks worked into the factors."""
+    if "A" not in parts or "B" not in parts:
+        return parts
+    a, b = parts["A"], parts["B"]
+    if config.recipe == "kasa" and "diagonal" in parts:
+        a = with_diagonal(a, parts["diagonal"])
+    if config.blocks is not None:
+        a, b = config.blocks.whole(module, a, b)
+    return {**parts, "A": a, "B": b}
+
+
+def _nested_layer(
+    meaning: Nested, parts: Parts, rank: int, scale: float | None, built: Built, recent: Recent
+) -> set[str]:
+    """Builds the layer of a parameter or of a part of MultiheadAttention; the parts that it took."""
+    if not {"A", "B"} <= parts.keys():
+        return set()
+    built.scaled_as[meaning.weight] = meaning.scaled_as
+    if meaning.is_parameter:
+        built.low_ranks[meaning.weight] = stacked(parts["A"], parts["B"], rank, scale, recent)
+    else:
+        times = None if scale is None else scale * meaning.times
+        built.low_ranks[meaning.weight] = factors.linear(parts["A"], parts["B"], times)
+    return {"A", "B"}
+
+
+def _take_off(weight: str, rank: int, scale: float | None, config: PeftConfig, built: Built) -> None:
+    """Adds what the initialisation took off the base's matrix; embeddings and convolutions keep theirs."""
+    update = built.low_ranks[weight]
+    if config.recipe is not None and not update.is_embedding and not update.kernel and not update.is_stack:
+        built.from_bases[weight] = FromBase(config.recipe, rank, scale, update.shape)
 
 
 def _product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | None:

@@ -17,6 +17,7 @@ from loraformat.formats.folder import carried_files, left_behind, tokenizer_file
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
+from loraformat.formats.peft.nested import turns_square_experts
 from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
@@ -96,11 +97,16 @@ def _hub_config(
         base_model=optional_text(raw, "base_model_name_or_path", CONFIG),
         base_revision=optional_text(raw, "revision", CONFIG),
         task=optional_text(raw, "task_type", CONFIG),
-        declared_ranks={weight: config.rank_of(module_of(weight)) for weight in sorted(built.layer_weights())},
+        declared_ranks={
+            weight: config.rank_of(built.scaled_as.get(weight, module_of(weight)))
+            for weight in sorted(built.layer_weights())
+        },
         targets=config.targets,
         vocab_size=vocabulary_of(updates),
         fan_in_fan_out=agreed(
             config.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", place(CONFIG, "fan_in_fan_out")
         ),
+        turns_square_experts=turns_square_experts(config.version) if config.parameters else None,
+        layers=config.layers,
         raw=raw,
     )

@@ -13,6 +13,10 @@ from loraformat.model.adapter import module_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Replace
 
+# VeLoRA's projections and MonteCLoRA's samplers.
+# Source: peft 0.21.2, tuners/lora/variants.py `VeloraLinearVariant`, `MontecloraLinearVariant`.
+_TRAINING_ONLY = ("lora_velora", "lora_monteclora")
+
 
 def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     """Adds what the whole weights do to `built`.
@@ -20,6 +24,7 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     A module of `modules_to_save` is a copy of its own: a tied partner keeps the old values, unless
     `ensure_weight_tying`. Any other whole weight overwrites the base's tensor, which a tied partner shares.
     """
+    _set_aside(found, built)
     copies: list[str] = []
     undeclared: list[str] = []
     wrapped = {module_of(weight) for weight in (*built.layer_weights(), *built.rows)}
@@ -40,6 +45,14 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
         built.notes.append(redundant_copy("", sorted(copies), "PEFT loads the tensor without that part of the name"))
     if undeclared:
         built.notes.append(undeclared_replacement(CONFIG, sorted(undeclared)))
+
+
+def _set_aside(found: Sorted, built: Built) -> None:
+    """Takes out what only training needs, so that it is neither a weight nor unclaimed."""
+    weights = [weight for weight in found.weights if any(c.startswith(_TRAINING_ONLY) for c in weight.split("."))]
+    names = [found.names[weight, part] for weight in weights for part in found.weights.pop(weight)]
+    if names:
+        built.notes.append(redundant_copy("", sorted(names), "only training uses them, no merge does"))
 
 
 def _is_adapters(weight: str) -> bool:

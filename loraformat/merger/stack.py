@@ -1,0 +1,46 @@
+"""Merging onto a stack of repeated layers: the base as it will be written, and what config.json then says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from loraformat.errors import MergeError
+from loraformat.matching import replicated
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint
+
+COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def repeated(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    """The base with the layers that the adapters were trained on; the base itself where they are its own.
+
+    Raises: MergeError (LF801): the adapters were trained on different stacks, or config.json lists something for each
+        layer, which cannot be told for the new ones.
+    """
+    stacks = {adapter.config.layers for adapter in adapters}
+    if base.layers or stacks <= {None}:
+        return base
+    if len(stacks) > 1:
+        raise MergeError("the adapters were trained on different stacks of layers (layer_replication)", where="merge")
+    listed = [key for level in _levels(base.config) for key in level if key == "layer_types"]
+    if listed:
+        raise MergeError("config.json lists layer_types, and the layers are repeated", where="merge")
+    return replicated(base, stacks.pop())
+
+
+def layer_counts(base: Checkpoint) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The changes to config.json that a base with repeated layers needs, as (path of keys, value)."""
+    if not base.layers:
+        return
+    for path, level in (((), base.config), (("text_config",), base.config.get("text_config"))):
+        if isinstance(level, Mapping):
+            yield from (((*path, key), len(base.layers)) for key in COUNT_KEYS if key in level)
+
+
+def _levels(config: Mapping[str, Json]) -> Iterator[Mapping[str, Json]]:
+    yield config
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping):
+        yield nested

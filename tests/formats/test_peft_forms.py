@@ -1,0 +1,134 @@
+"""Forms of LoRA that PEFT stores in another way than one pair of factors for each module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bundles import bundle
+
+from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.formats import peft
+from loraformat.model.adapter import Adapter
+from loraformat.model.updates import FromBase, LowRank
+
+P = "base_model.model."
+
+
+def values(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def read(tensors: dict[str, torch.Tensor], **fields: Any) -> Adapter:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **fields}
+    named = {f"{P}{name}": value for name, value in tensors.items()}
+    return peft.read(bundle({"adapter_config.json": config, "adapter_model.safetensors": named}))
+
+
+def layer(module: str, out: int, cols: int, rank: int = 2) -> dict[str, torch.Tensor]:
+    return {f"{module}.lora_A.weight": values(rank, cols), f"{module}.lora_B.weight": values(out, rank, seed=1)}
+
+
+def only(adapter: Adapter, weight: str) -> LowRank:
+    (update,) = adapter.updates[weight]
+    assert isinstance(update, LowRank)
+    return update
+
+
+def test_stacked_experts_are_expert_major_in_a_and_rank_major_in_b() -> None:
+    adapter = read(layer("m.experts", 5, 7, rank=6), target_parameters=["experts.down_proj"])
+    update = only(adapter, "m.experts.down_proj")
+    assert (update.shape, update.rank, update.scale) == ((3, 5, 7), 2, 2.0)
+    a, b = values(6, 7).reshape(3, 2, 7), values(5, 6, seed=1).reshape(5, 2, 3)
+    expected = torch.einsum("ore,eri->eoi", b, a)
+    assert torch.allclose(update.up.load() @ update.down.load(), expected, atol=1e-6)
+    assert torch.equal(update.up.read(1, 2)[0], update.up.load()[1])
+
+
+def test_the_innermost_layer_is_the_parameter_that_is_registered_first() -> None:
+    tensors = {**layer("m.experts.base_layer", 10, 7, rank=6), **layer("m.experts", 7, 5, rank=6)}
+    targets = ["experts.down_proj", "experts.gate_up_proj"]
+    adapter = read(tensors, target_parameters=targets)
+    assert only(adapter, "m.experts.gate_up_proj").shape == (3, 10, 7)
+    assert only(adapter, "m.experts.down_proj").shape == (3, 7, 5)
+
+
+def test_parameters_have_their_own_place_in_patterns() -> None:
+    tensors = {**layer("m.experts.base_layer", 10, 7, rank=6), **layer("m.experts", 7, 5, rank=12)}
+    targets = ["experts.down_proj", "experts.gate_up_proj"]
+    adapter = read(tensors, target_parameters=targets, rank_pattern={"experts.down_proj": 4})
+    assert only(adapter, "m.experts.down_proj").rank == 4
+    assert adapter.config.declared_ranks["m.experts.down_proj"] == 4
+
+
+def test_parameters_of_unknown_order_are_refused() -> None:
+    tensors = {**layer("m.e.base_layer", 5, 5, rank=6), **layer("m.e", 5, 5, rank=6)}
+    with pytest.raises(UnsupportedUpdate, match="v1, w1"):
+        read(tensors, target_parameters=["e.w1", "e.v1"])
+    with pytest.raises(ConfigError, match="does not tell"):
+        read(tensors, target_parameters=["e.w1"])
+
+
+@pytest.mark.parametrize(("version", "claim"), [("0.17.1", True), ("0.18.0", True), ("0.21.2", None), (None, None)])
+def test_old_versions_turn_square_experts(version: str | None, claim: bool | None) -> None:
+    adapter = read(layer("m.e", 5, 5, rank=6), target_parameters=["e.w"], peft_version=version)
+    assert adapter.config.turns_square_experts is claim
+
+
+def test_attention_in_one_module_adds_its_output_twice() -> None:
+    adapter = read({**layer("m.mha", 12, 4), **layer("m.mha.base_layer.out_proj", 4, 4)})
+    assert only(adapter, "m.mha.in_proj_weight").scale == 2.0
+    assert only(adapter, "m.mha.out_proj.weight").scale == 4.0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "layers"), [([[0, 2], [1, 3]], (0, 1, 1, 2)), ([], None), (None, None), ([[2, 4]], (2, 3))]
+)
+def test_replicated_layers_are_a_list(pairs: list[list[int]] | None, layers: tuple[int, ...] | None) -> None:
+    assert read(layer("m.q", 4, 4), layer_replication=pairs).config.layers == layers
+
+
+@pytest.mark.parametrize("pairs", [[[0, 10**9]], [[0]], [3], "0-2", [[2, 2]], [[0, 100_000], [0, 100_000]]])
+def test_no_list_of_layers_is_refused(pairs: object) -> None:
+    with pytest.raises(ConfigError, match="layer_replication"):
+        read(layer("m.q", 4, 4), layer_replication=pairs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "recipe"),
+    [
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "olora"}, "olora"),
+        ({"kasa_config": {}}, "kasa"),
+    ],
+)
+def test_a_changed_base_is_an_update_of_its_own(fields: dict[str, Any], recipe: str) -> None:
+    first, second = read(layer("m.q", 4, 6), **fields).updates["m.q.weight"]
+    assert first == FromBase(recipe, 2, 2.0, (4, 6))
+    assert isinstance(second, LowRank)
+
+
+def test_kasa_has_a_diagonal_between_the_factors() -> None:
+    adapter = read({**layer("m.q", 4, 6), "m.q.lora_diag": torch.tensor([2.0, 3.0])}, kasa_config={})
+    _, update = adapter.updates["m.q.weight"]
+    assert isinstance(update, LowRank)
+    assert torch.equal(update.down.load(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
+    assert adapter.unclaimed == {}
+
+
+def test_block_diagonal_factors_become_whole() -> None:
+    blocks = {"target_modules_bd_a": ["q_"], "target_modules_bd_b": ["o_"], "nblocks": 2}
+    tensors = {"m.q_proj.lora_A.weight": values(4, 3), "m.q_proj.lora_B.weight": values(8, 4)}
+    tensors |= {"m.o_proj.lora_A.weight": values(4, 3), "m.o_proj.lora_B.weight": values(8, 2)}
+    adapter = read(tensors, use_bdlora=blocks, r=4)
+    assert torch.equal(only(adapter, "m.q_proj.weight").down.load(), torch.block_diag(*values(4, 3).chunk(2)))
+    assert torch.equal(only(adapter, "m.o_proj.weight").up.load(), torch.block_diag(*values(8, 2).chunk(2)))
+    assert torch.equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
+
+
+def test_what_only_training_needs_is_left_out_with_a_note() -> None:
+    extra = {"m.q.lora_velora_embed": values(3), "m.q.lora_monteclora_sampler.std": values(3)}
+    adapter = read({**layer("m.q", 4, 4), **extra})
+    assert [note.code for note in adapter.notes] == ["LF203"]
+    assert (list(adapter.updates), adapter.unclaimed) == (["m.q.weight"], {})
