@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +31,7 @@ def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
     For DoRA it is the norm of s·BA alone, before the magnitude is applied. `Replace` and `Rows` hold new values, not
-    differences, so they have no norm here.
+    differences, so they have no norm here; what a `Scaled`, `Rotated` or `Multiplied` adds depends on the base.
 
     ‖s·BA‖_F² = s² · Σ (BᵀB ∘ AAᵀ), since ‖BA‖_F² = tr(AᵀBᵀBA).
     """
@@ -33,7 +44,7 @@ def frobenius(update: Update) -> float | None:
             return _scaled(update.scale, lambda: _factors_norm(update.left) * _factors_norm(update.right))
         case Diff():
             return _scaled(update.scale, lambda: float(_flat(update.difference).norm()))
-        case Replace() | Rows():
+        case Replace() | Rows() | Scaled() | Rotated() | Multiplied():
             return None
         case _:
             assert_never(update)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,17 @@ from loraformat.matching.orientation import is_stored_transposed
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,8 @@ class Matching:
 
     Attributes:
         landings: base weight → where it lands, for all that do.
-        unmatched: base weight → the nearest names of the base, for all that do not.
+        unmatched: base weight → the nearest names of the base, for all that do not. A bias that the base lacks is in
+            neither: IA3 and RoAd scale the biases of their layers where there are any.
         misfits: updates that land but do not fit.
         ties: groups of weights of the base that are one table.
     """
@@ -66,6 +78,8 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     for weight, updates in adapter.updates.items():
         name = rename(weight)
         home = name if name in base.tensors else _tied_home(name, ties)
+        if home is None and is_optional(updates):
+            continue
         if home is None:
             unmatched[weight] = nearest(weight, base.tensors)
             continue
@@ -74,6 +88,11 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
         landings[weight] = Landing(name, name in base.tensors, transposed, is_guess)
         misfits.extend(_misfits(weight, updates, stored, transposed))
     return Matching(landings, unmatched, tuple(misfits), ties)
+
+
+def is_optional(updates: tuple[Update, ...]) -> bool:
+    """Whether a base may lack the weight of these updates: a bias that an adapted layer may or may not have."""
+    return all(isinstance(update, (Scaled, Rotated)) and update.is_bias for update in updates)
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> tuple[str, ...]:
@@ -106,7 +125,7 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, tie
 
     Only where no name lands as it stands, one prefix serves all of them, and it is the only one that does.
     """
-    names = list(updates)
+    names = [name for name, chain in updates.items() if not is_optional(chain)]
     if not names or any(name in base.tensors or _tied_home(name, ties) for name in names):
         return _Prefix()
     first = names[0]
@@ -152,8 +171,10 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
-    if isinstance(update, Diff):
-        return update.shape == expected
+    if isinstance(update, (Scaled, Rotated, Multiplied)):
+        return update.fits(expected)
+    if isinstance(update, (Hadamard, Kronecker)) and len(expected) > 2:
+        return update.shape == (expected[0], math.prod(expected[1:]))
     return update.shape == expected
 
 

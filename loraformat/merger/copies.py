@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from loraformat.containers import read_rows
+from loraformat.merger.plan import Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
+from loraformat.model.updates import Update
 from loraformat.storage.base import Store, Writer
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class Inputs:
     store: Store
     base: Checkpoint
     adapters: Sequence[Adapter]
+
+    def update(self, term: Term) -> Update:
+        """The update that a term of the plan means."""
+        return self.adapters[term.adapter].updates[term.weight][term.index]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,9 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter]) -> Edits:
     terms: dict[str, list[Term]] = {}
     for number, (adapter, matching) in enumerate(zip(adapters, matchings, strict=True)):
         for weight, updates in adapter.updates.items():
-            landing = matching.landings[weight]
+            landing = matching.landings.get(weight)
+            if landing is None:  # a bias that the base lacks
+                continue
             terms.setdefault(landing.tensor, []).extend(
                 Term(number, weight, index, landing.transposed) for index in range(len(updates))
             )

@@ -11,8 +11,9 @@ from loraformat.containers import check_records, combine_crc32, plan_file, read_
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.errors import NonFiniteValue
-from loraformat.merger.apply import TILE, Addition, Step, add_column_squares, apply, prepare
+from loraformat.merger.apply import TILE, Addition, Step, add_column_squares, apply, blocks_of, prepare
 from loraformat.merger.copies import Done, Inputs, Target, Task, columns_of, tensor_copies, verbatim_copies
+from loraformat.merger.multiply import common_unit, row_unit
 from loraformat.merger.plan import Edit, ShardPlan
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
@@ -60,9 +61,9 @@ class _Steps:
         edit, dtype = self._edit, compute_dtype(self._edit)
         steps = [
             prepare(
-                self._inputs.adapters[term.adapter].updates[term.weight][term.index],
+                self._inputs.update(term),
                 term.transposed,
-                columns_of(edit.shape),
+                (_rows_of(edit), columns_of(edit.shape)),
                 dtype,
                 term.weight,
             )
@@ -77,7 +78,7 @@ class _Steps:
             return None
         edit = self._edit
         total = torch.zeros(1, columns_of(edit.shape), dtype=torch.float64)
-        for start, stop in windows(edit, self._limits):
+        for start, stop in windows(edit, self._inputs, self._limits):
             block = read_window(self._inputs, edit, start, stop)
             add_column_squares(total, block, start, steps, step)
         return total.sqrt().to(compute_dtype(edit))
@@ -90,13 +91,19 @@ def compute_dtype(edit: Edit) -> torch.dtype:
     return torch.float64 if edit.dtype == "F64" else torch.float32
 
 
-def windows(edit: Edit, limits: Limits) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
-    rows = edit.shape[0] if edit.shape else 1
+def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows.
+
+    Where an update mixes rows, they are whole blocks of it as well; the largest block is the least window.
+    """
+    rows = _rows_of(edit)
+    unit = common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
     budget = limits.memory_nbytes // (limits.jobs * _NBYTES_PER_ELEMENT * max(1, columns_of(edit.shape)))
-    step = max(TILE, budget // TILE * TILE)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+    return blocks_of(0, rows, max(unit, budget // unit * unit))
+
+
+def _rows_of(edit: Edit) -> int:
+    return edit.shape[0] if edit.shape else 1
 
 
 def read_window(inputs: Inputs, edit: Edit, start: int, stop: int) -> Tensor:
@@ -165,7 +172,7 @@ def _tasks(shard: ShardPlan, inputs: Inputs, target: Target, limits: Limits) -> 
                 yield from tensor_copies(inputs, tensor.name, target)
     for edit in shard.edits:
         steps = _Steps(edit, inputs, limits)
-        for start, stop in windows(edit, limits):
+        for start, stop in windows(edit, inputs, limits):
             yield _window_task(inputs, edit, steps, start, stop, target)
 
 

@@ -9,7 +9,20 @@ from typing import TypeVar
 
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import (
+    FACTORS,
+    Diff,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+    tensors_of,
+)
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -104,7 +117,7 @@ def layer_of(name: str) -> int | None:
 
 
 def kind_of(update: Update) -> str:
-    """The update's kind in a word: "low-rank", "dora", "hadamard", "kronecker", "diff", "replace" or "rows"."""
+    """The update's kind in a word: "low-rank" or "dora", else the name of its class in lower case."""
     match update:
         case LowRank():
             return "low-rank" if update.magnitude is None else "dora"
@@ -118,16 +131,22 @@ def kind_of(update: Update) -> str:
             return "replace"
         case Rows():
             return "rows"
+        case Scaled():
+            return "scaled"
+        case Rotated():
+            return "rotated"
+        case Multiplied():
+            return "multiplied"
 
 
 def has_scale(update: Update) -> bool:
-    """Whether the kind of update is multiplied by a scale at all: replacements are not."""
-    return not isinstance(update, (Replace, Rows))
+    """Whether the kind of update is multiplied by a scale at all: replacements and factors are not."""
+    return not isinstance(update, (Replace, Rows, *FACTORS))
 
 
 def scale_of(update: Update) -> float | None:
     """The factor really applied; None where nobody stated it, or where the kind has none."""
-    return None if isinstance(update, (Replace, Rows)) else update.scale
+    return None if isinstance(update, (Replace, Rows, *FACTORS)) else update.scale
 
 
 def rank_of(update: Update) -> int | None:
