@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from typing_extensions import assert_never
@@ -33,8 +33,14 @@ def frobenius(update: Update) -> float | None:
     For DoRA it is the norm of s·BA alone, before the magnitude is applied. `Replace` and `Rows` hold new values, not
     differences, so they have no norm here; what a `Scaled`, `Rotated` or `Multiplied` adds depends on the base.
 
+    It is also None where factors do not fit each other, which the rules report.
+
     ‖s·BA‖_F² = s² · Σ (BᵀB ∘ AAᵀ), since ‖BA‖_F² = tr(AᵀBᵀBA).
     """
+    if not all(_is_product(up, down) for up, down in _products(update)):
+        return None
+    if isinstance(update, Hadamard) and not update.is_even:
+        return None
     match update:
         case LowRank():
             return _scaled(update.scale, lambda: product_norm(update.up, update.down))
@@ -48,6 +54,19 @@ def frobenius(update: Update) -> float | None:
             return None
         case _:
             assert_never(update)
+
+
+def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    if isinstance(update, LowRank):
+        yield update.up, update.down
+    elif isinstance(update, Hadamard):
+        yield from ((update.up1, update.down1), (update.up2, update.down2))
+    elif isinstance(update, Kronecker):
+        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+
+
+def _is_product(up: LazyTensor, down: LazyTensor) -> bool:
+    return len(up.shape) == 2 and len(down.shape) > 1 and up.shape[1] == down.shape[0] and bool(up.numel and down.numel)
 
 
 def product_norm(up: LazyTensor, down: LazyTensor) -> float:

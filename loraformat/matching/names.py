@@ -173,6 +173,8 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
             return False
     if isinstance(update, (Scaled, Rotated, Multiplied)):
         return update.fits(expected)
+    if isinstance(update, Hadamard) and not update.is_even:
+        return False
     if isinstance(update, (Hadamard, Kronecker)) and len(expected) > 2:
         return update.shape == (expected[0], math.prod(expected[1:]))
     return update.shape == expected

@@ -80,6 +80,11 @@ class Hadamard:
         """(rows, cols); meaningful when the factors fit."""
         return (_size(self.up1, 0), _size(self.down1, 1))
 
+    @property
+    def is_even(self) -> bool:
+        """Whether both products have the same shape."""
+        return self.shape == (_size(self.up2, 0), _size(self.down2, 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Kronecker:

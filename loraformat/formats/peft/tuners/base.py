@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Parts = Mapping[str, LazyTensor]
 Chains = dict[str, tuple[Update, ...]]
 
-_MOST = 2**53
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
@@ -49,9 +47,9 @@ class Source:
         found = optional_number(self.raw, name, CONFIG)
         return default if found is None else found
 
-    def integer(self, name: str, default: int, low: int = 1) -> int:
-        """An integer of the config, at least `low`."""
-        found = optional_integer(self.raw, name, CONFIG, low, _MOST)
+    def integer(self, name: str, default: int, low: int = 1, high: int = 2**53) -> int:
+        """An integer of the config, from `low` to `high`."""
+        found = optional_integer(self.raw, name, CONFIG, low, high)
         return default if found is None else found
 
     def flag(self, name: str, *, default: bool = False) -> bool:

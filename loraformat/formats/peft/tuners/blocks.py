@@ -122,8 +122,10 @@ def _circulant(kernels: LazyTensor, start: int, stop: int) -> Tensor:
     """Rows of the blocks: in block (m, n) row i, column j holds kernel[m, n, (j - i) mod size]."""
     import torch
 
-    values, size = kernels.load().to(DType.F32.torch), kernels.shape[2]
-    numbers = torch.arange(start, stop)
+    size = kernels.shape[2]
+    first = start // size
+    values = kernels.read(first, -(-stop // size)).to(DType.F32.torch)
+    numbers = torch.arange(start, stop) - first * size
     shifts = (torch.arange(size) - numbers[:, None]) % size
     taken = values[numbers // size]  # (stop - start, columns, size)
     return taken.gather(2, shifts[:, None, :].expand(-1, taken.shape[1], -1)).flatten(1)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# As many as are computed; a series that needs more does not converge.
+_MOST_TERMS = 100
+
+
 def _oft(source: Source, module: str, parts: Parts) -> Chains:
     linear, table = parts.get("oft_R.weight"), parts.get("oft_embedding_R.weight")
     stored = linear if linear is not None else table
@@ -29,7 +33,13 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     _refuse_old_oft(source)
     count, size = stored.shape[0], (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2
     require(size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} holds no triangles of a matrix")
-    terms = source.integer("num_cayley_neumann_terms", 5) if source.flag("use_cayley_neumann", default=True) else None
+    is_shared = source.flag("block_share")
+    require(count == 1 or not is_shared, module, f"oft_R {stored.shape} holds {count} blocks, block_share means one")
+    terms = (
+        source.integer("num_cayley_neumann_terms", 5, high=_MOST_TERMS)
+        if source.flag("use_cayley_neumann", default=True)
+        else None
+    )
     eps = source.number("eps", 6e-5) if source.flag("coft") else None
 
     def value() -> Tensor:
@@ -38,7 +48,7 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
         return blocks.transpose(1, 2) if stored is linear else blocks
 
     blocks = computed((count, size, size), value)
-    return {f"{module}.weight": (Rotated(blocks, "right", is_shared=source.flag("block_share")),)}
+    return {f"{module}.weight": (Rotated(blocks, "right", is_shared=is_shared),)}
 
 
 def _refuse_old_oft(source: Source) -> None:
@@ -107,6 +117,8 @@ def _boft(_source: Source, module: str, parts: Parts) -> Chains:
         return {}
     levels, count, size, width = stored.shape
     require(size == width, module, f"boft_R {stored.shape} holds no square blocks")
+    has_butterflies = levels == 1 or (size % 2 == 0 and count % 2 ** (levels - 1) == 0)
+    require(has_butterflies, module, f"boft_R {stored.shape} makes no butterflies of {levels} levels")
     rotations = []
     for level in range(levels):
         blocks = computed((count, size, size), _butterfly_blocks(stored, level))

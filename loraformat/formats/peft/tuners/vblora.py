@@ -22,8 +22,10 @@ _LOGITS, _INDICES, _WEIGHTS = "vblora_logits_{}", "vblora_logits_{}_topk_indices
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:
     bank = source.shared.get("vblora_vector_bank")
-    a, b = _mix(source, parts, "A"), _mix(source, parts, "B")
-    if bank is None or a is None or b is None:
+    if bank is None:
+        return {}
+    a, b = (_mix(source, module, parts, side, bank.shape[0]) for side in "AB")
+    if a is None or b is None:
         return {}
     (rank, inputs), mix_a = a
     (outputs, width), mix_b = b
@@ -40,16 +42,27 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (LowRank(*factors, 1.0),)}
 
 
-def _mix(source: Source, parts: Parts, side: str) -> tuple[tuple[int, int], Mix] | None:
+def _mix(source: Source, module: str, parts: Parts, side: str, vectors: int) -> tuple[tuple[int, int], Mix] | None:
     """(the first two axes, what gives numbers of vectors and their shares) of one factor; None where it is missing."""
     logits = parts.get(_LOGITS.format(side))
     if logits is not None:
         top = source.integer("topk", 2)
+        fits = top <= logits.shape[2] == vectors
+        require(fits, module, f"vblora_logits_{side} {logits.shape} does not fit a bank of {vectors} with topk {top}")
         return (logits.shape[0], logits.shape[1]), lambda: _chosen(logits, top)
     indices, weights = parts.get(_INDICES.format(side)), parts.get(_WEIGHTS.format(side))
     if indices is None or weights is None:
         return None
-    return (indices.shape[0], indices.shape[1]), lambda: _stored(indices, weights)
+    fits = indices.shape == (*weights.shape[:2], weights.shape[2] + 1)
+    require(fits, module, f"indices {indices.shape} of vblora_logits_{side} do not fit weights {weights.shape}")
+
+    def mix() -> tuple[Tensor, Tensor]:
+        numbers, shares = _stored(indices, weights)
+        is_inside = bool(((numbers >= 0) & (numbers < vectors)).all())
+        require(is_inside, module, f"vblora_logits_{side} names vectors that the bank of {vectors} does not have")
+        return numbers, shares
+
+    return (indices.shape[0], indices.shape[1]), mix
 
 
 def _chosen(logits: LazyTensor, top: int) -> tuple[Tensor, Tensor]:
