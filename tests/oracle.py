@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 
 def dense(update: Update) -> Tensor:
@@ -43,6 +54,9 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
+        if isinstance(update, (Scaled, Rotated, Multiplied)):
+            value = _factored(value.T, update).T if transposed else _factored(value, update)
+            continue
         delta = dense(update)
         if transposed:
             delta = delta.T
@@ -51,6 +65,27 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
         else:
             value = value + delta
     return value
+
+
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied) -> Tensor:
+    """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
+    flat = value.reshape(value.shape[0], -1)
+    if isinstance(update, Scaled):
+        rows = torch.ones(value.shape[0]).double() if update.rows is None else update.rows.load().double()
+        kernel = flat.shape[1] // (value.shape[1] if value.ndim > 1 else 1)
+        cols = None if update.cols is None else torch.kron(update.cols.load().double(), torch.ones(kernel).double())
+        flat = torch.diag(rows) @ flat
+        return (flat if cols is None else flat @ torch.diag(cols)).reshape(value.shape)
+    if isinstance(update, Multiplied):
+        factor = torch.eye(flat.shape[1]).double() + update.up.load().double() @ update.down.load().double()
+        return (flat @ factor).reshape(value.shape)
+    blocks = list(update.blocks.load().double())
+    length = flat.shape[0] if update.side == "left" else flat.shape[1]
+    factor = torch.block_diag(*(blocks * (length // update.size) if update.is_shared else blocks))
+    if update.order is not None:
+        place = torch.eye(length).double()[list(update.order)]
+        factor = place.T @ factor @ place
+    return (factor @ flat if update.side == "left" else flat @ factor).reshape(value.shape)
 
 
 def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, transposed: bool) -> Tensor:

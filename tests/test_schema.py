@@ -10,7 +10,7 @@ import pytest
 
 from loraformat import schema
 
-CONFIGS = ("native-config-0", "native-config-1", "peft-adapter-config")
+CONFIGS = ("native-config-0", "native-config-1", "peft-adapter-config", "peft-tuner-config")
 
 MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
     ("native-config-0", {}, "", "'rank' is a required property"),

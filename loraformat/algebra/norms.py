@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    FromBase,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +33,16 @@ def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
     For DoRA it is the norm of s·BA alone, before the magnitude is applied. `Replace` and `Rows` hold new values, not
-    differences, so they have no norm here.
+    differences, so they have no norm here; what a `Scaled`, `Rotated` or `Multiplied` adds depends on the base.
+
+    It is also None where factors do not fit each other, which the rules report.
 
     ‖s·BA‖_F² = s² · Σ (BᵀB ∘ AAᵀ), since ‖BA‖_F² = tr(AᵀBᵀBA).
     """
+    if not all(_is_product(up, down) for up, down in _products(update)):
+        return None
+    if isinstance(update, Hadamard) and not update.is_even:
+        return None
     match update:
         case LowRank():
             return _scaled(update.scale, lambda: product_norm(update.up, update.down))
@@ -34,10 +52,23 @@ def frobenius(update: Update) -> float | None:
             return _scaled(update.scale, lambda: _factors_norm(update.left) * _factors_norm(update.right))
         case Diff():
             return _scaled(update.scale, lambda: float(_flat(update.difference).norm()))
-        case Replace() | Rows() | FromBase():
+        case Replace() | Rows() | FromBase() | Scaled() | Rotated() | Multiplied():
             return None
         case _:
             assert_never(update)
+
+
+def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    if isinstance(update, LowRank):
+        yield update.up, update.down
+    elif isinstance(update, Hadamard):
+        yield from ((update.up1, update.down1), (update.up2, update.down2))
+    elif isinstance(update, Kronecker):
+        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+
+
+def _is_product(up: LazyTensor, down: LazyTensor) -> bool:
+    return len(up.shape) == 2 and len(down.shape) > 1 and up.shape[1] == down.shape[0] and bool(up.numel and down.numel)
 
 
 def product_norm(up: LazyTensor, down: LazyTensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,17 @@ from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_n
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates import LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 from loraformat.naming import spelling_of
 
 
@@ -53,7 +64,8 @@ class Matching:
 
     Attributes:
         landings: base weight → the tensors that it lands on, for all that do; several where it is stored in parts.
-        unmatched: base weight → the nearest names of the base, for all that do not.
+        unmatched: base weight → the nearest names of the base, for all that do not. A bias that the base lacks is in
+            neither: IA3 and RoAd scale the biases of their layers where there are any.
         misfits: updates that land but do not fit.
         ties: groups of weights of the base that are one table.
     """
@@ -80,6 +92,8 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     for weight, updates in adapter.updates.items():
         name = rename(weight)
         place = atlas.find(name)
+        if place is None and is_optional(updates):
+            continue
         if place is None:
             unmatched[weight] = nearest(weight, base.tensors)
             continue
@@ -96,6 +110,11 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
         )
         misfits.extend(_misfits(weight, updates, place, turned))
     return Matching(landings, unmatched, tuple(misfits), ties)
+
+
+def is_optional(updates: tuple[Update, ...]) -> bool:
+    """Whether a base may lack the weight of these updates: a bias that an adapted layer may or may not have."""
+    return all(isinstance(update, (Scaled, Rotated)) and update.is_bias for update in updates)
 
 
 class _Atlas:
@@ -161,7 +180,7 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
 
     Only where no name lands as it stands, one prefix serves all of them, and it is the only one that does.
     """
-    names = list(updates)
+    names = [name for name, chain in updates.items() if not is_optional(chain)]
     if not names or any(atlas.find(name) is not None for name in names):
         return _Prefix()
     first = names[0]
@@ -209,6 +228,12 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
+    if isinstance(update, (Scaled, Rotated, Multiplied)):
+        return update.fits(expected)
+    if isinstance(update, Hadamard) and not update.is_even:
+        return False
+    if isinstance(update, (Hadamard, Kronecker)) and len(expected) > 2:
+        return update.shape == (expected[0], math.prod(expected[1:]))
     return update.shape == expected or (expected[:1] == (1,) and update.shape == expected[1:])
 
 

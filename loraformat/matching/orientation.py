@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
-from loraformat.model.updates import LowRank, Replace, Rows, Update
+from loraformat.model.updates import FACTORS, LowRank, Replace, Rows, Update
 
 # Architectures whose `Conv1D` layers store (in, out), and the names of those layers.
 # Source: transformers 5.23.0, pytorch_utils.py `Conv1D` and its users in models/*/modeling_*.py.
@@ -66,8 +66,8 @@ def is_stored_transposed(
         config: config.json of the base.
         fan_in_fan_out: the adapter's claim, or None.
     """
-    shape = next((u.shape for u in updates if not isinstance(u, (Replace, Rows))), None)
-    if shape is None or len(stored) != 2 or len(shape) != 2:
+    first = next((u for u in updates if not isinstance(u, (Replace, Rows))), None)
+    if first is None or len(stored) != 2 or len(first.shape) != 2:
         return False, False
     if any(isinstance(update, LowRank) and update.is_embedding for update in updates):
         return False, False
@@ -77,8 +77,12 @@ def is_stored_transposed(
         layer = weight.split(".")[-2] if "." in weight else ""
         return layer in CONV1D[str(model_type)], False
     may_turn = bool(fan_in_fan_out) or model_type is None
-    if shape != stored:
-        return may_turn and shape == stored[::-1], False
+    if not _fits(first, stored):
+        return may_turn and _fits(first, stored[::-1]), False
     if stored[0] == stored[1] and fan_in_fan_out:
         return model_type is None, model_type is None
     return False, False
+
+
+def _fits(update: Update, shape: tuple[int, ...]) -> bool:
+    return update.fits(shape) if isinstance(update, FACTORS) else update.shape == shape

@@ -13,10 +13,28 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 
 from typing_extensions import assert_never
 
-from loraformat.errors import MergeError, NonFiniteValue
+from loraformat.errors import MergeError
 from loraformat.matching import WHOLE, Part
+from loraformat.merger.multiply import (
+    Multiplication,
+    common_unit,
+    finite,
+    prepare_factor,
+)
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    FromBase,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -68,13 +86,13 @@ class Overwrite:
     rows: Callable[[int, int], tuple[Tensor, Tensor]]
 
 
-Step: TypeAlias = Union[Addition, Overwrite]
+Step: TypeAlias = Union[Addition, Overwrite, Multiplication]
 
 
 def prepare(
     update: Update,
     transposed: bool,
-    cols: int,
+    shape: tuple[int, int],
     dtype: torch.dtype,
     where: str,
     part: Part = WHOLE,
@@ -85,7 +103,7 @@ def prepare(
     Args:
         update: in Linear orientation.
         transposed: whether the tensor is stored as (in, out).
-        cols: columns of the stored tensor, its trailing axes flattened; 1 for a vector.
+        shape: (rows, cols) of the stored tensor, its trailing axes flattened; one column for a vector.
         dtype: in which it is computed, float32 or float64.
         where: for messages.
         part: which rows of the update are taken, and to which rows of the tensor they go.
@@ -111,14 +129,16 @@ def prepare(
             lazy = lazy if part.rows is None else lazy.rows(*part.rows)
             span = None if part == WHOLE else (part.at, part.at + lazy.shape[0])
             return Addition(
-                lambda a, b: _finite(lazy.read(a, b).to(dtype), where).reshape(b - a, cols) * scale, span=span
+                lambda a, b: finite(lazy.read(a, b).to(dtype), where).reshape(b - a, shape[1]) * scale, span=span
             )
         case Replace():
-            return Overwrite(_replacement(update.value.T if transposed else update.value, cols, dtype, where))
+            return Overwrite(_replacement(update.value.T if transposed else update.value, shape[1], dtype, where))
         case Rows():
             return Overwrite(_some_rows(update, dtype, where))
         case FromBase():
             raise AssertionError("resolved by `taken_off` before")
+        case Scaled() | Rotated() | Multiplied():
+            return prepare_factor(update, transposed, shape, dtype, where)
         case _:
             assert_never(update)
 
@@ -151,22 +171,36 @@ def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Seque
     """A block of whole rows with all terms applied, each product in tiles.
 
     Args:
-        window: (k, cols) float32 or float64, rows from `start`, a multiple of TILE, on. Changed in place.
+        window: (k, cols) float32 or float64, rows from `start` on, a multiple of TILE and of the steps' units. Changed
+            in place.
         steps: in order. Norms of DoRA are those of the weight that its adapter was trained on: the base's, with what
             overwrites it, before other updates are added.
         column_norms: for each step that needs them (1, cols), else None.
     Returns: `window`, not rounded yet.
     """
-    for low, high in _tiles(start, start + window.shape[0]):
-        tile = window[low - start : high - start]
+    stop = start + window.shape[0]
+    units = [step.unit for step in steps if isinstance(step, Multiplication)]
+    for low, high in blocks_of(start, stop, common_unit([TILE, *units], stop)):
+        block = window[low - start : high - start]
         for step in steps:
             if isinstance(step, Overwrite):
-                _overwrite(tile, step, low, high)
-        origin = tile.clone() if any(_is_dora(step) for step in steps) and len(steps) > 1 else tile
+                _overwrite(block, step, low, high)
+        origin = block.clone() if any(_is_dora(step) for step in steps) and len(steps) > 1 else block
         for step, norms in zip(steps, column_norms, strict=True):
-            if isinstance(step, Addition):
-                _add_where(tile, origin, step, norms, low, high)
+            if not isinstance(step, Overwrite):
+                _change(block, origin, step, norms, low)
     return window
+
+
+def _change(block: Tensor, origin: Tensor, step: Addition | Multiplication, norms: Tensor | None, start: int) -> None:
+    """One step on a block that begins at row `start`, in tiles, or in the units of a product that mixes rows."""
+    height = step.unit if isinstance(step, Multiplication) and step.unit > 1 else TILE
+    for low, high in blocks_of(start, start + block.shape[0], height):
+        tile = block[low - start : high - start]
+        if isinstance(step, Multiplication):
+            tile.copy_(step.turn(tile, low, high))
+        else:
+            _add_where(tile, origin[low - start : high - start], step, norms, low, high)
 
 
 def _add_where(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low: int, high: int) -> None:
@@ -190,7 +224,7 @@ def add_column_squares(total: Tensor, window: Tensor, start: int, steps: Sequenc
     """
     import torch
 
-    for low, high in _tiles(start, start + window.shape[0]):
+    for low, high in blocks_of(start, start + window.shape[0], TILE):
         tile = window[low - start : high - start]
         for step in steps:
             if isinstance(step, Overwrite):
@@ -198,9 +232,10 @@ def add_column_squares(total: Tensor, window: Tensor, start: int, steps: Sequenc
         total += (tile + wanted.delta(low, high)).to(torch.float64).square().sum(dim=0, keepdim=True)
 
 
-def _tiles(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for low in range(start, stop, TILE):
-        yield low, min(low + TILE, stop)
+def blocks_of(start: int, stop: int, height: int) -> Iterator[tuple[int, int]]:
+    """(low, high) of the blocks of `height` rows from `start` to `stop`; the last may be lower."""
+    for low in range(start, stop, height):
+        yield low, min(low + height, stop)
 
 
 def _is_dora(step: Step) -> bool:
@@ -262,7 +297,7 @@ def _matrix(factors: tuple[LazyTensor, ...], dtype: torch.dtype, where: str) -> 
 def _magnitude(update: LowRank, is_per_row: bool, dtype: torch.dtype, where: str) -> Tensor | None:
     if update.magnitude is None:
         return None
-    vector = _finite(update.magnitude.vector.load().to(dtype), where).flatten()
+    vector = finite(update.magnitude.vector.load().to(dtype), where).flatten()
     return vector[:, None] if is_per_row else vector[None, :]
 
 
@@ -273,7 +308,7 @@ def _replacement(
 
     def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
         block = value.read(start, stop) if value.shape else value.load()
-        return torch.arange(stop - start), _finite(block.to(dtype), where).reshape(stop - start, cols)
+        return torch.arange(stop - start), finite(block.to(dtype), where).reshape(stop - start, cols)
 
     return rows
 
@@ -293,14 +328,8 @@ def _some_rows(update: Rows, dtype: torch.dtype, where: str) -> Callable[[int, i
 
 def _values(factor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
     """All values of a factor, trailing axes flattened (a convolution's kernel)."""
-    value = _finite(factor.load().to(dtype), where)
+    value = finite(factor.load().to(dtype), where)
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))
-
-
-def _finite(value: Tensor, where: str) -> Tensor:
-    if not bool(value.isfinite().all()):
-        raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
-    return value
 
 
 def _scale(scale: float | None, where: str) -> float:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers import open_weights, read_rows
 from loraformat.errors import MergeError
-from loraformat.merger.apply import TILE, apply
+from loraformat.merger.apply import apply
 from loraformat.merger.copies import Inputs, columns_of
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
-from loraformat.merger.windows import Limits, Steps, compute_dtype, read_window, windows
+from loraformat.merger.windows import Limits, Steps, compute_dtype, read_window, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType
 from loraformat.storage.local import LocalStore
@@ -93,10 +93,11 @@ def _blocks(edit: Edit, inputs: Inputs, full: bool) -> Iterator[tuple[int, int]]
         yield from windows(edit, inputs, Limits())
         return
     rows = edit.matrix[0]
-    tiles = -(-rows // TILE)
+    unit = unit_of(edit, inputs)
+    tiles = -(-rows // unit)
     if tiles:
-        start = int.from_bytes(hashlib.sha256(edit.tensor.encode()).digest()[:8], "little") % tiles * TILE
-        yield start, min(start + TILE, rows)
+        start = int.from_bytes(hashlib.sha256(edit.tensor.encode()).digest()[:8], "little") % tiles * unit
+        yield start, min(start + unit, rows)
 
 
 def _room(base: Tensor, exact: Tensor, found: Tensor, dtype: torch.dtype, accumulated: torch.dtype) -> Tensor:

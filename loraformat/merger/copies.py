@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from loraformat.containers import bytes_of, read_rows
 from loraformat.errors import UnsupportedUpdate
+from loraformat.merger.plan import Term
 from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import Entry
+from loraformat.model.updates import Update
 from loraformat.storage.base import Store, Writer
 from loraformat.storage.local import LocalWriter
 
@@ -38,6 +40,10 @@ class Inputs:
     store: Store
     base: Checkpoint
     adapters: Sequence[Adapter]
+
+    def update(self, term: Term) -> Update:
+        """The update that a term of the plan means."""
+        return self.adapters[term.adapter].updates[term.weight][term.index]
 
 
 @dataclass(frozen=True, slots=True)

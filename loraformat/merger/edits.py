@@ -83,7 +83,7 @@ def _terms(
         for weight, updates in adapter.updates.items():
             for index, update in enumerate(updates):
                 check_strength(weight, update, strengths[number])
-                for landing in matching.landings[weight]:
+                for landing in matching.landings.get(weight, ()):  # none for a bias that the base lacks
                     check_part(weight, update, landing)
                     term = Term(number, weight, index, landing.transposed, landing.part, strengths[number])
                     terms.setdefault(landing.tensor, []).append(term)

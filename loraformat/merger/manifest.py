@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from typing_extensions import assert_never
-
 from loraformat.containers.prints import FilePrint
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
 from loraformat.model.summary import kind_of, scale_of
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    FromBase,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 from loraformat.storage.base import Store
 
 MANIFEST = "loraformat.manifest.json"
@@ -69,25 +79,26 @@ def plain_print(found: FilePrint) -> dict[str, Any]:
     return {key: value for key, value in asdict(found).items() if value is not None}
 
 
+_FORMULAS: Mapping[type[Update], str] = {
+    Hadamard: "W + s*((B1@A1) * (B2@A2))",
+    Kronecker: "W + s*kron(L, R)",
+    Diff: "W + s*D",
+    Replace: "V",
+    Rows: "W with rows V",
+    Scaled: "r * W * c",
+    Multiplied: "W @ (I + B@A)",
+}
+
+
 def formula_of(update: Update) -> str:
     """How an update changes its weight W; s is its scale, norms run along the axis of DoRA's magnitude m."""
-    match update:
-        case LowRank():
-            return "W + s*B@A" if update.magnitude is None else "m * (W + s*B@A) / norm(W + s*B@A)"
-        case Hadamard():
-            return "W + s*((B1@A1) * (B2@A2))"
-        case Kronecker():
-            return "W + s*kron(L, R)"
-        case Diff():
-            return "W + s*D"
-        case Replace():
-            return "V"
-        case Rows():
-            return "W with rows V"
-        case FromBase():
-            return f"W - {update.recipe}(W)"
-        case _:
-            assert_never(update)
+    if isinstance(update, LowRank):
+        return "W + s*B@A" if update.magnitude is None else "m * (W + s*B@A) / norm(W + s*B@A)"
+    if isinstance(update, FromBase):
+        return f"W - {update.recipe}(W)"
+    if isinstance(update, Rotated):
+        return "L @ W" if update.side == "left" else "W @ R"
+    return _FORMULAS[type(update)]
 
 
 def _term(term: Term, inputs: Inputs) -> dict[str, Any]:

@@ -10,10 +10,21 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers import read_rows, read_rows_into
 from loraformat.errors import NonFiniteValue
-from loraformat.merger.apply import TILE, Addition, Product, Step, add_column_squares, apply, prepare
+from loraformat.merger.apply import (
+    TILE,
+    Addition,
+    Overwrite,
+    Product,
+    Step,
+    add_column_squares,
+    apply,
+    blocks_of,
+    prepare,
+)
 from loraformat.merger.buffers import Buffers
 from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.from_base import taken_off
+from loraformat.merger.multiply import common_unit, row_unit
 from loraformat.merger.plan import Arithmetic, Edit, Term
 from loraformat.merger.retention import Tally, tally_of
 from loraformat.merger.rounding import rounder
@@ -66,7 +77,7 @@ class Steps:
             prepare(
                 self._update(term),
                 term.transposed,
-                edit.matrix[1],
+                edit.matrix,
                 self.dtype,
                 term.weight,
                 term.part,
@@ -78,7 +89,7 @@ class Steps:
 
     def _update(self, term: Term) -> Update:
         """The update of a term; one that comes from the base is computed from all of the base's matrix."""
-        update = self._inputs.adapters[term.adapter].updates[term.weight][term.index]
+        update = self._inputs.update(term)
         if not isinstance(update, FromBase):
             return update
         stored = read_window(self._inputs, self._edit, 0, self._edit.matrix[0], self.dtype)
@@ -105,15 +116,20 @@ def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> torch.dtype:
     return torch.float64 if wide or accumulate == "float64" else torch.float32
 
 
+def unit_of(edit: Edit, inputs: Inputs) -> int:
+    """Rows of an edit that are computed at a time: a tile, or whole blocks of an update that mixes rows."""
+    rows = edit.matrix[0]
+    return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
+
+
 def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the blocks of rows in which an edit is computed: whole tiles, as many as the memory allows."""
+    """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
     read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
-    tiles = _TILES_IN_MEMORY * TILE * cols * 8
+    unit = unit_of(edit, inputs)
+    tiles = _TILES_IN_MEMORY * unit * cols * 8
     budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.jobs - tiles) * read // (read + written))
-    step = max(TILE, budget // (read * cols) // TILE * TILE)
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+    return blocks_of(0, rows, max(unit, budget // (read * cols) // unit * unit))
 
 
 def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -153,9 +169,9 @@ class Computer:
         values = self._buffers.matrix("written", stop - start, cols, dtype)
         ready, norms = steps.get()
         round_into = rounder(self._arithmetic, edit.tensor)
-        tallies: list[Tally] | None = [] if all(isinstance(step, Addition) for step in ready) and ready else None
-        for low in range(start, stop, TILE):
-            high = min(low + TILE, stop)
+        is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
+        tallies: list[Tally] | None = [] if is_change else None
+        for low, high in blocks_of(start, stop, unit_of(edit, self._inputs)):
             base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
             written = values[low - start : high - start]
             round_into(written, result, low * cols)

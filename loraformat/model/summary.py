@@ -9,7 +9,16 @@ from typing import TypeVar
 
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import (
+    FACTORS,
+    FromBase,
+    Hadamard,
+    LowRank,
+    Replace,
+    Rows,
+    Update,
+    tensors_of,
+)
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -104,32 +113,20 @@ def layer_of(name: str) -> int | None:
 
 
 def kind_of(update: Update) -> str:
-    """Its kind in a word: "low-rank", "dora", "hadamard", "kronecker", "diff", "replace", "rows" or "from-base"."""
-    match update:
-        case LowRank():
-            return "low-rank" if update.magnitude is None else "dora"
-        case Hadamard():
-            return "hadamard"
-        case Kronecker():
-            return "kronecker"
-        case Diff():
-            return "diff"
-        case Replace():
-            return "replace"
-        case Rows():
-            return "rows"
-        case FromBase():
-            return "from-base"
+    """Its kind in a word: "low-rank" or "dora", "from-base", else the name of its class in lower case."""
+    if isinstance(update, LowRank):
+        return "low-rank" if update.magnitude is None else "dora"
+    return "from-base" if isinstance(update, FromBase) else type(update).__name__.lower()
 
 
 def has_scale(update: Update) -> bool:
-    """Whether the kind of update is multiplied by a scale at all: replacements are not."""
-    return not isinstance(update, (Replace, Rows, FromBase))
+    """Whether the kind of update is multiplied by a scale at all: replacements and factors are not."""
+    return not isinstance(update, (Replace, Rows, FromBase, *FACTORS))
 
 
 def scale_of(update: Update) -> float | None:
     """The factor really applied; None where nobody stated it, or where the kind has none."""
-    return None if isinstance(update, (Replace, Rows, FromBase)) else update.scale
+    return None if isinstance(update, (Replace, Rows, FromBase, *FACTORS)) else update.scale
 
 
 def rank_of(update: Update) -> int | None:

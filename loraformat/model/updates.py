@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, Union
+from typing import Literal, TypeAlias, Union
+
+from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
 
@@ -86,6 +88,11 @@ class Hadamard:
     def shape(self) -> tuple[int, ...]:
         """(rows, cols); meaningful when the factors fit."""
         return (_size(self.up1, 0), _size(self.down1, 1))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether both products have the same shape."""
+        return self.shape == (_size(self.up2, 0), _size(self.down2, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +190,99 @@ class FromBase:
     shape: tuple[int, ...]
 
 
-Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase]
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """W' = rows ⊙ W ⊙ cols: each output, each input or both by a factor of its own.
+
+    Attributes:
+        rows: (out,): factors of the first axis, or None.
+        cols: (in,): factors of the second axis, for a convolution over all positions of the kernel, or None.
+        is_bias: the weight is the bias vector of an adapted layer, which a base may lack; `cols` is None then.
+    Source: peft 0.21.2, tuners/ia3/layer.py.
+    """
+
+    rows: LazyTensor | None
+    cols: LazyTensor | None = None
+    is_bias: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in), or (out,) for a bias; 0 for an axis that only the base tells."""
+        out, into = (0 if vector is None else vector.numel for vector in (self.rows, self.cols))
+        return (out,) if self.is_bias else (out, into)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be scaled so."""
+        vectors = (self.rows, self.cols)
+        return all(vector is None or _is_size(shape, axis, vector.numel) for axis, vector in enumerate(vectors))
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """W' = L W or W R, where L or R is block-diagonal; a convolution counts as (out, in · prod(kernel)).
+
+    Attributes:
+        blocks: (count, size, size): the blocks along the diagonal, as they multiply.
+        side: "left" for L, which mixes outputs, "right" for R, which mixes inputs.
+        is_shared: whether the one block stands along the whole diagonal, as often as it fits.
+        order: in which order rows (left) or columns (right) are taken for the blocks, or None for their own. They are
+            put back afterwards: BOFT's butterfly permutations.
+        is_bias: see Scaled; side is "left" then.
+    Source: peft 0.21.2, tuners/oft/layer.py, tuners/boft/layer.py, tuners/road/layer.py.
+    """
+
+    blocks: LazyTensor
+    side: Literal["left", "right"]
+    is_shared: bool = False
+    order: tuple[int, ...] | None = None
+    is_bias: bool = False
+
+    @property
+    def size(self) -> int:
+        """Rows of a block."""
+        return _size(self.blocks, 1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in), or (out,) for a bias; 0 for an axis that only the base tells."""
+        length = 0 if self.is_shared else _size(self.blocks, 0) * self.size
+        if self.is_bias:
+            return (length,)
+        return (length, 0) if self.side == "left" else (0, length)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be rotated so."""
+        length = shape[0] if self.side == "left" else math.prod(shape[1:])
+        if not self.size or (self.order is not None and len(self.order) != length):
+            return False
+        return length % self.size == 0 if self.is_shared else length == _size(self.blocks, 0) * self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplied:
+    """W' = W (I + up @ down): a chain of reflections, say; a convolution counts as (out, in · prod(kernel)).
+
+    Attributes: up: (in, rank); down: (rank, in).
+    Source: peft 0.21.2, tuners/hra/layer.py.
+    """
+
+    up: LazyTensor
+    down: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(0, in): the number of outputs only the base tells."""
+        return (0, _size(self.up, 0))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be multiplied so."""
+        return len(shape) > 1 and math.prod(shape[1:]) == _size(self.up, 0) == _size(self.down, 1)
+
+
+Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase, Scaled, Rotated, Multiplied]
+
+# Kinds that multiply: they have no scale, no difference without the base, and no full shape of their own.
+FACTORS = (Scaled, Rotated, Multiplied)
 
 
 def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
@@ -206,6 +305,24 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             yield "values", update.values
         case FromBase():
             return
+        case Scaled() | Rotated() | Multiplied():
+            yield from _tensors_of_factor(update)
+        case _:
+            assert_never(update)
+
+
+def _tensors_of_factor(update: Scaled | Rotated | Multiplied) -> Iterator[tuple[str, LazyTensor]]:
+    if isinstance(update, Scaled):
+        vectors = (("rows", update.rows), ("cols", update.cols))
+        yield from ((role, vector) for role, vector in vectors if vector is not None)
+    elif isinstance(update, Rotated):
+        yield "blocks", update.blocks
+    else:
+        yield from (("up", update.up), ("down", update.down))
+
+
+def _is_size(shape: tuple[int, ...], axis: int, size: int) -> bool:
+    return axis < len(shape) and shape[axis] == size
 
 
 def _size(tensor: LazyTensor, axis: int) -> int:

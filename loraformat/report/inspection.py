@@ -15,6 +15,8 @@ from loraformat.report.words import amount, histogram, nbytes, number, plural, s
 _MOST_ROWS = 40
 _MOST_NAMES = 12
 
+_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied")
+
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
     """Everything about one adapter but its findings."""
@@ -102,9 +104,9 @@ def _say_weights(page: Page, weights: Sequence[WeightRecord]) -> None:
             record.kind,
             shape(record.shape),
             "-" if record.rank is None else str(record.rank),
-            "-" if record.kind in ("replace", "rows") else number(record.scale),
+            "-" if record.kind in _WITHOUT_SCALE else number(record.scale),
             amount(record.parameters),
-            *(["-" if record.kind in ("replace", "rows") else number(record.norm)] if has_norms else []),
+            *(["-" if record.kind in _WITHOUT_SCALE else number(record.norm)] if has_norms else []),
         ]
         for record in weights
     ]

@@ -32,8 +32,8 @@ def number(value: float | None) -> str:
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """(64, 4) as "64 x 4"."""
-    return " x ".join(str(size) for size in sizes) or "scalar"
+    """(64, 4) as "64 x 4"; 0, which only the base tells, as "?"."""
+    return " x ".join(str(size or "?") for size in sizes) or "scalar"
 
 
 def histogram(counts: Mapping[_Key, int]) -> str:

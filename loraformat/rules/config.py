@@ -15,6 +15,9 @@ def config_file(subject: Subject) -> str:
     return CONFIG_FILES.get(subject.format, "config")
 
 
+_LORA = ("LORA", "LOHA", "LOKR")
+
+
 @rule("LF103", Severity.ERROR, since="0.1.0")
 def schema_violation(subject: Subject) -> Iterator[Hit]:
     """The config breaks its JSON Schema: a key is missing, or a value has the wrong type or range.
@@ -27,7 +30,8 @@ def schema_violation(subject: Subject) -> Iterator[Hit]:
     `"r": "8"` in adapter_config.json: a text, not a number.
 
     ## Use instead
-    `"r": 8`. The schemas are `schemas/peft-adapter-config.schema.json` and `schemas/native-config-{0,1}.schema.json`.
+    `"r": 8`. The schemas are `schemas/peft-{adapter,tuner}-config.schema.json` and
+    `schemas/native-config-{0,1}.schema.json`.
 
     ## Source
     peft 0.21.2, tuners/lora/config.py `LoraConfig`; docs/formats/native.md.
@@ -37,7 +41,7 @@ def schema_violation(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     raw = subject.adapter.config.raw
     name = {
-        "peft": "peft-adapter-config",
+        "peft": "peft-adapter-config" if raw.get("peft_type") in _LORA else "peft-tuner-config",
         "native": "native-config-1" if "format_version" in raw else "native-config-0",
     }.get(subject.format)
     if name is None or not raw:

@@ -54,3 +54,10 @@ def test_a_norm_needs_a_scale_and_a_difference() -> None:
     assert frobenius(LowRank(up, down, None)) is None
     assert frobenius(Replace(up)) is None
     assert frobenius(Rows((0, 1, 2, 3, 4, 5), up)) is None
+
+
+def test_factors_that_do_not_fit_have_no_norm() -> None:
+    up, down = some(0, (6, 2), (3, 4))
+    assert frobenius(LowRank(up, down, 1.0)) is None
+    assert frobenius(Hadamard(up, down, up, down, 1.0)) is None
+    assert frobenius(Kronecker((up,), (up, down), 1.0)) is None

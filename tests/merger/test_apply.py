@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,12 +13,44 @@ from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue
 from loraformat.merger.apply import TILE, Addition, add_column_squares, apply, prepare
+from loraformat.merger.multiply import common_unit, row_unit
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
+from loraformat.model.updates import (
+    Diff,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Magnitude,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+)
 
 
 def lazy(generator: torch.Generator, *shape: int) -> LazyTensor:
     return LazyTensor.of(torch.randn(*shape, generator=generator))
+
+
+def make_factor(kind: str, rows: int, cols: int, rank: int, g: torch.Generator) -> Update:
+    """A kind that multiplies."""
+    match kind:
+        case "scaled":
+            return Scaled(lazy(g, rows), lazy(g, cols))
+        case "left" | "right" | "left-ordered" | "right-ordered":
+            side, _, is_ordered = kind.partition("-")
+            length = rows if side == "left" else cols
+            order = tuple(torch.randperm(length, generator=g).tolist()) if is_ordered else None
+            return Rotated(lazy(g, length // 2, 2, 2), side, order=order)
+        case "left-shared" | "right-shared":
+            return Rotated(lazy(g, 1, 2, 2), kind.partition("-")[0], is_shared=True)
+        case "left-whole":
+            return Rotated(LazyTensor.of(torch.randn(1, rows, rows, generator=g) / rows**0.5), "left")
+        case "multiplied":
+            return Multiplied(lazy(g, cols, rank), lazy(g, rank, cols))
+    raise ValueError(kind)
 
 
 def make(kind: str, rows: int, cols: int, rank: int, seed: int) -> Update:
@@ -39,16 +74,23 @@ def make(kind: str, rows: int, cols: int, rank: int, seed: int) -> Update:
             return Replace(lazy(g, rows, cols))
         case "rows":
             return Rows((rows - 1, 0), lazy(g, 2, cols))
-    raise ValueError(kind)
+        case _:
+            return make_factor(kind, rows, cols, rank, g)
 
 
-KINDS = ("low-rank", "dora", "dora-columns", "hadamard", "kronecker", "diff", "replace", "rows")
+FACTORS = (
+    *("scaled", "left", "right", "left-ordered", "right-ordered", "left-shared", "right-shared", "left-whole"),
+    "multiplied",
+)
+KINDS = (*FACTORS, "low-rank", "dora", "dora-columns", "hadamard", "kronecker", "diff", "replace", "rows")
 
 
 def run(weight: torch.Tensor, updates: list[Update], *, transposed: bool, step: int) -> torch.Tensor:
-    """`weight` merged in windows of `step` rows."""
-    steps = [prepare(u, transposed, weight.shape[1], weight.dtype, "w") for u in updates]
+    """`weight` merged in windows of `step` rows, or more where updates need more together."""
+    steps = [prepare(u, transposed, tuple(weight.shape), weight.dtype, "w") for u in updates]
     norms = []
+    unit = common_unit([TILE, *(row_unit(u, transposed, weight.shape[0]) for u in updates)], weight.shape[0])
+    step = -(-step // unit) * unit
     starts = range(0, weight.shape[0], step)
     for each in steps:
         total = None
@@ -76,8 +118,8 @@ def test_each_kind_agrees_with_float64(kind: str, rows: int, cols: int, rank: in
     weight = torch.randn((cols, rows) if transposed else (rows, cols), generator=g)
     result = run(weight, [update], transposed=transposed, step=TILE)
     expected = merged(weight, [update], transposed=transposed)
-    # float32 products of rank at most 9 with values of a few units
-    assert torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-4)
+    # float32 products of rank at most 9 (twice for "multiplied", of 300 terms at most) with values of a few units
+    assert torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-3 if kind == "multiplied" else 1e-4)
 
 
 @given(kind=st.sampled_from(KINDS), rows=st.integers(1, 200).map(lambda n: 2 * n), tiles=st.integers(1, 4))
@@ -108,10 +150,39 @@ def test_a_factor_that_is_not_finite_is_refused(value: float) -> None:
     up[1, 1] = value
     update = LowRank(LazyTensor.of(up), LazyTensor.of(torch.zeros(2, 4)), 1.0)
     with pytest.raises(NonFiniteValue, match="NaN or infinity"):
-        prepare(update, transposed=False, cols=4, dtype=torch.float32, where="q_proj.weight")
+        prepare(update, transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight")
 
 
 def test_an_unknown_scale_is_refused() -> None:
     update = LowRank(LazyTensor.of(torch.zeros(4, 2)), LazyTensor.of(torch.zeros(2, 4)), None)
     with pytest.raises(MergeError, match="alpha"):
-        prepare(update, transposed=False, cols=4, dtype=torch.float32, where="q_proj.weight")
+        prepare(update, transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight")
+
+
+@given(rows=st.integers(1, 60).map(lambda n: 6 * n), blocks=st.integers(1, 3), transposed=st.booleans())
+def test_blocks_that_mix_rows_stand_together_in_every_window(rows: int, blocks: int, transposed: bool) -> None:
+    """A block of 6 rows against tiles of 64: windows are whole numbers of both."""
+    g = torch.Generator().manual_seed(rows)
+    side = "right" if transposed else "left"
+    updates = [
+        make("low-rank", 10, rows, 2, 1) if transposed else make("low-rank", rows, 10, 2, 1),
+        Rotated(lazy(g, rows // 6, 6, 6), side),
+        Scaled(lazy(g, 10 if transposed else rows)),
+    ]
+    weight = torch.randn(rows, 10, generator=g)
+    unit = common_unit([TILE, 6], rows)
+    whole = run(weight, updates, transposed=transposed, step=10_000 * unit)
+    assert torch.equal(run(weight, updates, transposed=transposed, step=blocks * unit), whole)
+    assert torch.allclose(whole.double(), merged(weight, updates, transposed=transposed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FACTORS)
+def test_a_factor_that_multiplies_is_finite_too(kind: str) -> None:
+    update = make(kind, 4, 4, 2, 0)
+    bad = LazyTensor.of(torch.full((4, 4, 4), float("nan")))
+    for name in ("rows", "blocks", "up"):
+        if hasattr(update, name):
+            shape = getattr(update, name).shape
+            broken = replace(update, **{name: LazyTensor.of(bad.load().flatten()[: math.prod(shape)].reshape(shape))})
+            with pytest.raises(NonFiniteValue, match="NaN or infinity"):
+                prepare(broken, transposed=False, shape=(4, 4), dtype=torch.float32, where="w")

@@ -27,6 +27,7 @@ from loraformat.formats.fields import (
 from loraformat.formats.peft.forms import Blocks, blocks_of, layers_of, recipe_of
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import PatternKeys, is_end, lookup
+from loraformat.formats.peft.tuners import REFUSED, TUNERS
 from loraformat.formats.scaling import MAX_RANK, Scaling, agreed
 from loraformat.model.bundle import Json
 
@@ -36,7 +37,6 @@ MAX_ROW = 2**31 - 1
 REFUSED_FIELDS = {
     "alora_invocation_tokens": "aLoRA, which is active for some tokens only",
     "arrow_config": "Arrow routing",
-    "use_effective_conv2d": "LoHa or LoKr on convolutions with a tensor decomposition",
     "use_qalora": "QA-LoRA with grouped inputs",
 }
 
@@ -58,7 +58,7 @@ KNOWN_FIELDS = frozenset(
         *("megatron_config", "megatron_core", "module_dropout", "modules_to_save", "monteclora_config", "peft_type"),
         *("peft_version", "qalora_group_size", "r", "rank_dropout", "rank_dropout_scale", "rank_pattern", "revision"),
         *("runtime_config", "target_modules", "task_type", "trainable_token_indices", "use_dora", "use_rslora"),
-        "velora_config",
+        *("use_effective_conv2d", "velora_config"),
     ]
 )
 
@@ -134,6 +134,8 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     raw = as_object(value, CONFIG)
     peft_type = _peft_type(raw)
     _refuse(raw)
+    if peft_type in TUNERS:
+        return _of_tuner(raw, peft_type)
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", place(CONFIG, "r"))
     if rank is None:
@@ -171,13 +173,42 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     )
 
 
+def _of_tuner(raw: Config, peft_type: str) -> PeftConfig:
+    """What all adapters have; rank and scale are the tuner's own business."""
+    rows = "token_indices" if peft_type == "TRAINABLE_TOKENS" else "trainable_token_indices"
+    return PeftConfig(
+        raw=raw,
+        peft_type=peft_type,
+        rank=1,
+        alpha=None,
+        scaling=Scaling(),
+        ranks={},
+        rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), []),
+        alphas={},
+        alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), []),
+        targets=_targets(raw),
+        modules_to_save=_names(raw, "modules_to_save"),
+        token_indices=_token_indices(raw, rows),
+        is_dora=False,
+        bias=_bias(raw),
+        ensures_tying=_flag(raw, "ensure_weight_tying"),
+        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),
+        parameters=(),
+        layers=(),
+        recipe=None,
+        blocks=None,
+        version=optional_text(raw, "peft_version", CONFIG),
+    )
+
+
 def _peft_type(raw: Config) -> str:
     stated, where = raw.get("peft_type"), place(CONFIG, "peft_type")
     if stated is None:
         raise ConfigError("the field is missing", where=where)
     name = as_text(stated, where)
-    if name not in READ_TYPES:
-        raise UnsupportedUpdate(f"adapters of the type {show(name, 40)} are not read", where=where)
+    if name not in READ_TYPES and name not in TUNERS:
+        why = f": {REFUSED[name]}" if name in REFUSED else ""
+        raise UnsupportedUpdate(f"adapters of the type {show(name, 40)} are not read{why}", where=where)
     return name
 
 
@@ -219,13 +250,15 @@ def _targets(raw: Config) -> tuple[str, ...] | str | None:
 
 def _bias(raw: Config) -> str:
     value = raw.get("bias", "none")
-    if value not in ("none", "all", "lora_only"):
+    if value not in ("none", "all", "lora_only", f"{str(raw.get('peft_type')).lower()}_only"):
         raise ConfigError('expected "none", "all" or "lora_only"', where=place(CONFIG, "bias"))
     return str(value)
 
 
-def _token_indices(raw: Config) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    value, where = raw.get("trainable_token_indices"), place(CONFIG, "trainable_token_indices")
+def _token_indices(
+    raw: Config, name: str = "trainable_token_indices"
+) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    value, where = raw.get(name), place(CONFIG, name)
     if value is None:
         return None
     if isinstance(value, dict):

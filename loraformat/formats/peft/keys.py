@@ -60,12 +60,16 @@ class Key:
     wrappers: tuple[str, ...] = ()
 
 
-def parse(name: str) -> Key:
-    """The meaning of a tensor name; never fails: an unknown one is a "plain" weight."""
+def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
+    """The meaning of a tensor name; never fails: an unknown one is a "plain" weight.
+
+    Args:
+        parts: ends of the names of an adapter layer's tensors, of one or two components, and what they are.
+    """
     path, has_prefix, wrappers = _without_prefix(name)
     components, adapter = _without_adapter(path.split("."))
     for length in (2, 1):
-        part = _MODULE_PARTS.get(".".join(components[-length:]))
+        part = parts.get(".".join(components[-length:]))
         if part and len(components) > length:
             return Key(".".join(components[:-length]), part, adapter, has_prefix, wrappers)
     owner, part = _whole(components)
@@ -126,13 +130,13 @@ class Sorted:
     notes: list[Finding] = field(default_factory=list)
 
 
-def sort(entries: Mapping[str, LazyTensor], where: str) -> Sorted:
-    """The tensors by what they belong to.
+def sort(entries: Mapping[str, LazyTensor], where: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Sorted:
+    """The tensors by what they belong to; `parts` as for `parse`.
 
     Raises:
         FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
     """
-    keys = {name: parse(name) for name in entries}
+    keys = {name: parse(name, parts) for name in entries}
     _require_one_adapter(keys, where)
     found = Sorted()
     for name, tensor in entries.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding
-from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.errors import ConfigError
 from loraformat.formats import factors
 from loraformat.formats.base import Hints
 from loraformat.formats.fields import place
@@ -15,6 +15,7 @@ from loraformat.formats.peft.config import PeftConfig
 from loraformat.formats.peft.forms import with_diagonal
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.nested import Nested, Recent, nested_layers, stacked
+from loraformat.formats.peft.tuners.lycoris import product
 from loraformat.formats.scaling import scale_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
@@ -33,16 +34,21 @@ class Built:
     replaces: dict[str, Replace] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     low_ranks: dict[str, LowRank] = field(default_factory=dict)
-    products: dict[str, Hadamard | Kronecker] = field(default_factory=dict)
+    products: dict[str, Hadamard | Kronecker | Diff] = field(default_factory=dict)
     differences: dict[str, Diff] = field(default_factory=dict)
     from_bases: dict[str, FromBase] = field(default_factory=dict)
     scaled_as: dict[str, str] = field(default_factory=dict)
+    others: dict[str, tuple[Update, ...]] = field(default_factory=dict)
     unclaimed: list[str] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
 
+    def ranked_weights(self) -> set[str]:
+        """Weights whose update has the rank that the config states."""
+        return {*self.low_ranks, *self.products}
+
     def layer_weights(self) -> set[str]:
         """Weights of modules that PEFT wraps because of `target_modules`."""
-        return {*self.low_ranks, *self.products}
+        return {*self.ranked_weights(), *self.others}
 
     def weights(self) -> set[str]:
         """Every weight that is changed."""
@@ -58,7 +64,7 @@ class Built:
             self.products,
             self.differences,
         )
-        return tuple(kind[weight] for kind in kinds if weight in kind)
+        return (*(kind[weight] for kind in kinds if weight in kind), *self.others.get(weight, ()))
 
 
 def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
@@ -66,8 +72,8 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
 
     Raises:
         ConfigError (LF103): a hint contradicts the config, or token rows without their numbers.
-        UnsupportedUpdate (LF013): a LoHa or LoKr tensor decomposition of a convolution; a wrapped layer whose parameter
-            no name tells.
+        FormatError (LF012): the core tensor of a LoHa or LoKr does not fit its factors.
+        UnsupportedUpdate (LF013): a wrapped layer whose parameter no name tells.
     """
     built, recent = Built(), Recent()
     nested = nested_layers(found, config)
@@ -80,7 +86,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
             claimed = _nested_layer(meaning, parts, rank, scale, built, recent)
         else:
             claimed = _layer(module, _plain(module, parts, config), scale, built)
-            claimed |= _rows(module, parts, config, built)
+            claimed |= read_rows(module, parts, config, built)
             claimed |= {"diagonal"} if config.recipe == "kasa" and "A" in claimed else set()
         if meaning.weight in built.low_ranks:
             _take_off(meaning.weight, rank, scale, config, built)
@@ -113,10 +119,10 @@ def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[
         a, b = parts["embedding_A"], parts["embedding_B"]
         built.low_ranks[weight] = factors.embedding(a, b, scale, magnitude)
         return {"embedding_A", "embedding_B", "magnitude"}
-    product = _product(module, parts, scale)
-    if product is None:
+    update = product(module, parts, scale)
+    if update is None:
         return set()
-    built.products[weight] = product
+    built.products[weight] = update
     return {part for part in parts if part.startswith(("hada_", "lokr_"))}
 
 
@@ -154,25 +160,8 @@ def _take_off(weight: str, rank: int, scale: float | None, config: PeftConfig, b
         built.from_bases[weight] = FromBase(config.recipe, rank, scale, update.shape)
 
 
-def _product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | None:
-    if {"hada_t1", "hada_t2", "lokr_t2"} & parts.keys():
-        raise UnsupportedUpdate("LoHa or LoKr with a tensor decomposition of a convolution is not read", where=module)
-    hada = [parts.get(f"hada_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b")]
-    up1, down1, up2, down2 = hada
-    if up1 is not None and down1 is not None and up2 is not None and down2 is not None:
-        return Hadamard(up1, down1, up2, down2, scale)
-    left, right = _kron_factors(parts, "lokr_w1"), _kron_factors(parts, "lokr_w2")
-    return Kronecker(left, right, scale) if left and right else None
-
-
-def _kron_factors(parts: Parts, name: str) -> tuple[LazyTensor, ...]:
-    whole, a, b = (parts.get(key) for key in (name, f"{name}_a", f"{name}_b"))
-    if whole is not None:
-        return (whole,)
-    return (a, b) if a is not None and b is not None else ()
-
-
-def _rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> set[str]:
+def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> set[str]:
+    """Builds the trained rows of one module, where it has any; the parts that it took."""
     values = parts.get("rows")
     if values is None:
         return set()

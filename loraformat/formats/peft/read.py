@@ -19,6 +19,8 @@ from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sor
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.nested import turns_square_experts
 from loraformat.formats.peft.patterns import is_inside
+from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
+from loraformat.formats.peft.tuners import TUNERS
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -38,8 +40,14 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     config = _config(bundle, hints)
     file = _weights(bundle)
     tensors = file.open()
-    found = sort(tensors.entries, file.name)
-    built = read_layers(found, config, hints)
+    tuner = TUNERS.get(config.peft_type)
+    if tuner is None:
+        found = sort(tensors.entries, file.name)
+        built = read_layers(found, config, hints)
+    else:
+        shared, entries = split_shared(tensors.entries, tuner)
+        found = sort(entries, file.name, part_names(tuner))
+        built = read_tuned(tuner, found, shared, config, hints)
     read_wholes(found, config, built)
     updates = {weight: built.updates(weight) for weight in sorted(built.weights())}
     notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
@@ -72,7 +80,8 @@ def _weights(bundle: Bundle) -> TensorFile:
 
 
 def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> Iterator[Finding]:
-    unknown = [name for name, value in config.raw.items() if name not in KNOWN_FIELDS and value]
+    known = KNOWN_FIELDS.union(TUNERS[config.peft_type].settings if config.peft_type in TUNERS else ())
+    unknown = [name for name, value in config.raw.items() if name not in known and value]
     if unknown:
         yield unknown_setting(CONFIG, sorted(unknown))
     missing = [
@@ -99,7 +108,7 @@ def _hub_config(
         task=optional_text(raw, "task_type", CONFIG),
         declared_ranks={
             weight: config.rank_of(built.scaled_as.get(weight, module_of(weight)))
-            for weight in sorted(built.layer_weights())
+            for weight in sorted(built.ranked_weights())
         },
         targets=config.targets,
         vocab_size=vocabulary_of(updates),

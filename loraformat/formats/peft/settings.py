@@ -66,7 +66,7 @@ def settings(adapter: Adapter, slots: Mapping[str, Slots]) -> dict[str, Json]:
 
 
 def _free(raw: Mapping[str, Json]) -> dict[str, Json]:
-    if "peft_type" not in raw:
+    if raw.get("peft_type") != "LORA":
         return dict(_FRESH)
     return {name: value for name, value in raw.items() if name not in _RECOMPUTED}
 

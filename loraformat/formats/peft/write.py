@@ -106,7 +106,7 @@ def _dropped(adapter: Adapter) -> list[str]:
     config = adapter.config
     own = {"base_fingerprint": config.base_fingerprint, "base_vocab_size": config.base_vocab_size, "tied": config.tied}
     names = [name for name, value in own.items() if value is not None]
-    return names if "peft_type" in config.raw else names + unstated_fields(config.raw)
+    return names if config.raw.get("peft_type") == "LORA" else names + unstated_fields(config.raw)
 
 
 def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:

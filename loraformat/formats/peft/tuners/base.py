@@ -1,0 +1,130 @@
+"""What a tuner of PEFT is to the reader: names of tensors, and a function from the tensors of a module to updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loraformat.errors import FormatError, UnsupportedUpdate
+from loraformat.formats.fields import (
+    Config,
+    as_text,
+    optional_boolean,
+    optional_integer,
+    optional_number,
+    place,
+)
+from loraformat.formats.peft.keys import CONFIG
+from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.updates import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Parts = Mapping[str, LazyTensor]
+Chains = dict[str, tuple[Update, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An adapter, as far as the reader of one of its modules needs it.
+
+    Attributes:
+        raw: adapter_config.json.
+        shared: tensors that belong to all modules, by name.
+        layers: module → part → tensor, all modules.
+        weights: names and stored shapes of the base's tensors, or None where there is no base.
+    """
+
+    raw: Config
+    shared: Parts
+    layers: Mapping[str, Parts]
+    weights: Mapping[str, tuple[int, ...]] | None = None
+
+    def number(self, name: str, default: float) -> float:
+        """A number of the config."""
+        found = optional_number(self.raw, name, CONFIG)
+        return default if found is None else found
+
+    def integer(self, name: str, default: int, low: int = 1, high: int = 2**53) -> int:
+        """An integer of the config, from `low` to `high`."""
+        found = optional_integer(self.raw, name, CONFIG, low, high)
+        return default if found is None else found
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """A boolean of the config."""
+        found = optional_boolean(self.raw, name, CONFIG)
+        return default if found is None else found
+
+    def text(self, name: str, default: str) -> str:
+        """A string of the config."""
+        found = self.raw.get(name)
+        return default if found is None else as_text(found, place(CONFIG, name))
+
+    def shape(self, module: str, *, out: int | None = None, into: int | None = None) -> tuple[int, int]:
+        """(out, in) of the module's weight in the base; what is known of it decides how it is stored.
+
+        Without anything known it is taken as stored, or turned where the config says `fan_in_fan_out`.
+
+        Raises: UnsupportedUpdate (LF013): no base was given, or it has no such matrix.
+        """
+        stored = self._stored(module)
+        if out is None and into is None:
+            return (stored[1], stored[0]) if self.flag("fan_in_fan_out") else stored
+        for rows, cols in (stored, stored[::-1]):
+            if out in (None, rows) and into in (None, cols):
+                return rows, cols
+        known = f"{out or 'any'} x {into or 'any'}"
+        raise UnsupportedUpdate(f"the update is {known}, the base weight {stored[0]} x {stored[1]}", where=module)
+
+    def _stored(self, module: str) -> tuple[int, int]:
+        if self.weights is None:
+            raise UnsupportedUpdate(
+                "the shape of the update stands in the base only", where=module, hint="give the base with --base"
+            )
+        name = f"{module}.weight"
+        shape = self.weights.get(name)
+        if shape is None:
+            ends = {found for other, found in self.weights.items() if other.endswith(f".{name}")}
+            shape = ends.pop() if len(ends) == 1 else None
+        if shape is None or len(shape) != 2:
+            raise UnsupportedUpdate(f"the base has no matrix {name}, whose shape the update needs", where=module)
+        return shape[0], shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuner:
+    """One kind of adapter.
+
+    Attributes:
+        parts: end of a tensor's name → how many axes it may have; () for any number.
+        read: (source, module, its parts) → updates by weight; none where a part is missing.
+        settings: fields of the config that it knows, beside those of all adapters.
+        shared: name of a tensor that belongs to all modules → how many axes it has.
+    """
+
+    parts: Mapping[str, tuple[int, ...]]
+    read: Callable[[Source, str, Parts], Chains]
+    settings: tuple[str, ...] = ()
+    shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def computed(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
+    """A tensor of float32 whose values are computed, as a whole, each time they are loaded.
+
+    Args:
+        value: gives a tensor of `shape`, in float64 so that one rounding remains.
+    """
+    return LazyTensor(shape, DType.F32, lambda start, stop: value()[start:stop].to(DType.F32.torch))
+
+
+def double(tensor: LazyTensor) -> Tensor:
+    """All values in float64."""
+    return tensor.load().to(DType.F64.torch)
+
+
+def require(claim: bool, module: str, message: str) -> None:
+    """Raise FormatError (LF012) where tensors of a module do not fit each other."""
+    if not claim:
+        raise FormatError(message, where=module)

@@ -1,0 +1,90 @@
+"""LoHa and LoKr, on matrices and on convolutions, whose core tensors are folded into the second factor.
+
+Source: peft 0.21.2, tuners/loha/layer.py `make_weight_cp`; tuners/lokr/layer.py `make_weight_cp`, `make_kron`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from loraformat.formats.peft.tuners.base import Parts, computed, double, require
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, Hadamard, Kronecker
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | Diff | None:
+    """The update of a LoHa or LoKr module, or None where parts are missing.
+
+    Raises: FormatError (LF012): a core tensor does not fit its factors.
+    """
+    first = _pair(module, parts, "hada_w1_a", "hada_w1_b", "hada_t1")
+    second = _pair(module, parts, "hada_w2_a", "hada_w2_b", "hada_t2")
+    if first and second:
+        return Hadamard(*first, *second, scale)
+    line = parts.get("lokr_w2")
+    left, right = _kron_factors(module, parts, "lokr_w1", None), _kron_factors(module, parts, "lokr_w2", "lokr_t2")
+    if left and line is not None and len(line.shape) == 3:
+        return Diff(_line(left, line), scale)
+    return Kronecker(left, right, scale) if left and right else None
+
+
+def _line(left: tuple[LazyTensor, ...], right: LazyTensor) -> LazyTensor:
+    """The update of a convolution along one axis as PEFT computes it: kron pairs the wrong axes, then it is reshaped.
+
+    Training used that very product, so it is what the adapter means.
+
+    Args:
+        left: (a, b), or two factors of it.
+        right: (c, d, k). The update is (a · c, b · d, k), from (1, a, b) ⊗ (c, d, k).
+    """
+    (rows, cols), (c, d, k) = (left[0].shape[0], left[-1].shape[1]), right.shape
+    shape = (rows * c, cols * d, k)
+
+    def value() -> Tensor:
+        import torch
+
+        factors = [double(factor) for factor in left]
+        return torch.kron(factors[0] @ factors[1] if len(factors) > 1 else factors[0], double(right)).reshape(shape)
+
+    return computed(shape, value)
+
+
+def _kron_factors(module: str, parts: Parts, name: str, core: str | None) -> tuple[LazyTensor, ...]:
+    whole = parts.get(name)
+    if whole is None:
+        return _pair(module, parts, f"{name}_a", f"{name}_b", core)
+    return (whole.reshape(whole.shape[0], math.prod(whole.shape[1:])) if len(whole.shape) > 2 else whole,)
+
+
+def _pair(
+    module: str, parts: Parts, one: str, other: str, core: str | None
+) -> tuple[LazyTensor, LazyTensor] | tuple[()]:
+    a, b, t = parts.get(one), parts.get(other), parts.get(core) if core else None
+    if a is None or b is None:
+        return ()
+    if t is None:
+        return a, b
+    fits = len(a.shape) == len(b.shape) == 2 and len(t.shape) == 4 and t.shape[:2] == (a.shape[0], b.shape[0])
+    require(fits, module, f"{core} {t.shape} does not fit {one} {a.shape} and {other} {b.shape}")
+    return a.T, _folded(t, b)
+
+
+def _folded(core: LazyTensor, b: LazyTensor) -> LazyTensor:
+    """Σ_j t[i, j, k, l] · b[j, c] as a matrix (rank, in · kernel): `aᵀ` times it is the convolution's update.
+
+    Args:
+        core: (rank, rank, k, l).
+        b: (rank, in).
+    """
+    rank, inner, *kernel = core.shape
+    shape = (rank, b.shape[1] * math.prod(kernel))
+
+    def value() -> Tensor:
+        columns = double(core).reshape(rank, inner, -1).transpose(1, 2) @ double(b)  # (rank, kernel, in)
+        return columns.transpose(1, 2).reshape(shape)
+
+    return computed(shape, value)

@@ -1,0 +1,58 @@
+"""Adapters of every tuner with one tensor damaged: an error of ours or a sound result, never another exception."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from peft_models import make
+from safetensors.torch import load_file, save_file
+from test_tuners_against_peft import CASES
+from torch import Tensor
+
+from loraformat.errors import LoraFormatError
+from loraformat.jobs.inspect import inspect
+from loraformat.jobs.merge import merge
+
+DAMAGED = (
+    *("adalora", "beft", "boft", "c3a", "delora", "fourierft", "gralora-hybrid", "hra", "ia3", "ln-tuning"),
+    *("loha-effective", "lokr-both", "miss-mini", "oft-shared", "pvera", "randlora", "road-4", "shira"),
+    *("trainable-tokens", "vblora", "vblora-topk", "vera"),
+)
+
+
+def damages(value: Tensor) -> Iterator[Tensor]:
+    yield value[:-1].clone()
+    yield value[..., :-1].clone()
+    yield value.flatten().clone()
+    yield value[None].clone()
+    yield value.new_zeros(0)
+    yield value.new_zeros(())
+    yield value.transpose(0, -1).contiguous()
+    yield torch.cat([value, value])
+    yield torch.cat([value, value], dim=-1)
+    yield value + 1000
+    yield value * 0
+    if value.is_floating_point():
+        yield value * float("nan")
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_tensor_is_an_error_of_ours(name: str, tmp_path: Path) -> None:
+    make(CASES[name], tmp_path)
+    base, adapter, out = (str(tmp_path / part) for part in ("base", "adapter", "out"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = load_file(file)
+    kinds = {key.rpartition("square")[2] if "square" in key else key: key for key in whole if "wide" not in key}
+    for key in kinds.values():
+        for damaged in damages(whole[key]):
+            save_file({**whole, key: damaged}, file)
+            with suppress(LoraFormatError):
+                inspect(adapter, base=base, norms=True)
+            with suppress(LoraFormatError):
+                merge(base, [adapter], out)
+            shutil.rmtree(out, ignore_errors=True)
