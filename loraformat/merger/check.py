@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraformat.containers import open_weights, read_rows
 from loraformat.errors import MergeError
 from loraformat.merger.apply import apply
-from loraformat.merger.copies import Inputs, columns_of
+from loraformat.merger.copies import Inputs, as_matrix, columns_of
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.windows import Limits, Steps, compute_dtype, read_window, unit_of, windows
@@ -70,11 +70,12 @@ def _check_edit(
 
     accumulated = compute_dtype(edit, inputs, plan.arithmetic.accumulate)
     steps = Steps(edit, inputs, torch.float64)
+    matrix = as_matrix(stored, edit.row_axes)
     for start, stop in _blocks(edit, inputs, full):
         base = read_window(inputs, edit, start, stop, torch.float64)
         ready, norms = steps.get()
         exact = apply(base.clone(), start, ready, norms)
-        found = read_rows(output, stored, start, stop).reshape(exact.shape).to(torch.float64)
+        found = read_rows(output, matrix, start, stop).reshape(exact.shape).to(torch.float64)
         room = _room(base, exact, found, DType[edit.dtype].torch, accumulated)
         bad = (((found - exact).abs() > room) | ~found.isfinite() & base.isfinite()).nonzero()
         if len(bad):

@@ -194,7 +194,7 @@ def _of_tuner(raw: Config, peft_type: str) -> PeftConfig:
         ensures_tying=_flag(raw, "ensure_weight_tying"),
         fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),
         parameters=(),
-        layers=(),
+        layers=None,
         recipe=None,
         blocks=None,
         version=optional_text(raw, "peft_version", CONFIG),
