@@ -1,8 +1,8 @@
 """safetensors: the header, read so that each way to be wrong has its own message; and files laid out to be written.
 
 Source: safetensors 0.8.0, README.md "Format" and tensor.rs. What it reads and makes sense is read here. Refused beyond
-it: white space before the header or other than spaces after it, repeated names, unknown fields of an entry,
-`__metadata__: null`, more than 8 dimensions, sub-byte types, and empty tensors whose sizes overflow 63 bits.
+it: white space before the header or other than spaces after it, repeated names, unknown fields of an entry, more than 8
+dimensions, sub-byte types, and empty tensors whose sizes overflow 63 bits.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ def _metadata(fields: dict[str, Json], where: str) -> dict[str, str]:
     if METADATA not in fields:
         return {}
     value = fields.pop(METADATA)
+    if value is None:  # as MLX 0.32 writes it where there is none
+        return {}
     if not isinstance(value, dict):
         raise InvalidHeader(f"{METADATA}: expected an object, found {_kind(value)}", where=where)
     for key, text in value.items():

@@ -30,13 +30,32 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         ContainerError: the only weight file is not what its name says (a Git-LFS pointer, an HTML page).
     """
     matches = [(each, match) for each in FORMATS if (match := each.sniff(bundle)) is not None]
-    best = [(each, match) for each, match in matches if match.certain] or matches
+    best = [(each, match) for each, match in matches if match.certain]
+    if not best:
+        _refuse_unread(bundle)
+        best = matches
     if not best:
         raise _unknown(bundle)
     if len(best) > 1:
         reasons = "; ".join(f"{each.NAME} ({match.because})" for each, match in best)
         raise AmbiguousFormat(f"several formats fit: {reasons}", where=bundle.uri, hint="choose with --from")
     return best[0]
+
+
+# Files by which other dialects are told. They are refused by name rather than taken for something that they are not.
+_UNREAD = {
+    "adapters.safetensors": "an MLX-LM adapter",
+    "adapters.npz": "an adapter of mlx-examples",
+    "lit_model.pth.lora": "a LitGPT adapter",
+    "pytorch_lora_weights.safetensors": "a diffusers adapter",
+    "pytorch_lora_weights.bin": "a diffusers adapter",
+}
+
+
+def _refuse_unread(bundle: Bundle) -> None:
+    for name, dialect in _UNREAD.items():
+        if name in bundle.files:
+            raise UnknownFormat(f"{name}: this is {dialect}, which is not read yet", where=bundle.uri)
 
 
 def _unknown(bundle: Bundle) -> UnknownFormat:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding
-from loraformat.io import Opened
+from loraformat.errors import ConfigError
+from loraformat.io import Opened, open_adapter
 from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
 from loraformat.merger import (
     AdapterSource,
@@ -29,12 +30,12 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.findings import stale_weights_left_out
+from loraformat.merger.findings import left_out
 from loraformat.merger.manifest import MANIFEST
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
-from loraformat.model.summary import summarize
+from loraformat.model.summary import has_scale, scale_of, summarize
 from loraformat.model.tensors import DType
 from loraformat.report import Report
 from loraformat.storage import open_store, require_space, stage
@@ -135,11 +136,15 @@ def _prepare(
     checkpoint = open_checkpoint(base)
     findings: list[Finding] = []
     opened: list[Opened] = []
+    sources: list[AdapterSource] = []
     for uri in adapters:
-        one, found = open_subject(uri, base=checkpoint, assumptions=assumptions)
+        said = _said_of(uri, assumptions, checkpoint) if len(adapters) > 1 else assumptions
+        one, found = open_subject(uri, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
-    sources = [_source(one, assumptions) for one in opened]
+        sources.append(_source(one, said))
+    if assumptions.alpha is not None and all(source.alpha is None for source in sources):
+        raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
     plan = plan_merge(
         checkpoint,
         [one.adapter for one in opened],
@@ -150,19 +155,24 @@ def _prepare(
         max_shard_nbytes=options.max_shard_nbytes,
     )
     if plan.left_out:
-        findings.append(stale_weights_left_out(plan.base, plan.left_out))
+        findings.append(left_out(plan.base, plan.left_out))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 
-def _source(opened: Opened, assumptions: Assumptions) -> AdapterSource:
-    return AdapterSource(
-        opened.uri,
-        opened.format.NAME,
-        alpha=assumptions.alpha,
-        rank=assumptions.rank,
-        scale=assumptions.scale,
-        fan_in_fan_out=assumptions.fan_in_fan_out,
+def _said_of(uri: str, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
+    """What is assumed of one adapter among several: an alpha or scale fills those that state none."""
+    without = replace(assumptions, alpha=None, scale=None)
+    if without == assumptions:
+        return assumptions
+    adapter = open_adapter(uri, hints=without.hints(base)).adapter
+    gaps = (
+        has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
     )
+    return assumptions if any(gaps) else without
+
+
+def _source(opened: Opened, assumptions: Assumptions) -> AdapterSource:
+    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions))
 
 
 def _write(

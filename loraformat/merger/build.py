@@ -48,8 +48,8 @@ def plan_merge(
         found = in_dtype(found, base, dtype)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
-    left_out = tuple(sorted(name for name in base.others if _is_stale(name, base)))
-    copies = [CopiedFile(name) for name in base.others if name not in left_out and name not in tokenizers]
+    stale = {name for name in base.others if _is_stale(name, base)}
+    copies = [CopiedFile(name) for name in base.others if name not in stale and name not in tokenizers]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
     patch = (*_config_patch(base.config, found), *(dtype_patch(base.config, dtype) if dtype is not None else ()))
     rewritten = {"config.json"} if patch else set()
@@ -67,7 +67,7 @@ def plan_merge(
         copies=tuple(sorted((c for c in copies if c.name not in rewritten), key=lambda copied: copied.name)),
         config_patch=patch,
         index=index,
-        left_out=left_out,
+        left_out=(*sorted(stale), *(f"{name}/" for name in base.folders)),
         arithmetic=arithmetic or Arithmetic(),
     )
 

@@ -9,23 +9,23 @@ from loraformat.formats.findings import Said, kind, listed
 
 
 @kind("LF802", Severity.INFO)
-def stale_weights_left_out(base: str, names: Sequence[str]) -> Said:
-    """The base folder holds its weights in another form too, and that form was not copied.
+def left_out(base: str, names: Sequence[str]) -> Said:
+    """Something of the base folder was not copied: its weights in another form, or a subfolder.
 
     ## Why is this bad?
-    It is not: the merged folder has only merged weights. Had the other files been copied, a loader that prefers them
-    would have loaded the un-merged model without a word.
+    Mostly it is not. Had weights in another form been copied, a loader that prefers them would have loaded the
+    un-merged model without a word. What lies in subfolders is not looked into, and is missing if something needs it.
 
     ## Example
     A base with `model.safetensors` and `pytorch_model.bin`: the first is merged and written, the second is left out.
 
     ## Use instead
-    Nothing to do. To merge into the other form, give that file as the base.
+    To merge into the other form, give that file as the base. Copy the subfolders that you need.
 
     ## Source
     loraformat's own law: nothing is dropped in silence.
     """
-    return base, f"not copied, since they hold un-merged weights: {listed(list(names))}"
+    return base, f"not copied, un-merged weights and subfolders: {listed(list(names))}"
 
 
 @kind("LF803", Severity.WARNING)
@@ -75,4 +75,4 @@ def output_changed(where: str, message: str) -> Said:
     return where, message, "copy or merge it again"
 
 
-FINDINGS = (stale_weights_left_out, update_lost_to_rounding, output_changed)
+FINDINGS = (left_out, update_lost_to_rounding, output_changed)

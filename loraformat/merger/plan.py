@@ -122,7 +122,7 @@ class MergePlan:
         base: URI of the base.
         config_patch: changes to config.json, as paths of keys: (("text_config", "vocab_size"), 95).
         index: name of the index to write anew, None where there is none or the base's is copied.
-        left_out: files of the base that are not taken over: other weight files, which the merge would make stale.
+        left_out: what is not taken over from the base: other weight files, which would be stale, and subfolders.
     """
 
     base: str

@@ -72,6 +72,7 @@ class Checkpoint:
         index: name of the `*.index.json`, or None.
         config: config.json, or {} where there is none.
         others: every other regular file beside the weights (config.json and index included) → size.
+        folders: names of subfolders, which are not looked into.
     """
 
     uri: str
@@ -80,6 +81,7 @@ class Checkpoint:
     index: str | None = None
     config: Mapping[str, Json] = field(default_factory=dict)
     others: Mapping[str, int] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -20,6 +20,7 @@ from loraformat.report.words import amount, nbytes, number, plural
 _FEW_FILES = 5
 _WORST = 5
 _FULLY_KEPT = 0.9995
+_FEW_CODES = 8
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -85,9 +86,17 @@ def progress(total_label: str) -> Iterator[Progress]:
 
     label = TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(show(total_label), total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    task = bars.add_task(show(total_label), total=None)
+
+    def advance(done: int, total: int) -> None:
+        bars.start()  # not before: what is said on stderr until then would run into the bar
+        bars.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        bars.stop()
 
 
 def _silent(done: int, total: int) -> None:
@@ -104,7 +113,8 @@ def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
     for skipped in report.skipped:
         by_reason[skipped.reason].append(skipped)
     for reason, group in by_reason.items():
-        page.say(Piece("not checked: ", "dim"), f"{', '.join(skipped.code for skipped in group)} ({reason})")
+        codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
+        page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
     verdict = counts(report.findings)
     style = STYLES[report.worst] if report.worst else "bold green"
     read_as = f" ({report.format})" if report.format else ""

@@ -28,6 +28,9 @@ class Store(Protocol):
     def files(self) -> Mapping[str, int]:
         """Regular files by name → size in bytes, sorted."""
 
+    def folders(self) -> tuple[str, ...]:
+        """Names of subfolders, sorted; hidden ones left out. Their content cannot be reached from here."""
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """A range of a file, or from `offset` to its end. A range that the file does not have raises StorageError."""
 

@@ -70,6 +70,13 @@ class LocalStore:
         listed = {name: size for name, size in found.items() if size is not None and not name.startswith(OWN_PREFIX)}
         return dict(sorted(listed.items()))
 
+    def folders(self) -> tuple[str, ...]:
+        """See Store."""
+        if self._only is not None:
+            return ()
+        with told_as(self.uri), os.scandir(self._folder) as entries:
+            return tuple(sorted(each.name for each in entries if each.is_dir() and not each.name.startswith(".")))
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
         with self._opened(path) as (fd, size):

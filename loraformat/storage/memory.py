@@ -23,6 +23,10 @@ class MemoryStore:
         """Files by name → size in bytes, sorted."""
         return {name: len(data) for name, data in sorted(self._contents.items())}
 
+    def folders(self) -> tuple[str, ...]:
+        """See Store."""
+        return ()
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
         data = self._content(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,26 @@ def test_a_stated_alpha_is_not_overridden(example: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_alpha_fills_those_of_several_adapters_that_state_none(example: Path, tmp_path: Path) -> None:
+    base, silent, stating = example / "base", example / "adapter", tmp_path / "stating"
+    config = tmp_path / "stating" / "adapter_config.json"
+    run("convert", silent, "--to", "peft", "--alpha", 4, "-o", stating)
+    weights = load_file(stating / "adapter_model.safetensors")
+    factors = {name: tensor for name, tensor in weights.items() if "lora_" in name}
+    save_file(factors, stating / "adapter_model.safetensors")
+    assert json.loads(config.read_text())["lora_alpha"] == 4
+    assert run("merge", base, silent, stating, "--alpha", 16, "-o", tmp_path / "both").exit_code == 0
+    name = "model.layers.1.self_attn.v_proj"
+    hand_written = torch.load(silent / "lora_weights.pt", weights_only=True)
+    delta = hand_written[f"{name}.lora_B"].double() @ hand_written[f"{name}.lora_A"].double()
+    before, after = (load_file(folder / "model.safetensors")[f"{name}.weight"] for folder in (base, tmp_path / "both"))
+    expected = before.double() + 16 / 8 * delta + 4 / 8 * delta
+    assert ((after.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-9).all()
+    refused = run("merge", base, stating, stating, "--alpha", 16, "-o", tmp_path / "none")
+    assert refused.exit_code == 3
+    assert "every adapter states its own" in refused.stderr
+
+
 def test_assume_is_the_long_form_of_alpha(example: Path, tmp_path: Path) -> None:
     short = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "a")
     long = run("merge", example / "base", example / "adapter", "--assume", "alpha=16", "-o", tmp_path / "b")
@@ -194,6 +215,19 @@ def test_an_input_is_never_the_output(example: Path) -> None:
         arguments = ("merge", example / "base", example / "adapter", "--alpha", 16, "--overwrite", "-o", out)
         assert run(*arguments).exit_code == 3
     assert (example / "base" / "model.safetensors").read_bytes() == before
+
+
+def test_what_is_left_out_of_the_base_is_said(example: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(example / "base", base)
+    (base / "pytorch_model.bin").write_bytes(b"stale")
+    (base / "original").mkdir()
+    result = run("merge", base, example / "adapter", "--alpha", 16, "-o", tmp_path / "out", "--format", "json")
+    assert result.exit_code == 0
+    (finding,) = reports_json(result)["findings"]
+    assert finding["code"] == "LF802"
+    assert "pytorch_model.bin, original/" in finding["message"]
+    assert "pytorch_model.bin, original/" in result.stderr
 
 
 def test_a_dry_run_writes_nothing_and_prints_the_plan(example: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -67,7 +66,6 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "repeated name": (raw(b'{"a":%b,"a":%b}' % ((json.dumps(F32).encode(),) * 2), bytes(8)), InvalidHeader, "twice"),
     "lone surrogate": (raw(b'{"\\ud800":1}'), InvalidHeader, "lone surrogate"),
     "metadata list": (with_header({"__metadata__": []}, b""), InvalidHeader, "expected an object, found a list"),
-    "metadata null": (with_header({"__metadata__": None}, b""), InvalidHeader, "found null"),
     "metadata number": (with_header({"__metadata__": {"x": 1}}, b""), InvalidHeader, '"x": expected a string'),
     "entry is a list": (with_header({"a": []}), InvalidHeader, "a: expected an object, found a list"),
     "no dtype": (with_header({"a": {"shape": [2], "data_offsets": [0, 8]}}), InvalidHeader, "a: dtype is missing"),
@@ -121,7 +119,6 @@ STRICTER = {
     "leading space",
     "padding of newlines",
     "repeated name",
-    "metadata null",
     "unknown field",
     "nine dimensions",
     "empty but huge",
@@ -158,6 +155,7 @@ ACCEPTED = {
     "no tensors": raw(b"{}"),
     "spaces after": raw(b"{}" + b" " * 30),
     "only metadata": with_header({"__metadata__": {"format": "pt"}}, b""),
+    "metadata null, as MLX writes it": with_header({"__metadata__": None, "a": F32}),
     "misaligned": with_header(
         {"b": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}, "a": {**F32, "data_offsets": [3, 11]}}, bytes(11)
     ),
@@ -291,15 +289,10 @@ def test_a_reserved_name_is_refused() -> None:
         plan_file("safetensors", {"__metadata__": (DType.F32, (1,))})
 
 
-def test_many_tensors_take_no_quadratic_time() -> None:
-    def seconds(count: int) -> float:
-        shapes = {f"layers.{number}.weight": (DType.F32, (1,)) for number in range(count)}
-        layout = plan_file("safetensors", shapes)
-        store = MemoryStore({"m": layout.frame({})[0][1] + bytes(4 * count)})
-        start = time.process_time()
-        assert len(read_header(store, "m").entries) == count
-        return time.process_time() - start
-
-    seconds(1000)
-    # Linear work takes 16 times as long, quadratic work 256 times; the garbage collector takes its share.
-    assert seconds(64_000) < 120 * seconds(4_000)
+def test_a_header_of_50_000_tensors_is_read() -> None:
+    """Quadratic work would run into the time limit of the suite."""
+    count = 50_000
+    shapes = {f"layers.{number}.weight": (DType.F32, (1,)) for number in range(count)}
+    layout = plan_file("safetensors", shapes)
+    store = MemoryStore({"m": layout.frame({})[0][1] + bytes(4 * count)})
+    assert len(read_header(store, "m").entries) == count

@@ -53,6 +53,19 @@ def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
         formats.detect(bundle({f"{number}.txt": b"" for number in range(12)}))
 
 
+@pytest.mark.parametrize(
+    ("files", "dialect"),
+    [
+        ({"adapters.safetensors": PAIR, "adapter_config.json": {"fine_tune_type": "lora"}}, "MLX-LM"),
+        ({"lit_model.pth.lora": b"", "hyperparameters.yaml": b""}, "LitGPT"),
+        ({"pytorch_lora_weights.safetensors": {"unet.q.lora_A.weight": torch.ones(2, 2)}}, "diffusers"),
+    ],
+)
+def test_a_dialect_that_is_not_read_is_refused_by_name(files: dict[str, object], dialect: str) -> None:
+    with pytest.raises(UnknownFormat, match=f"{dialect} adapter, which is not read yet"):
+        formats.detect(bundle(files))
+
+
 def test_what_is_wrong_with_the_only_weight_file_comes_through() -> None:
     def fail() -> None:
         raise NotATensorFile("this is a Git-LFS pointer", where="x.pt")

@@ -228,10 +228,35 @@ def test_the_container_can_be_changed(tmp_path: Path, container: str) -> None:
         assert files == {path.name for path in out.iterdir() if path.suffix == suffix}
 
 
+def test_bin_shards_keep_their_names_and_their_index(tmp_path: Path) -> None:
+    tensors, base = weights(), tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(config()))
+    names = sorted(tensors)
+    weight_map = {}
+    for number in (1, 2):
+        file = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: tensors[name] for name in names[number - 1 :: 2]}, base / file)
+        weight_map |= dict.fromkeys(names[number - 1 :: 2], file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    out = merge(base, tmp_path / "out", adapter({Q: low_rank(24, 24), EMBED: Replace(table(75))}), jobs=2)
+    result = load(out)
+    assert torch.allclose(result[Q].double(), merged(tensors[Q], [low_rank(24, 24)]), atol=1e-5)
+    assert torch.equal(result[EMBED], table(75).load())
+    assert torch.equal(result[UP], tensors[UP])
+    grown = {"total_size": total + 5 * 24 * 4}
+    assert json.loads((out / "pytorch_model.bin.index.json").read_text()) == {**index, "metadata": grown}
+    for name, file in weight_map.items():
+        assert name in torch.load(out / file, weights_only=True)
+
+
 def test_weights_in_another_form_are_not_copied(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(), config())
     (base / "pytorch_model.bin").write_bytes(b"stale")
     (base / "README.md").write_text("kept")
+    (base / "original").mkdir()
     out = merge(base, tmp_path / "out", adapter({Q: low_rank(24, 24)}))
     assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
 

@@ -22,9 +22,12 @@ __all__ = ["NAME", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write"
 
 
 def sniff(bundle: Bundle) -> Match | None:
-    """A single tensor file, or the only one of a folder, in which factors come in pairs; opens its header."""
+    """A single tensor file, or the only one of a folder, in which factors come in pairs; opens its header.
+
+    A folder with an adapter_config.json is another tool's: what its factors mean stands there.
+    """
     file = the_file(bundle)
-    if file is None:
+    if file is None or "adapter_config.json" in bundle.files:
         return None
     pairs, _ = pairs_of(file.open().entries)
     if not pairs:
