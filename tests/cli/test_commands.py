@@ -310,3 +310,25 @@ def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> N
         assert child.returncode == code, said
         assert said.splitlines()[-1] == "interrupted: no partial output is left"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
+
+
+def test_verify_compares_a_merge_with_its_manifest(example: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", out).exit_code == 0
+    passed = run("verify", out, "--format", "json")
+    assert (passed.exit_code, reports_json(passed)["findings"]) == (0, [])
+    (out / "config.json").write_text("{}")
+    failed = run("verify", out)
+    assert failed.exit_code == 1
+    assert "error[LF804]" in failed.stdout
+    assert run("verify", example / "base").exit_code == 3
+
+
+def test_merge_options_that_change_bytes_are_in_the_manifest(example: Path, tmp_path: Path) -> None:
+    more = ("--dtype", "bfloat16", "--rounding", "stochastic", "--seed", 3, "--accumulate", "float64")
+    files = ("--max-shard-size", "20kB", "--verify", "full", "--hash")
+    result = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "out", *more, *files)
+    assert result.exit_code == 0, result.output
+    manifest = json.loads((tmp_path / "out" / "loraformat.manifest.json").read_text())
+    assert manifest["options"] == {"accumulate": "float64", "rounding": "stochastic", "seed": 3}
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1

@@ -179,3 +179,26 @@ def test_require_space_compares_with_the_file_system(tmp_path: Path) -> None:
     require_space(str(tmp_path / "absent" / "deep"), 1)
     with pytest.raises(StorageError, match="no space: 1152921504606846976 bytes are needed"):
         require_space(str(tmp_path / "out"), 1 << 60)
+
+
+def test_a_file_that_cannot_be_cloned_is_left_to_be_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr("fcntl.ioctl", refuse)
+    (tmp_path / "a").write_bytes(b"content")
+    store = LocalStore(str(tmp_path))
+    with store.create("b", 7) as writer:
+        assert not writer.clone_from(store, "a")
+        writer.copy_from(store, "a", 0, 0, 7)
+    assert store.read("b") == b"content"
+
+
+def test_a_removed_file_is_gone_and_a_missing_one_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    store = LocalStore(str(tmp_path))
+    before = store.identity("a")
+    store.remove("a")
+    store.remove("a")
+    (tmp_path / "a").write_bytes(b"other content")
+    assert store.identity("a") != before

@@ -232,3 +232,46 @@ def test_every_file_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "rename", recorded_rename)
     write(tmp_path / "out")
     assert events == ["file", "folder", "rename", "folder"]
+
+
+def unfinished(folder: Path, name: str = ".out.loraformat-0123abcd.partial") -> Path:
+    left = folder / name
+    left.mkdir()
+    (left / "done").write_text("kept")
+    (left / ".loraformat-note").write_text("ours")
+    return left
+
+
+def test_resume_gives_the_folder_of_a_killed_run_back(tmp_path: Path) -> None:
+    unfinished(tmp_path)
+    with stage(str(tmp_path / "out"), overwrite=False, resume=True) as store:
+        assert list(store.files()) == ["done"]
+        with store.create("a") as writer:
+            writer.write(b"new")
+    assert content(tmp_path / "out") == {"a": "new", "done": "kept"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_resume_takes_the_newest_and_removes_the_others(tmp_path: Path) -> None:
+    old = unfinished(tmp_path, ".out.loraformat-ffffffff.partial")
+    (old / "old").write_text("old")
+    os.utime(old, (1, 1))
+    unfinished(tmp_path)
+    with stage(str(tmp_path / "out"), overwrite=False, resume=True) as store:
+        assert list(store.files()) == ["done"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(("error", "is_kept"), [(KeyboardInterrupt, True), (OSError, False)])
+def test_with_resume_a_signal_keeps_what_is_done_and_an_error_does_not(
+    tmp_path: Path, error: type[BaseException], is_kept: bool
+) -> None:
+    def interrupted() -> None:
+        with stage(str(tmp_path / "out"), overwrite=False, resume=True) as store, store.create("a") as writer:
+            writer.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert len(os.listdir(tmp_path)) == is_kept
+    assert not (tmp_path / "out").exists()
