@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.merger import AdapterSource, Inputs, Limits, plan_merge, write_others, write_shard
+from loraformat.merger import AdapterSource, Inputs, Limits, plan_merge, repeated, write_others, write_shard
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
@@ -80,7 +80,7 @@ def merge(
     memory_nbytes: int = 1 << 24,
     container: str | None = None,
 ) -> Path:
-    checkpoint = open_checkpoint(str(base))
+    checkpoint = repeated(open_checkpoint(str(base)), adapters)
     sources = [AdapterSource("memory", "none") for _ in adapters]
     plan = plan_merge(checkpoint, adapters, sources, container=container)
     inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)
