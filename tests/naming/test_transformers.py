@@ -1,4 +1,4 @@
-"""Stored names and names in memory, against the rules of the installed transformers where its version is the table's."""
+"""Stored names and names in memory; the table against the installed transformers where that is of its version."""
 
 from __future__ import annotations
 
