@@ -16,7 +16,8 @@ class Part:
 
     Attributes:
         expert: which slice of a stacked update; None for all of a stack, or for an update that is none.
-        rows: (start, stop) of the rows taken, after the update was turned as the tensor is stored; None for all.
+        rows: (start, stop) of the rows taken, after the update was turned as the tensor is stored; None for all, where
+            they are all that the tensor, or its expert, has.
         at: the first row of the tensor that they go to; rows of a stack are counted through all its experts.
     """
 
@@ -121,7 +122,7 @@ def _cut(name: str, stored: _Found) -> Place | None:
         return None
     height = rows // count
     at = stored.spelled.names.index(name) * height
-    return Place((height, *stored.shape[1:]), (Piece(stored.tensor, Part(at=at)),))
+    return Place((height, *stored.shape[1:]), (Piece(stored.tensor, Part(rows=(0, height), at=at)),))
 
 
 def _stacked(several: list[_Found]) -> Place | None:
@@ -185,7 +186,7 @@ def _slice_of_stack(spelled: Spelled, stack: Place) -> Place | None:
         return None
     height = stack.shape[1] // spelled.sources
     at = spelled.expert * stack.shape[1] + spelled.source * height
-    return Place((height, stack.shape[2]), (Piece(stack.pieces[0].tensor, Part(at=at)),))
+    return Place((height, stack.shape[2]), (Piece(stack.pieces[0].tensor, Part(rows=(0, height), at=at)),))
 
 
 def _laid_together(homes: list[Place]) -> Place | None:

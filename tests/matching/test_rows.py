@@ -62,8 +62,8 @@ def test_single_experts_land_on_a_stack() -> None:
     updates = {f"{DISK}.1.w3.weight": stack(6, 4), f"{DISK}.1.w2.weight": stack(4, 6)}
     found = match(adapter(updates), base(shapes, **MIXTRAL))
     assert [(landing.tensor, landing.part) for (landing,) in found.landings.values()] == [
-        (f"{MEMORY}.gate_up_proj", Part(at=18)),
-        (f"{MEMORY}.down_proj", Part(at=4)),
+        (f"{MEMORY}.gate_up_proj", Part(rows=(0, 6), at=18)),
+        (f"{MEMORY}.down_proj", Part(rows=(0, 4), at=4)),
     ]
     assert not found.misfits
     outside = match(adapter({f"{DISK}.2.w3.weight": stack(6, 4)}), base(shapes, **MIXTRAL))

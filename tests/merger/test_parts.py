@@ -73,9 +73,11 @@ def test_single_experts_are_merged_into_a_stack(tmp_path: Path) -> None:
     vector = Magnitude(LazyTensor.of(torch.rand(75) + 1))
     factors = low_rank(75, 20)
     dora = LowRank(factors.up, factors.down, 0.5, vector)
-    changes = adapter({f"{DISK}.1.w3.weight": low_rank(75, 20), f"{DISK}.2.w1.weight": dora})
+    updates = {f"{DISK}.{place}.weight": low_rank(75, 20) for place in ("0.w1", "1.w3")}
+    changes = adapter({**updates, f"{DISK}.2.w1.weight": dora})
     result = load(merge(base, tmp_path / "out", changes))[f"{MEMORY}.gate_up_proj"]
     expected = weight.clone()
+    expected[0, :75] += dense(factors)
     expected[1, 75:] += dense(factors)
     moved = expected[2, :75] + dense(factors)
     expected[2, :75] = vector.vector.load()[:, None] * moved / moved.norm(dim=1, keepdim=True)
@@ -95,11 +97,12 @@ def test_a_bias_of_a_cut_weight_is_cut_too(tmp_path: Path) -> None:
     settings = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
     bias = random(6)
     base = save_base(tmp_path / "base", {"mlp.weights_in.bias": bias}, settings)
-    change = adapter({"mlp.up_proj.bias": Diff(LazyTensor.of(torch.ones(3)))})
-    result = load(merge(base, tmp_path / "out", change))["mlp.weights_in.bias"]
-    assert torch.equal(result, bias + torch.tensor([0, 0, 0, 1, 1, 1]))
-    with pytest.raises(UnsupportedUpdate, match="stores it in parts"):
-        merge(base, tmp_path / "no", adapter({"mlp.up_proj.bias": Replace(LazyTensor.of(torch.ones(3)))}))
+    for number, (name, ones) in enumerate({"gate": [1, 1, 1, 0, 0, 0], "up": [0, 0, 0, 1, 1, 1]}.items()):
+        change = adapter({f"mlp.{name}_proj.bias": Diff(LazyTensor.of(torch.ones(3)))})
+        result = load(merge(base, tmp_path / f"out{number}", change))["mlp.weights_in.bias"]
+        assert torch.equal(result, bias + torch.tensor(ones))
+        with pytest.raises(UnsupportedUpdate, match="stores it in parts"):
+            merge(base, tmp_path / "no", adapter({f"mlp.{name}_proj.bias": Replace(LazyTensor.of(torch.ones(3)))}))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
