@@ -12,7 +12,7 @@ from loraformat.cli import options
 
 @click.command("merge")
 @click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
 @options.out
 @options.alpha
 @options.assume
@@ -90,6 +90,8 @@ def command(
     output_format: str,
 ) -> None:
     """Write BASE with every ADAPTER merged into it: W + Σ s·BA, in windows of rows, rounded once.
+
+    ADAPTER=0.7 merges an adapter at that strength; a path that exists is taken as it is.
 
     BASE is a folder with safetensors, .bin shards or one .pt file. The output keeps its files, names and container.
     """

@@ -127,7 +127,7 @@ class _Atlas:
     @cached_property
     def places(self) -> Mapping[str, Place]:
         """Names in memory."""
-        return places_of(self._base, self._spelling)
+        return places_of(self._base)
 
     def find(self, name: str) -> Place | None:
         stored = self._base.tensors.get(name)

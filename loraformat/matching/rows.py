@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.naming import Spelled, Spelling
+from loraformat.naming import Spelled, Spelling, spelling_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class Part:
 
     Attributes:
         expert: which slice of a stacked update; None for all of a stack, or for an update that is none.
-        rows: (start, stop) of the rows taken, after the update was turned as the tensor is stored; None for all.
+        rows: (start, stop) of the rows taken, after the update was turned as the tensor is stored; None for all, where
+            they are all that the tensor, or its expert, has.
         at: the first row of the tensor that they go to; rows of a stack are counted through all its experts.
     """
 
@@ -57,11 +59,31 @@ class _Found:
     spelled: Spelled
 
 
-def places_of(base: Checkpoint, spelling: Spelling) -> Mapping[str, Place]:
+class _Same:
+    """A base as a key of a cache: itself, not its contents."""
+
+    def __init__(self, base: Checkpoint) -> None:
+        self.base = base
+
+    def __hash__(self) -> int:
+        return id(self.base)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.base is self.base
+
+
+def places_of(base: Checkpoint) -> Mapping[str, Place]:
     """Name in memory → where it is stored. Left out: what is stored in another way than by rows, and what is not clear.
 
-    A weight that is stored in parts is only here where all parts are.
+    A weight that is stored in parts is only here where all parts are. Each rule and the merger asks for the same base,
+    and large models have tens of thousands of experts, so the last answers are kept.
     """
+    return _places(_Same(base))
+
+
+@lru_cache(maxsize=2)
+def _places(same: _Same) -> Mapping[str, Place]:
+    base, spelling = same.base, spelling_of(same.base.config)
     if not spelling.rules:
         return {name: Place(tensor.shape, (Piece(name),)) for name, tensor in base.tensors.items()}
     found: dict[str, list[_Found]] = {}
@@ -100,7 +122,7 @@ def _cut(name: str, stored: _Found) -> Place | None:
         return None
     height = rows // count
     at = stored.spelled.names.index(name) * height
-    return Place((height, *stored.shape[1:]), (Piece(stored.tensor, Part(at=at)),))
+    return Place((height, *stored.shape[1:]), (Piece(stored.tensor, Part(rows=(0, height), at=at)),))
 
 
 def _stacked(several: list[_Found]) -> Place | None:
@@ -164,7 +186,7 @@ def _slice_of_stack(spelled: Spelled, stack: Place) -> Place | None:
         return None
     height = stack.shape[1] // spelled.sources
     at = spelled.expert * stack.shape[1] + spelled.source * height
-    return Place((height, stack.shape[2]), (Piece(stack.pieces[0].tensor, Part(at=at)),))
+    return Place((height, stack.shape[2]), (Piece(stack.pieces[0].tensor, Part(rows=(0, height), at=at)),))
 
 
 def _laid_together(homes: list[Place]) -> Place | None:

@@ -11,7 +11,7 @@ from loraformat.model.checkpoint import Checkpoint
 # Last module components by which libraries call their input embeddings and output heads.
 # Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embedding")
-HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "generator_lm_head")
+HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "generator_lm_head", "proj_out")
 
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 

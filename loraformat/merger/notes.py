@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding
+from loraformat.matching import TIE_KEYS, is_embedding
 from loraformat.merger.findings import left_out, unlike_peft, whole_matrices
-from loraformat.merger.plan import Edit, MergePlan
+from loraformat.merger.plan import Edit, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates import FromBase
+from loraformat.model.updates import FromBase, Replace, Rows
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Finding]:
@@ -23,10 +27,31 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     if base.layers:
         text = f"{len(base.layers)} layers of their own are written; PEFT adds the updates of all copies of a layer up"
         yield unlike_peft(plan.base, text)
+    yield from _unlike_peft(plan, adapters)
     decomposed = [edit for edit in plan.edits if any(_is_from_base(edit, adapters))]
     if decomposed:
         largest = max(edit.matrix[0] * edit.matrix[1] * 4 for edit in decomposed)
         yield whole_matrices(plan.base, len(decomposed), largest)
+
+
+def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """What PEFT merges otherwise beside repeated layers.
+
+    Source: peft 0.21.2, tuners/lora/model.py; utils/transformers_weight_conversion.py.
+    """
+    is_untied = any(path[-1] in TIE_KEYS for path, _ in plan.config_patch)
+    added = [e.tensor for e in plan.edits if is_embedding(e.source) and any(_adds(t, adapters) for t in e.terms)]
+    if is_untied and added:
+        yield unlike_peft(added[0], "embedding and head are parted; PEFT adds the update of one of them to both")
+    for source, adapter in zip(plan.adapters, adapters, strict=True):
+        experts = [weight for weight in adapter.updates if _EXPERT.search(weight)]
+        if experts and adapter.config.raw.get("use_rslora") is True:
+            text = f"{len(experts)} updates of single experts keep their scale; PEFT's conversion for transformers 5 "
+            yield unlike_peft(source.uri, text + "multiplies those of gate and up projections by √2")
+
+
+def _adds(term: Term, adapters: Sequence[Adapter]) -> bool:
+    return not isinstance(adapters[term.adapter].updates[term.weight][term.index], (Replace, Rows))
 
 
 def _is_from_base(edit: Edit, adapters: Sequence[Adapter]) -> Iterator[bool]:

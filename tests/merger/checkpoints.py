@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, write_others, write_weights
+from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, repeated, write_others, write_weights
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
@@ -93,7 +93,7 @@ def merge_and_tell(
     **planned: object,
 ) -> Written:
     """A merge without the job around it: the files, and what is known of them."""
-    checkpoint = open_checkpoint(str(base))
+    checkpoint = repeated(open_checkpoint(str(base)), adapters)
     sources = [AdapterSource("memory", "none") for _ in adapters]
     plan = plan_merge(checkpoint, adapters, sources, **planned)
     inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)

@@ -6,7 +6,7 @@ Source: peft 0.21.2, tuners/lora/layer.py `ParamWrapper`, `MultiheadAttention`; 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
             layers[path] = Nested(f"{outer}.out_proj.weight", f"{outer}.out_proj", times=_OUT_PROJ_TIMES)
             layers[outer] = Nested(f"{outer}.in_proj_weight", outer)
     for path in found.modules:
-        parameter = None if path in layers else _parameter(path, config)
+        parameter = None if path in layers else _parameter(path, config, found.modules.keys())
         if parameter is not None:
             layers[path] = Nested(parameter, parameter, is_parameter=True)
         elif path not in layers and f"{_WRAPPED}." in f"{path}.":
@@ -69,13 +69,14 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
     return layers
 
 
-def _parameter(path: str, config: PeftConfig) -> str | None:
+def _parameter(path: str, config: PeftConfig, paths: AbstractSet[str]) -> str | None:
     """The parameter that a module path stands for: its depth in wrappers says which of those that are targeted."""
     module = path
     while module.endswith(_WRAPPED):
         module = module.removesuffix(_WRAPPED)
     depth = (len(path) - len(module)) // len(_WRAPPED)
-    names = list(dict.fromkeys(_targeted(module, config.parameters)))
+    is_stack = module.rpartition(".")[2] == "experts" or module + _WRAPPED in paths
+    names = _targeted(module, config.parameters, is_stack=is_stack)
     if not names or (depth == 0 and _is_targeted_module(module, config)):
         return None
     if len(names) > 1 and not set(names) <= set(_REGISTERED):
@@ -90,11 +91,20 @@ def _parameter(path: str, config: PeftConfig) -> str | None:
     return f"{module}.{ordered[depth]}"
 
 
-def _targeted(module: str, targets: tuple[str, ...]) -> Iterator[str]:
+def _targeted(module: str, targets: tuple[str, ...], *, is_stack: bool) -> list[str]:
+    """Names of the parameters of a module that are targeted.
+
+    A target without a module means the parameter of that name wherever it is; which modules have one the file does not
+    say, so it counts only for stacks of experts, and for them only where no target names them.
+    """
+    owned, bare = [], []
     for target in targets:
         owner, _, name = target.rpartition(".")
-        if not owner or module == owner or module.endswith(f".{owner}"):
-            yield name
+        if not owner:
+            bare.append(name)
+        elif module == owner or module.endswith(f".{owner}"):
+            owned.append(name)
+    return list(dict.fromkeys(owned or (bare if is_stack else ())))
 
 
 def _is_targeted_module(module: str, config: PeftConfig) -> bool:
