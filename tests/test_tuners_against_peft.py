@@ -77,6 +77,8 @@ CASES = {
     "fourierft": on("FourierFTConfig", n_frequency=50, scaling=300.0),
     "fourierft-seed": on("FourierFTConfig", n_frequency=70, scaling=100.0, random_loc_seed=5),
     "shira": on("ShiraConfig", r=2),
+    "supertuning": on("SupertuningConfig", sparsity=0.9),
+    "supertuning-lora": on("SupertuningConfig", sparsity=0.95, r=4, lora_alpha=6),
     "delora": on("DeloraConfig", r=4),
     "gralora": on("GraloraConfig", r=4, gralora_k=2),
     "gralora-hybrid": on("GraloraConfig", r=8, gralora_k=4, hybrid_r=3, alpha=7),

@@ -11,7 +11,7 @@ from loraformat.formats.peft.tuners.ia3 import IA3
 from loraformat.formats.peft.tuners.randlora import RANDLORA
 from loraformat.formats.peft.tuners.replaced import LN_TUNING, TRAINABLE_TOKENS
 from loraformat.formats.peft.tuners.rotations import BOFT, HRA, OFT, ROAD
-from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA
+from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA, SUPERTUNING
 from loraformat.formats.peft.tuners.vblora import VBLORA
 from loraformat.formats.peft.tuners.vera import PVERA, VERA
 
@@ -35,6 +35,7 @@ TUNERS: Mapping[str, Tuner] = {
     "RANDLORA": RANDLORA,
     "ROAD": ROAD,
     "SHIRA": SHIRA,
+    "SUPERTUNING": SUPERTUNING,
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
     "VBLORA": VBLORA,
     "VERA": VERA,
