@@ -85,8 +85,10 @@ def _rows_and_columns(indices: LazyTensor, columns: int) -> Tensor:
 
 SUPERTUNING = Tuner(
     parts={
-        "supertuning_values": (1,), "supertuning_indices": (1,),
-        "supertuning_lora_A.weight": (2,), "supertuning_lora_B.weight": (2,),
+        "supertuning_values": (1,),
+        "supertuning_indices": (1,),
+        "supertuning_lora_A.weight": (2,),
+        "supertuning_lora_B.weight": (2,),
     },
     read=_super,
     settings=(
