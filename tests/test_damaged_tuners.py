@@ -31,7 +31,7 @@ DAMAGED = (
         "shira",
         "supertuning-lora",
     ),
-    *("trainable-tokens", "vblora", "vblora-topk", "vera"),
+    *("trainable-tokens", "vblora", "vblora-topk", "vera", "waveft"),
 )
 
 

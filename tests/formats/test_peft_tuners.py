@@ -38,6 +38,7 @@ ROAD = {"m.q.road_theta": values(6), "m.q.road_alpha": values(6)}
     ("peft_type", "entries", "fields", "message"),
     [
         ("OFT", OFT, {}, "before 0.14"),
+        ("WAVEFT", {"m.q.waveft_spectrum": values(3)}, {"wavelet_family": "sym2"}, "sym2"),
         ("SUPERTUNING", {"m.q.supertuning_values": values(3)}, {}, "indices"),
         ("ROAD", ROAD, {"variant": "road_3"}, "road_3"),
         ("MISS", {"m.q.miss_block": values(2, 6)}, {"init_weights": "bat"}, "bat"),

@@ -14,6 +14,7 @@ from loraformat.formats.peft.tuners.rotations import BOFT, HRA, OFT, ROAD
 from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA, SUPERTUNING
 from loraformat.formats.peft.tuners.vblora import VBLORA
 from loraformat.formats.peft.tuners.vera import PVERA, VERA
+from loraformat.formats.peft.tuners.waveft import WAVEFT
 
 __all__ = ["REFUSED", "TUNERS", "Source", "Tuner"]
 
@@ -39,6 +40,7 @@ TUNERS: Mapping[str, Tuner] = {
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
     "VBLORA": VBLORA,
     "VERA": VERA,
+    "WAVEFT": WAVEFT,
 }
 
 _PROMPT = "it changes the input of the model, so there is no weight to merge it into"
@@ -51,5 +53,5 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("LILY", "POLY", "SHADOW", "XLORA"), _ROUTED),
     **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "HIRA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
-    **dict.fromkeys(("UNILORA", "TINYLORA", "WAVEFT"), _SEEDED),
+    **dict.fromkeys(("UNILORA", "TINYLORA"), _SEEDED),
 }

@@ -29,11 +29,11 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
     require(fits, module, f"shira_indices {indices.shape} does not fit shira_weight {values.shape}")
     # A mask is made of the weight as it is stored: PEFT has no SHiRA for transposed layers.
     shape = source.shape(module)
-    difference = _scattered(module, values, lambda: indices.load().to(DType.I64.torch), shape)
+    difference = scattered(module, values, lambda: indices.load().to(DType.I64.torch), shape)
     return {f"{module}.weight": (Diff(difference),)}
 
 
-def _scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shape: tuple[int, int]) -> LazyTensor:
+def scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shape: tuple[int, int]) -> LazyTensor:
     """(out, in), zero but for `values` at the places (2, n) that `where` gives; those of one place add up."""
 
     def rows(start: int, stop: int) -> Tensor:
@@ -66,7 +66,7 @@ def _super(source: Source, module: str, parts: Parts) -> Chains:
         raise UnsupportedUpdate("the indices are not in the file", where=place(CONFIG, "save_precomputed_indices"))
     require(indices.shape == values.shape, module, f"indices {indices.shape} do not fit values {values.shape}")
     shape = source.shape(module)
-    difference = _scattered(module, values, lambda: _rows_and_columns(indices, shape[1]), shape)
+    difference = scattered(module, values, lambda: _rows_and_columns(indices, shape[1]), shape)
     a, b = parts.get("supertuning_lora_A.weight"), parts.get("supertuning_lora_B.weight")
     if source.raw.get("r") is None:
         return {f"{module}.weight": (Diff(difference),)}
@@ -110,11 +110,11 @@ def _fourier(source: Source, module: str, parts: Parts) -> Chains:
     require(count <= out * into, module, f"{count} frequencies do not fit {out} x {into}")
 
     def up() -> Tensor:
-        waves = _angles(_places(seed, count, out, into)[0], out)
+        waves = _angles(places_of(seed, count, out, into)[0], out)
         return _joined(waves.cos(), -waves.sin()).T
 
     def down() -> Tensor:
-        waves, values = _angles(_places(seed, count, out, into)[1], into), double(spectrum)[:, None]
+        waves, values = _angles(places_of(seed, count, out, into)[1], into), double(spectrum)[:, None]
         return _joined(waves.cos() * values, waves.sin() * values)
 
     scale = source.number("scaling", 150) / (out * into)
@@ -122,12 +122,12 @@ def _fourier(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (LowRank(*factors, scale),)}
 
 
-def _places(seed: int, count: int, out: int, into: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of the trained values: the first of a seeded permutation of all places."""
+def places_of(seed: int, count: int, out: int, into: int) -> Tensor:
+    """(2, count): rows and columns of the trained values, the first of a seeded permutation of all places."""
     import torch
 
     places = torch.randperm(out * into, generator=torch.Generator().manual_seed(seed))[:count]
-    return places // into, places % into
+    return torch.stack([places // into, places % into])
 
 
 def _angles(frequencies: Tensor, length: int) -> Tensor:
