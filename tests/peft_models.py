@@ -25,6 +25,7 @@ class Net(nn.Module):
         self.wide = nn.Linear(24, 132)
         self.tall = nn.Linear(132, 24, bias=False)
         self.square = nn.Linear(24, 24)
+        self.odd = nn.Linear(23, 31)
         self.conv = nn.Conv2d(6, 8, 3)
         self.point = nn.Conv2d(8, 12, 1, bias=False)
         self.line = nn.Conv1d(6, 8, 3)

@@ -20,8 +20,18 @@ from loraformat.jobs.merge import merge
 
 DAMAGED = (
     *("adalora", "beft", "boft", "c3a", "delora", "fourierft", "gralora-hybrid", "hra", "ia3", "ln-tuning"),
-    *("loha-effective", "lokr-both", "miss-mini", "oft-shared", "pvera", "randlora", "road-4", "shira"),
-    *("trainable-tokens", "vblora", "vblora-topk", "vera"),
+    *(
+        "loha-effective",
+        "lokr-both",
+        "miss-mini",
+        "oft-shared",
+        "pvera",
+        "randlora",
+        "road-4",
+        "shira",
+        "supertuning-lora",
+    ),
+    *("trainable-tokens", "vblora", "vblora-topk", "vera", "waveft"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
+from loraformat.model.summary import kind_of
 from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update
 
 T = TypeVar("T")
@@ -39,6 +40,12 @@ def slots_of(updates: tuple[Update, ...]) -> Slots | None:
     )
     is_stack = found.low_rank is not None and found.low_rank.is_stack
     return found if found.updates() == updates and not is_stack else None
+
+
+def sequence_fault(updates: tuple[Update, ...]) -> str:
+    """Why `updates` have no slots: a kind that has none, or their number and order."""
+    foreign = next((each for each in updates if not isinstance(each, (Replace, Rows, LowRank, Diff))), None)
+    return "this sequence of updates" if foreign is None else f"an update of the kind {kind_of(foreign)}"
 
 
 def _only(kind: type[T], updates: tuple[Update, ...]) -> T | None:

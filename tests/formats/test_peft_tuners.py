@@ -38,9 +38,8 @@ ROAD = {"m.q.road_theta": values(6), "m.q.road_alpha": values(6)}
     ("peft_type", "entries", "fields", "message"),
     [
         ("OFT", OFT, {}, "before 0.14"),
-        ("OFT", OFT, {"oft_block_size": 2, "use_cayley_neumann": True}, "before 0.18"),
-        ("OFT", OFT, {"oft_block_size": 2, "use_cayley_neumann": True, "peft_version": "0.17.1"}, "before 0.18"),
-        ("OFT", OFT, {"oft_block_size": 2, "use_cayley_neumann": True, "peft_version": "dev"}, "before 0.18"),
+        ("WAVEFT", {"m.q.waveft_spectrum": values(3)}, {"wavelet_family": "sym2"}, "sym2"),
+        ("SUPERTUNING", {"m.q.supertuning_values": values(3)}, {}, "indices"),
         ("ROAD", ROAD, {"variant": "road_3"}, "road_3"),
         ("MISS", {"m.q.miss_block": values(2, 6)}, {"init_weights": "bat"}, "bat"),
         ("BONE", {"m.q.bone_block": values(3, 2, 2)}, {"init_weights": "bat"}, "bat"),
@@ -149,7 +148,9 @@ def test_trained_tokens_and_their_numbers() -> None:
 def test_writers_refuse_what_multiplies() -> None:
     adapter = read("IA3", {"m.q.ia3_l": values(6, 1)})
     for writer in (peft, native):
-        assert "LF702" in {loss.code for loss in writer.losses(adapter)}
+        faults = [loss.message for loss in writer.losses(adapter) if loss.code == "LF702" and loss.where]
+        assert len(faults) == 2
+        assert all("an update of the kind scaled" in fault for fault in faults)
 
 
 def test_a_low_rank_tuner_is_written_as_lora() -> None:
@@ -202,3 +203,18 @@ def test_every_lazy_part_loads_what_its_shape_says() -> None:
         assert isinstance(factor, LazyTensor)
         assert factor.load().shape == factor.shape
         assert torch.equal(factor.read(1, 3), factor.load()[1:3])
+
+
+@pytest.mark.parametrize(("terms", "powers"), [(1, []), (2, [2]), (3, [2, 2]), (5, [2, 2, 2, 2])])
+@pytest.mark.parametrize("version", [{}, {"peft_version": "0.17.1"}, {"peft_version": "main@5d602fd"}])
+def test_the_series_of_oft_before_0_18_counts_its_last_power_twice(
+    terms: int, powers: list[int], version: dict[str, str]
+) -> None:
+    config = {"oft_block_size": 2, "use_cayley_neumann": True, "num_cayley_neumann_terms": terms, **version}
+    (update,) = read("OFT", {"m.q.oft_R.weight": torch.tensor([[0.3], [0.0]])}, **config).updates["m.q.weight"]
+    skew = torch.tensor([[0.0, 0.3], [-0.3, 0.0]])
+    expected = torch.eye(2) + sum(
+        (factor * skew.matrix_power(n + 1) for n, factor in enumerate(powers)), torch.zeros(2, 2)
+    )
+    assert torch.allclose(update.blocks.load()[0], expected.T, atol=1e-6)
+    assert torch.equal(update.blocks.load()[1], torch.eye(2))

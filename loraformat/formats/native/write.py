@@ -11,6 +11,7 @@ from loraformat.formats.canonical import (
     Slots,
     all_slots,
     most_common,
+    sequence_fault,
     slots_of,
     stated_alphas,
     stated_rank,
@@ -41,7 +42,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     """What version 1 cannot hold."""
     for base_weight, updates in adapter.updates.items():
         slots = slots_of(updates)
-        fault = "this sequence of updates" if slots is None else _fault(base_weight, slots)
+        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
         if fault:
             yield unsupported_update(base_weight, fault, "native version 1")
     unknown = [weight for weight, updates in adapter.updates.items() if any(_lacks_scale(update) for update in updates)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Finding
 from loraformat.formats import factors
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, slots_of, unstated_fields
+from loraformat.formats.canonical import Slots, all_slots, sequence_fault, slots_of, unstated_fields
 from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
@@ -29,7 +29,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
     sound = {weight: found for weight, found in slots.items() if found is not None}
     for base_weight, found in slots.items():
-        fault = "this sequence of updates" if found is None else _fault(base_weight, found, sound)
+        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
         if fault:
             yield unsupported_update(base_weight, fault, "PEFT")
     yield from _mixtures(sound)

@@ -11,9 +11,10 @@ from loraformat.formats.peft.tuners.ia3 import IA3
 from loraformat.formats.peft.tuners.randlora import RANDLORA
 from loraformat.formats.peft.tuners.replaced import LN_TUNING, TRAINABLE_TOKENS
 from loraformat.formats.peft.tuners.rotations import BOFT, HRA, OFT, ROAD
-from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA
+from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA, SUPERTUNING
 from loraformat.formats.peft.tuners.vblora import VBLORA
 from loraformat.formats.peft.tuners.vera import PVERA, VERA
+from loraformat.formats.peft.tuners.waveft import WAVEFT
 
 __all__ = ["REFUSED", "TUNERS", "Source", "Tuner"]
 
@@ -35,9 +36,11 @@ TUNERS: Mapping[str, Tuner] = {
     "RANDLORA": RANDLORA,
     "ROAD": ROAD,
     "SHIRA": SHIRA,
+    "SUPERTUNING": SUPERTUNING,
     "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
     "VBLORA": VBLORA,
     "VERA": VERA,
+    "WAVEFT": WAVEFT,
 }
 
 _PROMPT = "it changes the input of the model, so there is no weight to merge it into"
@@ -50,5 +53,5 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("LILY", "POLY", "SHADOW", "XLORA"), _ROUTED),
     **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "HIRA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
-    **dict.fromkeys(("UNILORA", "TINYLORA", "WAVEFT"), _SEEDED),
+    **dict.fromkeys(("UNILORA", "TINYLORA"), _SEEDED),
 }

@@ -30,7 +30,8 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     stored = linear if linear is not None else table
     if stored is None:
         return {}
-    _refuse_old_oft(source)
+    if "oft_block_size" not in source.raw:
+        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=place(CONFIG, "oft_block_size"))
     count, size = stored.shape[0], (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2
     require(size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} holds no triangles of a matrix")
     is_shared = source.flag("block_share")
@@ -40,10 +41,12 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
         if source.flag("use_cayley_neumann", default=True)
         else None
     )
+    is_old = _is_old_series(source)
     eps = source.number("eps", 6e-5) if source.flag("coft") else None
 
     def value() -> Tensor:
-        blocks = _cayley_neumann(_skew(stored, size, eps), terms) if terms else _cayley(_skew(stored, size, eps))
+        skew = _skew(stored, size, eps)
+        blocks = _cayley_neumann(skew, terms, is_old=is_old) if terms else _cayley(skew)
         # PEFT multiplies the inputs of a layer by R, so W by Rᵀ, and the rows of a table by R.
         return blocks.transpose(1, 2) if stored is linear else blocks
 
@@ -51,17 +54,16 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (Rotated(blocks, "right", is_shared=is_shared),)}
 
 
-def _refuse_old_oft(source: Source) -> None:
-    """PEFT changed twice what the numbers mean, and does not read the old kinds either (`OFTConfig.check_kwargs`)."""
-    if "oft_block_size" not in source.raw:
-        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=place(CONFIG, "oft_block_size"))
-    version = source.text("peft_version", "0").split(".")
-    is_old = not all(part.isdigit() for part in version[:2]) or [int(part) for part in version[:2]] < [0, 18]
-    if source.flag("use_cayley_neumann") and is_old:
-        raise UnsupportedUpdate(
-            "the Cayley-Neumann form of OFT as PEFT computed it before 0.18 is not read",
-            where=place(CONFIG, "use_cayley_neumann"),
-        )
+def _is_old_series(source: Source) -> bool:
+    """Whether the Cayley-Neumann series counts its last power twice, as PEFT did before 0.18.
+
+    The version stands in the config since then. Source: peft 0.17.1, tuners/oft/layer.py `_cayley_batch`; 0.21.2,
+    tuners/oft/config.py `check_kwargs`, which refuses such adapters.
+    """
+    if source.raw.get("use_cayley_neumann") is None:
+        return False
+    numbers = source.text("peft_version", "0").split(".")[:2]
+    return not all(part.isdigit() for part in numbers) or [int(part) for part in numbers] < [0, 18]
 
 
 def _skew(stored: LazyTensor, size: int, eps: float | None) -> Tensor:
@@ -87,16 +89,18 @@ def _cayley(skew: Tensor) -> Tensor:
     return torch.linalg.solve(unit + skew, unit - skew, left=False)
 
 
-def _cayley_neumann(skew: Tensor, terms: int) -> Tensor:
-    """I + 2S + 2S² + … + Sⁿ with n = terms - 1 (3 for 3 terms), the last one once: PEFT's short form of `_cayley`."""
+def _cayley_neumann(skew: Tensor, terms: int, *, is_old: bool) -> Tensor:
+    """PEFT's short form of `_cayley`: I + 2S + 2S² + … + Sⁿ with n = terms - 1 (3 for 3 terms), the last power once.
+
+    Before 0.18 the last power counted twice, and 3 terms were 3.
+    """
     import torch
 
     total = torch.eye(skew.shape[-1], dtype=skew.dtype).repeat(len(skew), 1, 1)
-    if terms <= 2:
-        return total + 2 * (terms - 1) * skew
-    last, power = max(terms - 1, 3), skew
+    is_short = is_old or terms <= 2
+    last, power = terms - 1 if is_short else max(terms - 1, 3), skew
     for exponent in range(1, last + 1):
-        total = total + (1 if exponent == last else 2) * power
+        total = total + (1 if exponent == last and not is_short else 2) * power
         power = power @ skew
     return total
 

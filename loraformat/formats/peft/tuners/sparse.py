@@ -1,14 +1,18 @@
-"""Adapters of few values at scattered places: SHiRA in the weight, FourierFT in its spectrum.
+"""Adapters of few values at scattered places: SHiRA and Supertuning in the weight, FourierFT in its spectrum.
 
 Source: peft 0.21.2, tuners/shira/layer.py `get_delta_weight`; tuners/fourierft/layer.py `get_delta_weight`,
-`update_layer`.
+`update_layer`; tuners/supertuning/layer.py `get_delta_weight`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraformat.errors import UnsupportedUpdate
+from loraformat.formats.fields import place
+from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Diff, LowRank
@@ -25,9 +29,15 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
     require(fits, module, f"shira_indices {indices.shape} does not fit shira_weight {values.shape}")
     # A mask is made of the weight as it is stored: PEFT has no SHiRA for transposed layers.
     shape = source.shape(module)
+    difference = scattered(module, values, lambda: indices.load().to(DType.I64.torch), shape)
+    return {f"{module}.weight": (Diff(difference),)}
+
+
+def scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shape: tuple[int, int]) -> LazyTensor:
+    """(out, in), zero but for `values` at the places (2, n) that `where` gives; those of one place add up."""
 
     def rows(start: int, stop: int) -> Tensor:
-        places = indices.load().to(DType.I64.torch)
+        places = where()
         require(
             bool((places >= 0).all()) and bool((places < places.new_tensor(shape)[:, None]).all()), module, _OUTSIDE
         )
@@ -35,15 +45,55 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
         block = values.load().to(DType.F32.torch).new_zeros(stop - start, shape[1])
         return block.index_put((places[0, here] - start, places[1, here]), values.load().float()[here], accumulate=True)
 
-    return {f"{module}.weight": (Diff(LazyTensor(shape, DType.F32, rows)),)}
+    return LazyTensor(shape, DType.F32, rows)
 
 
-_OUTSIDE = "shira_indices lie outside the base weight"
+_OUTSIDE = "indices lie outside the base weight"
 
 SHIRA = Tuner(
     parts={"shira_weight": (1,), "shira_indices": (2,)},
     read=_shira,
     settings=("init_weights", "mask_type", "r", "random_seed"),
+)
+
+
+def _super(source: Source, module: str, parts: Parts) -> Chains:
+    values, indices = parts.get("supertuning_values"), parts.get("supertuning_indices")
+    if values is None:
+        return {}
+    if indices is None:
+        # They are those of the largest weights of the base.
+        raise UnsupportedUpdate("the indices are not in the file", where=place(CONFIG, "save_precomputed_indices"))
+    require(indices.shape == values.shape, module, f"indices {indices.shape} do not fit values {values.shape}")
+    shape = source.shape(module)
+    difference = scattered(module, values, lambda: _rows_and_columns(indices, shape[1]), shape)
+    a, b = parts.get("supertuning_lora_A.weight"), parts.get("supertuning_lora_B.weight")
+    if source.raw.get("r") is None:
+        return {f"{module}.weight": (Diff(difference),)}
+    if a is None or b is None:
+        return {}
+    scale = source.number("lora_alpha", 1) / a.shape[0]
+    return {f"{module}.weight": (LowRank(b, a, scale), Diff(difference))}
+
+
+def _rows_and_columns(indices: LazyTensor, columns: int) -> Tensor:
+    import torch
+
+    places = indices.load().to(torch.int64)
+    return torch.stack([places.div(columns, rounding_mode="floor"), places % columns])
+
+
+SUPERTUNING = Tuner(
+    parts={
+        "supertuning_values": (1,),
+        "supertuning_indices": (1,),
+        "supertuning_lora_A.weight": (2,),
+        "supertuning_lora_B.weight": (2,),
+    },
+    read=_super,
+    settings=(
+        *("init_weights", "lora_alpha", "lora_dropout", "r", "save_precomputed_indices", "select_top", "sparsity"),
+    ),
 )
 
 
@@ -60,11 +110,11 @@ def _fourier(source: Source, module: str, parts: Parts) -> Chains:
     require(count <= out * into, module, f"{count} frequencies do not fit {out} x {into}")
 
     def up() -> Tensor:
-        waves = _angles(_places(seed, count, out, into)[0], out)
+        waves = _angles(places_of(seed, count, out, into)[0], out)
         return _joined(waves.cos(), -waves.sin()).T
 
     def down() -> Tensor:
-        waves, values = _angles(_places(seed, count, out, into)[1], into), double(spectrum)[:, None]
+        waves, values = _angles(places_of(seed, count, out, into)[1], into), double(spectrum)[:, None]
         return _joined(waves.cos() * values, waves.sin() * values)
 
     scale = source.number("scaling", 150) / (out * into)
@@ -72,12 +122,12 @@ def _fourier(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (LowRank(*factors, scale),)}
 
 
-def _places(seed: int, count: int, out: int, into: int) -> tuple[Tensor, Tensor]:
-    """(rows, columns) of the trained values: the first of a seeded permutation of all places."""
+def places_of(seed: int, count: int, out: int, into: int) -> Tensor:
+    """(2, count): rows and columns of the trained values, the first of a seeded permutation of all places."""
     import torch
 
     places = torch.randperm(out * into, generator=torch.Generator().manual_seed(seed))[:count]
-    return places // into, places % into
+    return torch.stack([places // into, places % into])
 
 
 def _angles(frequencies: Tensor, length: int) -> Tensor:

@@ -1,0 +1,90 @@
+"""WaveFT: a few trained wavelet coefficients; with Haar's wavelet each is a square of four values of the weight.
+
+Source: peft 0.21.2, tuners/waveft/layer.py `get_delta_weight`; tuners/waveft/waverec2d.py `waverec2d`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from loraformat.errors import UnsupportedUpdate
+from loraformat.formats.fields import place
+from loraformat.formats.peft.keys import CONFIG
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, require
+from loraformat.formats.peft.tuners.sparse import places_of, scattered
+from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.updates import Diff
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _read(source: Source, module: str, parts: Parts) -> Chains:
+    spectrum = parts.get("waveft_spectrum")
+    if spectrum is None:
+        return {}
+    has_transform, family = source.flag("use_idwt", default=True), source.text("wavelet_family", "db1")
+    if has_transform and family != "db1":
+        raise UnsupportedUpdate(f"WaveFT is not read with the wavelet {family}", where=place(CONFIG, "wavelet_family"))
+    out, into = source.shape(module)
+    count, seed = spectrum.numel, source.integer("random_loc_seed", 777, low=0)
+    require(count <= out * into, module, f"{count} coefficients do not fit {out} x {into}")
+    scale = source.number("scaling", 25)
+
+    # Drawing the places takes a permutation of all of them, and rows are read a few at a time.
+    @lru_cache(maxsize=1)
+    def drawn() -> Tensor:
+        return places_of(seed, count, out, into)
+
+    if not has_transform:
+        return {f"{module}.weight": (Diff(scattered(module, spectrum, drawn, (out, into)), scale),)}
+
+    @lru_cache(maxsize=1)
+    def squares() -> tuple[Tensor, Tensor]:
+        return _squares(drawn(), out, into)
+
+    def values(start: int, stop: int) -> Tensor:
+        return (double(spectrum) * squares()[1]).flatten()[start:stop].to(DType.F32.torch)
+
+    spread = LazyTensor((4 * count,), DType.F32, values)
+    return {f"{module}.weight": (Diff(scattered(module, spread, lambda: squares()[0], (out, into)), scale),)}
+
+
+def _squares(places: Tensor, out: int, into: int) -> tuple[Tensor, Tensor]:
+    """(places, factors) of the four values of each coefficient, (2, 4 n) and (4, n).
+
+    The quarters of the spectrum are average and detail along rows and columns: a detail changes its sign in the second
+    half of a square, one in the right half along the rows. An odd side is one longer in the spectrum; what falls
+    outside is zero.
+    """
+    import torch
+
+    half = torch.tensor([[(out + 1) // 2], [(into + 1) // 2]])
+    corner, is_detail = places % half, places >= half
+    found, factors = [], []
+    for down in (0, 1):
+        for right in (0, 1):
+            place = 2 * corner + torch.tensor([[down], [right]])
+            sign = (1 - 2 * (is_detail[1] & (down == 1)).double()) * (1 - 2 * (is_detail[0] & (right == 1)).double())
+            is_inside = (place < torch.tensor([[out], [into]])).all(dim=0)
+            found.append(place * is_inside)
+            factors.append(sign * is_inside / 2)
+    return torch.cat(found, dim=1), torch.stack(factors)
+
+
+WAVEFT = Tuner(
+    parts={"waveft_spectrum": (1,)},
+    read=_read,
+    settings=(
+        *(
+            "init_weights",
+            "n_frequency",
+            "n_frequency_pattern",
+            "proportional_parameters",
+            "random_loc_seed",
+            "scaling",
+        ),
+        *("use_idwt", "wavelet_family"),
+    ),
+)
