@@ -76,6 +76,12 @@ def test_old_versions_turn_square_experts(version: str | None, claim: bool | Non
     assert adapter.config.turns_square_experts is claim
 
 
+def test_square_experts_of_the_version_that_mixed_them_up_are_refused() -> None:
+    with pytest.raises(UnsupportedUpdate, match=r"0\.19\.0"):
+        read(layer("m.e", 5, 5, rank=6), target_parameters=["e.w"], peft_version="0.19.0")
+    assert read(layer("m.e", 5, 7, rank=6), target_parameters=["e.w"], peft_version="0.19.0").updates
+
+
 def test_attention_in_one_module_adds_its_output_twice() -> None:
     adapter = read({**layer("m.mha", 12, 4), **layer("m.mha.base_layer.out_proj", 4, 4)})
     assert only(adapter, "m.mha.in_proj_weight").scale == 2.0

@@ -10,6 +10,7 @@ import torch
 from checkpoints import adapter, config, contents, load, low_rank, merge, save_base, weights
 from torch import Tensor
 
+from loraformat import schema
 from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
@@ -175,3 +176,12 @@ def test_what_is_no_sum_has_no_strength(tmp_path: Path, update: Replace | LowRan
     base = open_checkpoint(str(save_base(tmp_path / "base", weights(), config())))
     with pytest.raises(UnsupportedUpdate, match=r"q_proj.*no strength 0\.5"):
         plan_merge(base, [adapter({Q: update})], [AdapterSource("a", "x", strength=0.5)])
+
+
+def test_a_plan_of_parts_follows_its_schema(tmp_path: Path) -> None:
+    base = open_checkpoint(str(save_base(tmp_path / "base", {**per_expert(), "e.w": random(3, 75, 20)}, MIXTRAL)))
+    change = adapter({f"{MEMORY}.gate_up_proj": stack(3, 150, 20), "e.w": stack(3, 75, 20)})
+    plan = json.loads(json.dumps(plan_merge(base, [change], [AdapterSource("a", "x", strength=0.5)]).to_json()))
+    assert list(schema.check("merge-plan", plan)) == []
+    (edits,) = [shard["edits"] for shard in plan["shards"]]
+    assert {edit["row_axes"] for edit in edits} == {1, 2}

@@ -14,7 +14,7 @@ from loraformat.formats.findings import unpaired_factor
 from loraformat.formats.peft.config import PeftConfig
 from loraformat.formats.peft.forms import with_diagonal
 from loraformat.formats.peft.keys import CONFIG, Sorted
-from loraformat.formats.peft.nested import Nested, Recent, nested_layers, stacked
+from loraformat.formats.peft.nested import Nested, Recent, check_layout, nested_layers, stacked
 from loraformat.formats.peft.tuners.lycoris import product
 from loraformat.formats.scaling import scale_of
 from loraformat.model.tensors import LazyTensor
@@ -89,6 +89,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
             claimed |= read_rows(module, parts, config, built)
             claimed |= {"diagonal"} if config.recipe == "kasa" and "A" in claimed else set()
         if meaning.weight in built.low_ranks:
+            check_layout(built.low_ranks[meaning.weight], config.version, meaning.weight)
             _take_off(meaning.weight, rank, scale, config, built)
         left = [part for part in parts if part not in claimed]
         built.unclaimed += [found.names[module, part] for part in left]

@@ -161,6 +161,20 @@ class Recent:
             return value
 
 
+def check_layout(layer: LowRank, version: str | None, where: str) -> None:
+    """Refuse square experts of the one version that turned them the other way round.
+
+    Raises: UnsupportedUpdate (LF013).
+
+    Source: peft 0.19.0 and 0.19.1, tuners/lora/layer.py `ParamWrapper`.
+    """
+    if layer.is_stack and layer.shape[1] == layer.shape[2] and version == "0.19.0":
+        raise UnsupportedUpdate(
+            "square experts trained with PEFT 0.19.0, which mixed up their inputs and outputs, are not read",
+            where=where,
+        )
+
+
 def turns_square_experts(version: str | None) -> bool | None:
     """Whether the factors of a square parameter give its transpose as it is stored, in the PEFT that trained them.
 
