@@ -36,7 +36,7 @@ from loraformat.cli import options
 @click.option(
     "--accumulate",
     type=click.Choice(["float32", "float64"]),
-    default="float32",
+    default="float64",
     show_default=True,
     help="Precision of the sums; the result is rounded once either way.",
 )

@@ -74,7 +74,7 @@ def merge(
     jobs: int = 1,
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     dtype: str | None = None,
-    accumulate: str = "float32",
+    accumulate: str = "float64",
     rounding: str = "nearest",
     seed: int = 0,
     max_shard_nbytes: int | None = None,

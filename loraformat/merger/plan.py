@@ -58,7 +58,7 @@ class Arithmetic:
         seed: of stochastic rounding.
     """
 
-    accumulate: str = "float32"
+    accumulate: str = "float64"
     rounding: str = "nearest"
     seed: int = 0
 
