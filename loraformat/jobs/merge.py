@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import open_checkpoint
+from loraformat.containers import bytes_of, open_checkpoint, read_rows
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_adapter
@@ -165,9 +165,28 @@ def _prepare(
         dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
         arithmetic=options.arithmetic,
         max_shard_nbytes=options.max_shard_nbytes,
+        same=_comparison(base, checkpoint),
     )
     findings.extend(findings_of(plan, checkpoint, read))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
+
+
+def _comparison(uri: str, base: Checkpoint) -> Callable[[str, str], bool]:
+    """Whether two stored tensors of the base have equal bytes; a few MiB of each are in memory at a time."""
+    store = open_store(uri)
+
+    def same(one: str, other: str) -> bool:
+        first, second = base.tensors[one], base.tensors[other]
+        if (first.shape, first.dtype) != (second.shape, second.dtype):
+            return False
+        rows = max(1, (4 << 20) // max(1, first.span.nbytes // max(1, first.shape[0])))
+        for start in range(0, first.shape[0], rows):
+            stop = min(start + rows, first.shape[0])
+            if bytes_of(read_rows(store, first, start, stop)) != bytes_of(read_rows(store, second, start, stop)):
+                return False
+        return True
+
+    return same
 
 
 def _said_of(uri: str, assumptions: Assumptions, base: Checkpoint) -> Assumptions:

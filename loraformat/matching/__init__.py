@@ -3,7 +3,7 @@
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, nearest
 from loraformat.matching.rows import WHOLE, Part
-from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, tie_claim, ties_of
+from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
 __all__ = [
     "TIE_KEYS",
@@ -14,6 +14,7 @@ __all__ = [
     "Part",
     "Tie",
     "is_embedding",
+    "is_vocabulary",
     "match",
     "nearest",
     "replicated",

@@ -108,7 +108,8 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             Landing(piece.tensor, piece.tensor in base.tensors, turned, is_guess, piece.part, name != weight)
             for piece in place.pieces
         )
-        misfits.extend(_misfits(weight, updates, place, turned))
+        followed = _followed(name, adapter, ties)
+        misfits.extend(_misfits(weight, updates, place, turned, followed))
     return Matching(landings, unmatched, tuple(misfits), ties)
 
 
@@ -205,9 +206,18 @@ def _pieces(atlas: _Atlas, name: str) -> tuple[Piece, ...]:
     return () if place is None else place.pieces
 
 
-def _misfits(weight: str, updates: tuple[Update, ...], place: Place, transposed: bool) -> Iterable[Misfit]:
+def _followed(name: str, adapter: Adapter, ties: tuple[Tie, ...]) -> tuple[int, ...] | None:
+    """The shape of a table that a name follows, because its tied partner is replaced; None where there is none."""
+    partners = [other for tie in ties if name in tie.names for other in tie.names if other != name]
+    tables = [update for other in partners for update in adapter.updates.get(other, ()) if isinstance(update, Replace)]
+    return next((update.shape for update in tables if update.follows_tie), None)
+
+
+def _misfits(
+    weight: str, updates: tuple[Update, ...], place: Place, transposed: bool, followed: tuple[int, ...] | None
+) -> Iterable[Misfit]:
     stored = place.shape
-    expected = (*stored[:-2], *stored[-2:][::-1]) if transposed else stored
+    expected = followed or ((*stored[:-2], *stored[-2:][::-1]) if transposed else stored)
     for update in updates:
         if isinstance(update, Replace):
             is_part = place.pieces[0].part != WHOLE

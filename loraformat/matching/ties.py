@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.naming import tied_names
 
 # Last module components by which libraries call their input embeddings and output heads.
 # Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
@@ -34,8 +35,8 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
 
     Two names are tied where they are one storage of a `.pt` file, or where there is a config.json that does not deny it
     (transformers leaves `tie_word_embeddings` out where it is true) and the checkpoint has an input embedding but no
-    tensor for the head that `wanted` names or the architecture implies, or has both while config.json says that they
-    are tied.
+    tensor for the head. Which names these are the table of transformers' classes tells; for a class that it does not
+    know, or whose checkpoints use other names, the head is the one that `wanted` names or that is stored.
 
     Args:
         base: headers and config.json.
@@ -46,6 +47,11 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
     if claimed is False or not base.config:
         return tuple(found)
     known = {name for tie in found for name in tie.names}
+    declared = tied_names(base.config)
+    if declared is not None:
+        stated = [tie for tie in _declared(declared, base) if not known & set(tie.names)]
+        if stated or not declared:
+            return (*found, *stated)
     embeddings = [name for name in base.tensors if _last(name) in EMBEDDINGS and name not in known]
     if len(embeddings) != 1:
         return tuple(found)
@@ -61,19 +67,36 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
     return tuple(found)
 
 
+def _declared(declared: Mapping[str, str], base: Checkpoint) -> Iterable[Tie]:
+    """The ties that a class declares, as far as the checkpoint stores one of their names."""
+    groups: dict[str, list[str]] = {}
+    for target, source in declared.items():
+        groups.setdefault(source, []).append(target)
+    for source, targets in sorted(groups.items()):
+        names = (source, *sorted(targets))
+        stored = next((name for name in names if name in base.tensors), None)
+        if stored is not None:
+            yield Tie(names, stored)
+
+
+def is_vocabulary(weight: str) -> bool:
+    """Whether a weight has the name of a table of tokens: an input embedding or an output head."""
+    return _last(weight) in EMBEDDINGS or _last(weight) in HEADS
+
+
 def is_embedding(weight: str) -> bool:
     """Whether a weight has the name of an input embedding."""
     return _last(weight) in EMBEDDINGS
 
 
 def tie_claim(config: Mapping[str, Json]) -> bool | None:
-    """What config.json says about tied embeddings, at the top or in `text_config`; None where it says nothing."""
-    for level in (config, config.get("text_config")):
-        if isinstance(level, Mapping):
-            for key in TIE_KEYS:
-                if isinstance(level.get(key), bool):
-                    return bool(level[key])
-    return None
+    """What config.json says about tied embeddings, at the top or in `text_config`; None where it says nothing.
+
+    Where the two disagree they count as tied: to part what was not tied only writes a tensor twice.
+    """
+    levels = [level for level in (config, config.get("text_config")) if isinstance(level, Mapping)]
+    claims = [level[key] for level in levels for key in TIE_KEYS if isinstance(level.get(key), bool)]
+    return any(claims) if claims else None
 
 
 def _implied_head(config: Mapping[str, Json], embedding: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 
 from loraformat.errors import MergeError
@@ -30,6 +30,7 @@ def plan_merge(
     dtype: DType | None = None,
     arithmetic: Arithmetic | None = None,
     max_shard_nbytes: int | None = None,
+    same: Callable[[str, str], bool] | None = None,
 ) -> MergePlan:
     """What merging `adapters` into `base` will do, file by file. Reads nothing but two tied tables that may be equal.
 
@@ -45,7 +46,7 @@ def plan_merge(
     Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
     base = repeated(base, adapters)
-    found = edits_of(base, adapters, [source.strength for source in sources])
+    found = edits_of(base, adapters, [source.strength for source in sources], same)
     if dtype is not None:
         found = in_dtype(found, base, dtype)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())

@@ -6,17 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import Matching, Part, Tie, is_embedding, match, tie_claim
+from loraformat.matching import Matching, Part, Tie, match
 from loraformat.merger.limits import check_part, check_strength
+from loraformat.merger.parting import (
+    Same,
+    check_may_untie,
+    check_resized,
+    check_tie_is_known,
+    own_terms,
+    really_tied,
+)
 from loraformat.merger.plan import Edit, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Rows, Update
-
-# Models that scale the decoder's output only while the head is tied, so that untying would change what they compute.
-# Source: transformers 5.23.0, `scale_decoder_outputs` of models/t5 and its relatives.
-_SCALED_WHILE_TIED = ("longt5", "mt5", "pop2piano", "switch_transformers", "t5", "udop", "umt5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,14 @@ class Edits:
     resized: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def edits_of(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[float] = ()) -> Edits:
+def edits_of(
+    base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[float] = (), same: Same | None = None
+) -> Edits:
     """Which tensors of `base` change, and by which terms.
 
     Args:
         strengths: one for each adapter; 1 for all where there are none.
+        same: see `really_tied`.
 
     Raises:
         UnmatchedUpdate (LF301): an update lands on no tensor; the nearest names are in the message.
@@ -54,23 +61,27 @@ def edits_of(base: Checkpoint, adapters: Sequence[Adapter], strengths: Sequence[
     edits: dict[str, Edit] = {}
     untied: list[tuple[str, ...]] = []
     ties = {tie.names: tie for matching in matchings for tie in matching.ties}
-    for tie in _joined(tuple(ties.values())):
+    for each in _joined(tuple(ties.values())):
+        if not any(terms.get(name) for name in each.names):
+            continue
+        tie = really_tied(each, base, same)
         members = {name: terms.pop(name, []) for name in tie.names}
         if any(members.values()):
             shared = _shared_terms(members, adapters)
             if shared is None:
-                _check_may_untie(base, tie)
+                check_may_untie(base, tie)
                 untied.append(tie.names)
             for edit in _tied_edits(tie, members, shared, base, adapters):
                 edits[edit.tensor] = edit
     for name, own in terms.items():
-        _check_tie_is_known(name, own, base, adapters)
+        check_tie_is_known(name, [_update(term, adapters) for term in own], base)
         edits[name] = _edit(name, name, own, base, adapters)
     resized = {
         name: (base.tensors[edit.source].shape[0], edit.shape[0])
         for name, edit in edits.items()
         if edit.shape != base.tensors[edit.source].shape
     }
+    check_resized(base, resized)
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
 
 
@@ -90,27 +101,6 @@ def _terms(
     return terms
 
 
-def _check_may_untie(base: Checkpoint, tie: Tie) -> None:
-    if base.config.get("model_type") in _SCALED_WHILE_TIED:
-        raise UnsupportedUpdate(
-            f"{tie.names[0]}: the update would part it from the tied head, and {base.config['model_type']} scales its "
-            "output only while they are tied",
-            where="merge",
-        )
-
-
-def _check_tie_is_known(name: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> None:
-    """Refuse to change an embedding apart from a tied head that config.json tells of but nothing names."""
-    if not is_embedding(name) or tie_claim(base.config) is not True or "architectures" in base.config:
-        return
-    if _shared_terms({name: list(terms)}, adapters) is None:
-        raise MergeError(
-            f"{name}: config.json says that embeddings are tied, but not which head this update must leave alone",
-            where="merge",
-            hint='add "architectures" to config.json of the base, or set tie_word_embeddings to false there',
-        )
-
-
 def _tied_edits(
     tie: Tie,
     members: Mapping[str, list[Term]],
@@ -119,12 +109,14 @@ def _tied_edits(
     adapters: Sequence[Adapter],
 ) -> Iterator[Edit]:
     """Edits of the names of one table: the same for all that are stored (`shared`), or each name its own."""
-    for name, own in members.items():
+    for name in members:
         is_stored = name in base.tensors
         if shared is not None:
             if is_stored:
                 yield _edit(name, name, shared, base, adapters)
-        elif own or not is_stored:
+            continue
+        own = own_terms(name, members, lambda term: _update(term, adapters))
+        if own or not is_stored:
             yield _edit(name, name if is_stored else tie.stored, own, base, adapters)
 
 

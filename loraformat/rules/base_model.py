@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
-from loraformat.matching import match
+from loraformat.matching import is_vocabulary, match
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
 from loraformat.rules.vocabulary import tokens_of
@@ -126,7 +126,9 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     tables = {
-        name: rows for name, update in updates_of(subject.adapter) if (rows := table_rows(name, update)) is not None
+        name: rows
+        for name, update in updates_of(subject.adapter)
+        if is_vocabulary(name) and (rows := table_rows(name, update)) is not None
     }
     declared = subject.adapter.config.vocab_size
     tokens = tokens_of(subject.adapter.tokenizer)

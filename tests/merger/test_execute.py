@@ -146,23 +146,24 @@ def test_a_trained_copy_of_one_end_leaves_the_old_table_at_the_other(tmp_path: P
 def test_an_embedding_whose_tied_head_is_unknown_is_refused(tmp_path: Path) -> None:
     settings = {"tie_word_embeddings": True}
     base = save_base(tmp_path / "base", weights(tied=True), settings)
-    with pytest.raises(MergeError, match="not which head"):
+    with pytest.raises(MergeError, match="which head it must leave alone is not known"):
         merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70), follows_tie=False)}))
 
 
-def test_a_model_that_scales_only_while_tied_is_not_untied(tmp_path: Path) -> None:
+def test_a_model_whose_halves_share_a_table_is_not_untied(tmp_path: Path) -> None:
     settings = {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "tie_word_embeddings": True}
     base = save_base(tmp_path / "base", weights(tied=True), settings)
-    with pytest.raises(UnsupportedUpdate, match="t5 scales its output only while they are tied"):
+    with pytest.raises(UnsupportedUpdate, match="T5ForConditionalGeneration shares its tables"):
         merge(base, tmp_path / "out", adapter({HEAD: low_rank(70, 24)}))
 
 
 def test_rows_are_replaced_and_appended(tmp_path: Path) -> None:
     tensors = weights()
     base = save_base(tmp_path / "base", tensors, config())
-    out = merge(base, tmp_path / "out", adapter({EMBED: Rows((71, 3, 70), table(3))}))
-    result = load(out)[EMBED]
-    assert torch.equal(result, merged(tensors[EMBED], [Rows((71, 3, 70), table(3))]).float())
+    rows = Rows((71, 3, 70), table(3))
+    result = load(out := merge(base, tmp_path / "out", adapter({EMBED: rows, HEAD: rows})))
+    assert torch.equal(result[EMBED], merged(tensors[EMBED], [rows]).float())
+    assert torch.equal(result[HEAD], merged(tensors[HEAD], [rows]).float())
     assert json.loads((out / "config.json").read_text())["vocab_size"] == 72
 
 
@@ -241,12 +242,13 @@ def test_bin_shards_keep_their_names_and_their_index(tmp_path: Path) -> None:
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    out = merge(base, tmp_path / "out", adapter({Q: low_rank(24, 24), EMBED: Replace(table(75))}), jobs=2)
+    tables = {Q: low_rank(24, 24), EMBED: Replace(table(75)), HEAD: Replace(table(75, seed=1))}
+    out = merge(base, tmp_path / "out", adapter(tables), jobs=2)
     result = load(out)
     assert torch.allclose(result[Q].double(), merged(tensors[Q], [low_rank(24, 24)]), atol=1e-5)
     assert torch.equal(result[EMBED], table(75).load())
     assert torch.equal(result[UP], tensors[UP])
-    grown = {"total_size": total + 5 * 24 * 4}
+    grown = {"total_size": total + 2 * 5 * 24 * 4}
     assert json.loads((out / "pytorch_model.bin.index.json").read_text()) == {**index, "metadata": grown}
     for name, file in weight_map.items():
         assert name in torch.load(out / file, weights_only=True)

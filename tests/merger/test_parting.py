@@ -1,0 +1,103 @@
+"""Names that share a table: who follows, who is parted, and what is refused because the model would be another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import adapter, config, load, low_rank, merge, merge_and_tell, save_base, weights
+from oracle import merged
+from safetensors.torch import load_file
+
+from loraformat.errors import MergeError, UnsupportedUpdate
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Replace, Rows
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def table(rows: int, seed: int = 9) -> LazyTensor:
+    return LazyTensor.of(torch.randn(rows, 24, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_the_class_tells_the_names_of_its_tie(tmp_path: Path) -> None:
+    """Mamba calls its embedding by a name that no list of names would find."""
+    old = torch.randn(70, 24)
+    settings = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": 70}
+    base = save_base(tmp_path / "base", {"backbone.embeddings.weight": old}, settings)
+    update = low_rank(70, 24)
+    out = merge(base, tmp_path / "out", adapter({"backbone.embeddings.weight": update}))
+    result = load(out)
+    assert torch.equal(result[HEAD], old)
+    assert torch.allclose(result["backbone.embeddings.weight"].double(), merged(old, [update]), atol=1e-5)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("BertForMaskedLM", "bert.embeddings.word_embeddings.weight"),
+        ("BartForConditionalGeneration", "model.shared.weight"),
+        ("WhisperForConditionalGeneration", "model.decoder.embed_tokens.weight"),
+        ("MarianMTModel", "model.decoder.embed_tokens.weight"),
+        ("SomebodysForCausalLM", "model.embed_tokens.weight"),
+    ],
+)
+def test_what_cannot_be_parted_without_another_change_is_refused(tmp_path: Path, architecture: str, name: str) -> None:
+    settings = {"architectures": [architecture], "tie_word_embeddings": True, "vocab_size": 70}
+    base = save_base(tmp_path / "base", {name: torch.randn(70, 24)}, settings)
+    with pytest.raises((UnsupportedUpdate, MergeError), match=r"part it from|which head it must leave alone"):
+        merge(base, tmp_path / "out", adapter({name: low_rank(70, 24)}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_without_a_head_has_nothing_to_part(tmp_path: Path) -> None:
+    name, old = "bert.embeddings.word_embeddings.weight", torch.randn(70, 24)
+    settings = {"architectures": ["BertForSequenceClassification"], "tie_word_embeddings": True, "vocab_size": 70}
+    base = save_base(tmp_path / "base", {name: old}, settings)
+    result = load(merge(base, tmp_path / "out", adapter({name: low_rank(70, 24)})))
+    assert list(result) == [name]
+    assert torch.allclose(result[name].double(), merged(old, [low_rank(70, 24)]), atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_head_with_an_update_of_its_own_still_follows_new_values(tmp_path: Path, stored: bool) -> None:
+    """The un-merged head is the tied table with the new values, plus the update."""
+    tensors = weights(tied=True)
+    if stored:
+        tensors[HEAD] = tensors[EMBED].clone()
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    rows, update = Rows((3, 5), table(2)), low_rank(70, 24)
+    result = load(merge(base, tmp_path / "out", adapter({EMBED: rows, HEAD: update})))
+    assert torch.allclose(result[EMBED].double(), merged(tensors[EMBED], [rows]))
+    assert torch.allclose(result[HEAD].double(), merged(tensors[EMBED], [rows, update]), atol=1e-5)
+    grown, wide = Replace(table(75)), low_rank(75, 24)
+    result = load(merge(base, tmp_path / "grown", adapter({EMBED: grown, HEAD: wide})))
+    assert torch.allclose(result[HEAD].double(), merged(tensors[EMBED], [grown, wide]), atol=1e-5)
+
+
+def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(tmp_path: Path) -> None:
+    tensors = weights()
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    folder = base / "model.safetensors"
+    change = adapter({EMBED: Replace(table(70))})
+    merge_and_tell(
+        base,
+        tmp_path / "out",
+        change,
+        same=lambda one, other: torch.equal(*(load_file(folder)[n] for n in (one, other))),
+    )
+    result = load(tmp_path / "out")
+    assert torch.equal(result[EMBED], table(70).load())
+    assert torch.equal(result[HEAD], tensors[HEAD])
+
+
+@pytest.mark.parametrize("update", [Replace(table(75)), Rows((70,), table(1))])
+def test_a_vocabulary_that_grows_in_one_of_two_tables_is_refused(tmp_path: Path, update: Replace | Rows) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    with pytest.raises(
+        MergeError, match=r"embed_tokens.weight has 7[15] rows with the update, lm_head.weight keeps 70"
+    ):
+        merge(base, tmp_path / "out", adapter({EMBED: update}))
