@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,13 +18,25 @@ import torch
 from checkpoints import config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
+from loraformat.containers import open_checkpoint, open_weights
 from loraformat.errors import ConfigError, MergeError, MissingFile
+from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.jobs.verify import verify
-from loraformat.merger import Inputs, check
+from loraformat.merger import (
+    AdapterSource,
+    Inputs,
+    Limits,
+    Source,
+    Trust,
+    check,
+    plan_merge,
+    run_merge,
+)
 from loraformat.merger.manifest import MANIFEST
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore
+from loraformat.storage.local import LocalWriter
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
 
@@ -74,18 +88,71 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
     base, change = inputs
     real = check.check_output
 
-    def damage(plan: object, opened: Inputs, output: LocalStore, *, full: bool) -> None:
+    def damage(plan: object, opened: Inputs, output: LocalStore, **more: object) -> None:
         for path in Path(output.folder).glob("*.safetensors"):
             tensors = load_file(path)
             if name in tensors:
                 tensors[name][65, 3] += 1
                 save_file(tensors, path, metadata={"format": "pt"})
-        real(plan, opened, LocalStore(output.folder), full=full)
+        real(plan, opened, LocalStore(output.folder), **more)
 
     monkeypatch.setattr("loraformat.merger.run.check_output", damage)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
         merge(base, [change], str(tmp_path / "out"), verify="full")
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
+
+
+class Faulty(LocalStore):
+    """A disk that gives other bits back than were written, in one place of one tensor."""
+
+    def __init__(self, uri: str, tensor: str, byte: int) -> None:
+        super().__init__(uri)
+        self._tensor, self._byte = tensor, byte
+
+    @contextmanager
+    def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
+        with super().create(path, size) as writer:
+            yield writer
+        if path.endswith(".safetensors"):
+            tensor = open_weights(LocalStore(self.folder), [path])[1].get(self._tensor)
+            if tensor is not None:
+                flip(Path(self.folder, path), tensor.span.offset + self._byte)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Turn the lowest bit of a byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[4], "lm_head.weight", "model.layers.1.norm.weight"])
+@pytest.mark.parametrize("byte", [0, 47])
+def test_one_wrong_bit_is_found_by_the_full_check(
+    inputs: tuple[str, str], tmp_path: Path, name: str, byte: int, jobs: int
+) -> None:
+    """The lowest bit of bfloat16 is within what arithmetic may differ: its hash tells."""
+    base, change = inputs
+    opened = [open_adapter(change)]
+    checkpoint = open_checkpoint(base)
+    adapters = [one.adapter for one in opened]
+    plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
+    merged = Inputs(store=LocalStore(base), base=checkpoint, adapters=adapters)
+    source = Source(LocalStore(change), tuple(opened[0].bundle.files))
+    (tmp_path / "out").mkdir()
+    output = Faulty(str(tmp_path / "out"), name, byte)
+    with pytest.raises(MergeError, match=name.replace(".", r"\.")):
+        run_merge(plan, merged, [source], output, Limits(jobs=jobs), Trust(verify="full"))
+
+
+def test_the_full_check_reads_stacks_and_scalars(tmp_path: Path) -> None:
+    tensors = weights(dtype=torch.bfloat16)
+    more = {"stack": torch.arange(60.0).reshape(3, 4, 5), "scalar": torch.tensor(2.0), "empty": torch.zeros(3, 0)}
+    base = save_base(tmp_path / "base", tensors | more, config())
+    change = save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", dtype="float16")
+    merge(str(base), [str(change)], str(tmp_path / "same"), verify="full", rounding="stochastic", jobs=2)
 
 
 def test_the_manifest_names_everything_and_nothing_of_the_machine(inputs: tuple[str, str], tmp_path: Path) -> None:
