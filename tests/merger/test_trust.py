@@ -19,12 +19,13 @@ from checkpoints import config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
-from loraformat.errors import ConfigError, MergeError, MissingFile
+from loraformat.errors import ConfigError, LoraFormatError, MergeError, MissingFile
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.jobs.verify import verify
 from loraformat.merger import (
     AdapterSource,
+    Arithmetic,
     Inputs,
     Limits,
     Source,
@@ -33,7 +34,9 @@ from loraformat.merger import (
     plan_merge,
     run_merge,
 )
+from loraformat.merger.journal import fingerprint_of
 from loraformat.merger.manifest import MANIFEST
+from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore
 from loraformat.storage.local import LocalWriter
@@ -184,6 +187,82 @@ def test_verify_accepts_what_was_written_and_names_what_was_changed(inputs: tupl
     (out / "tokenizer.json").unlink()
     found = {(one.where, one.code) for one in verify(str(out)).findings}
     assert {(NAMES[0], "LF804"), ("stray", "LF804"), ("tokenizer.json", "LF804")} <= found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verify_finds_one_wrong_bit_of_a_merged_weight(inputs: tuple[str, str], tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    tensor = open_checkpoint(str(out)).tensors[name]
+    flip(out / tensor.file, tensor.span.end - 1)
+    assert [(one.where, one.code) for one in verify(str(out)).findings] == [(name, "LF804")]
+
+
+def test_verify_does_not_believe_a_manifest_that_was_changed(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Whichever byte it is: the folder never passes."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    whole = (out / MANIFEST).read_bytes()
+    for offset in range(0, len(whole), 97):
+        flip(out / MANIFEST, offset)
+        assert not passes(out), offset
+        (out / MANIFEST).write_bytes(whole)
+    (out / MANIFEST).write_bytes(whole.replace(b"\n", b"\r\n"))
+    assert not passes(out)
+    less = json.loads(whole)
+    del less["weights"][NAMES[0]]
+    (out / MANIFEST).write_text(json.dumps(less, indent=2, sort_keys=True) + "\n")
+    assert [one.where for one in verify(str(out)).findings] == [MANIFEST]
+
+
+def passes(out: Path) -> bool:
+    try:
+        return not verify(str(out)).findings
+    except LoraFormatError:
+        return False
+
+
+def test_the_manifest_tells_all_that_changes_bytes(inputs: tuple[str, str], tmp_path: Path) -> None:
+    base, change = inputs
+    options = {"accumulate": "float32", "rounding": "stochastic", "seed": 7}
+    files = {"container": "safetensors", "dtype": "float16", "max_shard_nbytes": 20_000}
+    merge(base, [f"{change}=0.5"], str(tmp_path / "out"), **options, **files)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["options"] == options | files | {"dtype": "F16"}
+    assert [(one["strength"], one["alpha"], one["format"]) for one in manifest["adapters"]] == [(0.5, None, "peft")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"accumulate": "float32"},
+        {"rounding": "stochastic"},
+        {"seed": 1},
+        {"dtype": "float16"},
+        {"container": "torch"},
+        {"max_shard_nbytes": 9_000},
+        {"strength": 0.5},
+    ],
+)
+def test_options_that_change_bytes_change_what_resume_goes_on_from(
+    inputs: tuple[str, str], other: dict[str, object]
+) -> None:
+    assert fingerprint(inputs) == fingerprint(inputs)
+    assert fingerprint(inputs) != fingerprint(inputs, **other)
+
+
+def fingerprint(inputs: tuple[str, str], *, dtype: str | None = None, strength: float = 1.0, **options: object) -> str:
+    arithmetic = {key: options.pop(key) for key in ("accumulate", "rounding", "seed") if key in options}
+    adapters = [open_adapter(inputs[1]).adapter]
+    plan = plan_merge(
+        open_checkpoint(inputs[0]),
+        adapters,
+        [AdapterSource(inputs[1], "peft", strength=strength)],
+        dtype=DType.by_torch_name(dtype) if dtype else None,
+        arithmetic=Arithmetic(**arithmetic),
+        **options,
+    )
+    return fingerprint_of(plan, [], "1")
 
 
 def test_a_file_that_was_cut_short_is_named(inputs: tuple[str, str], tmp_path: Path) -> None:
