@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import config, contents, save_base, weights
+from checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
@@ -44,26 +44,11 @@ from loraformat.storage.local import LocalWriter
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
 
 
-def save_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0) -> Path:
-    folder.mkdir()
-    g = torch.Generator().manual_seed(3)
-    tensors = {}
-    for name, (rows, cols) in shapes.items():
-        module = "base_model.model." + name.removesuffix(".weight")
-        tensors[f"{module}.lora_A.weight"] = torch.randn(rank, cols, generator=g)
-        tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=g) * scale
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-2] for name in shapes})
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "x"}))
-    return folder
-
-
 @pytest.fixture
 def inputs(tmp_path: Path) -> tuple[str, str]:
     tensors = weights(dtype=torch.bfloat16)
     base = save_base(tmp_path / "base", tensors, config(), shards=3)
-    return str(base), str(save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES}))
+    return str(base), str(adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES}))
 
 
 @pytest.mark.parametrize("mode", ["none", "sample", "full"])
@@ -80,7 +65,7 @@ def test_verified_or_not_the_bytes_are_the_same(inputs: tuple[str, str], tmp_pat
 def test_a_right_output_passes_the_full_check(tmp_path: Path, dtype: torch.dtype, accumulate: str) -> None:
     tensors = weights(dtype=dtype)
     base = save_base(tmp_path / "base", tensors, config())
-    change = save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
     merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", accumulate=accumulate)
 
 
@@ -153,7 +138,7 @@ def test_the_full_check_reads_stacks_and_scalars(tmp_path: Path) -> None:
     tensors = weights(dtype=torch.bfloat16)
     more = {"stack": torch.arange(60.0).reshape(3, 4, 5), "scalar": torch.tensor(2.0), "empty": torch.zeros(3, 0)}
     base = save_base(tmp_path / "base", tensors | more, config())
-    change = save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
     merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", dtype="float16")
     merge(str(base), [str(change)], str(tmp_path / "same"), verify="full", rounding="stochastic", jobs=2)
 
@@ -294,7 +279,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     shape = (1024, 1536)
     tensors = {f"model.layers.{n}.q_proj.weight": torch.randn(shape, generator=g).bfloat16() for n in range(12)}
     base = save_base(folder / "base", tensors, config(), shards=12)
-    change = save_adapter(folder / "adapter", dict.fromkeys(tensors, shape))
+    change = adapter_folder(folder / "adapter", dict.fromkeys(tensors, shape))
     merge(str(base), [str(change)], str(folder / "whole"))
     return base, change, contents(folder / "whole")
 
