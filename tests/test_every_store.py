@@ -8,9 +8,11 @@ import pytest
 
 from loraformat.errors import StorageError
 from loraformat.storage import LocalStore, MemoryStore, Store
+from loraformat.storage.local import HiddenFolder
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "local": lambda folder: LocalStore(str(folder)),
+    "hidden": lambda folder: HiddenFolder(str(folder)),
     "memory": lambda folder: MemoryStore(),
 }
 
@@ -54,6 +56,8 @@ def test_a_file_appears_only_when_it_is_complete(store: Store) -> None:
     with store.create("a") as writer:
         writer.write(b"half")
         assert "a" not in store.files()
+        with pytest.raises(StorageError, match="no such file"):
+            store.read("a")
     assert "a" in store.files()
 
 

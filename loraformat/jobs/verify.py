@@ -11,7 +11,7 @@ from loraformat.containers.prints import FilePrint, print_of, tensor_sha256
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
 from loraformat.merger.findings import output_changed
-from loraformat.merger.manifest import MANIFEST
+from loraformat.merger.manifest import MANIFEST, is_as_written
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.results import VerifyResult
 from loraformat.report import Report
@@ -23,14 +23,17 @@ _MOST_NBYTES = 1 << 28
 def verify(out: str) -> Report:
     """Compare the folder `out` with its loraformat.manifest.json: names, sizes, hashes of headers, files and weights.
 
+    The manifest has a hash of itself, so that what it says is not believed where it was changed.
+
     Raises: StorageError: there is no such folder; MissingFile (LF101): it has no manifest; ConfigError (LF103),
         InvalidJson (LF005): the manifest is none.
     """
     store = open_store(out)
-    manifest = _manifest(store)
+    manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}
     missing, strange = outputs.keys() - store.files().keys(), store.files().keys() - outputs.keys() - {MANIFEST}
-    findings = [output_changed(name, "the file is missing") for name in sorted(missing)]
+    findings = [] if is_intact else [output_changed(MANIFEST, "the manifest is not the one that was written")]
+    findings += [output_changed(name, "the file is missing") for name in sorted(missing)]
     findings += [output_changed(name, "the manifest does not list this file") for name in sorted(strange)]
     there = [name for name in sorted(outputs) if name in store.files()]
     for name in there:
@@ -54,16 +57,19 @@ def verify(out: str) -> Report:
     )
 
 
-def _manifest(store: Store) -> dict[str, Any]:
+def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
+    """The manifest, and whether it is as it was written."""
     if MANIFEST not in store.files():
         raise MissingFile(f"there is no {MANIFEST}", where=store.uri, hint="only what merge wrote can be verified")
-    value = strict_json.parse(store.read(MANIFEST), MANIFEST, limit=_MOST_NBYTES)
+    data = store.read(MANIFEST)
+    value = strict_json.parse(data, MANIFEST, limit=_MOST_NBYTES)
     if not isinstance(value, dict):
         raise ConfigError("expected a JSON object", where=MANIFEST)
     fault = next(schema.check("manifest", value), None)
     if fault is not None:
         raise ConfigError(f"{fault[0]}: {fault[1]}" if fault[0] else fault[1], where=MANIFEST)
-    return cast("dict[str, Any]", value)
+    manifest = cast("dict[str, Any]", value)
+    return manifest, is_as_written(data, manifest)
 
 
 def _file_findings(store: Store, entry: Mapping[str, Any]) -> Iterator[Finding]:

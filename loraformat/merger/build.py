@@ -9,7 +9,16 @@ from loraformat.errors import MergeError
 from loraformat.matching import TIE_KEYS, tie_claim
 from loraformat.merger.dtypes import dtype_patch, in_dtype
 from loraformat.merger.edits import Edits, edits_of
-from loraformat.merger.plan import AdapterSource, Arithmetic, CopiedFile, Edit, MergePlan, PlannedTensor, ShardPlan
+from loraformat.merger.plan import (
+    AdapterSource,
+    Arithmetic,
+    CopiedFile,
+    Edit,
+    FileOptions,
+    MergePlan,
+    PlannedTensor,
+    ShardPlan,
+)
 from loraformat.merger.reshard import resharded
 from loraformat.merger.stack import layer_counts, repeated
 from loraformat.model.adapter import Adapter
@@ -76,6 +85,7 @@ def plan_merge(
         index=index,
         left_out=(*sorted(stale), *(f"{name}/" for name in base.folders)),
         arithmetic=arithmetic or Arithmetic(),
+        files=FileOptions(container, None if dtype is None else dtype.safetensors, max_shard_nbytes),
     )
 
 

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from loraformat.containers import open_weights, read_rows
+from loraformat.containers.prints import tensor_sha256
+from loraformat.engine import open_engine
 from loraformat.errors import MergeError
-from loraformat.merger.apply import apply
-from loraformat.merger.copies import Inputs, as_matrix, columns_of
+from loraformat.merger.apply import blocks_of
+from loraformat.merger.compare import compare_rows
+from loraformat.merger.copies import Inputs, columns_of
+from loraformat.merger.execute import one_thread_each
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
-from loraformat.merger.windows import Limits, Steps, compute_dtype, read_window, unit_of, windows
+from loraformat.merger.windows import Limits, Steps, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.tensors import DType
 from loraformat.storage.local import LocalStore
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 _SAMPLES = 32
-_BLOCK_NBYTES = 4 << 20
+_BLOCK_NBYTES = 1 << 20
+_TASK_NBYTES = 32 << 20
+
+_Task = Callable[[], None]
 
 
-def check_output(plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: bool) -> None:
-    """Compare the weight files of an output with what they were made from.
+def check_output(
+    plan: MergePlan,
+    inputs: Inputs,
+    output: LocalStore,
+    *,
+    full: bool,
+    digests: Mapping[str, str] | None = None,
+    jobs: int = 1,
+) -> None:
+    """Compare the weight files of an output with what they were made from, in blocks, by `jobs` threads.
 
     Computed values are computed again in float64 and may differ by one unit in the last place of the output's dtype
     (and by what sums in float32 lose, where sums are made so); copied ones must be equal. A sample is one tile of some
@@ -34,20 +43,33 @@ def check_output(plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: b
 
     Args:
         full: every value; and every safetensors file is read with the safetensors library too.
+        digests: SHA-256 of computed tensors as they were written; compared with what is read where `full`.
 
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
+    checks = _checks(plan, inputs, output, full=full, digests=digests or {})
+    with one_thread_each():
+        for _ in open_engine(jobs).map(lambda task: task(), checks):
+            pass
+
+
+def _checks(
+    plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: bool, digests: Mapping[str, str]
+) -> Iterator[_Task]:
+    in_all = sum(len(shard.tensors) for shard in plan.shards)
     for shard in plan.shards:
         _, tensors = open_weights(output, [shard.target])
         _check_header(shard, tensors)
         if full and shard.container == "safetensors":
-            check_with_library(output.folder, shard, tensors)
+            yield lambda shard=shard, tensors=tensors: check_with_library(output, shard, tensors)  # type: ignore[misc]
         edits = {edit.tensor: edit for edit in shard.edits}
         for name in _chosen(sorted(edits), len(plan.edits), full):
-            _check_edit(edits[name], plan, inputs, output, tensors[name], full=full)
+            if full and name in digests:
+                yield _hash_check(output, tensors[name], digests[name], name)
+            yield from _edit_checks(edits[name], plan, inputs, output, tensors[name], full=full)
         copied = [tensor.name for tensor in shard.tensors if tensor.name not in edits]
-        for name in _chosen(copied, sum(len(one.tensors) for one in plan.shards), full):
-            _check_copy(name, inputs, output, tensors[name], full=full)
+        for name in _chosen(copied, in_all, full):
+            yield from _copy_checks(name, inputs, output, tensors[name], full=full)
 
 
 def _chosen(names: Sequence[str], in_all: int, full: bool) -> Sequence[str]:
@@ -63,66 +85,73 @@ def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None
         raise MergeError(f"{name}: found {found.get(name)}, planned {wanted.get(name)}", where=shard.target)
 
 
-def _check_edit(
-    edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
-) -> None:
-    import torch
-
-    accumulated = compute_dtype(edit, inputs, plan.arithmetic.accumulate)
-    steps = Steps(edit, inputs, torch.float64)
-    matrix = as_matrix(stored, edit.row_axes)
-    for start, stop in _blocks(edit, inputs, full):
-        base = read_window(inputs, edit, start, stop, torch.float64)
-        ready, norms = steps.get()
-        exact = apply(base.clone(), start, ready, norms)
-        found = read_rows(output, matrix, start, stop).reshape(exact.shape).to(torch.float64)
-        room = _room(base, exact, found, DType[edit.dtype].torch, accumulated)
-        bad = (((found - exact).abs() > room) | ~found.isfinite() & base.isfinite()).nonzero()
-        if len(bad):
-            row, column = (int(number) for number in bad[0])
+def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str) -> _Task:
+    def check() -> None:
+        if stored.strides is None and tensor_sha256(output, stored) != digest:
             raise MergeError(
-                f"{edit.tensor}: row {start + row}, column {column} is {float(found[row, column])!r} in the file, "
-                f"computed again it is {float(exact[row, column])!r}",
+                f"{name}: the bytes in the file are not those that were written",
                 where=stored.file,
                 hint="the disk or the memory of this machine may be faulty",
             )
 
+    return check
 
-def _blocks(edit: Edit, inputs: Inputs, full: bool) -> Iterator[tuple[int, int]]:
-    """All windows, or the tile that the tensor's name picks."""
-    if full:
-        yield from windows(edit, inputs, Limits())
-        return
+
+def _edit_checks(
+    edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
+) -> Iterator[_Task]:
+    import torch
+
+    steps, unit = Steps(edit, inputs, torch.float64), unit_of(edit, inputs)
+    accumulate = plan.arithmetic.accumulate
+
+    def check(start: int, stop: int) -> None:
+        for low, high in blocks_of(start, stop, unit):
+            compare_rows(edit, steps, inputs, output, stored, (low, high), accumulate)
+
+    for start, stop in windows(edit, inputs, Limits()) if full else _one_tile(edit, unit):
+        yield lambda start=start, stop=stop: check(start, stop)  # type: ignore[misc]
+
+
+def _one_tile(edit: Edit, unit: int) -> Iterator[tuple[int, int]]:
+    """The tile that the tensor's name picks; none where it has no rows."""
     rows = edit.matrix[0]
-    unit = unit_of(edit, inputs)
     tiles = -(-rows // unit)
     if tiles:
         start = int.from_bytes(hashlib.sha256(edit.tensor.encode()).digest()[:8], "little") % tiles * unit
         yield start, min(start + unit, rows)
 
 
-def _room(base: Tensor, exact: Tensor, found: Tensor, dtype: torch.dtype, accumulated: torch.dtype) -> Tensor:
-    """How far a value may be from the exact one: a unit in the last place, and what the sums before lose."""
-    import torch
-
-    info = torch.finfo(dtype)
-    _, exponent = torch.frexp(torch.maximum(exact.abs(), found.abs()).clamp(min=info.smallest_normal))
-    unit = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
-    # Products of a few hundred terms, against the largest value of their row.
-    lost = 2.0**-16 if accumulated == torch.float32 else 2.0**-44
-    largest = (base.abs() + (exact - base).abs()).nan_to_num(0.0, 0.0, 0.0)
-    return unit + lost * largest.amax(dim=1, keepdim=True) if exact.numel() else unit
+def _copy_checks(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> Iterator[_Task]:
+    source = inputs.base.tensors[name]
+    if source.strides is not None or stored.strides is not None:
+        yield lambda: _compare_views(name, inputs, output, stored, full=full)
+        return
+    nbytes = stored.span.nbytes if full else min(stored.span.nbytes, _BLOCK_NBYTES)
+    for start, stop in blocks_of(0, nbytes, _TASK_NBYTES):
+        yield lambda start=start, stop=stop: _compare_bytes(name, inputs, output, stored, start, stop)  # type: ignore[misc]
 
 
-def _check_copy(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> None:
+def _compare_bytes(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, start: int, stop: int) -> None:
+    source = inputs.base.tensors[name]
+    for low, high in blocks_of(start, stop, _BLOCK_NBYTES):
+        before = inputs.store.read(source.file, source.span.offset + low, high - low)
+        if output.read(stored.file, stored.span.offset + low, high - low) != before:
+            raise _differs(name, stored)
+
+
+def _compare_views(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> None:
+    """Rows of a tensor that is not stored in the order of its elements in one of the files."""
     import torch
 
     source = inputs.base.tensors[name]
     rows = source.shape[0] if source.shape else 1
-    row_nbytes = max(1, columns_of(source.shape) * source.dtype.itemsize)
-    step = max(1, _BLOCK_NBYTES // row_nbytes)
-    for start in range(0, rows if full else min(rows, step), step):
-        stop = min(start + step, rows)
+    step = max(1, _BLOCK_NBYTES // max(1, columns_of(source.shape) * source.dtype.itemsize))
+    for start, stop in blocks_of(0, rows if full else min(rows, step), step):
         before, after = (read_rows(s, t, start, stop) for s, t in ((inputs.store, source), (output, stored)))
         if not torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)):
-            raise MergeError(f"{name}: the copy differs from the base", where=stored.file)
+            raise _differs(name, stored)
+
+
+def _differs(name: str, stored: StoredTensor) -> MergeError:
+    return MergeError(f"{name}: the copy differs from the base", where=stored.file)

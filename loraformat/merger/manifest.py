@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def build_manifest(
         # Not an import: the root package names everything, so importing it would be importing every layer above.
         "tool": {"name": "loraformat", "version": sys.modules["loraformat"].__version__},
         "job": "merge",
-        "options": asdict(plan.arithmetic),
+        "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
         "base": {"files": prints["base"]},
         "adapters": [{**_assumed(source), "files": files} for source, files in used],
         "outputs": [plain_print(one) for one in outputs],
@@ -68,10 +69,25 @@ def build_manifest(
 
 
 def write_manifest(output: Store, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest into an output folder."""
-    data = (json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+    """Write the manifest into an output folder, with its own hash."""
+    data = _rendered({**manifest, "sha256": _sha256(manifest)})
     with output.create(MANIFEST, len(data)) as writer:
         writer.write(data)
+
+
+def is_as_written(data: bytes, manifest: Mapping[str, Any]) -> bool:
+    """Whether the bytes of a manifest, and the values in it, are those that `write_manifest` wrote."""
+    return data == _rendered(manifest) and manifest.get("sha256") == _sha256(manifest)
+
+
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(_rendered(values)).hexdigest()
+
+
+def _rendered(manifest: Mapping[str, Any]) -> bytes:
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return f"{text}\n".encode("ascii")
 
 
 def plain_print(found: FilePrint) -> dict[str, Any]:

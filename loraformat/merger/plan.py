@@ -64,6 +64,21 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, slots=True)
+class FileOptions:
+    """What the caller asked of the weight files; None keeps what the base has.
+
+    Attributes:
+        container: "safetensors" or "torch".
+        dtype: safetensors name of the dtype of every floating tensor.
+        max_shard_nbytes: most bytes of tensors in a file.
+    """
+
+    container: str | None = None
+    dtype: str | None = None
+    max_shard_nbytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """A tensor of the output that is computed.
 
@@ -151,6 +166,7 @@ class MergePlan:
     index: str | None = None
     left_out: tuple[str, ...] = ()
     arithmetic: Arithmetic = Arithmetic()
+    files: FileOptions = FileOptions()
 
     @property
     def edits(self) -> tuple[Edit, ...]:

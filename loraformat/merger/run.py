@@ -15,7 +15,7 @@ from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, write_others
 from loraformat.merger.journal import Journal, fingerprint_of
 from loraformat.merger.manifest import build_manifest, plain_print, write_manifest
-from loraformat.merger.plan import MergePlan
+from loraformat.merger.plan import MergePlan, nbytes_of
 from loraformat.merger.windows import Limits
 from loraformat.storage import LocalStore, Store
 
@@ -57,10 +57,13 @@ def run_merge(
     version: str = sys.modules["loraformat"].__version__
     journal = Journal(output, fingerprint_of(plan, [_identities(one) for one in (base, *sources)], version))
     there = journal.resume() if trust.resume else {}
+    if limits.progress is not None:
+        limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
     write_others(plan, inputs, output)
     written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there)
     if trust.verify != "none":
-        check_output(plan, inputs, output, full=trust.verify == "full")
+        is_full = trust.verify == "full"
+        check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
     prints = {"base": _prints(base, trust), "adapters": [_prints(one, trust) for one in sources]}
     outputs = [print_of(output, name, whole=trust.hash_files) for name in file_names(plan)]
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests))

@@ -21,7 +21,7 @@ OWN_PREFIX = ".loraformat-"
 
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_AT_ONCE = 1 << 30
+_MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
@@ -42,6 +42,7 @@ class LocalStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._seen: dict[str, tuple[int, ...]] = {}
+        self._unfinished: set[str] = set()
         with told_as(uri):
             path = os.path.abspath(uri)
             mode = os.stat(uri).st_mode
@@ -67,7 +68,7 @@ class LocalStore:
                 return {self._only: os.stat(self._path(self._only)).st_size}
             with os.scandir(self._folder) as entries:
                 found = {entry.name: _regular_size(entry) for entry in entries}
-        listed = {name: size for name, size in found.items() if size is not None and not name.startswith(OWN_PREFIX)}
+        listed = {name: size for name, size in found.items() if size is not None and not self._is_hidden(name)}
         return dict(sorted(listed.items()))
 
     def folders(self) -> tuple[str, ...]:
@@ -105,9 +106,11 @@ class LocalStore:
     def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
         """See Store. The bytes are on the disk before the name is there; an existing file is replaced."""
         target = self._path(checked_name(path, self.uri))
-        partial = os.path.join(self._folder, f"{OWN_PREFIX}{secrets.token_hex(8)}.tmp")
+        unfinished = self._name_to_write(path)
+        partial = self._path(unfinished)
         with told_as(target):
             fd = os.open(partial, _CREATE_FLAGS, 0o666)
+        self._unfinished.add(unfinished)
         try:
             with told_as(target):
                 _reserve(fd, size)
@@ -116,14 +119,24 @@ class LocalStore:
             checked_total(target, size, writer.written)
             with told_as(target):
                 os.fsync(fd)
-                os.replace(partial, target)
+                if partial != target:
+                    os.replace(partial, target)
         except BaseException:
             with suppress(OSError):
                 os.unlink(partial)
             raise
         finally:
             os.close(fd)
+            self._unfinished.discard(unfinished)
             self._seen.pop(path, None)
+
+    def _name_to_write(self, path: str) -> str:
+        """The name under which a file is made before it gets the name `path`."""
+        del path
+        return f"{OWN_PREFIX}{secrets.token_hex(8)}.tmp"
+
+    def _is_hidden(self, name: str) -> bool:
+        return name.startswith(OWN_PREFIX) or name in self._unfinished
 
     def own_and_other_names(self) -> list[str]:
         """Names of everything in the folder, files of a run of this package included, sorted."""
@@ -148,7 +161,7 @@ class LocalStore:
     def _opened(self, name: str) -> Iterator[tuple[int, int]]:
         """A descriptor for reading, and the size of the file."""
         path = self._path(checked_name(name, self.uri))
-        if self._only not in (None, name):
+        if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
         with told_as(path):
             fd = os.open(path, _READ_FLAGS)
@@ -172,6 +185,17 @@ class LocalStore:
         """A descriptor of a file, open for reading, for copies inside the kernel."""
         with self._opened(name) as (fd, _):
             yield fd
+
+
+class HiddenFolder(LocalStore):
+    """A folder that has no name of its own yet: its files are made under their own names, once and in place.
+
+    A file counts when it is complete, for this store; after a run that was killed its journal tells which are. A file
+    that is there already is replaced as in any other folder.
+    """
+
+    def _name_to_write(self, path: str) -> str:
+        return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path
 
 
 class LocalWriter:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from loraformat.errors import StorageError
 from loraformat.storage.faults import told_as
 from loraformat.storage.interrupts import Deferral
-from loraformat.storage.local import OWN_PREFIX, LocalStore
+from loraformat.storage.local import OWN_PREFIX, HiddenFolder, LocalStore
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -45,7 +45,7 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: b
             with told_as(target):
                 os.makedirs(partial, exist_ok=True)
             with signals.delivered():
-                yield LocalStore(partial)
+                yield HiddenFolder(partial)
             with told_as(target):
                 _remove_own(partial)
                 _sync(partial)

@@ -330,5 +330,7 @@ def test_merge_options_that_change_bytes_are_in_the_manifest(example: Path, tmp_
     result = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "out", *more, *files)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "out" / "loraformat.manifest.json").read_text())
-    assert manifest["options"] == {"accumulate": "float64", "rounding": "stochastic", "seed": 3}
+    arithmetic = {"accumulate": "float64", "rounding": "stochastic", "seed": 3}
+    assert manifest["options"] == {**arithmetic, "container": None, "dtype": "BF16", "max_shard_nbytes": 20_000}
+    assert manifest["adapters"][0]["alpha"] == 16
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1

@@ -61,6 +61,22 @@ def save_base(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str
     return folder
 
 
+def adapter_folder(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0) -> Path:
+    """A LoRA as PEFT saves it, for base weights of the given shapes."""
+    folder.mkdir()
+    g = torch.Generator().manual_seed(3)
+    tensors = {}
+    for name, (rows, cols) in shapes.items():
+        module = "base_model.model." + name.removesuffix(".weight")
+        tensors[f"{module}.lora_A.weight"] = torch.randn(rank, cols, generator=g)
+        tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=g) * scale
+    save_file(tensors, folder / "adapter_model.safetensors")
+    targets = sorted({name.split(".")[-2] for name in shapes})
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "x"}))
+    return folder
+
+
 def low_rank(rows: int, cols: int, *, rank: int = 3, scale: float = 0.5, seed: int = 5) -> LowRank:
     g = torch.Generator().manual_seed(seed)
     up, down = torch.randn(rows, rank, generator=g), torch.randn(rank, cols, generator=g)

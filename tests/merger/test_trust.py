@@ -9,44 +9,46 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import config, contents, save_base, weights
+from checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
-from loraformat.errors import ConfigError, MergeError, MissingFile
+from loraformat.containers import open_checkpoint, open_weights
+from loraformat.errors import ConfigError, LoraFormatError, MergeError, MissingFile
+from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.jobs.verify import verify
-from loraformat.merger import Inputs, check
+from loraformat.merger import (
+    AdapterSource,
+    Arithmetic,
+    Inputs,
+    Limits,
+    Source,
+    Trust,
+    check,
+    plan_merge,
+    run_merge,
+)
+from loraformat.merger.journal import fingerprint_of
 from loraformat.merger.manifest import MANIFEST
+from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore
+from loraformat.storage.local import LocalWriter
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
-
-
-def save_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0) -> Path:
-    folder.mkdir()
-    g = torch.Generator().manual_seed(3)
-    tensors = {}
-    for name, (rows, cols) in shapes.items():
-        module = "base_model.model." + name.removesuffix(".weight")
-        tensors[f"{module}.lora_A.weight"] = torch.randn(rank, cols, generator=g)
-        tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=g) * scale
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = sorted({name.split(".")[-2] for name in shapes})
-    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
-    (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "x"}))
-    return folder
 
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> tuple[str, str]:
     tensors = weights(dtype=torch.bfloat16)
     base = save_base(tmp_path / "base", tensors, config(), shards=3)
-    return str(base), str(save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES}))
+    return str(base), str(adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES}))
 
 
 @pytest.mark.parametrize("mode", ["none", "sample", "full"])
@@ -63,7 +65,7 @@ def test_verified_or_not_the_bytes_are_the_same(inputs: tuple[str, str], tmp_pat
 def test_a_right_output_passes_the_full_check(tmp_path: Path, dtype: torch.dtype, accumulate: str) -> None:
     tensors = weights(dtype=dtype)
     base = save_base(tmp_path / "base", tensors, config())
-    change = save_adapter(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
     merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", accumulate=accumulate)
 
 
@@ -74,18 +76,71 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
     base, change = inputs
     real = check.check_output
 
-    def damage(plan: object, opened: Inputs, output: LocalStore, *, full: bool) -> None:
+    def damage(plan: object, opened: Inputs, output: LocalStore, **more: object) -> None:
         for path in Path(output.folder).glob("*.safetensors"):
             tensors = load_file(path)
             if name in tensors:
                 tensors[name][65, 3] += 1
                 save_file(tensors, path, metadata={"format": "pt"})
-        real(plan, opened, LocalStore(output.folder), full=full)
+        real(plan, opened, LocalStore(output.folder), **more)
 
     monkeypatch.setattr("loraformat.merger.run.check_output", damage)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
         merge(base, [change], str(tmp_path / "out"), verify="full")
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
+
+
+class Faulty(LocalStore):
+    """A disk that gives other bits back than were written, in one place of one tensor."""
+
+    def __init__(self, uri: str, tensor: str, byte: int) -> None:
+        super().__init__(uri)
+        self._tensor, self._byte = tensor, byte
+
+    @contextmanager
+    def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
+        with super().create(path, size) as writer:
+            yield writer
+        if path.endswith(".safetensors"):
+            tensor = open_weights(LocalStore(self.folder), [path])[1].get(self._tensor)
+            if tensor is not None:
+                flip(Path(self.folder, path), tensor.span.offset + self._byte)
+
+
+def flip(path: Path, offset: int) -> None:
+    """Turn the lowest bit of a byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[4], "lm_head.weight", "model.layers.1.norm.weight"])
+@pytest.mark.parametrize("byte", [0, 47])
+def test_one_wrong_bit_is_found_by_the_full_check(
+    inputs: tuple[str, str], tmp_path: Path, name: str, byte: int, jobs: int
+) -> None:
+    """The lowest bit of bfloat16 is within what arithmetic may differ: its hash tells."""
+    base, change = inputs
+    opened = [open_adapter(change)]
+    checkpoint = open_checkpoint(base)
+    adapters = [one.adapter for one in opened]
+    plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
+    merged = Inputs(store=LocalStore(base), base=checkpoint, adapters=adapters)
+    source = Source(LocalStore(change), tuple(opened[0].bundle.files))
+    (tmp_path / "out").mkdir()
+    output = Faulty(str(tmp_path / "out"), name, byte)
+    with pytest.raises(MergeError, match=name.replace(".", r"\.")):
+        run_merge(plan, merged, [source], output, Limits(jobs=jobs), Trust(verify="full"))
+
+
+def test_the_full_check_reads_stacks_and_scalars(tmp_path: Path) -> None:
+    tensors = weights(dtype=torch.bfloat16)
+    more = {"stack": torch.arange(60.0).reshape(3, 4, 5), "scalar": torch.tensor(2.0), "empty": torch.zeros(3, 0)}
+    base = save_base(tmp_path / "base", tensors | more, config())
+    change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", dtype="float16")
+    merge(str(base), [str(change)], str(tmp_path / "same"), verify="full", rounding="stochastic", jobs=2)
 
 
 def test_the_manifest_names_everything_and_nothing_of_the_machine(inputs: tuple[str, str], tmp_path: Path) -> None:
@@ -119,6 +174,82 @@ def test_verify_accepts_what_was_written_and_names_what_was_changed(inputs: tupl
     assert {(NAMES[0], "LF804"), ("stray", "LF804"), ("tokenizer.json", "LF804")} <= found
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_verify_finds_one_wrong_bit_of_a_merged_weight(inputs: tuple[str, str], tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    tensor = open_checkpoint(str(out)).tensors[name]
+    flip(out / tensor.file, tensor.span.end - 1)
+    assert [(one.where, one.code) for one in verify(str(out)).findings] == [(name, "LF804")]
+
+
+def test_verify_does_not_believe_a_manifest_that_was_changed(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Whichever byte it is: the folder never passes."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    whole = (out / MANIFEST).read_bytes()
+    for offset in range(0, len(whole), 97):
+        flip(out / MANIFEST, offset)
+        assert not passes(out), offset
+        (out / MANIFEST).write_bytes(whole)
+    (out / MANIFEST).write_bytes(whole.replace(b"\n", b"\r\n"))
+    assert not passes(out)
+    less = json.loads(whole)
+    del less["weights"][NAMES[0]]
+    (out / MANIFEST).write_text(json.dumps(less, indent=2, sort_keys=True) + "\n")
+    assert [one.where for one in verify(str(out)).findings] == [MANIFEST]
+
+
+def passes(out: Path) -> bool:
+    try:
+        return not verify(str(out)).findings
+    except LoraFormatError:
+        return False
+
+
+def test_the_manifest_tells_all_that_changes_bytes(inputs: tuple[str, str], tmp_path: Path) -> None:
+    base, change = inputs
+    options = {"accumulate": "float32", "rounding": "stochastic", "seed": 7}
+    files = {"container": "safetensors", "dtype": "float16", "max_shard_nbytes": 20_000}
+    merge(base, [f"{change}=0.5"], str(tmp_path / "out"), **options, **files)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["options"] == options | files | {"dtype": "F16"}
+    assert [(one["strength"], one["alpha"], one["format"]) for one in manifest["adapters"]] == [(0.5, None, "peft")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"accumulate": "float32"},
+        {"rounding": "stochastic"},
+        {"seed": 1},
+        {"dtype": "float16"},
+        {"container": "torch"},
+        {"max_shard_nbytes": 9_000},
+        {"strength": 0.5},
+    ],
+)
+def test_options_that_change_bytes_change_what_resume_goes_on_from(
+    inputs: tuple[str, str], other: dict[str, object]
+) -> None:
+    assert fingerprint(inputs) == fingerprint(inputs)
+    assert fingerprint(inputs) != fingerprint(inputs, **other)
+
+
+def fingerprint(inputs: tuple[str, str], *, dtype: str | None = None, strength: float = 1.0, **options: object) -> str:
+    arithmetic = {key: options.pop(key) for key in ("accumulate", "rounding", "seed") if key in options}
+    adapters = [open_adapter(inputs[1]).adapter]
+    plan = plan_merge(
+        open_checkpoint(inputs[0]),
+        adapters,
+        [AdapterSource(inputs[1], "peft", strength=strength)],
+        dtype=DType.by_torch_name(dtype) if dtype else None,
+        arithmetic=Arithmetic(**arithmetic),
+        **options,
+    )
+    return fingerprint_of(plan, [], "1")
+
+
 def test_a_file_that_was_cut_short_is_named(inputs: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge(inputs[0], [inputs[1]], str(out))
@@ -148,7 +279,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     shape = (1024, 1536)
     tensors = {f"model.layers.{n}.q_proj.weight": torch.randn(shape, generator=g).bfloat16() for n in range(12)}
     base = save_base(folder / "base", tensors, config(), shards=12)
-    change = save_adapter(folder / "adapter", dict.fromkeys(tensors, shape))
+    change = adapter_folder(folder / "adapter", dict.fromkeys(tensors, shape))
     merge(str(base), [str(change)], str(folder / "whole"))
     return base, change, contents(folder / "whole")
 
