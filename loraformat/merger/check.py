@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from loraformat.containers import open_weights, read_rows
+from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
-from loraformat.merger.apply import apply
+from loraformat.merger.apply import apply, blocks_of
 from loraformat.merger.copies import Inputs, as_matrix, columns_of
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
@@ -25,7 +28,7 @@ _SAMPLES = 32
 _BLOCK_NBYTES = 4 << 20
 
 
-def check_output(plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: bool) -> None:
+def check_output(plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: bool, jobs: int = 1) -> None:
     """Compare the weight files of an output with what they were made from.
 
     Computed values are computed again in float64 and may differ by one unit in the last place of the output's dtype
@@ -34,20 +37,32 @@ def check_output(plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: b
 
     Args:
         full: every value; and every safetensors file is read with the safetensors library too.
+        jobs: threads.
 
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
+    checks = _checks(plan, inputs, output, full)
+    with one_thread_each(), closing(open_engine(jobs).map(lambda check: check(), checks)) as results:
+        for _ in results:
+            pass
+
+
+def _checks(plan: MergePlan, inputs: Inputs, output: LocalStore, full: bool) -> Iterator[Callable[[], None]]:
+    """Comparisons that may run side by side; headers are compared on the way."""
+    planned = sum(len(shard.tensors) for shard in plan.shards)
     for shard in plan.shards:
         _, tensors = open_weights(output, [shard.target])
         _check_header(shard, tensors)
         if full and shard.container == "safetensors":
-            check_with_library(output.folder, shard, tensors)
+            yield partial(check_with_library, output.folder, shard, tensors)
         edits = {edit.tensor: edit for edit in shard.edits}
         for name in _chosen(sorted(edits), len(plan.edits), full):
-            _check_edit(edits[name], plan, inputs, output, tensors[name], full=full)
+            check = _EditCheck(edits[name], plan, inputs, output, tensors[name])
+            for start, stop in _blocks(edits[name], inputs, full):
+                yield partial(check.run, start, stop)
         copied = [tensor.name for tensor in shard.tensors if tensor.name not in edits]
-        for name in _chosen(copied, sum(len(one.tensors) for one in plan.shards), full):
-            _check_copy(name, inputs, output, tensors[name], full=full)
+        for name in _chosen(copied, planned, full):
+            yield partial(_check_copy, name, inputs, output, tensors[name], full=full)
 
 
 def _chosen(names: Sequence[str], in_all: int, full: bool) -> Sequence[str]:
@@ -63,27 +78,41 @@ def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None
         raise MergeError(f"{name}: found {found.get(name)}, planned {wanted.get(name)}", where=shard.target)
 
 
-def _check_edit(
-    edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
-) -> None:
-    import torch
+class _EditCheck:
+    """Computes rows of an edited tensor again, from the base and the adapters."""
 
-    accumulated = compute_dtype(edit, inputs, plan.arithmetic.accumulate)
-    steps = Steps(edit, inputs, torch.float64)
-    matrix = as_matrix(stored, edit.row_axes)
-    for start, stop in _blocks(edit, inputs, full):
-        base = read_window(inputs, edit, start, stop, torch.float64)
-        ready, norms = steps.get()
-        exact = apply(base.clone(), start, ready, norms)
-        found = read_rows(output, matrix, start, stop).reshape(exact.shape).to(torch.float64)
-        room = _room(base, exact, found, DType[edit.dtype].torch, accumulated)
+    def __init__(self, edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor) -> None:
+        import torch
+
+        self._edit, self._inputs, self._output = edit, inputs, output
+        self._stored = as_matrix(stored, edit.row_axes)
+        self._accumulated = compute_dtype(edit, inputs, plan.arithmetic.accumulate)
+        self._steps = Steps(edit, inputs, torch.float64)
+        self._unit = unit_of(edit, inputs)
+
+    def run(self, start: int, stop: int) -> None:
+        """Compare rows `start:stop`, a few at a time."""
+        for low, high in blocks_of(start, stop, self._unit):
+            self._compare(low, high)
+
+    def _compare(self, start: int, stop: int) -> None:
+        import torch
+
+        base = read_window(self._inputs, self._edit, start, stop, torch.float64)
+        exact = apply(base.clone(), start, *self._steps.get())
+        written = read_rows(self._output, self._stored, start, stop).reshape(exact.shape)
+        # Nearly always every value is the exact one rounded; only where not is it worth asking how far they are apart.
+        if torch.equal(written, exact.to(written.dtype)) and bool(written.isfinite().all()):
+            return
+        found = written.to(torch.float64)
+        room = _room(base, exact, found, DType[self._edit.dtype].torch, self._accumulated)
         bad = (((found - exact).abs() > room) | ~found.isfinite() & base.isfinite()).nonzero()
         if len(bad):
             row, column = (int(number) for number in bad[0])
             raise MergeError(
-                f"{edit.tensor}: row {start + row}, column {column} is {float(found[row, column])!r} in the file, "
-                f"computed again it is {float(exact[row, column])!r}",
-                where=stored.file,
+                f"{self._edit.tensor}: row {start + row}, column {column} is {float(found[row, column])!r} "
+                f"in the file, computed again it is {float(exact[row, column])!r}",
+                where=self._stored.file,
                 hint="the disk or the memory of this machine may be faulty",
             )
 

@@ -60,7 +60,7 @@ def run_merge(
     write_others(plan, inputs, output)
     written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there)
     if trust.verify != "none":
-        check_output(plan, inputs, output, full=trust.verify == "full")
+        check_output(plan, inputs, output, full=trust.verify == "full", jobs=limits.jobs)
     prints = {"base": _prints(base, trust), "adapters": [_prints(one, trust) for one in sources]}
     outputs = [print_of(output, name, whole=trust.hash_files) for name in file_names(plan)]
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests))

@@ -74,13 +74,13 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
     base, change = inputs
     real = check.check_output
 
-    def damage(plan: object, opened: Inputs, output: LocalStore, *, full: bool) -> None:
+    def damage(plan: object, opened: Inputs, output: LocalStore, *, full: bool, jobs: int) -> None:
         for path in Path(output.folder).glob("*.safetensors"):
             tensors = load_file(path)
             if name in tensors:
                 tensors[name][65, 3] += 1
                 save_file(tensors, path, metadata={"format": "pt"})
-        real(plan, opened, LocalStore(output.folder), full=full)
+        real(plan, opened, LocalStore(output.folder), full=full, jobs=jobs)
 
     monkeypatch.setattr("loraformat.merger.run.check_output", damage)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
