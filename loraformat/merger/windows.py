@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 # A window is read into the cache of the processor, computed and written from there.
 _MOST_WINDOW_NBYTES = 4 << 20
 _TILES_IN_MEMORY = 3
+# Three matrices of a strip are worked on at a time; larger ones leave the cache of a processor.
+_MOST_STRIP_NBYTES = 3 << 19
+_LEAST_STRIP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,14 @@ def unit_of(edit: Edit, inputs: Inputs) -> int:
     return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
 
 
+def strip_of(cols: int, dtype: torch.dtype) -> int:
+    """Rows of a plain product that are computed at a time: TILE, or a half or a quarter of it where rows are long."""
+    height = TILE
+    while height > _LEAST_STRIP and height * cols * dtype.itemsize > _MOST_STRIP_NBYTES:
+        height //= 2
+    return height
+
+
 def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
@@ -171,7 +182,9 @@ class Computer:
         round_into = rounder(self._arithmetic, edit.tensor)
         is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
         tallies: list[Tally] | None = [] if is_change else None
-        for low, high in blocks_of(start, stop, unit_of(edit, self._inputs)):
+        is_plain = bool(ready) and all(is_plain_product(step) for step in ready)
+        height = strip_of(cols, steps.dtype) if is_plain else unit_of(edit, self._inputs)
+        for low, high in blocks_of(start, stop, height):
             base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
             written = values[low - start : high - start]
             round_into(written, result, low * cols)
