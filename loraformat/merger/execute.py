@@ -67,7 +67,7 @@ def write_weights(
     for file in inputs.base.files.values():
         if file.container == "torch":
             check_records(inputs.store, file.name)
-    computer = Computer(inputs, plan.arithmetic)
+    computer = Computer(inputs, plan.arithmetic, limits.device)
     engine = open_engine(limits.jobs)
     finished: list[Future[None]] = []
     shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
