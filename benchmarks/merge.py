@@ -100,9 +100,8 @@ def main() -> None:
         spawn([sys.executable, "-c", SHARES, *paths(folder, "all-linear-16")], folder, quiet=False)
         shutil.rmtree(folder / "base")
         if options.sizes:
-            tell(
-                "\nsize (all-linear, rank 16)         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up"
-            )
+            columns = "wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up"
+            tell(f"\nsize (all-linear, rank 16)         {columns}")
         for size in filter(None, options.sizes.split(",")):
             memory(folder, float(size))
         print("\nall tables\n" + "\n".join(TABLES), flush=True)
