@@ -2,7 +2,8 @@
 
 For each adapter and for a warm and a cold page cache, in alternating runs: `cp -r` followed by `sync -f`, `loraformat
 merge`, and PEFT's load, merge and save. Prints medians of wall time, processor time, peak memory and bytes moved; then
-what --hash, --verify and --accumulate cost, where the time goes, and peak memory against the size of the base.
+what --hash, --verify and --accumulate cost, where the time goes, and wall time and peak memory against the size of the
+base; at the end all tables once more. Needs three times the largest size on disk.
 
     python benchmarks/merge.py [--gigabytes 2] [--runs 3] [--sizes 1,2,4,8] [--no-peft] [--folder DIR]
 """
@@ -10,10 +11,12 @@ what --hash, --verify and --accumulate cost, where the time goes, and peak memor
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -62,6 +65,9 @@ print("  ".join(f"{key} {value / total:.0%}" for key, value in spent.items()), f
 """
 
 
+TABLES: list[str] = []
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One child: wall and processor seconds, peak resident bytes, bytes asked for by read and write calls."""
@@ -82,29 +88,47 @@ def main() -> None:
     parser.add_argument("--no-peft", action="store_true")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+    with_peft = not options.no_peft and importlib.util.find_spec("peft") is not None
     folder = Path(tempfile.mkdtemp(prefix="loraformat-bench-", dir=options.folder))
     try:
         apart(make, folder, int(options.gigabytes * 1e9))
-        compare(folder, options.runs, with_peft=not options.no_peft)
+        compare(folder, options.runs, with_peft=with_peft)
         cost_of_options(folder, options.runs)
         print("\nwhere the time goes (all-linear, rank 16, warm):", flush=True)
         warm(folder / "base")
         spawn([sys.executable, "-c", SHARES, *paths(folder, "all-linear-16")], folder, quiet=False)
         shutil.rmtree(folder / "base")
+        if options.sizes:
+            columns = "wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up"
+            tell(f"\nsize (all-linear, rank 16)         {columns}")
         for size in filter(None, options.sizes.split(",")):
             memory(folder, float(size))
+        print("\nall tables\n" + "\n".join(TABLES), flush=True)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tell(line: str) -> None:
+    """Print a line of a table, and keep it for the end."""
+    TABLES.append(line)
+    print(line, flush=True)
+
+
+def start_up(folder: Path, runs: int) -> float:
+    """Seconds until Python has torch and the merge ready."""
+    command = [sys.executable, "-c", "import torch, loraformat.jobs.merge"]
+    return statistics.median(spawn(command, folder).wall for _ in range(runs))
 
 
 def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
     """The table of wall times."""
-    start_up = [spawn([sys.executable, "-c", "import torch, loraformat.jobs.merge"], folder) for _ in range(runs)]
-    lead = statistics.median(run.wall for run in start_up)
-    print(f"start-up of Python and torch: {lead:.2f} s, contained in every time of loraformat below")
-    print("cache  adapter        tool         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up")
+    lead = start_up(folder, runs)
+    tell(f"start-up of Python and torch: {lead:.2f} s, contained in every time of loraformat below")
+    tell("cache  adapter        tool         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up")
     for cache in ("warm", "cold"):
-        for adapter in ("all-linear-16", "all-linear-64", "attention-16", "attention-64"):
+        ranks = (16, 64) if cache == "warm" else (16,)
+        for adapter in (f"{kind}-{rank}" for kind in ("all-linear", "attention") for rank in ranks):
             tools = {"cp": copy(folder), "loraformat": ours(folder, adapter)}
             if with_peft and (cache, adapter) == ("warm", "all-linear-16"):
                 tools["peft"] = [sys.executable, "-c", PEFT_MERGE, *paths(folder, adapter)]
@@ -120,13 +144,14 @@ def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
 
 def cost_of_options(folder: Path, runs: int) -> None:
     """What checks and hashes cost, against a merge without them."""
-    print("\noption (all-linear, warm)          wall s  cpu s  peak MB  read GB  written GB  /none")
+    tell("\noption (all-linear, warm)          wall s  cpu s  peak MB  read GB  written GB  /none")
     variants = {"--verify none": ("--verify", "none")}
     variants |= {"--verify sample": (), "--verify full": ("--verify", "full")}
     variants |= {"--verify none --hash": ("--verify", "none", "--hash")}
-    for accumulate in ("float32", "float64"):
-        variants[f"--verify none --accumulate {accumulate}"] = ("--verify", "none", "--accumulate", accumulate)
+    variants |= {"--verify none --accumulate float32": ("--verify", "none", "--accumulate", "float32")}
     for rank in (16, 64):
+        if rank == 64:
+            variants = {name: more for name, more in variants.items() if "--hash" not in name and "none" in name}
         found: dict[str, list[Run]] = {name: [] for name in variants}
         for _ in range(runs):
             for name, more in variants.items():
@@ -138,12 +163,14 @@ def cost_of_options(folder: Path, runs: int) -> None:
 
 
 def memory(folder: Path, gigabytes: float) -> None:
-    """Peak memory of a merge into a base of one size."""
+    """Wall time and peak memory of a merge into a base of one size."""
     for name in ("base", "all-linear-16"):
         shutil.rmtree(folder / name, ignore_errors=True)
     apart(make_plain, folder, int(gigabytes * 1e9))
-    run = spawn(ours(folder, "all-linear-16"), folder)
-    print(f"base of {gigabytes:g} GB: peak {run.peak / 1e6:.0f} MB, wall {run.wall:.2f} s", flush=True)
+    warm(folder / "base")
+    copied = spawn(copy(folder), folder).wall
+    warm(folder / "base")
+    say(f"{gigabytes:5g} GB{'':25}", [spawn(ours(folder, "all-linear-16"), folder)], copied, start_up(folder, 1))
 
 
 def say(label: str, runs: list[Run], against: float, lead: float) -> None:
@@ -152,7 +179,7 @@ def say(label: str, runs: list[Run], against: float, lead: float) -> None:
         statistics.median(getattr(run, name) for run in runs) for name in ("wall", "cpu", "peak", "read", "written")
     )
     line = f"{label} {wall:7.2f} {cpu:6.2f} {peak / 1e6:8.0f} {read / 1e9:8.2f} {written / 1e9:11.2f}"
-    print(f"{line} {wall / against:5.2f}" + (f" {(wall - lead) / against:8.2f}" if lead else ""), flush=True)
+    tell(f"{line} {wall / against:5.2f}" + (f" {(wall - lead) / against:8.2f}" if lead else ""))
 
 
 def paths(folder: Path, adapter: str) -> list[str]:

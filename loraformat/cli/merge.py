@@ -21,6 +21,13 @@ from loraformat.cli import options
     "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
 )
 @click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:N]",
+    help="Where products of LoRA factors are computed; all else on the CPU. Other devices may differ in the last bit.",
+)
+@click.option(
     "--memory",
     type=options.size,
     metavar="SIZE",
@@ -75,6 +82,7 @@ def command(
     assume: tuple[tuple[str, Any], ...],
     container: str | None,
     jobs: int | None,
+    device: str,
     memory: int,
     dtype: str | None,
     accumulate: str,
@@ -108,6 +116,7 @@ def command(
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
             jobs=jobs or min(8, os.cpu_count() or 1),
+            device=device,
             memory_nbytes=memory,
             dtype=dtype,
             accumulate=accumulate,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar
 
-from loraformat.engine.local import LocalEngine
+from loraformat.engine.devices import open_device
+from loraformat.engine.local import LocalEngine, one_thread_each
+
+__all__ = ["Engine", "one_thread_each", "open_device", "open_engine"]
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from loraformat import rules
 from loraformat.containers import bytes_of, open_checkpoint, read_rows
 from loraformat.diagnostics import Finding
+from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_adapter
 from loraformat.jobs.strength import with_strength
@@ -72,6 +73,7 @@ def merge(
     assumptions: Assumptions | None = None,
     container: str | None = None,
     jobs: int = 1,
+    device: str = "cpu",
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     dtype: str | None = None,
     accumulate: str = "float64",
@@ -99,6 +101,7 @@ def merge(
         assumptions: what else the adapters' files do not say.
         container: "safetensors" or "torch" for the weight files; None keeps the base's.
         jobs: threads.
+        device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last place.
         memory_nbytes: for windows; Python, torch and the adapters come on top.
         dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
         accumulate: "float32" or "float64", in which sums are made; float64 tensors are always computed in float64.
@@ -119,12 +122,13 @@ def merge(
     """
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     chosen = [with_strength(adapter) for adapter in adapters]
+    opened_device = open_device(device)
     prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:
         announce(prepared.findings)
     if dry_run:
         return _report(prepared, base)
-    limits = Limits(jobs=jobs, memory_nbytes=memory_nbytes)
+    limits = Limits(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
     trust = Trust(verify=verify, hash_files=hash_files, resume=resume)
     outcome = _write(
         prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), overwrite=overwrite, progress=progress
@@ -226,7 +230,7 @@ def _write(
             progress(min(done, total), total)
 
     inputs = Inputs(store=open_store(plan.base), base=prepared.base, adapters=[one.adapter for one in prepared.opened])
-    limits = Limits(jobs=limits.jobs, memory_nbytes=limits.memory_nbytes, progress=advance)
+    limits = replace(limits, progress=advance)
     used = [Source(open_store(one.uri), tuple(one.bundle.files)) for one in prepared.opened]
     with stage(out, overwrite=overwrite, inputs=sources, resume=trust.resume) as output:
         require_space(out, total - sum(output.files().values()))

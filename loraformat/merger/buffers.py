@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Buffers(threading.local):
     """Named runs of memory, apart in each thread; a run grows when more is asked for and is not given back."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_pinned: bool = False) -> None:
+        self._is_pinned = is_pinned
         self._held: dict[str, Tensor] = {}
 
     def nbytes(self, name: str, nbytes: int) -> Tensor:
@@ -22,7 +23,7 @@ class Buffers(threading.local):
 
         held = self._held.get(name)
         if held is None or held.numel() < nbytes:
-            held = self._held[name] = torch.empty(nbytes, dtype=torch.uint8)
+            held = self._held[name] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._is_pinned)
         return held[:nbytes]
 
     def matrix(self, name: str, rows: int, cols: int, dtype: torch.dtype) -> Tensor:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from loraformat.containers import open_weights, read_rows
 from loraformat.containers.prints import tensor_sha256
-from loraformat.engine import open_engine
+from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.apply import blocks_of
 from loraformat.merger.compare import compare_rows
 from loraformat.merger.copies import Inputs, columns_of
-from loraformat.merger.execute import one_thread_each
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.windows import Limits, Steps, unit_of, windows

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from loraformat.containers import check_records, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
-from loraformat.engine import open_engine
+from loraformat.engine import one_thread_each, open_engine
 from loraformat.merger.copies import Done, Inputs, Target, Task, tensor_copies, verbatim_copies
 from loraformat.merger.digests import Digest
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
@@ -67,7 +67,7 @@ def write_weights(
     for file in inputs.base.files.values():
         if file.container == "torch":
             check_records(inputs.store, file.name)
-    computer = Computer(inputs, plan.arithmetic)
+    computer = Computer(inputs, plan.arithmetic, limits.device)
     engine = open_engine(limits.jobs)
     finished: list[Future[None]] = []
     shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
@@ -89,19 +89,6 @@ def write_weights(
             raise
     _raise_first(finished)
     return merged
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """A block in which torch computes in the calling thread alone, so that workers do not fight for processors."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _raise_first(finished: list[Future[None]]) -> None:

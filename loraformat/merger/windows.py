@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers import read_rows, read_rows_into
 from loraformat.errors import NonFiniteValue
+from loraformat.merger.accelerated import Accelerator
 from loraformat.merger.apply import (
     TILE,
     Addition,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 # A window is read into the cache of the processor, computed and written from there.
 _MOST_WINDOW_NBYTES = 4 << 20
 _TILES_IN_MEMORY = 3
+# Three matrices of a strip are worked on at a time; larger ones leave the cache of a processor.
+_MOST_STRIP_NBYTES = 3 << 19
+_LEAST_STRIP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +50,13 @@ class Limits:
 
     Attributes:
         jobs: threads.
+        device: on which updates that are plain products are computed; None for the CPU, where all others are.
         memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
         progress: called with bytes done since the last call.
     """
 
     jobs: int = 1
+    device: torch.device | None = None
     memory_nbytes: int = 64 << 20
     progress: Callable[[int], None] | None = None
 
@@ -122,6 +128,14 @@ def unit_of(edit: Edit, inputs: Inputs) -> int:
     return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
 
 
+def strip_of(cols: int, dtype: torch.dtype) -> int:
+    """Rows of a plain product that are computed at a time: TILE, or a half or a quarter of it where rows are long."""
+    height = TILE
+    while height > _LEAST_STRIP and height * cols * dtype.itemsize > _MOST_STRIP_NBYTES:
+        height //= 2
+    return height
+
+
 def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
@@ -155,9 +169,10 @@ class Computed:
 class Computer:
     """Computes windows of edits, in memory that each thread keeps."""
 
-    def __init__(self, inputs: Inputs, arithmetic: Arithmetic) -> None:
+    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, device: torch.device | None = None) -> None:
         self._inputs, self._arithmetic = inputs, arithmetic
-        self._buffers = Buffers()
+        self._buffers = Buffers(is_pinned=device is not None and device.type == "cuda")
+        self._accelerator = None if device is None else Accelerator(device)
 
     def window(self, edit: Edit, steps: Steps, start: int, stop: int) -> Computed:
         """Rows `start:stop` of an edit; valid until this thread asks for the next.
@@ -167,21 +182,34 @@ class Computer:
         raw = self._read(edit, start, stop)
         cols, dtype = edit.matrix[1], DType[edit.dtype].torch
         values = self._buffers.matrix("written", stop - start, cols, dtype)
+        ready, _ = steps.get()
+        products = plain_products(ready)
+        tallies: list[Tally] | None
+        if products and self._accelerator is not None and self._arithmetic.rounding == "nearest":
+            tallies = [self._accelerator.add(raw, products, start, values, steps.dtype)]
+        else:
+            tallies = self._rounded(edit, steps, raw, start, values)
+        # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
+        if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
+            _refuse_non_finite(edit, raw, values, start)
+        return Computed(values, None if tallies is None else tuple(tallies))
+
+    def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
+        """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
         ready, norms = steps.get()
         round_into = rounder(self._arithmetic, edit.tensor)
         is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
         tallies: list[Tally] | None = [] if is_change else None
-        for low, high in blocks_of(start, stop, unit_of(edit, self._inputs)):
+        cols = edit.matrix[1]
+        height = strip_of(cols, steps.dtype) if plain_products(ready) else unit_of(edit, self._inputs)
+        for low, high in blocks_of(start, start + values.shape[0], height):
             base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
             written = values[low - start : high - start]
             round_into(written, result, low * cols)
             if tallies is not None:
                 result.copy_(written).sub_(base)
                 tallies.append(tally_of(result, update))
-        # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
-        if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
-            _refuse_non_finite(edit, raw, values, start)
-        return Computed(values, None if tallies is None else tuple(tallies))
+        return tallies
 
     def _read(self, edit: Edit, start: int, stop: int) -> Tensor:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
@@ -206,15 +234,13 @@ class Computer:
         rows, cols = raw.shape
         base, update, result = (self._buffers.matrix(name, rows, cols, dtype) for name in ("base", "update", "result"))
         base.copy_(raw)
-        if steps and all(is_plain_product(step) for step in steps):
-            for number, step in enumerate(steps):
-                assert isinstance(step, Addition)
-                assert isinstance(step.delta, Product)
-                left = step.delta.left[low : low + rows]
+        if products := plain_products(steps):
+            for number, product in enumerate(products):
+                left = product.left[low : low + rows]
                 if number == 0:
-                    torch.mm(left, step.delta.right, out=update)
+                    torch.mm(left, product.right, out=update)
                 else:
-                    update.addmm_(left, step.delta.right)
+                    update.addmm_(left, product.right)
             torch.add(base, update, out=result)
         else:
             apply(result.copy_(base), low, steps, norms)
@@ -222,11 +248,17 @@ class Computer:
         return base, update, result
 
 
-def is_plain_product(step: Step) -> bool:
-    """Whether a step adds one matrix product, so that it can be computed without memory of its own."""
-    if not isinstance(step, Addition) or step.magnitude is not None or step.span is not None:
-        return False
-    return isinstance(step.delta, Product)
+def plain_products(steps: Sequence[Step]) -> list[Product]:
+    """The matrix products that steps add, where they do nothing else; they need no memory of their own then."""
+    found = [
+        step.delta
+        for step in steps
+        if isinstance(step, Addition)
+        and step.magnitude is None
+        and step.span is None
+        and isinstance(step.delta, Product)
+    ]
+    return found if len(found) == len(steps) else []
 
 
 def _refuse_non_finite(edit: Edit, raw: Tensor, values: Tensor, start: int) -> None:
