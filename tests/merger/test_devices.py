@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import config, load, save_base, weights
+from checkpoints import adapter_folder, config, load, save_base, weights
 from click.testing import CliRunner
-from test_trust import NAMES, save_adapter
 
 from loraformat.cli import main
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.jobs.merge import merge
+
+NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
 
 
 def merged_on(folder: Path, dtype: torch.dtype, device: str) -> tuple[dict[str, torch.Tensor], float]:
@@ -22,7 +23,7 @@ def merged_on(folder: Path, dtype: torch.dtype, device: str) -> tuple[dict[str, 
     if not (folder / "base").exists():
         tensors = weights(dtype=dtype)
         save_base(folder / "base", tensors, config())
-        save_adapter(folder / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+        adapter_folder(folder / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
     out = folder / device.replace(":", "")
     report = merge(str(folder / "base"), [str(folder / "adapter")], str(out), jobs=2, device=device)
     return load(out), report.data.retained

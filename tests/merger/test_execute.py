@@ -54,6 +54,19 @@ def test_neither_threads_nor_memory_nor_shards_change_a_byte(tmp_path: Path) -> 
         assert contents(merge(base, tmp_path / f"b{number}", change, jobs=jobs, memory_nbytes=memory)) == first
 
 
+def test_wide_rows_give_the_same_bytes_too(tmp_path: Path) -> None:
+    """Rows so long that a tile does not stay in the cache are computed in lower strips."""
+    for cols in (3200, 9000):
+        tensors = {Q: torch.randn(150, cols, generator=torch.Generator().manual_seed(cols)).bfloat16()}
+        base = save_base(tmp_path / f"base{cols}", tensors, config())
+        change = adapter({Q: low_rank(150, cols, rank=8)})
+        first = contents(merge(base, tmp_path / f"a{cols}", change))
+        for number, (jobs, memory) in enumerate([(1, 1), (2, 1), (4, 1 << 22), (2, 1 << 30)]):
+            assert (
+                contents(merge(base, tmp_path / f"{cols}b{number}", change, jobs=jobs, memory_nbytes=memory)) == first
+            )
+
+
 def test_an_adapter_that_adds_nothing_gives_the_same_bytes(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(dtype=torch.bfloat16), config(), shards=2)
     zero = LowRank(LazyTensor.of(torch.zeros(24, 2)), LazyTensor.of(torch.zeros(2, 24)), 1.0)
