@@ -247,6 +247,10 @@ def _report(
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
     tallies = outcome.tallies if outcome is not None else {}
     modules = [len({module_of(weight) for weight in one.adapter.updates}) for one in opened]
+    landed = [
+        {module_of(term.weight) for edit in plan.edits for term in edit.terms if term.adapter == number}
+        for number in range(len(opened))
+    ]
     names = tuple(sorted((*file_names(plan), MANIFEST)))
     lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
@@ -259,9 +263,13 @@ def _report(
             base=base,
             adapters=tuple(
                 MergedAdapter(
-                    uri=one.uri, format=one.format.NAME, applied=count, modules=count, strength=source.strength
+                    uri=one.uri,
+                    format=one.format.NAME,
+                    applied=len(landed[number]),
+                    modules=count,
+                    strength=plan.adapters[number].strength,
                 )
-                for one, count, source in zip(opened, modules, plan.adapters, strict=True)
+                for number, (one, count) in enumerate(zip(opened, modules, strict=True))
             ),
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched),

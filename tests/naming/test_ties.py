@@ -1,0 +1,43 @@
+"""The table of tied names against the classes of the installed transformers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import derive_ties
+import pytest
+
+from loraformat.naming import parts_cleanly, tied_names
+
+CLASSES = [
+    ("llama", "LlamaForCausalLM", True),
+    ("gpt2", "GPT2LMHeadModel", True),
+    ("mamba", "MambaForCausalLM", True),
+    ("modernbert", "ModernBertForMaskedLM", True),
+    ("llava", "LlavaForConditionalGeneration", True),
+    ("bert", "BertForMaskedLM", False),
+    ("bart", "BartForConditionalGeneration", False),
+    ("t5", "T5ForConditionalGeneration", False),
+    ("whisper", "WhisperForConditionalGeneration", False),
+    ("bert", "BertForSequenceClassification", False),
+    ("llama", "LlamaModel", False),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "is_clean"), CLASSES)
+def test_a_class_ties_what_the_table_says(module: str, name: str, is_clean: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    table = json.loads(derive_ties.TABLE.read_text(encoding="utf-8"))
+    if transformers.__version__ != table["transformers"]:
+        pytest.skip("the table is of another version")
+    code = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    config = {"architectures": [name]}
+    assert tied_names(config) == (getattr(code, name)._tied_weights_keys or {})
+    assert parts_cleanly(config) is is_clean
+
+
+@pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": ["SomebodysForCausalLM"]}])
+def test_a_class_that_is_not_known_is_told_from_one_that_ties_nothing(config: dict[str, object]) -> None:
+    assert tied_names(config) is None
+    assert not parts_cleanly(config)
