@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraformat.containers import safetensors, strict_json, torch_layout, torch_zip
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of
-from loraformat.containers.sniff import looks_like_safetensors
+from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, refuse_stand_in
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import DType, LazyTensor
@@ -123,10 +123,12 @@ def _by_magic(store: Store, file: File) -> File:
 def load_json(store: Store, name: str, nbytes: int) -> Json:
     """The value of a JSON file, of which no more is read than its limit.
 
-    Raises: InvalidJson, StorageError.
+    Raises: InvalidJson, GitLfsPointer, WebPage, StorageError.
     """
     limit = json_limit(name)
-    return strict_json.parse(store.read(name, 0, min(nbytes, limit + 1)), name, limit=limit)
+    data = store.read(name, 0, min(nbytes, limit + 1))
+    refuse_stand_in(data[:HEAD_NBYTES], name)
+    return strict_json.parse(data, name, limit=limit)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:
