@@ -135,6 +135,26 @@ def present(report: Report, output_format: str, *, findings: bool = True) -> Non
     sys.stdout.flush()
 
 
+def say(text: str) -> None:
+    """Print text on stdout as it is: no wrapping, no colours."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_text(path: str, text: str) -> None:
+    """A file with this text, which is there whole or not at all; an existing one is replaced.
+
+    Raises: StorageError: it cannot be written.
+    """
+    from loraformat.storage import open_store
+
+    folder, name = os.path.split(path)
+    data = text.encode("utf-8")
+    store = open_store(folder or ".")
+    with store.create(name, len(data)) as writer:
+        writer.write(data)
+
+
 def announce(findings: tuple[Finding, ...]) -> None:
     """Tell findings on stderr before anything is written."""
     if not findings:

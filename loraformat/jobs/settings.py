@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,11 @@ from loraformat.errors import ConfigError
 
 _CODE = re.compile(r"LF\d{0,3}")
 _LARGEST = 1 << 20
+# The files of the formats that are folders, the one that a folder must have first.
+_FOLDERS = (
+    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
+    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
+)
 _FAIL_ON = ("error", "warning", "never")
 
 
@@ -82,6 +87,17 @@ def read_settings(path: str) -> Settings:
     if table is None:
         raise ConfigError("expected a table [tool.loraformat]", where=path)
     return _settings(table, path)
+
+
+def folders_of(paths: Sequence[str]) -> tuple[str, ...]:
+    """The adapters that paths stand for, each once, in their order: a file of a folder stands for the folder."""
+    return tuple(dict.fromkeys(_folder_of(path) for path in paths))
+
+
+def _folder_of(path: str) -> str:
+    folder, name = os.path.split(path)
+    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
+    return (folder or ".") if is_part and os.path.isfile(path) else path
 
 
 def _table(path: str, name: str) -> Mapping[str, Any] | None:

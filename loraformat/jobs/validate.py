@@ -104,7 +104,7 @@ def validate(
         format=opened.format.NAME,
         because=opened.because,
         summary=summarize(opened.adapter),
-        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored),
+        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored, file=_weights(bundle)),
         findings=with_lines(told, bundle),
         skipped=skipped,
     )
@@ -126,7 +126,7 @@ def _unreadable(
     return Report(
         job="validate",
         subject=adapter,
-        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored),
+        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored, file=_weights(bundle)),
         findings=with_lines((error.finding(), *told), bundle),
         skipped=skipped,
     )
@@ -145,6 +145,12 @@ def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None
         return None
     store = open_store(base.uri)
     return lambda name, start, stop: read_rows(store, base.tensors[name], start, stop)
+
+
+def _weights(bundle: Bundle) -> str:
+    """The name of the weight file that a reader takes first."""
+    names = [file.name for file in bundle.tensor_files() if not file.name.startswith(("optimizer", "training_args"))]
+    return next((name for name in names if name.startswith(("adapter", "lora"))), names[0] if names else "")
 
 
 def _checked(chosen: Sequence[rules.Rule], skipped: Sequence[Skipped]) -> tuple[str, ...]:

@@ -105,10 +105,12 @@ class ValidateResult:
     Attributes:
         checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
         ignored: what the rules found and the settings leave out.
+        file: the weight file that findings about tensors are about; "" where there is none.
     """
 
     checked: tuple[str, ...]
     ignored: tuple[IgnoredFinding, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
