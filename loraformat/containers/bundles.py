@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from loraformat.containers import safetensors, strict_json, torch_layout, torch_zip
+from loraformat.containers import safetensors, strict_json
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of
 from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, refuse_stand_in
@@ -78,6 +78,8 @@ def open_tensors(store: Store, path: str) -> Tensors:
     if is_safetensors(store, path):
         header = safetensors.read_header(store, path)
         return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    from loraformat.containers import torch_zip
+
     archive = torch_zip.read_archive(store, path)
     entries = torch_zip.lazy_tensors(store, path, archive)
     return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
@@ -134,6 +136,8 @@ def load_json(store: Store, name: str, nbytes: int) -> Json:
 def _layout(name: str, tensors: Tensors) -> Layout:
     shapes = {key: (lazy.dtype, lazy.shape) for key, lazy in tensors.entries.items()}
     if tensors.container == "torch":
+        from loraformat.containers import torch_layout
+
         return torch_layout.plan_file(shapes, wrapper=tensors.wrapper, extras=tensors.extras)
     if tensors.container == "safetensors":
         return safetensors.plan_file(shapes, metadata=tensors.metadata)

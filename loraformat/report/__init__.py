@@ -10,7 +10,6 @@ from loraformat.report.base import Report
 from loraformat.report.json import render as render_json
 from loraformat.report.json import render_lines as render_json_lines
 from loraformat.report.json import render_list as render_json_list
-from loraformat.report.text import render as render_text
 
 if TYPE_CHECKING:
     from loraformat.report.sarif import Described
@@ -28,6 +27,13 @@ class Renderer(Protocol):
             width: columns of the terminal; None for a pipe or file, where nothing is cut.
             color: whether ANSI colours are wanted.
         """
+
+
+def render_text(report: Report, *, width: int | None = None, color: bool = False) -> str:
+    """See loraformat.report.text, which is not needed where JSON is asked for."""
+    from loraformat.report.text import render as render_page
+
+    return render_page(report, width=width, color=color)
 
 
 RENDERERS: Mapping[str, Renderer] = {"text": render_text, "json": render_json}

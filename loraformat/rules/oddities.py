@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
@@ -127,6 +126,8 @@ def empty_row(subject: Subject) -> Iterator[Hit]:
 
 def _print(update: LowRank) -> bytes | None:
     """A hash of both factors; None where one of them is constant, as before training."""
+    import hashlib
+
     digest = hashlib.sha256()
     for factor in (update.up, update.down):
         is_constant = True

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 
@@ -136,7 +136,7 @@ def _line(row: Mapping[str, Any]) -> Line:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    text = (files("loraformat.rules") / "runtimes.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("runtimes.json").read_text(encoding="utf-8")
     table = json.loads(text)
     assert isinstance(table, dict)
     return table

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -150,6 +148,9 @@ def _bad_charsmaps(content: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _is_charsmap(text: object) -> bool:
+    import base64
+    import binascii
+
     if text is None:
         return True
     try:
