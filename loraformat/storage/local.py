@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -136,7 +135,7 @@ class LocalStore:
     def _name_to_write(self, path: str) -> str:
         """The name under which a file is made before it gets the name `path`."""
         del path
-        return f"{OWN_PREFIX}{secrets.token_hex(8)}.tmp"
+        return f"{OWN_PREFIX}{os.urandom(8).hex()}.tmp"
 
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(OWN_PREFIX) or name in self._unfinished
