@@ -89,6 +89,12 @@ class InvalidJson(ContainerError):
     code, name = "LF005", "invalid-json"
 
 
+class InvalidYaml(ContainerError):
+    """Text that is no YAML of plain values: syntax, tags, anchors, repeated keys, depth, size."""
+
+    code, name = "LF006", "invalid-yaml"
+
+
 class UnsafePickle(ContainerError):
     """A pickle with anything beyond what torch.save writes for a dict of tensors. It was not executed."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from loraformat.containers import safetensors, strict_json, torch_layout, torch_zip
+from loraformat.containers import npz, safetensors, strict_json, torch_layout, torch_zip
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of
 from loraformat.containers.sniff import looks_like_safetensors
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
+# No base is stored so.
+_ADAPTER_SUFFIXES = (".pth.lora", ".npz")
+_YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
 _TOKENIZER_NBYTES = 256 << 20
@@ -78,6 +81,8 @@ def open_tensors(store: Store, path: str) -> Tensors:
     if is_safetensors(store, path):
         header = safetensors.read_header(store, path)
         return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    if path.lower().endswith(".npz"):
+        return Tensors("npz", npz.read_arrays(store, path))
     archive = torch_zip.read_archive(store, path)
     entries = torch_zip.lazy_tensors(store, path, archive)
     return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
@@ -103,10 +108,12 @@ def _file(store: Store, name: str, nbytes: int) -> File:
         return store.read(name)
 
     lower = name.lower()
-    if lower.endswith(WEIGHT_SUFFIXES):
+    if lower.endswith((*WEIGHT_SUFFIXES, *_ADAPTER_SUFFIXES)):
         return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
+    if lower.endswith((".yaml", ".yml")):
+        return JsonFile(name, nbytes, read, cache(lambda: _load_yaml(store, name, nbytes)))
     return RawFile(name, nbytes, read)
 
 
@@ -127,6 +134,12 @@ def load_json(store: Store, name: str, nbytes: int) -> Json:
     """
     limit = json_limit(name)
     return strict_json.parse(store.read(name, 0, min(nbytes, limit + 1)), name, limit=limit)
+
+
+def _load_yaml(store: Store, name: str, nbytes: int) -> Json:
+    from loraformat.containers import yaml
+
+    return yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:

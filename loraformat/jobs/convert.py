@@ -9,6 +9,7 @@ from dataclasses import replace
 from loraformat import formats, rules
 from loraformat.diagnostics import Finding
 from loraformat.formats.base import WriteOptions
+from loraformat.formats.repairs import mended
 from loraformat.io import refuse_losses, save_adapter
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
 from loraformat.model.adapter import Adapter
@@ -56,7 +57,7 @@ def convert(
     checkpoint = open_base(base)
     target, options = formats.get(to), WriteOptions(container=container)
     opened, found = open_subject(source, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
-    findings = rules.refuse(found, source, force=force)
+    findings = rules.refuse(mended(found), source, force=force)
     adapter = _with_ties(opened.adapter, checkpoint)
     losses = tuple(target.losses(adapter, options))
     if announce is not None:

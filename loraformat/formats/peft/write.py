@@ -11,8 +11,8 @@ from loraformat.diagnostics import Finding
 from loraformat.formats import factors
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
 from loraformat.formats.canonical import Slots, all_slots, sequence_fault, slots_of, unstated_fields
-from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
 from loraformat.formats.peft.layers import rows_are_private
 from loraformat.formats.peft.patterns import is_inside
