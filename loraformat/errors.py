@@ -150,6 +150,12 @@ class AdapterRefused(LoraFormatError):
         return {"findings": self.findings}
 
 
+class RoundTripFailed(AdapterRefused):
+    """What was written does not read back as what it was made of (`--check-roundtrip`): a bug, and nothing is kept."""
+
+    code, name = "LF710", "round-trip-failed"
+
+
 class MergeError(LoraFormatError):
     """A merge that cannot be done, or that would not be right."""
 

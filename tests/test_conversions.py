@@ -1,4 +1,4 @@
-"""The conversion matrix: every fixture into every format that writes, read again, equal, or refused for a stated reason."""
+"""The conversion matrix: every fixture into every format that writes, read again, equal, or refused by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from bundles import bundle, loaded
 from oracle import dense
 from samples import SAMPLES, sample
+from strategies import lazy
 from test_every_format import CASES, GOOD, WRITERS, read
 
 from loraformat import formats
@@ -17,8 +18,8 @@ from loraformat.containers import open_bundle
 from loraformat.diagnostics import Severity
 from loraformat.formats import native
 from loraformat.formats.base import KINDS, Hints, WriteOptions
-from loraformat.model.adapter import Adapter
-from loraformat.model.updates import LowRank, Replace, Rows
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 NAMES = [each.NAME for each in formats.FORMATS if each.WRITES]
 WITH_SCALE = [case for case in CASES if "version-0-no-alpha" not in case]
@@ -82,6 +83,17 @@ def test_a_writer_holds_the_kinds_that_the_matrix_says(target: str, kind: str) -
     assert not errors if kind in each.HOLDS else [loss.code for loss in errors] == ["LF702"]
     if not errors:
         assert_same_model(each.read(bundle(loaded(each.write(adapter)))), adapter)
+
+
+def test_dora_of_an_embedding_has_another_axis_in_mlx() -> None:
+    """MLX-LM takes norms of rows, PEFT of columns: neither can stand for the other."""
+    factors = (lazy(9, 2), lazy(2, 3), 1.5)
+    by_row = LowRank(*factors, Magnitude(lazy(9, seed=3), axis=1), is_embedding=True)
+    by_column = LowRank(*factors, Magnitude(lazy(3, seed=3), axis=0), is_embedding=True)
+    for update, holders in ((by_row, {"mlx"}), (by_column, {"native", "peft"})):
+        adapter = Adapter(config=AdapterConfig(), updates={"model.embed_tokens.weight": (update,)})
+        refused = {name for name in NAMES if any(loss.code == "LF702" for loss in formats.get(name).losses(adapter))}
+        assert set(NAMES) - refused == holders
 
 
 def test_every_kind_has_a_sample_and_is_read_by_some_format() -> None:

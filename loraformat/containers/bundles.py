@@ -38,7 +38,11 @@ def open_bundle(uri: str) -> Bundle:
     Raises: StorageError: there is no such folder or file.
     """
     store = open_store(uri)
-    is_single_file = isinstance(store, LocalStore) and store.is_single_file
+    return bundle_of_store(store, uri, is_single_file=isinstance(store, LocalStore) and store.is_single_file)
+
+
+def bundle_of_store(store: Store, uri: str, *, is_single_file: bool = False) -> Bundle:
+    """The files of a store that is open already; `uri` is for messages."""
     files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
     if is_single_file:
         files = {name: _by_magic(store, file) for name, file in files.items()}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import NonFiniteValue
-from loraformat.formats.canonical import most_common
-from loraformat.formats.losses import folded_scale, padded_ranks, reduced_precision
+from loraformat.formats.canonical import is_stated, most_common, unstated_fields
+from loraformat.formats.losses import dropped_metadata, folded_scale, padded_ranks, reduced_precision
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Diff, LowRank, Update, with_tensors
@@ -148,3 +148,25 @@ def _checked(before: Tensor, after: Tensor, dtype: DType) -> Tensor:
             f"a value is too large for {dtype.torch_name}", where="convert", hint="choose another --dtype"
         )
     return after
+
+
+def stripped(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter without what no loader needs: free settings, files carried along, paths of a file system.
+
+    Names of the base as the Hub has them, and tokenizer files, stay.
+    """
+    config = adapter.config
+    raw = {name: value for name, value in config.raw.items() if is_stated(name)}
+    left_out = [name for name in unstated_fields(config.raw) if name not in raw] + sorted(adapter.carried)
+    base = config.base_model
+    if base is not None and _is_path(base):
+        left_out.append("base model (a path)")
+        base = None
+    losses = (dropped_metadata("", left_out),) if left_out else ()
+    bare = replace(config, raw=raw, base_model=base, base_revision=config.base_revision if base else None)
+    return replace(adapter, config=bare, carried={}), losses
+
+
+def _is_path(name: str) -> bool:
+    """Whether a base's name is a place in a file system: not `owner/name`."""
+    return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name or name[1:2] == ":"

@@ -51,9 +51,11 @@ class WriteOptions:
 
     Attributes:
         container: "safetensors" or "torch", where the format leaves the choice; None for the format's default.
+        peft_version: (major, minor) of the oldest PEFT that must read the output and compute the same, or None.
     """
 
     container: str | None = None
+    peft_version: tuple[int, int] | None = None
 
 
 NO_HINTS = Hints()
@@ -70,6 +72,8 @@ KINDS = {
     "replacement": "whole weights, resized tables among them",
     "rows": "trained rows of tables",
     "difference": "dense differences",
+    "experts": "stacks of low-rank updates, one for each expert",
+    "from-base": "what PiSSA, OLoRA and KaSA took off the base",
     "product": "LoHa and LoKr",
     "factor": "updates that multiply (IA3, OFT and others)",
 }

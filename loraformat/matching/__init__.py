@@ -2,12 +2,14 @@
 
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, nearest
+from loraformat.matching.prefixes import Change, prefix_change, renamed
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
 __all__ = [
     "TIE_KEYS",
     "WHOLE",
+    "Change",
     "Landing",
     "Matching",
     "Misfit",
@@ -17,6 +19,8 @@ __all__ = [
     "is_vocabulary",
     "match",
     "nearest",
+    "prefix_change",
+    "renamed",
     "replicated",
     "tie_claim",
     "ties_of",

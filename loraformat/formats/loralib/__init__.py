@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraformat.formats.base import Match
-from loraformat.formats.loralib.read import read
+from loraformat.formats.loralib.read import SETTINGS, read
 from loraformat.formats.loralib.write import losses, write
 from loraformat.formats.pairs.read import the_file
 from loraformat.formats.pairs.spelling import are_loralib, pairs_of
@@ -35,7 +35,12 @@ __all__ = [
 
 
 def sniff(bundle: Bundle) -> Match | None:
-    """A tensor file whose pairs are all called `.lora_A` and `.lora_B` and have loralib's shapes; opens its header."""
+    """A tensor file whose pairs are all called `.lora_A` and `.lora_B` and have loralib's shapes; opens its header.
+
+    Our own writer's settings beside it are enough.
+    """
+    if SETTINGS in bundle.files:
+        return Match(certain=True, because=f"{SETTINGS} is there")
     file = the_file(bundle)
     if file is None or not are_loralib(file.open().entries):
         return None

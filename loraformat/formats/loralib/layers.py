@@ -12,7 +12,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
 from loraformat.formats.blocks import block_columns
 from loraformat.formats.pairs.read import Layer, base_shape
-from loraformat.formats.pairs.spelling import Pair, is_loralib
+from loraformat.formats.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
@@ -31,7 +31,7 @@ def layer(module: str, pair: Pair, hints: Hints, tables: tuple[str, ...]) -> Lay
     """
     a, b = pair.factors
     shape = base_shape(module, pair, hints)
-    if not is_loralib(pair):
+    if len(a.shape) != 2 or len(b.shape) != 2 or not b.shape[1] or a.shape[0] % b.shape[1]:
         message = f"expected A (rank, in) and B (out, rank), found A {a.shape}, B {b.shape}"
         raise ConfigError(message, where=module, hint="--from dump reads either orientation")
     parts = a.shape[0] // b.shape[1]

@@ -23,6 +23,8 @@ READS: tuple[str, ...] = (
     "replacement",
     "rows",
     "difference",
+    "experts",
+    "from-base",
     "product",
     "factor",
 )
