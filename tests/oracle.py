@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -102,3 +104,30 @@ def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, tran
 def _chain(factors: tuple) -> Tensor:
     values = [factor.load().double() for factor in factors]
     return values[0] if len(values) == 1 else values[0] @ values[1]
+
+
+# Values next to the middle between two 16-bit floats, at the ends of their ranges, and none at all.
+HARD = [
+    *(1 + 2.0**-8 + sign * 2.0**-k for k in (20, 24, 25, 40, 52) for sign in (1, -1)),
+    *(1 + 2.0**-11 + sign * 2.0**-k for k in (24, 25, 40, 52) for sign in (1, -1)),
+    *(3 * 2.0**-9, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 65519.99999999999, 65520.0, 3.3895e38, 3.4e38, 3.5e38, 1e300),
+    *(2.0**-24, 2.0**-25, 2.0**-25 + 2.0**-60, 2.0**-133, 2.0**-134, 2.0**-134 + 2.0**-180, 1e-310, 0.0),
+    *(float("inf"), float("nan")),
+]
+
+
+def rounded_exactly(value: float, dtype: torch.dtype) -> float:
+    """The value of `dtype` nearest to `value`, ties to even, by comparing fractions."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return value
+    info = torch.finfo(dtype)
+    digits, lowest = {torch.bfloat16: (8, -133), torch.float16: (11, -24), torch.float32: (24, -149)}[dtype]
+    if value == 0:
+        return value
+    exponent = max(torch.frexp(torch.tensor(abs(value), dtype=torch.float64))[1].item() - digits, lowest)
+    steps = Fraction(abs(value)) / Fraction(2) ** exponent
+    whole, rest = divmod(steps, 1)
+    whole += rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2)
+    result = Fraction(whole) * Fraction(2) ** exponent
+    size = float("inf") if result > Fraction(info.max) else float(result)
+    return size if value > 0 else -size

@@ -22,7 +22,7 @@ def parse(data: bytes, where: str) -> Json:
         data: one document in UTF-8, at most 1 MiB.
         where: name of the file, for messages.
 
-    Raises: InvalidYaml (LF006): a fault of syntax, a tag, an anchor, an alias, a key twice, a value that JSON does not
+    Raises: InvalidYaml (LF009): a fault of syntax, a tag, an anchor, an alias, a key twice, a value that JSON does not
         have, more than 64 levels or 100,000 values.
     """
     if len(data) > MOST_NBYTES:

@@ -244,7 +244,7 @@ def table_too_short(where: str, rows: int, vocab_size: int) -> Said:
     return where, f"expected at least {vocab_size} rows, as vocab_size says, found {rows}"
 
 
-@kind("LF228", Severity.WARNING)
+@kind("LF240", Severity.WARNING)
 def base_weights_beside(where: str, names: list[str]) -> Said:
     """The file of a whole model holds weights beside the factors, and nothing says whether training changed them.
 
@@ -268,7 +268,7 @@ def base_weights_beside(where: str, names: list[str]) -> Said:
     )
 
 
-@kind("LF229", Severity.WARNING)
+@kind("LF241", Severity.WARNING)
 def scale_by_definition(where: str, scale: float, source: str) -> Said:
     """The file does not state the scale; the code that writes such files has it as a constant, which was used.
 
@@ -291,7 +291,7 @@ def scale_by_definition(where: str, scale: float, source: str) -> Said:
     )
 
 
-@kind("LF230", Severity.ERROR)
+@kind("LF242", Severity.ERROR)
 def transposed_factors(where: str, names: list[str]) -> Said:
     """All factors stand transposed under PEFT's names: `lora_A` (in, rank), `lora_B` (rank, out).
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from loraformat import rules
+from loraformat.diagnostics import Finding
+from loraformat.errors import UnsupportedUpdate
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import InspectResult, weight_records
 from loraformat.model.summary import layer_of, summarize
-from loraformat.model.updates import Replace, Rows
+from loraformat.model.tensors import DType
+from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.report import Report
 
 
@@ -35,10 +39,13 @@ def inspect(
         assumptions: what else the files do not say.
         format: name of a format, to skip detection.
 
-    Raises: StorageError, ContainerError, FormatError where the adapter cannot be read at all.
+    Raises:
+        StorageError, ContainerError, FormatError: the adapter cannot be read at all.
+        AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
     """
     checkpoint = open_base(base)
     opened, findings = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
+    _require_updates(opened.adapter, findings, adapter)
     summary = summarize(opened.adapter)
     if checkpoint is not None and summary.new_rows is None:
         summary = replace(summary, new_rows=_new_rows(opened.adapter, checkpoint))
@@ -60,6 +67,17 @@ def inspect(
         ),
         findings=findings,
     )
+
+
+def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) -> None:
+    """There is something to show, and it is made of real numbers."""
+    if not adapter.updates:
+        rules.refuse([finding for finding in findings if finding.code == "LF213"], uri)
+    for weight, chain in adapter.updates.items():
+        for update in chain:
+            role = next((role for role, tensor in tensors_of(update) if tensor.dtype is DType.C64), None)
+            if role is not None:
+                raise UnsupportedUpdate(f"{role} holds complex numbers; they are not read", where=f"{uri}: {weight}")
 
 
 def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:

@@ -8,7 +8,7 @@ from loraformat.containers import read_rows
 from loraformat.diagnostics import Finding
 from loraformat.formats.findings import listed
 from loraformat.formats.repairs import dropped_copies, renamed_modules, whole_number
-from loraformat.matching import prefix_change, renamed
+from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import LazyTensor
@@ -28,12 +28,10 @@ def mend(adapter: Adapter, base: Checkpoint | None) -> tuple[Adapter, tuple[Find
     ]
     if base is None:
         return adapter, tuple(repairs)
-    change = prefix_change(adapter, base)
-    if change is not None:
-        repairs.append(renamed_modules("", len(adapter.updates), change.before, change.after))
-        declared = {change(weight): rank for weight, rank in adapter.config.declared_ranks.items()}
-        config = replace(adapter.config, declared_ranks=declared, targets=None)
-        adapter = replace(adapter, updates=renamed(adapter, change), config=config)
+    before, after = prefix_of(adapter, base)
+    if before or after:
+        repairs.append(renamed_modules("", len(adapter.updates), before, after))
+        adapter = _renamed(adapter, before, after)
     store = open_store(base.uri)
     copies = [
         weight
@@ -44,6 +42,15 @@ def mend(adapter: Adapter, base: Checkpoint | None) -> tuple[Adapter, tuple[Find
         repairs.append(dropped_copies("", f"left out {listed(copies)}: equal to the base's, bit for bit"))
         adapter = replace(adapter, updates=_without(adapter, set(copies)))
     return adapter, tuple(repairs)
+
+
+def _renamed(adapter: Adapter, before: str, after: str) -> Adapter:
+    def name(weight: str) -> str:
+        return after + weight.removeprefix(before)
+
+    updates = dict(sorted((name(weight), chain) for weight, chain in adapter.updates.items()))
+    declared = {name(weight): rank for weight, rank in adapter.config.declared_ranks.items()}
+    return replace(adapter, updates=updates, config=replace(adapter.config, declared_ranks=declared, targets=None))
 
 
 def _without(adapter: Adapter, copies: set[str]) -> dict[str, tuple[Update, ...]]:

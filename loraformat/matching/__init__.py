@@ -1,15 +1,13 @@
 """Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
 
 from loraformat.matching.layers import replicated
-from loraformat.matching.names import Landing, Matching, Misfit, match, nearest
-from loraformat.matching.prefixes import Change, prefix_change, renamed
+from loraformat.matching.names import Landing, Matching, Misfit, match, nearest, prefix_of
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
 __all__ = [
     "TIE_KEYS",
     "WHOLE",
-    "Change",
     "Landing",
     "Matching",
     "Misfit",
@@ -19,8 +17,7 @@ __all__ = [
     "is_vocabulary",
     "match",
     "nearest",
-    "prefix_change",
-    "renamed",
+    "prefix_of",
     "replicated",
     "tie_claim",
     "ties_of",

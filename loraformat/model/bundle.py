@@ -24,7 +24,7 @@ class RawFile:
 class JsonFile:
     """A file called `*.json` or `*.yaml`. `load()` parses it strictly, `read()` gives its bytes.
 
-    Raises (from `load`): InvalidJson (LF005), InvalidYaml (LF006).
+    Raises (from `load`): InvalidJson (LF005), InvalidYaml (LF009).
     """
 
     name: str

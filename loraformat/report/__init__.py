@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
+from loraformat.diagnostics import Severity
 from loraformat.report.base import Report
 from loraformat.report.json import render as render_json
-from loraformat.report.text import render as render_text
+from loraformat.report.json import render_lines as render_json_lines
+from loraformat.report.json import render_list as render_json_list
 
-__all__ = ["RENDERERS", "Renderer", "Report", "render"]
+if TYPE_CHECKING:
+    from loraformat.report.sarif import Described
+
+__all__ = ["FORMS", "RENDERERS", "Renderer", "Report", "render", "render_all"]
 
 
 class Renderer(Protocol):
@@ -24,9 +29,60 @@ class Renderer(Protocol):
         """
 
 
+def render_text(report: Report, *, width: int | None = None, color: bool = False) -> str:
+    """See loraformat.report.text, which is not needed where JSON is asked for."""
+    from loraformat.report.text import render as render_page
+
+    return render_page(report, width=width, color=color)
+
+
 RENDERERS: Mapping[str, Renderer] = {"text": render_text, "json": render_json}
+
+# The forms of a list of reports, as `validate --format` has them.
+FORMS = ("text", "concise", "json", "jsonl", "github", "gitlab", "junit", "sarif", "markdown")
 
 
 def render(report: Report, format: str = "text", *, width: int | None = None, color: bool = False) -> str:  # noqa: A002
     """The report in one of RENDERERS; KeyError for a name that is none."""
     return RENDERERS[format](report, width=width, color=color)
+
+
+def render_all(
+    reports: Sequence[Report],
+    form: str,
+    *,
+    fail_on: Severity | None = Severity.ERROR,
+    pages: Mapping[str, Described] | None = None,
+    width: int | None = None,
+    color: bool = False,
+) -> str:
+    """Several reports in one of FORMS, as text that ends with a newline; KeyError for a name that is none.
+
+    Args:
+        fail_on: least severity that is a failure, for forms that have a verdict of their own (junit).
+        pages: code → what is known of it, for forms that describe rules (sarif).
+        width, color: of a terminal, for text.
+    """
+    if form in RENDERERS:
+        if form == "json" and len(reports) != 1:
+            return render_json_list(reports)
+        return "".join(render(report, form, width=width, color=color) for report in reports)
+    if form == "jsonl":
+        return render_json_lines(reports)
+    if form == "junit":
+        from loraformat.report import junit
+
+        return junit.render(reports, fail_on)
+    if form == "sarif":
+        from loraformat.report import sarif
+
+        return sarif.render(reports, pages or {})
+    from loraformat.report import concise, github, gitlab, markdown
+
+    plain = {
+        "concise": concise.render,
+        "github": github.render,
+        "gitlab": gitlab.render,
+        "markdown": markdown.render,
+    }
+    return plain[form](reports)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
+from loraformat.diagnostics import Finding
 from loraformat.report.base import Report
 
 SCHEMA = "loraformat.report/1"
+SCHEMA_OF_SEVERAL = "loraformat.reports/1"
 
 
 def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
@@ -25,6 +27,28 @@ def document(report: Report) -> dict[str, object]:
     version = sys.modules["loraformat"].__version__
     body = {field.name: _plain(getattr(report, field.name)) for field in fields(report)}
     return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": version}, "ok": report.ok, **body}
+
+
+def render_list(reports: Sequence[Report]) -> str:
+    """Several reports as one JSON text; described by schemas/reports.schema.json."""
+    version = sys.modules["loraformat"].__version__
+    envelope = {
+        "schema": SCHEMA_OF_SEVERAL,
+        "tool": {"name": "loraformat", "version": version},
+        "ok": all(report.ok for report in reports),
+        "reports": [document(report) for report in reports],
+    }
+    return json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def render_lines(reports: Sequence[Report]) -> str:
+    """A line of JSON for each finding, with the adapter that it is about."""
+    lines = [{"adapter": report.subject, **_fields(found)} for report in reports for found in report.findings]
+    return "".join(json.dumps(line, sort_keys=True, ensure_ascii=True) + "\n" for line in lines)
+
+
+def _fields(finding: Finding) -> dict[str, object]:
+    return {field.name: _plain(getattr(finding, field.name)) for field in fields(finding)}
 
 
 def _plain(value: object) -> object:

@@ -48,3 +48,9 @@ def _value(key: object) -> str:
     if key is None:
         return "unknown"
     return f"{key:.6g}" if isinstance(key, float) else str(key)
+
+
+def at_line_start(text: str) -> str:
+    """Text from a file that begins a line: what CI systems would take for a command of theirs is broken up."""
+    start = text.lstrip()
+    return f"\\{text}" if start.startswith(("::", "##[", "##vso[", "##teamcity[")) else text

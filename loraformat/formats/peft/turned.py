@@ -29,7 +29,7 @@ def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: str) -> li
 
     Args:
         found: changed in place.
-    Returns: one LF230, or nothing where the factors stand as they should, or where it is not certain.
+    Returns: one LF242, or nothing where the factors stand as they should, or where it is not certain.
     """
     pairs: Pairs = {
         module: (parts["A"], parts["B"])
