@@ -37,11 +37,17 @@ def layer(module: str, pair: Pair, hints: Hints, tables: tuple[str, ...]) -> Lay
     parts = a.shape[0] // b.shape[1]
     if shape is not None and len(shape) == 4:
         return _convolution(module, a, b, shape)
-    if parts > 1:
+    if parts > 1 or _is_one_part(b.shape[0], shape, hints):
         return _merged(module, a, b, shape, hints)
     if module in tables:
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), b.shape[1])
     return _linear_or_table(module, a, b, shape, hints)
+
+
+def _is_one_part(height: int, shape: tuple[int, ...] | None, hints: Hints) -> bool:
+    """Whether B reaches one of several equal parts of the weight's rows, as `enable_lora` says."""
+    count = len(hints.enable_lora or ())
+    return count > 1 and shape is not None and height not in shape and height * count in shape
 
 
 def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ...] | None, hints: Hints) -> Layer:
