@@ -101,6 +101,12 @@ class InvalidJson(ContainerError):
     code, name = "LF005", "invalid-json"
 
 
+class InvalidYaml(ContainerError):
+    """Text that is no YAML of plain values: syntax, tags, anchors, repeated keys, depth, size."""
+
+    code, name = "LF009", "invalid-yaml"
+
+
 class UnsafePickle(ContainerError):
     """A pickle with anything beyond what torch.save writes for a dict of tensors. It was not executed."""
 
@@ -154,6 +160,12 @@ class AdapterRefused(LoraFormatError):
 
     def _extra(self) -> dict[str, Any]:
         return {"findings": self.findings}
+
+
+class RoundTripFailed(AdapterRefused):
+    """What was written does not read back as what it was made of (`--check-roundtrip`): a bug, and nothing is kept."""
+
+    code, name = "LF710", "round-trip-failed"
 
 
 class MergeError(LoraFormatError):

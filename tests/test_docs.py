@@ -37,6 +37,10 @@ def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     assert page == generate.readme(page)
 
 
+def test_the_page_of_the_formats_is_what_their_table_says(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "formats" / "README.md").read_text(encoding="utf-8") == generate.formats_page()
+
+
 def test_links_inside_the_repository_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "fixtures").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

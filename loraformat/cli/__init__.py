@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
     "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
     "verify": ("loraformat.cli.verify", "Compare a merged model with the manifest that was written into it."),
+    "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
 }

@@ -15,10 +15,10 @@ from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import (
+    FACTORS,
     Hadamard,
     Kronecker,
     LowRank,
-    Multiplied,
     Replace,
     Rotated,
     Rows,
@@ -167,6 +167,13 @@ def _edits(one: str, other: str) -> int:
     return abs(len(one) - len(other)) + sum(a != b for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
+def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
+    """(removed, added): the one prefix by which all names of an adapter land, see `match`; two times "" for none."""
+    base = replicated(base, adapter.config.layers)
+    prefix = _one_prefix(adapter.updates, base, _Atlas(base, ties_of(base, adapter.updates)))
+    return prefix.removed, prefix.added
+
+
 class _Prefix:
     """Renames every weight by one prefix that is added, removed, or put in the place of another."""
 
@@ -273,7 +280,7 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
-    if isinstance(update, (Scaled, Rotated, Multiplied)):
+    if isinstance(update, FACTORS):
         return update.fits(expected)
     if isinstance(update, Hadamard) and not update.is_even:
         return False

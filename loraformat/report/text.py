@@ -11,7 +11,15 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
+from loraformat.model.results import (
+    ConvertResult,
+    InspectResult,
+    MergeResult,
+    RoundTrip,
+    Skipped,
+    ValidateResult,
+    VerifyResult,
+)
 from loraformat.report.base import Report
 from loraformat.report.inspection import say_inspection
 from loraformat.report.page import STYLES, Line, Page, Piece
@@ -130,7 +138,22 @@ def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     because = f" ({report.because})" if report.because else ""
     page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {_files(result.files)}"
+    if result.is_dry_run:
+        names = ", ".join(result.files)
+        page.say(Piece("nothing written", "bold"), f" (dry run): {names}{wrote}")
+        return
     page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
+    if result.roundtrip is not None:
+        page.say(Piece("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
+
+
+def _roundtrip(found: RoundTrip) -> str:
+    counted = plural(found.weights, "weight")
+    if found.exact == found.weights:
+        return f"{counted} read back, all bit for bit"
+    bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
+    worst = f"the others within {found.worst:.0%} of the bound ({bound})"
+    return f"{counted} read back, {found.exact} bit for bit, {worst}"
 
 
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:

@@ -18,8 +18,8 @@ from loraformat.formats.canonical import (
     unstated_fields,
     vocabulary_of,
 )
-from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.formats.scaling import MAX_RANK, Scaling

@@ -72,6 +72,10 @@ class PatternKeys:
                 break
         return self.keys[min(orders)] if orders else None
 
+    def matches(self, module: str) -> list[str]:
+        """All plain keys that match `module`."""
+        return [self.keys[order] for order in self._plain_matches(module)]
+
     def _plain_matches(self, module: str) -> Iterator[int]:
         for tail in ends_of(module):
             for shape in self.shapes.get(len(tail), ()):
