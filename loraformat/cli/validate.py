@@ -100,11 +100,14 @@ def command(
 
     A config or weight file of a folder stands for that folder, so that hooks can name the files that changed.
     """
-    from loraformat.diagnostics import Severity
+    from loraformat.diagnostics import Severity, show
     from loraformat.jobs.settings import folders_of
     from loraformat.jobs.validate import validate
 
     settings = _settings(config, isolated)
+    if settings.source:
+        # On stderr, so that nobody takes a verdict for one without settings, whatever the form of the report.
+        click.echo(f"settings: {show(settings.source)}", err=True)
     with options.collector_at_rest():
         found = [
             validate(

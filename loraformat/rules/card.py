@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from loraformat.diagnostics import Severity, show
-from loraformat.model.bundle import Bundle, TensorFile
+from loraformat.model.bundle import Bundle, File, TensorFile
 from loraformat.rules.base import Hit, Subject, rule
 
 _CARD = "README.md"
@@ -153,7 +153,8 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
     """
     from loraformat.rules.vocabulary import added_numbers
 
-    added, full = added_numbers(subject.bundle, "added_tokens.json"), added_numbers(subject.bundle, "tokenizer.json")
+    added = added_numbers(subject.bundle, "added_tokens.json")
+    full = added_numbers(subject.bundle, "tokenizer.json") if added else {}
     for token, number in sorted(added.items()):
         if full.get(token, number) != number:
             yield Hit(f'added_tokens.json: "{token}"', f"{number}, in tokenizer.json {full[token]}")
@@ -181,15 +182,18 @@ def _front_matter(bundle: Bundle) -> Mapping[str, str] | None:
 def _texts(subject: Subject) -> Iterator[tuple[str, str]]:
     """(place, text) of every small text file, and of the metadata of the weight files."""
     for name, file in subject.bundle.files.items():
-        if isinstance(file, TensorFile):
+        if name.endswith(".safetensors"):
             yield from _metadata(file)
+        elif isinstance(file, TensorFile):
+            continue  # a pickle has no metadata, and may be none of ours to open
         elif name.lower().endswith(_TEXTS) and file.nbytes <= _MOST_BYTES and name not in _LARGE:
             yield name, file.read().decode("utf-8", "replace")
 
 
-def _metadata(file: TensorFile) -> Iterator[tuple[str, str]]:
+def _metadata(file: File) -> Iterator[tuple[str, str]]:
     from loraformat.errors import LoraFormatError
 
+    assert isinstance(file, TensorFile)
     try:
         metadata = file.open().metadata
     except LoraFormatError:  # a file that no format reads

@@ -83,7 +83,9 @@ def test_a_report_that_is_none_is_a_usage_error(value: str) -> None:
 def test_settings_of_the_project_hold_unless_it_is_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loraformat.toml").write_text('[validate]\nfail-on = "warning"\n')
-    assert run(WARNED).exit_code == 1
+    told = run(WARNED)
+    assert told.exit_code == 1
+    assert told.stderr == f"settings: {tmp_path / 'loraformat.toml'}\n"
     assert run(WARNED, "--fail-on", "error").exit_code == 0
     assert run(WARNED, "--isolated").exit_code == 0
     (tmp_path / "other.toml").write_text('[validate]\nignore = ["LF1"]\nfail-on = "warning"\n')
@@ -122,3 +124,19 @@ def test_explain_knows_the_runtimes() -> None:
     page = CliRunner().invoke(main, ["explain", "vllm"]).stdout
     assert "LF603" in page
     assert "vLLM does not yet support DoRA." in page
+
+
+def test_a_pickle_that_is_no_part_of_the_adapter_is_never_opened(tmp_path: Path) -> None:
+    for path in WARNED.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "optimizer.pt").write_bytes(b"x" * 100)
+    (tmp_path / "optimizer.pt").chmod(0)
+    opened: list[str] = []
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith("optimizer.pt"):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    assert run(tmp_path).exit_code == 0
+    assert opened == []
