@@ -107,11 +107,11 @@ def _first_version(update: LowRank) -> tuple[Version, str]:
     """The first version that loads and merges such an update."""
     axes, has_dora = len(update.kernel), update.magnitude is not None
     if axes in (1, 3):
-        return ((0, 14), "a convolution along three axes") if axes == 3 else ((0, 17), "a convolution along one axis")
+        return ((0, 14), "a convolution along three axes") if axes == 3 else ((0, 15), "a convolution along one axis")
     if not has_dora:
         return OLDEST, ""
     if update.is_embedding:
-        return (0, 13), "DoRA of an embedding"
+        return (0, 12), "DoRA of an embedding"
     return ((0, 10), "DoRA of a convolution") if axes else ((0, 9), "DoRA")
 
 
