@@ -89,6 +89,14 @@ def test_what_the_settings_would_say_can_be_assumed() -> None:
         read(entries, model=None)
 
 
+def test_the_base_is_called_as_the_hub_has_it() -> None:
+    entries = {f"{QKV}.lora_A": A, f"{QKV}.lora_B": B}
+    settings = {**SETTINGS, "checkpoint_dir": "checkpoints/meta-llama/Llama-3"}
+    assert read(entries, settings).config.base_model == "checkpoints/meta-llama/Llama-3"
+    named = {**LLAMA, "hf_config": {"org": "meta-llama", "name": "Llama-3.1-8B"}}
+    assert read(entries, settings, named).config.base_model == "meta-llama/Llama-3.1-8B"
+
+
 def test_factors_that_do_not_fit_the_heads_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected A \(4, in\) and B \(18, 2\)"):
         read({f"{QKV}.lora_A": A, f"{QKV}.lora_B": B[:16]})
