@@ -12,6 +12,7 @@ from loraformat.model.updates import (
     Hadamard,
     Kronecker,
     LowRank,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -56,7 +57,7 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
-        if isinstance(update, (Scaled, Rotated, Multiplied)):
+        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated)):
             value = _factored(value.T, update).T if transposed else _factored(value, update)
             continue
         delta = dense(update)
@@ -69,7 +70,7 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     return value
 
 
-def _factored(value: Tensor, update: Scaled | Rotated | Multiplied) -> Tensor:
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated) -> Tensor:
     """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
     flat = value.reshape(value.shape[0], -1)
     if isinstance(update, Scaled):
@@ -78,6 +79,8 @@ def _factored(value: Tensor, update: Scaled | Rotated | Multiplied) -> Tensor:
         cols = None if update.cols is None else torch.kron(update.cols.load().double(), torch.ones(kernel).double())
         flat = torch.diag(rows) @ flat
         return (flat if cols is None else flat @ torch.diag(cols)).reshape(value.shape)
+    if isinstance(update, Modulated):
+        return value * (1 + torch.einsum("or,ri->oi", update.up.load().double(), update.down.load().double()))
     if isinstance(update, Multiplied):
         factor = torch.eye(flat.shape[1]).double() + update.up.load().double() @ update.down.load().double()
         return (flat @ factor).reshape(value.shape)

@@ -15,6 +15,7 @@ from loraformat.model.updates import (
     Hadamard,
     Kronecker,
     LowRank,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -33,7 +34,7 @@ def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
     For DoRA it is the norm of s·BA alone, before the magnitude is applied. `Replace` and `Rows` hold new values, not
-    differences, so they have no norm here; what a `Scaled`, `Rotated` or `Multiplied` adds depends on the base.
+    differences, so they have no norm here; what a kind that multiplies adds depends on the base.
 
     It is also None where factors do not fit each other, which the rules report.
 
@@ -52,7 +53,7 @@ def frobenius(update: Update) -> float | None:
             return _scaled(update.scale, lambda: _factors_norm(update.left) * _factors_norm(update.right))
         case Diff():
             return _scaled(update.scale, lambda: float(_flat(update.difference).norm()))
-        case Replace() | Rows() | FromBase() | Scaled() | Rotated() | Multiplied():
+        case Replace() | Rows() | FromBase() | Scaled() | Rotated() | Multiplied() | Modulated():
             return None
         case _:
             assert_never(update)

@@ -85,7 +85,9 @@ assume = click.option(
     "Fills gaps, never contradicts.",
 )
 base = click.option(
-    "--base", metavar="BASE", help="The base model: a folder or one weight file. Only headers are read."
+    "--base",
+    metavar="BASE",
+    help="The base model: a folder, one weight file, or hf://owner/name. Only headers are read.",
 )
 source_format = click.option(
     "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."

@@ -11,33 +11,40 @@ from loraformat.errors import LoraFormatError
 from loraformat.model.bundle import Bundle, TensorFile
 
 _IN_FILE = re.compile(r"([\w.\-() ]+\.(?:json|md))(?:: ([\w_]+))?")
+_KEY = re.compile(r'[\s{]*"?([\w]{1,80})"?\s*:')
 _LARGEST = 1 << 20
 
 
 def with_lines(findings: Iterable[Finding], bundle: Bundle) -> tuple[Finding, ...]:
     """The findings, those about a text file of the bundle with a line."""
-    texts: dict[str, list[str]] = {}
-    return tuple(_with_line(finding, bundle, texts) for finding in findings)
+    lines: dict[str, dict[str, int]] = {}
+    return tuple(_with_line(finding, bundle, lines) for finding in findings)
 
 
-def _with_line(finding: Finding, bundle: Bundle, texts: dict[str, list[str]]) -> Finding:
+def _with_line(finding: Finding, bundle: Bundle, lines: dict[str, dict[str, int]]) -> Finding:
     found = _IN_FILE.match(finding.where)
     if found is None or found[1] not in bundle.files:
         return finding
-    lines = texts.setdefault(found[1], _lines(bundle, found[1]))
     stated = re.match(r"line (\d{1,9})\b", finding.message)
     if stated:
         return replace(finding, line=int(stated[1]))
-    key = re.compile(rf'\s*"?{re.escape(found[2])}"?\s*:') if found[2] else None
-    number = next((number for number, line in enumerate(lines, 1) if key and key.match(line)), 1)
-    return replace(finding, line=number)
+    if found[1] not in lines:
+        lines[found[1]] = _keys(bundle, found[1])
+    return replace(finding, line=lines[found[1]].get(found[2] or "", 1))
 
 
-def _lines(bundle: Bundle, name: str) -> list[str]:
+def _keys(bundle: Bundle, name: str) -> dict[str, int]:
+    """Key → the first line that begins with it, of a JSON text or the front matter of a card."""
     file = bundle.files[name]
     if isinstance(file, TensorFile) or file.nbytes > _LARGEST:
-        return []
+        return {}
     try:
-        return file.read().decode("utf-8", "replace").splitlines()
+        text = file.read().decode("utf-8", "replace")
     except LoraFormatError:
-        return []
+        return {}
+    keys: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        found = _KEY.match(line)
+        if found:
+            keys.setdefault(found[1], number)
+    return keys

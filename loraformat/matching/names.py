@@ -15,10 +15,10 @@ from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import (
+    FACTORS,
     Hadamard,
     Kronecker,
     LowRank,
-    Multiplied,
     Replace,
     Rotated,
     Rows,
@@ -280,7 +280,7 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
-    if isinstance(update, (Scaled, Rotated, Multiplied)):
+    if isinstance(update, FACTORS):
         return update.fits(expected)
     if isinstance(update, Hadamard) and not update.is_even:
         return False

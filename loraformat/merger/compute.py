@@ -46,6 +46,7 @@ class Steps:
         self._lock = Lock()
         self._ready: tuple[list[Step], list[Tensor | None]] | None = None
         self._packed: Packed | None = None
+        self._is_mixed = False
 
     def get(self) -> tuple[list[Step], list[Tensor | None]]:
         """(steps, column norms of each)."""
@@ -55,11 +56,14 @@ class Steps:
             return self._ready
 
     def packed(self) -> Packed | None:
-        """All terms as one product for the kernel; None where they do anything else."""
-        products = plain_products(self.get()[0])
+        """All terms as one product for the kernel, held instead of the steps; None where they do anything else."""
         with self._lock:
-            if self._packed is None and products:
-                self._packed = pack(products)
+            if self._packed is None and not self._is_mixed:
+                ready = self._ready or self._prepare()
+                if products := plain_products(ready[0]):
+                    self._packed = pack(products)
+                else:
+                    self._ready, self._is_mixed = ready, True
             return self._packed
 
     def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
@@ -141,14 +145,12 @@ class Computer:
 
     def _computed(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
         """Fill `values`, rows from `start` on; their tallies, None where rows are replaced."""
-        ready, _ = steps.get()
-        products = plain_products(ready)
         tallies: list[Tally] | None
-        is_nearest = self._arithmetic.rounding == "nearest"
-        if products and is_nearest and self._accelerator is not None:
-            tallies = [self._accelerator.add(raw, products, start, values, steps.dtype)]
-        elif is_nearest and (kernel := self._kernel_for(steps, raw, values)) and (packed := steps.packed()):
+        kernel, accelerator = self._kernel_for(steps, raw, values), self._accelerator
+        if kernel is not None and (packed := steps.packed()):
             tallies = kernel.window(raw, packed, start, values)
+        elif accelerator is not None and self._is_nearest and (products := plain_products(steps.get()[0])):
+            tallies = [accelerator.add(raw, products, start, values, steps.dtype)]
         else:
             tallies = self._rounded(edit, steps, raw, start, values)
         # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
@@ -156,10 +158,16 @@ class Computer:
             _refuse_non_finite(edit, raw, values, start)
         return tallies
 
+    @property
+    def _is_nearest(self) -> bool:
+        return self._arithmetic.rounding == "nearest"
+
     def _kernel_for(self, steps: Steps, raw: Tensor, values: Tensor) -> Kernel | None:
         import torch
 
-        kernel = open_kernel() if steps.dtype == torch.float64 else None
+        if self._accelerator is not None or not self._is_nearest or steps.dtype != torch.float64:
+            return None
+        kernel = open_kernel()
         return kernel if kernel is not None and kernel.takes(raw.dtype, values.dtype) else None
 
     def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:

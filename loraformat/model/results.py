@@ -106,11 +106,13 @@ class ValidateResult:
         checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
         ignored: what the rules found and the settings leave out.
         file: the weight file that findings about tensors are about; "" where there is none.
+        base: URI of the base, with the commit where it is on the Hub; "" where none was given.
     """
 
     checked: tuple[str, ...]
     ignored: tuple[IgnoredFinding, ...] = ()
     file: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,6 +123,10 @@ def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
     for reason, group in by_reason.items():
         codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
         page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
+    if result.base.startswith("hf://"):
+        page.say(Piece("base: ", "dim"), result.base)
+    if result.ignored:
+        page.say(Piece("ignored: ", "dim"), plural(len(result.ignored), "finding"))
     verdict = counts(report.findings)
     style = STYLES[report.worst] if report.worst else "bold green"
     read_as = f" ({report.format})" if report.format else ""

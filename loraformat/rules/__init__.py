@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
@@ -28,7 +29,7 @@ from loraformat.rules import (
 )
 from loraformat.rules.base import Hit, Rule, Subject, rule
 
-__all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
+__all__ = ["MOST_HITS", "RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
 
 RULES: tuple[Rule, ...] = (
     files.empty_file,
@@ -125,6 +126,8 @@ RULES: tuple[Rule, ...] = (
     serving.uneven_layers,
 )
 
+MOST_HITS = 200
+
 _ABOUT_PUBLISHING = frozenset({"LF106", "LF507", "LF509"})
 _FORCEABLE = ("LF1", "LF2", "LF5", "LF6")
 # Without a scale, a partner or fitting shapes there is nothing to compute, whatever the user insists on.
@@ -156,8 +159,17 @@ def run(
         if reason:
             skipped.append(Skipped(each.code, each.name, reason))
         else:
-            findings.extend(_stamped(each, hit) for hit in each.check(subject))
+            findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
     return tuple(sorted(findings, key=lambda found: (found.where, found.code, found.message))), tuple(skipped)
+
+
+def _limited(hits: Iterator[Hit]) -> Iterator[Hit]:
+    """The first hits of a rule, and how many more there are: nobody reads a hundred thousand of one kind."""
+    first = list(islice(hits, MOST_HITS))
+    yield from first
+    more = sum(1 for _ in hits)
+    if more:
+        yield Hit(first[-1].where, f"and {more} more like this")
 
 
 def gate(subject: Subject) -> tuple[Finding, ...]:

@@ -19,6 +19,7 @@ _HOMES = {
     "DELORA": ("blocks", "DELORA"),
     "FOURIERFT": ("sparse", "FOURIERFT"),
     "GRALORA": ("blocks", "GRALORA"),
+    "HIRA": ("hira", "HIRA"),
     "HRA": ("rotations", "HRA"),
     "IA3": ("ia3", "IA3"),
     "LN_TUNING": ("replaced", "LN_TUNING"),
@@ -29,7 +30,9 @@ _HOMES = {
     "ROAD": ("rotations", "ROAD"),
     "SHIRA": ("sparse", "SHIRA"),
     "SUPERTUNING": ("sparse", "SUPERTUNING"),
+    "TINYLORA": ("tiny", "TINYLORA"),
     "TRAINABLE_TOKENS": ("replaced", "TRAINABLE_TOKENS"),
+    "UNILORA": ("tiny", "UNILORA"),
     "VBLORA": ("vblora", "VBLORA"),
     "VERA": ("vera", "VERA"),
     "WAVEFT": ("waveft", "WAVEFT"),
@@ -58,12 +61,10 @@ TUNERS: Mapping[str, Tuner] = _Tuners()
 _PROMPT = "it changes the input of the model, so there is no weight to merge it into"
 _ROUTED = "what it adds depends on the input, so there is no one weight to merge it into"
 _FROM_BASE = "its update is computed from the base weight"
-_SEEDED = "part of it is drawn from seeds and not in the file"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("LILY", "POLY", "SHADOW", "XLORA"), _ROUTED),
-    **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "HIRA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
-    **dict.fromkeys(("UNILORA", "TINYLORA"), _SEEDED),
+    **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
 }
