@@ -1,5 +1,16 @@
-"""Arithmetic on updates: norms from the factors. Pure; knows no files."""
+"""Arithmetic on updates: norms, products and spectra from the factors. Pure; knows no files."""
 
-from loraformat.algebra.norms import frobenius
+from loraformat.algebra.norms import cosine, distance, frobenius, inner
+from loraformat.algebra.spectrum import Overlap, Spectrum, overlap, spectrum, spectrum_of
 
-__all__ = ["frobenius"]
+__all__ = [
+    "Overlap",
+    "Spectrum",
+    "cosine",
+    "distance",
+    "frobenius",
+    "inner",
+    "overlap",
+    "spectrum",
+    "spectrum_of",
+]
