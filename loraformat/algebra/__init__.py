@@ -1,5 +1,6 @@
 """Arithmetic on updates: norms, products and spectra from the factors. Pure; knows no files."""
 
+from loraformat.algebra.factors import is_additive
 from loraformat.algebra.norms import cosine, distance, frobenius, inner
 from loraformat.algebra.spectrum import Overlap, Spectrum, overlap, spectrum, spectrum_of
 
@@ -10,6 +11,7 @@ __all__ = [
     "distance",
     "frobenius",
     "inner",
+    "is_additive",
     "overlap",
     "spectrum",
     "spectrum_of",

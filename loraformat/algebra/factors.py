@@ -32,6 +32,11 @@ class Product:
 Matrix: TypeAlias = Union[Product, "Tensor"]
 
 
+def is_additive(update: Update) -> bool:
+    """Whether the kind adds a matrix that it has all of, so that it has a norm without the base."""
+    return isinstance(update, (LowRank, Hadamard, Kronecker, Diff))
+
+
 def is_sound(update: Update) -> bool:
     """Whether the factors of an additive update fit each other and are not empty, so that it has a product at all."""
     if not all(_is_product(up, down) for up, down in _pairs(update)):

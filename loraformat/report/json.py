@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
@@ -16,7 +16,12 @@ SCHEMA = "loraformat.report/1"
 
 def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
     """The report as JSON text that ends with a newline; neither width nor colour has a meaning here."""
-    return json.dumps(document(report), indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+    return _dumped(document(report))
+
+
+def render_list(reports: Sequence[Report]) -> str:
+    """Several reports as a JSON list."""
+    return _dumped([document(report) for report in reports])
 
 
 def document(report: Report) -> dict[str, object]:
@@ -25,6 +30,10 @@ def document(report: Report) -> dict[str, object]:
     version = sys.modules["loraformat"].__version__
     body = {field.name: _plain(getattr(report, field.name)) for field in fields(report)}
     return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": version}, "ok": report.ok, **body}
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def _plain(value: object) -> object:

@@ -59,6 +59,13 @@ class Page:
             text = (" " * _GAP).join(parts).rstrip()
             self.lines.append((Piece("  "), Piece(text, "" if number else "dim")))
 
+    def holds(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether a table fits the width, its first column cut as far as may be."""
+        if self.width is None:
+            return True
+        widths = [max(columns_of(row[at]) for row in (head, *rows)) for at in range(len(head))]
+        return min(widths[0], _NARROWEST) + sum(widths[1:]) + _GAP * len(widths) <= self.width
+
     def finding(self, finding: Finding) -> None:
         """`where: error[LF202] message`, and the hint below it."""
         where = f"{finding.where}: " if finding.where else ""

@@ -13,9 +13,9 @@ from typing import TypeAlias
 from loraformat.diagnostics import Finding, Severity, show
 from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
 from loraformat.report.base import Report
-from loraformat.report.inspection import say_inspection
+from loraformat.report.inspection import say_inspection, say_together
 from loraformat.report.page import STYLES, Line, Page, Piece
-from loraformat.report.words import amount, nbytes, number, plural
+from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
 _FEW_CODES = 8
@@ -57,18 +57,19 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
     return _drawn(page.lines, color=color)
 
 
+def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
+    """What `inspect` says of several adapters together; "" for other jobs."""
+    page = Page(width)
+    if all(isinstance(report.data, InspectResult) for report in reports):
+        say_together(page, reports)
+    return _drawn(page.lines, color=color) if page.lines else ""
+
+
 def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
     """Findings alone, a line or two each; "" for none."""
     page = Page()
     _say_findings(page, findings)
     return _drawn(page.lines, color=color) if page.lines else ""
-
-
-def counts(findings: Sequence[Finding]) -> str:
-    """How many findings of which severity: "2 errors, 1 warning"; "" for none."""
-    words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-    found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
-    return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
 
 
 @contextmanager
