@@ -80,12 +80,16 @@ class Target:
     entries: Mapping[str, Entry]
     needs_checksums: bool
 
+    def offset(self, tensor: str, row: int, cols: int) -> int:
+        """Where a row of `cols` columns begins in the file."""
+        entry = self.entries[tensor]
+        return entry.span.offset + row * cols * entry.dtype.itemsize
+
     def write(self, tensor: str, values: Tensor, start: int) -> Done:
         """Write rows of `tensor` from row `start` on."""
-        entry = self.entries[tensor]
         data = bytes_of(values)
-        row_nbytes = data.nbytes // max(1, values.shape[0]) if values.ndim else 0
-        self.writer.write_at(entry.span.offset + start * row_nbytes, data)
+        cols = values[:1].numel() if values.ndim else 0
+        self.writer.write_at(self.offset(tensor, start, cols), data)
         return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
 
 

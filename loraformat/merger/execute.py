@@ -17,6 +17,7 @@ from loraformat.merger.retention import Tally
 from loraformat.merger.windows import Computer, Limits, Steps, compute_dtype, windows
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
+from loraformat.storage import PAGE_NBYTES
 from loraformat.storage.base import Store, Writer
 
 
@@ -67,8 +68,8 @@ def write_weights(
     for file in inputs.base.files.values():
         if file.container == "torch":
             check_records(inputs.store, file.name)
-    computer = Computer(inputs, plan.arithmetic, limits.device)
-    engine = open_engine(limits.jobs)
+    computer = Computer(inputs, plan.arithmetic, limits)
+    engine = open_engine(limits.threads)
     finished: list[Future[None]] = []
     shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
     with one_thread_each(), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
@@ -210,9 +211,10 @@ def _window_task(
 
     def run() -> Done:
         with digest.turn(start, stop) as add:
-            computed = computer.window(edit, steps, start, stop)
-            done = target.write(edit.tensor, computed.values, start)
+            phase = target.offset(edit.tensor, start, edit.matrix[1]) % PAGE_NBYTES
+            computed = computer.window(edit, steps, start, stop, phase)
             add(computed.values)
+            done = target.write(edit.tensor, computed.values, start)
         is_last = stop == edit.matrix[0]
         return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, digest.hexdigest() if is_last else None)
 

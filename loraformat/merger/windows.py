@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
 from loraformat.containers import read_rows, read_rows_into
@@ -42,6 +42,8 @@ _TILES_IN_MEMORY = 3
 # Three matrices of a strip are worked on at a time; larger ones leave the cache of a processor.
 _MOST_STRIP_NBYTES = 3 << 19
 _LEAST_STRIP = 16
+# While so many threads wait for the disk, the others compute.
+_WAITING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ class Limits:
     """How much of the machine a merge may take.
 
     Attributes:
-        jobs: threads.
+        jobs: threads that compute at a time; others read and write meanwhile.
         device: on which updates that are plain products are computed; None for the CPU, where all others are.
         memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
         progress: called with bytes done since the last call.
@@ -59,6 +61,11 @@ class Limits:
     device: torch.device | None = None
     memory_nbytes: int = 64 << 20
     progress: Callable[[int], None] | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads in all."""
+        return self.jobs + _WAITING
 
 
 class Steps:
@@ -142,7 +149,7 @@ def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, i
     read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
     unit = unit_of(edit, inputs)
     tiles = _TILES_IN_MEMORY * unit * cols * 8
-    budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.jobs - tiles) * read // (read + written))
+    budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.threads - tiles) * read // (read + written))
     return blocks_of(0, rows, max(unit, budget // (read * cols) // unit * unit))
 
 
@@ -169,19 +176,29 @@ class Computed:
 class Computer:
     """Computes windows of edits, in memory that each thread keeps."""
 
-    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, device: torch.device | None = None) -> None:
+    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, limits: Limits) -> None:
+        device = limits.device
         self._inputs, self._arithmetic = inputs, arithmetic
+        self._turns = BoundedSemaphore(limits.jobs)
         self._buffers = Buffers(is_pinned=device is not None and device.type == "cuda")
         self._accelerator = None if device is None else Accelerator(device)
 
-    def window(self, edit: Edit, steps: Steps, start: int, stop: int) -> Computed:
+    def window(self, edit: Edit, steps: Steps, start: int, stop: int, phase: int = 0) -> Computed:
         """Rows `start:stop` of an edit; valid until this thread asks for the next.
+
+        Args:
+            phase: how many bytes into a page of its file the rows will stand.
 
         Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
         """
         raw = self._read(edit, start, stop)
-        cols, dtype = edit.matrix[1], DType[edit.dtype].torch
-        values = self._buffers.matrix("written", stop - start, cols, dtype)
+        values = self._buffers.matrix("written", stop - start, edit.matrix[1], DType[edit.dtype].torch, phase)
+        with self._turns:
+            tallies = self._computed(edit, steps, raw, start, values)
+        return Computed(values, None if tallies is None else tuple(tallies))
+
+    def _computed(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
+        """Fill `values`, rows from `start` on; their tallies, None where rows are replaced."""
         ready, _ = steps.get()
         products = plain_products(ready)
         tallies: list[Tally] | None
@@ -192,7 +209,7 @@ class Computer:
         # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
         if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
             _refuse_non_finite(edit, raw, values, start)
-        return Computed(values, None if tallies is None else tuple(tallies))
+        return tallies
 
     def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
         """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""

@@ -11,9 +11,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from typing_extensions import Self
+
 from loraformat.errors import StorageError
 from loraformat.storage.base import Store
 from loraformat.storage.blocks import copy_blocks
+from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
 
 # Files that this package keeps in a folder for the time of a run; they are not part of its content.
@@ -114,9 +117,9 @@ class LocalStore:
         try:
             with told_as(target):
                 _reserve(fd, size)
-            writer = LocalWriter(fd, target)
-            yield writer
-            checked_total(target, size, writer.written)
+            with LocalWriter(fd, target, partial, size) as writer:
+                yield writer
+                checked_total(target, size, writer.written)
             with told_as(target):
                 os.fsync(fd)
                 if partial != target:
@@ -199,13 +202,36 @@ class HiddenFolder(LocalStore):
 
 
 class LocalWriter:
-    """See Writer."""
+    """See Writer. A large file goes past the page cache where the file system can; see `storage.direct`.
 
-    def __init__(self, fd: int, where: str) -> None:
+    Args:
+        fd: an open file.
+        where: its name in messages.
+        path: where it lies.
+        nbytes: its size, if known.
+    """
+
+    def __init__(self, fd: int, where: str, path: str, nbytes: int | None) -> None:
         self.written = 0
         self._fd, self._where = fd, where
         self._position = 0
         self._lock = threading.Lock()
+        self._direct = open_direct(path, nbytes, self._put)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        """Everything written, where the block ended well."""
+        direct, self._direct = self._direct, None
+        if direct is None:
+            return
+        try:
+            if kind is None:
+                with told_as(self._where):
+                    direct.finish()
+        finally:
+            direct.close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See Writer."""
@@ -215,11 +241,17 @@ class LocalWriter:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Writer."""
         view = memoryview(data).cast("B")
-        done = 0
         with told_as(self._where):
-            while done < view.nbytes:
-                done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
+            if self._direct is None:
+                self._put(offset, view)
+            else:
+                self._direct.write_at(offset, view)
         self._count(view.nbytes)
+
+    def _put(self, offset: int, view: memoryview) -> None:
+        done = 0
+        while done < view.nbytes:
+            done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
 
     def clone_from(self, source: Store, path: str) -> bool:
         """Share all bytes of `source`'s file `path`, where the file system can; False where nothing was done."""
@@ -239,7 +271,7 @@ class LocalWriter:
     def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         done = 0
-        if isinstance(source, LocalStore):
+        if isinstance(source, LocalStore) and self._direct is None:
             with source.descriptor(path) as fd:
                 done = self._copy_inside(fd, source_offset, offset, nbytes)
             self._count(done)
