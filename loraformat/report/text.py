@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.estimates import EstimateResult
 from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
 from loraformat.report.base import Report
+from loraformat.report.estimation import say_estimate
 from loraformat.report.inspection import say_inspection, say_together
 from loraformat.report.page import STYLES, Line, Page, Piece
 from loraformat.report.words import amount, counts, nbytes, number, plural
@@ -51,6 +53,8 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
             verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
             page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+        case EstimateResult():
+            say_estimate(page, report.subject, report.data)
         case None:
             _say_findings(page, report.findings)
             page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
