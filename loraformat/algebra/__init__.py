@@ -2,13 +2,14 @@
 
 from loraformat.algebra.factors import is_additive
 from loraformat.algebra.norms import cosine, distance, frobenius, inner
-from loraformat.algebra.spectrum import Overlap, Spectrum, overlap, spectrum, spectrum_of
+from loraformat.algebra.spectrum import Overlap, Spectrum, energy_ranks, overlap, spectrum, spectrum_of
 
 __all__ = [
     "Overlap",
     "Spectrum",
     "cosine",
     "distance",
+    "energy_ranks",
     "frobenius",
     "inner",
     "is_additive",

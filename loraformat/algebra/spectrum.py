@@ -84,6 +84,37 @@ def singular_values(matrix: Matrix) -> Tensor | None:
     return torch.linalg.svdvals(whole)[: min(matrix.shape)]
 
 
+def energy_ranks(
+    matrix: Tensor, shares: Sequence[float], most: int = 256
+) -> tuple[float | None, tuple[int | None, ...]]:
+    """(effective rank, least rank that holds each share of ‖matrix‖²) of a whole matrix.
+
+    A matrix of more than `most` rows and columns is projected on a random subspace of so many dimensions that power
+    iteration has turned to its leading ones (Halko, Martinsson and Tropp 2011, algorithm 4.4): ranks are those of the
+    projection, never below the truth, None where they are above `most`, and the effective rank is then None.
+    """
+    import torch
+
+    whole = float(matrix.to(torch.float64).square().sum())
+    if whole <= 0 or not math.isfinite(whole):
+        return None, (None,) * len(shares)
+    is_exact = min(matrix.shape) <= most
+    values = torch.linalg.svdvals(matrix.to(torch.float64)) if is_exact else _leading_values(matrix, most)
+    held = values.square().cumsum(0) / whole
+    found = tuple(next((rank for rank, at in enumerate(held.tolist(), 1) if at >= share), None) for share in shares)
+    return (_spectrum(values).effective_rank if is_exact else None), found
+
+
+def _leading_values(matrix: Tensor, most: int) -> Tensor:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], most, generator=generator)).Q
+    for _ in range(2):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    return torch.linalg.svdvals((basis.T @ matrix).to(torch.float64))
+
+
 @dataclass(frozen=True, slots=True)
 class Overlap:
     """How far the leading subspaces of two updates are the same: ‖U₁ᵀU₂‖_F² / k, between 0 and 1.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, Union
 
 from loraformat.model.bundle import Json
+from loraformat.model.differences import DiffResult
 from loraformat.model.estimates import EstimateResult
 from loraformat.model.records import TableRecord, WeightRecord
 
@@ -155,4 +156,6 @@ class VerifyResult:
     bytes_read: int
 
 
-Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult]
+Result: TypeAlias = Union[
+    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult
+]

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.differences import DiffResult
 from loraformat.model.estimates import EstimateResult
 from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
 from loraformat.report.base import Report
+from loraformat.report.difference import say_difference
 from loraformat.report.estimation import say_estimate
 from loraformat.report.inspection import say_inspection, say_together
 from loraformat.report.page import STYLES, Line, Page, Piece
@@ -53,6 +55,8 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
             verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
             page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+        case DiffResult():
+            say_difference(page, report.data)
         case EstimateResult():
             say_estimate(page, report.subject, report.data)
         case None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
@@ -30,7 +29,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
         grouping = "none" if len(result.weights) <= MOST_ROWS else "module"
     tables = {"none": _weights, "module": _modules, "layer": _layers}
     head, rows = tables[grouping](result.weights)
-    _fitted(page, head, rows)
+    page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
         page.say(
             "  ! ", Piece("stands out among the weights of its module kind (robust z of log norm above 3.5)", "dim")
@@ -206,22 +205,6 @@ def _sign(row: dict[int, float], layers: Sequence[int], low: float, high: float)
         return " "
     place = 1.0 if high <= low else math.log(max(values) / low) / math.log(high / low)
     return RAMP[round(place * (len(RAMP) - 1))]
-
-
-def _fitted(page: Page, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The table, without the columns that the width has no place for; those are named."""
-    kept, left_out = list(range(len(head))), []
-    for name in _DISPENSABLE:
-        if page.holds([head[at] for at in kept], [[row[at] for at in kept] for row in rows]):
-            break
-        if name in head:
-            kept.remove(head.index(name))
-            left_out.append(name)
-    page.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
-    if left_out and rows:
-        told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
-        for line in textwrap.wrap(told, (page.width or 80) - 2):
-            page.say(Piece(f"  {line}", "dim"))
 
 
 def _numbers(group: _Group) -> list[int]:
