@@ -2,7 +2,15 @@
 
 from loraformat.algebra.factors import is_additive
 from loraformat.algebra.norms import cosine, distance, frobenius, inner
-from loraformat.algebra.spectrum import Overlap, Spectrum, energy_ranks, overlap, spectrum, spectrum_of
+from loraformat.algebra.spectrum import (
+    Overlap,
+    Spectrum,
+    energy_ranks,
+    norm_and_spectrum,
+    overlap,
+    spectrum,
+    spectrum_of,
+)
 
 __all__ = [
     "Overlap",
@@ -13,6 +21,7 @@ __all__ = [
     "frobenius",
     "inner",
     "is_additive",
+    "norm_and_spectrum",
     "overlap",
     "spectrum",
     "spectrum_of",

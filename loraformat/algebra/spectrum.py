@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, is_sound, matrices_of, side_of
-from loraformat.algebra.norms import core_of
+from loraformat.algebra.norms import core_of, frobenius, norm_of
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
@@ -59,13 +59,23 @@ def spectrum(update: Update) -> Spectrum | None:
     Singular values of a product are those of R_left R_rightᵀ of its factors' QR decompositions; those of a Kronecker
     product are the products of its sides'. A matrix that has no smaller factors is decomposed whole.
     """
+    return norm_and_spectrum(update)[1]
+
+
+def norm_and_spectrum(update: Update) -> tuple[float | None, Spectrum | None]:
+    """`frobenius` and `spectrum` of an update, whose factors are read once."""
     if isinstance(update, Kronecker):
-        return _kronecker(update)
-    found = [spectrum_of(matrix) for matrix in matrices_of(update)]
+        return frobenius(update), _kronecker(update)
+    norms: list[float] = []
+    found: list[Spectrum | None] = []
+    for matrix in matrices_of(update):
+        norms.append(norm_of(matrix))
+        found.append(spectrum_of(matrix))
     known = [each for each in found if each is not None]
+    norm = math.hypot(*norms) if norms else None
     if not known or len(known) < len(found):
-        return None
-    return known[0] if len(known) == 1 else _folded(known)
+        return norm, None
+    return norm, known[0] if len(known) == 1 else _folded(known)
 
 
 def spectrum_of(matrix: Matrix) -> Spectrum | None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
+from loraformat.engine import one_thread_each, open_engine
 from loraformat.jobs.changes import Change, Changes
 from loraformat.model.adapter import Adapter
 from loraformat.model.records import MOST_VALUES, WeightRecord, weight_records
@@ -25,7 +26,7 @@ SORT_KEYS = ("weight", *_SORTED_DOWN, "retained_bf16")
 
 
 def figures_of(
-    adapter: Adapter, changes: Changes | None = None, *, norms: bool = True, spectrum: bool = False
+    adapter: Adapter, changes: Changes | None = None, *, norms: bool = True, spectrum: bool = False, jobs: int = 1
 ) -> tuple[WeightRecord, ...]:
     """A record of each update, with norms and spectra.
 
@@ -33,17 +34,22 @@ def figures_of(
         changes: of the base by the same adapter, where there is one.
         norms: whether to read the factors at all.
         spectrum: singular values and ranks too.
+        jobs: threads, each with a weight of its own.
     """
     records = weight_records(adapter)
     if not norms:
         return records
     updates = [update for _, chain in sorted(adapter.updates.items()) for update in chain]
     known = {} if changes is None else changes.weights
-    measured = [
-        _measured(record, update, known.get(record.weight), len(adapter.updates[record.weight]) == 1, spectrum)
-        for record, update in zip(records, updates, strict=True)
-    ]
-    return _with_outliers(measured)
+
+    def measured(pair: tuple[WeightRecord, Update]) -> WeightRecord:
+        record, update = pair
+        is_only = len(adapter.updates[record.weight]) == 1
+        return _measured(record, update, known.get(record.weight), is_only, spectrum)
+
+    # Factors are too thin for several threads to share one.
+    with one_thread_each():
+        return _with_outliers(list(open_engine(jobs).map(measured, zip(records, updates, strict=True))))
 
 
 def sorted_by(records: Sequence[WeightRecord], key: str) -> tuple[WeightRecord, ...]:
@@ -79,13 +85,15 @@ def root_of_squares(norms: Iterable[float | None]) -> float | None:
 def _measured(
     record: WeightRecord, update: Update, change: Change | None, is_only: bool, with_spectrum: bool
 ) -> WeightRecord:
-    from loraformat.algebra import frobenius, spectrum
+    from loraformat.algebra import frobenius, norm_and_spectrum
 
+    figures: tuple[float | None, Spectrum | None]
     # The change of the base is the update's own only where no other update of the weight has a part in it.
-    own = change if change is not None and is_only and _needs_base(update) else None
-    found = replace(record, norm=frobenius(update) if own is None else math.sqrt(own.update))
-    if with_spectrum:
-        found = _with_spectrum(found, spectrum(update) if own is None else own.spectrum)
+    if change is not None and is_only and _needs_base(update):
+        figures = math.sqrt(change.update), change.spectrum
+    else:
+        figures = norm_and_spectrum(update) if with_spectrum else (frobenius(update), None)
+    found = _with_spectrum(replace(record, norm=figures[0]), figures[1])
     if change is None:
         return found
     return replace(

@@ -147,7 +147,7 @@ def study(
         opened=opened,
         base=checkpoint,
         summary=summary,
-        records=figures_of(opened.adapter, changes, norms=norms, spectrum=spectrum),
+        records=figures_of(opened.adapter, changes, norms=norms, spectrum=spectrum, jobs=jobs),
         findings=findings,
         changes=changes,
         skipped=skipped,

@@ -156,6 +156,25 @@ class VerifyResult:
     bytes_read: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotResult:
+    """What `plot` drew.
+
+    Attributes:
+        form: "html", "svg", "png" or "pdf".
+        adapters: in the order of the drawing.
+        steps: of a run's checkpoints; () where they are none.
+        weights: records of the last adapter.
+        nbytes: size of the file.
+    """
+
+    form: str
+    adapters: tuple[str, ...]
+    steps: tuple[int, ...]
+    weights: int
+    nbytes: int
+
+
 Result: TypeAlias = Union[
-    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult
+    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult, PlotResult
 ]

@@ -13,7 +13,15 @@ from typing import TypeAlias
 from loraformat.diagnostics import Finding, Severity, show
 from loraformat.model.differences import DiffResult
 from loraformat.model.estimates import EstimateResult
-from loraformat.model.results import ConvertResult, InspectResult, MergeResult, Skipped, ValidateResult, VerifyResult
+from loraformat.model.results import (
+    ConvertResult,
+    InspectResult,
+    MergeResult,
+    PlotResult,
+    Skipped,
+    ValidateResult,
+    VerifyResult,
+)
 from loraformat.report.base import Report
 from loraformat.report.difference import say_difference
 from loraformat.report.estimation import say_estimate
@@ -55,6 +63,9 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
             verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
             page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+        case PlotResult():
+            _say_findings(page, report.findings)
+            _say_plot(page, report, report.data)
         case DiffResult():
             say_difference(page, report.data)
         case EstimateResult():
@@ -170,6 +181,15 @@ def _say_retention(page: Page, result: MergeResult) -> None:
         return
     rows = [[one.weight, _percent(one.share), _percent(one.unchanged), number(one.largest)] for one in worst]
     page.table(["least kept", "kept", "unchanged", "largest"], rows)
+
+
+def _say_plot(page: Page, report: Report, result: PlotResult) -> None:
+    steps = f" (steps {result.steps[0]:,} to {result.steps[-1]:,})" if result.steps else ""
+    page.say(Piece("read   ", "dim"), f"{plural(len(result.adapters), 'adapter')}{steps}")
+    for skipped in report.skipped:
+        page.say(Piece("not measured against the base: ", "bold"), skipped.reason)
+    alone = ", self-contained" if result.form == "html" else ""
+    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f": {nbytes(result.nbytes)}{alone}")
 
 
 def _percent(share: float | None) -> str:

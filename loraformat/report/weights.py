@@ -27,7 +27,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
     grouping = result.grouping
     if grouping == "auto":
         grouping = "none" if len(result.weights) <= MOST_ROWS else "module"
-    tables = {"none": _weights, "module": _modules, "layer": _layers}
+    tables = {"none": _weights, "module": by_module, "layer": _layers}
     head, rows = tables[grouping](result.weights)
     page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
@@ -91,8 +91,8 @@ def _norm(record: WeightRecord) -> str:
     return number(record.norm) + (" !" if record.is_outlier else "")
 
 
-def _modules(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
-    """Weights that differ in the layer only, on one line."""
+def by_module(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of a table in which weights that differ in the layer only are one line."""
     groups: dict[tuple[str, str, str], list[WeightRecord]] = {}
     for record in weights:
         groups.setdefault((record.module, record.kind, shape(record.shape)), []).append(record)
