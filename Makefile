@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCE := pyproject.toml constraints.txt
+SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard loraformat/merger/kernel*.[ch])
 
 .PHONY: demo test check clean
 

@@ -36,32 +36,37 @@ model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out, max_shard_size="1GB")
 """
 SHARES = """
-import sys, threading, time, torch
+import functools, hashlib, os, sys, time, types
 from loraformat.jobs.merge import merge
-from loraformat.merger import digests, windows
+from loraformat.merger import compute, digests
 from loraformat.storage.local import LocalStore, LocalWriter
 spent = {}
-def timed(owner, name, key):
-    real = getattr(owner, name)
+def timed(key, real):
+    @functools.wraps(real)
     def call(*args, **kwargs):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.thread_time()
         try:
             return real(*args, **kwargs)
         finally:
-            spent[key] = spent.get(key, 0) + time.perf_counter() - start
-    setattr(owner, name, call)
-timed(LocalStore, "read_into", "read")
-timed(LocalWriter, "write_at", "write")
-timed(LocalWriter, "copy_from", "copy")
-timed(windows.Computer, "window", "window")
-timed(digests, "bytes_of", "view")
-start = time.perf_counter()
-merge(sys.argv[1], [sys.argv[2]], sys.argv[3], jobs=1, verify="none")
-spent["arithmetic"] = spent.pop("window") - spent["read"]
-total = time.perf_counter() - start
-spent.pop("view")
-spent["rest (hash, sync, plan)"] = total - sum(spent.values())
-print("  ".join(f"{key} {value / total:.0%}" for key, value in spent.items()), f"of {total:.2f} s, one thread")
+            before = spent.get(key, (0, 0))
+            spent[key] = (before[0] + time.perf_counter() - wall, before[1] + time.thread_time() - cpu)
+    return call
+class Hash:
+    def __init__(self):
+        self._real = hashlib.sha256()
+        self.update, self.hexdigest = timed("hash", self._real.update), self._real.hexdigest
+digests.hashlib = types.SimpleNamespace(sha256=Hash)
+LocalStore.read_into = timed("read", LocalStore.read_into)
+LocalWriter.write_at = timed("write", LocalWriter.write_at)
+LocalWriter.copy_from = timed("copy (reads and writes too)", LocalWriter.copy_from)
+compute.Computer._computed = timed("arithmetic", compute.Computer._computed)
+os.fsync = timed("sync", os.fsync)
+start, before = time.perf_counter(), time.process_time()
+merge(sys.argv[1], [sys.argv[2]], sys.argv[3], jobs=2, verify="none")
+wall, cpu = time.perf_counter() - start, time.process_time() - before
+print(f"  {wall:.2f} s in all, {cpu:.2f} s of processor time; summed over the threads:")
+for key, (waited, worked) in sorted(spent.items()):
+    print(f"  {key:<28} {waited:5.2f} s, of that processor {worked:5.2f} s ({worked / cpu:.0%})")
 """
 
 

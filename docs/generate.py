@@ -102,7 +102,8 @@ def _checkout() -> Iterator[None]:
     """A temporary working directory that has the fixtures of this checkout."""
     before = os.getcwd()
     folder = tempfile.mkdtemp()
-    shutil.copytree(ROOT / "fixtures" / "minigpt", Path(folder) / "fixtures" / "minigpt")
+    for name in ("minigpt", "bad"):
+        shutil.copytree(ROOT / "fixtures" / name, Path(folder) / "fixtures" / name)
     os.chdir(folder)
     try:
         yield

@@ -32,6 +32,7 @@ class Finding:
         where: file and place in it, as the user would look for it; may be empty.
         message: this occurrence: what was expected and what was found.
         hint: what to do, if we know.
+        line: of the file that `where` names, from 1; 0 for unknown.
     """
 
     code: str
@@ -40,6 +41,7 @@ class Finding:
     where: str
     message: str
     hint: str = ""
+    line: int = 0
 
 
 def show(text: object, limit: int = 400) -> str:

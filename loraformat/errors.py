@@ -78,9 +78,21 @@ class TruncatedFile(ContainerError):
 
 
 class NotATensorFile(ContainerError):
-    """A Git-LFS pointer, an HTML page or another file under a weight file's name."""
+    """Another kind of file under a weight file's name: an archive, a GGUF file, a text."""
 
     code, name = "LF002", "not-a-tensor-file"
+
+
+class GitLfsPointer(NotATensorFile):
+    """A Git-LFS pointer under the name of the file that it stands for: the large files of a clone were not fetched."""
+
+    code, name = "LF006", "git-lfs-pointer"
+
+
+class WebPage(NotATensorFile):
+    """An HTML page under a weight file's name: a login or error page was saved instead of the download."""
+
+    code, name = "LF008", "web-page"
 
 
 class InvalidJson(ContainerError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from loraformat.model.updates import (
     Hadamard,
     Kronecker,
     LowRank,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -56,7 +59,7 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
-        if isinstance(update, (Scaled, Rotated, Multiplied)):
+        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated)):
             value = _factored(value.T, update).T if transposed else _factored(value, update)
             continue
         delta = dense(update)
@@ -69,7 +72,7 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     return value
 
 
-def _factored(value: Tensor, update: Scaled | Rotated | Multiplied) -> Tensor:
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated) -> Tensor:
     """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
     flat = value.reshape(value.shape[0], -1)
     if isinstance(update, Scaled):
@@ -78,6 +81,8 @@ def _factored(value: Tensor, update: Scaled | Rotated | Multiplied) -> Tensor:
         cols = None if update.cols is None else torch.kron(update.cols.load().double(), torch.ones(kernel).double())
         flat = torch.diag(rows) @ flat
         return (flat if cols is None else flat @ torch.diag(cols)).reshape(value.shape)
+    if isinstance(update, Modulated):
+        return value * (1 + torch.einsum("or,ri->oi", update.up.load().double(), update.down.load().double()))
     if isinstance(update, Multiplied):
         factor = torch.eye(flat.shape[1]).double() + update.up.load().double() @ update.down.load().double()
         return (flat @ factor).reshape(value.shape)
@@ -104,3 +109,30 @@ def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, tran
 def _chain(factors: tuple) -> Tensor:
     values = [factor.load().double() for factor in factors]
     return values[0] if len(values) == 1 else values[0] @ values[1]
+
+
+# Values next to the middle between two 16-bit floats, at the ends of their ranges, and none at all.
+HARD = [
+    *(1 + 2.0**-8 + sign * 2.0**-k for k in (20, 24, 25, 40, 52) for sign in (1, -1)),
+    *(1 + 2.0**-11 + sign * 2.0**-k for k in (24, 25, 40, 52) for sign in (1, -1)),
+    *(3 * 2.0**-9, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 65519.99999999999, 65520.0, 3.3895e38, 3.4e38, 3.5e38, 1e300),
+    *(2.0**-24, 2.0**-25, 2.0**-25 + 2.0**-60, 2.0**-133, 2.0**-134, 2.0**-134 + 2.0**-180, 1e-310, 0.0),
+    *(float("inf"), float("nan")),
+]
+
+
+def rounded_exactly(value: float, dtype: torch.dtype) -> float:
+    """The value of `dtype` nearest to `value`, ties to even, by comparing fractions."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return value
+    info = torch.finfo(dtype)
+    digits, lowest = {torch.bfloat16: (8, -133), torch.float16: (11, -24), torch.float32: (24, -149)}[dtype]
+    if value == 0:
+        return value
+    exponent = max(torch.frexp(torch.tensor(abs(value), dtype=torch.float64))[1].item() - digits, lowest)
+    steps = Fraction(abs(value)) / Fraction(2) ** exponent
+    whole, rest = divmod(steps, 1)
+    whole += rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2)
+    result = Fraction(whole) * Fraction(2) ** exponent
+    size = float("inf") if result > Fraction(info.max) else float(result)
+    return size if value > 0 else -size

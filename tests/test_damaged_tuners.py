@@ -31,6 +31,7 @@ DAMAGED = (
         "shira",
         "supertuning-lora",
     ),
+    *("hira", "tinylora", "unilora"),
     *("trainable-tokens", "vblora", "vblora-topk", "vera", "waveft"),
 )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from loraformat import schema
 
@@ -54,6 +56,37 @@ def test_a_mistake_is_found_at_its_place(name: str, config: dict[str, Any], plac
     found = list(schema.check(name, config))
     assert [where for where, _ in found] == [place]
     assert message in found[0][1]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 70_000) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "q_proj", "rank"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(data=st.data())
+def test_the_quick_look_never_passes_what_jsonschema_does_not(name: str, data: st.DataObject) -> None:
+    loaded = schema.load(name)
+    value = dict(data.draw(st.sampled_from(loaded["examples"])))
+    for key in data.draw(st.lists(st.sampled_from([*loaded["properties"], "unheard_of"]), max_size=3)):
+        if data.draw(st.booleans()):
+            value[key] = data.draw(VALUES)
+        else:
+            value.pop(key, None)
+    is_valid = jsonschema.Draft202012Validator(loaded).is_valid(value)
+    assert is_valid or not schema._holds(loaded, value, loaded)
+    assert (list(schema.check(name, value)) == []) == is_valid
+
+
+@pytest.mark.parametrize("name", ["native-config-1", "peft-adapter-config", "peft-tuner-config"])
+def test_the_quick_look_passes_the_examples(name: str) -> None:
+    loaded = schema.load(name)
+    assert all(schema._holds(loaded, example, loaded) for example in loaded["examples"])
 
 
 def test_long_values_are_cut() -> None:

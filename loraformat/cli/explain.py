@@ -8,14 +8,21 @@ import click
 @click.command("explain")
 @click.argument("code", required=False)
 def command(code: str | None) -> None:
-    """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all."""
-    from loraformat.jobs.explain import explain, known_codes
+    """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
+
+    `explain targets` lists the runtimes of `validate --target`, `explain vllm` what is known of one.
+    """
+    from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets
 
     if code is None:
         for each, name, severity in known_codes():
             click.echo(f"{each}  {severity:<8} {name}")
         return
-    page = explain(code.upper())
+    if code == "targets":
+        for name, title in known_targets():
+            click.echo(f"{name:<13} {title}")
+        return
+    page = explain(code.upper()) or explain_target(code)
     if page is None:
         raise click.UsageError(f"{code} is no code; `loraformat explain` lists them")
     click.echo(page, nl=False)

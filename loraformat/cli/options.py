@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -144,7 +143,7 @@ def present(report: Report, output_format: str, *, findings: bool = True) -> Non
     if output_format == "text" and not findings:
         report = replace(report, findings=())
     terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
+    width = _columns() if terminal else None
     sys.stdout.write(render(report, output_format, width=width, color=terminal and "NO_COLOR" not in os.environ))
     sys.stdout.flush()
 
@@ -154,10 +153,36 @@ def present_all(reports: Sequence[Report], output_format: str) -> None:
     from loraformat.report import render_all
 
     terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
+    width = _columns() if terminal else None
     color = terminal and "NO_COLOR" not in os.environ
     sys.stdout.write(render_all(reports, output_format, width=width, color=color))
     sys.stdout.flush()
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def say(text: str) -> None:
+    """Print text on stdout as it is: no wrapping, no colours."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_text(path: str, text: str) -> None:
+    """A file with this text, which is there whole or not at all; an existing one is replaced.
+
+    Raises: StorageError: it cannot be written.
+    """
+    from loraformat.storage import open_store
+
+    folder, name = os.path.split(path)
+    data = text.encode("utf-8")
+    store = open_store(folder or ".")
+    with store.create(name, len(data)) as writer:
+        writer.write(data)
 
 
 def announce(findings: tuple[Finding, ...]) -> None:

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraformat.cli import options
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from loraformat.jobs.settings import Settings
+    from loraformat.report import Report
+
+# As loraformat.report.FORMS has them; written out so that --help imports no report.
+FORMS = ("text", "concise", "json", "jsonl", "github", "gitlab", "junit", "sarif", "markdown")
+
+
+def report_file(value: str) -> tuple[str, str]:
+    """FORM=FILE as (form, path)."""
+    form, separator, path = value.partition("=")
+    if not separator or form not in FORMS or not path:
+        raise click.BadParameter(f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}")
+    return form, path
+
+
+def runtime(value: str) -> str:
+    """NAME or NAME==VERSION of a runtime in the table."""
+    from loraformat.rules.targets import parse
+
+    try:
+        parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r}: {error}") from error
+    return value
+
 
 @click.command("validate")
-@click.argument("adapter")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.base
 @click.option("--deep", is_flag=True, help="Also run the rules that read values.")
+@click.option(
+    "--target",
+    type=runtime,
+    multiple=True,
+    metavar="RUNTIME",
+    help="Where it is to be loaded: vllm, peft==0.10 …; repeatable. `loraformat explain targets` lists all.",
+)
+@click.option("--max-lora-rank", type=click.IntRange(min=1), help="Greatest rank that the runtime is told to allow.")
 @click.option(
     "--select", multiple=True, metavar="CODE", help="Run only rules with this code or prefix (LF2); repeatable."
 )
@@ -20,42 +56,97 @@ from loraformat.cli import options
 @click.option(
     "--fail-on",
     type=click.Choice(["error", "warning", "never"]),
-    default="error",
-    show_default=True,
-    help="Least severity that makes the exit code 1.",
+    help="Least severity that makes the exit code 1.  [default: error]",
 )
 @options.alpha
 @options.assume
 @options.source_format
-@options.output_format
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMS),
+    default="text",
+    help="Form of the report on stdout.",
+)
+@click.option(
+    "--report",
+    "reports",
+    type=report_file,
+    metavar="FORM=FILE",
+    multiple=True,
+    help="Write the report to a file too, in any of the forms; repeatable.",
+)
+@click.option(
+    "--config", metavar="FILE", help="Settings; by default loraformat.toml or pyproject.toml, upward from here."
+)
+@click.option("--isolated", is_flag=True, help="Use no settings file.")
 @click.pass_context
 def command(
     ctx: click.Context,
-    adapter: str,
-    base: str | None,
-    deep: bool,
+    /,
+    adapters: tuple[str, ...],
     select: tuple[str, ...],
     ignore: tuple[str, ...],
-    fail_on: str,
-    alpha: float | None,
-    assume: tuple[tuple[str, Any], ...],
-    source_format: str | None,
+    target: tuple[str, ...],
+    max_lora_rank: int | None,
+    fail_on: str | None,
     output_format: str,
+    reports: tuple[tuple[str, str], ...],
+    config: str | None,
+    isolated: bool,
+    **judged: Any,  # noqa: ANN401 - what is handed on to the job
 ) -> None:
-    """Check ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found."""
+    """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
+
+    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed.
+    """
     from loraformat.diagnostics import Severity
+    from loraformat.jobs.settings import folders_of
     from loraformat.jobs.validate import validate
 
-    report = validate(
-        adapter,
-        base=base,
-        deep=deep,
-        alpha=alpha,
-        assumptions=options.assumptions(assume),
-        select=select,
-        ignore=ignore,
-        format=source_format,
-    )
-    options.present(report, output_format)
-    if fail_on != "never" and report.reaches(Severity(fail_on)):
+    settings = _settings(config, isolated)
+    found = [
+        validate(
+            adapter,
+            base=judged["base"],
+            deep=judged["deep"],
+            alpha=judged["alpha"],
+            assumptions=options.assumptions(judged["assume"]),
+            select=select or settings.select,
+            ignore=(*settings.ignore, *ignore),
+            reasons=settings.reasons_for(adapter),
+            target=target or settings.target,
+            max_lora_rank=max_lora_rank or settings.max_lora_rank,
+            format=judged["source_format"],
+        )
+        for adapter in folders_of(adapters)
+    ]
+    least = fail_on or settings.fail_on
+    severity = None if least == "never" else Severity(least)
+    for form, path in reports:
+        options.write_text(path, _rendered(found, form, severity))
+    if output_format in ("text", "json") and len(found) == 1:
+        options.present(found[0], output_format)
+    else:
+        options.say(_rendered(found, output_format, severity))
+    if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
+
+
+def _settings(config: str | None, isolated: bool) -> Settings:
+    from loraformat.jobs.settings import Settings, find_settings, read_settings
+
+    if isolated:
+        return Settings()
+    return find_settings(".") if config is None else read_settings(config)
+
+
+def _rendered(found: Sequence[Report], form: str, fail_on: Any) -> str:  # noqa: ANN401 - a Severity or None
+    from loraformat.report import render_all
+
+    pages = None
+    if form == "sarif":
+        from loraformat.jobs.explain import pages as known
+
+        pages = known()
+    return render_all(found, form, fail_on=fail_on, pages=pages)

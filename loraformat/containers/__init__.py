@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraformat.containers import safetensors, torch_layout
+from loraformat.containers import safetensors
 from loraformat.containers.bundles import open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of, read_rows, read_rows_into
-from loraformat.containers.torch_zip import check_records
 from loraformat.model.tensors import DType
+from loraformat.storage.base import Store
 
 __all__ = [
     "Layout",
@@ -27,6 +27,13 @@ __all__ = [
     "read_rows_into",
     "save_bundle",
 ]
+
+
+def check_records(store: Store, path: str) -> None:
+    """See torch_zip, which only those who read a torch file need to import."""
+    from loraformat.containers import torch_zip
+
+    torch_zip.check_records(store, path)
 
 
 def plan_file(
@@ -51,4 +58,6 @@ def plan_file(
         assert not aliases
         return safetensors.plan_file(tensors, metadata=metadata)
     assert container == "torch"
+    from loraformat.containers import torch_layout
+
     return torch_layout.plan_file(tensors, wrapper=wrapper, aliases=aliases, name=name)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from loraformat.containers import safetensors, strict_json, torch_layout, torch_zip
+from loraformat.containers import safetensors, strict_json
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of
-from loraformat.containers.sniff import looks_like_safetensors
+from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, refuse_stand_in
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import DType, LazyTensor
@@ -78,6 +78,8 @@ def open_tensors(store: Store, path: str) -> Tensors:
     if is_safetensors(store, path):
         header = safetensors.read_header(store, path)
         return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    from loraformat.containers import torch_zip
+
     archive = torch_zip.read_archive(store, path)
     entries = torch_zip.lazy_tensors(store, path, archive)
     return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
@@ -123,15 +125,19 @@ def _by_magic(store: Store, file: File) -> File:
 def load_json(store: Store, name: str, nbytes: int) -> Json:
     """The value of a JSON file, of which no more is read than its limit.
 
-    Raises: InvalidJson, StorageError.
+    Raises: InvalidJson, GitLfsPointer, WebPage, StorageError.
     """
     limit = json_limit(name)
-    return strict_json.parse(store.read(name, 0, min(nbytes, limit + 1)), name, limit=limit)
+    data = store.read(name, 0, min(nbytes, limit + 1))
+    refuse_stand_in(data[:HEAD_NBYTES], name)
+    return strict_json.parse(data, name, limit=limit)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:
     shapes = {key: (lazy.dtype, lazy.shape) for key, lazy in tensors.entries.items()}
     if tensors.container == "torch":
+        from loraformat.containers import torch_layout
+
         return torch_layout.plan_file(shapes, wrapper=tensors.wrapper, extras=tensors.extras)
     if tensors.container == "safetensors":
         return safetensors.plan_file(shapes, metadata=tensors.metadata)

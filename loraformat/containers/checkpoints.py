@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from loraformat.containers import safetensors, torch_zip
+from loraformat.containers import safetensors
 from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors, load_json
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
@@ -148,6 +148,8 @@ def _open(store: Store, name: str, nbytes: int) -> tuple[WeightFile, dict[str, S
         tensors = {key: safetensors.stored(name, entry) for key, entry in header.entries.items()}
         file = WeightFile(name, "safetensors", nbytes, tuple(tensors), header.metadata, header.data_start)
         return file, tensors
+    from loraformat.containers import torch_zip
+
     archive = torch_zip.read_archive(store, name)
     names = tuple(archive.tensors)
     file = WeightFile(name, "torch", nbytes, names, wrapper=archive.wrapper, has_extras=bool(archive.extras))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from loraformat.errors import NotATensorFile
+from loraformat.errors import GitLfsPointer, NotATensorFile, WebPage
 
 # Enough for the magic of tar, which stands at byte 257.
 HEAD_NBYTES = 512
@@ -13,8 +13,10 @@ MOST_HEADER_NBYTES = 100_000_000  # safetensors 0.8.0, `MAX_HEADER_SIZE`
 _DOWNLOAD = "download it again"
 _RESAVE = "save the tensors as safetensors where the file came from"
 
+_POINTER = b"version https://git-lfs"
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "a Git-LFS pointer, not the file it stands for", "run `git lfs pull`"),
     (b"PK\x03\x04", "a zip archive, perhaps the output of torch.save", "name it .pt"),
     (b"PK\x05\x06", "an empty zip archive", _DOWNLOAD),
     (b"GGUF", "a GGUF file", "GGUF adapters are not read in this version"),
@@ -37,10 +39,26 @@ def looks_like_safetensors(head: bytes) -> bool:
 
 def refuse_foreign(head: bytes, where: str, *, zip_is_foreign: bool) -> None:
     """Raises: NotATensorFile: `head`, the first bytes of a file, are those of something else, which is named."""
+    refuse_stand_in(head, where)
     found = _foreign(head)
     if found is None or (not zip_is_foreign and found[0].startswith("a zip")):
         return
     raise NotATensorFile(f"this is {found[0]}", where=where, hint=found[1])
+
+
+def refuse_stand_in(head: bytes, where: str) -> None:
+    """Raises GitLfsPointer (LF006) or WebPage (LF008): `head` is that of what a failed download leaves."""
+    if head.startswith(_POINTER):
+        message = "this is a Git-LFS pointer, not the file it stands for"
+        raise GitLfsPointer(
+            message, where=where, hint="run `git lfs pull`; in GitHub Actions, check out with lfs: true"
+        )
+    if _stripped(head).startswith(_PAGES):
+        raise WebPage("this is an HTML or XML page, perhaps an error page", where=where, hint=_DOWNLOAD)
+
+
+def _stripped(head: bytes) -> bytes:
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
 
 
 def _foreign(head: bytes) -> tuple[str, str] | None:
@@ -55,9 +73,7 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 
 
 def _text(head: bytes) -> tuple[str, str] | None:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        return "an HTML or XML page, perhaps an error page", _DOWNLOAD
+    start = _stripped(head)
     if start.startswith((b'{"', b"{\n", b"{}", b"[{")):
         return "a JSON text, perhaps an error message", _DOWNLOAD
     if len(head) >= 9 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):

@@ -10,6 +10,7 @@ from loraformat import errors, rules
 from loraformat.diagnostics import Severity
 from loraformat.formats import findings
 from loraformat.merger.findings import FINDINGS as MERGER_FINDINGS
+from loraformat.rules import targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,40 @@ def explain(code: str) -> str | None:
 def known_codes() -> list[tuple[str, str, str]]:
     """(code, name, severity) of every page, sorted."""
     return [(page.code, page.name, page.severity.value) for page in pages().values()]
+
+
+def known_targets() -> list[tuple[str, str]]:
+    """(name, title and version) of every runtime of `--target`, sorted."""
+    return [(name, targets.parse(name).label) for name in targets.names()]
+
+
+def explain_target(name: str) -> str | None:
+    """What a runtime refuses or ignores, as Markdown; None for what is no runtime."""
+    try:
+        target = targets.parse(name)
+    except ValueError:
+        return None
+    names = {rule.code: rule.name for rule in rules.RULES}
+    rows = [
+        " | ".join(
+            (
+                f"| {line.rule} {names[line.rule]}",
+                line.verdict,
+                _span(line),
+                line.message,
+                line.help,
+                f"{line.source} |",
+            )
+        )
+        for line in target.lines
+    ]
+    head = ["| rule | verdict | versions | message or behaviour | what helps | source |", "|---|---|---|---|---|---|"]
+    return "\n".join([f"# {target.label}", "", f"Reads: {', '.join(target.reads)}", "", *head, *rows]) + "\n"
+
+
+def _span(line: targets.Line) -> str:
+    bounds = [f"from {line.since}" if line.since else "", f"before {line.before}" if line.before else ""]
+    return " ".join(bound for bound in bounds if bound) or "all"
 
 
 def _rule_pages() -> Iterator[Page]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.diagnostics import Finding
-from loraformat.errors import ConfigError
+from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.io import Opened
 from loraformat.jobs.changes import Changes, changes_of
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
@@ -18,7 +18,8 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult, Skipped
 from loraformat.model.summary import Summary, summarize
-from loraformat.model.updates import Replace, Rows
+from loraformat.model.tensors import DType
+from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.report import Report
 
 GROUPINGS = ("auto", "module", "layer", "none")
@@ -86,7 +87,9 @@ def inspect(
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
-    Raises: StorageError, ContainerError, FormatError where the adapter cannot be read at all.
+    Raises:
+        StorageError, ContainerError, FormatError: the adapter cannot be read at all.
+        AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
     """
     _check(view)
     studied = study(
@@ -126,6 +129,7 @@ def study(
     """An adapter opened and measured. Arguments as for `inspect` and `changes_of`."""
     checkpoint = open_base(base) if base is None or isinstance(base, str) else base
     opened, findings = open_subject(adapter, base=checkpoint, assumptions=assumptions, format=format)
+    _require_updates(opened.adapter, findings, adapter)
     summary = summarize(opened.adapter)
     if checkpoint is not None and summary.new_rows is None:
         summary = replace(summary, new_rows=_new_rows(opened.adapter, checkpoint))
@@ -187,6 +191,17 @@ def _with_values(opened: Opened, base: Checkpoint | None, findings: tuple[Findin
     subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
     found, _ = rules.run(subject, _VALUE_RULES, deep=True)
     return tuple(sorted((*findings, *found), key=lambda each: (each.where, each.code, each.message)))
+
+
+def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) -> None:
+    """There is something to show, and it is made of real numbers."""
+    if not adapter.updates:
+        rules.refuse([finding for finding in findings if finding.code == "LF213"], uri)
+    for weight, chain in adapter.updates.items():
+        for update in chain:
+            role = next((role for role, tensor in tensors_of(update) if tensor.dtype is DType.C64), None)
+            if role is not None:
+                raise UnsupportedUpdate(f"{role} holds complex numbers; they are not read", where=f"{uri}: {weight}")
 
 
 def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:

@@ -1,18 +1,49 @@
-"""validate: whether an adapter is what it claims to be, and fits its base."""
+"""validate: whether an adapter is what it claims to be, fits its base, and loads where it is to be used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.containers import open_bundle
-from loraformat.errors import ContainerError, FormatError
+from loraformat.containers import open_bundle, read_rows
+from loraformat.diagnostics import Finding
+from loraformat.errors import ConfigError, ContainerError, FormatError
 from loraformat.io import read_bundle
+from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
 from loraformat.model.bundle import Bundle
-from loraformat.model.results import Skipped, ValidateResult
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results import IgnoredFinding, Skipped, ValidateResult
 from loraformat.model.summary import summarize
 from loraformat.report import Report
+from loraformat.rules import targets
+from loraformat.storage import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """Which findings are wanted."""
+
+    select: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def sift(self, findings: Sequence[Finding]) -> tuple[tuple[Finding, ...], tuple[IgnoredFinding, ...]]:
+        """The findings that are told, sorted, and those that are ignored for a reason."""
+        told: list[Finding] = []
+        ignored: list[IgnoredFinding] = []
+        for finding in sorted(findings, key=lambda found: (found.where, found.code, found.message)):
+            prefix = next((code for code in self.reasons if finding.code.startswith(code)), None)
+            if prefix is not None:
+                ignored.append(IgnoredFinding(finding.code, finding.where, self.reasons[prefix]))
+            elif rules.is_selected(finding.code, self.select, self.ignore):
+                told.append(finding)
+        return tuple(told), tuple(ignored)
 
 
 def validate(
@@ -24,6 +55,9 @@ def validate(
     assumptions: Assumptions | None = None,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    reasons: Mapping[str, str] | None = None,
+    target: Sequence[str] = (),
+    max_lora_rank: int | None = None,
     format: str | None = None,  # noqa: A002
 ) -> Report:
     """Everything that the rules find about the adapter at a path. What cannot be read is a finding, not an exception.
@@ -36,46 +70,87 @@ def validate(
         assumptions: what else the files do not say.
         select: codes or prefixes of codes to run; all where empty.
         ignore: codes or prefixes of codes to leave out.
+        reasons: code or prefix → why its findings are left out; they are counted and listed with that reason.
+        target: runtimes that the adapter is for: "vllm", "peft==0.10".
+        max_lora_rank: the greatest rank that the runtime was told to allow.
         format: name of a format, to skip detection.
 
-    Raises: StorageError where the path cannot be opened; errors about `base`.
+    Raises: StorageError where the path cannot be opened; ConfigError: no such target; errors about `base`.
     """
     checkpoint = open_base(base)
     bundle = open_bundle(adapter)
     hints = with_alpha(alpha, assumptions).hints(checkpoint)
     chosen = rules.select(rules.RULES, select, ignore)
+    choice = _Choice(select=select, ignore=ignore, reasons=reasons or {})
+    wanted = tuple(_target(text) for text in target)
     try:
         opened = read_bundle(bundle, format=format, hints=hints)
     except (ContainerError, FormatError) as error:
-        return _unreadable(adapter, bundle, error, chosen)
-    subject = rules.Subject(bundle=bundle, format=opened.format.NAME, adapter=opened.adapter, base=checkpoint)
+        return _unreadable(adapter, bundle, error, chosen, choice)
+    subject = rules.Subject(
+        bundle=bundle,
+        format=opened.format.NAME,
+        adapter=opened.adapter,
+        base=checkpoint,
+        read_base=_reader(checkpoint) if deep else None,
+        targets=wanted,
+        max_rank=max_lora_rank,
+    )
     found, skipped = rules.run(subject, chosen, deep=deep)
-    notes = [note for note in opened.adapter.notes if rules.is_selected(note.code, select, ignore)]
-    findings = sorted((*notes, *found), key=lambda finding: (finding.where, finding.code, finding.message))
+    told, ignored = choice.sift((*opened.adapter.notes, *found))
     return Report(
         job="validate",
         subject=adapter,
         format=opened.format.NAME,
         because=opened.because,
         summary=summarize(opened.adapter),
-        data=ValidateResult(checked=_checked(chosen, skipped)),
-        findings=tuple(findings),
+        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored, file=_weights(bundle)),
+        findings=with_lines(told, bundle),
         skipped=skipped,
     )
 
 
 def _unreadable(
-    adapter: str, bundle: Bundle, error: ContainerError | FormatError, chosen: Sequence[rules.Rule]
+    adapter: str,
+    bundle: Bundle,
+    error: ContainerError | FormatError,
+    chosen: Sequence[rules.Rule],
+    choice: _Choice,
 ) -> Report:
-    """A report on files that no reader could make sense of: the error, and what can be judged without an adapter."""
+    """A report on files that no reader could make sense of: the error, and what can be judged without an adapter.
+
+    The error cannot be deselected: there would be nothing to say, and nothing was checked.
+    """
     found, skipped = rules.run(rules.Subject(bundle=bundle, format=""), chosen)
+    told, ignored = choice.sift(found)
     return Report(
         job="validate",
         subject=adapter,
-        data=ValidateResult(checked=_checked(chosen, skipped)),
-        findings=(error.finding(), *found),
+        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored, file=_weights(bundle)),
+        findings=with_lines((error.finding(), *told), bundle),
         skipped=skipped,
     )
+
+
+def _target(text: str) -> targets.Target:
+    try:
+        return targets.parse(text)
+    except ValueError as error:
+        raise ConfigError(f'"{text}": {error}', where="--target") from error
+
+
+def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None:
+    """Rows of a tensor of the base, by name."""
+    if base is None:
+        return None
+    store = open_store(base.uri)
+    return lambda name, start, stop: read_rows(store, base.tensors[name], start, stop)
+
+
+def _weights(bundle: Bundle) -> str:
+    """The name of the weight file that a reader takes first."""
+    names = [file.name for file in bundle.tensor_files() if not file.name.startswith(("optimizer", "training_args"))]
+    return next((name for name in names if name.startswith(("adapter", "lora"))), names[0] if names else "")
 
 
 def _checked(chosen: Sequence[rules.Rule], skipped: Sequence[Skipped]) -> tuple[str, ...]:

@@ -15,17 +15,17 @@ from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import (
+    FACTORS,
     Hadamard,
     Kronecker,
     LowRank,
-    Multiplied,
     Replace,
     Rotated,
     Rows,
     Scaled,
     Update,
 )
-from loraformat.naming import spelling_of
+from loraformat.naming import spelling_of, tied_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Landing:
         transposed: whether the checkpoint stores it as (in, out), so that the update is transposed on the way.
         is_guess: whether `transposed` rests on the adapter's flag alone (a square weight of an unknown architecture).
         part: which part of the update the tensor takes, and where.
-        is_prefixed: whether the name was found only with a prefix more or less.
+        is_prefixed: whether the name was found only with a prefix more, less, or exchanged.
     """
 
     tensor: str
@@ -80,7 +80,8 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     """The stored tensors of every update of `adapter`. Raises nothing: rules must be able to describe what is wrong.
 
     A weight lands on the tensor of that very name; else where transformers would load the weight of that name from;
-    else, where no name lands, on what one prefix more or less for all of them gives.
+    else, where no name lands, on what one prefix more or less for all of them gives, or in a base whose class nobody
+    knows one prefix in the place of another, where shapes fit and no second home does.
     """
     base = replicated(base, adapter.config.layers)
     ties = ties_of(base, adapter.updates)
@@ -167,7 +168,7 @@ def _edits(one: str, other: str) -> int:
 
 
 class _Prefix:
-    """Renames every weight by one prefix that is added or removed."""
+    """Renames every weight by one prefix that is added, removed, or put in the place of another."""
 
     def __init__(self, added: str = "", removed: str = "") -> None:
         self.added, self.removed = added, removed
@@ -175,30 +176,64 @@ class _Prefix:
     def __call__(self, weight: str) -> str:
         return self.added + weight.removeprefix(self.removed)
 
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether no layer becomes another one."""
+        before, after = ([part for part in side.split(".") if part.isdigit()] for side in (self.removed, self.added))
+        return before == after
+
 
 def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atlas: _Atlas) -> _Prefix:
     """The prefix that makes *all* names land, where the adapter was made on a bare or on a wrapped model.
 
     Only where no name lands as it stands, one prefix serves all of them, and it is the only one that does.
     """
-    names = [name for name, chain in updates.items() if not is_optional(chain)]
-    if not names or any(atlas.find(name) is not None for name in names):
+    chains = {name: chain for name, chain in updates.items() if not is_optional(chain)}
+    if not chains or any(atlas.find(name) is not None for name in chains):
         return _Prefix()
-    first = names[0]
-    known = dict.fromkeys((*base.tensors, *atlas.places))
+    first = next(iter(chains))
+    known = list(dict.fromkeys((*base.tensors, *atlas.places)))
     candidates = [_Prefix(added=name[: -len(first)]) for name in known if name.endswith("." + first)]
-    parts = first.split(".")
-    for cut in range(1, len(parts) - 1):
-        removed = ".".join(parts[:cut]) + "."
-        if atlas.find(first.removeprefix(removed)) is not None:
-            candidates.append(_Prefix(removed=removed))
+    shorter = (removed for removed in _prefixes(first) if atlas.find(first.removeprefix(removed)) is not None)
+    candidates.extend(_Prefix(removed=removed) for removed in shorter)
+    if found := _only_home(candidates, chains, atlas):
+        return found
+    if candidates or tied_names(base.config) is not None:
+        return _Prefix()
+    exchanged = (
+        _Prefix(added=name[: -len(first) + len(removed)], removed=removed)
+        for removed in _prefixes(first)
+        for name in known
+        if name.endswith("." + first.removeprefix(removed))
+    )
+    fitting = [prefix for prefix in exchanged if prefix.keeps_numbers and _has_shapes(chains, prefix, atlas)]
+    return _only_home(fitting, chains, atlas) or _Prefix()
+
+
+def _prefixes(name: str) -> Iterable[str]:
+    """The begins of a name that leave two components or more, shortest first."""
+    parts = name.split(".")
+    return [".".join(parts[:cut]) + "." for cut in range(1, len(parts) - 1)]
+
+
+def _only_home(candidates: Iterable[_Prefix], names: Iterable[str], atlas: _Atlas) -> _Prefix | None:
+    """The prefix with which all names land; None where none does, or where two lead to different places."""
     fitting = [
         prefix
         for prefix in candidates
         if all(name.startswith(prefix.removed) and atlas.find(prefix(name)) is not None for name in names)
     ]
-    homes = [frozenset(piece for name in names for piece in _pieces(atlas, prefix(name))) for prefix in fitting]
-    return fitting[0] if fitting and len(set(homes)) == 1 else _Prefix()
+    homes = {frozenset(piece for name in names for piece in _pieces(atlas, prefix(name))) for prefix in fitting}
+    return fitting[0] if len(homes) == 1 else None
+
+
+def _has_shapes(chains: Mapping[str, tuple[Update, ...]], prefix: _Prefix, atlas: _Atlas) -> bool:
+    """Whether every update has the shape of the tensor that a prefix leads to, one way round or the other."""
+    for name, chain in chains.items():
+        place = atlas.find(prefix(name))
+        if place is None or all(any(_misfits(name, chain, place, turned, None)) for turned in (False, True)):
+            return False
+    return True
 
 
 def _pieces(atlas: _Atlas, name: str) -> tuple[Piece, ...]:
@@ -238,7 +273,7 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
         count = expected[0] if update.magnitude.axis == 1 else expected[-1]
         if update.magnitude.vector.numel != count:
             return False
-    if isinstance(update, (Scaled, Rotated, Multiplied)):
+    if isinstance(update, FACTORS):
         return update.fits(expected)
     if isinstance(update, Hadamard) and not update.is_even:
         return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.merger.apply import Product
 from loraformat.merger.retention import Tally, tally_of
+from loraformat.merger.rounding import round_nearest
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,8 @@ class Accelerator(threading.local):
             for number, product in enumerate(products):
                 left = product.left[start : start + len(raw)].to(self._device)
                 update.addmm_(left, self._right(number, product.right))
-            rounded = (base + update).to(written.dtype)
+            rounded = torch.empty_like(base, dtype=written.dtype)
+            round_nearest(rounded, base + update)
             written.copy_(rounded, non_blocking=True)
             return tally_of(rounded.to(dtype) - base, update)
 

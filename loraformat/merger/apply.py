@@ -28,6 +28,7 @@ from loraformat.model.updates import (
     Hadamard,
     Kronecker,
     LowRank,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -137,7 +138,7 @@ def prepare(
             return Overwrite(_some_rows(update, dtype, where))
         case FromBase():
             raise AssertionError("resolved by `taken_off` before")
-        case Scaled() | Rotated() | Multiplied():
+        case Scaled() | Rotated() | Multiplied() | Modulated():
             return prepare_factor(update, transposed, shape, dtype, where)
         case _:
             assert_never(update)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from loraformat.containers import read_rows
 from loraformat.errors import MergeError
 from loraformat.merger.apply import apply, blocks_of
+from loraformat.merger.compute import Steps, compute_dtype
 from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.plan import Edit
-from loraformat.merger.windows import Steps, compute_dtype, read_window
+from loraformat.merger.rounding import round_nearest
+from loraformat.merger.windows import read_window
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Store
@@ -45,7 +47,8 @@ def compare_rows(
     exact = read_window(inputs, edit, start, stop, torch.float64)
     apply(exact, start, *steps.get())
     found = read_rows(output, as_matrix(stored, edit.row_axes), start, stop).reshape(exact.shape)
-    rounded = exact.to(found.dtype)
+    rounded = torch.empty_like(found)
+    round_nearest(rounded, exact)
     if torch.equal(_bits(rounded), _bits(found)):
         return
     base = read_window(inputs, edit, start, stop, torch.float64)

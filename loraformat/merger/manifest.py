@@ -19,6 +19,7 @@ from loraformat.model.updates import (
     Hadamard,
     Kronecker,
     LowRank,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -103,6 +104,7 @@ _FORMULAS: Mapping[type[Update], str] = {
     Rows: "W with rows V",
     Scaled: "r * W * c",
     Multiplied: "W @ (I + B@A)",
+    Modulated: "W * (1 + B@A)",
 }
 
 

@@ -1,4 +1,4 @@
-"""Updates that multiply, made ready for blocks of rows: scaling, rotations, reflections. Knows no files.
+"""Updates that multiply, made ready for blocks of rows: scaling, rotations, reflections, single values. Knows no files.
 
 What mixes the columns of a row needs that row only. What mixes rows needs them together: a whole block of a left
 rotation, as it is stored; the window of a merge is a whole number of them (`row_unit`).
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from loraformat.errors import NonFiniteValue
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Multiplied, Rotated, Scaled, Update
+from loraformat.model.updates import Factor, Modulated, Multiplied, Rotated, Scaled, Update
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +42,15 @@ def row_unit(update: Update, transposed: bool, rows: int) -> int:
 
 
 def prepare_factor(
-    update: Scaled | Rotated | Multiplied, transposed: bool, shape: tuple[int, int], dtype: torch.dtype, where: str
+    update: Factor, transposed: bool, shape: tuple[int, int], dtype: torch.dtype, where: str
 ) -> Multiplication:
     """An update that multiplies. Arguments as for `merger.apply.prepare`."""
     if isinstance(update, Scaled):
         return prepare_scaled(update, transposed, shape[1], dtype, where)
     if isinstance(update, Rotated):
         return prepare_rotated(update, transposed, shape, dtype, where)
+    if isinstance(update, Modulated):
+        return prepare_modulated(update, transposed, dtype, where)
     return prepare_multiplied(update, transposed, shape[0], dtype, where)
 
 
@@ -98,6 +100,13 @@ def prepare_multiplied(
         left, right = down.T.contiguous(), up.T.contiguous()
         return Multiplication(lambda values, _start, _stop: values + left @ (right @ values), rows)
     return Multiplication(lambda values, _start, _stop: values + (values @ up) @ down)
+
+
+def prepare_modulated(update: Modulated, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
+    """W + W ∘ (up @ down), row by row. Arguments as for `merger.apply.prepare`."""
+    up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
+    left, right = (down.T.contiguous(), up.T.contiguous()) if transposed else (up, down)
+    return Multiplication(lambda values, start, stop: values + values * (left[start:stop] @ right))
 
 
 def common_unit(units: list[int], rows: int) -> int:

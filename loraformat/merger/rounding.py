@@ -27,9 +27,27 @@ def rounder(arithmetic: Arithmetic, tensor: str) -> Rounder:
     return lambda output, values, first: _stochastic(output, values, first, key)
 
 
+def round_nearest(output: Tensor, values: Tensor) -> None:
+    """Fill `output` with `values` rounded once, to the nearest, ties to even.
+
+    torch goes from float64 to 16 bits by way of float32 and so rounds twice: 1 + 2^-8 + 2^-40 becomes 1 in bfloat16.
+    Here the last bit of the float32 is set where it is not exact, and it is taken towards zero; what has 24 bits so
+    rounds to 8 or 11 bits as the float64 does (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+    """
+    import torch
+
+    if values.dtype != torch.float64 or output.dtype not in (torch.bfloat16, torch.float16):
+        output.copy_(values)
+        return
+    near = values.to(torch.float32)
+    back, bits = near.to(torch.float64), near.view(torch.int32)
+    bits.sub_((back.abs() > values.abs()).to(torch.int32)).bitwise_or_((back != values).to(torch.int32))
+    output.copy_(near)
+
+
 def _nearest(output: Tensor, values: Tensor, first: int) -> None:
     del first
-    output.copy_(values)
+    round_nearest(output, values)
 
 
 def _stochastic(output: Tensor, values: Tensor, first: int, key: int) -> None:
@@ -43,7 +61,7 @@ def _stochastic(output: Tensor, values: Tensor, first: int, key: int) -> None:
         output.copy_(values)
         return
     exact = values.to(torch.float64)
-    output.copy_(values)
+    round_nearest(output, exact)
     size, bits = exact.abs(), output.view(torch.int16)
     # Magnitudes of 16-bit floats are ordered as their bits are: one less is the neighbour towards zero.
     below = (bits & 0x7FFF) - (output.to(torch.float64).abs() > size).to(torch.int16)

@@ -257,9 +257,16 @@ class _Parser:
             return _Character(lambda c: c != "\n")
         if character == "\\":
             return self.escape()
-        if character in "*+?":
+        if character in "*+?" or (character == "{" and self.is_quantifier()):
             raise _Unsupported
         return _Character(character.__eq__)
+
+    def is_quantifier(self) -> bool:
+        """Whether the brace just taken begins a quantifier, which has nothing to repeat here."""
+        self.at -= 1
+        found = self.braces() is not None
+        self.at += 0 if found else 1
+        return found
 
     def group(self) -> _Node:
         self.depth += 1

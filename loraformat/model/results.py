@@ -50,11 +50,28 @@ class InspectResult:
     has_heat: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class IgnoredFinding:
+    """A finding that the project's settings leave out, and why."""
+
+    code: str
+    where: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateResult:
-    """Which rules ran: codes, ascending. Those that did not stand in the report's `skipped`."""
+    """What `validate` did beside the findings.
+
+    Attributes:
+        checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
+        ignored: what the rules found and the settings leave out.
+        file: the weight file that findings about tensors are about; "" where there is none.
+    """
 
     checked: tuple[str, ...]
+    ignored: tuple[IgnoredFinding, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -279,10 +279,35 @@ class Multiplied:
         return len(shape) > 1 and math.prod(shape[1:]) == _size(self.up, 0) == _size(self.down, 1)
 
 
-Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase, Scaled, Rotated, Multiplied]
+@dataclass(frozen=True, slots=True)
+class Modulated:
+    """HiRA: W' = W ∘ (1 + up @ down): each value times a factor of its own.
 
-# Kinds that multiply: they have no scale, no difference without the base, and no full shape of their own.
-FACTORS = (Scaled, Rotated, Multiplied)
+    Attributes: up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
+    Source: peft 0.21.2, tuners/hira/layer.py.
+    """
+
+    up: LazyTensor
+    down: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, in · prod(kernel)); meaningful when the factors fit."""
+        return (_size(self.up, 0), _size(self.down, 1))
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be modulated so."""
+        is_product = _size(self.up, 1) == _size(self.down, 0)
+        return is_product and len(shape) > 1 and (shape[0], math.prod(shape[1:])) == self.shape
+
+
+Update: TypeAlias = Union[
+    LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase, Scaled, Rotated, Multiplied, Modulated
+]
+Factor: TypeAlias = Union[Scaled, Rotated, Multiplied, Modulated]
+
+# Kinds that multiply: they have no scale and no difference without the base.
+FACTORS = (Scaled, Rotated, Multiplied, Modulated)
 
 
 def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
@@ -305,13 +330,13 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             yield "values", update.values
         case FromBase():
             return
-        case Scaled() | Rotated() | Multiplied():
+        case Scaled() | Rotated() | Multiplied() | Modulated():
             yield from _tensors_of_factor(update)
         case _:
             assert_never(update)
 
 
-def _tensors_of_factor(update: Scaled | Rotated | Multiplied) -> Iterator[tuple[str, LazyTensor]]:
+def _tensors_of_factor(update: Factor) -> Iterator[tuple[str, LazyTensor]]:
     if isinstance(update, Scaled):
         vectors = (("rows", update.rows), ("cols", update.cols))
         yield from ((role, vector) for role, vector in vectors if vector is not None)

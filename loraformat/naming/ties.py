@@ -6,9 +6,9 @@ Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py, by 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 from typing import Any
 
 _TABLE = "transformers_ties.json"
@@ -50,8 +50,8 @@ def parts_cleanly(config: Mapping[str, Any]) -> bool:
 
 @cache
 def _table() -> dict[str, Any]:
-    text = resources.files("loraformat.naming").joinpath(_TABLE).read_text("utf-8")
-    table = json.loads(text)
+    with open(os.path.join(os.path.dirname(__file__), _TABLE), encoding="utf-8") as file:
+        table = json.load(file)
     assert isinstance(table, dict)
     return table
 

@@ -9,11 +9,11 @@ Source: transformers 5.23.0, conversion_mapping.py `get_model_conversion_mapping
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 _TABLE = "transformers_names.json"
@@ -151,7 +151,7 @@ def _rule(entry: Mapping[str, Any], scope: str | None, prefix: str) -> Rule:
 
 @cache
 def _table() -> dict[str, Any]:
-    text = resources.files("loraformat.naming").joinpath(_TABLE).read_text(encoding="utf-8")
-    table = json.loads(text)
+    with open(os.path.join(os.path.dirname(__file__), _TABLE), encoding="utf-8") as file:
+        table = json.load(file)
     assert isinstance(table, dict)
     return table

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from loraformat.diagnostics import Severity
 from loraformat.report.base import Report
 from loraformat.report.json import render as render_json
-from loraformat.report.json import render_list
-from loraformat.report.text import render as render_text
-from loraformat.report.text import render_together
+from loraformat.report.json import render_lines as render_json_lines
+from loraformat.report.json import render_list as render_json_list
 
-__all__ = ["RENDERERS", "Renderer", "Report", "render", "render_all"]
+if TYPE_CHECKING:
+    from loraformat.report.sarif import Described
+
+__all__ = ["FORMS", "RENDERERS", "Renderer", "Report", "render", "render_all"]
 
 
 class Renderer(Protocol):
@@ -26,7 +29,17 @@ class Renderer(Protocol):
         """
 
 
+def render_text(report: Report, *, width: int | None = None, color: bool = False) -> str:
+    """See loraformat.report.text, which is not needed where JSON is asked for."""
+    from loraformat.report.text import render as render_page
+
+    return render_page(report, width=width, color=color)
+
+
 RENDERERS: Mapping[str, Renderer] = {"text": render_text, "json": render_json}
+
+# The forms of a list of reports, as `validate --format` has them.
+FORMS = ("text", "concise", "json", "jsonl", "github", "gitlab", "junit", "sarif", "markdown")
 
 
 def render(report: Report, format: str = "text", *, width: int | None = None, color: bool = False) -> str:  # noqa: A002
@@ -36,15 +49,50 @@ def render(report: Report, format: str = "text", *, width: int | None = None, co
 
 def render_all(
     reports: Sequence[Report],
-    format: str = "text",  # noqa: A002
+    form: str,
     *,
+    fail_on: Severity | None = Severity.ERROR,
+    pages: Mapping[str, Described] | None = None,
     width: int | None = None,
     color: bool = False,
 ) -> str:
-    """Several reports: one after the other, in JSON as a list. One report alone is rendered as itself."""
-    if len(reports) > 1 and format == "json":
-        return render_list(reports)
-    texts = [render(report, format, width=width, color=color) for report in reports]
-    if len(texts) == 1:
-        return texts[0]
-    return "\n".join([*texts, render_together(reports, width=width, color=color)])
+    """Several reports in one of FORMS, as text that ends with a newline; KeyError for a name that is none.
+
+    Args:
+        fail_on: least severity that is a failure, for forms that have a verdict of their own (junit).
+        pages: code → what is known of it, for forms that describe rules (sarif).
+        width, color: of a terminal, for text.
+    """
+    if form in RENDERERS:
+        if form == "json" and len(reports) != 1:
+            return render_json_list(reports)
+        together = _together(reports, width, color) if form == "text" else ""
+        return "".join(render(report, form, width=width, color=color) for report in reports) + together
+    if form == "jsonl":
+        return render_json_lines(reports)
+    if form == "junit":
+        from loraformat.report import junit
+
+        return junit.render(reports, fail_on)
+    if form == "sarif":
+        from loraformat.report import sarif
+
+        return sarif.render(reports, pages or {})
+    from loraformat.report import concise, github, gitlab, markdown
+
+    plain = {
+        "concise": concise.render,
+        "github": github.render,
+        "gitlab": gitlab.render,
+        "markdown": markdown.render,
+    }
+    return plain[form](reports)
+
+
+def _together(reports: Sequence[Report], width: int | None, color: bool) -> str:
+    """What several inspections say side by side, below all of them."""
+    if len(reports) < 2 or any(report.job != "inspect" for report in reports):
+        return ""
+    from loraformat.report.text import render_together
+
+    return render_together(reports, width=width, color=color)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -82,4 +81,6 @@ def _row(tag: str, cells: Iterable[object]) -> str:
 
 
 def _text(value: object) -> str:
+    import html
+
     return html.escape(show(value))

@@ -9,19 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
+from loraformat.diagnostics import Finding
 from loraformat.report.base import Report
 
 SCHEMA = "loraformat.report/1"
+SCHEMA_OF_SEVERAL = "loraformat.reports/1"
 
 
 def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
     """The report as JSON text that ends with a newline; neither width nor colour has a meaning here."""
-    return _dumped(document(report))
-
-
-def render_list(reports: Sequence[Report]) -> str:
-    """Several reports as a JSON list."""
-    return _dumped([document(report) for report in reports])
+    return json.dumps(document(report), indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def document(report: Report) -> dict[str, object]:
@@ -32,8 +29,26 @@ def document(report: Report) -> dict[str, object]:
     return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": version}, "ok": report.ok, **body}
 
 
-def _dumped(value: object) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+def render_list(reports: Sequence[Report]) -> str:
+    """Several reports as one JSON text; described by schemas/reports.schema.json."""
+    version = sys.modules["loraformat"].__version__
+    envelope = {
+        "schema": SCHEMA_OF_SEVERAL,
+        "tool": {"name": "loraformat", "version": version},
+        "ok": all(report.ok for report in reports),
+        "reports": [document(report) for report in reports],
+    }
+    return json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def render_lines(reports: Sequence[Report]) -> str:
+    """A line of JSON for each finding, with the adapter that it is about."""
+    lines = [{"adapter": report.subject, **_fields(found)} for report in reports for found in report.findings]
+    return "".join(json.dumps(line, sort_keys=True, ensure_ascii=True) + "\n" for line in lines)
+
+
+def _fields(finding: Finding) -> dict[str, object]:
+    return {field.name: _plain(getattr(finding, field.name)) for field in fields(finding)}
 
 
 def _plain(value: object) -> object:

@@ -79,6 +79,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
 def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
     """What `inspect` says of several adapters together; "" for other jobs."""
     page = Page(width)
+    page.say("")
     if all(isinstance(report.data, InspectResult) for report in reports):
         say_together(page, reports)
     return _drawn(page.lines, color=color) if page.lines else ""

@@ -17,7 +17,7 @@ from loraformat.report.words import amount, histogram, number, percent, runs, sh
 MOST_ROWS = 40
 
 RAMP = ".:-=+*#%@"
-_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied")
+_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied", "modulated")
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
 

@@ -2,74 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
 from loraformat.model.results import Skipped
+from loraformat.rules import (
+    base_model,
+    card,
+    config,
+    consistency,
+    coverage,
+    files,
+    layers,
+    metadata,
+    names,
+    oddities,
+    runtimes,
+    serving,
+    settings,
+    shapes,
+    spectra,
+    values,
+)
 from loraformat.rules.base import Hit, Rule, Subject, rule
-from loraformat.rules.base_model import (
-    absent_module,
-    guessed_orientation,
-    renamed_weights,
-    shape_mismatch,
-    vocabulary_mismatch,
-)
-from loraformat.rules.config import missing_base_model, schema_violation
-from loraformat.rules.consistency import (
-    missing_scale,
-    pattern_not_evaluated,
-    pattern_without_match,
-    rank_against_config,
-    target_without_tensors,
-    tensor_outside_targets,
-    unclaimed_tensor,
-    unusual_scale,
-)
-from loraformat.rules.metadata import (
-    base_model_disagreement,
-    malformed_tokenizer,
-    tokens_without_rows,
-    tokens_without_tokenizer,
-)
-from loraformat.rules.shapes import empty_factor, magnitude_shape, no_updates, rank_mismatch, unusual_dtype
-from loraformat.rules.values import non_finite_value, zero_update
 
-__all__ = ["RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
+__all__ = ["MOST_HITS", "RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
 
 RULES: tuple[Rule, ...] = (
-    schema_violation,
-    missing_base_model,
-    rank_mismatch,
-    rank_against_config,
-    empty_factor,
-    missing_scale,
-    target_without_tensors,
-    tensor_outside_targets,
-    unclaimed_tensor,
-    pattern_without_match,
-    magnitude_shape,
-    no_updates,
-    unusual_dtype,
-    unusual_scale,
-    pattern_not_evaluated,
-    absent_module,
-    shape_mismatch,
-    guessed_orientation,
-    renamed_weights,
-    vocabulary_mismatch,
-    zero_update,
-    non_finite_value,
-    base_model_disagreement,
-    tokens_without_tokenizer,
-    malformed_tokenizer,
-    tokens_without_rows,
+    files.empty_file,
+    files.pickled_weights,
+    files.second_weight_file,
+    files.confusable_file_name,
+    files.code_beside_weights,
+    files.unfinished_download,
+    files.pointer_file,
+    names.deceptive_name,
+    config.schema_violation,
+    config.missing_base_model,
+    settings.base_is_a_path,
+    settings.unknown_task,
+    settings.conflicting_settings,
+    settings.repeated_target,
+    settings.excluded_target,
+    settings.ambiguous_pattern,
+    settings.imports_library,
+    settings.training_mode,
+    settings.newer_writer,
+    settings.quantised_base_name,
+    settings.saved_and_targeted,
+    shapes.rank_mismatch,
+    consistency.rank_against_config,
+    shapes.empty_factor,
+    consistency.missing_scale,
+    consistency.target_without_tensors,
+    consistency.tensor_outside_targets,
+    consistency.unclaimed_tensor,
+    consistency.pattern_without_match,
+    shapes.magnitude_shape,
+    shapes.no_updates,
+    shapes.unusual_dtype,
+    consistency.unusual_scale,
+    consistency.pattern_not_evaluated,
+    layers.mixed_dtypes,
+    layers.missing_layer,
+    layers.odd_shape,
+    layers.exchanged_factors,
+    layers.rank_above_dimensions,
+    layers.implausible_layer,
+    layers.undeclared_magnitude,
+    base_model.absent_module,
+    base_model.shape_mismatch,
+    base_model.guessed_orientation,
+    base_model.renamed_weights,
+    base_model.vocabulary_mismatch,
+    coverage.lands_in_part,
+    coverage.uncovered_module,
+    coverage.tied_table,
+    coverage.quantised_base,
+    coverage.base_without_config,
+    values.zero_update,
+    values.non_finite_value,
+    spectra.collapsed_rank,
+    spectra.norm_outlier,
+    spectra.float16_overflow,
+    spectra.lost_to_rounding,
+    oddities.repeated_update,
+    oddities.unused_component,
+    oddities.odd_magnitude,
+    oddities.empty_row,
+    metadata.base_model_disagreement,
+    card.card_without_base,
+    card.card_without_licence,
+    metadata.tokens_without_tokenizer,
+    metadata.malformed_tokenizer,
+    metadata.tokens_without_rows,
+    card.card_disagreement,
+    card.personal_path,
+    card.leaked_credential,
+    card.added_tokens_disagreement,
+    runtimes.rank_above_default,
+    runtimes.unsupported_replacement,
+    runtimes.unsupported_dora,
+    runtimes.unsupported_bias,
+    runtimes.unsupported_module,
+    runtimes.ignored_rslora,
+    runtimes.ignored_alpha_pattern,
+    runtimes.ignored_rank_pattern,
+    runtimes.unconverted_initialisation,
+    runtimes.unsupported_container,
+    runtimes.unsupported_key,
+    serving.unsupported_target_expression,
+    serving.unsupported_kind,
+    serving.fractional_setting,
+    serving.unknown_to_version,
+    serving.unsupported_embedding,
+    serving.unsupported_experts,
+    serving.unpaired_projection,
+    serving.foreign_format,
+    serving.rank_above_limit,
+    serving.uneven_layers,
 )
 
+MOST_HITS = 200
+
+_ABOUT_PUBLISHING = frozenset({"LF106", "LF507", "LF509"})
 _FORCEABLE = ("LF1", "LF2", "LF5", "LF6")
 # Without a scale, a partner or fitting shapes there is nothing to compute, whatever the user insists on.
-_NEVER_FORCED = frozenset({"LF201", "LF202", "LF205", "LF206", "LF212", "LF213"})
+_NEVER_FORCED = frozenset({"LF201", "LF202", "LF205", "LF206", "LF212", "LF213", "LF220"})
 
 
 def select(rules: Sequence[Rule], chosen: Collection[str] = (), ignored: Collection[str] = ()) -> tuple[Rule, ...]:
@@ -97,14 +159,27 @@ def run(
         if reason:
             skipped.append(Skipped(each.code, each.name, reason))
         else:
-            findings.extend(_stamped(each, hit) for hit in each.check(subject))
+            findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
     return tuple(sorted(findings, key=lambda found: (found.where, found.code, found.message))), tuple(skipped)
 
 
+def _limited(hits: Iterator[Hit]) -> Iterator[Hit]:
+    """The first hits of a rule, and how many more there are: nobody reads a hundred thousand of one kind."""
+    first = list(islice(hits, MOST_HITS))
+    yield from first
+    more = sum(1 for _ in hits)
+    if more:
+        yield Hit(first[-1].where, f"and {more} more like this")
+
+
 def gate(subject: Subject) -> tuple[Finding, ...]:
-    """What every rule that loads no values finds, and what the reader noted: what a verb must know before it writes."""
+    """What a verb must know before it writes: what the reader noted, and what every rule finds that loads no values.
+
+    Rules of the level of a note, and those about publishing the adapter, are left to `validate`.
+    """
     notes = subject.adapter.notes if subject.adapter is not None else ()
-    findings, _ = run(subject)
+    quick = (each for each in RULES if each.severity is not Severity.INFO and each.code not in _ABOUT_PUBLISHING)
+    findings, _ = run(subject, tuple(quick))
     return tuple(sorted((*notes, *findings), key=lambda found: (found.where, found.code, found.message)))
 
 
@@ -136,10 +211,12 @@ def _forgiven(finding: Finding) -> Finding:
 
 
 def _why_not(rule: Rule, subject: Subject, deep: bool) -> str:
-    if rule.needs in ("adapter", "base") and subject.adapter is None:
+    if rule.needs != "bundle" and subject.adapter is None:
         return "the adapter could not be read"
     if rule.needs == "base" and subject.base is None:
         return "no base was given"
+    if rule.needs == "target" and not subject.targets:
+        return "no target was given"
     return "loads values: --deep" if rule.slow and not deep else ""
 
 

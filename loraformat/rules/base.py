@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.rules.targets import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +33,23 @@ class Subject:
         format: name of the detected format; "" where detection failed.
         adapter: None where reading failed.
         base: the checkpoint given with `--base`, or None.
+        read_base: (tensor, start, stop) → those rows of a tensor of the base; None where values may not be read.
+        targets: the runtimes given with `--target`.
+        max_rank: the greatest rank that the server was told to allow, where the caller says so.
     """
 
     bundle: Bundle
     format: str
     adapter: Adapter | None = None
     base: Checkpoint | None = None
+    read_base: Callable[[str, int, int], Tensor] | None = None
+    targets: tuple[Target, ...] = ()
+    max_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A check. `needs` is "bundle", "adapter" or "base"; `slow` marks rules that load values."""
+    """A check. `needs` is "bundle", "adapter", "base" or "target"; `slow` marks rules that load values."""
 
     code: str
     name: str

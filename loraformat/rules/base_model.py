@@ -84,11 +84,13 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF304", Severity.WARNING, since="0.1.0", needs="base")
 def renamed_weights(subject: Subject) -> Iterator[Hit]:
-    """No name of the adapter is in the base, but with one prefix more or less all of them are.
+    """No name of the adapter is in the base, but with one prefix more, less, or for another all of them are.
 
     ## Why is this bad?
-    It is likely right: an adapter trained on the bare model, without its head. But engines that want the very name
-    leave such an adapter out in silence.
+    It is likely right: an adapter trained on the bare model, without its head, or on one that calls its parts
+    otherwise. But engines that want the very name leave such an adapter out in silence. And in a base whose class
+    is not known one prefix is taken for another because shapes fit and nothing else does: see that it is the part
+    you mean.
 
     ## Example
     `layers.0.self_attn.q_proj` in the adapter, `model.layers.0.self_attn.q_proj` in the base.

@@ -13,7 +13,7 @@ from loraformat.model.summary import has_scale, rank_of, scale_of
 from loraformat.model.updates import Hadamard, Kronecker, LowRank
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_file
-from loraformat.rules.shapes import updates_of
+from loraformat.rules.shapes import is_exchanged, updates_of
 
 _PLAIN = re.compile(r"[\w.\-/]+")
 
@@ -39,6 +39,8 @@ def rank_against_config(subject: Subject) -> Iterator[Hit]:
     declared = subject.adapter.config.declared_ranks
     for base_weight, update in updates_of(subject.adapter):
         rank, expected = rank_of(update), declared.get(base_weight)
+        if is_exchanged(update, expected):
+            continue  # LF220 says so
         if rank and expected is not None and rank != expected:
             yield Hit(base_weight, f"expected rank {expected}, as {config_file(subject)} says, found {rank}")
 
@@ -179,7 +181,7 @@ def pattern_without_match(subject: Subject) -> Iterator[Hit]:
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = subject.adapter.config.raw.get(field)
         for key in patterns if isinstance(patterns, Mapping) else ():
-            if not any(_ends_with(module, key) for module in modules):
+            if not any(ends_with(module, key) for module in modules):
                 yield Hit(f'{config_file(subject)}: {field}["{key}"]', "matches no module")
 
 
@@ -238,7 +240,7 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
                 yield Hit(f"{config_file(subject)}: {field}", f'pattern not evaluated: "{key}"')
 
 
-def _ends_with(module: str, key: str) -> bool:
+def ends_with(module: str, key: str) -> bool:
     """Whether a pattern key is the end of a module path, from a dot or the start on."""
     if _PLAIN.fullmatch(key) is None:
         # A pattern that is not evaluated (None) counts as matching: LF216 reports it.

@@ -37,6 +37,19 @@ def base_rows(base: Checkpoint | None, name: str) -> int | None:
     return tensor.shape[0] if tensor is not None and tensor.shape else None
 
 
+def is_exchanged(update: Update, declared: int | None) -> bool:
+    """Whether an update's factors are those of one another: they would fit as (out, rank) and (rank, in) if exchanged.
+
+    Args:
+        declared: the rank that the config states for it; without one, only factors that do not fit tell.
+    """
+    if not isinstance(update, LowRank) or update.kernel or len(update.up.shape) != 2 or len(update.down.shape) != 2:
+        return False
+    (rank, columns), (rows, inner) = update.up.shape, update.down.shape
+    is_known = columns != rows if declared is None else declared == rank
+    return is_known and rank == inner and rank < min(columns, rows)
+
+
 @rule("LF202", Severity.ERROR, since="0.1.0")
 def rank_mismatch(subject: Subject) -> Iterator[Hit]:
     """The two factors of one update disagree about the rank.
@@ -56,6 +69,8 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
+        if is_exchanged(update, subject.adapter.config.declared_ranks.get(base_weight)):
+            continue  # LF220 says so
         for up, down in _products(update):
             if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
                 yield Hit(base_weight, f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}")

@@ -39,7 +39,7 @@ def zero_update(subject: Subject) -> Iterator[Hit]:
     for base_weight, update in updates_of(subject.adapter):
         if isinstance(update, LowRank):
             for role, factor in (("up", update.up), ("down", update.down)):
-                if factor.numel and not any(bool(block.any()) for block in _blocks(factor)):
+                if factor.numel and not any(bool(block.any()) for block in blocks(factor)):
                     yield Hit(base_weight, f"{role} is zero throughout")
 
 
@@ -63,12 +63,12 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
     for base_weight, update in updates_of(subject.adapter):
         for role, tensor in tensors_of(update):
             if tensor.dtype.is_floating:
-                bad = sum(int((~block.isfinite()).sum()) for block in _blocks(tensor))
+                bad = sum(int((~block.isfinite()).sum()) for block in blocks(tensor))
                 if bad:
                     yield Hit(base_weight, f"{role}: {bad} of {tensor.numel} values are NaN or infinite")
 
 
-def _blocks(tensor: LazyTensor) -> Iterator[Tensor]:
+def blocks(tensor: LazyTensor) -> Iterator[Tensor]:
     """The values, a block of whole rows at a time."""
     count = tensor.shape[0] if tensor.shape else 1
     row_nbytes = max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)

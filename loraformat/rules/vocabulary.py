@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from loraformat.model.bundle import RawFile
+from loraformat.model.bundle import Bundle, RawFile, TensorFile
 
 _LARGEST = 200_000_000
 _DEEPEST = 100
@@ -150,6 +148,9 @@ def _bad_charsmaps(content: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _is_charsmap(text: object) -> bool:
+    import base64
+    import binascii
+
     if text is None:
         return True
     try:
@@ -170,3 +171,20 @@ def _depth_exceeds(content: object) -> bool:
             return False
         level = inner
     return True
+
+
+def added_numbers(bundle: Bundle, name: str) -> dict[str, int]:
+    """Token → number as added_tokens.json or the `added_tokens` of tokenizer.json have it; {} where that is unclear."""
+    file = bundle.files.get(name)
+    if file is None or isinstance(file, TensorFile) or file.nbytes > _LARGEST:
+        return {}
+    try:
+        content = json.loads(file.read().decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    listed = content.get("added_tokens")
+    if isinstance(listed, list):
+        content = {token.get("content"): token.get("id") for token in listed if isinstance(token, dict)}
+    return {token: number for token, number in content.items() if isinstance(token, str) and type(number) is int}

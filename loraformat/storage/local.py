@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from loraformat.storage.faults import checked_name, checked_range, checked_total
 # Files that this package keeps in a folder for the time of a run; they are not part of its content.
 OWN_PREFIX = ".loraformat-"
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz")
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
@@ -36,8 +36,10 @@ class LocalStore:
 
     Nothing is ever mapped into memory: a file that shrinks while it is read is an error, not a SIGBUS. A file that is
     another one at a later read (identity, size or time of change) is an error too. FIFOs, devices and folders are
-    neither listed nor opened; symbolic links to regular files are, since a Hub cache is made of them. Reads and writes
-    may come from any thread.
+    neither listed nor opened. A symbolic link is followed inside the folder and into the `blobs` of the Hub cache that
+    the folder belongs to; one that leads elsewhere is followed for weight files only, whose content is parsed and never
+    copied as it is: the author of a folder must not choose which of the reader's files become part of a model. Reads
+    and writes may come from any thread.
 
     Raises: StorageError: there is no such file or folder, or it is neither.
     """
@@ -136,7 +138,7 @@ class LocalStore:
     def _name_to_write(self, path: str) -> str:
         """The name under which a file is made before it gets the name `path`."""
         del path
-        return f"{OWN_PREFIX}{secrets.token_hex(8)}.tmp"
+        return f"{OWN_PREFIX}{os.urandom(8).hex()}.tmp"
 
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(OWN_PREFIX) or name in self._unfinished
@@ -166,6 +168,9 @@ class LocalStore:
         path = self._path(checked_name(name, self.uri))
         if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
+        if os.path.islink(path) and not self._may_follow(path):
+            hint = "copy the file into the folder, if it is meant"
+            raise StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
         with told_as(path):
             fd = os.open(path, _READ_FLAGS)
             try:
@@ -178,6 +183,14 @@ class LocalStore:
                 yield fd, status.st_size
             finally:
                 os.close(fd)
+
+    def _may_follow(self, path: str) -> bool:
+        if self._only is not None or path.lower().endswith(_WEIGHTS):
+            return True  # the user named this very file, or it is read as weights
+        target, folder = os.path.realpath(path), os.path.realpath(self._folder)
+        repository, found, _ = f"{folder}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
+        roots = [folder, *([os.path.join(repository, "blobs")] if found else [])]
+        return any(target.startswith(root + os.sep) for root in roots)
 
     def _check_progress(self, name: str, count: int, offset: int) -> None:
         if count <= 0:

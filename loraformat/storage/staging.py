@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,7 +37,7 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: b
     _refuse_inputs(target, path, inputs)
     _refuse_existing(target, path, overwrite)
     with Deferral() as signals, _locked(target, path):
-        partial = _reclaim(path, keep_one=resume) or _sibling(path, secrets.token_hex(4))
+        partial = _reclaim(path, keep_one=resume) or _sibling(path, os.urandom(4).hex())
         _refuse_existing(target, path, overwrite)
         keep = False
         try:
@@ -203,7 +202,7 @@ def _remove_own(partial: str) -> None:
 
 
 def _put_in_place(partial: str, path: str) -> None:
-    aside = _sibling(path, f"{secrets.token_hex(4)}-old")
+    aside = _sibling(path, f"{os.urandom(4).hex()}-old")
     try:
         if os.path.lexists(path):
             os.rename(path, aside)

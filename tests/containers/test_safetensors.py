@@ -15,11 +15,13 @@ from loraformat.containers import bytes_of, plan_file
 from loraformat.containers.safetensors import Header, lazy_tensors, read_header
 from loraformat.errors import (
     ContainerError,
+    GitLfsPointer,
     InvalidHeader,
     LoraFormatError,
     NotATensorFile,
     StorageError,
     TruncatedFile,
+    WebPage,
 )
 from loraformat.model.tensors import DType, Span
 from loraformat.storage import MemoryStore
@@ -102,8 +104,8 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "data cut short": (with_header({"a": F32}, bytes(7)), TruncatedFile, "the data end at byte"),
     "trailing bytes": (with_header({"a": F32}, bytes(9)), InvalidHeader, "1 bytes follow the last tensor"),
     "trailing zip": (with_header({"a": F32}, bytes(8) + b"PK\x05\x06"), InvalidHeader, "4 bytes follow"),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid x\n", NotATensorFile, "git lfs pull"),
-    "HTML": (b"\n<!DOCTYPE html><html>", NotATensorFile, "an HTML or XML page.*download it again"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid x\n", GitLfsPointer, "git lfs pull"),
+    "HTML": (b"\n<!DOCTYPE html><html>", WebPage, "an HTML or XML page.*download it again"),
     "JSON": (b'{"error":"Repository not found"}', NotATensorFile, "a JSON text"),
     "zip": (b"PK\x03\x04\0\0\x08\x08" + bytes(99), NotATensorFile, "a zip archive"),
     "pickle": (b"\x80\x02}q\0." + bytes(9), NotATensorFile, "a bare pickle; it was not executed"),

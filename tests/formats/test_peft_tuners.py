@@ -48,6 +48,9 @@ ROAD = {"m.q.road_theta": values(6), "m.q.road_alpha": values(6)}
         ("FOURIERFT", {"m.other.fourierft_spectrum": values(3)}, {}, "no matrix m.other.weight"),
         ("VERA", {**VERA, "m.q.vera_lambda_b": values(5)}, {}, "5 x any.*6 x 4"),
         ("ADALORA", {}, {"alora_invocation_tokens": [1]}, "aLoRA"),
+        ("UNILORA", {"unilora_theta_d": values(5)}, {}, "save_indices"),
+        ("TINYLORA", {"tinylora_v.0": values(2), "tinylora_v.1": values(2)}, {}, "weight_tying"),
+        ("TINYLORA", {"tinylora_v.0": values(2)}, {"weight_tying": 1.0, "save_projection": False}, "save_projection"),
     ],
 )
 def test_a_variant_that_is_not_read_is_refused_by_name(

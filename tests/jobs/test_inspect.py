@@ -90,7 +90,8 @@ def test_several_adapters_are_shown_one_after_the_other_and_then_together(folder
     assert text.count("read as") == 2
     assert text.splitlines()[-3].split()[:3] == ["adapter", "format", "rank"]
     both = json.loads(run(adapter, adapter, "--norms", "--format", "json").stdout)
-    assert [list(check("report", each)) for each in both] == [[], []]
+    assert list(check("reports", both)) == []
+    assert [each["job"] for each in both["reports"]] == ["inspect", "inspect"]
 
 
 def test_the_order_asked_for_is_that_of_the_records(folders: tuple[Path, Path]) -> None:

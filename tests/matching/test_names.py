@@ -56,6 +56,48 @@ def test_two_prefixes_that_both_serve_are_refused() -> None:
     assert match(adapter({"a.q.weight": low_rank(4, 6)}), stored).landings == {}
 
 
+UNKNOWN = {"model.enc.0.q.weight": (4, 6), "model.enc.1.q.weight": (4, 6), "model.enc.0.out.weight": (6, 4)}
+EXCHANGED = {"net.encoder.0.q.weight": low_rank(4, 6), "net.encoder.1.q.weight": low_rank(4, 6)}
+
+
+def test_one_prefix_is_exchanged_for_another_in_a_base_whose_class_nobody_knows() -> None:
+    found = match(adapter(EXCHANGED), base(UNKNOWN, architectures=["Mine"], model_type="mine"))
+    assert {name: landing.tensor for name, (landing,) in found.landings.items()} == {
+        "net.encoder.0.q.weight": "model.enc.0.q.weight",
+        "net.encoder.1.q.weight": "model.enc.1.q.weight",
+    }
+    assert all(landing.is_prefixed for (landing,) in found.landings.values())
+
+
+@pytest.mark.parametrize(
+    ("stored", "config"),
+    [
+        (UNKNOWN, {"architectures": ["LlamaForCausalLM"]}),  # a known class has its own names
+        (UNKNOWN | {"model.dec.0.q.weight": (4, 6), "model.dec.1.q.weight": (4, 6)}, {}),  # two homes
+        (dict.fromkeys(UNKNOWN, (4, 7)), {}),  # no home of that shape
+        ({"model.enc.0.q.weight": (4, 6), "model.enc.2.q.weight": (4, 6)}, {}),  # another layer
+        ({"model.enc.0.q.weight": (4, 6), "other.enc.1.q.weight": (4, 6)}, {}),  # no one prefix
+    ],
+)
+def test_a_prefix_is_not_exchanged_where_that_would_be_a_guess(stored: dict, config: dict) -> None:
+    found = match(adapter(EXCHANGED), base(stored, **config))
+    assert (found.landings, set(found.unmatched)) == ({}, set(EXCHANGED))
+
+
+def test_a_layer_does_not_become_another() -> None:
+    found = match(adapter({"net.0.q.weight": low_rank(4, 6)}), base({"model.5.q.weight": (4, 6)}))
+    assert found.landings == {}
+
+
+def test_of_two_homes_the_one_of_the_right_shape_is_taken() -> None:
+    stored = UNKNOWN | {"model.dec.0.q.weight": (4, 9), "model.dec.1.q.weight": (4, 9)}
+    found = match(adapter(EXCHANGED), base(stored))
+    assert {landing.tensor for (landing,) in found.landings.values()} == {
+        "model.enc.0.q.weight",
+        "model.enc.1.q.weight",
+    }
+
+
 def test_nearest_names_share_the_tail_first() -> None:
     names = ["model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
     assert nearest("model.layers.9.self_attn.q_proj.weight", names)[0] == names[0]

@@ -21,6 +21,7 @@ from loraformat.model.updates import (
     Kronecker,
     LowRank,
     Magnitude,
+    Modulated,
     Multiplied,
     Replace,
     Rotated,
@@ -50,6 +51,8 @@ def make_factor(kind: str, rows: int, cols: int, rank: int, g: torch.Generator) 
             return Rotated(LazyTensor.of(torch.randn(1, rows, rows, generator=g) / rows**0.5), "left")
         case "multiplied":
             return Multiplied(lazy(g, cols, rank), lazy(g, rank, cols))
+        case "modulated":
+            return Modulated(lazy(g, rows, rank), lazy(g, rank, cols))
     raise ValueError(kind)
 
 
@@ -81,6 +84,7 @@ def make(kind: str, rows: int, cols: int, rank: int, seed: int) -> Update:
 FACTORS = (
     *("scaled", "left", "right", "left-ordered", "right-ordered", "left-shared", "right-shared", "left-whole"),
     "multiplied",
+    "modulated",
 )
 KINDS = (*FACTORS, "low-rank", "dora", "dora-columns", "hadamard", "kronecker", "diff", "replace", "rows")
 

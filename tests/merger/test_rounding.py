@@ -10,12 +10,12 @@ import torch
 from checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import merged
+from oracle import HARD, merged, rounded_exactly
 
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.plan import Arithmetic
 from loraformat.merger.retention import total_share
-from loraformat.merger.rounding import rounder
+from loraformat.merger.rounding import round_nearest, rounder
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 
@@ -131,3 +131,12 @@ def test_chance_keeps_an_update_that_the_nearest_value_loses(tmp_path: Path) -> 
     chance = merge_and_tell(base, tmp_path / "b", adapter({Q: small}), arithmetic=CHANCE)
     assert total_share(nearest.tallies) == 0
     assert total_share(chance.tallies) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_values_are_rounded_once(dtype: torch.dtype) -> None:
+    values = torch.tensor([sign * value for value in HARD for sign in (1, -1)], dtype=torch.float64)
+    found = torch.empty(len(values), dtype=dtype)
+    round_nearest(found, values)
+    wanted = torch.tensor([rounded_exactly(float(value), dtype) for value in values], dtype=torch.float64)
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0, equal_nan=True)

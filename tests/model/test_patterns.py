@@ -69,3 +69,16 @@ def test_random_patterns_agree_with_re(pattern: str, text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert found == bool(re.fullmatch(pattern, text))
+
+
+@pytest.mark.parametrize("pattern", ["{2,3}a", "({2}a)", "a|{,3}", "{,}"])
+def test_a_quantifier_with_nothing_to_repeat_is_no_literal(pattern: str) -> None:
+    """Python refuses such a pattern, and so does PEFT, which hands it to Python."""
+    with pytest.raises(re.error):
+        re.compile(pattern)
+    assert not is_linear(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{a}", "a{", "{1", "{1,2,3}"])
+def test_braces_that_are_no_quantifier_are_literals(pattern: str) -> None:
+    assert fullmatch(pattern, pattern) is (re.fullmatch(pattern, pattern) is not None) is True

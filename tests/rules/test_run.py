@@ -10,7 +10,7 @@ from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle
-from loraformat.rules import RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
+from loraformat.rules import MOST_HITS, RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
 
 EMPTY = Subject(bundle=Bundle("", {}), format="x", adapter=Adapter(config=AdapterConfig(), updates={}))
 
@@ -98,3 +98,15 @@ def test_the_gate_knows_the_notes_of_the_reader() -> None:
     note = error("LF201")
     noted = Adapter(config=AdapterConfig(), updates={}, notes=(note,))
     assert note in gate(Subject(bundle=Bundle("", {}), format="x", adapter=noted))
+
+
+@rule("LF904", Severity.ERROR, since="0")
+def a_flood(subject: Subject) -> Iterator[Hit]:
+    """Many."""
+    yield from (Hit(f"{number:06}", "one of many") for number in range(100_000))
+
+
+def test_a_flood_of_one_kind_is_counted_and_not_listed() -> None:
+    findings, _ = run(EMPTY, (a_flood,))
+    assert len(findings) == MOST_HITS + 1
+    assert f"and {100_000 - MOST_HITS} more like this" in [finding.message for finding in findings]

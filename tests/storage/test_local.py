@@ -202,3 +202,30 @@ def test_a_removed_file_is_gone_and_a_missing_one_is_no_error(tmp_path: Path) ->
     store.remove("a")
     (tmp_path / "a").write_bytes(b"other content")
     assert store.identity("a") != before
+
+
+def test_links_are_followed_inside_the_folder_and_into_the_cache_it_belongs_to(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    (blobs / "etag").write_bytes(b"config")
+    (snapshot / "config.json").symlink_to("../../blobs/etag")
+    (snapshot / "again.json").symlink_to("config.json")
+    store = LocalStore(str(snapshot))
+    assert store.read("config.json") == store.read("again.json") == b"config"
+
+
+def test_a_link_that_leaves_the_folder_is_followed_for_weights_only(tmp_path: Path) -> None:
+    folder, secret = tmp_path / "adapter", tmp_path / "secret"
+    folder.mkdir()
+    secret.write_bytes(b"mine")
+    for name in ("tokenizer.json", "README.md", "model.safetensors"):
+        (folder / name).symlink_to(secret)
+    store = LocalStore(str(folder))
+    for name in ("tokenizer.json", "README.md"):
+        with pytest.raises(StorageError, match="leaves the folder"):
+            store.read(name)
+        with pytest.raises(StorageError, match="leaves the folder"), store.descriptor(name):
+            pass
+    assert store.read("model.safetensors") == b"mine"

@@ -45,6 +45,8 @@ def read_tuned(tuner: Tuner, found: Sorted, shared: Parts, config: PeftConfig, h
     for parts, axes in ((layer, tuner.parts) for layer in (*layers.values(), shared)):
         _check_axes(parts, {**axes, **tuner.shared})
     source = Source(raw=config.raw, shared=shared, layers=layers, weights=hints.weights)
+    if tuner.check is not None:
+        tuner.check(source)
     for module, parts in found.modules.items():
         claimed = read_rows(module, parts, config, built)
         chains = tuner.read(source, module, layers[module]) if layers[module] else {}

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 
-from loraformat.formats.peft.tuners.adalora import ADALORA
 from loraformat.formats.peft.tuners.base import Source, Tuner
-from loraformat.formats.peft.tuners.blocks import BEFT, C3A, DELORA, GRALORA, MISS
-from loraformat.formats.peft.tuners.ia3 import IA3
-from loraformat.formats.peft.tuners.randlora import RANDLORA
-from loraformat.formats.peft.tuners.replaced import LN_TUNING, TRAINABLE_TOKENS
-from loraformat.formats.peft.tuners.rotations import BOFT, HRA, OFT, ROAD
-from loraformat.formats.peft.tuners.sparse import FOURIERFT, SHIRA, SUPERTUNING
-from loraformat.formats.peft.tuners.vblora import VBLORA
-from loraformat.formats.peft.tuners.vera import PVERA, VERA
-from loraformat.formats.peft.tuners.waveft import WAVEFT
 
 __all__ = ["REFUSED", "TUNERS", "Source", "Tuner"]
 
-TUNERS: Mapping[str, Tuner] = {
-    "ADALORA": ADALORA,
-    "BEFT": BEFT,
-    "BOFT": BOFT,
-    "BONE": MISS,
-    "C3A": C3A,
-    "DELORA": DELORA,
-    "FOURIERFT": FOURIERFT,
-    "GRALORA": GRALORA,
-    "HRA": HRA,
-    "IA3": IA3,
-    "LN_TUNING": LN_TUNING,
-    "MISS": MISS,
-    "OFT": OFT,
-    "PVERA": PVERA,
-    "RANDLORA": RANDLORA,
-    "ROAD": ROAD,
-    "SHIRA": SHIRA,
-    "SUPERTUNING": SUPERTUNING,
-    "TRAINABLE_TOKENS": TRAINABLE_TOKENS,
-    "VBLORA": VBLORA,
-    "VERA": VERA,
-    "WAVEFT": WAVEFT,
+# peft_type → the module below this package and the name in it. A module is imported when its tuner is asked for.
+_HOMES = {
+    "ADALORA": ("adalora", "ADALORA"),
+    "BEFT": ("blocks", "BEFT"),
+    "BOFT": ("rotations", "BOFT"),
+    "BONE": ("blocks", "MISS"),
+    "C3A": ("blocks", "C3A"),
+    "DELORA": ("blocks", "DELORA"),
+    "FOURIERFT": ("sparse", "FOURIERFT"),
+    "GRALORA": ("blocks", "GRALORA"),
+    "HIRA": ("hira", "HIRA"),
+    "HRA": ("rotations", "HRA"),
+    "IA3": ("ia3", "IA3"),
+    "LN_TUNING": ("replaced", "LN_TUNING"),
+    "MISS": ("blocks", "MISS"),
+    "OFT": ("rotations", "OFT"),
+    "PVERA": ("vera", "PVERA"),
+    "RANDLORA": ("randlora", "RANDLORA"),
+    "ROAD": ("rotations", "ROAD"),
+    "SHIRA": ("sparse", "SHIRA"),
+    "SUPERTUNING": ("sparse", "SUPERTUNING"),
+    "TINYLORA": ("tiny", "TINYLORA"),
+    "TRAINABLE_TOKENS": ("replaced", "TRAINABLE_TOKENS"),
+    "UNILORA": ("tiny", "UNILORA"),
+    "VBLORA": ("vblora", "VBLORA"),
+    "VERA": ("vera", "VERA"),
+    "WAVEFT": ("waveft", "WAVEFT"),
 }
+
+
+class _Tuners(Mapping[str, Tuner]):
+    def __getitem__(self, name: str) -> Tuner:
+        module, attribute = _HOMES[name]
+        found = getattr(import_module(f"loraformat.formats.peft.tuners.{module}"), attribute)
+        assert isinstance(found, Tuner)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _HOMES
+
+
+TUNERS: Mapping[str, Tuner] = _Tuners()
 
 _PROMPT = "it changes the input of the model, so there is no weight to merge it into"
 _ROUTED = "what it adds depends on the input, so there is no one weight to merge it into"
 _FROM_BASE = "its update is computed from the base weight"
-_SEEDED = "part of it is drawn from seeds and not in the file"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("LILY", "POLY", "SHADOW", "XLORA"), _ROUTED),
-    **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "HIRA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
-    **dict.fromkeys(("UNILORA", "TINYLORA"), _SEEDED),
+    **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
 }

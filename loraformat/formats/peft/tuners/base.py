@@ -102,12 +102,14 @@ class Tuner:
         read: (source, module, its parts) → updates by weight; none where a part is missing.
         settings: fields of the config that it knows, beside those of all adapters.
         shared: name of a tensor that belongs to all modules → how many axes it has.
+        check: raises UnsupportedUpdate (LF013) where the adapter as a whole cannot be read.
     """
 
     parts: Mapping[str, tuple[int, ...]]
     read: Callable[[Source, str, Parts], Chains]
     settings: tuple[str, ...] = ()
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    check: Callable[[Source], None] | None = None
 
 
 def computed(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:

@@ -1,0 +1,249 @@
+"""Windows of edited tensors computed and rounded: read, added to, measured, ready to be written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import BoundedSemaphore, Lock
+from typing import TYPE_CHECKING
+
+from loraformat.containers import read_rows_into
+from loraformat.errors import NonFiniteValue
+from loraformat.merger.accelerated import Accelerator
+from loraformat.merger.apply import (
+    Addition,
+    Overwrite,
+    Product,
+    Step,
+    add_column_squares,
+    apply,
+    blocks_of,
+    prepare,
+)
+from loraformat.merger.buffers import Buffers
+from loraformat.merger.copies import Inputs, as_matrix
+from loraformat.merger.from_base import taken_off
+from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
+from loraformat.merger.plan import Arithmetic, Edit, Term
+from loraformat.merger.retention import Tally, tally_of
+from loraformat.merger.rounding import rounder
+from loraformat.merger.windows import Limits, read_window, strip_of, unit_of, windows
+from loraformat.model.tensors import DType
+from loraformat.model.updates import FromBase, Update
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Steps:
+    """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
+
+    def __init__(self, edit: Edit, inputs: Inputs, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._edit, self._inputs = edit, inputs
+        self._lock = Lock()
+        self._ready: tuple[list[Step], list[Tensor | None]] | None = None
+        self._packed: Packed | None = None
+        self._is_mixed = False
+
+    def get(self) -> tuple[list[Step], list[Tensor | None]]:
+        """(steps, column norms of each)."""
+        with self._lock:
+            if self._ready is None:
+                self._ready = self._prepare()
+            return self._ready
+
+    def packed(self) -> Packed | None:
+        """All terms as one product for the kernel, held instead of the steps; None where they do anything else."""
+        with self._lock:
+            if self._packed is None and not self._is_mixed:
+                ready = self._ready or self._prepare()
+                if products := plain_products(ready[0]):
+                    self._packed = pack(products)
+                else:
+                    self._ready, self._is_mixed = ready, True
+            return self._packed
+
+    def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
+        edit = self._edit
+        steps = [
+            prepare(
+                self._update(term),
+                term.transposed,
+                edit.matrix,
+                self.dtype,
+                term.weight,
+                term.part,
+                term.strength,
+            )
+            for term in edit.terms
+        ]
+        return steps, [self._norms(step, steps) for step in steps]
+
+    def _update(self, term: Term) -> Update:
+        """The update of a term; one that comes from the base is computed from all of the base's matrix."""
+        update = self._inputs.update(term)
+        if not isinstance(update, FromBase):
+            return update
+        stored = read_window(self._inputs, self._edit, 0, self._edit.matrix[0], self.dtype)
+        return taken_off(update, stored, transposed=term.transposed, where=term.weight)
+
+    def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
+        import torch
+
+        if not isinstance(step, Addition) or not step.needs_column_norms:
+            return None
+        edit = self._edit
+        total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
+        for start, stop in windows(edit, self._inputs, Limits()):
+            block = read_window(self._inputs, edit, start, stop, self.dtype)
+            add_column_squares(total, block, start, steps, step)
+        return total.sqrt().to(self.dtype)
+
+
+def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> torch.dtype:
+    """The dtype in which an edit is computed: float64 where asked for or where base or output is, else float32."""
+    import torch
+
+    wide = "F64" in (edit.dtype, inputs.base.tensors[edit.source].dtype.safetensors)
+    return torch.float64 if wide or accumulate == "float64" else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Rows of an edited tensor as they are written, (rows, cols), and their tallies; None where rows are replaced."""
+
+    values: Tensor
+    tally: tuple[Tally, ...] | None
+
+
+class Computer:
+    """Computes windows of edits, in memory that each thread keeps."""
+
+    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, limits: Limits) -> None:
+        device = limits.device
+        self._inputs, self._arithmetic = inputs, arithmetic
+        self._turns = BoundedSemaphore(limits.jobs)
+        self._buffers = Buffers(is_pinned=device is not None and device.type == "cuda")
+        self._accelerator = None if device is None else Accelerator(device)
+
+    def window(self, edit: Edit, steps: Steps, start: int, stop: int, phase: int = 0) -> Computed:
+        """Rows `start:stop` of an edit; valid until this thread asks for the next.
+
+        Args:
+            phase: how many bytes into a page of its file the rows will stand.
+
+        Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
+        """
+        raw = self._read(edit, start, stop)
+        values = self._buffers.matrix("written", stop - start, edit.matrix[1], DType[edit.dtype].torch, phase)
+        with self._turns:
+            tallies = self._computed(edit, steps, raw, start, values)
+        return Computed(values, None if tallies is None else tuple(tallies))
+
+    def _computed(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
+        """Fill `values`, rows from `start` on; their tallies, None where rows are replaced."""
+        tallies: list[Tally] | None
+        kernel, accelerator = self._kernel_for(steps, raw, values), self._accelerator
+        if kernel is not None and (packed := steps.packed()):
+            tallies = kernel.window(raw, packed, start, values)
+        elif accelerator is not None and self._is_nearest and (products := plain_products(steps.get()[0])):
+            tallies = [accelerator.add(raw, products, start, values, steps.dtype)]
+        else:
+            tallies = self._rounded(edit, steps, raw, start, values)
+        # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
+        if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
+            _refuse_non_finite(edit, raw, values, start)
+        return tallies
+
+    @property
+    def _is_nearest(self) -> bool:
+        return self._arithmetic.rounding == "nearest"
+
+    def _kernel_for(self, steps: Steps, raw: Tensor, values: Tensor) -> Kernel | None:
+        import torch
+
+        if self._accelerator is not None or not self._is_nearest or steps.dtype != torch.float64:
+            return None
+        kernel = open_kernel()
+        return kernel if kernel is not None and kernel.takes(raw.dtype, values.dtype) else None
+
+    def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
+        """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
+        ready, norms = steps.get()
+        round_into = rounder(self._arithmetic, edit.tensor)
+        is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
+        tallies: list[Tally] | None = [] if is_change else None
+        cols = edit.matrix[1]
+        height = strip_of(cols, steps.dtype) if plain_products(ready) else unit_of(edit, self._inputs)
+        for low, high in blocks_of(start, start + values.shape[0], height):
+            base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
+            written = values[low - start : high - start]
+            round_into(written, result, low * cols)
+            if tallies is not None:
+                result.copy_(written).sub_(base)
+                tallies.append(tally_of(result, update))
+        return tallies
+
+    def _read(self, edit: Edit, start: int, stop: int) -> Tensor:
+        """Rows of the base tensor as stored; rows that it lacks are zero."""
+        stored = as_matrix(self._inputs.base.tensors[edit.source], edit.row_axes)
+        cols = edit.matrix[1]
+        if stored.strides is not None:
+            return read_window(self._inputs, edit, start, stop, stored.dtype.torch)
+        there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
+        run = self._buffers.nbytes("read", (stop - start) * cols * stored.dtype.itemsize)
+        nbytes = there * cols * stored.dtype.itemsize
+        if there:
+            read_rows_into(self._inputs.store, stored, start, start + there, memoryview(run[:nbytes].numpy()))
+        run[nbytes:] = 0
+        return run.view(stored.dtype.torch).view(stop - start, cols)
+
+    def _tile(
+        self, raw: Tensor, steps: Sequence[Step], norms: Sequence[Tensor | None], low: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(W, D, W + D) of one tile; D is what the steps add, before rounding."""
+        import torch
+
+        rows, cols = raw.shape
+        base, update, result = (self._buffers.matrix(name, rows, cols, dtype) for name in ("base", "update", "result"))
+        base.copy_(raw)
+        if products := plain_products(steps):
+            for number, product in enumerate(products):
+                left = product.left[low : low + rows]
+                if number == 0:
+                    torch.mm(left, product.right, out=update)
+                else:
+                    update.addmm_(left, product.right)
+            torch.add(base, update, out=result)
+        else:
+            apply(result.copy_(base), low, steps, norms)
+            torch.sub(result, base, out=update)
+        return base, update, result
+
+
+def plain_products(steps: Sequence[Step]) -> list[Product]:
+    """The matrix products that steps add, where they do nothing else; they need no memory of their own then."""
+    found = [
+        step.delta
+        for step in steps
+        if isinstance(step, Addition)
+        and step.magnitude is None
+        and step.span is None
+        and isinstance(step.delta, Product)
+    ]
+    return found if len(found) == len(steps) else []
+
+
+def _refuse_non_finite(edit: Edit, raw: Tensor, values: Tensor, start: int) -> None:
+    """Raise where a value is not finite that was finite in the base: overflow, or a norm of zero."""
+    bad = (raw.isfinite() & ~values.isfinite()).nonzero()
+    if len(bad):
+        row, column = (int(number) for number in bad[0])
+        raise NonFiniteValue(
+            f"the merged value at row {start + row}, column {column} is not finite in {edit.dtype}",
+            where=edit.tensor,
+            hint="the update overflows float16" if edit.dtype == "F16" else "",
+        )

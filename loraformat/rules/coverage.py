@@ -1,0 +1,163 @@
+"""Family 3, second part: what of the base an adapter reaches, and what kind of base it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.matching import WHOLE, match, ties_of
+from loraformat.model.adapter import module_of
+from loraformat.model.updates import LowRank, Replace
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.shapes import updates_of
+
+_MOST_LISTED = 3
+
+
+@rule("LF306", Severity.INFO, since="0.1.0", needs="base")
+def lands_in_part(subject: Subject) -> Iterator[Hit]:
+    """An update lands on rows of a larger tensor of the base: a fused projection or a stack of experts.
+
+    ## Why is this bad?
+    It is not: loraformat maps the rows. Engines that look for a tensor of the update's own name find none and skip it.
+
+    ## Example
+    `q_proj` in the adapter, `qkv_proj` in the base.
+
+    ## Use instead
+    Nothing to do for a merge. For serving, the adapter in the names of the engine's own model.
+
+    ## Source
+    transformers 5.23.0, conversion_mapping.py; docs/decisions/0004-names-in-memory.md.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    landings = match(subject.adapter, subject.base).landings
+    parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
+    if parts:
+        tensor = landings[parts[0]][0].tensor
+        yield Hit(parts[0], f"{len(parts)} updates land on parts of tensors, this one on {tensor}")
+
+
+@rule("LF307", Severity.WARNING, since="0.1.0", needs="base")
+def uncovered_module(subject: Subject) -> Iterator[Hit]:
+    """The base has modules that `target_modules` selects, and the adapter has no tensors for them.
+
+    ## Why is this bad?
+    Training adapts every module that the targets select. Where some have no tensors, part of the adapter was lost, or
+    this base has more layers than the one that it was trained on.
+
+    ## Example
+    `"target_modules": ["q_proj"]` with tensors for layers 0 to 15, and a base of 32 layers.
+
+    ## Use instead
+    The whole adapter on its own base. If only some layers were meant, `layers_to_transform` says so.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; set_peft_model_state_dict leaves missing layers at zero.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    config = subject.adapter.config
+    if not isinstance(config.targets, tuple) or any(
+        config.raw.get(f) for f in ("layers_to_transform", "exclude_modules")
+    ):
+        return
+    found = match(subject.adapter, subject.base)
+    reached = {piece.tensor for pieces in found.landings.values() for piece in pieces}
+    if found.unmatched or any(piece.is_prefixed for pieces in found.landings.values() for piece in pieces):
+        return
+    targets = {target for target in config.targets if "." not in target}
+    missing = sorted(
+        name
+        for name, tensor in subject.base.tensors.items()
+        if name not in reached and len(tensor.shape) == 2 and name.endswith(".weight") and _last(name) in targets
+    )
+    used = {_last(name) for name in reached}
+    missing = [name for name in missing if _last(name) in used]
+    if missing:
+        listed = ", ".join(module_of(name) for name in missing[:_MOST_LISTED])
+        more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
+        yield Hit("target_modules", f"no tensors for {listed}{more} of the base")
+
+
+@rule("LF308", Severity.WARNING, since="0.1.0", needs="base")
+def tied_table(subject: Subject) -> Iterator[Hit]:
+    """The adapter changes one of two weights that are one table in the base: embedding and head.
+
+    ## Why is this bad?
+    Whether the other one follows differs between tools: PEFT's merge changes both, the running PEFT model only one,
+    GGUF conversion refuses. The merged model may not be the one that was trained.
+
+    ## Example
+    LoRA on `lm_head` of a model with `"tie_word_embeddings": true`.
+
+    ## Use instead
+    `loraformat merge` writes what the running model computes, and parts the tables where it must (LF810). For serving,
+    leave embedding and head out of the targets.
+
+    ## Source
+    peft issue 2777; docs/decisions/0002-tied-tables.md.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    for tie in ties_of(subject.base, subject.adapter.updates):
+        changed = [
+            name
+            for name, update in updates_of(subject.adapter)
+            if name in tie.names
+            and (isinstance(update, LowRank) or (isinstance(update, Replace) and not update.follows_tie))
+        ]
+        if changed and len(set(changed)) < len(tie.names):
+            other = next(name for name in tie.names if name not in changed)
+            yield Hit(changed[0], f"is one table with {other} in the base")
+
+
+@rule("LF309", Severity.WARNING, since="0.1.0", needs="base")
+def quantised_base(subject: Subject) -> Iterator[Hit]:
+    """The base is quantized.
+
+    ## Why is this bad?
+    Its tensors are codes and scales, not weights. An adapter cannot be merged into them without rounding it to the few
+    values that they can hold, and names and shapes cannot be compared.
+
+    ## Example
+    config.json with `"quantization_config": {"quant_method": "bitsandbytes"}`.
+
+    ## Use instead
+    The model in full precision for merging; quantize the result again.
+
+    ## Source
+    Dettmers et al. 2023, arXiv 2305.14314; transformers 5.23.0, quantizers/.
+    """
+    assert subject.base is not None
+    settings = subject.base.config.get("quantization_config")
+    if isinstance(settings, dict):
+        method = settings.get("quant_method", "unknown method")
+        yield Hit("config.json: quantization_config", f"the base is quantized ({method})")
+
+
+@rule("LF310", Severity.INFO, since="0.1.0", needs="base")
+def base_without_config(subject: Subject) -> Iterator[Hit]:
+    """There is no config.json beside the base's weights.
+
+    ## Why is this bad?
+    Which class the model is decides how some weights are stored and which tables are one. Without it, names and shapes
+    have to say so, and they leave cases open.
+
+    ## Example
+    A single `model.safetensors` as `--base`.
+
+    ## Use instead
+    The folder of the model, with its config.json.
+
+    ## Source
+    transformers 5.23.0, configuration_utils.py.
+    """
+    assert subject.base is not None
+    if not subject.base.config:
+        yield Hit("config.json", "expected beside the base's weights, found none")
+
+
+def _last(name: str) -> str:
+    return module_of(name).rpartition(".")[2]

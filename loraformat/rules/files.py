@@ -1,0 +1,198 @@
+"""Family 0: the files of the folder, by name and size; runs even where no adapter could be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.model.bundle import Bundle, TensorFile
+from loraformat.rules.base import Hit, Subject, rule
+
+_LFS_POINTER = b"version https://git-lfs"
+_LARGEST_POINTER = 1024
+_UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".download", ".tmp")
+_PAIRS = (
+    ("adapter_model.safetensors", "adapter_model.bin"),
+    ("lora_weights.safetensors", "lora_weights.pt"),
+    ("embedding_weights.safetensors", "embedding_weights.pt"),
+)
+_KNOWN = frozenset(
+    [
+        *("adapter_config.json", "lora_config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json"),
+        *("special_tokens_map.json", "README.md", "chat_template.jinja"),
+        *(name for pair in _PAIRS for name in pair),
+    ]
+)
+_READ_ANYWAY = ("adapter_config.json", "lora_config.json", "tokenizer.json")
+
+
+@rule("LF030", Severity.WARNING, since="0.1.0", needs="bundle")
+def empty_file(subject: Subject) -> Iterator[Hit]:
+    """A file of the adapter's folder has no bytes.
+
+    ## Why is this bad?
+    A full disk, a broken download or a crash left the name and lost the content. Libraries that read it fail far away
+    from the cause, or take their defaults.
+
+    ## Example
+    `tokenizer_config.json` of 0 bytes.
+
+    ## Use instead
+    The file as it was saved: copy or download it again, or remove it if nothing needs it.
+
+    ## Source
+    What `open(path, "w")` leaves when the process ends before the first write.
+    """
+    for name, file in subject.bundle.files.items():
+        is_read = isinstance(file, TensorFile) or name in _READ_ANYWAY  # their readers say so themselves
+        if not file.nbytes and not is_read and not name.startswith("."):
+            yield Hit(name, "expected some content, found 0 bytes", "copy or download it again")
+
+
+@rule("LF031", Severity.INFO, since="0.1.0", needs="bundle")
+def pickled_weights(subject: Subject) -> Iterator[Hit]:
+    """The weights lie in a pickle, and there is no safetensors file of them.
+
+    ## Why is this bad?
+    Loading a pickle can run code that its author chose. loraformat never does that, but others that you give the
+    adapter to may, and many services refuse such files for that reason.
+
+    ## Example
+    `adapter_model.bin` as the only weight file.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to peft -o OUT` writes safetensors.
+
+    ## Source
+    Python, library reference, `pickle`: "It is possible to construct malicious pickle data"; CVE-2025-32434.
+    """
+    names = _weights(subject.bundle)
+    if names and not any(name.endswith(".safetensors") for name in names):
+        yield Hit(names[0], "a pickle; it was read without executing it", "convert it to safetensors")
+
+
+@rule("LF032", Severity.WARNING, since="0.1.0", needs="bundle")
+def second_weight_file(subject: Subject) -> Iterator[Hit]:
+    """The same weights are there in two containers, of which only one is read.
+
+    ## Why is this bad?
+    Which of the two counts depends on who reads them. If they differ, one tool merges another adapter than the next.
+
+    ## Example
+    `adapter_model.safetensors` beside `adapter_model.bin`.
+
+    ## Use instead
+    Remove the one that is out of date; keep the safetensors file where both are the same.
+
+    ## Source
+    peft 0.21.2, utils/save_and_load.py `load_peft_weights` takes safetensors first; vllm 0.33.0, lora_model.py.
+    """
+    for first, second in _PAIRS:
+        if first in subject.bundle.files and second in subject.bundle.files:
+            yield Hit(second, f"never opened, for {first} is there too", "remove the one that is out of date")
+
+
+@rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")
+def confusable_file_name(subject: Subject) -> Iterator[Hit]:
+    """A file's name differs from one that is read only in upper and lower case or in a copy's suffix.
+
+    ## Why is this bad?
+    On Linux it is another file and is ignored; on macOS and Windows it may be taken for the one that is read.
+
+    ## Example
+    `Adapter_Config.json`, or `adapter_model (1).safetensors` from a second download.
+
+    ## Use instead
+    The name exactly as the format has it, and one file only.
+
+    ## Source
+    docs/formats/peft.md and docs/formats/native.md, the names of files.
+    """
+    for name in subject.bundle.files:
+        meant = _without_copy(name).lower()
+        known = next((each for each in _KNOWN if each.lower() == meant), None)
+        if known is not None and name not in _KNOWN:
+            yield Hit(name, f'not read; the name that is read is "{known}"', "rename or remove it")
+
+
+@rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
+def code_beside_weights(subject: Subject) -> Iterator[Hit]:
+    """Python source lies in the adapter's folder.
+
+    ## Why is this bad?
+    An adapter needs none. With `trust_remote_code`, or when a script is started in that folder, it is executed.
+
+    ## Example
+    `modeling_custom.py` beside `adapter_config.json`.
+
+    ## Use instead
+    Read it before you use the adapter anywhere, and publish code in a repository of its own.
+
+    ## Source
+    transformers 5.23.0, dynamic_module_utils.py; Python, command line, `-P`.
+    """
+    names = sorted(name for name in subject.bundle.files if name.lower().endswith((".py", ".pyc", ".so", ".pyd")))
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield Hit(names[0] + more, "code; it was neither read nor run")
+
+
+@rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")
+def unfinished_download(subject: Subject) -> Iterator[Hit]:
+    """A file's name says that its download has not ended.
+
+    ## Why is this bad?
+    Part of the adapter may be missing, or come from another revision than the rest.
+
+    ## Example
+    `adapter_model.safetensors.incomplete`.
+
+    ## Use instead
+    Download again into an empty folder.
+
+    ## Source
+    huggingface_hub 2.4.0, file_download.py writes `*.incomplete` until a file is whole.
+    """
+    for name in subject.bundle.files:
+        if name.lower().endswith(_UNFINISHED) and not name.startswith("."):
+            yield Hit(name, "an unfinished download", "download the adapter again")
+
+
+@rule("LF036", Severity.ERROR, since="0.1.0", needs="bundle")
+def pointer_file(subject: Subject) -> Iterator[Hit]:
+    """A file beside the weights is a Git-LFS pointer, not the file it stands for.
+
+    ## Why is this bad?
+    The repository was cloned without its large files. A tokenizer that is a pointer cannot be loaded, and a merged
+    model would carry it along.
+
+    ## Example
+    `tokenizer.model` of 132 bytes that begins with `version https://git-lfs.github.com/spec/v1`.
+
+    ## Use instead
+    `git lfs install && git lfs pull` in the clone; in GitHub Actions `lfs: true` for actions/checkout.
+
+    ## Source
+    Git LFS, docs/spec.md, "The Pointer".
+    """
+    for name, file in subject.bundle.files.items():
+        if isinstance(file, TensorFile) or file.nbytes > _LARGEST_POINTER or name in _READ_ANYWAY[:2]:
+            continue
+        if file.read().startswith(_LFS_POINTER):
+            yield Hit(name, "a Git-LFS pointer, not the file it stands for", "run `git lfs pull`")
+
+
+def _weights(bundle: Bundle) -> list[str]:
+    """The weight files of the folder that a format reads; the only file where one was named."""
+    if bundle.is_single_file:
+        return [file.name for file in bundle.tensor_files()]
+    known = [name for pair in _PAIRS for name in pair]
+    return [name for name in known if name in bundle.files]
+
+
+def _without_copy(name: str) -> str:
+    """`model (1).bin` and `model - Copy.bin` as `model.bin`."""
+    stem, dot, suffix = name.rpartition(".")
+    for mark in (" (1)", " (2)", " (3)", " - Copy", " copy"):
+        stem = stem.removesuffix(mark)
+    return f"{stem}{dot}{suffix}"

@@ -1,0 +1,247 @@
+"""Family 2, third part: the modules of an adapter against each other, layer by layer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.updates import LowRank
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.shapes import is_exchanged, updates_of
+
+_MOST_LAYERS = 10_000
+_FEWEST_LAYERS = 4  # with fewer, nothing says which layer is the odd one
+
+
+@rule("LF217", Severity.INFO, since="0.1.0")
+def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
+    """The two factors of one update have different element types.
+
+    ## Why is this bad?
+    It is legal. But the product is only as precise as the narrower one, so the wider one wastes space, and some engines
+    cast both to one type.
+
+    ## Example
+    `lora_A` in F32 and `lora_B` in BF16.
+
+    ## Use instead
+    One type for both: `model.to(torch.bfloat16)` before saving, or F32 for both.
+
+    ## Source
+    peft 0.21.2, `autocast_adapter_dtype`, which makes adapters of half precision F32.
+    """
+    assert subject.adapter is not None
+    mixed = [
+        (name, update)
+        for name, update in updates_of(subject.adapter)
+        if isinstance(update, LowRank)
+        and update.up.dtype is not update.down.dtype
+        and update.up.dtype.is_floating
+        and update.down.dtype.is_floating
+    ]
+    if mixed:
+        name, update = mixed[0]
+        assert isinstance(update, LowRank)
+        more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
+        yield Hit(name + more, f"up is {update.up.dtype.safetensors}, down is {update.down.dtype.safetensors}")
+
+
+@rule("LF218", Severity.WARNING, since="0.1.0")
+def missing_layer(subject: Subject) -> Iterator[Hit]:
+    """A kind of module is adapted in all layers but a few in between.
+
+    ## Why is this bad?
+    The tensors of those layers may be lost: a shard that was not saved, a name that was spelled otherwise. Engines that
+    need a kind of module in every layer leave that kind out altogether.
+
+    ## Example
+    `q_proj` in layers 0 to 31, but not in layer 17, where `v_proj` is.
+
+    ## Use instead
+    Save the adapter again. If the layer was left out on purpose, say so in `layers_to_transform` or `exclude_modules`.
+
+    ## Source
+    text-generation-inference db931fc, adapters/lora.py: a type that a layer lacks is dropped for all layers.
+    """
+    assert subject.adapter is not None
+    if any(subject.adapter.config.raw.get(field) for field in ("layers_to_transform", "exclude_modules")):
+        return
+    kinds = _layers_by_kind(subject.adapter)
+    everywhere = {layer for layers in kinds.values() for layer in layers}
+    for kind, layers in sorted(kinds.items()):
+        between = {layer for layer in everywhere if min(layers) < layer < max(layers)}
+        absent = sorted(between - layers)
+        if len(layers) >= _FEWEST_LAYERS and 0 < 8 * len(absent) <= max(8, len(layers)):
+            listed = ", ".join(str(layer) for layer in absent[:5])
+            yield Hit(kind, f"adapted in {len(layers)} layers, but not in {listed}")
+
+
+@rule("LF219", Severity.WARNING, since="0.1.0")
+def odd_shape(subject: Subject) -> Iterator[Hit]:
+    """An update has another shape than those of the same module in all other layers.
+
+    ## Why is this bad?
+    Nearly every model repeats one block. A single layer of another size was put together from two adapters, or cut.
+
+    ## Example
+    `q_proj` updates of shape (4096, 4096) in 31 layers and (4096, 2048) in one.
+
+    ## Use instead
+    The adapter as one training run saved it. `--base` says which of the two is right.
+
+    ## Source
+    Vaswani et al. 2017, arXiv 1706.03762: identical layers.
+    """
+    assert subject.adapter is not None
+    shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and _split(name) is not None:
+            shapes[_kind(name)][name] = update.shape
+    for members in shapes.values():
+        counts = Counter(members.values())
+        if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
+            (usual, _), (odd, _) = counts.most_common(2)
+            name = next(name for name, shape in members.items() if shape == odd)
+            yield Hit(name, f"shape {odd}, in the other {len(members) - 1} layers {usual}")
+
+
+@rule("LF220", Severity.ERROR, since="0.1.0")
+def exchanged_factors(subject: Subject) -> Iterator[Hit]:
+    """The factors are transposed or exchanged: the rank is the last axis of `lora_A` and the first of `lora_B`.
+
+    ## Why is this bad?
+    The product does not exist, or has the wrong shape. The tensors were saved by code with another convention, such as
+    MLX or a training script of one's own, under PEFT's names.
+
+    ## Example
+    `lora_A.weight` of shape (4096, 8) and `lora_B.weight` of shape (8, 4096) at rank 8.
+
+    ## Use instead
+    Transpose both: `lora_A` is (rank, in), `lora_B` is (out, rank).
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `update_layer`; mlx-lm 0.32.2, tuner/lora.py.
+    """
+    assert subject.adapter is not None
+    declared = subject.adapter.config.declared_ranks
+    found = [name for name, update in updates_of(subject.adapter) if is_exchanged(update, declared.get(name))]
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        yield Hit(
+            found[0] + more, "the factors are transposed or exchanged", "expected down (rank, in) and up (out, rank)"
+        )
+
+
+@rule("LF228", Severity.WARNING, since="0.1.0")
+def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
+    """The rank of an update is greater than a dimension of its weight.
+
+    ## Why is this bad?
+    A product cannot have a higher rank than its smaller side: the rest of the factors is memory and time for nothing.
+    Often it means that the factors are exchanged.
+
+    ## Example
+    Rank 512 for a weight of shape (256, 4096).
+
+    ## Use instead
+    A rank of at most the smaller dimension; the whole weight (`modules_to_save`) costs less here.
+
+    ## Source
+    Hu et al. 2021, arXiv 2106.09685, section 4.1: r ≪ min(d, k).
+    """
+    assert subject.adapter is not None
+    declared = subject.adapter.config.declared_ranks
+    for name, update in updates_of(subject.adapter):
+        if is_exchanged(update, declared.get(name)):
+            continue  # LF220 says so
+        if isinstance(update, LowRank) and len(update.shape) == 2 and len(update.up.shape) == 2:
+            least = min(update.shape)
+            if update.up.shape[1] == update.rank > least > 0:
+                yield Hit(name, f"rank {update.rank}, but the weight has only {least} {_side(update)}")
+                return
+
+
+@rule("LF229", Severity.WARNING, since="0.1.0")
+def implausible_layer(subject: Subject) -> Iterator[Hit]:
+    """A layer has a number that no model has.
+
+    ## Why is this bad?
+    The name is damaged or made up. Programs that allocate by the highest layer run out of memory.
+
+    ## Example
+    `model.layers.4294967295.self_attn.q_proj`.
+
+    ## Use instead
+    The names of the model that the adapter was trained on.
+
+    ## Source
+    The deepest model in transformers 5.23.0 has a few hundred layers.
+    """
+    assert subject.adapter is not None
+    for name in subject.adapter.updates:
+        parts = [part for part in name.split(".") if part.isascii() and part.isdigit()]
+        if any(len(part.lstrip("0")) > len(str(_MOST_LAYERS)) - 1 for part in parts):
+            yield Hit(name, f"expected a layer below {_MOST_LAYERS}")
+            return
+
+
+@rule("LF230", Severity.ERROR, since="0.1.0")
+def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
+    """The file has DoRA magnitudes, and the config does not say `use_dora`.
+
+    ## Why is this bad?
+    PEFT builds plain LoRA layers, takes the magnitudes for unexpected keys and ignores them: another model than the one
+    that was trained.
+
+    ## Example
+    `"use_dora": false` beside `q_proj.lora_magnitude_vector`.
+
+    ## Use instead
+    `"use_dora": true`.
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
+    """
+    assert subject.adapter is not None
+    if subject.format != "peft" or subject.adapter.config.raw.get("use_dora") is True:
+        return
+    found = [
+        name
+        for name, update in updates_of(subject.adapter)
+        if isinstance(update, LowRank) and update.magnitude is not None
+    ]
+    if found:
+        yield Hit("adapter_config.json: use_dora", f"expected true, for {len(found)} modules have magnitudes")
+
+
+def _side(update: LowRank) -> str:
+    return "outputs" if update.shape[0] == min(update.shape) else "inputs"
+
+
+def _split(name: str) -> tuple[str, int, str] | None:
+    """(path before, layer, path after) of a weight in a stack of numbered layers."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part in ("layers", "h", "blocks", "layer", "block") and place + 1 < len(parts):
+            number = parts[place + 1]
+            if number.isascii() and number.isdigit() and len(number) < 6:
+                return ".".join(parts[: place + 1]), int(number), ".".join(parts[place + 2 :])
+    return None
+
+
+def _kind(name: str) -> str:
+    found = _split(name)
+    assert found is not None
+    return f"{found[0]}.*.{found[2]}"
+
+
+def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:
+    """`model.layers.*.self_attn.q_proj` → the layers in which it is adapted."""
+    kinds: dict[str, set[int]] = defaultdict(set)
+    for name in adapter.updates:
+        found = _split(module_of(name))
+        if found is not None:
+            kinds[f"{found[0]}.*.{found[2]}"].add(found[1])
+    return kinds

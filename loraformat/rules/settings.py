@@ -1,0 +1,311 @@
+"""Family 1, second part: settings of a PEFT config that contradict each other or say more than they should."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from loraformat.diagnostics import Severity
+from loraformat.model.adapter import module_of
+from loraformat.model.bundle import Json
+from loraformat.model.patterns import fullmatch
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.consistency import ends_with
+
+NEWEST_PEFT = (0, 21)
+_FILE = "adapter_config.json"
+# peft 0.21.2, utils/peft_types.py `TaskType`.
+_TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+_USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
+_QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
+
+
+def _raw(subject: Subject) -> Mapping[str, Json]:
+    """The PEFT config; {} for other formats."""
+    assert subject.adapter is not None
+    return subject.adapter.config.raw if subject.format == "peft" else {}
+
+
+@rule("LF106", Severity.WARNING, since="0.1.0")
+def base_is_a_path(subject: Subject) -> Iterator[Hit]:
+    """The base model is named by a path on somebody's disk, or by a URL.
+
+    ## Why is this bad?
+    Nobody else has that path. Servers that look the base up fail or skip the check, and the Hub rejects such a name in
+    a model card.
+
+    ## Example
+    `"base_model_name_or_path": "/home/ana/models/llama"`.
+
+    ## Use instead
+    The name on the Hub: `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`.
+
+    ## Source
+    transformers issue 33922; peft pull request 2124.
+    """
+    assert subject.adapter is not None
+    named = subject.adapter.config.base_model
+    if named and _is_place(named):
+        yield Hit(f"{_config(subject)}: base_model_name_or_path", f'expected the name of a model, found "{named}"')
+
+
+@rule("LF107", Severity.ERROR, since="0.1.0")
+def unknown_task(subject: Subject) -> Iterator[Hit]:
+    """`task_type` is none of those that PEFT knows.
+
+    ## Why is this bad?
+    PEFT raises `Invalid task type` and loads nothing.
+
+    ## Example
+    `"task_type": "CAUSAL_LANGUAGE_MODELING"`.
+
+    ## Use instead
+    `"task_type": "CAUSAL_LM"`, or null where none fits.
+
+    ## Source
+    peft 0.21.2, config.py `PeftConfigMixin.__post_init__`, utils/peft_types.py `TaskType`.
+    """
+    task = _raw(subject).get("task_type")
+    if isinstance(task, str) and task not in _TASKS:
+        yield Hit(f"{_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
+
+
+@rule("LF108", Severity.ERROR, since="0.1.0")
+def conflicting_settings(subject: Subject) -> Iterator[Hit]:
+    """Two settings exclude each other, and PEFT refuses to build the config.
+
+    ## Why is this bad?
+    `LoraConfig` raises an error, so the adapter cannot be loaded, whatever its tensors are.
+
+    ## Example
+    `"layers_to_transform": [0, 1]` beside a `target_modules` that is a regular expression.
+
+    ## Use instead
+    Put the layers into the expression, or list the modules.
+
+    ## Source
+    peft 0.21.2, tuners/lora/config.py `LoraConfig.__post_init__`.
+    """
+    raw = _raw(subject)
+    is_pattern = isinstance(raw.get("target_modules"), str)
+    for field in ("layers_to_transform", "layers_pattern"):
+        if is_pattern and raw.get(field) is not None:
+            yield Hit(f"{_FILE}: {field}", "cannot be used when target_modules is a regular expression")
+    if raw.get("layers_pattern") and raw.get("layers_to_transform") is None:
+        yield Hit(f"{_FILE}: layers_pattern", "needs layers_to_transform, which is not set")
+    for field in ("megatron_config", "lora_bias"):
+        if raw.get("use_dora") is True and raw.get(field):
+            yield Hit(f"{_FILE}: {field}", "cannot be used together with use_dora")
+
+
+@rule("LF109", Severity.INFO, since="0.1.0")
+def repeated_target(subject: Subject) -> Iterator[Hit]:
+    """A module stands twice in `target_modules`.
+
+    ## Why is this bad?
+    It does no harm, but somebody edited the list by hand, and may have meant another name.
+
+    ## Example
+    `"target_modules": ["q_proj", "q_proj"]`.
+
+    ## Use instead
+    Each name once.
+
+    ## Source
+    peft 0.21.2, tuners/lora/config.py makes a set of the list.
+    """
+    assert subject.adapter is not None
+    targets = subject.adapter.config.targets
+    if isinstance(targets, tuple):
+        for name, count in Counter(targets).items():
+            if count > 1:
+                yield Hit(f"{_config(subject)}: target_modules", f'"{name}" stands there {count} times')
+
+
+@rule("LF110", Severity.WARNING, since="0.1.0")
+def excluded_target(subject: Subject) -> Iterator[Hit]:
+    """The adapter has tensors for a module that `exclude_modules` leaves out.
+
+    ## Why is this bad?
+    PEFT creates no layer for an excluded module, so its tensors are unexpected keys that it ignores.
+
+    ## Example
+    `"exclude_modules": ["v_proj"]` and a tensor `v_proj.lora_A.weight`.
+
+    ## Use instead
+    Remove the name from `exclude_modules`, or the tensors from the file.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`.
+    """
+    assert subject.adapter is not None
+    excluded = _raw(subject).get("exclude_modules")
+    names = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
+    for weight in subject.adapter.updates:
+        module = module_of(weight)
+        is_out = fullmatch(excluded, module) is True if isinstance(excluded, str) else _ends(module, names)
+        if is_out:
+            yield Hit(f"{_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
+            return
+
+
+@rule("LF111", Severity.WARNING, since="0.1.0")
+def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
+    """Two keys of `rank_pattern` or `alpha_pattern` match one module and state different values.
+
+    ## Why is this bad?
+    The first in the order of the file wins, and JSON objects have no order: a program that sorts or rewrites the file
+    changes the model.
+
+    ## Example
+    `"alpha_pattern": {"q_proj": 8, "layers.0.self_attn.q_proj": 16}`.
+
+    ## Use instead
+    Keys that exclude each other: full module paths.
+
+    ## Source
+    peft 0.21.2, utils/other.py `get_pattern_key`; RFC 8259, section 4.
+    """
+    assert subject.adapter is not None
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = _raw(subject).get(field)
+        if not isinstance(patterns, dict) or not 2 <= len(patterns) <= 200:
+            continue
+        for module in dict.fromkeys(module_of(weight) for weight in subject.adapter.updates):
+            keys = [key for key in patterns if ends_with(module, key)]
+            if len({str(patterns[key]) for key in keys}) > 1:
+                found = " and ".join(f'"{key}"' for key in keys[:2])
+                yield Hit(f"{_FILE}: {field}", f"{found} both match {module}, with different values")
+                break
+
+
+@rule("LF112", Severity.WARNING, since="0.1.0")
+def imports_library(subject: Subject) -> Iterator[Hit]:
+    """The config names a Python library that PEFT imports when it loads the adapter.
+
+    ## Why is this bad?
+    Importing a module runs its code, and which module it is the file decides. loraformat imports nothing.
+
+    ## Example
+    `"auto_mapping": {"base_model_class": "Model", "parent_library": "antigravity"}`.
+
+    ## Use instead
+    null, and load the adapter with `PeftModel.from_pretrained(model, …)` on a model that your own code built.
+
+    ## Source
+    peft 0.21.2, auto.py `_BaseAutoPeftModel.from_pretrained`; peft pull request 3085 on `megatron_core`.
+    """
+    raw = _raw(subject)
+    mapping = raw.get("auto_mapping")
+    library = mapping.get("parent_library") if isinstance(mapping, dict) else None
+    if isinstance(library, str) and library.partition(".")[0] not in _USUAL_LIBRARIES:
+        yield Hit(f"{_FILE}: auto_mapping", f'PEFT would import "{library}" when it loads the adapter')
+    core = raw.get("megatron_core")
+    if isinstance(core, str) and core != "megatron.core":
+        yield Hit(f"{_FILE}: megatron_core", f'PEFT would import "{core}" when it loads the adapter')
+
+
+@rule("LF113", Severity.INFO, since="0.1.0")
+def training_mode(subject: Subject) -> Iterator[Hit]:
+    """The config was saved with `inference_mode: false`.
+
+    ## Why is this bad?
+    `save_pretrained` sets it to true, so something else wrote this file: perhaps a copy of the training setup rather
+    than of what was trained.
+
+    ## Example
+    `"inference_mode": false`.
+
+    ## Use instead
+    Save the adapter with `model.save_pretrained(…)`; or set it to true.
+
+    ## Source
+    peft 0.21.2, peft_model.py `save_pretrained`.
+    """
+    if _raw(subject).get("inference_mode") is False:
+        yield Hit(f"{_FILE}: inference_mode", "false; adapters are saved with true")
+
+
+@rule("LF114", Severity.INFO, since="0.1.0")
+def newer_writer(subject: Subject) -> Iterator[Hit]:
+    """The adapter was written by a newer PEFT than this version was compared with.
+
+    ## Why is this bad?
+    It need not be. Settings that it added may change what the tensors mean, and we would not know them.
+
+    ## Example
+    `"peft_version": "0.99.0"`.
+
+    ## Use instead
+    A newer loraformat, if there is one.
+
+    ## Source
+    peft pull request 2782, which writes `peft_version`.
+    """
+    version = _raw(subject).get("peft_version")
+    found = re.match(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    if found and (int(found[1]), int(found[2])) > NEWEST_PEFT:
+        yield Hit(f"{_FILE}: peft_version", f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know")
+
+
+@rule("LF115", Severity.WARNING, since="0.1.0")
+def quantised_base_name(subject: Subject) -> Iterator[Hit]:
+    """The base that the config names is a quantized copy of a model.
+
+    ## Why is this bad?
+    Whoever loads the adapter by this name gets the quantized copy, and servers compare architectures with it. Merging
+    needs the weights in full precision, of the model that was quantized.
+
+    ## Example
+    `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`.
+
+    ## Use instead
+    The name of the model in full precision: `"meta-llama/Meta-Llama-3-8B"`.
+
+    ## Source
+    Dettmers et al. 2023, arXiv 2305.14314: the adapter of QLoRA is for the model before quantization.
+    """
+    assert subject.adapter is not None
+    name = subject.adapter.config.base_model or ""
+    found = _QUANTISED.search(name)
+    if found and subject.format == "peft":
+        yield Hit(f"{_config(subject)}: base_model_name_or_path", f'"{name}" is a quantized model ({found[1]})')
+
+
+@rule("LF116", Severity.WARNING, since="0.1.0")
+def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
+    """A module is both adapted with LoRA and saved as a whole.
+
+    ## Why is this bad?
+    PEFT replaces the module by a copy, and whether the LoRA layer is inside it depends on the version. One of the two
+    does not count.
+
+    ## Example
+    `"target_modules": ["q_proj", "lm_head"]` with `"modules_to_save": ["lm_head"]`.
+
+    ## Use instead
+    One of the two lists.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `inject_adapter`, utils/other.py `ModulesToSaveWrapper`.
+    """
+    assert subject.adapter is not None
+    targets, saved = subject.adapter.config.targets, _raw(subject).get("modules_to_save")
+    if isinstance(targets, tuple) and isinstance(saved, list):
+        for name in sorted({str(name) for name in saved} & set(targets)):
+            yield Hit(f"{_FILE}: modules_to_save", f'"{name}" stands in target_modules too')
+
+
+def _config(subject: Subject) -> str:
+    return _FILE if subject.format == "peft" else "lora_config.json"
+
+
+def _is_place(name: str) -> bool:
+    return (
+        name.startswith(("/", "./", "../", "~", "\\")) or "://" in name or re.match(r"[A-Za-z]:[\\/]", name) is not None
+    )
+
+
+def _ends(module: str, names: list[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

@@ -1,0 +1,110 @@
+"""action.yml, run as GitHub runs a composite action: inputs by environment, outputs and summary in files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+BAD = ROOT / "fixtures" / "bad"
+GOOD = ROOT / "fixtures" / "good" / "peft"
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+
+
+@pytest.fixture(scope="module")
+def action() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A repository with one good and one faulty adapter."""
+    folder = tmp_path / "repository"
+    shutil.copytree(GOOD / "rslora", folder / "adapters" / "good one")
+    shutil.copytree(BAD / "LF202-rank-mismatch" / "adapter", folder / "adapters" / "faulty")
+    return folder
+
+
+def run(action: dict[str, Any], workspace: Path, **inputs: str) -> tuple[int, str, dict[str, str], str]:
+    """Exit code, log, outputs and summary of the step that validates."""
+    (step,) = (step for step in action["runs"]["steps"] if step.get("id") == "validate")
+    values = {name: each["default"] for name, each in action["inputs"].items()} | {
+        name.replace("_", "-"): value for name, value in inputs.items()
+    }
+    given = {
+        name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: values[found[1]], text)
+        for name, text in step["env"].items()
+    }
+    scratch = workspace.parent / "runner"
+    scratch.mkdir(exist_ok=True)
+    files = {name: scratch / name.lower() for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    for path in files.values():
+        path.write_text("")
+    environment = {
+        **os.environ,
+        **given,
+        **{name: str(path) for name, path in files.items()},
+        "RUNNER_TEMP": str(scratch),
+        "GITHUB_ACTION_PATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    script = scratch / "step.sh"
+    script.write_text(step["run"])
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    done = subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+    outputs = dict(line.split("=", 1) for line in files["GITHUB_OUTPUT"].read_text().splitlines())
+    return done.returncode, done.stdout + done.stderr, outputs, files["GITHUB_STEP_SUMMARY"].read_text()
+
+
+def test_it_finds_adapters_and_fails_on_a_faulty_one(action: dict[str, Any], workspace: Path) -> None:
+    code, log, outputs, summary = run(action, workspace)
+    assert code == 1
+    assert "::error title=LF202 rank-mismatch,file=adapters/faulty/adapter_model.safetensors,line=1::" in log
+    assert outputs["result"] == "failed"
+    assert len(json.loads(Path(outputs["json-file"]).read_text())["reports"]) == 2
+    assert summary.startswith("### loraformat: 2 adapters: 1 error")
+
+
+def test_it_passes_where_nothing_is_wrong(action: dict[str, Any], workspace: Path) -> None:
+    code, _, outputs, _ = run(action, workspace, paths="adapters/good one")
+    assert (code, outputs["result"]) == (0, "passed")
+
+
+def test_its_inputs_reach_the_command(action: dict[str, Any], workspace: Path) -> None:
+    inputs = {"paths": "adapters/good one", "target": "sglang\nvllm==0.33.0", "max_lora_rank": "64", "deep": "true"}
+    code, log, _, _ = run(action, workspace, **inputs, sarif="out.sarif", junit="out.xml")
+    assert code == 1
+    assert "LF606" in log
+    assert json.loads((workspace / "out.sarif").read_text())["version"] == "2.1.0"
+    assert (workspace / "out.xml").is_file()
+    assert run(action, workspace, paths="adapters/faulty", ignore="LF5 LF202")[0] == 0
+    assert run(action, workspace, paths="adapters/faulty", fail_on="never")[0] == 0
+
+
+def test_paths_without_an_adapter_are_told(action: dict[str, Any], workspace: Path) -> None:
+    code, log, outputs, _ = run(action, workspace, paths="models/**/adapter_config.json")
+    assert (code, outputs["result"]) == (3, "broken")
+    assert "::error" in log
+
+
+@pytest.mark.parametrize("name", ["paths", "base", "target", "select", "fail_on"])
+def test_an_input_is_never_a_command(action: dict[str, Any], workspace: Path, name: str) -> None:
+    run(action, workspace, **{name: "$(touch owned) `touch owned` ; touch owned #"})
+    assert not (workspace / "owned").exists()
+
+
+def test_no_input_is_put_into_a_script(action: dict[str, Any]) -> None:
+    for step in action["runs"]["steps"]:
+        assert "${{" not in step.get("run", "")
+        assert step.get("shell", "bash") == "bash"
+        assert "run" not in step or "shell" in step

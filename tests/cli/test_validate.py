@@ -1,0 +1,124 @@
+"""`loraformat validate` as scripts use it: forms, files, settings, several adapters, and one verdict for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from loraformat.cli import main
+from loraformat.cli.validate import FORMS
+from loraformat.report import FORMS as REPORT_FORMS
+
+FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
+GOOD = FIXTURES / "good" / "peft" / "tiny-llama"
+WARNED = FIXTURES / "bad" / "LF105-missing-base-model" / "adapter"
+FAULTY = FIXTURES / "bad" / "LF202-rank-mismatch" / "adapter"
+DAMAGED = FIXTURES / "bad" / "LF006-git-lfs-pointer" / "adapter"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["validate", *map(str, arguments)])
+
+
+def test_the_forms_of_the_command_are_those_of_the_reports() -> None:
+    assert FORMS == REPORT_FORMS
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("adapters", "fail_on", "expected"),
+    [
+        ([GOOD], "error", 0),
+        ([WARNED], "error", 0),
+        ([WARNED], "warning", 1),
+        ([FAULTY], "error", 1),
+        ([FAULTY], "never", 0),
+        ([GOOD, FAULTY], "error", 1),
+        ([DAMAGED], "error", 1),
+        ([GOOD, GOOD.parent / "nothing"], "error", 3),
+    ],
+)
+def test_every_form_has_the_same_verdict(form: str, adapters: list[Path], fail_on: str, expected: int) -> None:
+    assert run(*adapters, "--fail-on", fail_on, "--format", form).exit_code == expected
+
+
+@pytest.mark.parametrize("form", ["json", "sarif", "gitlab", "jsonl"])
+def test_json_parses_at_40_columns_through_a_pipe(form: str) -> None:
+    command = [sys.executable, "-m", "loraformat", "validate", str(FAULTY), str(DAMAGED), "--format", form]
+    environment = {**os.environ, "COLUMNS": "40", "FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stdout.isascii()
+    for text in done.stdout.splitlines() if form == "jsonl" else [done.stdout]:
+        json.loads(text)
+
+
+def test_several_reports_of_one_run(tmp_path: Path) -> None:
+    forms = [form for form in FORMS if form != "text"]
+    arguments = [part for form in forms for part in ("--report", f"{form}={tmp_path / form}")]
+    result = run(FAULTY, *arguments)
+    assert result.exit_code == 1
+    assert "error[LF202]" in result.stdout
+    for form in forms:
+        shown = run(FAULTY, "--format", form)
+        assert (tmp_path / form).read_text(encoding="utf-8") == shown.stdout
+
+
+def test_a_report_that_cannot_be_written_is_exit_3_and_leaves_nothing(tmp_path: Path) -> None:
+    assert run(GOOD, "--report", f"json={tmp_path / 'nothing' / 'x.json'}").exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", ["json", "xml=a", "json=", "=a"])
+def test_a_report_that_is_none_is_a_usage_error(value: str) -> None:
+    assert run(GOOD, "--report", value).exit_code == 2
+
+
+def test_settings_of_the_project_hold_unless_it_is_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loraformat.toml").write_text('[validate]\nfail-on = "warning"\n')
+    assert run(WARNED).exit_code == 1
+    assert run(WARNED, "--fail-on", "error").exit_code == 0
+    assert run(WARNED, "--isolated").exit_code == 0
+    (tmp_path / "other.toml").write_text('[validate]\nignore = ["LF1"]\nfail-on = "warning"\n')
+    assert run(WARNED, "--config", "other.toml").exit_code == 0
+
+
+def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path) -> None:
+    for path in FAULTY.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "loraformat.toml").write_text('[validate]\nignore = ["LF"]\n')
+    assert run(tmp_path).exit_code == 1
+
+
+def test_broken_settings_are_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loraformat.toml").write_text("[validate\n")
+    result = run(GOOD)
+    assert result.exit_code == 3
+    assert "loraformat.toml" in result.stderr
+
+
+def test_a_file_of_a_folder_stands_for_it() -> None:
+    shown = run(FAULTY / "adapter_config.json", FAULTY / "adapter_model.safetensors", "--format", "concise")
+    assert shown.stdout.splitlines()[-1] == "1 adapter: 1 error"
+
+
+def test_a_target_that_is_none_is_named() -> None:
+    result = run(GOOD, "--target", "vlm")
+    assert result.exit_code == 2
+    assert "vllm" in result.stderr
+
+
+def test_explain_knows_the_runtimes() -> None:
+    listed = CliRunner().invoke(main, ["explain", "targets"]).stdout
+    assert "vllm" in listed
+    page = CliRunner().invoke(main, ["explain", "vllm"]).stdout
+    assert "LF603" in page
+    assert "vLLM does not yet support DoRA." in page

@@ -1,0 +1,234 @@
+"""What is fuzzed: a function of bytes for each reader. It may raise LoraFormatError; anything else is a bug.
+
+Each reads, then uses what it read: a reader that accepts and a user that falls over is a bug too.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import hostile
+
+from loraformat.containers import strict_json
+from loraformat.containers.bundles import open_tensors
+from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.pickle_subset import read_pickle
+from loraformat.diagnostics import show
+from loraformat.errors import LoraFormatError
+from loraformat.jobs.inspect import inspect
+from loraformat.jobs.validate import validate
+from loraformat.model.bundle import RawFile
+from loraformat.model.patterns import fullmatch, is_linear
+from loraformat.report import FORMS, render_all
+from loraformat.rules.vocabulary import read_vocabulary
+from loraformat.storage import MemoryStore
+
+ROOT = Path(__file__).parent.parent.parent
+FIXTURES = ROOT / "fixtures"
+CONFIG = json.dumps(hostile.CONFIG).encode()
+
+
+def safetensors_header(data: bytes) -> None:
+    """The header, and every tensor that it lists."""
+    store = MemoryStore({"x.safetensors": data})
+    for name, lazy in open_tensors(store, "x.safetensors").entries.items():
+        assert lazy.nbytes <= len(data)
+        show(name)
+
+
+def torch_zip(data: bytes) -> None:
+    """The archive, and the values of every tensor in it."""
+    tensors = open_tensors(MemoryStore({"x.pt": data}), "x.pt")
+    for lazy in tensors.entries.values():
+        assert lazy.numel <= 8 * len(data)
+        if lazy.nbytes <= 1 << 16:
+            lazy.load()
+
+
+def pickle_subset(data: bytes) -> None:
+    """The pickle alone, which the archive's checks do not shield."""
+    read_pickle(data, "x")
+
+
+def strict_text(data: bytes) -> None:
+    """What is accepted is what Python's reader says, and can be written again."""
+    value = strict_json.parse(data, "x")
+    assert value == json.loads(data)
+    assert strict_json.parse(strict_json.dump(value), "x") == value
+
+
+def index(data: bytes) -> None:
+    """An index of shards, of which one exists."""
+    shard = hostile.safetensors({"w": ("F32", [2], 8)})
+    store = {"model.safetensors.index.json": data, "a.safetensors": shard}
+    with _folder(store) as folder:
+        assert set(open_checkpoint(str(folder)).files) <= {"a.safetensors"}
+
+
+def tokenizer(data: bytes) -> None:
+    """A tokenizer as data."""
+    found = read_vocabulary(RawFile("tokenizer.json", len(data), lambda: data))
+    assert found.rows is None or 0 <= found.rows <= 2**31
+
+
+def expression(data: bytes) -> None:
+    """A regular expression against names; it ends, and agrees with `re` where both know."""
+    import re
+    import warnings
+
+    pattern = data.decode("utf-8", "replace")
+    names = ("model.layers.0.self_attn.q_proj", "a" * 40, "")
+    if not is_linear(pattern) or len(pattern) > 30:
+        for name in names:
+            fullmatch(pattern, name)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            compiled = re.compile(pattern)
+        except (re.error, OverflowError) as error:
+            raise AssertionError(f"evaluated here, an error there: {pattern!r}") from error
+    # Python's own matcher may take for ever on long names: short ones tell as much.
+    for name in ("q", "a.q_proj", "aa", ""):
+        found = fullmatch(pattern, name)
+        assert found is None or found == (compiled.fullmatch(name) is not None), (pattern, name)
+
+
+def whole_folder(data: bytes) -> None:
+    """A PEFT folder whose config and weights come from the bytes; validated, inspected and told in every form."""
+    cut = struct.unpack_from("<H", data)[0] if len(data) >= 2 else 0
+    files = {"adapter_config.json": data[2 : 2 + cut], "adapter_model.safetensors": data[2 + cut :]}
+    with _folder(files) as folder:
+        report = validate(str(folder), deep=len(data) < 4096)
+        for form in FORMS:
+            text = render_all([report], form)
+            assert not set(text) & set("\x1b\x07\x9b\u202e")
+        inspect(str(folder))
+
+
+class _folder:  # noqa: N801 - used like a function
+    """Files on disk, in one folder that is used again and again."""
+
+    path: Path | None = None
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = files
+
+    def __enter__(self) -> Path:
+        import tempfile
+
+        if _folder.path is None:
+            _folder.path = Path(tempfile.mkdtemp(prefix="loraformat-fuzz-"))
+        for path in _folder.path.iterdir():
+            path.unlink()
+        for name, data in self.files.items():
+            (_folder.path / name).write_bytes(data)
+        return _folder.path
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        safetensors_header,
+        torch_zip,
+        pickle_subset,
+        strict_text,
+        index,
+        tokenizer,
+        expression,
+        whole_folder,
+    )
+}
+
+TOKENS = (
+    *(
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b":",
+        b",",
+        b"null",
+        b"true",
+        b"-1",
+        b"1e9",
+        b"9" * 19,
+        b"\\ud800",
+        b"\x00",
+        b"\x1b",
+    ),
+    *(
+        b'"dtype"',
+        b'"shape"',
+        b'"data_offsets"',
+        b'"F32"',
+        b'"BF16"',
+        b'"__metadata__"',
+        b'"weight_map"',
+        b'"a.safetensors"',
+    ),
+    *(b"\x80\x02", b"(", b"q\x00", b"h\x00", b"R", b"b", b"Q", b"u", b"s", b"t", b"]", b"}", b")", b".", b"\x8a\x08"),
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch\nFloatStorage\n",
+        b"cos\nsystem\n",
+    ),
+    *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80"),
+    *(b".*", b"(", b")+", b"|", b"{2,3}", b"[a-z]", b"\\d", b"(?:", b"^", b"$", b"*?", b"{0}", b"[^", b"\\"),
+    *(b'"r":', b'"rank_pattern":', b'"lora_alpha":', b'"target_modules":', b'"LORA"', b'"LOHA"', b'"modules_to_save":'),
+    *(b'"vocab":', b'"merges":', b'"model":', b'"added_tokens":', b'"id":', b'"content":', b'"normalizer":'),
+)
+
+
+def seeds(name: str) -> list[bytes]:
+    """Good and remarkable inputs of a target."""
+    good, bad = FIXTURES / "good", FIXTURES / "bad"
+    if name == "safetensors_header":
+        return [path.read_bytes() for path in sorted(good.rglob("*.safetensors"))[:6]] + [hostile.factors()]
+    if name == "torch_zip":
+        return [path.read_bytes() for path in sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]]
+    if name == "pickle_subset":
+        import zipfile
+
+        archives = sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]
+        found = [zipfile.ZipFile(path) for path in archives]
+        return [each.read(next(n for n in each.namelist() if n.endswith("data.pkl"))) for each in found]
+    if name == "strict_text":
+        return [path.read_bytes() for path in sorted(good.rglob("*.json"))[:6]]
+    if name == "index":
+        return [b'{"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}']
+    if name == "tokenizer":
+        paths = [*sorted(good.rglob("tokenizer.json"))[:3], *sorted(bad.rglob("tokenizer.json"))[:3]]
+        byte_pairs = {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "type": "BPE"}
+        return [path.read_bytes() for path in paths] + [json.dumps({"model": byte_pairs, "added_tokens": []}).encode()]
+    if name == "expression":
+        return [
+            rb".*\.(q|v)_proj",
+            rb"(model\.)?layers\.\d+\.[a-z_]{2,9}",
+            rb"(a|aa)+$",
+            rb"[^.]+\.q_proj",
+            rb"\w*?x{0,2}",
+        ]
+    adapters = [path.parent for path in sorted([*good.rglob("adapter_config.json"), *bad.rglob("adapter_config.json")])]
+    found = [(path / "adapter_config.json", path / "adapter_model.safetensors") for path in adapters]
+    pairs = [(one.read_bytes(), two.read_bytes()) for one, two in found if two.is_file()] + [
+        (CONFIG, hostile.factors())
+    ]
+    return [struct.pack("<H", len(one)) + one + two for one, two in pairs if len(one) < 65536 and len(two) < 20_000]
+
+
+def call(name: str, data: bytes) -> None:
+    """One execution of a target."""
+    try:
+        TARGETS[name](data)
+    except LoraFormatError as error:
+        text = show(error)
+        assert not set(text) & set("\x1b\x07\x9b\u202e\n")

@@ -1,0 +1,164 @@
+"""The compiled window gives what exact arithmetic and the passes of torch give, whatever the width of the registers."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import adapter, config, contents, low_rank, merge_and_tell, save_base, weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import HARD, rounded_exactly
+
+from loraformat.merger import compute, kernel
+from loraformat.merger.apply import TILE, Product
+from loraformat.merger.kernel import Kernel, open_kernel, pack
+from loraformat.merger.retention import Tally
+from loraformat.merger.rounding import round_nearest
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def kernels() -> list[Kernel]:
+    best = open_kernel()
+    if best is None:
+        return []
+    library = kernel.ctypes.CDLL(str(kernel._LIBRARY))
+    return [Kernel(library, width) for width in (256, 512) if width <= best.width]
+
+
+built = pytest.mark.skipif(not kernels(), reason="the kernel was not built, or this processor has no AVX2")
+
+
+def factors(rows: int, cols: int, rank: int, seed: int = 0) -> Product:
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.randn(rows, rank, generator=generator, dtype=torch.float64) * 0.1
+    return Product(left, torch.randn(rank, cols, generator=generator, dtype=torch.float64))
+
+
+def ordered(product: Product) -> torch.Tensor:
+    """The product summed in the order of the rank, in float64, one term after the other."""
+    total = torch.zeros(product.left.shape[0], product.right.shape[1], dtype=torch.float64)
+    for k in range(product.left.shape[1]):
+        total += product.left[:, k : k + 1] * product.right[k]
+    return total
+
+
+def assert_close(found: Tally, change: torch.Tensor, update: torch.Tensor) -> None:
+    """rtol=1e-9: float64 sums of a few thousand terms."""
+    assert found.kept == pytest.approx(float((change * update).sum()), rel=1e-9, abs=1e-15)
+    assert found.whole == pytest.approx(float((update * update).sum()), rel=1e-9)
+    assert found.largest == pytest.approx(float(update.abs().max()), rel=1e-12)
+    assert (found.unchanged, found.numel) == (int((change == 0).sum()), change.numel())
+
+
+@built
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 2 * TILE + 5),
+    cols=st.integers(1, 70),
+    rank=st.integers(1, 20),
+    pair=st.sampled_from(list(itertools.product(DTYPES, DTYPES))),
+    size=st.sampled_from([1e-4, 1e-2, 1.0]),
+)
+def test_values_and_tallies_are_those_of_float64(
+    rows: int, cols: int, rank: int, pair: tuple[torch.dtype, torch.dtype], size: float
+) -> None:
+    generator = torch.Generator().manual_seed(rows * 1000 + cols)
+    raw = torch.randn(rows, cols, generator=generator).to(pair[0])
+    product = factors(rows, cols, rank)
+    product = Product(product.left * size, product.right)
+    update = ordered(product)
+    exact = raw.double() + update
+    wanted = torch.empty(rows, cols, dtype=pair[1])
+    round_nearest(wanted, exact)
+    for one in kernels():
+        found = torch.full((rows, cols), float("nan"), dtype=pair[1])
+        tallies = one.window(raw, pack([product]), 0, found)
+        # The products are fused into the sums, so a float64 may differ in its last bits; no wider than its rounding.
+        unit = (torch.finfo(pair[1]).eps * exact.abs()).clamp(min=torch.finfo(pair[1]).smallest_normal)
+        assert ((found.double() - exact).abs() <= unit / 2 + 1e-14).all()
+        assert (found != wanted).sum() <= (1 if pair[1] != torch.float32 else rows * cols // 1000 + 1)
+        assert len(tallies) == -(-rows // TILE)
+        for number, tally in enumerate(tallies):
+            tile = slice(number * TILE, (number + 1) * TILE)
+            assert_close(tally, found[tile].double() - raw[tile].double(), update[tile])
+
+
+@built
+@pytest.mark.parametrize(("rows", "cols", "rank"), [(1, 1, 1), (8, 16, 4), (130, 67, 9), (64, 4096, 16), (3, 33, 64)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_width_of_the_registers_shows_in_no_bit(rows: int, cols: int, rank: int, dtype: torch.dtype) -> None:
+    if len(kernels()) < 2:
+        pytest.skip("this processor has registers of one width only")
+    raw, product = torch.randn(rows, cols).to(dtype), pack([factors(rows, cols, rank)])
+    results = []
+    for one in kernels():
+        found = torch.empty_like(raw)
+        results.append((one.window(raw, product, 0, found), found))
+    (first, one), (second, other) = results
+    assert first == second
+    assert torch.equal(one, other)
+
+
+@built
+def test_a_row_does_not_depend_on_the_rows_around_it() -> None:
+    raw, product = torch.randn(3 * TILE, 40).bfloat16(), pack([factors(3 * TILE, 40, 7)])
+    for one in kernels():
+        whole, part = torch.empty_like(raw), torch.empty(TILE + 3, 40, dtype=torch.bfloat16)
+        tallies = one.window(raw, product, 0, whole)
+        again = one.window(raw[TILE : 2 * TILE + 3], product, TILE, part)
+        assert torch.equal(whole[TILE : 2 * TILE + 3], part)
+        assert again[0] == tallies[1]
+
+
+@built
+def test_several_products_are_summed_before_rounding() -> None:
+    raw, (one, other) = torch.randn(70, 50).bfloat16(), (factors(70, 50, 4), factors(70, 50, 3, seed=1))
+    exact = raw.double() + ordered(one) + ordered(other)
+    for each in kernels():
+        found = torch.empty_like(raw)
+        each.window(raw, pack([one, other]), 0, found)
+        assert ((found.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-14).all()
+
+
+@built
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kernel_values_are_rounded_once(dtype: torch.dtype) -> None:
+    """The update alone makes the value: a base of zeros, and a product with one."""
+    values = torch.tensor([sign * value for value in HARD for sign in (1, -1)], dtype=torch.float64)
+    wanted = torch.tensor([rounded_exactly(float(value), dtype) for value in values], dtype=torch.float64)
+    product = pack([Product(torch.ones(1, 1, dtype=torch.float64), values[None])])
+    for one in kernels():
+        found = torch.empty(1, len(values), dtype=dtype)
+        one.window(torch.zeros(1, len(values), dtype=dtype), product, 0, found)
+        torch.testing.assert_close(found[0].double(), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merge_without_the_kernel_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    tensors = weights(dtype=dtype)
+    base = save_base(tmp_path / "base", tensors, config())
+    updates = {"model.layers.0.q_proj.weight": low_rank(24, 24), "model.layers.1.up_proj.weight": low_rank(130, 24)}
+    with_kernel = merge_and_tell(base, tmp_path / "with", adapter(updates))
+    monkeypatch.setattr(compute, "open_kernel", lambda: None)
+    without = merge_and_tell(base, tmp_path / "without", adapter(updates))
+    assert contents(tmp_path / "with") == contents(tmp_path / "without")
+    for name, tally in with_kernel.tallies.items():
+        other = without.tallies[name]
+        assert (tally.unchanged, tally.numel) == (other.unchanged, other.numel)
+        assert (tally.kept, tally.whole, tally.largest) == pytest.approx((other.kept, other.whole, other.largest))
+
+
+def test_a_kernel_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_VERSION", -1)
+    assert open_kernel.__wrapped__() is None
+
+
+def test_no_kernel_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(kernel, "_LIBRARY", tmp_path / "none.so")
+    assert open_kernel.__wrapped__() is None

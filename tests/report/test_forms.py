@@ -1,0 +1,211 @@
+"""The forms of `validate --format`: each is what its reader expects, whatever the files try to put into it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from loraformat.diagnostics import Finding, Severity
+from loraformat.jobs.explain import pages
+from loraformat.model.results import Skipped, ValidateResult
+from loraformat.report import FORMS, Report, render_all
+from loraformat.schema import check
+
+NASTY = "a]]>\x1b]0;x\x07<b>|`\u202e%0A\n::error::boo, a=b:c" + "x" * 300
+
+
+def finding(code: str = "LF202", severity: Severity = Severity.ERROR, where: str = "", **more: object) -> Finding:
+    return Finding(code=code, name="rank-mismatch", severity=severity, where=where, message=NASTY, hint=NASTY, **more)  # type: ignore[arg-type]
+
+
+def report(*findings: Finding, subject: str = "adapters/one") -> Report:
+    return Report(
+        job="validate",
+        subject=subject,
+        format="peft",
+        data=ValidateResult(checked=("LF103", "LF202"), file="adapter_model.safetensors"),
+        findings=findings,
+        skipped=(Skipped("LF301", "absent-module", "no base was given"),),
+    )
+
+
+REPORTS = {
+    "none": [report()],
+    "one": [report(finding(where="adapter_config.json: r", line=7), finding("LF105", Severity.WARNING))],
+    "hostile": [report(finding(where=NASTY), finding("LF031", Severity.INFO, where=NASTY), subject=NASTY)],
+    "several": [report(finding()), report(subject="adapters/two"), report(finding("LF003"), subject="c.safetensors")],
+}
+CASES = pytest.mark.parametrize("reports", REPORTS.values(), ids=REPORTS)
+
+
+@CASES
+@pytest.mark.parametrize("form", FORMS)
+def test_nothing_of_a_file_reaches_the_output_raw(form: str, reports: list[Report]) -> None:
+    text = render_all(reports, form, pages=pages(), width=40)
+    assert not text or text.endswith("\n")
+    assert not set(text) & set("\x1b\x07\u202e\r")
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("::error::boo")]
+
+
+@CASES
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_reports_give_the_same_text(form: str, reports: list[Report]) -> None:
+    assert render_all(reports, form, pages=pages()) == render_all(list(reports), form, pages=pages())
+
+
+@CASES
+def test_json_lists_and_lines_parse_and_hold_every_finding(reports: list[Report]) -> None:
+    found = [(each.subject, finding.code) for each in reports for finding in each.findings]
+    lines = [json.loads(line) for line in render_all(reports, "jsonl").splitlines()]
+    assert [(line["adapter"], line["code"]) for line in lines] == found
+    document = json.loads(render_all([*reports, report()], "json"))
+    assert list(check("reports", document)) == []
+    assert all(list(check("report", each)) == [] for each in document["reports"])
+    assert document["ok"] == all(each.ok for each in reports)
+
+
+def official_schema() -> dict:
+    path = os.environ.get("SARIF_SCHEMA")
+    if not path:
+        pytest.skip("SARIF_SCHEMA does not name a copy of OASIS' sarif-schema-2.1.0.json")
+    document = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert isinstance(document, dict)
+    return document
+
+
+@CASES
+def test_sarif_is_what_the_official_schema_says(reports: list[Report]) -> None:
+    schema = official_schema()
+    kind = jsonschema.validators.validator_for(schema)
+    kind(schema, format_checker=kind.FORMAT_CHECKER).validate(json.loads(render_all(reports, "sarif", pages=pages())))
+
+
+@CASES
+def test_sarif_has_what_code_scanning_asks_for(reports: list[Report]) -> None:
+    """docs.github.com, "SARIF support for code scanning", the properties marked as required."""
+    document = json.loads(render_all(reports, "sarif", pages=pages()))
+    assert document["version"] == "2.1.0"
+    (run,) = document["runs"]
+    rules = run["tool"]["driver"]["rules"]
+    for rule in rules:
+        assert rule["shortDescription"]["text"]
+        assert rule["fullDescription"]["text"]
+        assert rule["help"]["text"]
+    assert len(run["results"]) == sum(len(each.findings) for each in reports)
+    for result in run["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("error", "warning", "note")
+        assert result["message"]["text"]
+        (location,) = result["locations"]
+        physical = location["physicalLocation"]
+        assert re.fullmatch(r"[A-Za-z0-9_.~/%\-]+", physical["artifactLocation"]["uri"])
+        assert set(physical["region"]) == {"startLine", "startColumn", "endLine", "endColumn"}
+        assert result["partialFingerprints"]["primaryLocationLineHash"]
+
+
+def test_sarif_points_at_the_line_of_a_config_and_at_the_file_of_a_tensor() -> None:
+    reports = [report(finding(where="adapter_config.json: r", line=7), finding(where="model.q_proj.weight"))]
+    results = json.loads(render_all(reports, "sarif", pages=pages()))["runs"][0]["results"]
+    places = [each["locations"][0] for each in results]
+    assert places[0]["physicalLocation"]["artifactLocation"]["uri"] == "adapters/one/adapter_config.json"
+    assert places[0]["physicalLocation"]["region"]["startLine"] == 7
+    assert places[1]["physicalLocation"]["artifactLocation"]["uri"] == "adapters/one/adapter_model.safetensors"
+    assert places[1]["logicalLocations"] == [{"fullyQualifiedName": "model.q_proj.weight"}]
+
+
+# junit-10.xsd of Jenkins: element → attributes that it may have.
+JUNIT = {
+    "testsuites": {"name", "time", "tests", "failures", "errors"},
+    "testsuite": {"name", "tests", "failures", "errors", "skipped", "time"},
+    "testcase": {"name", "time", "classname"},
+    "failure": {"type", "message"},
+    "skipped": {"type", "message"},
+    "system-out": set(),
+}
+
+
+@CASES
+@pytest.mark.parametrize("fail_on", [Severity.ERROR, Severity.WARNING, None])
+def test_junit_has_a_case_for_each_rule_and_counts_that_are_right(
+    reports: list[Report], fail_on: Severity | None
+) -> None:
+    root = ET.fromstring(render_all(reports, "junit", fail_on=fail_on))
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        assert set(element.attrib) <= JUNIT[element.tag]
+    for suite, each in zip(root, reports, strict=True):
+        cases = list(suite)
+        failing = {found.code for found in each.findings if fail_on is not None and found.severity >= fail_on}
+        codes = {case.attrib["name"].partition(" ")[0] for case in cases}
+        assert codes == {"LF103", "LF202", "LF301", *(found.code for found in each.findings)}
+        assert {case.attrib["name"].partition(" ")[0] for case in cases if case.find("failure") is not None} == failing
+        assert suite.attrib["failures"] == str(len(failing))
+        assert suite.attrib["tests"] == str(len(cases))
+        assert suite.attrib["skipped"] == str(sum(case.find("skipped") is not None for case in cases))
+
+
+@CASES
+def test_junit_is_what_the_schema_of_jenkins_says(reports: list[Report]) -> None:
+    path = os.environ.get("JUNIT_XSD")
+    if not path:
+        pytest.skip("JUNIT_XSD does not name a copy of Jenkins' junit-10.xsd")
+    xmlschema = pytest.importorskip("xmlschema", reason="xmlschema is not installed")
+    xmlschema.XMLSchema(path).validate(render_all(reports, "junit"))
+
+
+@CASES
+def test_gitlab_has_what_code_quality_asks_for(reports: list[Report]) -> None:
+    issues = json.loads(render_all(reports, "gitlab"))
+    assert len(issues) == sum(len(each.findings) for each in reports)
+    assert len({issue["fingerprint"] for issue in issues}) == len(issues)
+    for issue in issues:
+        assert set(issue) == {"description", "check_name", "fingerprint", "severity", "location"}
+        assert issue["severity"] in ("info", "minor", "major", "critical", "blocker")
+        assert issue["location"]["lines"]["begin"] >= 1
+        assert not issue["location"]["path"].startswith("/")
+
+
+def test_github_gets_ten_annotations_of_a_kind_at_most() -> None:
+    many = [report(*[finding(f"LF{number:03}") for number in range(100, 130)]) for _ in range(2)]
+    lines = render_all(many, "github").splitlines()
+    assert sum(line.startswith("::error ") for line in lines) == 10
+    assert lines[9] == "::error title=loraformat::51 more; the report lists all of them"
+
+
+def test_github_joins_the_findings_of_one_rule_on_one_adapter() -> None:
+    (line, total) = render_all([report(*[finding(where=f"model.{n}.weight") for n in range(5)])], "github").splitlines()
+    assert line.startswith("::error title=LF202 rank-mismatch,file=adapters/one/adapter_model.safetensors,line=1::")
+    assert "(and 4 more)" in line
+    assert total == "1 adapter: 5 errors"
+
+
+def test_github_properties_cannot_be_broken_out_of() -> None:
+    (line, _) = render_all([report(finding(), subject="a,line=9::b%\nc")], "github").splitlines()
+    properties, _, _ = line.removeprefix("::error ").partition("::")
+    assert [field.partition("=")[0] for field in properties.split(",")] == ["title", "file", "line"]
+
+
+def test_a_finding_is_one_line_of_the_concise_form() -> None:
+    text = render_all(REPORTS["several"], "concise")
+    assert len(text.splitlines()) == 3
+    assert text.splitlines()[-1] == "3 adapters: 2 errors"
+
+
+@pytest.mark.parametrize("form", ["text", "concise"])
+def test_a_name_cannot_be_taken_for_a_command_of_a_ci_system(form: str) -> None:
+    for command in ("::add-mask::x", "##vso[task.x]", "##[command]", "##teamcity[x]"):
+        one = report(finding(where=command))
+        assert not [line for line in render_all([one], form).splitlines() if line.lstrip().startswith(command[:4])]
+
+
+def test_markdown_takes_no_markup_from_a_file() -> None:
+    text = render_all(REPORTS["hostile"], "markdown")
+    assert "<b>" not in text
+    assert all(line.count("|") - line.count("\\|") == 5 for line in text.splitlines() if line.startswith("| "))
+    assert "a\\]\\]&gt;" in text
