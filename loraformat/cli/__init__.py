@@ -23,6 +23,12 @@ from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, Unsup
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
     "inspect": ("loraformat.cli.inspect", "Show what is in an adapter: format, ranks, scales, parameters, norms."),
+    "diff": (
+        "loraformat.cli.diff",
+        "Compare two adapters, or two checkpoints: what was trained, how much, how low its rank.",
+    ),
+    "plot": ("loraformat.cli.plot", "Draw adapters as one self-contained page, or as a figure."),
+    "estimate": ("loraformat.cli.estimate", "Say what an adapter for a base would cost: parameters, size, memory."),
     "validate": ("loraformat.cli.validate", "Check an adapter, alone or against its base, for use in CI."),
     "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
     "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),

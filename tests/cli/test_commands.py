@@ -85,8 +85,9 @@ def test_inspect_norms_agree_with_the_dense_product(example: Path) -> None:
             assert record["norm"] == pytest.approx(norms[-1], rel=1e-9)
             assert (record["shape"], record["rank"], record["scale"]) == ([64, 64], 8, 2.0)
             assert record["parameters"] == 2 * 64 * 8
+    weights = load_file(example / "base" / "model.safetensors")
     assert report["data"]["total_norm"] == pytest.approx(sum(n * n for n in norms) ** 0.5, rel=1e-9)
-    base = sum(tensor.numel() for tensor in load_file(example / "base" / "model.safetensors").values())
+    base = sum(tensor.numel() for tensor in weights.values())
     own = 8 * 2 * 64 * 8 + 100 * 64
     assert report["data"]["share"] == pytest.approx(own / (base + own))
 
