@@ -152,6 +152,12 @@ class UnsupportedUpdate(FormatError):
     code, name = "LF013", "unsupported-update"
 
 
+class MissingExtra(LoraFormatError):
+    """A library that only this needs is not installed."""
+
+    code, name = "LF029", "missing-extra"
+
+
 class AdapterRefused(LoraFormatError):
     """An adapter with error-level findings, in a verb that would use it."""
 

@@ -70,7 +70,7 @@ def test_the_same_adapter_in_every_format(case: str) -> None:
     wanted, found = read("native/tiny-llama"), read(case)
     if case.partition("/")[0] not in ("native", "peft"):
         updates = {weight: each for weight, each in wanted.updates.items() if weight in found.updates}
-        assert len(updates) == 8
+        assert len(updates) == (2 if case.startswith("minimind/") else 8)
         wanted = Adapter(config=wanted.config, updates=updates)
     assert_same_model(found, wanted)
 

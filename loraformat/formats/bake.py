@@ -34,10 +34,10 @@ def uniform(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
     low_ranks = {
         weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
     }
-    known = [update.scale for update in low_ranks.values() if update.scale]
+    known = [update.scale for update in low_ranks.values() if update.scale is not None]
     if not known:
         return adapter, ()
-    scale = most_common(known, default=1.0)
+    scale = most_common([each for each in known if each], default=0.0)
     rank = max(update.rank for update in low_ranks.values())
     updates = {
         weight: tuple(_uniform(weight, update, scale, rank, low_ranks) for update in chain)

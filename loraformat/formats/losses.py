@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from loraformat.diagnostics import Severity
+from collections.abc import Iterable, Iterator
+
+from loraformat.diagnostics import Finding, Severity
 from loraformat.formats.findings import Said, kind, listed
 
 
@@ -28,7 +30,7 @@ def folded_scale(where: str, names: list[str], error: float) -> Said:
 
 
 @kind("LF702", Severity.ERROR)
-def unsupported_update(where: str, what: str, format_name: str) -> Said:
+def unsupported_update(where: str, what: str, format_name: str, more: int = 0) -> Said:
     """The target format cannot express an update of this kind.
 
     ## Why is this bad?
@@ -43,7 +45,8 @@ def unsupported_update(where: str, what: str, format_name: str) -> Said:
     ## Source
     The page of the format in docs/formats/.
     """
-    return where, f"{what} cannot be written as {format_name}"
+    others = f", nor those of {more} more weights" if more else ""
+    return where, f"{what} cannot be written as {format_name}{others}"
 
 
 @kind("LF703", Severity.INFO)
@@ -182,6 +185,19 @@ def unstated_in_file(where: str, what: str) -> Said:
     The page of the format in docs/formats/.
     """
     return where, what
+
+
+def unsupported_updates(faults: Iterable[tuple[str, str]], format_name: str) -> Iterator[Finding]:
+    """One LF702 for each kind of fault, at the first weight that has it.
+
+    Args:
+        faults: (base weight, what cannot be written).
+    """
+    by_kind: dict[str, list[str]] = {}
+    for weight, what in faults:
+        by_kind.setdefault(what, []).append(weight)
+    for what, weights in by_kind.items():
+        yield unsupported_update(weights[0], what, format_name, len(weights) - 1)
 
 
 LOSSES = (

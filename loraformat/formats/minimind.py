@@ -41,12 +41,22 @@ __all__ = [
 
 
 def sniff(bundle: Bundle) -> Match | None:
-    """A tensor file whose pairs are called `.lora.A.weight` and `.lora.B.weight`; opens its header."""
+    """A tensor file with pairs `.lora.A.weight` and `.lora.B.weight`, all of square layers; opens its header.
+
+    minimind adapts no others. Code that does may have an alpha, and its files are dumps.
+    """
     file = the_file(bundle)
     pairs = {} if file is None else pairs_of(file.open().entries, MINIMIND)[0]
-    if file is None or not pairs:
+    if file is None or not pairs or not all(_is_square(pair) for pair in pairs.values()):
         return None
-    return Match(certain=True, because=f"{file.name} has .lora.A.weight for {len(pairs)} modules")
+    return Match(certain=True, because=f"{file.name} has .lora.A.weight for {len(pairs)} square modules")
+
+
+def _is_square(pair: Pair) -> bool:
+    if pair.a is None or pair.b is None:
+        return True
+    a, b = (factor.shape for factor in pair.factors)
+    return len(a) == len(b) == 2 and a == b[::-1]
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

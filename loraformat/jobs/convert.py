@@ -89,7 +89,7 @@ def convert(
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
-    read, repairs = mend(opened.adapter, checkpoint)
+    read, repairs = mend(opened.adapter, checkpoint, to)
     findings = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
     read = _with_ties(read, checkpoint)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))

@@ -16,14 +16,18 @@ from loraformat.model.updates import Replace, Update
 from loraformat.storage import Store, open_store
 
 _BLOCK_NUMEL = 1 << 24
-_WHOLE = ("lora_alpha", "r", "alpha", "rank")
+_WHOLE = ("lora_alpha", "r")
 
 
-def mend(adapter: Adapter, base: Checkpoint | None) -> tuple[Adapter, tuple[Finding, ...]]:
-    """The adapter as it should have been, and each repair (LF903 to LF905)."""
+def mend(adapter: Adapter, base: Checkpoint | None, to: str) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter as it should have been, and each repair (LF903 to LF905).
+
+    Args:
+        to: the format that is written; only PEFT's readers care for whole numbers.
+    """
     repairs = [
-        whole_number(f"config: {name}", value)
-        for name in _WHOLE
+        whole_number(f"adapter_config.json: {name}", value)
+        for name in (_WHOLE if to == "peft" else ())
         if isinstance(value := adapter.config.raw.get(name), float) and value.is_integer()
     ]
     if base is None:

@@ -138,6 +138,15 @@ def test_padding_adds_zeros_and_reads_any_rows() -> None:
     assert torch.equal(dense(update), dense(short))
 
 
+def test_updates_that_alpha_turned_off_stay_so() -> None:
+    off, on = LowRank(lazy(5, 1), lazy(1, 3), 0.0), LowRank(lazy(5, 2), lazy(2, 3), 1.5)
+    even, _ = uniform(of(a=off, b=on))
+    assert not dense(even.updates["net.a.weight"][0]).any()
+    all_off, findings = uniform(of(a=off, b=replace(on, scale=0.0)))
+    assert {chain[0].rank for chain in all_off.updates.values()} == {2}
+    assert [found.code for found in findings] == ["LF707"]
+
+
 def test_a_magnitude_is_neither_folded_nor_padded() -> None:
     dora = LowRank(lazy(5, 2), lazy(2, 3), 3.0, Magnitude(lazy(5, seed=4)))
     even, _ = uniform(of(a=dora, b=LowRank(lazy(5, 3), lazy(3, 3), 1.0), c=LowRank(lazy(5, 3), lazy(3, 3), 1.0)))

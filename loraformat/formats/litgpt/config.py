@@ -40,7 +40,7 @@ class LitConfig:
         rank, alpha: None where hyperparameters.yaml is missing or does not state them.
         enabled: whether query, key and value are adapted; None for unknown.
         heads, groups, head_size: of the attention.
-        base_model: `checkpoint_dir`.
+        base_model: name on the Hub as model_config.yaml has it (`hf_config`), else `checkpoint_dir`.
     """
 
     raw: Config
@@ -89,8 +89,16 @@ def parse(bundle: Bundle, hints: Hints) -> LitConfig:
         heads=heads,
         groups=groups,
         head_size=size,
-        base_model=optional_text(raw, "checkpoint_dir", SETTINGS),
+        base_model=_hub_name(model) or optional_text(raw, "checkpoint_dir", SETTINGS),
     )
+
+
+def _hub_name(model: Config) -> str | None:
+    named = model.get("hf_config")
+    if not isinstance(named, dict):
+        return None
+    org, name = (optional_text(named, field, place(MODEL, "hf_config")) for field in ("org", "name"))
+    return f"{org}/{name}" if org and name else None
 
 
 def _file(bundle: Bundle, name: str) -> Config | None:

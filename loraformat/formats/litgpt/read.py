@@ -165,6 +165,8 @@ def _gate_up(module: str, pairs: Mapping[str, Pair], config: LitConfig) -> dict[
     factors = [half.factors for half in halves if half is not None]
     if len(factors) < 2:
         raise UnsupportedUpdate("only one of fc_1 and fc_2 is adapted, which the checkpoint joins", where=module)
+    if len({tensor.dtype for pair in factors for tensor in pair}) > 1:
+        raise UnsupportedUpdate("fc_1 and fc_2, which the checkpoint joins, are of several dtypes", where=module)
     heights = [b.shape[0] for _, b in factors]
     blocks = [(factors[0][1], [(0, heights[0])]), (factors[1][1], [(heights[0], sum(heights))])]
     up = block_columns(blocks, sum(heights))

@@ -21,6 +21,7 @@ from loraformat.formats.losses import (
     unknown_scale,
     unstated_in_file,
     unsupported_update,
+    unsupported_updates,
 )
 from loraformat.formats.scaling import MAX_RANK, Scaling
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -36,11 +37,7 @@ WEIGHTS = {"torch": "lora.pt", "safetensors": "lora.safetensors"}
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
     """What a flat state dict with one rank and one alpha cannot hold."""
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield unsupported_update(base_weight, fault, "loralib")
+    yield from unsupported_updates(_faults(adapter), "loralib")
     layers = _low_ranks(adapter)
     if not layers:
         yield unsupported_update("", "an adapter without a low-rank update", "loralib")
@@ -65,6 +62,14 @@ def _low_ranks(adapter: Adapter) -> dict[str, LowRank]:
     return {
         weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
     }
+
+
+def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    for base_weight, updates in adapter.updates.items():
+        slots = slots_of(updates)
+        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
+        if fault:
+            yield base_weight, fault
 
 
 def _fault(base_weight: str, slots: Slots) -> str | None:

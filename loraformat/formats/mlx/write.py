@@ -18,7 +18,13 @@ from loraformat.formats.canonical import (
     unstated_fields,
 )
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
-from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
+from loraformat.formats.losses import (
+    dropped_metadata,
+    unclaimed_tensor_lost,
+    unknown_scale,
+    unsupported_update,
+    unsupported_updates,
+)
 from loraformat.formats.mlx.config import CONFIG, EMBEDDINGS, OWN_FILES, WEIGHTS
 from loraformat.formats.scaling import MAX_RANK
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -32,11 +38,7 @@ _DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
     """What MLX-LM cannot hold: anything but low-rank updates of matrices with one rank, one scale, all DoRA or none."""
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield unsupported_update(base_weight, fault, "MLX-LM")
+    yield from unsupported_updates(_faults(adapter), "MLX-LM")
     low_ranks = {
         weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
     }
@@ -55,6 +57,14 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if dropped:
         yield dropped_metadata("", dropped)
     yield from shadowed_files(adapter, OWN_FILES)
+
+
+def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    for base_weight, updates in adapter.updates.items():
+        slots = slots_of(updates)
+        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
+        if fault:
+            yield base_weight, fault
 
 
 def _fault(base_weight: str, slots: Slots) -> str | None:

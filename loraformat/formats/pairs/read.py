@@ -182,11 +182,11 @@ def _beside(
         if name in taken or _is_half(name, dialect):
             continue
         weight = weight_name(name, modules)
-        known = hints.weights is not None and hints.weights.get(weight) == tensor.shape
+        known = hints.weights is not None and weight in hints.weights
         is_bias = dialect.keeps_biases and not is_whole_model and weight.endswith(".bias")
         if known or is_bias or weight in dialect.replaced:
             found.updates[weight] = (Replace(tensor),)
-        elif is_whole_model and hints.weights is None and tensor.dtype.is_floating:
+        elif is_whole_model and (hints.weights is None or not tensor.dtype.is_floating):
             found.left_out.append(name)
         else:
             found.unclaimed[name] = tensor

@@ -92,7 +92,7 @@ def faults(slots: Mapping[str, Slots], layers: tuple[int, ...] | None, version: 
         if found.difference is not None and version < (0, 14):
             yield weight, "a trained bias of lora_B (lora_bias, since 0.14)"
         elif found.difference is not None and version < (0, 16) and found.difference.scale != 1.0:
-            yield weight, "a trained bias of lora_B with a factor, which PEFT merges without it before 0.16"
+            yield weight, "a trained bias of lora_B with a factor (merged with it since 0.16)"
         if found.low_rank is not None:
             yield from ((weight, fault) for fault in _layer_faults(found.low_rank, version))
 
@@ -107,11 +107,12 @@ def _first_version(update: LowRank) -> tuple[Version, str]:
     """The first version that loads and merges such an update."""
     axes, has_dora = len(update.kernel), update.magnitude is not None
     if axes in (1, 3):
-        return ((0, 14), "a convolution along three axes") if axes == 3 else ((0, 17), "a convolution along one axis")
+        return ((0, 14), "a convolution along three axes") if axes == 3 else ((0, 15), "a convolution along one axis")
     if not has_dora:
         return OLDEST, ""
     if update.is_embedding:
-        return (0, 13), "DoRA of an embedding"
+        # Merged without its magnitude before.
+        return (0, 16), "DoRA of an embedding"
     return ((0, 10), "DoRA of a convolution") if axes else ((0, 9), "DoRA")
 
 

@@ -19,6 +19,7 @@ from loraformat.formats.losses import (
     unclaimed_tensor_lost,
     unknown_scale,
     unsupported_update,
+    unsupported_updates,
 )
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
 from loraformat.formats.peft.layers import rows_are_private
@@ -44,10 +45,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     """What PEFT's layout, or PEFT itself, or the asked version of it, cannot hold."""
     slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
     sound = {weight: found for weight, found in slots.items() if found is not None}
-    for base_weight, found in slots.items():
-        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
-        if fault:
-            yield unsupported_update(base_weight, fault, "PEFT")
+    yield from unsupported_updates(_faults(adapter, slots, sound), "PEFT")
     yield from _mixtures(sound)
     unknown = [
         weight
@@ -66,9 +64,15 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
         yield from _version_losses(adapter, sound, options.peft_version)
 
 
+def _faults(adapter: Adapter, slots: dict[str, Slots | None], sound: dict[str, Slots]) -> Iterator[tuple[str, str]]:
+    for base_weight, found in slots.items():
+        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
+        if fault:
+            yield base_weight, fault
+
+
 def _version_losses(adapter: Adapter, slots: dict[str, Slots], version: Version) -> Iterator[Finding]:
-    for weight, fault in faults(slots, adapter.config.layers, version):
-        yield unsupported_update(weight, fault, f"PEFT {text_of(version)}")
+    yield from unsupported_updates(faults(slots, adapter.config.layers, version), f"PEFT {text_of(version)}")
     even, findings = _for_version(adapter, version)
     yield from findings
     names = unknown_settings(settings(even, dict(all_slots(even)), by_root=version >= SINCE["use_rslora"]), version)
