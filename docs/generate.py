@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: docs/rules, docs/cli.md, the outputs and the table of README.md.
+"""Writes all text that is made from the source: docs/rules, docs/cli.md, the outputs in docs/inspect.md and README.md.
 
 Run: python docs/generate.py.
 """
@@ -89,6 +89,12 @@ def readme(text: str) -> str:
     return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + rows, text)
 
 
+def walk(text: str) -> str:
+    """docs/inspect.md with the output of its commands as it is now."""
+    with _checkout():
+        return re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
+
+
 def _session(block: str) -> str:
     command = block.splitlines()[0]
     arguments = shlex.split(command.removeprefix("$ loraformat "))
@@ -121,6 +127,8 @@ def main() -> None:
     for name, text in texts.items():
         (TARGET / name).write_text(text, encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
+    example = ROOT / "docs" / "inspect.md"
+    example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -37,6 +37,18 @@ def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     assert page == generate.readme(page)
 
 
+def test_the_walk_through_inspect_shows_what_its_commands_print(generate: ModuleType) -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    assert page == generate.walk(page)
+
+
+def test_the_walk_through_inspect_runs_as_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "docs/inspect.md", "exec"), {})
+
+
 def test_links_inside_the_repository_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "fixtures").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
