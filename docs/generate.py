@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: docs/rules, docs/cli.md, the outputs in docs/inspect.md and README.md.
+"""Writes all text that is made from the source: pages of docs, the outputs in docs/inspect.md, parts of README.md.
 
 Run: python docs/generate.py.
 """
@@ -19,8 +19,9 @@ from click.testing import CliRunner
 
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
-from loraformat.formats import FORMATS
-from loraformat.jobs.explain import Page, pages
+from loraformat.formats.base import KINDS
+from loraformat.jobs.explain import Page, explain_target, known_targets, pages
+from loraformat.jobs.formats import formats, matrix
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "docs" / "rules"
@@ -77,15 +78,31 @@ def cli() -> str:
     return "\n".join(parts) + "\n"
 
 
+def runtimes() -> str:
+    """docs/runtimes.md: the table behind `validate --target`, runtime by runtime."""
+    parts = [
+        "# Runtimes",
+        "",
+        "What `loraformat validate --target` knows. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
+        "A feature without a line loads as it should, as far as is known.",
+    ]
+    for name, _ in known_targets():
+        page = explain_target(name)
+        assert page is not None
+        parts += ["", page.replace("# ", f"## `{name}`: ", 1).rstrip()]
+    return "\n".join(parts) + "\n"
+
+
 def readme(text: str) -> str:
     """README.md with the output of its commands as it is now, and the table of formats."""
     with _checkout():
         text = re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
-    rows = "".join(
-        f"| [{each.NAME}](docs/formats/{each.NAME}.md) | {each.TITLE} | yes | {'yes' if each.WRITES else 'no'} |\n"
-        for each in FORMATS
-    )
-    head = "| name | what it is | reads | writes |\n|---|---|---|---|\n"
+    text = _replaced(text, "| name | what it is | writes |\n|---|---|---|\n", _format_rows("docs/formats/"))
+    head, rows = _matrix()
+    return re.sub(r"\| from \\ to \|.*\n(\|.*\n)*", lambda _: head + rows, text)
+
+
+def _replaced(text: str, head: str, rows: str) -> str:
     return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + rows, text)
 
 
@@ -93,6 +110,46 @@ def walk(text: str) -> str:
     """docs/inspect.md with the output of its commands as it is now."""
     with _checkout():
         return re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
+
+
+def _format_rows(folder: str) -> str:
+    return "".join(
+        f"| [{each.name}]({folder}{each.name}.md) | {each.title} | {'yes' if each.writes else 'no'} |\n"
+        for each in formats()
+    )
+
+
+def _matrix() -> tuple[str, str]:
+    """(head, rows) of the conversion matrix."""
+    found = matrix()
+    targets = list(next(iter(found.values())))
+    head = f"| from \\ to | {' | '.join(targets)} |\n|{'---|' * (len(targets) + 1)}\n"
+    rows = "".join(
+        f"| {source} | {' | '.join(_cell(refused) for refused in cells.values())} |\n"
+        for source, cells in found.items()
+    )
+    return head, rows
+
+
+def _cell(refused: tuple[str, ...]) -> str:
+    return f"not {', '.join(refused)}" if refused else "all"
+
+
+def formats_page() -> str:
+    """docs/formats/README.md: the formats, the matrix and its words."""
+    head, rows = _matrix()
+    losses = "".join(f"| {each.name} | {', '.join(each.holds)} | {each.loses} |\n" for each in formats() if each.writes)
+    kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in KINDS.items())
+    return (
+        "# Formats\n\nGenerated from the source by docs/generate.py.\n\n"
+        f"| name | what it is | writes |\n|---|---|---|\n{_format_rows('')}"
+        f"\n## What a conversion refuses\n\n{head}{rows}"
+        "\nAn update of a kind in a cell has no place in the target and is refused (LF702); all else comes back\n"
+        "as it was: `tests/test_conversions.py` does every pair. DoRA of an embedding is refused between mlx and\n"
+        "the others too: MLX-LM takes norms of rows there, PEFT of columns.\n"
+        f"\n| word | meaning |\n|---|---|\n{kinds}"
+        f"\n## What a writer holds, and what it loses\n\n| name | holds | loses |\n|---|---|---|\n{losses}"
+    )
 
 
 def _session(block: str) -> str:
@@ -126,9 +183,11 @@ def main() -> None:
         (TARGET / stale).unlink()
     for name, text in texts.items():
         (TARGET / name).write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "formats" / "README.md").write_text(formats_page(), encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
     example = ROOT / "docs" / "inspect.md"
     example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -76,6 +76,9 @@ class TruncatedFile(ContainerError):
 
     code, name = "LF004", "truncated-file"
 
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message, where=where, hint=hint or "the download or copy ended early: get the file again")
+
 
 class NotATensorFile(ContainerError):
     """Another kind of file under a weight file's name: an archive, a GGUF file, a text."""
@@ -99,6 +102,12 @@ class InvalidJson(ContainerError):
     """Text that is not strict JSON: syntax, duplicate keys, NaN, depth, size, encoding."""
 
     code, name = "LF005", "invalid-json"
+
+
+class InvalidYaml(ContainerError):
+    """Text that is no YAML of plain values: syntax, tags, anchors, repeated keys, depth, size."""
+
+    code, name = "LF009", "invalid-yaml"
 
 
 class UnsafePickle(ContainerError):
@@ -160,6 +169,12 @@ class AdapterRefused(LoraFormatError):
 
     def _extra(self) -> dict[str, Any]:
         return {"findings": self.findings}
+
+
+class RoundTripFailed(AdapterRefused):
+    """What was written does not read back as what it was made of (`--check-roundtrip`): a bug, and nothing is kept."""
+
+    code, name = "LF710", "round-trip-failed"
 
 
 class MergeError(LoraFormatError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import formats
-from loraformat.containers import open_bundle, save_bundle
+from loraformat.containers import bundle_of_store, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
@@ -77,9 +77,11 @@ def save_adapter(
     *,
     to: str,
     container: str | None = None,
+    peft_version: tuple[int, int] | None = None,
     overwrite: bool = False,
     inputs: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Bundle], None] | None = None,
 ) -> tuple[str, ...]:
     """Write an adapter into a new folder, whole or not at all, and return the names of its files.
 
@@ -88,17 +90,22 @@ def save_adapter(
         target: folder that does not exist yet.
         to: name of the format.
         container: "safetensors" or "torch", where the format leaves the choice.
+        peft_version: (major, minor) of the oldest PEFT that must read the output.
         overwrite: replace an existing folder.
         inputs: paths that `target` must not touch.
         progress: called with (bytes done, bytes in all).
+        check: called with the written files before they get their names; what it raises leaves no output.
 
     Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
     """
-    chosen, options = formats.get(to), WriteOptions(container=container)
+    chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
     with stage(target, overwrite=overwrite, inputs=inputs) as store:
-        return save_bundle(bundle, store, progress)
+        names = save_bundle(bundle, store, progress)
+        if check is not None:
+            check(bundle_of_store(store, target))
+        return names
 
 
 def _finite(bundle: Bundle) -> Bundle:

@@ -30,7 +30,7 @@ def file(name: str, content: Content) -> File:
         return TensorFile(name, 0, lambda: tensors(content, kind))
     if kind:
         return TensorFile(name, len(content), lambda: Tensors(kind, {}))
-    if name.endswith(".json") and not isinstance(content, bytes):
+    if name.endswith((".json", ".yaml")) and not isinstance(content, bytes):
         encoded = json.dumps(content).encode()
         return JsonFile(name, len(encoded), lambda: encoded, lambda: content)
     return RawFile(name, len(content), lambda: content)

@@ -32,6 +32,10 @@ def test_the_command_line_page_is_what_the_commands_say(generate: ModuleType) ->
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generate.cli()
 
 
+def test_the_page_of_runtimes_is_what_the_table_says(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == generate.runtimes()
+
+
 def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert page == generate.readme(page)
@@ -47,6 +51,10 @@ def test_the_walk_through_inspect_runs_as_a_library(monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(compile(code, "docs/inspect.md", "exec"), {})
+
+
+def test_the_page_of_the_formats_is_what_their_table_says(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "formats" / "README.md").read_text(encoding="utf-8") == generate.formats_page()
 
 
 def test_links_inside_the_repository_lead_somewhere() -> None:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 GOOD = ROOT / "fixtures" / "good"
 CASES = sorted(path.parent.relative_to(GOOD).as_posix() for path in GOOD.glob("*/*/expect.json"))
 NAMES = [each.NAME for each in formats.FORMATS]
+WRITERS = [(each.NAME, container) for each in formats.FORMATS for container in each.CONTAINERS]
 
 
 def expected(case: str) -> dict[str, object]:
@@ -58,26 +59,28 @@ def test_a_fixture_gives_what_is_expected(case: str) -> None:
         "format": found.NAME,
         "updates": len(updates),
         "ranks": sorted({update.rank for update in layers}),
+        "declares": bool(adapter.config.declared_ranks),
         "scales": sorted({update.scale for update in layers}),
         "codes": sorted(note.code for note in adapter.notes),
     } == wanted
     assert not adapter.unclaimed
-    assert set(adapter.config.declared_ranks.values()) == set(wanted["ranks"])
+    assert set(adapter.config.declared_ranks.values()) == (set(wanted["ranks"]) if wanted["declares"] else set())
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_fixture_is_taken_for_no_other_format(case: str) -> None:
     bundle = open_bundle(str(GOOD / case))
     matches = {each.NAME: match for each in formats.FORMATS if (match := each.sniff(bundle))}
-    # A dump is whatever holds pairs and is nothing else.
+    # A dump is whatever holds pairs and is nothing else, and so is what has loralib's spelling.
+    wanted = case.partition("/")[0]
     certain = [name for name, match in matches.items() if match.certain]
-    assert certain == [case.partition("/")[0]] or list(matches) == ["dump"]
-    assert next(iter(matches)) == case.partition("/")[0]
+    assert certain == [wanted] or list(matches) == [wanted]
+    assert wanted in certain or wanted in ("dump", "loralib")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_format_writes_or_says_that_it_does_not(name: str) -> None:
-    each, adapter = formats.get(name), read("native/tiny-llama")
+    each, adapter = formats.get(name), read("peft/rslora")
     losses = [found for found in each.losses(adapter, WriteOptions()) if found.severity is Severity.ERROR]
     assert bool(losses) is not each.WRITES
     if not each.WRITES:
@@ -85,11 +88,10 @@ def test_a_format_writes_or_says_that_it_does_not(name: str) -> None:
             each.write(adapter, WriteOptions())
 
 
-@pytest.mark.parametrize("container", ["safetensors", "torch"])
-@pytest.mark.parametrize("name", [each.NAME for each in formats.FORMATS if each.WRITES])
+@pytest.mark.parametrize(("name", "container"), WRITERS)
 def test_equal_adapters_give_equal_files(name: str, container: str) -> None:
     each, options = formats.get(name), WriteOptions(container=container)
-    first, second = (each.write(read("peft/tiny-llama"), options) for _ in range(2))
+    first, second = (each.write(read("peft/rslora"), options) for _ in range(2))
     assert list(first.files) == list(second.files)
     for one, other in zip(first.files.values(), second.files.values(), strict=True):
         if isinstance(one, TensorFile):
@@ -115,7 +117,8 @@ def test_a_format_knows_no_other() -> None:
     for name in NAMES:
         package = importlib.import_module(f"loraformat.formats.{name}")
         assert isinstance(package, ModuleType)
-        for path in (ROOT / "loraformat" / "formats" / name).glob("*.py"):
+        folder = ROOT / "loraformat" / "formats"
+        for path in [*(folder / name).glob("*.py"), *folder.glob(f"{name}.py")]:
             imported = [
                 node.module or ""
                 for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

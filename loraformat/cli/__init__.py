@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -31,6 +33,7 @@ COMMANDS = {
     "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
     "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
     "verify": ("loraformat.cli.verify", "Compare a merged model with the manifest that was written into it."),
+    "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
 }
@@ -46,6 +49,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 130),
 )
 INTERNAL_ERROR = 70
+_IMPORT_POLL_S = 0.05
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -140,21 +144,44 @@ def _told(error: BaseException, ctx: click.Context) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread."""
+    """SIGINT, SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread.
+
+    Not in the middle of an import: compiled modules that call back into Python while they start, torch's for one, abort
+    the process when that raises. The signal comes again when the import may have ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        raise Terminated(number)
+        if _is_importing(frame):
+            _thread.start_new_thread(_send_later, (number,))  # takes no lock that the import may hold
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or not ours to handle
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send_later(number: int) -> None:
+    time.sleep(_IMPORT_POLL_S)
+    os.kill(os.getpid(), number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in one of the frames from `frame` up."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraformat.containers import safetensors
-from loraformat.containers.bundles import open_bundle, open_tensors, save_bundle
+from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
@@ -15,6 +15,7 @@ from loraformat.storage.base import Store
 
 __all__ = [
     "Layout",
+    "bundle_of_store",
     "bytes_of",
     "check_records",
     "combine_crc32",

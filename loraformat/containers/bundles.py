@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
+# No base is stored so.
+_ADAPTER_SUFFIXES = (".pth.lora", ".npz")
+_YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
 _TOKENIZER_NBYTES = 256 << 20
@@ -35,7 +38,11 @@ def open_bundle(uri: str) -> Bundle:
     Raises: StorageError: there is no such folder or file.
     """
     store = open_store(uri)
-    is_single_file = isinstance(store, LocalStore) and store.is_single_file
+    return bundle_of_store(store, uri, is_single_file=isinstance(store, LocalStore) and store.is_single_file)
+
+
+def bundle_of_store(store: Store, uri: str, *, is_single_file: bool = False) -> Bundle:
+    """The files of a store that is open already; `uri` is for messages."""
     files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
     if is_single_file:
         files = {name: _by_magic(store, file) for name, file in files.items()}
@@ -78,6 +85,10 @@ def open_tensors(store: Store, path: str) -> Tensors:
     if is_safetensors(store, path):
         header = safetensors.read_header(store, path)
         return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    if path.lower().endswith(".npz"):
+        from loraformat.containers import npz
+
+        return Tensors("npz", npz.read_arrays(store, path))
     from loraformat.containers import torch_zip
 
     archive = torch_zip.read_archive(store, path)
@@ -105,10 +116,12 @@ def _file(store: Store, name: str, nbytes: int) -> File:
         return store.read(name)
 
     lower = name.lower()
-    if lower.endswith(WEIGHT_SUFFIXES):
+    if lower.endswith((*WEIGHT_SUFFIXES, *_ADAPTER_SUFFIXES)):
         return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
+    if lower.endswith((".yaml", ".yml")):
+        return JsonFile(name, nbytes, read, cache(lambda: _load_yaml(store, name, nbytes)))
     return RawFile(name, nbytes, read)
 
 
@@ -131,6 +144,12 @@ def load_json(store: Store, name: str, nbytes: int) -> Json:
     data = store.read(name, 0, min(nbytes, limit + 1))
     refuse_stand_in(data[:HEAD_NBYTES], name)
     return strict_json.parse(data, name, limit=limit)
+
+
+def _load_yaml(store: Store, name: str, nbytes: int) -> Json:
+    from loraformat.containers import yaml
+
+    return yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:

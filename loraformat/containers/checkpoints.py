@@ -47,7 +47,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
         _check_index(choice, tensors)
     others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
     config = {} if single else _config(store, sizes)
-    return Checkpoint(uri, files, tensors, choice.index, config, others, store.folders())
+    return Checkpoint(store.uri, files, tensors, choice.index, config, others, store.folders())
 
 
 def open_weights(store: Store, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:

@@ -53,8 +53,11 @@ class _Central:
     local: int
 
 
-def read_directory(store: Store, path: str, nbytes: int) -> Mapping[str, Record]:
+def read_directory(store: Store, path: str, nbytes: int, *, has_folder: bool = True) -> Mapping[str, Record]:
     """The records of a zip file of `nbytes` bytes, by name without the top folder, in the order of the directory.
+
+    Args:
+        has_folder: whether all records lie in one top folder, as torch.save has it; else none lies in any.
 
     Raises:
         TruncatedFile: the end of the archive is missing, or a record lies beyond the end of the file.
@@ -65,7 +68,7 @@ def read_directory(store: Store, path: str, nbytes: int) -> Mapping[str, Record]
     if count > MOST_RECORDS or length > MOST_DIRECTORY_NBYTES:
         raise InvalidHeader(f"{count} records, at most {MOST_RECORDS} are read", where=path)
     centrals = _read_centrals(store.read(path, start, length), count, path)
-    names = _checked_names([central.name for central in centrals], path)
+    names = _checked_names([central.name for central in centrals], path, has_folder=has_folder)
     records: dict[str, Record] = {}
     position = 0
     for name, central in sorted(zip(names, centrals, strict=True), key=lambda pair: pair[1].local):
@@ -186,8 +189,8 @@ def _zip64_field(extra: bytes) -> bytes:
     return b""
 
 
-def _checked_names(names: list[bytes], where: str) -> list[str]:
-    """The names without the one folder in which all of them lie."""
+def _checked_names(names: list[bytes], where: str, *, has_folder: bool) -> list[str]:
+    """The names without the one folder in which all of them lie, where they lie in one."""
     found: dict[str, None] = {}
     tops: set[str] = set()
     for raw in names:
@@ -196,10 +199,11 @@ def _checked_names(names: list[bytes], where: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise InvalidHeader("a record's name is not UTF-8", where=where) from error
         parts = name.split("/")
-        if len(parts) < 2 or any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
+        is_unsafe = any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name
+        if is_unsafe or (len(parts) < 2) is has_folder:
             raise InvalidHeader(f'"{show(name)}" is no name of a record', where=where)
-        tops.add(parts[0])
-        below = "/".join(parts[1:])
+        tops.add(parts[0] if has_folder else "")
+        below = "/".join(parts[1:]) if has_folder else name
         if below in found:
             raise InvalidHeader(f'record "{show(below)}" stands twice in the directory', where=where)
         found[below] = None

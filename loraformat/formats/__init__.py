@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from loraformat.diagnostics import show
 from loraformat.errors import AmbiguousFormat, UnknownFormat
-from loraformat.formats import dump, native, peft
+from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
 from loraformat.formats.base import Format, Match
 from loraformat.model.bundle import Bundle
 
 # The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
-FORMATS: tuple[Format, ...] = (native, peft, dump)
+FORMATS: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
 
 
 def get(name: str) -> Format:
@@ -44,9 +44,6 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
 
 # Files by which other dialects are told. They are refused by name rather than taken for something that they are not.
 _UNREAD = {
-    "adapters.safetensors": "an MLX-LM adapter",
-    "adapters.npz": "an adapter of mlx-examples",
-    "lit_model.pth.lora": "a LitGPT adapter",
     "pytorch_lora_weights.safetensors": "a diffusers adapter",
     "pytorch_lora_weights.bin": "a diffusers adapter",
 }
@@ -61,5 +58,7 @@ def _refuse_unread(bundle: Bundle) -> None:
 def _unknown(bundle: Bundle) -> UnknownFormat:
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    looked_for = "lora_config.json, adapter_config.json, or one tensor file with pairs of lora_A and lora_B"
+    looked_for = (
+        "lora_config.json, adapter_config.json, lit_model.pth.lora, or one tensor file with pairs of lora_A and lora_B"
+    )
     return UnknownFormat(f"no format fits: looked for {looked_for}; found {seen or 'no files'}", where=bundle.uri)

@@ -33,6 +33,7 @@ class Hints:
     Attributes:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
         fan_in_fan_out: whether the base stores weights as (in, out).
+        enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
         weights: names of the base's tensors with their shapes, from `--base`.
     """
 
@@ -40,6 +41,7 @@ class Hints:
     rank: int | None = None
     scale: float | None = None
     fan_in_fan_out: bool | None = None
+    enable_lora: tuple[bool, ...] | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
 
 
@@ -49,13 +51,32 @@ class WriteOptions:
 
     Attributes:
         container: "safetensors" or "torch", where the format leaves the choice; None for the format's default.
+        peft_version: (major, minor) of the oldest PEFT that must read the output and compute the same, or None.
     """
 
     container: str | None = None
+    peft_version: tuple[int, int] | None = None
 
 
 NO_HINTS = Hints()
 DEFAULT_OPTIONS = WriteOptions()
+
+
+# What an adapter may hold, as the conversion matrix has it.
+KINDS = {
+    "linear": "low-rank updates of linear layers",
+    "embedding": "low-rank updates of embeddings",
+    "convolution": "low-rank updates of convolutions",
+    "dora": "DoRA magnitudes",
+    "bias": "trained biases",
+    "replacement": "whole weights, resized tables among them",
+    "rows": "trained rows of tables",
+    "difference": "dense differences",
+    "experts": "stacks of low-rank updates, one for each expert",
+    "from-base": "what PiSSA, OLoRA and KaSA took off the base",
+    "product": "LoHa and LoKr",
+    "factor": "updates that multiply (IA3, OFT and others)",
+}
 
 
 class Format(Protocol):
@@ -65,12 +86,19 @@ class Format(Protocol):
         NAME, TITLE: as in `--to peft`, and in words.
         SPEC: where the format is described.
         WRITES: whether there is a writer; without one `losses` gives an error and `write` raises UnsupportedUpdate.
+        CONTAINERS: of the weights that it writes, the default first.
+        READS, HOLDS: what its reader makes and its writer can hold, in words of KINDS.
+        LOSES: what every conversion into it loses, in words; "" for nothing.
     """
 
     NAME: str
     TITLE: str
     SPEC: str
     WRITES: bool
+    CONTAINERS: tuple[str, ...]
+    READS: tuple[str, ...]
+    HOLDS: tuple[str, ...]
+    LOSES: str
 
     def sniff(self, bundle: Bundle) -> Match | None:
         """Whether the files look like this format, by names, headers and small JSON only."""

@@ -88,6 +88,11 @@ _STATED_IN_THE_HUB = frozenset(
 )
 
 
+def is_stated(name: str) -> bool:
+    """Whether a field of a source config only says what the hub holds; `peft_type` says more, where it came from."""
+    return name in _STATED_IN_THE_HUB and name != "peft_type"
+
+
 def unstated_fields(raw: Mapping[str, Json]) -> list[str]:
     """Fields of a source config that say something which the hub does not hold; empty values say nothing."""
     return sorted(name for name, value in raw.items() if name not in _STATED_IN_THE_HUB and not _is_empty(value))

@@ -1,4 +1,4 @@
-"""What a reader may note (LF2) and what a writer may lose (LF7): one function each, whose docstring is its page."""
+"""What a reader may note (LF2): one function each, whose docstring is its page."""
 
 from __future__ import annotations
 
@@ -244,84 +244,70 @@ def table_too_short(where: str, rows: int, vocab_size: int) -> Said:
     return where, f"expected at least {vocab_size} rows, as vocab_size says, found {rows}"
 
 
-@kind("LF702", Severity.ERROR)
-def unsupported_update(where: str, what: str, format_name: str) -> Said:
-    """The target format cannot express an update of this kind.
+@kind("LF240", Severity.WARNING)
+def base_weights_beside(where: str, names: list[str]) -> Said:
+    """The file of a whole model holds weights beside the factors, and nothing says whether training changed them.
 
     ## Why is this bad?
-    Leaving it out would give another model.
+    They are taken for the base's own, since LoRA leaves them as they are, and left out. If they were trained too (an
+    embedding, the norms), that training is lost.
 
     ## Example
-    A LoHa update in the native format; plain and DoRA modules mixed in one PEFT folder.
+    `{"model_state_dict": …}` of a whole model with `q_proj.lora_A` beside `model.embed_tokens.weight`.
 
     ## Use instead
-    Merge the adapter into its base, or convert to a format that can hold it.
+    `--base BASE`: each is compared with the base's, equal ones are left out, others kept.
 
     ## Source
-    The page of the format in docs/formats/.
-    """
-    return where, f"{what} cannot be written as {format_name}"
-
-
-@kind("LF703", Severity.INFO)
-def dropped_metadata(where: str, names: list[str]) -> Said:
-    """Fields of the source config, or files, that mean nothing in the target format were left out.
-
-    ## Why is this bad?
-    They do not change the model, but they say how it was trained.
-
-    ## Example
-    PEFT's `lora_dropout` in the native format.
-
-    ## Use instead
-    Keep the source beside the result.
-
-    ## Source
-    The page of the format in docs/formats/.
-    """
-    return where, f"not written: {listed(names, 8)}"
-
-
-@kind("LF705", Severity.ERROR)
-def unknown_scale(where: str, names: list[str]) -> Said:
-    """Nobody stated alpha, so the factor of the update is unknown, and the target format must state it.
-
-    ## Why is this bad?
-    Any guess makes the adapter too strong or too weak.
-
-    ## Example
-    A hand-written `lora_config.json` with `rank` and without `alpha`.
-
-    ## Use instead
-    `--alpha A` with the value from the training code.
-
-    ## Source
-    docs/formats/native.md, N9.
+    Hu et al. 2021, arXiv 2106.09685, section 4.1: the pretrained weights are frozen.
     """
     return (
         where,
-        f"the scale of {listed(names)} is unknown: no alpha is stated",
-        "give the value of training with --alpha",
+        f"{len(names)} weights beside the factors were taken for the base's and left out: {listed(names)}",
+        "--base compares them with the base's",
     )
 
 
-@kind("LF706", Severity.WARNING)
-def unclaimed_tensor_lost(where: str, names: list[str]) -> Said:
-    """Tensors that the reader did not understand cannot be written.
+@kind("LF241", Severity.WARNING)
+def scale_by_definition(where: str, scale: float, source: str) -> Said:
+    """The file does not state the scale; the code that writes such files has it as a constant, which was used.
 
     ## Why is this bad?
-    Whatever they mean, it would be missing from the result.
+    It is right as long as nobody changed the constant in a copy of that code.
 
     ## Example
-    `model.layers.0.self_attn.q_proj.lora_diag` of an adapter variant that is not supported.
+    Adapters of mlx-examples (`adapters.npz`), whose layers multiply by 20.
 
     ## Use instead
-    Remove them from the source if they mean nothing.
+    `--assume scale=S` or `--alpha A` if the training code had another value.
 
     ## Source
-    The page of the source format in docs/formats/.
+    The page of the format in docs/formats/.
     """
-    return where, f"{len(names)} tensors were not understood and would be lost: {listed(names)}"
+    return (
+        where,
+        f"the scale {scale:g} is that of {source}; the file does not state it",
+        "--assume scale=S says another",
+    )
+
+
+@kind("LF242", Severity.ERROR)
+def transposed_factors(where: str, names: list[str]) -> Said:
+    """All factors stand transposed under PEFT's names: `lora_A` (in, rank), `lora_B` (rank, out).
+
+    ## Why is this bad?
+    PEFT refuses the file for its shapes, or, where rank and size are equal, loads something else than was trained.
+
+    ## Example
+    `q_proj.lora_A.weight` of shape (4096, 8) at rank 8, as MLX and much hand-written code have it.
+
+    ## Use instead
+    `loraformat convert` to the same format turns them back (LF902).
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `update_layer`: A (rank, in), B (out, rank).
+    """
+    return where, f"the factors of {len(names)} modules are transposed: {listed(names)}", "convert turns them back"
 
 
 FINDINGS = (
@@ -334,8 +320,7 @@ FINDINGS = (
     announced_but_absent,
     unknown_setting,
     table_too_short,
-    unsupported_update,
-    dropped_metadata,
-    unknown_scale,
-    unclaimed_tensor_lost,
+    base_weights_beside,
+    scale_by_definition,
+    transposed_factors,
 )

@@ -6,7 +6,8 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Finding
-from loraformat.formats.findings import dropped_metadata, file_left_behind
+from loraformat.formats.findings import file_left_behind
+from loraformat.formats.losses import dropped_metadata
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor

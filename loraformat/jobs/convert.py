@@ -1,21 +1,41 @@
-"""convert: an adapter in another format."""
+"""convert: an adapter in another format, or in its own in clean form."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
-from loraformat.diagnostics import Finding
-from loraformat.formats.base import WriteOptions
+from loraformat.diagnostics import Finding, show
+from loraformat.errors import ConfigError
+from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
+from loraformat.formats.base import Format, WriteOptions
+from loraformat.formats.peft.versions import OLDEST, Version, text_of
+from loraformat.formats.repairs import mended
 from loraformat.io import refuse_losses, save_adapter
+from loraformat.jobs import roundtrip
+from loraformat.jobs.mend import mend
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
 from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results import ConvertResult
+from loraformat.model.results import ConvertResult, RoundTrip
 from loraformat.model.summary import summarize
+from loraformat.model.tensors import DType
+from loraformat.model.updates import tensors_of
 from loraformat.report import Report
+
+DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """How the values of the output are to be; see `convert`."""
+
+    dtype: str | None
+    is_plain: bool
+    is_stripped: bool
 
 
 def convert(
@@ -28,6 +48,12 @@ def convert(
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     container: str | None = None,
+    dtype: str | None = None,
+    plain: bool = False,
+    peft_version: str | None = None,
+    strip_metadata: bool = False,
+    check_roundtrip: bool = False,
+    dry_run: bool = False,
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
@@ -41,31 +67,58 @@ def convert(
         out: folder that does not exist yet.
         to: name of the format to write.
         format: name of the format to read, to skip detection.
-        base: the base, where names, shapes or tied tables are decided by it.
+        base: the base, where names, shapes, copies or tied tables are decided by it.
         alpha, assumptions: what the files do not say; a contradiction is an error.
         container: "safetensors" or "torch", where the format leaves the choice.
+        dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
+        plain: bake rsLoRA and patterns into one rank and one alpha / rank.
+        peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
+        strip_metadata: leave out free settings, carried files and local paths.
+        check_roundtrip: read the output back and compare every update.
+        dry_run: report and write nothing.
         strict: refuse where anything is lost.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        announce: called with warnings and losses before anything is written.
+        announce: called with repairs, warnings and losses before anything is written.
         progress: called with (bytes done, bytes in all).
 
-    Raises: AdapterRefused where the adapter has errors or cannot be expressed; StorageError,
+    Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
         ContainerError, FormatError.
     """
+    target, options = formats.get(to), _write_options(to, container, peft_version)
     checkpoint = open_base(base)
-    target, options = formats.get(to), WriteOptions(container=container)
-    opened, found = open_subject(source, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
-    findings = rules.refuse(found, source, force=force)
-    adapter = _with_ties(opened.adapter, checkpoint)
-    losses = tuple(target.losses(adapter, options))
+    known = with_alpha(alpha, assumptions)
+    opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
+    read, repairs = mend(opened.adapter, checkpoint, to)
+    findings = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
+    read = _with_ties(read, checkpoint)
+    adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
+    losses = (*changes, *target.losses(adapter, options))
     if announce is not None:
         announce((*findings, *losses))
     refuse_losses(losses, to, strict=strict)
-    inputs = [path for path in (source, base) if path is not None]
-    files = save_adapter(
-        adapter, out, to=to, container=container, overwrite=overwrite, inputs=inputs, progress=progress
-    )
+    roundtrips: list[RoundTrip] = []
+
+    def check(written: Bundle) -> None:
+        bound = _roundoff(read, adapter, losses)
+        hints = known.hints(checkpoint)
+        roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
+
+    if dry_run:
+        files = tuple(target.write(adapter, options).files)
+    else:
+        files = save_adapter(
+            adapter,
+            out,
+            to=to,
+            container=container,
+            peft_version=options.peft_version,
+            overwrite=overwrite,
+            inputs=[path for path in (source, base) if path is not None],
+            progress=progress,
+            check=check if check_roundtrip else None,
+        )
+    paths = () if dry_run else tuple(os.path.join(out, name) for name in sorted(files))
     return Report(
         job="convert",
         subject=source,
@@ -76,12 +129,73 @@ def convert(
             source=opened.format.NAME,
             target=target.NAME,
             weights=len(adapter.updates),
-            bytes_written=sum(os.path.getsize(os.path.join(out, name)) for name in files),
+            bytes_written=sum(os.path.getsize(path) for path in paths),
             files=tuple(sorted(files)),
+            is_dry_run=dry_run,
+            roundtrip=roundtrips[0] if roundtrips else None,
         ),
         findings=(*findings, *losses),
-        written=tuple(os.path.join(out, name) for name in sorted(files)),
+        written=paths,
     )
+
+
+def _write_options(to: str, container: str | None, peft_version: str | None) -> WriteOptions:
+    """Raises: ConfigError (LF103): an option that the format does not have."""
+    target: Format = formats.get(to)
+    if container is not None and target.WRITES and container not in target.CONTAINERS:
+        raise ConfigError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
+    version = None if peft_version is None else _version(peft_version)
+    if version is not None and to != "peft":
+        raise ConfigError("--peft-version is for --to peft", where="command line")
+    return WriteOptions(container=container, peft_version=version)
+
+
+def _version(text: str) -> Version:
+    """(0, 10) for "0.10" or "0.10.0". Raises: ConfigError (LF103)."""
+    parts = text.split(".")
+    if not (2 <= len(parts) <= 3 and all(part.isascii() and part.isdigit() and len(part) < 4 for part in parts)):
+        raise ConfigError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
+    version = (int(parts[0]), int(parts[1]))
+    if version < OLDEST:
+        raise ConfigError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
+    return version
+
+
+def _settled(found: tuple[Finding, ...], repairs: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Findings without those that the repairs have answered: names that the base did not have, before they changed."""
+    answered = ("LF301", "LF304") if any(each.code == "LF905" for each in repairs) else ()
+    return tuple(each for each in mended(found) if each.code not in answered)
+
+
+def _prepared(adapter: Adapter, wanted: _Wanted) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter as the options want it, and what that costs. Folding comes before rounding, so each value is rounded
+    at most twice.
+    """
+    losses: list[Finding] = []
+    if wanted.is_stripped:
+        adapter, found = stripped(adapter)
+        losses.extend(found)
+    if wanted.is_plain:
+        adapter, found = uniform(adapter)
+        losses.extend(found)
+    if wanted.dtype is not None:
+        if wanted.dtype not in DTYPES:
+            raise ConfigError(f"expected one of {', '.join(DTYPES)}, found {wanted.dtype}", where="--dtype")
+        adapter, found = cast(adapter, DTYPES[wanted.dtype])
+        losses.extend(found)
+    return adapter, tuple(losses)
+
+
+def _roundoff(before: Adapter, after: Adapter, losses: tuple[Finding, ...]) -> float:
+    """How far a value may be off: once for folding, once for another dtype."""
+    folded = any(loss.code == "LF701" for loss in losses)
+    rounded = any(loss.code == "LF704" for loss in losses)
+    return (_coarsest(before) if folded else 0.0) + (_coarsest(after) if rounded or folded else 0.0)
+
+
+def _coarsest(adapter: Adapter) -> float:
+    tensors = (tensor for chain in adapter.updates.values() for update in chain for _, tensor in tensors_of(update))
+    return max((ROUNDOFF.get(tensor.dtype, 0.0) for tensor in tensors), default=0.0)
 
 
 def _with_ties(adapter: Adapter, base: Checkpoint | None) -> Adapter:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loraformat import errors, rules
 from loraformat.diagnostics import Severity
-from loraformat.formats import findings
+from loraformat.formats import findings, losses, repairs
 from loraformat.merger.findings import FINDINGS as MERGER_FINDINGS
 from loraformat.rules import targets
 
@@ -87,7 +87,7 @@ def _rule_pages() -> Iterator[Page]:
 
 
 def _finding_pages() -> Iterator[Page]:
-    for found in (*findings.FINDINGS, *MERGER_FINDINGS):
+    for found in (*findings.FINDINGS, *losses.LOSSES, *repairs.REPAIRS, *MERGER_FINDINGS):
         yield Page(found.code, found.name, found.severity, found.page)
 
 

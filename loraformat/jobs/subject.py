@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.containers import open_checkpoint
@@ -21,6 +21,7 @@ class Assumptions:
     rank: int | None = None
     scale: float | None = None
     fan_in_fan_out: bool | None = None
+    enable_lora: tuple[bool, ...] | None = None
 
     def hints(self, base: Checkpoint | None = None) -> Hints:
         """As hints for a reader, with the base's names and shapes where there is one."""
@@ -30,6 +31,7 @@ class Assumptions:
             rank=self.rank,
             scale=self.scale,
             fan_in_fan_out=self.fan_in_fan_out,
+            enable_lora=self.enable_lora,
             weights=weights,
         )
 
@@ -41,7 +43,7 @@ def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumpti
         return known
     if known.alpha is not None and known.alpha != alpha:
         raise ConfigError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
-    return Assumptions(alpha=alpha, rank=known.rank, scale=known.scale, fan_in_fan_out=known.fan_in_fan_out)
+    return replace(known, alpha=alpha)
 
 
 def open_base(uri: str | None) -> Checkpoint | None:

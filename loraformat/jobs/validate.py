@@ -104,7 +104,12 @@ def validate(
         format=opened.format.NAME,
         because=opened.because,
         summary=summarize(opened.adapter),
-        data=ValidateResult(checked=_checked(chosen, skipped), ignored=ignored, file=_weights(bundle)),
+        data=ValidateResult(
+            checked=_checked(chosen, skipped),
+            ignored=ignored,
+            file=_weights(bundle),
+            base=checkpoint.uri if checkpoint is not None else "",
+        ),
         findings=with_lines(told, bundle),
         skipped=skipped,
     )

@@ -167,6 +167,13 @@ def _edits(one: str, other: str) -> int:
     return abs(len(one) - len(other)) + sum(a != b for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
+def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
+    """(removed, added): the one prefix by which all names of an adapter land, see `match`; two times "" for none."""
+    base = replicated(base, adapter.config.layers)
+    prefix = _one_prefix(adapter.updates, base, _Atlas(base, ties_of(base, adapter.updates)))
+    return prefix.removed, prefix.added
+
+
 class _Prefix:
     """Renames every weight by one prefix that is added, removed, or put in the place of another."""
 

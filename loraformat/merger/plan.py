@@ -24,6 +24,7 @@ class AdapterSource:
     rank: int | None = None
     scale: float | None = None
     fan_in_fan_out: bool | None = None
+    enable_lora: tuple[bool, ...] | None = None
     strength: float = 1.0
 
 

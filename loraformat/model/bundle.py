@@ -22,9 +22,9 @@ class RawFile:
 
 @dataclass(frozen=True, slots=True)
 class JsonFile:
-    """A file called `*.json`. `load()` parses it strictly, `read()` gives its bytes.
+    """A file called `*.json` or `*.yaml`. `load()` parses it strictly, `read()` gives its bytes.
 
-    Raises (from `load`): InvalidJson (LF005).
+    Raises (from `load`): InvalidJson (LF005), InvalidYaml (LF009).
     """
 
     name: str
@@ -38,7 +38,7 @@ class Tensors:
     """What the header of a tensor file says.
 
     Attributes:
-        container: "safetensors" or "torch" (the zip that torch.save writes).
+        container: "safetensors", "torch" (the zip that torch.save writes) or "npz" (the one that savez writes).
         entries: name → lazy tensor, in the order of the file.
         metadata: safetensors `__metadata__`; empty for torch files.
         wrapper: keys of the dicts around the state dict of a torch file (`("model_state_dict",)`), outermost first.

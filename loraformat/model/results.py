@@ -67,11 +67,30 @@ class ValidateResult:
         checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
         ignored: what the rules found and the settings leave out.
         file: the weight file that findings about tensors are about; "" where there is none.
+        base: URI of the base, with the commit where it is on the Hub; "" where none was given.
     """
 
     checked: tuple[str, ...]
     ignored: tuple[IgnoredFinding, ...] = ()
     file: str = ""
+    base: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTrip:
+    """How an output that was read back compares with what it was made of.
+
+    Attributes:
+        weights: how many were compared.
+        exact: how many of them agree bit for bit.
+        worst: largest difference of the others, as a share of what rounding may do.
+        roundoff: relative error of each rounded value; 0 where none was.
+    """
+
+    weights: int
+    exact: int
+    worst: float
+    roundoff: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +100,10 @@ class ConvertResult:
     Attributes:
         source, target: names of the formats.
         weights: base weights that the written adapter has updates for.
-        files: names of the files written, sorted.
+        bytes_written: of all files; 0 in a dry run.
+        files: names of the files written, or to be written in a dry run, sorted.
+        is_dry_run: whether nothing was written.
+        roundtrip: where it was asked for.
     """
 
     source: str
@@ -89,6 +111,8 @@ class ConvertResult:
     weights: int
     bytes_written: int
     files: tuple[str, ...]
+    is_dry_run: bool = False
+    roundtrip: RoundTrip | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from loraformat.model.results import (
     InspectResult,
     MergeResult,
     PlotResult,
+    RoundTrip,
     Skipped,
     ValidateResult,
     VerifyResult,
@@ -136,6 +137,10 @@ def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
     for reason, group in by_reason.items():
         codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
         page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
+    if result.base.startswith("hf://"):
+        page.say(Piece("base: ", "dim"), result.base)
+    if result.ignored:
+        page.say(Piece("ignored: ", "dim"), plural(len(result.ignored), "finding"))
     verdict = counts(report.findings)
     style = STYLES[report.worst] if report.worst else "bold green"
     read_as = f" ({report.format})" if report.format else ""
@@ -147,7 +152,22 @@ def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     because = f" ({report.because})" if report.because else ""
     page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {_files(result.files)}"
+    if result.is_dry_run:
+        names = ", ".join(result.files)
+        page.say(Piece("nothing written", "bold"), f" (dry run): {names}{wrote}")
+        return
     page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
+    if result.roundtrip is not None:
+        page.say(Piece("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
+
+
+def _roundtrip(found: RoundTrip) -> str:
+    counted = plural(found.weights, "weight")
+    if found.exact == found.weights:
+        return f"{counted} read back, all bit for bit"
+    bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
+    worst = f"the others within {found.worst:.0%} of the bound ({bound})"
+    return f"{counted} read back, {found.exact} bit for bit, {worst}"
 
 
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:

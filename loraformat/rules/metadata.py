@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
@@ -30,9 +31,11 @@ def base_model_disagreement(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     assert subject.base is not None
-    named, given = subject.adapter.config.base_model, subject.base.config.get("_name_or_path")
+    on_the_hub = re.match(r"hf://([^/@]+/[^/@]+)", subject.base.uri)
+    given = on_the_hub[1] if on_the_hub else subject.base.config.get("_name_or_path")
+    named = subject.adapter.config.base_model
     if isinstance(named, str) and isinstance(given, str) and _differ(named, given):
-        yield Hit(config_file(subject), f'the adapter is for "{named}", the base calls itself "{given}"')
+        yield Hit(config_file(subject), f'the adapter is for "{named}", the base is "{given}"')
 
 
 def _differ(named: str, given: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from loraformat.errors import StorageError
@@ -15,13 +16,19 @@ __all__ = ["PAGE_NBYTES", "LocalStore", "MemoryStore", "Store", "Writer", "open_
 
 
 def open_store(uri: str) -> Store:
-    """The files of a local folder, or one local file as a store with one entry.
+    """The files of a local folder, one local file as a store with one entry, or a repository (`hf://owner/name`).
 
-    Raises: StorageError: there is no such file or folder, or the URI has a scheme.
+    Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
+    if uri.startswith("hf://"):
+        from loraformat.storage.hub import HubStore
+
+        return HubStore(uri)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if scheme:
         raise StorageError(
             f"{scheme[1]}:// is not supported in this version", where=uri, hint="download it and give the folder"
         )
+    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", uri) and not os.path.lexists(uri):
+        raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
     return LocalStore(uri)

@@ -8,7 +8,7 @@ from bundles import bundle
 
 from loraformat import formats
 from loraformat.errors import AmbiguousFormat, InvalidJson, NotATensorFile, UnknownFormat
-from loraformat.formats import dump, native, peft
+from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
 
 PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
@@ -16,8 +16,8 @@ PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
 
 def test_formats_are_got_by_name() -> None:
     assert [formats.get(each.NAME) for each in formats.FORMATS] == list(formats.FORMATS)
-    with pytest.raises(UnknownFormat, match=r"no format mlx.*native, peft, dump"):
-        formats.get("mlx")
+    with pytest.raises(UnknownFormat, match=r"no format kohya.*native, peft, mlx, loralib"):
+        formats.get("kohya")
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,21 @@ def test_formats_are_got_by_name() -> None:
     [
         ({"lora_config.json": {}}, False, native),
         ({"lora_weights.pt": PAIR}, False, native),
-        ({"lora_weights.pt": PAIR}, True, dump),
+        ({"lora_weights.pt": PAIR}, True, loralib),
         ({"adapter_config.json": {"peft_type": "IA3"}}, False, peft),
         ({"adapter_model.bin": {}}, False, peft),
         ({"adapter_model.safetensors": PAIR}, True, peft),
-        ({"anything.pth": PAIR, "notes.txt": b""}, False, dump),
+        ({"anything.pth": PAIR, "notes.txt": b""}, False, loralib),
+        ({"anything.pth": {name: value.T for name, value in PAIR.items()}}, False, dump),
+        ({"a.pt": {"q.lora.A": torch.ones(5, 2), "q.lora.B": torch.ones(2, 7)}}, True, raschka),
+        ({"a.pt": {"q.lora.A": torch.ones(2, 5), "q.lora.B": torch.ones(7, 2)}}, True, dump),
+        ({"a.pt": {"q.lora.A.weight": torch.ones(2, 5), "q.lora.B.weight": torch.ones(5, 2)}}, True, minimind),
+        ({"a.pt": {"q.lora.A.weight": torch.ones(2, 5), "q.lora.B.weight": torch.ones(7, 2)}}, True, dump),
+        ({"a.pt": {f"q.parametrizations.weight.0.lora_{x}": torch.ones(2, 2) for x in "AB"}}, True, minlora),
+        ({"lit_model.pth.lora": PAIR, "hyperparameters.yaml": {}}, False, litgpt),
+        ({"adapters.npz": PAIR}, False, mlx),
+        ({"adapters.safetensors": PAIR, "adapter_config.json": {"lora_parameters": {}}}, False, mlx),
+        ({"x.safetensors": PAIR, "adapter_config.json": {"rank": 2, "alpha": 1, "dropout": 0}}, False, mlx),
     ],
 )
 def test_detection(files: dict[str, object], single: bool, wanted: object) -> None:
@@ -55,11 +65,7 @@ def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
 
 @pytest.mark.parametrize(
     ("files", "dialect"),
-    [
-        ({"adapters.safetensors": PAIR, "adapter_config.json": {"fine_tune_type": "lora"}}, "MLX-LM"),
-        ({"lit_model.pth.lora": b"", "hyperparameters.yaml": b""}, "LitGPT"),
-        ({"pytorch_lora_weights.safetensors": {"unet.q.lora_A.weight": torch.ones(2, 2)}}, "diffusers"),
-    ],
+    [({"pytorch_lora_weights.safetensors": {"unet.q.lora_A.weight": torch.ones(2, 2)}}, "diffusers")],
 )
 def test_a_dialect_that_is_not_read_is_refused_by_name(files: dict[str, object], dialect: str) -> None:
     with pytest.raises(UnknownFormat, match=f"{dialect} adapter, which is not read yet"):

@@ -14,7 +14,7 @@ from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats import dump
 from loraformat.formats.base import Hints
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates import LowRank
+from loraformat.model.updates import LowRank, Replace
 
 A, B = values(2, 5, seed=1), values(7, 2, seed=2)
 SPELLINGS = [
@@ -97,8 +97,24 @@ def test_copies_of_the_weights_decide_and_are_left_out() -> None:
     a, b = values(3, 3), values(3, 7)
     adapter = read({"q.lora_A": a, "q.lora_B": b, "q.linear.weight": values(7, 3), "norm.weight": values(3)})
     torch.testing.assert_close(delta(adapter, "q.weight"), 4 / 3 * (a @ b).T)
-    assert [note.code for note in adapter.notes] == ["LF203"]
+    assert [note.code for note in adapter.notes] == ["LF203", "LF240"]
+    assert not adapter.unclaimed
+
+
+def test_other_weights_are_the_bases_only_in_the_file_of_a_whole_model() -> None:
+    adapter = read({"q.lora_A": A, "q.lora_B": B, "norm.weight": values(3)})
     assert list(adapter.unclaimed) == ["norm.weight"]
+    known = Hints(alpha=4, weights={"q.weight": (7, 5), "norm.weight": (3,)})
+    adapter = read({"q.lora_A": A, "q.lora_B": B, "norm.weight": values(3)}, known)
+    assert [type(update) for update in adapter.updates["norm.weight"]] == [Replace]
+    assert not adapter.unclaimed
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "model.base_model.model."])
+def test_prefixes_of_wrappers_are_no_part_of_a_name(prefix: str) -> None:
+    adapter = read({f"{prefix}net.q.lora_A": A, f"{prefix}net.q.lora_B": B})
+    torch.testing.assert_close(delta(adapter), 2 * B @ A)
+    assert [note.code for note in adapter.notes] == ["LF221"]
 
 
 @pytest.mark.parametrize("extras", [{"config": {"r": 2, "alpha": 6}}, {"args": {"lora_alpha": 6}}, {"alpha": 6}])
@@ -143,9 +159,10 @@ def test_embedding_spelling() -> None:
 
 
 def test_sniffing_needs_pairs_in_one_tensor_file() -> None:
-    match = dump.sniff(one_file({"q.lora_A": A, "q.lora_B": B}))
+    match = dump.sniff(one_file({"q.lora_A.weight": A, "q.lora_B.weight": B}))
     assert match is not None
     assert not match.certain
+    assert dump.sniff(one_file({"q.lora_A": A, "q.lora_B": B})) is None
     assert dump.sniff(one_file({"q.weight": A})) is None
     assert dump.sniff(bundle({"a.pt": {"q.lora_A": A}, "b.pt": {"q.lora_B": B}})) is None
     with pytest.raises(MissingFile):

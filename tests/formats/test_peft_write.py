@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from strategies import adapters, lazy, values
 from loraformat.diagnostics import Severity
 from loraformat.formats import peft
 from loraformat.formats.base import WriteOptions
+from loraformat.formats.peft import versions
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.updates import Diff, LowRank, Magnitude, Replace, Rows
 
@@ -125,3 +128,20 @@ def test_what_other_formats_say_and_peft_does_not_is_listed() -> None:
     found = list(peft.losses(adapter))
     assert [(each.code, each.severity) for each in found] == [("LF706", Severity.WARNING), ("LF703", Severity.INFO)]
     assert found[1].message == "not written: base_fingerprint, tied, author"
+
+
+def test_the_versions_of_fields_are_those_that_the_wheels_say() -> None:
+    """A second opinion: derive_peft_versions.py reads them from PEFT's wheels, the oldest of which is 0.6."""
+    runtimes = json.loads((Path(versions.__file__).parents[2] / "rules" / "runtimes.json").read_text(encoding="utf-8"))
+    derived = {name: since for name, since in runtimes["peft"]["fields"].items() if since}
+    ours = {name: versions.text_of(since) for name, since in versions.SINCE.items() if since > (0, 6)}
+    assert ours == derived
+
+
+def test_full_paths_decide_in_old_versions_unless_one_ends_another() -> None:
+    stated = {"rank_pattern": {"net.a.q": 4}, "alpha_pattern": {"net.b.q": 8}}
+    assert versions.patterns_decide(stated, ["net.a.q", "net.b.q"], (0, 10))
+    assert not versions.patterns_decide(stated, ["net.a.q", "net.b.q", "outer.net.a.q"], (0, 10))
+    assert versions.patterns_decide(stated, ["net.a.q", "net.b.q", "outer.net.a.q"], (0, 15))
+    assert not versions.patterns_decide({"alpha_pattern": {"^q": 8}}, ["q"], (0, 14))
+    assert not versions.patterns_decide(stated, ["net.a.q"], (0, 5))

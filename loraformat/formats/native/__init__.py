@@ -12,8 +12,25 @@ NAME = "native"
 TITLE = "loraformat folder: lora_config.json and lora_weights.{safetensors,pt}"
 SPEC = "docs/formats/native.md"
 WRITES = True
+CONTAINERS: tuple[str, ...] = ("safetensors", "torch")
+READS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows", "difference")
+HOLDS: tuple[str, ...] = READS
+LOSES = "settings of other tools"
 
-__all__ = ["NAME", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write"]
+__all__ = [
+    "CONTAINERS",
+    "HOLDS",
+    "LOSES",
+    "NAME",
+    "READS",
+    "SPEC",
+    "TITLE",
+    "WRITES",
+    "losses",
+    "read",
+    "sniff",
+    "write",
+]
 
 
 def sniff(bundle: Bundle) -> Match | None:

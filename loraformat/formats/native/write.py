@@ -18,8 +18,8 @@ from loraformat.formats.canonical import (
     unstated_fields,
     vocabulary_of,
 )
-from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_updates
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.formats.scaling import MAX_RANK, Scaling
@@ -40,11 +40,7 @@ _OWNED = frozenset(
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
     """What version 1 cannot hold."""
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield unsupported_update(base_weight, fault, "native version 1")
+    yield from unsupported_updates(_faults(adapter), "native version 1")
     unknown = [weight for weight, updates in adapter.updates.items() if any(_lacks_scale(update) for update in updates)]
     if unknown:
         yield unknown_scale("", unknown)
@@ -54,6 +50,14 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if dropped:
         yield dropped_metadata("", dropped)
     yield from shadowed_files(adapter, OWN_FILES)
+
+
+def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    for base_weight, updates in adapter.updates.items():
+        slots = slots_of(updates)
+        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
+        if fault:
+            yield base_weight, fault
 
 
 def _lacks_scale(update: object) -> bool:

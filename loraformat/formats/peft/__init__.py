@@ -13,8 +13,38 @@ NAME = "peft"
 TITLE = "Hugging Face PEFT: adapter_config.json and adapter_model.{safetensors,bin}"
 SPEC = "docs/formats/peft.md"
 WRITES = True
+CONTAINERS: tuple[str, ...] = ("safetensors", "torch")
+READS: tuple[str, ...] = (
+    "linear",
+    "embedding",
+    "convolution",
+    "dora",
+    "bias",
+    "replacement",
+    "rows",
+    "difference",
+    "experts",
+    "from-base",
+    "product",
+    "factor",
+)
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows")
+LOSES = "vocabulary sizes, which tables are tied"
 
-__all__ = ["NAME", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write"]
+__all__ = [
+    "CONTAINERS",
+    "HOLDS",
+    "LOSES",
+    "NAME",
+    "READS",
+    "SPEC",
+    "TITLE",
+    "WRITES",
+    "losses",
+    "read",
+    "sniff",
+    "write",
+]
 
 
 def sniff(bundle: Bundle) -> Match | None:

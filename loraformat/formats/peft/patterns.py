@@ -59,6 +59,8 @@ class PatternKeys:
 
         Raises: ConfigError (LF103): the lookups of all modules together would take too long.
         """
+        if not self.keys:
+            return None
         orders = list(self._plain_matches(module))
         for order, pattern in self.others:
             self.steps += len(module) * len(pattern)
@@ -69,6 +71,10 @@ class PatternKeys:
                 orders.append(order)
                 break
         return self.keys[min(orders)] if orders else None
+
+    def matches(self, module: str) -> list[str]:
+        """All plain keys that match `module`."""
+        return [self.keys[order] for order in self._plain_matches(module)]
 
     def _plain_matches(self, module: str) -> Iterator[int]:
         for tail in ends_of(module):

@@ -21,6 +21,7 @@ from loraformat.formats.peft.nested import turns_square_experts
 from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
 from loraformat.formats.peft.tuners import TUNERS
+from loraformat.formats.peft.turned import turn_back
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -43,6 +44,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
         found = sort(tensors.entries, file.name)
+        found.notes.extend(turn_back(found, config, hints, file.name))
         built = read_layers(found, config, hints)
     else:
         shared, entries = split_shared(tensors.entries, tuner)

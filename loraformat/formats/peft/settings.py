@@ -37,10 +37,13 @@ _FRESH: dict[str, Json] = {
 }
 
 
-def settings(adapter: Adapter, slots: Mapping[str, Slots]) -> dict[str, Json]:
+def settings(adapter: Adapter, slots: Mapping[str, Slots], *, by_root: bool = True) -> dict[str, Json]:
     """The whole config: facts from the updates, free settings from a PEFT source.
 
     Settings that older versions of PEFT do not know are only there when they say something.
+
+    Args:
+        by_root: whether `use_rslora` may be written.
     """
     config = adapter.config
     layers = {module_of(weight): found.low_rank for weight, found in slots.items() if found.low_rank is not None}
@@ -52,7 +55,7 @@ def settings(adapter: Adapter, slots: Mapping[str, Slots]) -> dict[str, Json]:
     }
     return {
         **_free(config.raw),
-        **_ranks_and_alphas(config.raw, layers),
+        **_ranks_and_alphas(config.raw, layers, by_root=by_root),
         "base_model_name_or_path": config.base_model,
         "bias": _bias(slots, saved),
         "fan_in_fan_out": config.fan_in_fan_out or False,
@@ -103,9 +106,10 @@ def _bias(slots: Mapping[str, Slots], saved: list[str]) -> str:
     return "lora_only" if all(layer is not None and layer.low_rank is not None for layer in layers) else "all"
 
 
-def _ranks_and_alphas(raw: Mapping[str, Json], layers: Mapping[str, LowRank]) -> dict[str, Json]:
-    preferred = stated_alphas(raw)
-    scaling = Scaling(by_root=raw.get("use_rslora") is True and _by_root_is_exact(layers.values(), preferred))
+def _ranks_and_alphas(raw: Mapping[str, Json], layers: Mapping[str, LowRank], *, by_root: bool) -> dict[str, Json]:
+    preferred = [int(alpha) if float(alpha).is_integer() else alpha for alpha in stated_alphas(raw)]
+    is_by_root = by_root and raw.get("use_rslora") is True and _by_root_is_exact(layers.values(), preferred)
+    scaling = Scaling(by_root=is_by_root)
     ranks = {module: update.rank for module, update in layers.items()}
     alphas = {module: _alpha(update, scaling, preferred) for module, update in layers.items()}
     rank = most_common(ranks.values(), default=stated_rank(raw))

@@ -9,14 +9,31 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Finding
 from loraformat.formats import factors
+from loraformat.formats.bake import uniform
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
 from loraformat.formats.canonical import Slots, all_slots, sequence_fault, slots_of, unstated_fields
-from loraformat.formats.findings import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_update
 from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.losses import (
+    dropped_metadata,
+    dropped_setting,
+    unclaimed_tensor_lost,
+    unknown_scale,
+    unsupported_update,
+    unsupported_updates,
+)
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
 from loraformat.formats.peft.layers import rows_are_private
 from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.settings import saved_modules, settings
+from loraformat.formats.peft.versions import (
+    SINCE,
+    Version,
+    downgraded,
+    faults,
+    patterns_decide,
+    text_of,
+    unknown_settings,
+)
 from loraformat.formats.scaling import MAX_RANK
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Bundle
@@ -24,14 +41,11 @@ from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Diff, LowRank
 
 
-def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
-    """What PEFT's layout, or PEFT itself, cannot hold."""
+def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
+    """What PEFT's layout, or PEFT itself, or the asked version of it, cannot hold."""
     slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
     sound = {weight: found for weight, found in slots.items() if found is not None}
-    for base_weight, found in slots.items():
-        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
-        if fault:
-            yield unsupported_update(base_weight, fault, "PEFT")
+    yield from unsupported_updates(_faults(adapter, slots, sound), "PEFT")
     yield from _mixtures(sound)
     unknown = [
         weight
@@ -46,6 +60,39 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if dropped:
         yield dropped_metadata("", dropped)
     yield from shadowed_files(adapter, OWN_FILES)
+    if options.peft_version is not None and len(sound) == len(slots) and not unknown:
+        yield from _version_losses(adapter, sound, options.peft_version)
+
+
+def _faults(adapter: Adapter, slots: dict[str, Slots | None], sound: dict[str, Slots]) -> Iterator[tuple[str, str]]:
+    for base_weight, found in slots.items():
+        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
+        if fault:
+            yield base_weight, fault
+
+
+def _version_losses(adapter: Adapter, slots: dict[str, Slots], version: Version) -> Iterator[Finding]:
+    yield from unsupported_updates(faults(slots, adapter.config.layers, version), f"PEFT {text_of(version)}")
+    even, findings = _for_version(adapter, version)
+    yield from findings
+    names = unknown_settings(settings(even, dict(all_slots(even)), by_root=version >= SINCE["use_rslora"]), version)
+    dropped = [name for name in names if name not in _FACTS]
+    if dropped:
+        yield dropped_setting("", text_of(version), dropped)
+
+
+# Fields that say what the updates are; where a version lacks one, `faults` or the folding has seen to it.
+_FACTS = ("alpha_pattern", "lora_bias", "rank_pattern", "trainable_token_indices", "use_dora", "use_rslora")
+
+
+def _for_version(adapter: Adapter, version: Version | None) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter as this version can state its ranks and factors: with one of each where patterns would not do."""
+    if version is None:
+        return adapter, ()
+    slots = dict(all_slots(adapter))
+    stated = settings(adapter, slots, by_root=version >= SINCE["use_rslora"])
+    modules = [module_of(weight) for weight, found in slots.items() if found.low_rank is not None]
+    return (adapter, ()) if patterns_decide(stated, modules, version) else uniform(adapter)
 
 
 def _fault(base_weight: str, slots: Slots, others: dict[str, Slots]) -> str | None:
@@ -116,14 +163,23 @@ def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
         options: container "safetensors" (default) or "torch".
     Raises: AssertionError: `losses` has an error-level finding.
     """
-    container = options.container or "safetensors"
+    container, version = options.container or "safetensors", options.peft_version
+    adapter, _ = _for_version(adapter, version)
     slots = dict(all_slots(adapter))
+    has_base_layers = version is None or version >= _BASE_LAYERS
     entries: dict[str, LazyTensor] = {}
     for base_weight, found in slots.items():
-        entries.update({f"{PREFIX}{name}": tensor for name, tensor in _tensors(base_weight, found, slots)})
+        named = _tensors(base_weight, found, slots if has_base_layers else {})
+        entries.update({f"{PREFIX}{name}": tensor for name, tensor in named})
     metadata = {"format": "pt"} if container == "safetensors" else None
     weights = tensor_file(WEIGHTS[container], container, entries, metadata)
-    return bundle_of([json_file(CONFIG, settings(adapter, slots)), weights], adapter)
+    config = settings(adapter, slots, by_root=version is None or version >= SINCE["use_rslora"])
+    return bundle_of([json_file(CONFIG, config if version is None else downgraded(config, version)), weights], adapter)
+
+
+# The first version that keeps the weights of wrapped modules under `base_layer`.
+# Source: peft 0.7.0, tuners/lora/layer.py `LoraLayer`.
+_BASE_LAYERS = (0, 7)
 
 
 def _tensors(base_weight: str, found: Slots, slots: dict[str, Slots]) -> Iterator[tuple[str, LazyTensor]]:

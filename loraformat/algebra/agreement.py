@@ -1,0 +1,131 @@
+"""Whether two updates change a weight alike: bit for bit, or within what rounding of their factors can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update, tensors_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK_NUMEL = 1 << 22
+# Half of the smallest number above zero: below the normal numbers rounding is off by up to that, whatever the value.
+_FLOOR = {DType.F16: 2.0**-25, DType.BF16: 2.0**-134, DType.F32: 2.0**-150}
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How one update compares with another.
+
+    Attributes:
+        is_exact: all values and factors are equal, bit for bit.
+        error: largest difference of a value of the dense updates, as a share of what rounding may do there.
+        is_same_kind: False where they cannot be compared at all.
+    """
+
+    is_exact: bool
+    error: float = 0.0
+    is_same_kind: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two change a weight alike."""
+        return self.is_same_kind and self.error <= 1.0
+
+
+def agreement(found: Update, wanted: Update, roundoff: float) -> Agreement:
+    """How `found` compares with `wanted`.
+
+    Args:
+        roundoff: largest relative error that each value of a tensor may have, 0 where none was rounded.
+
+    The bound of a value of a low-rank update is |scale| · Σ |up| · |down| · (2 · roundoff + roundoff²), of any other
+    value |value| · roundoff. To it comes what rounding does to numbers below the normal ones of a dtype, and the share
+    of this comparison's own sums in float64.
+    """
+    if type(found) is not type(wanted) or _facts(found) != _facts(wanted):
+        return Agreement(is_exact=False, is_same_kind=False)
+    if _shapes(found) == _shapes(wanted) and _scale(found) == _scale(wanted) and _are_equal(found, wanted):
+        return Agreement(is_exact=True)
+    if isinstance(found, LowRank) and isinstance(wanted, LowRank):
+        return _compared(_low_ranks(found, wanted, roundoff))
+    if isinstance(found, (Diff, Replace, Rows)) and _shapes(found) == _shapes(wanted):
+        return _compared(_values(found, wanted, roundoff))
+    return Agreement(is_exact=False, is_same_kind=False)
+
+
+def _facts(update: Update) -> tuple[object, ...]:
+    """What must be equal whatever the values are."""
+    if isinstance(update, LowRank):
+        return (update.shape, update.is_embedding, None if update.magnitude is None else update.magnitude.axis)
+    if isinstance(update, Rows):
+        return (update.indices, update.follows_tie)
+    return (update.follows_tie,) if isinstance(update, Replace) else ()
+
+
+def _shapes(update: Update) -> list[tuple[int, ...]]:
+    return [tensor.shape for _, tensor in tensors_of(update)]
+
+
+def _scale(update: Update) -> float | None:
+    return update.scale if isinstance(update, (LowRank, Diff)) else None
+
+
+def _are_equal(found: Update, wanted: Update) -> bool:
+    import torch
+
+    for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
+        if one.dtype is not other.dtype:
+            return False
+        for start, stop in _blocks(one):
+            if not torch.equal(one.read(start, stop), other.read(start, stop)):
+                return False
+    return True
+
+
+def _blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
+    rows = tensor.shape[0] if tensor.shape else 1
+    step = max(1, rows * _BLOCK_NUMEL // max(tensor.numel, 1))
+    yield from ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _compared(pairs: Iterator[tuple[Tensor, Tensor]]) -> Agreement:
+    """From (difference, bound) of all blocks."""
+    worst = 0.0
+    for difference, bound in pairs:
+        if difference.numel():
+            worst = max(worst, float((difference.abs() / (bound + _TINY)).max()))
+    return Agreement(is_exact=False, error=worst)
+
+
+def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
+    assert found.scale is not None
+    assert wanted.scale is not None
+    share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
+    floors = [_FLOOR.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
+    downs = found.down.load().double(), wanted.down.load().double()
+    rows = wanted.up.shape[0]
+    step = max(1, _BLOCK_NUMEL // max(downs[1].shape[-1], 1))
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        ups = [update.up.read(start, stop).double() for update in (found, wanted)]
+        difference = found.scale * (ups[0] @ downs[0]) - wanted.scale * (ups[1] @ downs[1])
+        up, down = ups[1].abs(), downs[1].abs()
+        lost = floors[0] * down.sum(dim=0)[None, :] + floors[1] * up.sum(dim=1)[:, None]
+        yield difference, abs(wanted.scale) * ((up @ down) * share + 2 * lost)
+    if found.magnitude is not None and wanted.magnitude is not None:
+        one, other = found.magnitude.vector.load().double(), wanted.magnitude.vector.load().double()
+        yield one - other, other.abs() * roundoff
+
+
+def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
+    factors = [1.0 if (scale := _scale(update)) is None else scale for update in (found, wanted)]
+    for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
+        for start, stop in _blocks(other):
+            exact = factors[1] * other.read(start, stop).double()
+            yield factors[0] * one.read(start, stop).double() - exact, exact.abs() * (roundoff + 2.0**-51)

@@ -1,0 +1,91 @@
+"""YAML as tools write their settings: plain values only, no tags, no anchors, no aliases."""
+
+from __future__ import annotations
+
+import math
+
+import yaml
+
+from loraformat.diagnostics import show
+from loraformat.errors import InvalidYaml
+from loraformat.model.bundle import Json
+
+DEEPEST = 64
+MOST_NBYTES = 1 << 20
+MOST_VALUES = 100_000
+
+
+def parse(data: bytes, where: str) -> Json:
+    """The value that a YAML text stands for, as JSON has it.
+
+    Args:
+        data: one document in UTF-8, at most 1 MiB.
+        where: name of the file, for messages.
+
+    Raises: InvalidYaml (LF009): a fault of syntax, a tag, an anchor, an alias, a key twice, a value that JSON does not
+        have, more than 64 levels or 100,000 values.
+    """
+    if len(data) > MOST_NBYTES:
+        raise InvalidYaml(f"{len(data)} bytes, at most {MOST_NBYTES} are read", where=where)
+    try:
+        _check_events(data, where)
+        node = yaml.compose(data, Loader=yaml.SafeLoader)
+        return None if node is None else _value(node, where)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        said = show(str(error).replace("\n", " "), 200)
+        raise InvalidYaml(f"no YAML that is read: {said}", where=where) from error
+
+
+def _check_events(data: bytes, where: str) -> None:
+    """Before anything is built: depth, number, and nothing that refers to something else."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(data, Loader=yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST or count > MOST_VALUES:
+            raise InvalidYaml(f"more than {DEEPEST} levels or {MOST_VALUES} values", where=where)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise InvalidYaml(f"{_line(event)}anchors and aliases are not read", where=where)
+        if getattr(event, "tag", None):
+            raise InvalidYaml(f"{_line(event)}tags are not read", where=where)
+
+
+def _line(marked: yaml.Event | yaml.Node) -> str:
+    return "" if marked.start_mark is None else f"line {marked.start_mark.line + 1}: "
+
+
+def _value(node: yaml.Node, where: str) -> Json:
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, where)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, where) for item in node.value]
+    assert isinstance(node, yaml.ScalarNode)
+    kind, text = node.tag.rpartition(":")[2], node.value
+    if kind in ("int", "float", "bool"):
+        return _number(node, kind, where)
+    return None if kind == "null" else str(text)
+
+
+def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for key, item in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.value in found:
+            raise InvalidYaml(f"{_line(key)}a key that is no text or stands there twice", where=where)
+        found[key.value] = _value(item, where)
+    return found
+
+
+def _number(node: yaml.ScalarNode, kind: str, where: str) -> Json:
+    constructor = yaml.SafeLoader("")
+    build = {
+        "int": constructor.construct_yaml_int,
+        "float": constructor.construct_yaml_float,
+        "bool": constructor.construct_yaml_bool,
+    }[kind]
+    try:
+        value = build(node)
+    except (ValueError, OverflowError) as error:
+        raise InvalidYaml(f"{_line(node)}no number that is read", where=where) from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidYaml(f"{_line(node)}a number that is not finite", where=where)
+    assert isinstance(value, (bool, int, float))
+    return value

@@ -1,0 +1,52 @@
+"""Factors of one update made of several: blocks of columns that each reach some of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loraformat.model.tensors import LazyTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Runs = Sequence[tuple[int, int]]
+
+
+def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
+    """Matrices of one width and dtype, one below the other: (sum of rows, cols)."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = sum(part.shape[0] for part in parts)
+
+    def read(start: int, stop: int) -> Tensor:
+        import torch
+
+        return torch.cat([part.load() for part in parts])[start:stop]
+
+    return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, read)
+
+
+def block_columns(parts: Sequence[tuple[LazyTensor, Runs]], rows: int) -> LazyTensor:
+    """(rows, sum of the parts' columns): the columns of a part are zero but in the rows that it reaches.
+
+    Args:
+        parts: (height, width) and the runs (start, stop) of rows that its own rows fill one after the other; the
+            lengths of the runs add up to `height`. All of one dtype.
+    """
+    width = sum(part.shape[1] for part, _ in parts)
+
+    def read(start: int, stop: int) -> Tensor:
+        import torch
+
+        whole = torch.zeros(rows, width, dtype=parts[0][0].dtype.torch)
+        left = 0
+        for part, runs in parts:
+            values, taken = part.load(), 0
+            for first, end in runs:
+                whole[first:end, left : left + part.shape[1]] = values[taken : taken + end - first]
+                taken += end - first
+            left += part.shape[1]
+        return whole[start:stop]
+
+    return LazyTensor((rows, width), parts[0][0].dtype, read)

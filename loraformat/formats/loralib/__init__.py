@@ -1,0 +1,48 @@
+"""Microsoft's loralib: one state dict of `lora_A` and `lora_B`."""
+
+from __future__ import annotations
+
+from loraformat.formats.base import Match
+from loraformat.formats.loralib.read import SETTINGS, read
+from loraformat.formats.loralib.write import losses, write
+from loraformat.formats.pairs.read import the_file
+from loraformat.formats.pairs.spelling import are_loralib, pairs_of
+from loraformat.model.bundle import Bundle
+
+NAME = "loralib"
+TITLE = "loralib: <module>.lora_A and .lora_B, (rank, in) and (out, rank), in one .pt file"
+SPEC = "docs/formats/loralib.md"
+WRITES = True
+CONTAINERS: tuple[str, ...] = ("torch", "safetensors")
+READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
+LOSES = "one rank and one alpha for all, beside the file; the name of the base"
+
+__all__ = [
+    "CONTAINERS",
+    "HOLDS",
+    "LOSES",
+    "NAME",
+    "READS",
+    "SPEC",
+    "TITLE",
+    "WRITES",
+    "losses",
+    "read",
+    "sniff",
+    "write",
+]
+
+
+def sniff(bundle: Bundle) -> Match | None:
+    """A tensor file whose pairs are all called `.lora_A` and `.lora_B` and have loralib's shapes; opens its header.
+
+    Our own writer's settings beside it are enough.
+    """
+    if SETTINGS in bundle.files:
+        return Match(certain=True, because=f"{SETTINGS} is there")
+    file = the_file(bundle)
+    if file is None or not are_loralib(file.open().entries):
+        return None
+    pairs, _ = pairs_of(file.open().entries)
+    return Match(certain=False, because=f"{file.name} has .lora_A of shape (rank, in) for {len(pairs)} modules")

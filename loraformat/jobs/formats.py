@@ -1,0 +1,61 @@
+"""formats: what is read, written and lost, and the matrix of conversions, from the table of formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraformat.formats import FORMATS
+from loraformat.formats.base import KINDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatRecord:
+    """One format.
+
+    Attributes:
+        name, title: as in `--to peft`, and in words.
+        writes: whether there is a writer.
+        containers: of the weights that it writes, the default first.
+        reads, holds: kinds of update that its reader makes and its writer can hold, see KINDS.
+        loses: what every conversion into it loses, in words.
+        page: its page in the repository.
+    """
+
+    name: str
+    title: str
+    writes: bool
+    containers: tuple[str, ...]
+    reads: tuple[str, ...]
+    holds: tuple[str, ...]
+    loses: str
+    page: str
+
+
+def formats() -> tuple[FormatRecord, ...]:
+    """All formats, in the order of the table."""
+    return tuple(
+        FormatRecord(
+            name=each.NAME,
+            title=each.TITLE,
+            writes=each.WRITES,
+            containers=each.CONTAINERS,
+            reads=each.READS,
+            holds=each.HOLDS,
+            loses=each.LOSES,
+            page=each.SPEC,
+        )
+        for each in FORMATS
+    )
+
+
+def matrix() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Source format → target format → the kinds of update that this conversion refuses, in the order of KINDS."""
+    every = formats()
+    return {
+        source.name: {
+            target.name: tuple(kind for kind in KINDS if kind in source.reads and kind not in target.holds)
+            for target in every
+            if target.writes
+        }
+        for source in every
+    }

@@ -1,0 +1,31 @@
+"""A small adapter of each kind that the conversion matrix names, besides a plain layer that every format holds."""
+
+from __future__ import annotations
+
+from strategies import lazy
+
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.updates import Diff, FromBase, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, Update
+
+LAYER = "model.layers.0.q_proj.weight"
+PLAIN = LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5)
+
+SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
+    "linear": {},
+    "embedding": {"model.embed_tokens.weight": (LowRank(lazy(9, 2), lazy(2, 3), 1.5, is_embedding=True),)},
+    "convolution": {"stem.conv.weight": (LowRank(lazy(4, 2), lazy(2, 3 * 4), 1.5, kernel=(2, 2)),)},
+    "dora": {LAYER: (LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5, Magnitude(lazy(5, seed=2))),)},
+    "bias": {"model.layers.0.q_proj.bias": (Replace(lazy(5)),)},
+    "replacement": {"model.norm.weight": (Replace(lazy(3)),)},
+    "rows": {"model.embed_tokens.weight": (Rows((4, 1), lazy(2, 3)),)},
+    "difference": {"model.norm.weight": (Diff(lazy(3)),)},
+    "experts": {"mlp.experts.weight": (LowRank(lazy(3, 5, 2), lazy(3, 2, 4), 1.5),)},
+    "from-base": {"k_proj.weight": (FromBase("pissa", 2, 1.5, (5, 3)), PLAIN)},
+    "product": {"k_proj.weight": (Kronecker((lazy(2, 1),), (lazy(2, 3),), 1.5),)},
+    "factor": {"k_proj.weight": (Scaled(lazy(5)),)},
+}
+
+
+def sample(kind: str) -> Adapter:
+    updates = {LAYER: (PLAIN,), **SAMPLES[kind]}
+    return Adapter(config=AdapterConfig(), updates=dict(sorted(updates.items())))
