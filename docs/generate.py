@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: docs/rules, docs/formats/README.md, docs/cli.md, parts of README.md.
+"""Writes all text that is made from the source: pages of docs, the outputs in docs/inspect.md, parts of README.md.
 
 Run: python docs/generate.py.
 """
@@ -106,6 +106,12 @@ def _replaced(text: str, head: str, rows: str) -> str:
     return re.sub(re.escape(head) + r"(\|.*\n)*", lambda _: head + rows, text)
 
 
+def walk(text: str) -> str:
+    """docs/inspect.md with the output of its commands as it is now."""
+    with _checkout():
+        return re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
+
+
 def _format_rows(folder: str) -> str:
     return "".join(
         f"| [{each.name}]({folder}{each.name}.md) | {each.title} | {'yes' if each.writes else 'no'} |\n"
@@ -179,6 +185,8 @@ def main() -> None:
         (TARGET / name).write_text(text, encoding="utf-8")
     (ROOT / "docs" / "formats" / "README.md").write_text(formats_page(), encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
+    example = ROOT / "docs" / "inspect.md"
+    example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -41,6 +41,18 @@ def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     assert page == generate.readme(page)
 
 
+def test_the_walk_through_inspect_shows_what_its_commands_print(generate: ModuleType) -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    assert page == generate.walk(page)
+
+
+def test_the_walk_through_inspect_runs_as_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(compile(code, "docs/inspect.md", "exec"), {})
+
+
 def test_the_page_of_the_formats_is_what_their_table_says(generate: ModuleType) -> None:
     assert (ROOT / "docs" / "formats" / "README.md").read_text(encoding="utf-8") == generate.formats_page()
 

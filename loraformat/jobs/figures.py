@@ -9,7 +9,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from loraformat.engine import one_thread_each, open_engine
-from loraformat.jobs.changes import Change, Changes
 from loraformat.model.adapter import Adapter
 from loraformat.model.records import MOST_VALUES, WeightRecord, weight_records
 from loraformat.model.summary import layer_of
@@ -17,6 +16,7 @@ from loraformat.model.updates import LowRank, Update
 
 if TYPE_CHECKING:
     from loraformat.algebra import Spectrum
+    from loraformat.jobs.changes import Change, Changes
 
 # Modified z-scores above it are outliers (Iglewicz and Hoaglin 1993); of logarithms, since norms spread by factors.
 _OUTLYING = 3.5

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.io import Opened
-from loraformat.jobs.changes import Changes, changes_of
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
 from loraformat.matching import match
@@ -21,6 +21,9 @@ from loraformat.model.summary import Summary, summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.report import Report
+
+if TYPE_CHECKING:
+    from loraformat.jobs.changes import Changes
 
 GROUPINGS = ("auto", "module", "layer", "none")
 _REPLACING = ("replace", "rows")
@@ -138,6 +141,8 @@ def study(
     if norms:
         findings = _with_values(opened, checkpoint, findings)
         if checkpoint is not None and not any(finding.code == "LF402" for finding in findings):
+            from loraformat.jobs.changes import changes_of
+
             changes = changes_of(
                 checkpoint,
                 opened.adapter,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.differences import DiffResult
+from loraformat.model.estimates import EstimateResult
 from loraformat.model.results import InspectResult, Result, Skipped
 from loraformat.model.summary import Summary
 
@@ -51,33 +52,35 @@ class Report:
         return self.worst is not None and self.worst >= severity
 
     def records(self) -> list[dict[str, object]]:
-        """One dict for each update of `inspect`, ready for a data frame; [] for other jobs."""
-        if not isinstance(self.data, InspectResult):
-            return []
-        return [asdict(record) for record in self.data.weights]
+        """One dict for each update of `inspect`, weight of `diff` or module of `estimate`, ready for a data frame.
+
+        [] for other jobs.
+        """
+        match self.data:
+            case InspectResult() | DiffResult():
+                return [asdict(record) for record in self.data.weights]
+            case EstimateResult():
+                return [asdict(module) for module in self.data.modules]
+            case _:
+                return []
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: a caption, the findings and the weights, all escaped."""
+        """What a notebook shows: a caption, the heat map where there are norms, findings and records, all escaped."""
+        from loraformat.report.notebook import drawing_of, table_of
+
         state = "ok" if self.ok else "not ok"
         caption = _text(f"{self.job} {self.subject} ({self.format or 'unknown format'}): {state}")
-        records = self.records()
-        tables = _table([_finding_row(finding) for finding in self.findings]) + _table(records)
-        return f"<div><p>{caption}</p>{tables}</div>"
+        drawing = drawing_of(self.data.weights) if isinstance(self.data, InspectResult) else ""
+        records = [{name: value for name, value in row.items() if name not in _LONG} for row in self.records()]
+        tables = table_of([_finding_row(finding) for finding in self.findings]) + table_of(records)
+        return f'<div class="loraformat"><p>{caption}</p>{drawing}{tables}</div>'
+
+
+_LONG = ("singular_values",)
 
 
 def _finding_row(finding: Finding) -> dict[str, object]:
     return {**asdict(finding), "severity": finding.severity.value}
-
-
-def _table(rows: list[dict[str, object]]) -> str:
-    if not rows:
-        return ""
-    head = _row("th", rows[0])
-    return f"<table>{head}{''.join(_row('td', row.values()) for row in rows)}</table>"
-
-
-def _row(tag: str, cells: Iterable[object]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{'' if cell is None else _text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _text(value: object) -> str:

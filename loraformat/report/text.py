@@ -210,7 +210,7 @@ def _say_plot(page: Page, report: Report, result: PlotResult) -> None:
     for skipped in report.skipped:
         page.say(Piece("not measured against the base: ", "bold"), skipped.reason)
     alone = ", self-contained" if result.form == "html" else ""
-    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f": {nbytes(result.nbytes)}{alone}")
+    page.say(Piece("wrote  ", "dim"), Piece(", ".join(report.written), "bold"), f": {nbytes(result.nbytes)}{alone}")
 
 
 def _percent(share: float | None) -> str:

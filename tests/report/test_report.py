@@ -194,6 +194,14 @@ def test_a_notebook_gets_escaped_html() -> None:
     assert "\x1b" not in html
 
 
+def test_a_notebook_gets_a_heat_map_where_there_are_norms() -> None:
+    records = tuple(replace(record, norm=float(at + 1)) for at, record in enumerate(weight_records(adapter())))
+    shown = report("inspect", data=InspectResult(weights=records, layer_norms={}))._repr_html_()
+    assert shown.count('class="c ') == 4
+    assert "<script" not in shown
+    assert "<svg" not in report("inspect")._repr_html_()
+
+
 def test_progress_is_silent_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("merging") as advance:
         advance(1, 2)
