@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
 from loraformat.formats.base import KINDS
-from loraformat.jobs.explain import Page, pages
+from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +75,21 @@ def cli() -> str:
         arguments = [name, "--help"] if name else ["--help"]
         shown = CliRunner().invoke(loraformat, arguments, prog_name="loraformat", terminal_width=100)
         parts += ["", f"## loraformat {name}".rstrip(), "", "```text", shown.stdout.rstrip(), "```"]
+    return "\n".join(parts) + "\n"
+
+
+def runtimes() -> str:
+    """docs/runtimes.md: the table behind `validate --target`, runtime by runtime."""
+    parts = [
+        "# Runtimes",
+        "",
+        "What `loraformat validate --target` knows. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
+        "A feature without a line loads as it should, as far as is known.",
+    ]
+    for name, _ in known_targets():
+        page = explain_target(name)
+        assert page is not None
+        parts += ["", page.replace("# ", f"## `{name}`: ", 1).rstrip()]
     return "\n".join(parts) + "\n"
 
 
@@ -164,6 +179,7 @@ def main() -> None:
         (TARGET / name).write_text(text, encoding="utf-8")
     (ROOT / "docs" / "formats" / "README.md").write_text(formats_page(), encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
+    (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -76,6 +76,9 @@ class TruncatedFile(ContainerError):
 
     code, name = "LF004", "truncated-file"
 
+    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(message, where=where, hint=hint or "the download or copy ended early: get the file again")
+
 
 class NotATensorFile(ContainerError):
     """Another kind of file under a weight file's name: an archive, a GGUF file, a text."""
@@ -147,6 +150,12 @@ class UnsupportedUpdate(FormatError):
     """A kind of update that this version cannot read, write or merge: refused by name."""
 
     code, name = "LF013", "unsupported-update"
+
+
+class MissingExtra(LoraFormatError):
+    """A library that only this needs is not installed."""
+
+    code, name = "LF029", "missing-extra"
 
 
 class AdapterRefused(LoraFormatError):

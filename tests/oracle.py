@@ -27,6 +27,8 @@ def dense(update: Update) -> Tensor:
     match update:
         case LowRank():
             up, down = update.up.load().double(), update.down.load().double()
+            if update.is_stack:
+                return update.scale * torch.einsum("eor,eri->eoi", up, down)
             return (update.scale * torch.einsum("or,ri->oi", up, down.reshape(down.shape[0], -1))).reshape(update.shape)
         case Hadamard():
             first = torch.einsum("or,ri->oi", update.up1.load().double(), update.down1.load().double())

@@ -32,6 +32,10 @@ def test_the_command_line_page_is_what_the_commands_say(generate: ModuleType) ->
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == generate.cli()
 
 
+def test_the_page_of_runtimes_is_what_the_table_says(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == generate.runtimes()
+
+
 def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert page == generate.readme(page)

@@ -1,5 +1,28 @@
-"""Arithmetic on updates: norms from the factors. Pure; knows no files."""
+"""Arithmetic on updates: norms, products and spectra from the factors. Pure; knows no files."""
 
-from loraformat.algebra.norms import frobenius
+from loraformat.algebra.factors import is_additive
+from loraformat.algebra.norms import cosine, distance, frobenius, inner
+from loraformat.algebra.spectrum import (
+    Overlap,
+    Spectrum,
+    energy_ranks,
+    norm_and_spectrum,
+    overlap,
+    spectrum,
+    spectrum_of,
+)
 
-__all__ = ["frobenius"]
+__all__ = [
+    "Overlap",
+    "Spectrum",
+    "cosine",
+    "distance",
+    "energy_ranks",
+    "frobenius",
+    "inner",
+    "is_additive",
+    "norm_and_spectrum",
+    "overlap",
+    "spectrum",
+    "spectrum_of",
+]

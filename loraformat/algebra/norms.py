@@ -1,128 +1,110 @@
-"""Frobenius norms of updates, from Gram matrices of their factors; the product itself is never formed."""
+"""Norms and inner products of updates, from Gram matrices of their factors; the product itself is never formed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from typing_extensions import assert_never
-
-from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import (
-    Diff,
-    FromBase,
-    Hadamard,
-    Kronecker,
-    LowRank,
-    Modulated,
-    Multiplied,
-    Replace,
-    Rotated,
-    Rows,
-    Scaled,
-    Update,
-)
+from loraformat.algebra.factors import Matrix, Product, dense, is_sound, matrices_of, side_of
+from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK = 65536  # rows of a factor that are in memory at a time
+# Below this share of ‖left‖²·‖right‖² the sums of a squared norm cancel: 1e-8 leaves half the digits of float64.
+_CANCELLED = 1e-8
 
 
 def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
     For DoRA it is the norm of s·BA alone, before the magnitude is applied. `Replace` and `Rows` hold new values, not
-    differences, so they have no norm here; what a kind that multiplies adds depends on the base.
+    differences, so they have no norm here; what a `Scaled`, `Rotated` or `Multiplied` adds depends on the base.
 
     It is also None where factors do not fit each other, which the rules report.
 
     ‖s·BA‖_F² = s² · Σ (BᵀB ∘ AAᵀ), since ‖BA‖_F² = tr(AᵀBᵀBA).
     """
-    if not all(_is_product(up, down) for up, down in _products(update)):
-        return None
-    if isinstance(update, Hadamard) and not update.is_even:
-        return None
-    match update:
-        case LowRank():
-            return _scaled(update.scale, lambda: product_norm(update.up, update.down))
-        case Hadamard():
-            return _scaled(update.scale, lambda: _hadamard_norm(update))
-        case Kronecker():
-            return _scaled(update.scale, lambda: _factors_norm(update.left) * _factors_norm(update.right))
-        case Diff():
-            return _scaled(update.scale, lambda: float(_flat(update.difference).norm()))
-        case Replace() | Rows() | FromBase() | Scaled() | Rotated() | Multiplied() | Modulated():
+    if isinstance(update, Kronecker):
+        if update.scale is None or not is_sound(update):
             return None
-        case _:
-            assert_never(update)
+        return abs(update.scale) * norm_of(side_of(update.left)) * norm_of(side_of(update.right))
+    return _hypot(norm_of(matrix) for matrix in matrices_of(update))
 
 
-def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
-    if isinstance(update, LowRank):
-        yield update.up, update.down
-    elif isinstance(update, Hadamard):
-        yield from ((update.up1, update.down1), (update.up2, update.down2))
-    elif isinstance(update, Kronecker):
-        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+def inner(one: Update, other: Update) -> float | None:
+    """⟨ΔW₁, ΔW₂⟩, the sum of the elementwise products; None where either has no norm or the shapes differ.
+
+    ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ).
+    """
+    terms = [_inner(left, right) for left, right in _paired(one, other)]
+    return math.fsum(terms) if terms else None
 
 
-def _is_product(up: LazyTensor, down: LazyTensor) -> bool:
-    return len(up.shape) == 2 and len(down.shape) > 1 and up.shape[1] == down.shape[0] and bool(up.numel and down.numel)
+def cosine(one: Update, other: Update) -> float | None:
+    """⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), between -1 and 1; None as for `inner`, and where an update is zero."""
+    product, norms = inner(one, other), (frobenius(one), frobenius(other))
+    if product is None or not all(norms) or norms[0] is None or norms[1] is None:
+        return None
+    return max(-1.0, min(1.0, product / (norms[0] * norms[1])))
 
 
-def product_norm(up: LazyTensor, down: LazyTensor) -> float:
-    """‖up @ down‖_F. up: (rows, rank); down: (rank, cols); or stacks of them; both of any floating dtype."""
+def distance(one: Update, other: Update) -> float | None:
+    """‖ΔW₁ - ΔW₂‖_F, from the factors of both side by side; None as for `inner`."""
+    return _hypot(norm_of(_difference(left, right)) for left, right in _paired(one, other))
+
+
+def norm_of(matrix: Matrix) -> float:
+    """‖matrix‖_F. Of a product by Gram matrices, or by QR of the factors where those would cancel."""
+    if not isinstance(matrix, Product):
+        return float(matrix.norm())
+    left, right = matrix.left.T @ matrix.left, matrix.right @ matrix.right.T
+    square, most = float((left * right).sum()), float(left.trace() * right.trace())
+    return math.sqrt(square) if square > _CANCELLED * most else _norm_by_qr(matrix)
+
+
+def core_of(product: Product) -> Tensor:
+    """R_left R_rightᵀ of the QR decompositions of both factors: a small matrix with the product's singular values."""
     import torch
 
-    if len(up.shape) == 3:
-        return math.hypot(*(product_norm(_slice(up, n), _slice(down, n)) for n in range(up.shape[0])))
-    right = down.load().to(torch.float64).reshape(down.shape[0], -1)
-    return _gram_norm(_gram(up), right @ right.T)
+    left = torch.linalg.qr(product.left, mode="r").R
+    return left @ torch.linalg.qr(product.right.T, mode="r").R.T
 
 
-def _slice(stack: LazyTensor, number: int) -> LazyTensor:
-    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
+def _norm_by_qr(matrix: Product) -> float:
+    return float(core_of(matrix).norm())
 
 
-def _scaled(scale: float | None, norm: Callable[[], float]) -> float | None:
-    return None if scale is None else abs(scale) * norm()
+def _paired(one: Update, other: Update) -> list[tuple[Matrix, Matrix]]:
+    """Matrices of both, one by one; [] where they are not of the same shapes."""
+    pairs: list[tuple[Matrix, Matrix]] = []
+    for left, right in zip_longest(matrices_of(one), matrices_of(other)):
+        if left is None or right is None or tuple(left.shape) != tuple(right.shape):
+            return []
+        pairs.append((left, right))
+    return pairs
 
 
-def _gram(up: LazyTensor) -> Tensor:
-    """upᵀ @ up, (rank, rank), summed over blocks of rows."""
+def _inner(one: Matrix, other: Matrix) -> float:
+    if not isinstance(one, Product):
+        one, other = other, one
+    if not isinstance(one, Product):
+        return float((one * dense(other)).sum())
+    if isinstance(other, Product):
+        return float(((one.left.T @ other.left) * (one.right @ other.right.T)).sum())
+    return float((one.left * (other @ one.right.T)).sum())
+
+
+def _difference(one: Matrix, other: Matrix) -> Matrix:
     import torch
 
-    total = torch.zeros(up.shape[1], up.shape[1], dtype=torch.float64)
-    for start in range(0, up.shape[0], _BLOCK):
-        block = up.read(start, min(start + _BLOCK, up.shape[0])).to(torch.float64)
-        total += block.T @ block
-    return total
+    if isinstance(one, Product) and isinstance(other, Product):
+        return Product(torch.cat([one.left, -other.left], dim=1), torch.cat([one.right, other.right], dim=0))
+    return dense(one) - dense(other)
 
 
-def _gram_norm(left: Tensor, right: Tensor) -> float:
-    return float((left * right).sum().clamp_min(0).sqrt())
-
-
-def _hadamard_norm(update: Hadamard) -> float:
-    """(U1 D1) ∘ (U2 D2) is itself a product, of the row-wise Kronecker products of its factors."""
-    import torch
-
-    first, second = (_flat(factor) for factor in (update.up1, update.up2))
-    up = torch.einsum("ia,ib->iab", first, second).flatten(1)
-    first, second = (_flat(factor) for factor in (update.down1, update.down2))
-    down = torch.einsum("aj,bj->abj", first, second).flatten(0, 1)
-    return _gram_norm(up.T @ up, down @ down.T)
-
-
-def _factors_norm(factors: tuple[LazyTensor, ...]) -> float:
-    if len(factors) == 1:
-        return float(_flat(factors[0]).norm())
-    return product_norm(factors[0], factors[1])
-
-
-def _flat(tensor: LazyTensor) -> Tensor:
-    import torch
-
-    return tensor.load().to(torch.float64)
+def _hypot(norms: Iterable[float]) -> float | None:
+    found = list(norms)
+    return math.hypot(*found) if found else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +23,12 @@ from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, Unsup
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
     "inspect": ("loraformat.cli.inspect", "Show what is in an adapter: format, ranks, scales, parameters, norms."),
+    "diff": (
+        "loraformat.cli.diff",
+        "Compare two adapters, or two checkpoints: what was trained, how much, how low its rank.",
+    ),
+    "plot": ("loraformat.cli.plot", "Draw adapters as one self-contained page, or as a figure."),
+    "estimate": ("loraformat.cli.estimate", "Say what an adapter for a base would cost: parameters, size, memory."),
     "validate": ("loraformat.cli.validate", "Check an adapter, alone or against its base, for use in CI."),
     "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
     "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
@@ -41,6 +49,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 130),
 )
 INTERNAL_ERROR = 70
+_IMPORT_POLL_S = 0.05
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -135,21 +144,44 @@ def _told(error: BaseException, ctx: click.Context) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread."""
+    """SIGINT, SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread.
+
+    Not in the middle of an import: compiled modules that call back into Python while they start, torch's for one, abort
+    the process when that raises. The signal comes again when the import may have ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        del frame
-        raise Terminated(number)
+        if _is_importing(frame):
+            _thread.start_new_thread(_send_later, (number,))  # takes no lock that the import may hold
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or not ours to handle
+        numbers.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send_later(number: int) -> None:
+    time.sleep(_IMPORT_POLL_S)
+    os.kill(os.getpid(), number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported in one of the frames from `frame` up."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

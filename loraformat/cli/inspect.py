@@ -8,28 +8,78 @@ import click
 
 from loraformat.cli import options
 
+# As loraformat.jobs.figures.SORT_KEYS, which help must not import.
+SORT_KEYS = (
+    "weight",
+    "norm",
+    "relative_norm",
+    "spectral_norm",
+    "effective_rank",
+    "stable_rank",
+    "parameters",
+    "retained_bf16",
+)
+
 
 @click.command("inspect")
-@click.argument("adapter")
-@options.base
-@click.option("--norms", is_flag=True, help="Add ‖s·BA‖ of each weight; reads the factors.")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@options.base_values
+@click.option("--norms", is_flag=True, help="Add ‖ΔW‖ of each weight; reads the factors.")
+@click.option("--spectrum", is_flag=True, help="Add singular values and effective ranks; has --norms too.")
+@click.option("--heat", is_flag=True, help="Draw a row of signs over the layers for each module kind; has --norms too.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORT_KEYS),
+    default="weight",
+    help="Order of the weights: by name, the least kept first, or the largest figure first.",
+)
+@click.option(
+    "--group",
+    type=click.Choice(["auto", "module", "layer", "none"]),
+    default="auto",
+    help="Weights in text: by module where they are many (auto), by layer, or each.",
+)
 @options.alpha
 @options.assume
 @options.source_format
+@options.jobs
 @options.output_format
 def command(
-    adapter: str,
+    adapters: tuple[str, ...],
     base: str | None,
     norms: bool,
+    spectrum: bool,
+    heat: bool,
+    sort: str,
+    group: str,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     source_format: str | None,
+    jobs: int | None,
     output_format: str,
 ) -> None:
-    """Show what is in ADAPTER (a folder or a file): format, ranks, scales, targets, parameters. Reads headers only."""
-    from loraformat.jobs.inspect import inspect
+    """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
 
-    report = inspect(
-        adapter, base=base, norms=norms, alpha=alpha, assumptions=options.assumptions(assume), format=source_format
-    )
-    options.present(report, output_format)
+    Reads headers only, without --norms or --spectrum. JSON about several adapters is a list of reports.
+    """
+    from loraformat.jobs.inspect import View, inspect
+    from loraformat.report.text import progress
+
+    view = View(sort=sort, group=group, heat=heat)
+    reports = []
+    for adapter in adapters:
+        with progress(f"reading {base}") as advance:
+            report = inspect(
+                adapter,
+                base=base,
+                norms=norms or heat,
+                spectrum=spectrum,
+                view=view,
+                alpha=alpha,
+                assumptions=options.assumptions(assume),
+                format=source_format,
+                jobs=options.threads(jobs),
+                progress=advance,
+            )
+        reports.append(report)
+    options.present_all(reports, output_format)

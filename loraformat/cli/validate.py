@@ -105,22 +105,23 @@ def command(
     from loraformat.jobs.validate import validate
 
     settings = _settings(config, isolated)
-    found = [
-        validate(
-            adapter,
-            base=judged["base"],
-            deep=judged["deep"],
-            alpha=judged["alpha"],
-            assumptions=options.assumptions(judged["assume"]),
-            select=select or settings.select,
-            ignore=(*settings.ignore, *ignore),
-            reasons=settings.reasons_for(adapter),
-            target=target or settings.target,
-            max_lora_rank=max_lora_rank or settings.max_lora_rank,
-            format=judged["source_format"],
-        )
-        for adapter in folders_of(adapters)
-    ]
+    with options.collector_at_rest():
+        found = [
+            validate(
+                adapter,
+                base=judged["base"],
+                deep=judged["deep"],
+                alpha=judged["alpha"],
+                assumptions=options.assumptions(judged["assume"]),
+                select=select or settings.select,
+                ignore=(*settings.ignore, *ignore),
+                reasons=settings.reasons_for(adapter),
+                target=target or settings.target,
+                max_lora_rank=max_lora_rank or settings.max_lora_rank,
+                format=judged["source_format"],
+            )
+            for adapter in folders_of(adapters)
+        ]
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
     for form, path in reports:

@@ -1,72 +1,196 @@
-"""inspect: what is in an adapter, from its headers."""
+"""inspect: what is in an adapter, from its headers; with norms and spectra, what it does to the model."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.diagnostics import Finding
-from loraformat.errors import UnsupportedUpdate
+from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.io import Opened
+from loraformat.jobs.changes import Changes, changes_of
+from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results import InspectResult, weight_records
-from loraformat.model.summary import layer_of, summarize
+from loraformat.model.records import WeightRecord
+from loraformat.model.results import InspectResult, Skipped
+from loraformat.model.summary import Summary, summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.report import Report
+
+GROUPINGS = ("auto", "module", "layer", "none")
+_REPLACING = ("replace", "rows")
+_VALUE_RULES = rules.select(rules.RULES, ("LF4",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """How the weights are shown.
+
+    Attributes:
+        sort: one of SORT_KEYS.
+        group: one of GROUPINGS; "auto" groups by module where the weights are many.
+        heat: whether text has a row of each module kind over the layers.
+    """
+
+    sort: str = "weight"
+    group: str = "auto"
+    heat: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Studied:
+    """An adapter with its figures.
+
+    Attributes:
+        changes: of the base; None where there was none or no norms were asked for.
+    """
+
+    opened: Opened
+    base: Checkpoint | None
+    summary: Summary
+    records: tuple[WeightRecord, ...]
+    findings: tuple[Finding, ...]
+    changes: Changes | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def inspect(
     adapter: str,
     *,
-    base: str | None = None,
+    base: str | Checkpoint | None = None,
     norms: bool = False,
+    spectrum: bool = False,
+    view: View = View(),
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Format, ranks, scales, targets, parameters of the adapter at a path; no tensor value is read without `norms`.
+    """Format, ranks, scales, targets, parameters of the adapter at a path; no value is read without `norms`.
 
     Args:
         adapter: folder or file.
-        base: folder or file of the base; gives the share of parameters, adapter / (base + adapter).
-        norms: add ‖s·BA‖_F of each weight, in float64 from the factors.
+        base: folder or file of the base; gives the share of parameters, adapter / (base + adapter), and with `norms`
+            what its weights change by, for which the changed weights are read in windows of rows.
+        norms: add ‖ΔW‖_F of each weight, in float64 from the factors, and run the rules that read values.
+        spectrum: add singular values and ranks; has norms too.
+        view: order and grouping of the weights.
         alpha: for files that do not state it.
         assumptions: what else the files do not say.
         format: name of a format, to skip detection.
+        jobs: threads that read the base.
+        progress: called with bytes of the base (read, in all).
 
     Raises:
         StorageError, ContainerError, FormatError: the adapter cannot be read at all.
         AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
     """
-    checkpoint = open_base(base)
-    opened, findings = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
+    _check(view)
+    studied = study(
+        adapter,
+        base=base,
+        norms=norms or spectrum,
+        spectrum=spectrum,
+        assumptions=with_alpha(alpha, assumptions),
+        format=format,
+        jobs=jobs,
+        progress=progress,
+    )
+    return Report(
+        job="inspect",
+        subject=adapter,
+        format=studied.opened.format.NAME,
+        because=studied.opened.because,
+        summary=studied.summary,
+        data=result_of(studied, view),
+        findings=studied.findings,
+        skipped=studied.skipped,
+    )
+
+
+def study(
+    adapter: str,
+    *,
+    base: str | Checkpoint | None,
+    assumptions: Assumptions,
+    norms: bool = True,
+    spectrum: bool = False,
+    histograms: bool = False,
+    format: str | None = None,  # noqa: A002
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Studied:
+    """An adapter opened and measured. Arguments as for `inspect` and `changes_of`."""
+    checkpoint = open_base(base) if base is None or isinstance(base, str) else base
+    opened, findings = open_subject(adapter, base=checkpoint, assumptions=assumptions, format=format)
     _require_updates(opened.adapter, findings, adapter)
     summary = summarize(opened.adapter)
     if checkpoint is not None and summary.new_rows is None:
         summary = replace(summary, new_rows=_new_rows(opened.adapter, checkpoint))
-    found = _norms(opened.adapter) if norms else {}
-    share = None
-    if checkpoint is not None and summary.parameters:
-        share = summary.parameters / (checkpoint.parameters + summary.parameters)
-    return Report(
-        job="inspect",
-        subject=adapter,
-        format=opened.format.NAME,
-        because=opened.because,
+    changes: Changes | None = None
+    skipped: tuple[Skipped, ...] = ()
+    if norms:
+        findings = _with_values(opened, checkpoint, findings)
+        if checkpoint is not None and not any(finding.code == "LF402" for finding in findings):
+            changes = changes_of(
+                checkpoint,
+                opened.adapter,
+                jobs=jobs,
+                with_spectra=spectrum,
+                with_histograms=histograms,
+                progress=progress,
+            )
+            skipped = changes.skipped
+    return Studied(
+        opened=opened,
+        base=checkpoint,
         summary=summary,
-        data=InspectResult(
-            weights=weight_records(opened.adapter, found),
-            layer_norms=_layer_norms(found),
-            total_norm=_root_of_squares(norm for chain in found.values() for norm in chain) if norms else None,
-            share=share,
-        ),
+        records=figures_of(opened.adapter, changes, norms=norms, spectrum=spectrum, jobs=jobs),
         findings=findings,
+        changes=changes,
+        skipped=skipped,
     )
+
+
+def result_of(studied: Studied, view: View = View()) -> InspectResult:
+    """The figures as what a report holds."""
+    summary, base, changes = studied.summary, studied.base, studied.changes
+    changed = [record for record in studied.records if record.kind not in _REPLACING]
+    whole = None if changes is None else changes.total(record.weight for record in changed)
+    share = None
+    if base is not None and summary.parameters:
+        share = summary.parameters / (base.parameters + summary.parameters)
+    return InspectResult(
+        weights=sorted_by(studied.records, view.sort),
+        layer_norms=layer_norms(studied.records),
+        total_norm=root_of_squares(record.norm for record in changed),
+        total_relative_norm=None if whole is None else whole.relative,
+        retained_bf16=None if whole is None else whole.retained(0),
+        retained_fp16=None if whole is None else whole.retained(1),
+        tables=() if changes is None else tuple(sorted(changes.tables, key=lambda table: table.weight)),
+        share=share,
+        grouping=view.group,
+        has_heat=view.heat,
+    )
+
+
+def _check(view: View) -> None:
+    for name, value, known in (("sort", view.sort, SORT_KEYS), ("group", view.group, GROUPINGS)):
+        if value not in known:
+            raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {value!r}", where="inspect")
+
+
+def _with_values(opened: Opened, base: Checkpoint | None, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The findings, and those of the rules that read values, which is done anyway."""
+    subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
+    found, _ = rules.run(subject, _VALUE_RULES, deep=True)
+    return tuple(sorted((*findings, *found), key=lambda each: (each.where, each.code, each.message)))
 
 
 def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) -> None:
@@ -89,24 +213,3 @@ def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:
         if rows and max(rows) == adapter.config.vocab_size and landing.is_stored:
             return max(0, max(rows) - base.tensors[landing.tensor].shape[0])
     return None
-
-
-def _norms(adapter: Adapter) -> dict[str, tuple[float | None, ...]]:
-    from loraformat.algebra import frobenius
-
-    return {weight: tuple(frobenius(update) for update in chain) for weight, chain in adapter.updates.items()}
-
-
-def _layer_norms(norms: Mapping[str, tuple[float | None, ...]]) -> dict[int, float]:
-    by_layer: dict[int, list[float | None]] = {}
-    for weight, chain in norms.items():
-        layer = layer_of(weight)
-        if layer is not None:
-            by_layer.setdefault(layer, []).extend(chain)
-    totals = {layer: _root_of_squares(found) for layer, found in sorted(by_layer.items())}
-    return {layer: total for layer, total in totals.items() if total is not None}
-
-
-def _root_of_squares(norms: Iterable[float | None]) -> float | None:
-    known = [norm for norm in norms if norm is not None]
-    return math.sqrt(math.fsum(norm * norm for norm in known)) if known else None

@@ -6,61 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, Union
 
-from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
-from loraformat.model.summary import kind_of, parameters_of, rank_of, scale_of
-from loraformat.model.updates import tensors_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightRecord:
-    """One update of one base weight.
-
-    Attributes:
-        weight: name of the base weight.
-        kind: see `loraformat.model.summary.kind_of`.
-        shape: of the update, as the base weight has it.
-        rank: None for kinds without one.
-        scale: the factor applied; None where unknown or where the kind has none.
-        parameters: elements of its tensors.
-        dtype: safetensors name of its first tensor; "" for a kind without tensors.
-        norm: Frobenius norm of what is added to the weight; None where it was not computed.
-    """
-
-    weight: str
-    kind: str
-    shape: tuple[int, ...]
-    rank: int | None
-    scale: float | None
-    parameters: int
-    dtype: str
-    norm: float | None = None
-
-
-def weight_records(
-    adapter: Adapter, norms: Mapping[str, tuple[float | None, ...]] | None = None
-) -> tuple[WeightRecord, ...]:
-    """A record for each update, sorted by weight.
-
-    Args:
-        norms: base weight → the norm of each of its updates, in their order.
-    """
-    records = []
-    for base_weight, chain in sorted(adapter.updates.items()):
-        found = (norms or {}).get(base_weight, (None,) * len(chain))
-        for update, norm in zip(chain, found, strict=True):
-            record = WeightRecord(
-                weight=base_weight,
-                kind=kind_of(update),
-                shape=update.shape,
-                rank=rank_of(update),
-                scale=scale_of(update),
-                parameters=parameters_of(update),
-                dtype=next((tensor.dtype.safetensors for _, tensor in tensors_of(update)), ""),
-                norm=norm,
-            )
-            records.append(record)
-    return tuple(records)
+from loraformat.model.differences import DiffResult
+from loraformat.model.estimates import EstimateResult
+from loraformat.model.records import TableRecord, WeightRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +26,28 @@ class InspectResult:
     """What `inspect` adds to the summary.
 
     Attributes:
-        weights: one record for each update.
+        weights: one record for each update, in the order asked for.
         layer_norms: layer → root of the sum of squared norms of its weights; empty where norms were not asked for.
-        total_norm: the same over all weights.
+        total_norm: the same over all weights but those that are replaced, whose change stands in `tables`.
+        total_relative_norm: ‖W' - W‖_F / ‖W‖_F over the weights that the adapter changes and does not replace; None
+            where the base's values were not read.
+        retained_bf16, retained_fp16: share of all of W' - W that would survive rounding to that dtype; likewise None.
+        tables: tables of embeddings, where the base's values were read.
         share: adapter parameters / (base + adapter parameters); None without a base.
+        grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
+        has_heat: whether text shows a row of each module kind over the layers.
     """
 
     weights: tuple[WeightRecord, ...]
     layer_norms: Mapping[int, float]
     total_norm: float | None = None
+    total_relative_norm: float | None = None
+    retained_bf16: float | None = None
+    retained_fp16: float | None = None
+    tables: tuple[TableRecord, ...] = ()
     share: float | None = None
+    grouping: str = "auto"
+    has_heat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,4 +197,25 @@ class VerifyResult:
     bytes_read: int
 
 
-Result: TypeAlias = Union[InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotResult:
+    """What `plot` drew.
+
+    Attributes:
+        form: "html", "svg", "png" or "pdf".
+        adapters: in the order of the drawing.
+        steps: of a run's checkpoints; () where they are none.
+        weights: records of the last adapter.
+        nbytes: size of the file.
+    """
+
+    form: str
+    adapters: tuple[str, ...]
+    steps: tuple[int, ...]
+    weights: int
+    nbytes: int
+
+
+Result: TypeAlias = Union[
+    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult, PlotResult
+]

@@ -66,7 +66,8 @@ def render_all(
     if form in RENDERERS:
         if form == "json" and len(reports) != 1:
             return render_json_list(reports)
-        return "".join(render(report, form, width=width, color=color) for report in reports)
+        together = _together(reports, width, color) if form == "text" else ""
+        return "".join(render(report, form, width=width, color=color) for report in reports) + together
     if form == "jsonl":
         return render_json_lines(reports)
     if form == "junit":
@@ -86,3 +87,12 @@ def render_all(
         "markdown": markdown.render,
     }
     return plain[form](reports)
+
+
+def _together(reports: Sequence[Report], width: int | None, color: bool) -> str:
+    """What several inspections say side by side, below all of them."""
+    if len(reports) < 2 or any(report.job != "inspect" for report in reports):
+        return ""
+    from loraformat.report.text import render_together
+
+    return render_together(reports, width=width, color=color)

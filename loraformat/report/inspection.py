@@ -1,21 +1,16 @@
-"""The page of `inspect`: a block of facts, then the weights, then the layers."""
+"""The page of `inspect`: a block of facts, then the weights."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from loraformat.model.results import InspectResult, WeightRecord
-from loraformat.model.summary import Summary, layer_of
+from loraformat.model.records import TableRecord
+from loraformat.model.results import InspectResult
+from loraformat.model.summary import Summary
 from loraformat.report.base import Report
 from loraformat.report.page import Page, Piece
-from loraformat.report.words import amount, histogram, nbytes, number, plural, shape
-
-# More rows than a screen has are grouped; the JSON lists every weight.
-_MOST_ROWS = 40
-_MOST_NAMES = 12
-
-_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied")
+from loraformat.report.weights import say_weights
+from loraformat.report.words import amount, counts, cut, histogram, nbytes, number, percent, plural, runs
 
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
@@ -28,11 +23,9 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
     page.say(Piece(report.subject, "bold"), f"  {report.format}  {size}")
     for label, value in _facts(report, summary, result):
         page.fact(label, value)
-    if len(result.weights) <= _MOST_ROWS:
-        _say_weights(page, result.weights)
-    else:
-        _say_groups(page, result.weights)
-    _say_layers(page, summary, result)
+    say_weights(page, result)
+    for skipped in report.skipped:
+        page.say("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
 
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
@@ -51,25 +44,24 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     share = "" if result.share is None else f" ({result.share:.2%} of base and adapter)"
     facts.append(("parameters", amount(summary.parameters) + share))
     facts.extend(_vocabulary(summary))
-    if result.total_norm is not None:
-        facts.append(("norm", number(result.total_norm)))
+    facts.extend(_figures(result))
     if summary.unclaimed:
         facts.append(("unread", plural(summary.unclaimed, "tensor")))
     return facts
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return _cut([f"{name} {amount(count)}" for name, count in counts.items()])
+    return cut([f"{name} {amount(count)}" for name, count in counts.items()])
 
 
 def _modules(summary: Summary) -> str:
     kinds = _listed(summary.module_kinds)
-    layers = f" in {plural(len(summary.layers), 'layer')} ({_runs(summary.layers)})" if summary.layers else ""
+    layers = f" in {plural(len(summary.layers), 'layer')} ({runs(summary.layers)})" if summary.layers else ""
     return f"{amount(summary.modules)}{layers}{f': {kinds}' if kinds else ''}"
 
 
 def _targets(targets: tuple[str, ...] | str) -> str:
-    return f"pattern {targets}" if isinstance(targets, str) else _cut(list(targets)) or "none"
+    return f"pattern {targets}" if isinstance(targets, str) else cut(list(targets)) or "none"
 
 
 def _vocabulary(summary: Summary) -> list[tuple[str, str]]:
@@ -79,77 +71,45 @@ def _vocabulary(summary: Summary) -> list[tuple[str, str]]:
     return [("vocabulary", f"{plural(summary.vocab_size, 'row')}{new}")]
 
 
-def _cut(names: list[str]) -> str:
-    more = f", and {amount(len(names) - _MOST_NAMES)} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+def _figures(result: InspectResult) -> Iterator[tuple[str, str]]:
+    if result.total_norm is not None:
+        yield "norm", number(result.total_norm)
+    if result.total_relative_norm is not None:
+        yield "|dW|/|W|", f"{percent(result.total_relative_norm)} of the weights that it changes"
+    if result.retained_bf16 is not None:
+        kept = f"{percent(result.retained_bf16)} in bfloat16, {percent(result.retained_fp16)} in float16"
+        yield "survives", f"{kept} of the change, if merged so"
+    for table in result.tables:
+        yield "embeddings", f"{table.weight}: {_rows(table)}"
 
 
-def _runs(layers: Sequence[int]) -> str:
-    """(0, 1, 2, 5) as "0-2, 5"."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return _cut([str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs])
+def _rows(table: TableRecord) -> str:
+    """New rows against the old ones, by their norms."""
+    parts = [f"{plural(table.rows_before, 'row')} of median norm {number(table.norm_before)}"]
+    if table.changed:
+        parts.append(f"{amount(table.changed)} changed, now {number(table.norm_changed)}")
+    if table.norm_new is not None:
+        spread = f"{number(table.norm_new_least)} to {number(table.norm_new_most)}"
+        parts.append(f"{amount(table.rows_after - table.rows_before)} new of {number(table.norm_new)} ({spread})")
+    return ", ".join(parts)
 
 
-def _say_weights(page: Page, weights: Sequence[WeightRecord]) -> None:
-    has_norms = any(record.norm is not None for record in weights)
-    head = ["weight", "update", "shape", "rank", "scale", "parameters", *(["norm"] if has_norms else [])]
+def say_together(page: Page, reports: Sequence[Report]) -> None:
+    """Several adapters side by side, a line each."""
     rows = [
         [
-            record.weight,
-            record.kind,
-            shape(record.shape),
-            "-" if record.rank is None else str(record.rank),
-            "-" if record.kind in _WITHOUT_SCALE else number(record.scale),
-            amount(record.parameters),
-            *(["-" if record.kind in _WITHOUT_SCALE else number(record.norm)] if has_norms else []),
+            report.subject,
+            report.format,
+            histogram(summary.ranks),
+            histogram(summary.scales),
+            amount(summary.weights),
+            amount(summary.parameters),
+            number(result.total_norm) if result.total_norm is not None else "-",
+            percent(result.total_relative_norm),
+            counts(report.findings) or "-",
         ]
-        for record in weights
+        for report in reports
+        if (summary := report.summary) is not None and isinstance(result := report.data, InspectResult)
     ]
+    head = ["adapter", "format", "rank", "scale", "weights", "parameters", "norm", "|dW|/|W|", "findings"]
     page.table(head, rows)
-
-
-def _say_groups(page: Page, weights: Sequence[WeightRecord]) -> None:
-    """Weights that differ in the layer only, on one line."""
-    groups: dict[tuple[str, str, str], list[WeightRecord]] = defaultdict(list)
-    for record in weights:
-        module = record.weight.rpartition(".")[0].rpartition(".")[2]
-        groups[module, record.kind, shape(record.shape)].append(record)
-    has_norms = any(record.norm is not None for record in weights)
-    head = ["module", "update", "shape", "weights", "rank", "parameters", *(["norm", "layer"] if has_norms else [])]
-    rows = [
-        [
-            *key,
-            amount(len(group)),
-            histogram(_counts([record.rank for record in group if record.rank is not None])),
-            amount(sum(record.parameters for record in group)),
-            *(_largest(group) if has_norms else []),
-        ]
-        for key, group in sorted(groups.items())
-    ]
-    page.table(head, rows)
-
-
-def _counts(items: Sequence[int]) -> dict[int, int]:
-    return dict(sorted(Counter(items).items()))
-
-
-def _largest(group: Sequence[WeightRecord]) -> list[str]:
-    """The largest norm of a group and the layer where it stands."""
-    found = max(group, key=lambda record: record.norm or 0.0)
-    layer = layer_of(found.weight)
-    return [number(found.norm), "-" if layer is None else str(layer)]
-
-
-def _say_layers(page: Page, summary: Summary, result: InspectResult) -> None:
-    if len(result.layer_norms) < 2:
-        return
-    rows = [
-        [str(layer), amount(summary.parameters_by_layer.get(layer, 0)), number(norm)]
-        for layer, norm in sorted(result.layer_norms.items())
-    ]
-    page.table(["layer", "parameters", "norm"], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -59,6 +60,28 @@ class Page:
             parts = [_aligned(cell, width, to_right) for cell, width, to_right in zip(row, widths, right, strict=True)]
             text = (" " * _GAP).join(parts).rstrip()
             self.lines.append((Piece("  "), Piece(text, "" if number else "dim")))
+
+    def fitted_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], dispensable: Sequence[str]) -> None:
+        """A table without columns that the width has no place for, of `dispensable` in that order; they are named."""
+        kept, left_out = list(range(len(head))), []
+        for name in dispensable:
+            if self._holds([[row[at] for at in kept] for row in (head, *rows)]):
+                break
+            if name in head:
+                kept.remove(head.index(name))
+                left_out.append(name)
+        self.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
+        if left_out and rows:
+            told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
+            for line in textwrap.wrap(told, (self.width or 80) - 2):
+                self.say(Piece(f"  {line}", "dim"))
+
+    def _holds(self, rows: Sequence[Sequence[str]]) -> bool:
+        """Whether a table fits the width, its first column cut as far as may be."""
+        if self.width is None:
+            return True
+        widths = [max(columns_of(row[at]) for row in rows) for at in range(len(rows[0]))]
+        return min(widths[0], _NARROWEST) + sum(widths[1:]) + _GAP * len(widths) <= self.width
 
     def finding(self, finding: Finding) -> None:
         """`where: error[LF202] message`, and the hint below it."""

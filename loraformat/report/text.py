@@ -11,19 +11,24 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.differences import DiffResult
+from loraformat.model.estimates import EstimateResult
 from loraformat.model.results import (
     ConvertResult,
     InspectResult,
     MergeResult,
+    PlotResult,
     RoundTrip,
     Skipped,
     ValidateResult,
     VerifyResult,
 )
 from loraformat.report.base import Report
-from loraformat.report.inspection import say_inspection
+from loraformat.report.difference import say_difference
+from loraformat.report.estimation import say_estimate
+from loraformat.report.inspection import say_inspection, say_together
 from loraformat.report.page import STYLES, Line, Page, Piece
-from loraformat.report.words import amount, nbytes, number, plural
+from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
 _FEW_CODES = 8
@@ -59,10 +64,26 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
             verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
             page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+        case PlotResult():
+            _say_findings(page, report.findings)
+            _say_plot(page, report, report.data)
+        case DiffResult():
+            say_difference(page, report.data)
+        case EstimateResult():
+            say_estimate(page, report.subject, report.data)
         case None:
             _say_findings(page, report.findings)
             page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
     return _drawn(page.lines, color=color)
+
+
+def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
+    """What `inspect` says of several adapters together; "" for other jobs."""
+    page = Page(width)
+    page.say("")
+    if all(isinstance(report.data, InspectResult) for report in reports):
+        say_together(page, reports)
+    return _drawn(page.lines, color=color) if page.lines else ""
 
 
 def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
@@ -70,13 +91,6 @@ def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
     page = Page()
     _say_findings(page, findings)
     return _drawn(page.lines, color=color) if page.lines else ""
-
-
-def counts(findings: Sequence[Finding]) -> str:
-    """How many findings of which severity: "2 errors, 1 warning"; "" for none."""
-    words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-    found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
-    return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
 
 
 @contextmanager
@@ -188,6 +202,15 @@ def _say_retention(page: Page, result: MergeResult) -> None:
         return
     rows = [[one.weight, _percent(one.share), _percent(one.unchanged), number(one.largest)] for one in worst]
     page.table(["least kept", "kept", "unchanged", "largest"], rows)
+
+
+def _say_plot(page: Page, report: Report, result: PlotResult) -> None:
+    steps = f" (steps {result.steps[0]:,} to {result.steps[-1]:,})" if result.steps else ""
+    page.say(Piece("read   ", "dim"), f"{plural(len(result.adapters), 'adapter')}{steps}")
+    for skipped in report.skipped:
+        page.say(Piece("not measured against the base: ", "bold"), skipped.reason)
+    alone = ", self-contained" if result.form == "html" else ""
+    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f": {nbytes(result.nbytes)}{alone}")
 
 
 def _percent(share: float | None) -> str:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from loraformat.diagnostics import Finding, Severity
+
 _Key = TypeVar("_Key")
+
+_MOST_NAMES = 12
 
 
 def amount(count: int) -> str:
@@ -48,6 +52,38 @@ def _value(key: object) -> str:
     if key is None:
         return "unknown"
     return f"{key:.6g}" if isinstance(key, float) else str(key)
+
+
+def percent(share: float | None) -> str:
+    """0.0193 as "1.93%"; "-" for unknown."""
+    if share is None:
+        return "-"
+    digits = 2 if abs(share) >= 1e-4 or share == 0 else 4
+    return f"{share:.{digits}%}"
+
+
+def cut(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f", and {amount(len(names) - _MOST_NAMES)} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """(0, 1, 2, 5) as "0-2, 5"."""
+    found: list[list[int]] = []
+    for each in numbers:
+        if found and each == found[-1][-1] + 1:
+            found[-1].append(each)
+        else:
+            found.append([each])
+    return cut([str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in found])
+
+
+def counts(findings: Sequence[Finding]) -> str:
+    """How many findings of which severity: "2 errors, 1 warning"; "" for none."""
+    words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
+    found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
+    return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
 
 
 def at_line_start(text: str) -> str:

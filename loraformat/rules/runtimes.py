@@ -64,7 +64,8 @@ def rank_above_default(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         limit = target.default_rank
         if subject.max_rank is None and limit is not None and rank > limit and rank <= (target.most_rank or rank):
-            yield Hit("", f"rank {rank} needs {target.rank_option} {rank}; {target.label} allows {limit} by default")
+            setting = f"{target.rank_option} {target.setting_for(rank)}"
+            yield Hit("", f"rank {rank} needs {setting}; {target.label} allows {limit} by default")
 
 
 @rule("LF602", Severity.ERROR, since="0.1.0", needs="target")

@@ -47,7 +47,7 @@ class Target:
         version: the one asked for, else the newest that the table was made from.
         reads: names of the formats that it loads.
         default_rank, most_rank: greatest rank without and with settings; None for no known limit.
-        rank_option: how a greater rank is allowed.
+        rank_option: how a greater rank is allowed; ranks: the values that it takes, () for any.
         modules: last names of the modules that it adapts; () for all.
         settings, kinds: for PEFT: setting or `peft_type` → version that brought it.
     """
@@ -60,6 +60,7 @@ class Target:
     default_rank: int | None = None
     most_rank: int | None = None
     rank_option: str = ""
+    ranks: tuple[int, ...] = ()
     modules: tuple[str, ...] = ()
     settings: Mapping[str, str] | None = None
     kinds: Mapping[str, str] | None = None
@@ -77,6 +78,10 @@ class Target:
             is_early = bool(line.before) and own >= key_of(line.before)
             if line.rule == rule and not is_late and not is_early:
                 yield line
+
+    def setting_for(self, rank: int) -> int:
+        """The least value of `rank_option` that allows a rank."""
+        return next((each for each in self.ranks if each >= rank), rank)
 
     def lacks(self, since: str | None) -> bool:
         """Whether something that came with version `since` is missing at this version."""
@@ -115,6 +120,7 @@ def _target(name: str, version: str | None) -> Target:
         default_rank=row.get("default_rank"),
         most_rank=row.get("most_rank"),
         rank_option=row.get("rank_option", ""),
+        ranks=tuple(row.get("ranks", ())),
         modules=tuple(row.get("targets", ())),
         settings=row.get("fields"),
         kinds=row.get("kinds"),

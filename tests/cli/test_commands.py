@@ -85,8 +85,9 @@ def test_inspect_norms_agree_with_the_dense_product(example: Path) -> None:
             assert record["norm"] == pytest.approx(norms[-1], rel=1e-9)
             assert (record["shape"], record["rank"], record["scale"]) == ([64, 64], 8, 2.0)
             assert record["parameters"] == 2 * 64 * 8
+    weights = load_file(example / "base" / "model.safetensors")
     assert report["data"]["total_norm"] == pytest.approx(sum(n * n for n in norms) ** 0.5, rel=1e-9)
-    base = sum(tensor.numel() for tensor in load_file(example / "base" / "model.safetensors").values())
+    base = sum(tensor.numel() for tensor in weights.values())
     own = 8 * 2 * 64 * 8 + 100 * 64
     assert report["data"]["share"] == pytest.approx(own / (base + own))
 
@@ -339,3 +340,27 @@ def test_merge_options_that_change_bytes_are_in_the_manifest(example: Path, tmp_
     assert manifest["options"] == {**arithmetic, "container": None, "dtype": "BF16", "max_shard_nbytes": 20_000}
     assert manifest["adapters"][0]["alpha"] == 16
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+INTERRUPTED_IMPORT = """
+import signal, sys
+from loraformat.cli import Terminated, _signals
+sys.path.insert(0, sys.argv[1])
+try:
+    with _signals():
+        import struck
+        print("imported", struck.WHOLE, flush=True)
+        signal.pause()
+except (Terminated, KeyboardInterrupt) as error:
+    print(type(error).__name__, *error.args)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Terminated 15")], ids=["int", "term"]
+)
+def test_a_signal_does_not_strike_in_the_middle_of_an_import(number: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "struck.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nWHOLE = True\n")
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (child.stdout.splitlines(), child.returncode) == (["imported True", said], 0), child.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.results import weight_records
+from loraformat.model.records import module_kind, weight_records
 from loraformat.model.summary import layer_of, summarize
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
@@ -69,8 +69,8 @@ def test_layers_are_the_first_number_of_a_path() -> None:
 
 def test_records_have_one_line_an_update() -> None:
     chain = (low_rank(4), Hadamard(tensor(8, 2), tensor(2, 8), tensor(8, 2), tensor(2, 8), 1.0))
-    first, second = weight_records(adapter({"a.weight": chain}), {"a.weight": (1.5, None)})
-    assert (first.kind, first.rank, first.norm, first.parameters) == ("low-rank", 4, 1.5, 384)
+    first, second = weight_records(adapter({"a.weight": chain}))
+    assert (first.kind, first.rank, first.norm, first.parameters) == ("low-rank", 4, None, 384)
     assert (second.kind, second.shape, second.norm) == ("hadamard", (8, 8), None)
 
 
@@ -80,3 +80,15 @@ def test_damaged_factors_have_a_record_too() -> None:
     cross = Kronecker((tensor(3),), (tensor(), tensor(2)), 1.0)
     first, second = weight_records(adapter({"a.weight": (flat,), "b.weight": (cross,)}))
     assert (first.shape, second.shape) == ((0, 0), (0, 0))
+
+
+def test_the_kind_of_a_module_is_its_last_name() -> None:
+    kinds = {
+        "model.layers.0.self_attn.q_proj.weight": "q_proj",
+        "model.layers.0.self_attn.q_proj.bias": "q_proj.bias",
+        "model.layers.3.mlp.experts.17.w1.weight": "w1",
+        "model.layers.3.mlp.experts.gate_up_proj": "experts.gate_up_proj",
+        "down_blocks.0.attentions.1.to_out.0.weight": "to_out",
+        "weight": "weight",
+    }
+    assert {name: module_kind(name) for name in kinds} == kinds

@@ -15,6 +15,7 @@ import pytest
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.records import weight_records
 from loraformat.model.results import (
     ConvertResult,
     InspectResult,
@@ -23,14 +24,14 @@ from loraformat.model.results import (
     Result,
     Skipped,
     ValidateResult,
-    weight_records,
 )
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 from loraformat.report import RENDERERS, Report, render
 from loraformat.report.page import columns_of, shorten
-from loraformat.report.text import counts, progress, render_findings
+from loraformat.report.text import progress, render_findings
+from loraformat.report.words import counts
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "report.schema.json").read_text())
 NASTY = "evil/[bold]\x1b]0;title\x07[/nope]\nforged: line"

@@ -60,6 +60,8 @@ def test_a_plain_adapter_loads_in_every_runtime_that_reads_its_format() -> None:
 
 def test_a_limit_that_the_caller_gives_takes_the_place_of_the_default(tmp_path: Path) -> None:
     folder = Path(__file__).parent.parent.parent / "fixtures" / "bad" / "LF601-rank-above-default" / "adapter"
+    (told,) = validate(str(folder), target=["vllm"]).findings
+    assert "rank 20 needs --max-lora-rank 32" in told.message  # vLLM takes some values only
     assert [f.code for f in validate(str(folder), target=["vllm"], max_lora_rank=32).findings] == []
     (found,) = validate(str(folder), target=["vllm"], max_lora_rank=8).findings
     assert (found.code, found.severity) == ("LF620", Severity.ERROR)

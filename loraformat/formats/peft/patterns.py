@@ -59,6 +59,8 @@ class PatternKeys:
 
         Raises: ConfigError (LF103): the lookups of all modules together would take too long.
         """
+        if not self.keys:
+            return None
         orders = list(self._plain_matches(module))
         for order, pattern in self.others:
             self.steps += len(module) * len(pattern)

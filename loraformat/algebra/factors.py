@@ -1,0 +1,129 @@
+"""Updates as products of two factors in float64, dense only where they have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from typing_extensions import assert_never
+
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """left @ right: (rows, rank) @ (rank, cols), both float64; a scale is in `left`."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.left.shape[0], self.right.shape[1]
+
+
+# A Product, or a whole matrix (rows, cols) in float64 where factors would not be smaller.
+Matrix: TypeAlias = Union[Product, "Tensor"]
+
+
+def is_additive(update: Update) -> bool:
+    """Whether the kind adds a matrix that it has all of, so that it has a norm without the base."""
+    return isinstance(update, (LowRank, Hadamard, Kronecker, Diff))
+
+
+def is_sound(update: Update) -> bool:
+    """Whether the factors of an additive update fit each other and are not empty, so that it has a product at all."""
+    if not all(_is_product(up, down) for up, down in _pairs(update)):
+        return False
+    return update.is_even if isinstance(update, Hadamard) else True
+
+
+def matrices_of(update: Update) -> Iterator[Matrix]:
+    """The matrices of an additive update with its scale: one, or one for each expert of a stack.
+
+    A convolution is (out, in · prod(kernel)), a vector one column. A dense update of three or more axes that is no
+    convolution of a factor pair is flattened the same way.
+
+    Nothing comes out for kinds that do not add, for an unknown scale, and for factors that do not fit.
+    """
+    if not isinstance(update, (LowRank, Hadamard, Kronecker, Diff)) or update.scale is None or not is_sound(update):
+        return
+    match update:
+        case LowRank():
+            for up, down in pairs_of(update):
+                yield Product(values_of(up) * update.scale, values_of(down))
+        case Hadamard():
+            yield _hadamard(update, update.scale)
+        case Kronecker():
+            import torch
+
+            left, right = (dense(side_of(factors)) for factors in (update.left, update.right))
+            yield torch.kron(left, right) * update.scale
+        case Diff():
+            yield values_of(update.difference) * update.scale
+        case _:
+            assert_never(update)
+
+
+def pairs_of(update: LowRank) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    """The (up, down) of each expert of a stack; the one pair of any other update."""
+    if not update.is_stack:
+        yield update.up, update.down
+        return
+    for number in range(update.up.shape[0]):
+        yield _slice(update.up, number), _slice(update.down, number)
+
+
+def side_of(factors: tuple[LazyTensor, ...]) -> Matrix:
+    """One side of a Kronecker product."""
+    if len(factors) == 1:
+        return values_of(factors[0])
+    return Product(values_of(factors[0]), values_of(factors[1]))
+
+
+def dense(matrix: Matrix) -> Tensor:
+    """The whole matrix, (rows, cols) float64."""
+    return matrix.left @ matrix.right if isinstance(matrix, Product) else matrix
+
+
+def values_of(factor: LazyTensor) -> Tensor:
+    """All values as a float64 matrix, trailing axes flattened; a vector is one column."""
+    import torch
+
+    value = factor.load().to(torch.float64)
+    return value.reshape(value.shape[0] if value.ndim else 1, -1)
+
+
+def _hadamard(update: Hadamard, scale: float) -> Matrix:
+    """(U1 D1) ∘ (U2 D2) is itself a product, of the row-wise Kronecker products of its factors."""
+    import torch
+
+    up1, down1, up2, down2 = map(values_of, (update.up1, update.down1, update.up2, update.down2))
+    if up1.shape[1] * up2.shape[1] >= min(up1.shape[0], down1.shape[1]):
+        return (up1 @ down1) * (up2 @ down2) * scale
+    left = torch.einsum("ia,ib->iab", up1, up2).flatten(1) * scale
+    return Product(left, torch.einsum("aj,bj->abj", down1, down2).flatten(0, 1))
+
+
+def _pairs(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    if isinstance(update, LowRank):
+        if not update.is_stack:
+            yield update.up, update.down
+    elif isinstance(update, Hadamard):
+        yield from ((update.up1, update.down1), (update.up2, update.down2))
+    elif isinstance(update, Kronecker):
+        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+
+
+def _is_product(up: LazyTensor, down: LazyTensor) -> bool:
+    return len(up.shape) == 2 and len(down.shape) > 1 and up.shape[1] == down.shape[0] and bool(up.numel and down.numel)
+
+
+def _slice(stack: LazyTensor, number: int) -> LazyTensor:
+    return stack.rows(number, number + 1).reshape(*stack.shape[1:])

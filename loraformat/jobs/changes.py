@@ -1,0 +1,349 @@
+"""What an adapter would change in a base: W' - W against W, streamed in windows of rows, nothing written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias
+
+from loraformat.engine import one_thread_each, open_engine
+from loraformat.errors import MergeError, UnsupportedUpdate
+from loraformat.jobs.tables import Rows, table_record
+from loraformat.matching import Part, match
+from loraformat.merger import Inputs, Limits, repeated
+from loraformat.merger.apply import Addition, Step, apply
+from loraformat.merger.compute import Steps, compute_dtype
+from loraformat.merger.edits import edits_of
+from loraformat.merger.plan import Edit, Term
+from loraformat.merger.windows import read_window, windows
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.records import TableRecord
+from loraformat.model.results import Skipped
+from loraformat.model.summary import has_scale, scale_of
+from loraformat.model.updates import LowRank, Replace, Update
+from loraformat.model.updates import Rows as SomeRows
+from loraformat.storage import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraformat.algebra import Spectrum
+
+_STRIP = 64
+_SAMPLED = 16  # one strip in so many goes into the histograms
+_BINS = 256  # of the exponents of float32
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Change:
+    """Sums over some rows of a weight, with D = W' - W.
+
+    Attributes:
+        base: Σ W².
+        update: Σ D².
+        kept: Σ (round(W') - W) · D, for bfloat16 and for float16.
+        base_bins, update_bins: how many values of a sample of rows have which exponent of float32; empty if not asked.
+        spectrum: of D, where it was asked for and its factors do not tell it.
+    """
+
+    base: float = 0.0
+    update: float = 0.0
+    kept: tuple[float, float] = (0.0, 0.0)
+    base_bins: tuple[int, ...] = ()
+    update_bins: tuple[int, ...] = ()
+    spectrum: Spectrum | None = None
+
+    def add(self, other: Change) -> None:
+        """Take in the sums of more rows."""
+        self.base += other.base
+        self.update += other.update
+        self.kept = (self.kept[0] + other.kept[0], self.kept[1] + other.kept[1])
+        self.base_bins = _added(self.base_bins, other.base_bins)
+        self.update_bins = _added(self.update_bins, other.update_bins)
+
+    @property
+    def relative(self) -> float | None:
+        """‖D‖ / ‖W‖; None where W is zero."""
+        return math.sqrt(self.update / self.base) if self.base > 0 else None
+
+    def retained(self, which: int) -> float | None:
+        """The share of D that survives rounding to bfloat16 (0) or float16 (1); None where D is zero."""
+        return self.kept[which] / self.update if self.update > 0 else None
+
+
+@dataclass(slots=True)
+class Changes:
+    """Of one adapter on one base.
+
+    Attributes:
+        weights: base weight, as the adapter calls it → its change; without those that cannot be applied.
+        tables: embeddings whose rows are replaced or added.
+        skipped: why some weights are left out.
+    """
+
+    weights: dict[str, Change] = field(default_factory=dict)
+    tables: list[TableRecord] = field(default_factory=list)
+    skipped: tuple[Skipped, ...] = ()
+
+    def total(self, weights: Iterable[str]) -> Change:
+        """The sums over some weights."""
+        whole = Change()
+        for name in sorted(set(weights) & self.weights.keys()):
+            whole.add(self.weights[name])
+        return whole
+
+
+def changes_of(
+    base: Checkpoint,
+    adapter: Adapter,
+    *,
+    jobs: int = 1,
+    with_spectra: bool = False,
+    with_histograms: bool = False,
+    progress: Progress | None = None,
+) -> Changes:
+    """The change of every weight that lands and fits; what does not is the rules' to report.
+
+    Args:
+        jobs: threads.
+        with_spectra: decompose W' - W of weights whose update has no factors of its own (DoRA, factors, replacements);
+            such a weight is in memory as a whole.
+        with_histograms: count the exponents of a sample of rows.
+        progress: called with (bytes read, bytes in all).
+
+    Raises: StorageError: a read failed. NonFiniteValue (LF402): an adapter value is NaN or infinite.
+    """
+    usable = _usable(base, adapter)
+    try:
+        checkpoint = repeated(base, [usable])
+        edits = edits_of(checkpoint, [usable]).edits
+    except (MergeError, UnsupportedUpdate) as refused:
+        return Changes(skipped=(Skipped(refused.code, "change-of-base", str(refused)),))
+    inputs = Inputs(store=open_store(base.uri), base=checkpoint, adapters=[usable])
+    tracks = _tracks(edits, inputs, with_spectra=with_spectra, with_histograms=with_histograms)
+    limits, done = Limits(jobs=jobs), 0
+    total = sum(track.edit.matrix[0] * _row_nbytes(track) for track in tracks)
+    with one_thread_each():
+        tasks = (task for track in tracks for task in track.tasks(limits))
+        for each in open_engine(jobs).map(lambda task: task(), tasks):
+            each.track.account(each)
+            done += each.rows * _row_nbytes(each.track)
+            if progress is not None:
+                progress(done, total)
+    found = Changes()
+    for track in tracks:
+        track.finish(found)
+    return found
+
+
+@dataclass(slots=True, eq=False)
+class _Track:
+    """One edited tensor and what is collected of it.
+
+    Attributes:
+        spans: (weight, first row, row after the last) of the rows that each weight is made of.
+        is_plain: whether all that happens to it is that products of factors are added.
+        whole: rows of D, where its spectrum is wanted.
+        rows: norms of rows, where it is a table whose rows are replaced.
+        left: windows to come.
+    """
+
+    edit: Edit
+    inputs: Inputs
+    spans: tuple[tuple[str, int, int], ...]
+    is_plain: bool
+    with_histograms: bool
+    steps: Steps | None = None
+    whole: Tensor | None = None
+    rows: Rows | None = None
+    left: int = 0
+    sums: dict[str, Change] = field(default_factory=dict)
+
+    def tasks(self, limits: Limits) -> Iterator[Callable[[], _Done]]:
+        """The windows, each a piece of work. The factors are read when the first begins."""
+        import torch
+
+        # What is a difference of W' and W in the end loses digits: it is computed in float64.
+        dtype = compute_dtype(self.edit, self.inputs, "float32") if self.is_plain else torch.float64
+        self.steps = Steps(self.edit, self.inputs, dtype)
+        blocks = list(windows(self.edit, self.inputs, limits))
+        self.left = len(blocks)
+        for start, stop in blocks:
+            yield lambda start=start, stop=stop: _Done(self, stop - start, self._measure(start, stop))  # type: ignore[misc]
+
+    def account(self, done: _Done) -> None:
+        """Add a window that is measured; the factors go with the last."""
+        for weight, change in done.changes:
+            self.sums.setdefault(weight, Change()).add(change)
+        self.left -= 1
+        if not self.left:
+            self.steps = None
+
+    def finish(self, found: Changes) -> None:
+        """Hand over the sums, and what only the whole tensor tells."""
+        from loraformat.algebra import spectrum_of
+
+        for weight, change in self.sums.items():
+            found.weights.setdefault(weight, Change()).add(change)
+        if self.whole is not None:
+            for weight, first, last in self.spans:
+                found.weights[weight].spectrum = spectrum_of(self.whole[first:last])
+            self.whole = None
+        if self.rows is not None:
+            found.tables.append(table_record(self.spans[0][0], self.rows))
+
+    def _measure(self, start: int, stop: int) -> list[tuple[str, Change]]:
+        assert self.steps is not None
+        steps, norms = self.steps.get()
+        base = read_window(self.inputs, self.edit, start, stop, self.steps.dtype)
+        update: Tensor | None = None
+        if not self.is_plain:
+            result = apply(base.clone(), start, steps, norms)
+            update = result - base
+            self._keep(start, base, result, update)
+        changes: list[tuple[str, Change]] = []
+        for low, high in _strips(start, self._end(stop), self.spans):
+            weights = [weight for weight, first, last in self.spans if first <= low and high <= last]
+            if weights:
+                here = slice(low - start, high - start)
+                added = _product(steps, low, high) if update is None else update[here]
+                changes.extend((weight, self._change(base[here], added, low)) for weight in weights)
+        return changes
+
+    def _change(self, base: Tensor, update: Tensor, low: int) -> Change:
+        change = _sums(base, update)
+        if self.with_histograms and (low // _STRIP) % _SAMPLED == 0:
+            change.base_bins, change.update_bins = _bins(base), _bins(update)
+        return change
+
+    def _end(self, stop: int) -> int:
+        """Rows that the base has: those that an update adds are no change of anything."""
+        stored = self.inputs.base.tensors[self.edit.source].shape
+        return min(stop, math.prod(stored[: self.edit.row_axes]) if stored else 1)
+
+    def _keep(self, start: int, base: Tensor, result: Tensor, update: Tensor) -> None:
+        if self.rows is not None:
+            self.rows.add(start, base, result)
+        if self.whole is not None:
+            end = max(start, self._end(start + update.shape[0]))
+            self.whole[start:end] = update[: end - start]
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A window that is measured: how many rows, and (weight, sums) of each strip."""
+
+    track: _Track
+    rows: int
+    changes: list[tuple[str, Change]]
+
+
+def _usable(base: Checkpoint, adapter: Adapter) -> Adapter:
+    """The adapter without weights that do not land, do not fit, or have no scale."""
+    found = match(adapter, base)
+    bad = {misfit.weight for misfit in found.misfits}
+    updates = {
+        weight: chain
+        for weight, chain in adapter.updates.items()
+        if weight in found.landings and weight not in bad and all(map(_has_value, chain))
+    }
+    return replace(adapter, updates=updates)
+
+
+def _has_value(update: Update) -> bool:
+    return not has_scale(update) or scale_of(update) is not None
+
+
+def _tracks(edits: Mapping[str, Edit], inputs: Inputs, *, with_spectra: bool, with_histograms: bool) -> list[_Track]:
+    import torch
+
+    tracks: list[_Track] = []
+    taken: set[tuple[str, object]] = set()
+    for edit in edits.values():
+        spans = tuple(_spans(edit, taken))
+        if not spans:
+            continue
+        updates = [inputs.update(term) for term in edit.terms]
+        is_plain = all(isinstance(update, LowRank) and update.magnitude is None for update in updates)
+        track = _Track(edit, inputs, spans, is_plain, with_histograms)
+        if with_spectra and not is_plain:
+            track.whole = torch.zeros(edit.matrix, dtype=torch.float32)
+        if any(isinstance(update, (Replace, SomeRows)) for update in updates) and len(edit.shape) == 2:
+            track.rows = Rows.of(edit.matrix[0], inputs.base.tensors[edit.source].shape[0])
+        tracks.append(track)
+    return tracks
+
+
+def _spans(edit: Edit, taken: set[tuple[str, object]]) -> Iterator[tuple[str, int, int]]:
+    """The rows of each weight; a table that is stored under two names counts once."""
+    seen: dict[tuple[str, object], Term] = {}
+    for term in edit.terms:
+        seen.setdefault((term.weight, term.part), term)
+    for key, term in seen.items():
+        if key not in taken:
+            taken.add(key)
+            yield term.weight, term.part.at, term.part.at + _height(edit, term.part)
+
+
+def _height(edit: Edit, part: Part) -> int:
+    if part.rows is not None:
+        return part.rows[1] - part.rows[0]
+    is_slice = part.expert is not None and edit.row_axes > 1
+    return edit.shape[1] if is_slice else edit.matrix[0]
+
+
+def _row_nbytes(track: _Track) -> int:
+    return track.edit.matrix[1] * track.inputs.base.tensors[track.edit.source].dtype.itemsize
+
+
+def _product(steps: Sequence[Step], low: int, high: int) -> Tensor:
+    """What plain products add to rows `low:high`, which lie wholly inside or outside of each product's own rows."""
+    total: Tensor | None = None
+    for step in steps:
+        assert isinstance(step, Addition)
+        first, last = step.span or (0, high)
+        if first <= low and high <= last:
+            delta = step.delta(low - first, high - first)
+            total = delta if total is None else total + delta
+    assert total is not None
+    return total
+
+
+def _strips(start: int, stop: int, spans: Sequence[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:
+    """(low, high) of strips of at most _STRIP rows, none of which crosses the border of a span."""
+    borders = {border for _, first, last in spans for border in (first, last) if start < border < stop}
+    places = sorted({*range(start, stop, _STRIP), stop, *borders}) if start < stop else []
+    return pairwise(places)
+
+
+def _sums(base: Tensor, update: Tensor) -> Change:
+    import torch
+
+    result, kept = base + update, []
+    for dtype in (torch.bfloat16, torch.float16):
+        written = result.to(dtype).to(result.dtype).sub_(base)
+        kept.append(_dot(written, update))
+    return Change(base=_dot(base, base), update=_dot(update, update), kept=(kept[0], kept[1]))
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    import torch
+
+    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
+
+
+def _bins(values: Tensor) -> tuple[int, ...]:
+    """How many values have which exponent of float32; zeros and subnormal numbers are in bin 0."""
+    import torch
+
+    exponents = (values.to(torch.float32).contiguous().view(torch.int32) >> 23) & (_BINS - 1)
+    return tuple(torch.bincount(exponents.reshape(-1), minlength=_BINS).tolist())
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other

@@ -1,0 +1,165 @@
+"""Tensors that two checkpoints both have, compared value by value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loraformat.containers import check_records, read_rows
+from loraformat.engine import one_thread_each, open_engine
+from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.model.differences import MOST_RANK, WeightDifference
+from loraformat.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK_NBYTES = 8 << 20
+
+
+def tensor_differences(
+    first: Checkpoint,
+    second: Checkpoint,
+    *,
+    tolerance: float = 0.0,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[WeightDifference, ...]:
+    """A difference for each tensor that both have, sorted by name.
+
+    Tensors are compared in blocks of rows; one that differs is held as a whole, since its rank is that of all rows.
+
+    Raises: StorageError: a read failed. ContainerError: a record of a `.pt` file does not have its checksum.
+    """
+    sides = (_Side(open_store(first.uri), first), _Side(open_store(second.uri), second))
+    for side in sides:
+        for file in side.checkpoint.files.values():
+            if file.container == "torch":
+                check_records(side.store, file.name)
+
+    def compared(name: str) -> WeightDifference:
+        return _difference(name, sides[0], sides[1], tolerance)
+
+    names = sorted(first.tensors.keys() & second.tensors.keys())
+    sizes = [math.prod(first.tensors[name].shape) * first.tensors[name].dtype.itemsize for name in names]
+    found, done = [], 0
+    with one_thread_each():
+        results = open_engine(jobs).map(compared, names)
+        for nbytes, difference in zip(sizes, results, strict=True):
+            found.append(difference)
+            done += nbytes
+            if progress is not None:
+                progress(done, sum(sizes))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    store: Store
+    checkpoint: Checkpoint
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        return read_rows(self.store, self.checkpoint.tensors[name], start, stop)
+
+
+def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> WeightDifference:
+    one, other = first.checkpoint.tensors[name], second.checkpoint.tensors[name]
+    bare = WeightDifference(weight=name, status="incomparable", shape=one.shape, shape_after=other.shape)
+    is_resized = one.shape != other.shape
+    if is_resized and not (one.shape[1:] == other.shape[1:] and len(one.shape) > 1):
+        return replace(bare, reason="their shapes differ")
+    if not (one.dtype.is_floating and other.dtype.is_floating):
+        same = not is_resized and one.dtype == other.dtype and _is_equal(name, one, first, second)
+        return replace(bare, status="equal") if same else replace(bare, reason="they are no real numbers and differ")
+    sums = _summed(name, one, other, first, second)
+    before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
+    is_close = apart <= tolerance * before and not sums.is_unordered
+    status = "resized" if is_resized else "equal" if is_close else "changed"
+    effective, rank_90, rank_99 = (None, None, None) if sums.whole is None else _ranks(sums.whole)
+    return replace(
+        bare,
+        status=status,
+        norm=before,
+        norm_after=after,
+        distance=apart,
+        relative=apart / before if before else None,
+        cosine=sums.inner / (before * after) if before and after else None,
+        changed=sums.changed / max(1, sums.numel),
+        largest=sums.largest,
+        effective_rank=effective,
+        rank_90=rank_90,
+        rank_99=rank_99,
+    )
+
+
+@dataclass(slots=True)
+class _Sums:
+    before: float = 0.0
+    after: float = 0.0
+    apart: float = 0.0
+    inner: float = 0.0
+    changed: int = 0
+    numel: int = 0
+    largest: float = 0.0
+    is_unordered: bool = False
+    whole: Tensor | None = None
+
+
+def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, second: _Side) -> _Sums:
+    import torch
+
+    sums = _Sums()
+    rows = min(one.shape[0], other.shape[0]) if one.shape else 1
+    for start, stop in _blocks(one, rows):
+        before, after = (side.rows(name, start, stop) for side in (first, second))
+        wide = torch.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else torch.float32
+        before, after = before.to(wide), after.to(wide)
+        apart = after - before
+        sums.before += _square(before)
+        sums.after += _square(after)
+        sums.apart += _square(apart)
+        sums.inner += float((before * after).sum(dtype=torch.float64))
+        sums.changed += int((before != after).sum())
+        sums.numel += apart.numel()
+        sums.largest = max(sums.largest, float(apart.abs().max()) if apart.numel() else 0.0)
+        sums.is_unordered = sums.is_unordered or not bool(apart.isfinite().all())
+        if sums.whole is None and apart.ndim > 1 and bool(apart.any()):
+            # What went before was equal, and what comes stands in place.
+            sums.whole = torch.zeros(rows, *one.shape[1:], dtype=torch.float32)
+        if sums.whole is not None:
+            sums.whole[start:stop] = apart
+    if sums.is_unordered:
+        sums.whole = None
+    return sums
+
+
+def _square(values: Tensor) -> float:
+    import torch
+
+    return float((values * values).sum(dtype=torch.float64))
+
+
+def _ranks(whole: Tensor) -> tuple[float | None, int | None, int | None]:
+    """Effective rank and the ranks that hold 90 % and 99 %; a stack of experts has none."""
+    from loraformat.algebra import energy_ranks
+
+    if whole.ndim == 3 and whole.shape[-1] > 16:
+        return None, None, None
+    effective, (rank_90, rank_99) = energy_ranks(whole.reshape(whole.shape[0], -1), (0.9, 0.99), most=MOST_RANK)
+    return effective, rank_90, rank_99
+
+
+def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:
+    rows = tensor.shape[0] if tensor.shape else 1
+    return all(
+        bool((first.rows(name, start, stop) == second.rows(name, start, stop)).all())
+        for start, stop in _blocks(tensor, rows)
+    )
+
+
+def _blocks(tensor: StoredTensor, rows: int) -> Iterator[tuple[int, int]]:
+    row_nbytes = max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
+    step = max(1, _BLOCK_NBYTES // row_nbytes)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -1,0 +1,215 @@
+"""plot: adapters as one page or one figure; several checkpoints of a run over their steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from loraformat.containers import open_bundle, open_checkpoint
+from loraformat.engine import one_thread_each
+from loraformat.errors import ConfigError, LoraFormatError, StorageError
+from loraformat.jobs.inspect import Studied, result_of, study
+from loraformat.jobs.subject import Assumptions, with_alpha
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import JsonFile
+from loraformat.model.pictures import Picture, Subject
+from loraformat.model.results import PlotResult
+from loraformat.report import Report
+from loraformat.storage import LocalStore
+
+FORMS = {".html": "html", ".htm": "html", ".svg": "svg", ".png": "png", ".pdf": "pdf"}
+
+
+def plot(
+    adapters: Sequence[str],
+    out: str,
+    *,
+    base: str | None = None,
+    alpha: float | None = None,
+    assumptions: Assumptions | None = None,
+    format: str | None = None,  # noqa: A002
+    overwrite: bool = False,
+    jobs: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Draw adapters into one file, which appears whole or not at all.
+
+    Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
+    its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.
+    The last is drawn weight by weight, the others by layer.
+
+    Args:
+        adapters: folders or files, at least one.
+        out: a new file; its ending tells the form: .html, .svg, .png, .pdf. All but .html need matplotlib.
+        base: folder or file of the base; adds what its weights change by, for the last adapter.
+        alpha, assumptions, format: as for `inspect`.
+        overwrite: replace an existing file.
+        jobs: threads that read the base.
+        progress: called with bytes of the base (read, in all).
+
+    Raises: ConfigError (LF103): the ending is none of FORMS. StorageError: the file exists or cannot be written.
+        StorageError, ContainerError, FormatError where an adapter cannot be read.
+    """
+    form, store = _form(out), _store(out, overwrite=overwrite)
+    _refuse_missing_extra(form)
+    assumed = with_alpha(alpha, assumptions)
+    names = _steps_of(adapters)
+    checkpoint = None if base is None else open_checkpoint(base)
+    studied: list[tuple[str, int | None, Studied]] = []
+    for number, (uri, step) in enumerate(names, 1):
+        is_last = number == len(names)
+        one = study(
+            uri,
+            base=checkpoint if is_last else None,
+            assumptions=assumed,
+            spectrum=is_last,
+            histograms=is_last,
+            format=format,
+            jobs=jobs,
+            progress=progress,
+        )
+        studied.append((uri, step, one))
+    picture = _picture(base, studied)
+    data = _drawn(picture, form)
+    name = os.path.basename(out)
+    with store.create(name, len(data)) as writer:
+        writer.write(data)
+    main = studied[-1][2]
+    return Report(
+        job="plot",
+        subject=names[-1][0],
+        format=main.opened.format.NAME,
+        because=main.opened.because,
+        data=PlotResult(
+            form=form,
+            adapters=tuple(uri for uri, _ in names),
+            steps=tuple(step for _, step in names if step is not None) if picture.is_run else (),
+            weights=len(main.records),
+            nbytes=len(data),
+        ),
+        findings=main.findings,
+        skipped=main.skipped,
+        written=(out,),
+    )
+
+
+def _form(out: str) -> str:
+    ending = os.path.splitext(out)[1].lower()
+    if ending not in FORMS:
+        known = ", ".join(FORMS)
+        raise ConfigError(
+            f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out
+        )
+    return FORMS[ending]
+
+
+def _store(out: str, *, overwrite: bool) -> LocalStore:
+    """The folder of the output, looked at before any work is done."""
+    folder = os.path.dirname(out) or "."
+    if os.path.lexists(out) and (not overwrite or os.path.isdir(out)):
+        hint = "" if os.path.isdir(out) else "replace it with --overwrite"
+        raise StorageError("the output exists already", where=out, hint=hint)
+    return LocalStore(folder)
+
+
+def _refuse_missing_extra(form: str) -> None:
+    if form != "html":
+        from loraformat.report.figure import require_matplotlib
+
+        require_matplotlib()
+
+
+def _steps_of(adapters: Sequence[str]) -> list[tuple[str, int | None]]:
+    """(URI, step), sorted by step where every adapter has one of its own; otherwise in the order given."""
+    found = [(uri, _step(uri, open_bundle(uri).files.get("trainer_state.json"))) for uri in adapters]
+    steps = [step for _, step in found]
+    if len(found) > 1 and None not in steps and len(set(steps)) == len(steps):
+        return sorted(found, key=lambda pair: pair[1] or 0)
+    return [(uri, None) for uri, _ in found] if len(found) > 1 else found
+
+
+def _step(uri: str, state: object) -> int | None:
+    if isinstance(state, JsonFile):
+        try:
+            value = state.load()
+        except LoraFormatError:
+            value = None  # a damaged trainer state is no fault of the adapter; the folder's name may tell as well
+        step = value.get("global_step") if isinstance(value, Mapping) else None
+        if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
+            return step
+    named = re.search(r"(?:^|[-_.])(\d{1,12})(?:\.[A-Za-z]+)?$", os.path.basename(os.path.normpath(uri)))
+    return int(named[1]) if named else None
+
+
+def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]]) -> Picture:
+    last = studied[-1][2]
+    names = last.opened.adapter.updates.keys()
+    is_run = len(studied) > 1 and all(
+        step is not None and one.opened.adapter.updates.keys() == names for _, step, one in studied
+    )
+    total = None if last.changes is None else last.changes.total(record.weight for record in last.records)
+    return Picture(
+        version=sys.modules["loraformat"].__version__,
+        base=base,
+        subjects=tuple(
+            Subject(
+                uri=uri,
+                label=_label(uri, step, [each for each, _, _ in studied]),
+                step=step,
+                format=one.opened.format.NAME,
+                summary=one.summary,
+                result=result_of(one),
+                findings=one.findings,
+                config=one.opened.adapter.config.raw,
+                cosine=_cosine(one.opened.adapter, last.opened.adapter) if len(studied) > 1 else None,
+            )
+            for uri, step, one in studied
+        ),
+        is_run=is_run,
+        base_bins=() if total is None else total.base_bins,
+        update_bins=() if total is None else total.update_bins,
+    )
+
+
+def _label(uri: str, step: int | None, others: Sequence[str]) -> str:
+    """The step, or the last part of the path; the whole path where two end alike."""
+    if step is not None and len(others) > 1:
+        return f"step {step:,}"
+    name = os.path.basename(os.path.normpath(uri))
+    alike = [other for other in others if os.path.basename(os.path.normpath(other)) == name]
+    return name if len(alike) < 2 else uri
+
+
+def _cosine(one: Adapter, other: Adapter) -> float | None:
+    """The cosine of all that two adapters add together; None where they add nothing that compares."""
+    with one_thread_each():
+        return _cosine_of(one, other)
+
+
+def _cosine_of(one: Adapter, other: Adapter) -> float | None:
+    from loraformat.algebra import frobenius, inner
+
+    products: list[float] = []
+    norms: tuple[list[float], list[float]] = ([], [])
+    for weight in sorted(one.updates.keys() & other.updates.keys()):
+        for mine, theirs in zip(one.updates[weight], other.updates[weight], strict=False):
+            product = inner(mine, theirs)
+            if product is not None:
+                products.append(product)
+                norms[0].append(frobenius(mine) or 0.0)
+                norms[1].append(frobenius(theirs) or 0.0)
+    whole = math.hypot(*norms[0]) * math.hypot(*norms[1])
+    return max(-1.0, min(1.0, math.fsum(products) / whole)) if whole > 0 and math.isfinite(whole) else None
+
+
+def _drawn(picture: Picture, form: str) -> bytes:
+    if form == "html":
+        from loraformat.report.html import render_page
+
+        return render_page(picture).encode()
+    from loraformat.report.figure import render_figure
+
+    return render_figure(picture, form)

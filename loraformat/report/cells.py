@@ -1,0 +1,219 @@
+"""Records of weights as a grid of module kinds by layers, as rows of a table, as bands of spectra; experts folded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from loraformat.model.records import WeightRecord, module_kind
+from loraformat.model.summary import layer_of
+
+MOST_COLUMNS = 160
+MOST_ROWS = 60
+STEPS = 10
+NO_LAYER = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure that cells may show.
+
+    Attributes:
+        name: of the field of a WeightRecord.
+        label: what people read.
+        scale: "log" or "linear".
+        fold: how several weights of one cell become one figure, and the word for it.
+    """
+
+    name: str
+    label: str
+    scale: str
+    fold: Callable[[Sequence[float]], float]
+    word: str
+
+    @property
+    def is_log(self) -> bool:
+        """Whether its scale is logarithmic, on which zero has no place."""
+        return self.scale == "log"
+
+    def step(self, value: float, low: float, high: float) -> int:
+        """0 to STEPS - 1: where a value stands between the least and the largest."""
+        if high <= low:
+            return STEPS - 1
+        place = math.log(value / low) / math.log(high / low) if self.is_log else (value - low) / (high - low)
+        return min(STEPS - 1, max(0, int(place * STEPS)))
+
+
+METRICS = (
+    Metric("norm", "‖ΔW‖", "log", max, "largest"),
+    Metric("relative_norm", "‖ΔW‖ / ‖W‖", "log", max, "largest"),
+    Metric("spectral_norm", "σ₁", "log", max, "largest"),
+    Metric("effective_rank", "effective rank", "linear", median, "median"),
+    Metric("stable_rank", "stable rank", "linear", median, "median"),
+    Metric("retained_bf16", "kept in bfloat16", "linear", min, "least"),
+    Metric("retained_fp16", "kept in float16", "linear", min, "least"),
+)
+
+
+@dataclass(slots=True)
+class Cell:
+    """The weights of one module kind in one column.
+
+    Attributes:
+        records: places in the sequence of records that the grid was made from.
+        values: metric name → figure.
+    """
+
+    records: list[int] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
+    is_outlier: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows of module kinds, columns of layers.
+
+    Attributes:
+        metrics: those that at least one cell has.
+        rows: module kinds, sorted.
+        columns: labels: a layer, or the first and last of several.
+        cells: (row, column) → cell, where there is one.
+        left_out: module kinds that have no row.
+    """
+
+    metrics: tuple[Metric, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: Mapping[tuple[int, int], Cell]
+    left_out: int = 0
+
+    def range_of(self, metric: Metric) -> tuple[float, float]:
+        """(least, largest) figure over all cells."""
+        found = [cell.values[metric.name] for cell in self.cells.values() if metric.name in cell.values]
+        return (min(found), max(found)) if found else (0.0, 0.0)
+
+
+def grid_of(records: Sequence[WeightRecord]) -> Grid:
+    """The cells of weights; those of no numbered layer stand in a last column."""
+    layers = sorted({layer for record in records if (layer := layer_of(record.weight)) is not None})
+    size = max(1, math.ceil(len(layers) / MOST_COLUMNS))
+    bins = [layers[at : at + size] for at in range(0, len(layers), size)]
+    place = {layer: at for at, bin_ in enumerate(bins) for layer in bin_}
+    labels = [str(bin_[0]) if len(bin_) == 1 else f"{bin_[0]}-{bin_[-1]}" for bin_ in bins]
+    if any(layer_of(record.weight) is None for record in records):
+        labels.append(NO_LAYER)
+    kinds = sorted({record.module for record in records})
+    rows = {kind: at for at, kind in enumerate(kinds[:MOST_ROWS])}
+    cells: dict[tuple[int, int], Cell] = {}
+    for number, record in enumerate(records):
+        layer = layer_of(record.weight)
+        column = len(labels) - 1 if layer is None else place[layer]
+        if record.module in rows:
+            cells.setdefault((rows[record.module], column), Cell()).records.append(number)
+    for cell in cells.values():
+        _fill(cell, [records[number] for number in cell.records])
+    metrics = tuple(m for m in METRICS if any(m.name in cell.values for cell in cells.values()))
+    return Grid(metrics, tuple(kinds[:MOST_ROWS]), tuple(labels), dict(sorted(cells.items())), len(kinds) - len(rows))
+
+
+def _fill(cell: Cell, records: Sequence[WeightRecord]) -> None:
+    for metric in METRICS:
+        found = [value for record in records if _is_shown(value := getattr(record, metric.name), metric)]
+        if found:
+            cell.values[metric.name] = metric.fold(found)
+    cell.is_outlier = any(record.is_outlier for record in records)
+
+
+def _is_shown(value: float | None, metric: Metric) -> bool:
+    return value is not None and math.isfinite(value) and (value > 0 or not metric.is_log)
+
+
+_EXPERT = re.compile(r"\.experts\.\d{1,9}\.")
+_MOST_EXPERTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A weight as the table has it, or the experts of one layer and module folded into one.
+
+    Attributes:
+        weights: how many it stands for.
+        record: of the weight; of experts the largest norms, median ranks, least retention, and the sum of parameters.
+    """
+
+    record: WeightRecord
+    weights: int = 1
+
+
+def rows_of(records: Sequence[WeightRecord]) -> list[Row]:
+    """Rows in the order of the records; experts of one layer and module are folded where they are many."""
+    groups: dict[tuple[str, str], list[WeightRecord]] = {}
+    for number, record in enumerate(records):
+        name = _EXPERT.sub(".experts.*.", record.weight)
+        # A weight that is no expert stands alone, also where it has several updates.
+        groups.setdefault((name, record.kind if name != record.weight else str(number)), []).append(record)
+    rows: list[Row] = []
+    for (name, _), group in groups.items():
+        if len(group) > _MOST_EXPERTS:
+            rows.append(Row(_folded(name, group), len(group)))
+        else:
+            rows += [Row(record) for record in group]
+    return rows
+
+
+def _folded(name: str, group: Sequence[WeightRecord]) -> WeightRecord:
+    cell = Cell()
+    _fill(cell, group)
+    first = group[0]
+    values = cell.values
+    return WeightRecord(
+        weight=name,
+        kind=first.kind,
+        shape=first.shape,
+        rank=first.rank,
+        scale=first.scale,
+        parameters=sum(record.parameters for record in group),
+        dtype=first.dtype,
+        norm=values.get("norm"),
+        spectral_norm=values.get("spectral_norm"),
+        stable_rank=values.get("stable_rank"),
+        effective_rank=values.get("effective_rank"),
+        relative_norm=values.get("relative_norm"),
+        retained_bf16=values.get("retained_bf16"),
+        retained_fp16=values.get("retained_fp16"),
+        is_outlier=cell.is_outlier,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Singular values of the weights of one module kind, place by place: (10 %, median, 90 %)."""
+
+    module: str
+    weights: int
+    places: tuple[tuple[float, float, float], ...]
+
+
+def bands_of(records: Iterable[WeightRecord]) -> list[Band]:
+    """A band for each module kind whose weights have singular values, sorted by name."""
+    groups: dict[str, list[tuple[float, ...]]] = {}
+    for record in records:
+        if record.singular_values:
+            groups.setdefault(module_kind(record.weight), []).append(record.singular_values)
+    return [Band(kind, len(found), tuple(_places(found))) for kind, found in sorted(groups.items())]
+
+
+def _places(spectra: Sequence[Sequence[float]]) -> Iterable[tuple[float, float, float]]:
+    for at in range(max(map(len, spectra))):
+        found = sorted(values[at] for values in spectra if at < len(values))
+        yield _quantile(found, 0.1), _quantile(found, 0.5), _quantile(found, 0.9)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

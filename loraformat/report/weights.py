@@ -1,0 +1,236 @@
+"""Tables of the weights of an adapter: one by one, by module or by layer, and rows of heat over the layers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+from loraformat.model.records import WeightRecord
+from loraformat.model.results import InspectResult
+from loraformat.model.summary import layer_of
+from loraformat.report.page import Page, Piece
+from loraformat.report.words import amount, histogram, number, percent, runs, shape
+
+# More rows than a screen has are grouped; the JSON lists every weight.
+MOST_ROWS = 40
+
+RAMP = ".:-=+*#%@"
+_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied", "modulated")
+# What a narrow terminal does without, in this order; the first column is cut before.
+_DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
+
+
+def say_weights(page: Page, result: InspectResult) -> None:
+    """The weights in the grouping asked for, and the heat where it was."""
+    grouping = result.grouping
+    if grouping == "auto":
+        grouping = "none" if len(result.weights) <= MOST_ROWS else "module"
+    tables = {"none": _weights, "module": by_module, "layer": _layers}
+    head, rows = tables[grouping](result.weights)
+    page.fitted_table(head, rows, _DISPENSABLE)
+    if any(record.is_outlier for record in result.weights):
+        page.say(
+            "  ! ", Piece("stands out among the weights of its module kind (robust z of log norm above 3.5)", "dim")
+        )
+    if result.has_heat:
+        say_heat(page, result.weights)
+
+
+def _weights(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
+    has = _Known(weights)
+    head = ["weight", "update", "shape", "rank", "scale", "parameters", *has.columns]
+    rows = [
+        [
+            record.weight,
+            record.kind,
+            shape(record.shape),
+            "-" if record.rank is None else str(record.rank),
+            "-" if record.kind in _WITHOUT_SCALE else number(record.scale),
+            amount(record.parameters),
+            *has.cells(record),
+        ]
+        for record in weights
+    ]
+    return head, rows
+
+
+class _Known:
+    """Which figures the records have, and their cells."""
+
+    def __init__(self, weights: Sequence[WeightRecord]) -> None:
+        columns: list[tuple[str, Callable[[WeightRecord], str]]] = []
+        if any(record.norm is not None for record in weights):
+            columns.append(("norm", _norm))
+        if any(record.spectral_norm is not None for record in weights):
+            columns += [
+                ("sigma", lambda record: _or_dash(record.spectral_norm)),
+                ("eff.rank", lambda record: _or_dash(record.effective_rank)),
+                ("stable", lambda record: _or_dash(record.stable_rank)),
+            ]
+        if any(record.relative_norm is not None for record in weights):
+            columns += [
+                ("|dW|/|W|", lambda record: percent(record.relative_norm)),
+                ("bf16", lambda record: percent(record.retained_bf16)),
+                ("fp16", lambda record: percent(record.retained_fp16)),
+            ]
+        self._columns = columns
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name, _ in self._columns]
+
+    def cells(self, record: WeightRecord) -> list[str]:
+        return [cell(record) for _, cell in self._columns]
+
+
+def _norm(record: WeightRecord) -> str:
+    if record.norm is None and record.kind in _WITHOUT_SCALE:
+        return "-"
+    return number(record.norm) + (" !" if record.is_outlier else "")
+
+
+def by_module(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
+    """(head, rows) of a table in which weights that differ in the layer only are one line."""
+    groups: dict[tuple[str, str, str], list[WeightRecord]] = {}
+    for record in weights:
+        groups.setdefault((record.module, record.kind, shape(record.shape)), []).append(record)
+    columns = _group_columns(weights)
+    head = ["module", "update", "shape", "weights", "layers", "rank", "parameters", *(name for name, _ in columns)]
+    rows = [
+        [
+            *key,
+            amount(len(group)),
+            runs(_numbers(group)) or "-",
+            histogram(_counts(record.rank for record in group)),
+            amount(sum(record.parameters for record in group)),
+            *(cell(group) for _, cell in columns),
+        ]
+        for key, group in groups.items()
+    ]
+    return head, rows
+
+
+def _layers(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
+    """One line for each layer; what belongs to none comes last."""
+    groups: dict[int | None, list[WeightRecord]] = {}
+    for record in weights:
+        groups.setdefault(layer_of(record.weight), []).append(record)
+    columns = _group_columns(weights)
+    head = ["layer", "weights", "rank", "parameters", *(name for name, _ in columns)]
+    rows = [
+        [
+            "none" if layer is None else str(layer),
+            amount(len(group)),
+            histogram(_counts(record.rank for record in group)),
+            amount(sum(record.parameters for record in group)),
+            *(cell(group) for _, cell in columns),
+        ]
+        for layer, group in sorted(groups.items(), key=lambda pair: (pair[0] is None, pair[0] or 0))
+    ]
+    return head, rows
+
+
+_Group = Sequence[WeightRecord]
+
+
+def _group_columns(weights: _Group) -> list[tuple[str, Callable[[_Group], str]]]:
+    columns: list[tuple[str, Callable[[_Group], str]]] = []
+    if any(record.norm is not None for record in weights):
+        columns += [("median", lambda group: _median(record.norm for record in group)), ("largest", _largest)]
+    if any(record.spectral_norm is not None for record in weights):
+        columns += [
+            ("sigma", lambda group: _most(record.spectral_norm for record in group)),
+            ("eff.rank", lambda group: _median(record.effective_rank for record in group)),
+        ]
+    if any(record.relative_norm is not None for record in weights):
+        columns += [
+            ("|dW|/|W|", lambda group: percent(_middle(record.relative_norm for record in group))),
+            ("bf16", lambda group: percent(min(_known(record.retained_bf16 for record in group), default=None))),
+            ("fp16", lambda group: percent(min(_known(record.retained_fp16 for record in group), default=None))),
+        ]
+    return columns
+
+
+def _largest(group: _Group) -> str:
+    """The largest norm of a group and the layer where it stands; "?" where none is known."""
+    found = max(group, key=lambda record: -1.0 if record.norm is None else record.norm)
+    layer = layer_of(found.weight)
+    place = "" if layer is None or len(group) == 1 else f" ({layer})"
+    return number(found.norm) + place + (" !" if any(record.is_outlier for record in group) else "")
+
+
+def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
+    """A row of characters for each module kind, one for each layer: the larger the figure, the denser the sign."""
+    figure = "|dW|/|W|" if any(record.relative_norm for record in weights) else "norm"
+    cells: dict[str, dict[int, float]] = {}
+    for record in weights:
+        value = record.norm if figure == "norm" else record.relative_norm
+        layer = layer_of(record.weight)
+        if value and math.isfinite(value) and layer is not None:
+            row = cells.setdefault(record.module, {})
+            row[layer] = max(value, row.get(layer, 0.0))
+    if not cells:
+        page.say(Piece("  no heat: no norms of weights in numbered layers", "dim"))
+        return
+    layers = sorted({layer for row in cells.values() for layer in row})
+    low, high = (pick(value for row in cells.values() for value in row.values()) for pick in (min, max))
+    label = max(len(module) for module in cells)
+    bins = _binned(layers, None if page.width is None else max(8, page.width - label - 4))
+    page.say("")
+    page.say("  ", Piece(f"{'layer':<{label}}", "dim"), "  ", Piece(_ruler(bins), "dim"))
+    for module, row in sorted(cells.items()):
+        page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
+    many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
+    page.say("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
+
+
+def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
+    size = 1 if most is None else math.ceil(len(layers) / most)
+    return [layers[at : at + size] for at in range(0, len(layers), size)]
+
+
+def _ruler(bins: Sequence[Sequence[int]]) -> str:
+    """The number of every eighth layer above its column."""
+    text = ""
+    for at in range(0, len(bins), 8):
+        text = text.ljust(at)[:at] + str(bins[at][0])
+    return text
+
+
+def _sign(row: dict[int, float], layers: Sequence[int], low: float, high: float) -> str:
+    values = [row[layer] for layer in layers if layer in row]
+    if not values:
+        return " "
+    place = 1.0 if high <= low else math.log(max(values) / low) / math.log(high / low)
+    return RAMP[round(place * (len(RAMP) - 1))]
+
+
+def _numbers(group: _Group) -> list[int]:
+    return sorted({layer for record in group if (layer := layer_of(record.weight)) is not None})
+
+
+def _counts(ranks: Iterable[int | None]) -> dict[int, int]:
+    return dict(sorted(Counter(rank for rank in ranks if rank is not None).items()))
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _middle(values: Iterable[float | None]) -> float | None:
+    known = _known(values)
+    return median(known) if known else None
+
+
+def _median(values: Iterable[float | None]) -> str:
+    return _or_dash(_middle(values))
+
+
+def _most(values: Iterable[float | None]) -> str:
+    return _or_dash(max(_known(values), default=None))
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else number(value)

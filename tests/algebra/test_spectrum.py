@@ -1,0 +1,129 @@
+"""Singular values from the factors against torch.linalg.svdvals of the dense product, and what follows from them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import some, updates
+from oracle import dense
+
+from loraformat.algebra import frobenius, overlap, spectrum
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import LowRank, Replace, Update
+
+SIZES = {"rows": st.integers(1, 30), "cols": st.integers(1, 30), "rank": st.integers(1, 8)}
+SEEDS = st.integers(0, 2**31)
+
+
+def matrices(update: Update) -> list[np.ndarray]:
+    whole = dense(update)
+    if isinstance(update, LowRank) and update.is_stack:
+        return [one.numpy() for one in whole]
+    return [whole.reshape(whole.shape[0], -1).numpy()]
+
+
+def singular(matrix: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(matrix, compute_uv=False)
+
+
+@settings(max_examples=30, deadline=None)
+@given(**SIZES, seed=SEEDS)
+def test_singular_values_agree_with_the_dense_ones(rows: int, cols: int, rank: int, seed: int) -> None:
+    for kind, update in updates(rows, cols, rank, seed).items():
+        found = spectrum(update)
+        expected = np.sqrt(np.mean([singular(matrix) ** 2 for matrix in matrices(update)], axis=0))
+        count = len(found.values)
+        assert np.allclose(found.values, expected[:count], rtol=1e-9, atol=1e-9 * expected[0]), kind
+        assert np.allclose(expected[count:], 0, atol=1e-9 * expected[0]), kind
+        assert list(found.values) == sorted(found.values, reverse=True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(**SIZES, seed=SEEDS)
+def test_ranks_and_norms_agree_with_their_definitions(rows: int, cols: int, rank: int, seed: int) -> None:
+    for kind, update in updates(rows, cols, rank, seed).items():
+        found, each = spectrum(update), [singular(matrix) for matrix in matrices(update)]
+        assert found.spectral_norm == pytest.approx(max(values[0] for values in each), rel=1e-9), kind
+        stable = [
+            np.linalg.norm(matrix) ** 2 / values[0] ** 2 for matrix, values in zip(matrices(update), each, strict=True)
+        ]
+        assert found.stable_rank == pytest.approx(np.median(stable), rel=1e-9), kind
+        shares = [values / values.sum() for values in each]
+        entropies = [-(p[p > 0] * np.log(p[p > 0])).sum() for p in shares]
+        assert found.effective_rank == pytest.approx(np.median(np.exp(entropies)), rel=1e-6), kind
+
+
+@settings(max_examples=30, deadline=None)
+@given(**SIZES, seed=SEEDS)
+def test_ranks_are_ordered_and_energies_grow_to_one(rows: int, cols: int, rank: int, seed: int) -> None:
+    for update in updates(rows, cols, rank, seed).values():
+        found = spectrum(update)
+        assert 1 - 1e-9 <= found.stable_rank <= len(found.values) + 1e-9
+        assert 1 - 1e-9 <= found.effective_rank <= len(found.values) + 1e-9
+        assert list(found.energies) == sorted(found.energies)
+        assert found.energies[-1] == pytest.approx(1.0)
+        assert found.energies[found.rank_holding(0.9) - 1] >= 0.9
+        if len(matrices(update)) == 1:
+            assert math.hypot(*found.values) == pytest.approx(frobenius(update), rel=1e-7)
+
+
+def test_a_known_spectrum() -> None:
+    """diag(3, 4) padded: norm 5, stable rank 25/16, one direction holds 64 % of the energy."""
+    up, down = LazyTensor.of(torch.eye(6, 2)), LazyTensor.of(torch.diag(torch.tensor([3.0, 4.0])) @ torch.eye(2, 5))
+    found = spectrum(LowRank(up, down, 1.0))
+    assert found.values == pytest.approx((4.0, 3.0))
+    assert found.stable_rank == pytest.approx(25 / 16)
+    assert found.energies == pytest.approx((0.64, 1.0))
+    assert (found.rank_holding(0.6), found.rank_holding(0.9)) == (1, 2)
+
+
+def test_a_zero_update_has_rank_zero() -> None:
+    up, down = LazyTensor.of(torch.zeros(6, 2)), LazyTensor.of(torch.ones(2, 5))
+    found = spectrum(LowRank(up, down, 1.0))
+    assert (found.spectral_norm, found.stable_rank, found.effective_rank, found.energies) == (0, 0, 0, ())
+    assert found.rank_holding(0.9) == 0
+
+
+def test_values_that_are_not_finite_have_no_spectrum() -> None:
+    up, down = LazyTensor.of(torch.full((6, 2), math.nan)), LazyTensor.of(torch.ones(2, 5))
+    assert spectrum(LowRank(up, down, 1.0)) is None
+    assert overlap(LowRank(up, down, 1.0), LowRank(up, down, 1.0)) is None
+
+
+def test_a_spectrum_needs_a_scale_and_a_difference() -> None:
+    up, down = some(0, (6, 2), (2, 3))
+    assert spectrum(LowRank(up, down, None)) is None
+    assert spectrum(Replace(up)) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(**SIZES, one=SEEDS, other=SEEDS)
+def test_overlaps_agree_with_projectors_of_the_dense_product(
+    rows: int, cols: int, rank: int, one: int, other: int
+) -> None:
+    """‖U₁ᵀU₂‖² is the trace of the product of the two projectors, which no choice of basis changes."""
+    first, second = (updates(rows, cols, rank, seed)["linear"] for seed in (one, other))
+    count = min(rows, cols, rank)
+    found = overlap(first, second, dimensions=count)
+    if found.dimensions < count:
+        return
+    projectors = []
+    for update in (first, second):
+        left, _, right = np.linalg.svd(dense(update).numpy())
+        projectors.append((left[:, :count] @ left[:, :count].T, right[:count].T @ right[:count]))
+    expected = [np.trace(a @ b) / count for a, b in zip(*projectors, strict=True)]
+    assert (found.outputs, found.inputs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_subspace_overlaps_wholly_and_another_not_at_all() -> None:
+    basis = torch.eye(8)
+    up, other, down = (LazyTensor.of(each) for each in (basis[:, :2], basis[:, 2:4], basis[:2]))
+    same = overlap(LowRank(up, down, 1.0), LowRank(up, down, -2.0))
+    apart = overlap(LowRank(up, down, 1.0), LowRank(other, down, 1.0))
+    assert (same.dimensions, same.outputs, same.inputs) == pytest.approx((2, 1.0, 1.0))
+    assert (apart.outputs, apart.inputs) == pytest.approx((0.0, 1.0))

@@ -1,0 +1,123 @@
+"""Inspections with values: figures, findings about values, several adapters, and what is left out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from merger.checkpoints import adapter_folder, config, save_base, weights
+from safetensors.torch import load_file, save_file
+
+from loraformat.cli import main
+from loraformat.errors import ConfigError
+from loraformat.jobs.inspect import View, inspect
+from loraformat.schema import check
+
+SHAPES = {
+    f"model.layers.{layer}.{name}.weight": shape
+    for layer in range(2)
+    for name, shape in {"q_proj": (24, 24), "up_proj": (130, 24)}.items()
+}
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    return adapter_folder(tmp_path / "adapter", SHAPES), save_base(tmp_path / "base", weights(), config())
+
+
+def dense(folder: Path, weight: str) -> torch.Tensor:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    module = "base_model.model." + weight.removesuffix(".weight")
+    return 2 * tensors[f"{module}.lora_B.weight"].double() @ tensors[f"{module}.lora_A.weight"].double()
+
+
+def test_every_figure_of_the_json_agrees_with_the_dense_product(folders: tuple[Path, Path]) -> None:
+    adapter, base = folders
+    found = json.loads(run(adapter, "--base", base, "--spectrum", "--format", "json").stdout)
+    assert list(check("report", found)) == []
+    stored = weights()
+    for record in found["data"]["weights"]:
+        change = dense(adapter, record["weight"])
+        values = torch.linalg.svdvals(change)[:3]
+        shares = values / values.sum()
+        assert record["norm"] == pytest.approx(float(change.norm()), rel=1e-9)
+        assert record["spectral_norm"] == pytest.approx(float(values[0]), rel=1e-9)
+        assert record["singular_values"] == pytest.approx(values.tolist(), rel=1e-6)
+        assert record["effective_rank"] == pytest.approx(math.exp(-float((shares * shares.log()).sum())), rel=1e-6)
+        relative = float(change.norm() / stored[record["weight"]].double().norm())
+        assert record["relative_norm"] == pytest.approx(relative, rel=1e-5)
+        assert record["base_norm"] == pytest.approx(record["norm"] / relative, rel=1e-5)
+    total = math.hypot(*(float(dense(adapter, weight).norm()) for weight in SHAPES))
+    whole = math.hypot(*(float(stored[weight].double().norm()) for weight in SHAPES))
+    assert found["data"]["total_relative_norm"] == pytest.approx(total / whole, rel=1e-5)
+
+
+def test_headers_alone_have_no_figures(folders: tuple[Path, Path]) -> None:
+    adapter, base = folders
+    report = inspect(str(adapter), base=str(base))
+    assert report.data.share > 0
+    assert {record.norm for record in report.data.weights} == {None}
+    assert {record.relative_norm for record in report.data.weights} == {None}
+
+
+def test_values_that_are_read_are_judged(folders: tuple[Path, Path]) -> None:
+    """With norms the rules about values run too: a NaN has no norm and a finding, and the base is not measured."""
+    adapter, base = folders
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(key for key in tensors if "layers.0.q_proj.lora_B" in key)
+    tensors[name][0, 0] = math.nan
+    tensors[name.replace("layers.0", "layers.1")].zero_()
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    report = inspect(str(adapter), base=str(base), spectrum=True)
+    assert sorted(finding.code for finding in report.findings) == ["LF401", "LF402"]
+    result = run(adapter, "--spectrum", "--format", "json")
+    first = json.loads(result.stdout)["data"]["weights"][0]
+    assert (first["norm"], first["spectral_norm"]) == (None, None)
+    assert not inspect(str(adapter)).findings
+
+
+def test_several_adapters_are_shown_one_after_the_other_and_then_together(folders: tuple[Path, Path]) -> None:
+    adapter, _ = folders
+    text = run(adapter, adapter, "--norms").stdout
+    assert text.count("read as") == 2
+    assert text.splitlines()[-3].split()[:3] == ["adapter", "format", "rank"]
+    both = json.loads(run(adapter, adapter, "--norms", "--format", "json").stdout)
+    assert list(check("reports", both)) == []
+    assert [each["job"] for each in both["reports"]] == ["inspect", "inspect"]
+
+
+def test_the_order_asked_for_is_that_of_the_records(folders: tuple[Path, Path]) -> None:
+    adapter, _ = folders
+    report = inspect(str(adapter), norms=True, view=View(sort="norm"))
+    norms = [record.norm for record in report.data.weights]
+    assert norms == sorted(norms, reverse=True)
+    assert [row["norm"] for row in report.records()] == norms
+
+
+def test_an_order_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="expected one of weight, norm"):
+        inspect("nothing", view=View(sort="size"))
+
+
+def test_a_weight_that_stands_out_is_marked(tmp_path: Path) -> None:
+    shapes = {f"model.layers.{layer}.q_proj.weight": (24, 24) for layer in range(12)}
+    adapter = adapter_folder(tmp_path / "adapter", shapes)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors["base_model.model.model.layers.7.q_proj.lora_B.weight"] *= 50
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    marked = [record.weight for record in inspect(str(adapter), norms=True).data.weights if record.is_outlier]
+    assert marked == ["model.layers.7.q_proj.weight"]
+
+
+def test_threads_do_not_change_a_figure(folders: tuple[Path, Path]) -> None:
+    adapter, base = folders
+    one, three = (inspect(str(adapter), base=str(base), norms=True, jobs=jobs).data for jobs in (1, 3))
+    assert one == three

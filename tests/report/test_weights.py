@@ -1,0 +1,123 @@
+"""Tables of weights at every width, the heat rows, and outliers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from loraformat.cli.inspect import SORT_KEYS as OFFERED
+from loraformat.jobs.figures import SORT_KEYS, sorted_by
+from loraformat.model.records import WeightRecord
+from loraformat.model.results import InspectResult
+from loraformat.report.page import Page, columns_of
+from loraformat.report.weights import RAMP, say_heat, say_weights
+
+
+def records(layers: int = 4, **more: object) -> tuple[WeightRecord, ...]:
+    return tuple(
+        WeightRecord(
+            weight=f"model.layers.{layer}.self_attn.{kind}_proj.weight",
+            kind="low-rank",
+            shape=(4096, 4096),
+            rank=16,
+            scale=2.0,
+            parameters=131_072,
+            dtype="BF16",
+            **{"norm": 2.0 ** (layer - (kind == "v")), **more},
+        )
+        for layer in range(layers)
+        for kind in "qv"
+    )
+
+
+FULL = {
+    "spectral_norm": 1.0,
+    "stable_rank": 2.0,
+    "effective_rank": 11.5,
+    "relative_norm": 0.02,
+    "retained_bf16": 0.93,
+    "retained_fp16": 1.0,
+}
+
+
+def said(result: InspectResult, width: int | None = None) -> list[str]:
+    page = Page(width)
+    say_weights(page, result)
+    return ["".join(piece.text for piece in line) for line in page.lines]
+
+
+def result(weights: tuple[WeightRecord, ...], **more: object) -> InspectResult:
+    return InspectResult(weights=weights, layer_norms={}, **more)
+
+
+@pytest.mark.parametrize("group", ["module", "layer", "none"])
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_every_table_fits_the_terminal_and_names_what_it_leaves_out(group: str, width: int) -> None:
+    lines = said(result(records(40, **FULL), grouping=group, has_heat=True), width)
+    assert all(columns_of(line) <= width for line in lines), [line for line in lines if columns_of(line) > width]
+    whole = said(result(records(40, **FULL), grouping=group))
+    missing = set(whole[0].split()) - set(lines[0].split())
+    at = next((number for number, line in enumerate(lines) if "no place here" in line), None)
+    told = "" if at is None else " ".join(lines[at : at + 2])
+    assert all(name in told for name in missing)
+    assert bool(missing) == bool(told)
+
+
+def test_weights_are_grouped_by_module_where_they_are_many() -> None:
+    few, many = (said(result(records(layers))) for layers in (4, 40))
+    assert len(few) == 9
+    assert [line.split()[0] for line in many] == ["module", "q_proj", "v_proj"]
+    assert "0-39" in many[1]
+    assert many[1].split()[-2:] == [f"{2.0**39:.4g}", "(39)"]
+
+
+def test_layers_are_summed_up_in_order() -> None:
+    lines = said(result(records(12), grouping="layer"))
+    assert [line.split()[0] for line in lines] == ["layer", *map(str, range(12))]
+
+
+def test_an_outlier_is_marked_without_colour_and_explained() -> None:
+    lines = said(result(records(6, is_outlier=True)))
+    assert all(" !" in line for line in lines[1:13])
+    assert "stands out" in lines[-1]
+
+
+def test_heat_rises_with_the_norm_and_shows_gaps() -> None:
+    page = Page(None)
+    odd = [record for record in records(9) if "layers.4" not in record.weight or "v_proj" in record.weight]
+    say_heat(page, odd)
+    lines = ["".join(piece.text for piece in line) for line in page.lines]
+    q_row = next(line for line in lines if "q_proj" in line)[-9:]
+    assert q_row[4] == " "
+    signs = [RAMP.index(sign) for sign in q_row if sign != " "]
+    assert signs == sorted(signs)
+    assert q_row[-1] == RAMP[-1]
+    assert "log scale" in lines[-1]
+
+
+def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> None:
+    page = Page(40)
+    say_heat(page, records(126))
+    lines = ["".join(piece.text for piece in line) for line in page.lines]
+    assert all(columns_of(line) <= 40 for line in lines[:-1])
+    assert "layers a sign" in lines[-1]
+
+
+def test_heat_without_norms_says_so() -> None:
+    page = Page(None)
+    say_heat(page, records(2, norm=None))
+    assert "no heat" in page.lines[0][0].text
+
+
+def test_orders_put_what_matters_first_and_the_unknown_last() -> None:
+    some = (*records(3), *records(1, norm=None), *records(1, norm=math.nan))
+    norms = [record.norm for record in sorted_by(some[:-2], "norm")]
+    assert norms == [*sorted((n for n in norms if n is not None), reverse=True), None, None]
+    assert sorted_by(some, "weight") == some
+    kept = tuple(records(1, retained_bf16=share)[0] for share in (0.9, 0.5, None, 0.7))
+    assert [record.retained_bf16 for record in sorted_by(kept, "retained_bf16")] == [0.5, 0.7, 0.9, None]
+
+
+def test_the_orders_offered_are_those_there_are() -> None:
+    assert OFFERED == SORT_KEYS
