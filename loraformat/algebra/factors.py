@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, Union
@@ -97,7 +98,8 @@ def values_of(factor: LazyTensor) -> Tensor:
     import torch
 
     value = factor.load().to(torch.float64)
-    return value.reshape(value.shape[0] if value.ndim else 1, -1)
+    rows = value.shape[0] if value.ndim else 1
+    return value.reshape(rows, math.prod(value.shape[1:]))
 
 
 def _hadamard(update: Hadamard, scale: float) -> Matrix:

@@ -176,8 +176,8 @@ def _send_later(number: int) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported in one of the frames from `frame` up."""
-    while frame is not None:
+    """Whether a module is being imported in one of the frames from `frame` up to the begin of the command."""
+    while frame is not None and frame.f_code is not LazyGroup.invoke.__code__:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
         frame = frame.f_back

@@ -32,7 +32,7 @@ class LocalEngine:
             yield from map(function, items)
             return
         pending: deque[Future[R]] = deque()
-        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="loraformat")
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="loraformat", initializer=_compute_alone)
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -42,6 +42,13 @@ class LocalEngine:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compute_alone() -> None:
+    """Every thread has a number of torch's threads of its own, and a product over several threads has other bits."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @contextmanager

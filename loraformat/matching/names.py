@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,6 +175,15 @@ def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
     return prefix.removed, prefix.added
 
 
+_ROLES = {
+    **dict.fromkeys(("encoder", "enc"), "encoder"),
+    **dict.fromkeys(("decoder", "dec"), "decoder"),
+    **dict.fromkeys(("vision", "visual", "image"), "vision"),
+    **dict.fromkeys(("text", "language"), "text"),
+    **{word: word for word in ("audio", "self", "cross", "up", "down", "mid")},
+}
+
+
 class _Prefix:
     """Renames every weight by one prefix that is added, removed, or put in the place of another."""
 
@@ -186,7 +196,15 @@ class _Prefix:
     @property
     def keeps_numbers(self) -> bool:
         """Whether no layer becomes another one."""
-        before, after = ([part for part in side.split(".") if part.isdigit()] for side in (self.removed, self.added))
+        before, after = (re.findall(r"\d+", side) for side in (self.removed, self.added))
+        return before == after
+
+    @property
+    def keeps_roles(self) -> bool:
+        """Whether no part of a model becomes one of another purpose: an encoder a decoder, say."""
+        before, after = (
+            {_ROLES[word] for word in re.split(r"[._]", side) if word in _ROLES} for side in (self.removed, self.added)
+        )
         return before == after
 
 
@@ -213,7 +231,14 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
         for name in known
         if name.endswith("." + first.removeprefix(removed))
     )
-    fitting = [prefix for prefix in exchanged if prefix.keeps_numbers and _has_shapes(chains, prefix, atlas)]
+    fitting = [
+        prefix
+        for prefix in exchanged
+        if prefix.keeps_numbers
+        and prefix.keeps_roles
+        and not any(name.startswith(prefix.removed) for name in known)  # else the part is there, stored otherwise
+        and _has_shapes(chains, prefix, atlas)
+    ]
     return _only_home(fitting, chains, atlas) or _Prefix()
 
 
@@ -235,10 +260,10 @@ def _only_home(candidates: Iterable[_Prefix], names: Iterable[str], atlas: _Atla
 
 
 def _has_shapes(chains: Mapping[str, tuple[Update, ...]], prefix: _Prefix, atlas: _Atlas) -> bool:
-    """Whether every update has the shape of the tensor that a prefix leads to, one way round or the other."""
+    """Whether every update has the shape of the tensor that a prefix leads to, as it is stored."""
     for name, chain in chains.items():
         place = atlas.find(prefix(name))
-        if place is None or all(any(_misfits(name, chain, place, turned, None)) for turned in (False, True)):
+        if place is None or any(_misfits(name, chain, place, transposed=False, followed=None)):
             return False
     return True
 
@@ -282,7 +307,7 @@ def _fits(update: Update, expected: tuple[int, ...]) -> bool:
             return False
     if isinstance(update, FACTORS):
         return update.fits(expected)
-    if isinstance(update, Hadamard) and not update.is_even:
+    if isinstance(update, (Hadamard, Kronecker)) and not update.is_even:
         return False
     if isinstance(update, (Hadamard, Kronecker)) and len(expected) > 2:
         return update.shape == (expected[0], math.prod(expected[1:]))

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from loraformat.merger.apply import Product
-from loraformat.merger.retention import Tally, tally_of
-from loraformat.merger.rounding import round_nearest
+from loraformat.merger.retention import Tally, change_of, tally_of
+from loraformat.merger.rounding import keep_unchanged, round_nearest
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +33,17 @@ class Accelerator(threading.local):
         import torch
 
         with self._own_stream():
-            base = raw.to(self._device, non_blocking=True).to(dtype)
+            stored = raw.to(self._device, non_blocking=True)
+            base = stored.to(dtype)
             update = torch.zeros_like(base)
             for number, product in enumerate(products):
                 left = product.left[start : start + len(raw)].to(self._device)
                 update.addmm_(left, self._right(number, product.right))
             rounded = torch.empty_like(base, dtype=written.dtype)
             round_nearest(rounded, base + update)
+            keep_unchanged(rounded, stored, base, update)
             written.copy_(rounded, non_blocking=True)
-            return tally_of(rounded.to(dtype) - base, update)
+            return tally_of(change_of(rounded, base, torch.empty_like(base)), update)
 
     def _right(self, number: int, factor: Tensor) -> Tensor:
         """A factor that all windows of a tensor share, on the device."""

@@ -26,8 +26,8 @@ from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.from_base import taken_off
 from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
 from loraformat.merger.plan import Arithmetic, Edit, Term
-from loraformat.merger.retention import Tally, tally_of
-from loraformat.merger.rounding import rounder
+from loraformat.merger.retention import Tally, change_of, tally_of
+from loraformat.merger.rounding import keep_unchanged, rounder
 from loraformat.merger.windows import Limits, read_window, strip_of, unit_of, windows
 from loraformat.model.tensors import DType
 from loraformat.model.updates import FromBase, Update
@@ -183,8 +183,8 @@ class Computer:
             written = values[low - start : high - start]
             round_into(written, result, low * cols)
             if tallies is not None:
-                result.copy_(written).sub_(base)
-                tallies.append(tally_of(result, update))
+                keep_unchanged(written, raw[low - start : high - start], base, update)
+                tallies.append(tally_of(change_of(written, base, result), update))
         return tallies
 
     def _read(self, edit: Edit, start: int, stop: int) -> Tensor:

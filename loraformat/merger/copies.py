@@ -119,9 +119,9 @@ def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], 
     """
     if isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name):
         return
-    spans = sorted((inputs.base.tensors[name].span for name in edited), key=lambda span: span.offset)
+    spans = sorted((span.offset, span.end) for name in edited if (span := inputs.base.tensors[name].span).nbytes)
     position = 0
-    for stop, resume in [*((span.offset, span.end) for span in spans), (file.nbytes, file.nbytes)]:
+    for stop, resume in [*spans, (file.nbytes, file.nbytes)]:
         yield from _runs(inputs, file.name, position, position, stop - position, target)
         position = resume
 

@@ -83,13 +83,14 @@ def write_weights(
                 if shard.is_complete:
                     finished.append(files.submit(shard.close, on_written))
                 _raise_first(finished)
+            for future in finished:
+                future.result()
         except BaseException:
             results.close()
             files.shutdown(cancel_futures=True)
             for shard in shards:
                 shard.abandon()
             raise
-    _raise_first(finished)
     return merged
 
 

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 1
+#define VERSION 2
 
 int loraformat_kernel_version(void) { return VERSION; }
 
@@ -75,6 +75,14 @@ INLINE __m512d write_512(void *to, enum type type, __m512d exact) {
 
 INLINE __m512d largest_512(__m512d known, __m512d value) { return _mm512_max_pd(known, _mm512_abs_pd(value)); }
 
+INLINE __m512d where_finite_512(__m512d base, __m512d value) {
+    return _mm512_maskz_mov_pd(_mm512_cmp_pd_mask(base - base, _mm512_setzero_pd(), _CMP_EQ_OQ), value);
+}
+
+INLINE unsigned unchanged_512(__m512d base, __m512d delta) {
+    return _mm512_cmp_pd_mask(delta, _mm512_setzero_pd(), _CMP_EQ_OQ) | _mm512_cmp_pd_mask(base, base, _CMP_UNORD_Q);
+}
+
 INLINE int nonzero_512(__m512d value) {
     return __builtin_popcount(_mm512_cmp_pd_mask(value, _mm512_setzero_pd(), _CMP_NEQ_UQ));
 }
@@ -133,6 +141,15 @@ INLINE __m256d write_256(void *to, enum type type, __m256d exact) {
 }
 
 INLINE __m256d largest_256(__m256d known, __m256d value) { return _mm256_max_pd(known, size_256(value)); }
+
+INLINE __m256d where_finite_256(__m256d base, __m256d value) {
+    return _mm256_and_pd(_mm256_cmp_pd(base - base, _mm256_setzero_pd(), _CMP_EQ_OQ), value);
+}
+
+INLINE unsigned unchanged_256(__m256d base, __m256d delta) {
+    __m256d is_zero = _mm256_cmp_pd(delta, _mm256_setzero_pd(), _CMP_EQ_OQ);
+    return (unsigned)_mm256_movemask_pd(_mm256_or_pd(is_zero, _mm256_cmp_pd(base, base, _CMP_UNORD_Q)));
+}
 
 INLINE int nonzero_256(__m256d value) {
     return __builtin_popcount((unsigned)_mm256_movemask_pd(_mm256_cmp_pd(value, _mm256_setzero_pd(), _CMP_NEQ_UQ)));

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LIBRARY = Path(__file__).with_name("_kernel.so")
-_VERSION = 1  # of the functions' arguments; as in kernel.c
+_VERSION = 2  # of the functions' arguments; as in kernel.c
 _COLS = 16  # columns that are computed together; as in kernel.c
 _FIGURES = 4  # of a tally
 

@@ -2,7 +2,10 @@
  *   NAME(x)  x with a suffix of its own
  *   VECTOR   LANES doubles in a register, with the operators of C
  *   AT_ONCE  rows of one product, so many that its sums fit into the registers
- * and the functions NAME(read), NAME(write), NAME(largest), NAME(nonzero).
+ * and the functions
+ *   NAME(read), NAME(write), NAME(largest), NAME(nonzero)
+ *   NAME(where_finite)  the second value where the first is finite, else 0
+ *   NAME(unchanged)     one bit for each lane whose base is not a number or whose delta is zero
  */
 #define VECTORS (COLS / LANES)
 typedef VECTOR NAME(unaligned) __attribute__((aligned(8)));
@@ -17,9 +20,15 @@ struct NAME(sums) {
 INLINE void NAME(finish)(const VECTOR *delta, const void *raw, enum type in, void *out, enum type to,
                          struct NAME(sums) *sums) {
     for (int part = 0; part < VECTORS; part++) {
-        VECTOR base = NAME(read)((const uint8_t *)raw + part * LANES * size_of(in), in);
-        VECTOR written = NAME(write)((uint8_t *)out + part * LANES * size_of(to), to, base + delta[part]);
-        VECTOR change = written - base;
+        const uint8_t *from = (const uint8_t *)raw + part * LANES * size_of(in);
+        uint8_t *into = (uint8_t *)out + part * LANES * size_of(to);
+        VECTOR base = NAME(read)(from, in);
+        VECTOR written = NAME(write)(into, to, base + delta[part]);
+        unsigned same = in == to ? NAME(unchanged)(base, delta[part]) : 0;
+        /* The very bits of the base: -0, and what a NaN carries, would not come through an addition. */
+        for (int lane = 0; same; lane++, same >>= 1)
+            if (same & 1) memcpy(into + lane * size_of(to), from + lane * size_of(in), size_of(to));
+        VECTOR change = NAME(where_finite)(base, written - base);
         int place = part % (SUMS / LANES);
         sums->kept[place] += change * delta[part];
         sums->whole[place] += delta[part] * delta[part];

@@ -45,6 +45,13 @@ class Tally:
         )
 
 
+def change_of(written: Tensor, base: Tensor, out: Tensor) -> Tensor:
+    """C in `out`; zero where the base is not finite, which no update can change."""
+    change = out.copy_(written).sub_(base)
+    is_finite = base.isfinite()
+    return change if bool(is_finite.all()) else change.masked_fill_(~is_finite, 0)
+
+
 def tally_of(change: Tensor, update: Tensor) -> Tally:
     """The tally of one tile: C and D, contiguous and of one dtype. C is lost.
 

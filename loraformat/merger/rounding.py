@@ -45,6 +45,21 @@ def round_nearest(output: Tensor, values: Tensor) -> None:
     output.copy_(near)
 
 
+def keep_unchanged(output: Tensor, raw: Tensor, base: Tensor, update: Tensor) -> None:
+    """Put the base's very bits where nothing is added to them, or where they are no number.
+
+    -0, and what a NaN carries, would not come through an addition.
+
+    Args:
+        output, raw: as written and as stored; nothing is done where their dtypes differ.
+        base, update: the values of `raw`, and what is added to them.
+    """
+    import torch
+
+    if output.dtype == raw.dtype:
+        output.copy_(torch.where((update == 0) | base.isnan(), raw, output))
+
+
 def _nearest(output: Tensor, values: Tensor, first: int) -> None:
     del first
     round_nearest(output, values)

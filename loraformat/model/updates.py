@@ -91,8 +91,9 @@ class Hadamard:
 
     @property
     def is_even(self) -> bool:
-        """Whether both products have the same shape."""
-        return self.shape == (_size(self.up2, 0), _size(self.down2, 1))
+        """Whether both are products, and of the same shape."""
+        are_products = all(_is_product((up, down)) for up, down in ((self.up1, self.down1), (self.up2, self.down2)))
+        return are_products and self.shape == (_size(self.up2, 0), _size(self.down2, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,11 @@ class Kronecker:
         """(a·c, b·d); meaningful when the factors fit."""
         (a, b), (c, d) = ((_size(factors[0], 0), _size(factors[-1], 1)) for factors in (self.left, self.right))
         return (a * c, b * d)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether factors that are two matrices are products."""
+        return _is_product(self.left) and _is_product(self.right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +389,10 @@ def _factor_with_tensors(update: Factor, change: Callable[[LazyTensor], LazyTens
 
 def _is_size(shape: tuple[int, ...], axis: int, size: int) -> bool:
     return axis < len(shape) and shape[axis] == size
+
+
+def _is_product(factors: tuple[LazyTensor, ...]) -> bool:
+    return len(factors) == 1 or _size(factors[0], 1) == _size(factors[1], 0)
 
 
 def _size(tensor: LazyTensor, axis: int) -> int:

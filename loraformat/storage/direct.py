@@ -18,7 +18,7 @@ LEAST_NBYTES = 16 << 20  # of a file that is written so
 _BOUNCE_NBYTES = 4 << 20
 _MOST_AT_ONCE = 64 << 20
 # Where it is known to work and to pay. Elsewhere (network and stacked file systems) the kernel's own copies are better.
-_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs"}
+_FILE_SYSTEMS = {"ext3", "ext4", "xfs"}
 _MOUNTS = "/proc/self/mountinfo"
 
 
@@ -123,7 +123,9 @@ def open_direct(path: str, nbytes: int | None, put: Callable[[int, memoryview], 
     if nbytes is None or nbytes < LEAST_NBYTES or not hasattr(os, "O_DIRECT"):
         return None
     try:
-        if _file_system_of(os.stat(path).st_dev) not in _FILE_SYSTEMS:
+        status = os.stat(path)
+        # Page cache and disk would hold different parts of a block that is larger than a page.
+        if status.st_blksize > PAGE_NBYTES or _file_system_of(status.st_dev) not in _FILE_SYSTEMS:
             return None
         return DirectFile(path, put)
     except OSError:

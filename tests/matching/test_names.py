@@ -73,7 +73,7 @@ def test_one_prefix_is_exchanged_for_another_in_a_base_whose_class_nobody_knows(
     ("stored", "config"),
     [
         (UNKNOWN, {"architectures": ["LlamaForCausalLM"]}),  # a known class has its own names
-        (UNKNOWN | {"model.dec.0.q.weight": (4, 6), "model.dec.1.q.weight": (4, 6)}, {}),  # two homes
+        (UNKNOWN | {"aux.encoder.enc.0.q.weight": (4, 6), "aux.encoder.enc.1.q.weight": (4, 6)}, {}),  # two homes
         (dict.fromkeys(UNKNOWN, (4, 7)), {}),  # no home of that shape
         ({"model.enc.0.q.weight": (4, 6), "model.enc.2.q.weight": (4, 6)}, {}),  # another layer
         ({"model.enc.0.q.weight": (4, 6), "other.enc.1.q.weight": (4, 6)}, {}),  # no one prefix
@@ -84,9 +84,21 @@ def test_a_prefix_is_not_exchanged_where_that_would_be_a_guess(stored: dict, con
     assert (found.landings, set(found.unmatched)) == ({}, set(EXCHANGED))
 
 
-def test_a_layer_does_not_become_another() -> None:
-    found = match(adapter({"net.0.q.weight": low_rank(4, 6)}), base({"model.5.q.weight": (4, 6)}))
-    assert found.landings == {}
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("net.0.q.weight", {"model.5.q.weight": (4, 6)}),
+        ("block1.attn.q.weight", {"block2.attn.q.weight": (4, 6)}),
+        ("net.layer_1.q.weight", {"net.layer_2.q.weight": (4, 6)}),
+        ("model.decoder.layers.0.fc.weight", {"model.encoder.layers.0.fc.weight": (4, 6)}),
+        ("net.up_blocks.0.attn.q.weight", {"net.down_blocks.0.attn.q.weight": (4, 6)}),
+        ("model.language_model.layers.0.q.weight", {"vision_tower.layers.0.q.weight": (4, 6)}),
+        ("net.0.attn.q.weight", {"net.0.attn.qkv.weight": (12, 6), "net.0.other.q.weight": (4, 6)}),
+        ("net.0.q.weight", {"model.0.q.weight": (6, 4)}),
+    ],
+)
+def test_no_layer_and_no_part_becomes_another(name: str, stored: dict) -> None:
+    assert match(adapter({name: low_rank(4, 6)}), base(stored)).landings == {}
 
 
 def test_of_two_homes_the_one_of_the_right_shape_is_taken() -> None:

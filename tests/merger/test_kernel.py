@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter, config, contents, low_rank, merge_and_tell, save_base, weights
+from checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import HARD, rounded_exactly
@@ -15,8 +15,11 @@ from oracle import HARD, rounded_exactly
 from loraformat.merger import compute, kernel
 from loraformat.merger.apply import TILE, Product
 from loraformat.merger.kernel import Kernel, open_kernel, pack
+from loraformat.merger.plan import Arithmetic
 from loraformat.merger.retention import Tally
 from loraformat.merger.rounding import round_nearest
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import LowRank
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -162,3 +165,64 @@ def test_a_kernel_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch
 def test_no_kernel_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel, "_LIBRARY", tmp_path / "none.so")
     assert open_kernel.__wrapped__() is None
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_zero_update_keeps_every_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_compiled: bool
+) -> None:
+    """All patterns of 16 bits, -0 and every NaN among them."""
+    if not is_compiled:
+        monkeypatch.setattr(compute, "open_kernel", lambda: None)
+    name = "model.layers.0.q_proj.weight"
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
+    base = save_base(tmp_path / "base", {name: patterns}, config())
+    update = LowRank(LazyTensor.of(torch.zeros(512, 2)), LazyTensor.of(torch.ones(2, 128)), 1.0)
+    merge_and_tell(base, tmp_path / "out", adapter({name: update}))
+    assert contents(tmp_path / "out")["model.safetensors"] == (base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+def test_values_that_are_not_finite_in_the_base_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(compute, "open_kernel", lambda: None)
+    tensors, name = weights(dtype=torch.bfloat16), "model.layers.0.q_proj.weight"
+    tensors[name][3, 4], tensors[name][5, 6] = float("nan"), float("-inf")
+    base = save_base(tmp_path / "base", tensors, config())
+    tally = merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)})).tallies[name]
+    assert 0.9 < tally.kept / tally.whole < 1.1
+
+
+def test_neither_threads_nor_memory_change_a_bit_of_what_torch_computes(tmp_path: Path) -> None:
+    """A thread has its own number of torch's threads, and a product over several of them has other bits."""
+    tensors = weights(dtype=torch.float32)
+    base = save_base(tmp_path / "base", tensors, config())
+    updates = {name: low_rank(*value.shape) for name, value in tensors.items() if value.ndim == 2 and "proj" in name}
+    single = Arithmetic(accumulate="float32")
+    one = contents(merge_at(base, tmp_path / "one", updates, single, jobs=1, memory_nbytes=1 << 24))
+    for number in range(10):
+        many = merge_at(base, tmp_path / f"{number}", updates, single, jobs=3, memory_nbytes=1 << 14)
+        assert contents(many) == one
+
+
+def merge_at(base: Path, out: Path, updates: dict, arithmetic: Arithmetic, **limits: int) -> Path:
+    merge_and_tell(base, out, adapter(updates), arithmetic=arithmetic, **limits)
+    return out
+
+
+def test_an_edited_tensor_without_elements_moves_nothing(tmp_path: Path) -> None:
+    """It begins where the tensor after it does."""
+    one, other = "model.layers.0.q_proj.weight", "model.layers.1.q_proj.weight"
+    for number in range(4):
+        names = (one, other) if number % 2 else (other, one)
+        tensors = {names[0]: torch.ones(0, 24).bfloat16(), names[1]: torch.ones(130, 24).bfloat16()}
+        base = save_base(tmp_path / f"base{number}", tensors, config())
+        updates = {name: low_rank(*tensors[name].shape) for name in names}
+        merge_and_tell(base, tmp_path / f"out{number}", adapter(updates))
+        update = low_rank(130, 24)
+        exact = 1 + update.scale * (update.up.load().double() @ update.down.load().double())
+        found = load(tmp_path / f"out{number}")[names[1]].double()
+        assert ((found - exact).abs() <= 2.0**-8 * exact.abs() + 1e-9).all()
