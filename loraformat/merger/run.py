@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from loraformat.containers.prints import print_of
+from loraformat.engine import open_engine
 from loraformat.errors import ContainerError
 from loraformat.merger.check import check_output
 from loraformat.merger.copies import Inputs
@@ -18,6 +19,8 @@ from loraformat.merger.manifest import build_manifest, plain_print, write_manife
 from loraformat.merger.plan import MergePlan, nbytes_of
 from loraformat.merger.windows import Limits
 from loraformat.storage import LocalStore, Store
+
+Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +67,10 @@ def run_merge(
     if trust.verify != "none":
         is_full = trust.verify == "full"
         check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
-    prints = {"base": _prints(base, trust), "adapters": [_prints(one, trust) for one in sources]}
-    outputs = [print_of(output, name, whole=trust.hash_files) for name in file_names(plan)]
+    read = open_engine(limits.jobs).map
+    base_prints, *adapters = [_prints(one, trust, read) for one in (base, *sources)]
+    outputs = list(read(lambda name: print_of(output, name, whole=trust.hash_files), file_names(plan)))
+    prints = {"base": base_prints, "adapters": adapters}
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests))
     return written
 
@@ -83,8 +88,8 @@ def _identities(source: Source) -> list[Any]:
     return [[name, *(store.identity(name) if isinstance(store, LocalStore) else ())] for name in source.names]
 
 
-def _prints(source: Source, trust: Trust) -> list[dict[str, Any]]:
-    return [_print(source.store, name, trust) for name in sorted(source.names)]
+def _prints(source: Source, trust: Trust, read: Map) -> list[dict[str, Any]]:
+    return list(read(lambda name: _print(source.store, name, trust), sorted(source.names)))
 
 
 def _print(store: Store, name: str, trust: Trust) -> dict[str, Any]:
