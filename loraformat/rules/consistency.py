@@ -91,6 +91,9 @@ def target_without_tensors(subject: Subject) -> Iterator[Hit]:
     if not isinstance(targets, tuple) or not subject.adapter.updates:
         return
     modules = {module_of(name) for name in subject.adapter.updates}
+    last = {module.rpartition(".")[2] for module in modules}
+    if last.issuperset(targets):
+        return
     suffixes = {part for module in modules for part in _suffixes(module)}
     for target in dict.fromkeys(targets):
         if target not in suffixes and not _is_shorthand(target):
@@ -254,7 +257,7 @@ def ends_with(module: str, key: str) -> bool:
 def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
     if isinstance(targets, str):
         return _is_shorthand(targets) or _fullmatch(targets, name) is not False
-    return any(suffix in targets for suffix in _suffixes(name))
+    return name.rpartition(".")[2] in targets or any(suffix in targets for suffix in _suffixes(name))
 
 
 def _unknown_pattern(pattern: str) -> bool:

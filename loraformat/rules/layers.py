@@ -97,8 +97,9 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, update in updates_of(subject.adapter):
-        if isinstance(update, LowRank) and _split(name) is not None:
-            shapes[_kind(name)][name] = update.shape
+        found = _split(name) if isinstance(update, LowRank) else None
+        if found is not None:
+            shapes[f"{found[0]}.*.{found[2]}"][name] = update.shape
     for members in shapes.values():
         counts = Counter(members.values())
         if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
@@ -229,12 +230,6 @@ def _split(name: str) -> tuple[str, int, str] | None:
             if number.isascii() and number.isdigit() and len(number) < 6:
                 return ".".join(parts[: place + 1]), int(number), ".".join(parts[place + 2 :])
     return None
-
-
-def _kind(name: str) -> str:
-    found = _split(name)
-    assert found is not None
-    return f"{found[0]}.*.{found[2]}"
 
 
 def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:

@@ -110,7 +110,7 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
         for role, tensor in tensors_of(update):
-            if tensor.numel == 0:
+            if 0 in tensor.shape:
                 yield Hit(
                     base_weight, f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
                 )
