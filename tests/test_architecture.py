@@ -52,7 +52,7 @@ BANNED_CALLS = {
     "importlib.import_module",
 }
 # Commands, public names and PEFT's tuners are resolved on first use, from constants in the same file.
-LAZY_TABLES = {"__init__.py", "cli/__init__.py", "formats/peft/tuners/__init__.py"}
+LAZY_TABLES = {"__init__.py", "cli/__init__.py", "formats/__init__.py", "formats/peft/tuners/__init__.py"}
 
 
 def relative(path: Path) -> str:

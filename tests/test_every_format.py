@@ -78,6 +78,16 @@ def test_a_fixture_is_taken_for_no_other_format(case: str) -> None:
     assert wanted in certain or wanted in ("dump", "loralib")
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_no_format_that_would_fit_is_left_unasked(case: str) -> None:
+    """Each fixture as a folder, and each of its files alone: what `sniff` finds, detection has asked for."""
+    folder = open_bundle(str(GOOD / case))
+    parts = [open_bundle(str(GOOD / case / file.name)) for file in folder.tensor_files() if (GOOD / case).is_dir()]
+    for bundle in (folder, *parts):
+        fitting = {each.NAME for each in formats.FORMATS if each.sniff(bundle)}
+        assert fitting <= {name for name in NAMES if formats.may_be(name, bundle)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_format_writes_or_says_that_it_does_not(name: str) -> None:
     each, adapter = formats.get(name), read("peft/rslora")

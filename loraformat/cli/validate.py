@@ -102,13 +102,14 @@ def command(
     """
     from loraformat.diagnostics import Severity, show
     from loraformat.jobs.settings import folders_of
-    from loraformat.jobs.validate import validate
 
     settings = _settings(config, isolated)
     if settings.source:
         # On stderr, so that nobody takes a verdict for one without settings, whatever the form of the report.
         click.echo(f"settings: {show(settings.source)}", err=True)
     with options.collector_at_rest():
+        from loraformat.jobs.validate import validate
+
         found = [
             validate(
                 adapter,

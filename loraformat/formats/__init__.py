@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from loraformat.diagnostics import show
-from loraformat.errors import AmbiguousFormat, UnknownFormat
-from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
+from loraformat.errors import AmbiguousFormat, ContainerError, UnknownFormat
 from loraformat.formats.base import Format, Match
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import Bundle, JsonFile
+
+if TYPE_CHECKING:
+    from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
+
+    _EVERY: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
 
 # The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
-FORMATS: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
+_NAMES = ("native", "peft", "mlx", "loralib", "litgpt", "minlora", "raschka", "minimind", "dump")
+
+# Files of which one is there wherever `sniff` finds the format, so that only formats that may fit are imported.
+_TELLS = {
+    "native": (
+        "lora_config.json",
+        "lora_weights.safetensors",
+        "lora_weights.pt",
+        "embedding_weights.safetensors",
+        "embedding_weights.pt",
+    ),
+    "peft": ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
+    "mlx": ("adapters.safetensors", "adapters.npz"),
+    "loralib": ("lora_settings.json",),
+    "litgpt": ("lit_model.pth.lora",),
+}
+# Those that are told by the names of the tensors, unless a config explains them.
+_BY_TENSORS = ("loralib", "minlora", "raschka", "minimind", "dump")
+_CONFIGS = frozenset({"adapter_config.json", "lora_config.json"})
+
+
+class _Formats:
+    """All formats in their order, each imported when it is reached."""
+
+    def __iter__(self) -> Iterator[Format]:
+        return map(_imported, _NAMES)
+
+
+FORMATS = _Formats()
+
+
+def _imported(name: str) -> Format:
+    found: Any = import_module(f"loraformat.formats.{name}")
+    module: Format = found
+    return module
 
 
 def get(name: str) -> Format:
     """The format called `name`. Raises UnknownFormat (LF010)."""
-    for each in FORMATS:
-        if name == each.NAME:
-            return each
-    known = ", ".join(each.NAME for each in FORMATS)
+    if name in _NAMES:
+        return _imported(name)
+    known = ", ".join(_NAMES)
     raise UnknownFormat(f"there is no format {show(name, 40)}", hint=f"the formats are {known}")
 
 
@@ -29,7 +70,8 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         UnknownFormat (LF010): none does.
         ContainerError: the only weight file is not what its name says (a Git-LFS pointer, an HTML page).
     """
-    matches = [(each, match) for each in FORMATS if (match := each.sniff(bundle)) is not None]
+    candidates = (_imported(name) for name in _NAMES if may_be(name, bundle))
+    matches = [(each, match) for each in candidates if (match := each.sniff(bundle)) is not None]
     best = [(each, match) for each, match in matches if match.certain]
     if not best:
         _refuse_unread(bundle)
@@ -40,6 +82,24 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         reasons = "; ".join(f"{each.NAME} ({match.because})" for each, match in best)
         raise AmbiguousFormat(f"several formats fit: {reasons}", where=bundle.uri, hint="choose with --from")
     return best[0]
+
+
+def may_be(name: str, bundle: Bundle) -> bool:
+    """Whether the format called `name` has to be asked about a bundle; False only where its `sniff` finds nothing."""
+    if any(tell in bundle.files for tell in _TELLS.get(name, ())):
+        return True
+    if name == "mlx":
+        return "adapter_config.json" in bundle.files and not _has_peft_type(bundle)
+    return name in _BY_TENSORS and (bundle.is_single_file or not _CONFIGS & bundle.files.keys())
+
+
+def _has_peft_type(bundle: Bundle) -> bool:
+    config = bundle.files["adapter_config.json"]
+    try:
+        content = config.load() if isinstance(config, JsonFile) else None
+    except ContainerError:
+        return False
+    return isinstance(content, dict) and "peft_type" in content
 
 
 # Files by which other dialects are told. They are refused by name rather than taken for something that they are not.

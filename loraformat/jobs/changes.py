@@ -21,10 +21,10 @@ from loraformat.merger.windows import read_window, windows
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import TableRecord
-from loraformat.model.results import Skipped
 from loraformat.model.summary import has_scale, scale_of
 from loraformat.model.updates import LowRank, Replace, Update
 from loraformat.model.updates import Rows as SomeRows
+from loraformat.model.verdicts import Skipped
 from loraformat.storage import open_store
 
 if TYPE_CHECKING:

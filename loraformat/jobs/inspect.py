@@ -16,10 +16,11 @@ from loraformat.matching import match
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import WeightRecord
-from loraformat.model.results import InspectResult, Skipped
+from loraformat.model.results import InspectResult
 from loraformat.model.summary import Summary, summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Rows, tensors_of
+from loraformat.model.verdicts import Skipped
 from loraformat.report import Report
 
 if TYPE_CHECKING:

@@ -15,14 +15,15 @@ from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results import IgnoredFinding, Skipped, ValidateResult
 from loraformat.model.summary import summarize
+from loraformat.model.verdicts import IgnoredFinding, Skipped, ValidateResult
 from loraformat.report import Report
-from loraformat.rules import targets
 from loraformat.storage import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from loraformat.rules.targets import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,9 @@ def _unreadable(
     )
 
 
-def _target(text: str) -> targets.Target:
+def _target(text: str) -> Target:
+    from loraformat.rules import targets
+
     try:
         return targets.parse(text)
     except ValueError as error:

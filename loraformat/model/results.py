@@ -10,15 +10,7 @@ from loraformat.model.bundle import Json
 from loraformat.model.differences import DiffResult
 from loraformat.model.estimates import EstimateResult
 from loraformat.model.records import TableRecord, WeightRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A check that was not made, and why."""
-
-    code: str
-    name: str
-    reason: str
+from loraformat.model.verdicts import ValidateResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,32 +40,6 @@ class InspectResult:
     share: float | None = None
     grouping: str = "auto"
     has_heat: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class IgnoredFinding:
-    """A finding that the project's settings leave out, and why."""
-
-    code: str
-    where: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidateResult:
-    """What `validate` did beside the findings.
-
-    Attributes:
-        checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
-        ignored: what the rules found and the settings leave out.
-        file: the weight file that findings about tensors are about; "" where there is none.
-        base: URI of the base, with the commit where it is on the Hub; "" where none was given.
-    """
-
-    checked: tuple[str, ...]
-    ignored: tuple[IgnoredFinding, ...] = ()
-    file: str = ""
-    base: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,7 @@ def summarize(adapter: Adapter) -> Summary:
     tensors = _distinct(tensor for update in updates for _, tensor in tensors_of(update))
     low_rank = [update for update in updates if isinstance(update, LowRank)]
     by_weight = {name: _parameters(chain) for name, chain in adapter.updates.items()}
+    by_layer = _by_layer(by_weight)
     config = adapter.config
     return Summary(
         base_model=config.base_model,
@@ -84,7 +85,7 @@ def summarize(adapter: Adapter) -> Summary:
         targets=config.targets,
         weights=len(adapter.updates),
         modules=len({module_of(name) for name in adapter.updates}),
-        layers=tuple(sorted({layer for name in adapter.updates if (layer := layer_of(name)) is not None})),
+        layers=tuple(by_layer),
         module_kinds=_counted(module_of(name).rpartition(".")[2] for name in adapter.updates),
         update_kinds=_counted(kind_of(update) for update in updates),
         ranks=_counted(rank for update in updates if (rank := rank_of(update)) is not None),
@@ -94,7 +95,7 @@ def summarize(adapter: Adapter) -> Summary:
         parameters=sum(tensor.numel for tensor in tensors),
         nbytes=sum(tensor.nbytes for tensor in tensors),
         parameters_by_weight=dict(sorted(by_weight.items())),
-        parameters_by_layer=_by_layer(by_weight),
+        parameters_by_layer=by_layer,
         has_dora=any(update.magnitude is not None for update in low_rank),
         has_convolutions=any(update.kernel for update in low_rank),
         has_embeddings=_has_embeddings(adapter),

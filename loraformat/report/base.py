@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.model.differences import DiffResult
-from loraformat.model.estimates import EstimateResult
-from loraformat.model.results import InspectResult, Result, Skipped
-from loraformat.model.summary import Summary
+
+if TYPE_CHECKING:
+    from loraformat.model.results import Result
+    from loraformat.model.summary import Summary
+    from loraformat.model.verdicts import Skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,10 @@ class Report:
 
         [] for other jobs.
         """
+        from loraformat.model.differences import DiffResult
+        from loraformat.model.estimates import EstimateResult
+        from loraformat.model.results import InspectResult
+
         match self.data:
             case InspectResult() | DiffResult():
                 return [asdict(record) for record in self.data.weights]
@@ -66,6 +72,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a caption, the heat map where there are norms, findings and records, all escaped."""
+        from loraformat.model.results import InspectResult
         from loraformat.report.notebook import drawing_of, table_of
 
         state = "ok" if self.ok else "not ok"

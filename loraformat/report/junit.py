@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.model.results import ValidateResult
+from loraformat.model.verdicts import ValidateResult
 from loraformat.report.base import Report
 
 

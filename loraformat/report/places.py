@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from loraformat.diagnostics import Finding, show
-from loraformat.model.results import ValidateResult
+from loraformat.model.verdicts import ValidateResult
 from loraformat.report.base import Report
 
 _FILE = re.compile(

@@ -19,10 +19,9 @@ from loraformat.model.results import (
     MergeResult,
     PlotResult,
     RoundTrip,
-    Skipped,
-    ValidateResult,
     VerifyResult,
 )
+from loraformat.model.verdicts import Skipped, ValidateResult
 from loraformat.report.base import Report
 from loraformat.report.difference import say_difference
 from loraformat.report.estimation import say_estimate

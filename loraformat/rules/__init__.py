@@ -8,7 +8,7 @@ from itertools import islice
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
-from loraformat.model.results import Skipped
+from loraformat.model.verdicts import Skipped
 from loraformat.rules import (
     base_model,
     card,

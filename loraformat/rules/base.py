@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Bundle
-from loraformat.model.checkpoint import Checkpoint
-from loraformat.rules.targets import Target
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from loraformat.model.adapter import Adapter
+    from loraformat.model.bundle import Bundle
+    from loraformat.model.checkpoint import Checkpoint
+    from loraformat.rules.targets import Target
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.matching import is_vocabulary, match
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
 from loraformat.rules.vocabulary import tokens_of
+
+if TYPE_CHECKING:
+    from loraformat.matching import Matching
+
+
+def matched(subject: Subject) -> Matching:
+    """Which update lands on which weight of the base. Only with a base is the matcher imported."""
+    from loraformat.matching import match
+
+    assert subject.adapter is not None
+    assert subject.base is not None
+    return match(subject.adapter, subject.base)
+
+
+def _is_vocabulary(name: str) -> bool:
+    from loraformat.matching.ties import is_vocabulary
+
+    return is_vocabulary(name)
 
 
 @rule("LF301", Severity.ERROR, since="0.1.0", needs="base")
@@ -27,9 +45,7 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
     """
-    assert subject.adapter is not None
-    assert subject.base is not None
-    for base_weight, nearest in match(subject.adapter, subject.base).unmatched.items():
+    for base_weight, nearest in matched(subject).unmatched.items():
         hint = f"the base has {nearest[0]}" if nearest else ""
         yield Hit(base_weight, "the base has no such weight", hint)
 
@@ -50,9 +66,7 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
     """
-    assert subject.adapter is not None
-    assert subject.base is not None
-    for misfit in match(subject.adapter, subject.base).misfits:
+    for misfit in matched(subject).misfits:
         yield Hit(misfit.weight, f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}")
 
 
@@ -73,9 +87,7 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/model.py `_create_new_module`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
     """
-    assert subject.adapter is not None
-    assert subject.base is not None
-    landings = match(subject.adapter, subject.base).landings
+    landings = matched(subject).landings
     guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
         where = guessed[0] + (f" and {len(guessed) - 1} more" if len(guessed) > 1 else "")
@@ -101,9 +113,7 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft issue 1579; vllm issue 34186.
     """
-    assert subject.adapter is not None
-    assert subject.base is not None
-    landings = match(subject.adapter, subject.base).landings
+    landings = matched(subject).landings
     renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
         yield Hit(name, f"{len(renamed)} names are taken for others of the base, this one for {tensor}")
@@ -130,7 +140,7 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     tables = {
         name: rows
         for name, update in updates_of(subject.adapter)
-        if is_vocabulary(name) and (rows := table_rows(name, update)) is not None
+        if (rows := table_rows(name, update)) is not None and _is_vocabulary(name)
     }
     declared = subject.adapter.config.vocab_size
     tokens = tokens_of(subject.adapter.tokenizer)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
-from loraformat.model.patterns import fullmatch, is_linear
 from loraformat.model.summary import has_scale, rank_of, scale_of
 from loraformat.model.updates import Hadamard, Kronecker, LowRank
 from loraformat.rules.base import Hit, Subject, rule
@@ -92,6 +91,9 @@ def target_without_tensors(subject: Subject) -> Iterator[Hit]:
     if not isinstance(targets, tuple) or not subject.adapter.updates:
         return
     modules = {module_of(name) for name in subject.adapter.updates}
+    last = {module.rpartition(".")[2] for module in modules}
+    if last.issuperset(targets):
+        return
     suffixes = {part for module in modules for part in _suffixes(module)}
     for target in dict.fromkeys(targets):
         if target not in suffixes and not _is_shorthand(target):
@@ -236,7 +238,7 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = config.raw.get(field)
         for key in patterns if isinstance(patterns, Mapping) else ():
-            if not is_linear(key):
+            if not _is_linear(key):
                 yield Hit(f"{config_file(subject)}: {field}", f'pattern not evaluated: "{key}"')
 
 
@@ -244,7 +246,7 @@ def ends_with(module: str, key: str) -> bool:
     """Whether a pattern key is the end of a module path, from a dot or the start on."""
     if _PLAIN.fullmatch(key) is None:
         # A pattern that is not evaluated (None) counts as matching: LF216 reports it.
-        return fullmatch(rf"(.*\.)?({key})", module) is not False
+        return _fullmatch(rf"(.*\.)?({key})", module) is not False
     start = len(module) - len(key)
     if start < 0 or (start > 0 and module[start - 1] != "."):
         return False
@@ -254,12 +256,25 @@ def ends_with(module: str, key: str) -> bool:
 
 def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
     if isinstance(targets, str):
-        return _is_shorthand(targets) or fullmatch(targets, name) is not False
-    return any(suffix in targets for suffix in _suffixes(name))
+        return _is_shorthand(targets) or _fullmatch(targets, name) is not False
+    return name.rpartition(".")[2] in targets or any(suffix in targets for suffix in _suffixes(name))
 
 
 def _unknown_pattern(pattern: str) -> bool:
-    return not _is_shorthand(pattern) and not is_linear(pattern)
+    return not _is_shorthand(pattern) and not _is_linear(pattern)
+
+
+def _fullmatch(pattern: str, text: str) -> bool | None:
+    # The matcher is imported only where there is a pattern: most adapters have none.
+    from loraformat.model.patterns import fullmatch
+
+    return fullmatch(pattern, text)
+
+
+def _is_linear(pattern: str) -> bool:
+    from loraformat.model.patterns import is_linear
+
+    return is_linear(pattern)
 
 
 def _is_shorthand(target: str) -> bool:

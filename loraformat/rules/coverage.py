@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
-from loraformat.matching import WHOLE, match, ties_of
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base_model import matched
 from loraformat.rules.shapes import updates_of
 
 _MOST_LISTED = 3
@@ -30,9 +30,9 @@ def lands_in_part(subject: Subject) -> Iterator[Hit]:
     ## Source
     transformers 5.23.0, conversion_mapping.py; docs/decisions/0004-names-in-memory.md.
     """
-    assert subject.adapter is not None
-    assert subject.base is not None
-    landings = match(subject.adapter, subject.base).landings
+    from loraformat.matching import WHOLE
+
+    landings = matched(subject).landings
     parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
     if parts:
         tensor = landings[parts[0]][0].tensor
@@ -63,7 +63,7 @@ def uncovered_module(subject: Subject) -> Iterator[Hit]:
         config.raw.get(f) for f in ("layers_to_transform", "exclude_modules")
     ):
         return
-    found = match(subject.adapter, subject.base)
+    found = matched(subject)
     reached = {piece.tensor for pieces in found.landings.values() for piece in pieces}
     if found.unmatched or any(piece.is_prefixed for pieces in found.landings.values() for piece in pieces):
         return
@@ -101,6 +101,8 @@ def tied_table(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     assert subject.base is not None
+    from loraformat.matching import ties_of
+
     for tie in ties_of(subject.base, subject.adapter.updates):
         changed = [
             name

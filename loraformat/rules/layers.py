@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import is_exchanged, updates_of
 
 _MOST_LAYERS = 10_000
+_LONG_NUMBER = re.compile("[0-9]{5}")  # no shorter one is beyond _MOST_LAYERS
 _FEWEST_LAYERS = 4  # with fewer, nothing says which layer is the odd one
 
 
@@ -97,8 +99,9 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     for name, update in updates_of(subject.adapter):
-        if isinstance(update, LowRank) and _split(name) is not None:
-            shapes[_kind(name)][name] = update.shape
+        found = _split(name) if isinstance(update, LowRank) else None
+        if found is not None:
+            shapes[f"{found[0]}.*.{found[2]}"][name] = update.shape
     for members in shapes.values():
         counts = Counter(members.values())
         if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
@@ -181,6 +184,8 @@ def implausible_layer(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     for name in subject.adapter.updates:
+        if _LONG_NUMBER.search(name) is None:
+            continue
         parts = [part for part in name.split(".") if part.isascii() and part.isdigit()]
         if any(len(part.lstrip("0")) > len(str(_MOST_LAYERS)) - 1 for part in parts):
             yield Hit(name, f"expected a layer below {_MOST_LAYERS}")
@@ -229,12 +234,6 @@ def _split(name: str) -> tuple[str, int, str] | None:
             if number.isascii() and number.isdigit() and len(number) < 6:
                 return ".".join(parts[: place + 1]), int(number), ".".join(parts[place + 2 :])
     return None
-
-
-def _kind(name: str) -> str:
-    found = _split(name)
-    assert found is not None
-    return f"{found[0]}.*.{found[2]}"
 
 
 def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:

@@ -6,6 +6,7 @@ Each rule finds one feature; which runtimes refuse it or leave it out in silence
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
@@ -14,7 +15,9 @@ from loraformat.model.summary import kind_of, rank_of
 from loraformat.model.updates import Diff
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import updates_of
-from loraformat.rules.targets import Line, Target
+
+if TYPE_CHECKING:
+    from loraformat.rules.targets import Line, Target
 
 CONFIG = "adapter_config.json"
 

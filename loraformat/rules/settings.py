@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import Json
-from loraformat.model.patterns import fullmatch
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.consistency import ends_with
 
@@ -144,7 +143,7 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
     names = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
     for weight in subject.adapter.updates:
         module = module_of(weight)
-        is_out = fullmatch(excluded, module) is True if isinstance(excluded, str) else _ends(module, names)
+        is_out = _matches(excluded, module) if isinstance(excluded, str) else _ends(module, names)
         if is_out:
             yield Hit(f"{_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
             return
@@ -305,6 +304,12 @@ def _is_place(name: str) -> bool:
     return (
         name.startswith(("/", "./", "../", "~", "\\")) or "://" in name or re.match(r"[A-Za-z]:[\\/]", name) is not None
     )
+
+
+def _matches(pattern: str, module: str) -> bool:
+    from loraformat.model.patterns import fullmatch
+
+    return fullmatch(pattern, module) is True
 
 
 def _ends(module: str, names: list[str]) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.matching.ties import EMBEDDINGS
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
 from loraformat.rules.base import Hit, Subject, rule
+
+if TYPE_CHECKING:
+    from loraformat.model.checkpoint import Checkpoint
 
 
 def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
@@ -20,6 +22,8 @@ def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
 
 def is_vocabulary_table(base_weight: str) -> bool:
     """Whether the weight's name is that of an input embedding or of a language model's head."""
+    from loraformat.matching.ties import EMBEDDINGS
+
     return base_weight.endswith(".weight") and base_weight.split(".")[-2] in (*EMBEDDINGS, "lm_head", "embed_out")
 
 
@@ -106,7 +110,7 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
         for role, tensor in tensors_of(update):
-            if tensor.numel == 0:
+            if 0 in tensor.shape:
                 yield Hit(
                     base_weight, f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
                 )

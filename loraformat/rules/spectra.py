@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from loraformat.algebra import frobenius
 from loraformat.diagnostics import Severity
-from loraformat.matching import WHOLE, match
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base_model import matched
 from loraformat.rules.shapes import updates_of
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ def norm_outlier(subject: Subject) -> Iterator[Hit]:
     Iglewicz and Hoaglin 1993, the modified z-score, of the logarithm of the norm.
     """
     assert subject.adapter is not None
+    from loraformat.algebra import frobenius
+
     groups: dict[str, dict[str, float]] = defaultdict(dict)
     for name, update in _plain(subject):
         norm = frobenius(update)
@@ -146,13 +147,15 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     assert subject.base is not None
+    from loraformat.matching import WHOLE
+
     read = subject.read_base
     if read is None:
         return
     kept = whole = 0.0
     dtypes = set()
     updates = dict(_plain(subject))
-    for name, pieces in match(subject.adapter, subject.base).landings.items():
+    for name, pieces in matched(subject).landings.items():
         update, piece = updates.get(name), pieces[0]
         stored = subject.base.tensors.get(piece.tensor)
         if (

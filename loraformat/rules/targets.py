@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 
@@ -142,6 +141,8 @@ def _line(row: Mapping[str, Any]) -> Line:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
+    from pathlib import Path
+
     text = Path(__file__).with_name("runtimes.json").read_text(encoding="utf-8")
     table = json.loads(text)
     assert isinstance(table, dict)

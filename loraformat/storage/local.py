@@ -9,14 +9,16 @@ import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
 from loraformat.storage.base import Store
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Files that this package keeps in a folder for the time of a run; they are not part of its content.
 OWN_PREFIX = ".loraformat-"

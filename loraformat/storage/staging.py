@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -55,7 +54,7 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: b
             raise
         finally:
             if not keep:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove_tree(partial)
 
 
 def require_space(target: str, nbytes: int) -> None:
@@ -217,7 +216,7 @@ def _put_in_place(partial: str, path: str) -> None:
 
 def _remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
     else:
         with suppress(OSError):
             os.unlink(path)
@@ -229,3 +228,9 @@ def _sync(folder: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.jobs.explain import pages
-from loraformat.model.results import Skipped, ValidateResult
+from loraformat.model.verdicts import Skipped, ValidateResult
 from loraformat.report import FORMS, Report, render_all
 from loraformat.schema import check
 

@@ -22,12 +22,11 @@ from loraformat.model.results import (
     MergedAdapter,
     MergeResult,
     Result,
-    Skipped,
-    ValidateResult,
 )
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
+from loraformat.model.verdicts import Skipped, ValidateResult
 from loraformat.report import RENDERERS, Report, render
 from loraformat.report.page import columns_of, shorten
 from loraformat.report.text import progress, render_findings

@@ -77,6 +77,9 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
 
 
 def _without_prefix(name: str) -> tuple[str, bool, tuple[str, ...]]:
+    rest = name[len(PREFIX) :]
+    if name.startswith(PREFIX) and not rest.startswith(PREFIX) and not any(part in rest for part in _WRAPPERS):
+        return rest, True, ()  # nearly every name, and there may be hundreds of thousands
     components = name.split(".")
     wrappers = tuple(sorted({f"{part}." for part in components if part in _WRAPPERS}))
     path = ".".join(part for part in components if part not in _WRAPPERS)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError
 from loraformat.formats.targets import ends_of
-from loraformat.model.patterns import fullmatch, is_linear
 
 _PLAIN = re.compile(r"[\w.\-/ ]*")
 
@@ -45,6 +44,9 @@ class PatternKeys:
                 self.shapes.setdefault(len(key), set()).add(shape)
                 self.plain.setdefault(shape, {}).setdefault(key, order)
                 continue
+            # Most configs have plain keys only, and need no matcher.
+            from loraformat.model.patterns import is_linear
+
             pattern = rf"(.*\.)?({key})$"
             if not is_linear(pattern):
                 raise self._not_evaluated(key, "it could take for ever")
@@ -62,15 +64,21 @@ class PatternKeys:
         if not self.keys:
             return None
         orders = list(self._plain_matches(module))
+        if self.others:
+            orders += self._pattern_matches(module)
+        return self.keys[min(orders)] if orders else None
+
+    def _pattern_matches(self, module: str) -> Iterator[int]:
+        from loraformat.model.patterns import fullmatch
+
         for order, pattern in self.others:
             self.steps += len(module) * len(pattern)
             matches = fullmatch(pattern, module) if self.steps <= MAX_STEPS else None
             if matches is None:
                 raise self._not_evaluated(self.keys[order], "it is too large for so many or so long names")
             if matches:
-                orders.append(order)
-                break
-        return self.keys[min(orders)] if orders else None
+                yield order
+                return
 
     def matches(self, module: str) -> list[str]:
         """All plain keys that match `module`."""
