@@ -12,8 +12,9 @@ from loraformat.errors import NonFiniteValue
 from loraformat.formats.canonical import is_stated, most_common, unstated_fields
 from loraformat.formats.losses import dropped_metadata, folded_scale, padded_ranks, reduced_precision
 from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.rewritten import with_tensors
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Diff, LowRank, Update, with_tensors
+from loraformat.model.updates import Diff, LowRank, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
