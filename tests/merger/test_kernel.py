@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import platform
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,20 @@ def kernels() -> list[Kernel]:
 
 
 built = pytest.mark.skipif(not kernels(), reason="the kernel was not built, or this processor has no AVX2")
+
+
+def can_run() -> bool:
+    """Whether this machine can build the kernel and run it, as its own files say."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or shutil.which("gcc") is None:
+        return False
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("flags")[2].partition("\n")[0].split()
+    return {"avx2", "fma", "f16c"} <= set(flags)
+
+
+@pytest.mark.skipif(not can_run(), reason="no gcc for Linux on x86-64, or a processor without AVX2")
+def test_the_kernel_is_there_where_it_can_be() -> None:
+    """A source that does not compile, or another version number than ours, must not show as skipped tests only."""
+    assert open_kernel() is not None
 
 
 def factors(rows: int, cols: int, rank: int, seed: int = 0) -> Product:
