@@ -10,7 +10,7 @@ from loraformat.model.summary import Summary
 from loraformat.report.base import Report
 from loraformat.report.page import Page, Piece
 from loraformat.report.weights import say_weights
-from loraformat.report.words import amount, counts, cut, histogram, nbytes, number, percent, plural, runs
+from loraformat.report.words import amount, counts, cut, figure, histogram, nbytes, number, percent, plural, runs
 
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
@@ -104,7 +104,7 @@ def say_together(page: Page, reports: Sequence[Report]) -> None:
             histogram(summary.scales),
             amount(summary.weights),
             amount(summary.parameters),
-            number(result.total_norm) if result.total_norm is not None else "-",
+            figure(result.total_norm),
             percent(result.total_relative_norm),
             counts(report.findings) or "-",
         ]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult
 from loraformat.model.summary import layer_of
 from loraformat.report.page import Page, Piece
-from loraformat.report.words import amount, histogram, number, percent, runs, shape
+from loraformat.report.words import amount, figure, histogram, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
@@ -65,9 +64,9 @@ class _Known:
             columns.append(("norm", _norm))
         if any(record.spectral_norm is not None for record in weights):
             columns += [
-                ("sigma", lambda record: _or_dash(record.spectral_norm)),
-                ("eff.rank", lambda record: _or_dash(record.effective_rank)),
-                ("stable", lambda record: _or_dash(record.stable_rank)),
+                ("sigma", lambda record: figure(record.spectral_norm)),
+                ("eff.rank", lambda record: figure(record.effective_rank)),
+                ("stable", lambda record: figure(record.stable_rank)),
             ]
         if any(record.relative_norm is not None for record in weights):
             columns += [
@@ -146,9 +145,9 @@ def _group_columns(weights: _Group) -> list[tuple[str, Callable[[_Group], str]]]
         ]
     if any(record.relative_norm is not None for record in weights):
         columns += [
-            ("|dW|/|W|", lambda group: percent(_middle(record.relative_norm for record in group))),
-            ("bf16", lambda group: percent(min(_known(record.retained_bf16 for record in group), default=None))),
-            ("fp16", lambda group: percent(min(_known(record.retained_fp16 for record in group), default=None))),
+            ("|dW|/|W|", lambda group: percent(middle(record.relative_norm for record in group))),
+            ("bf16", lambda group: percent(min(known(record.retained_bf16 for record in group), default=None))),
+            ("fp16", lambda group: percent(min(known(record.retained_fp16 for record in group), default=None))),
         ]
     return columns
 
@@ -215,22 +214,9 @@ def _counts(ranks: Iterable[int | None]) -> dict[int, int]:
     return dict(sorted(Counter(rank for rank in ranks if rank is not None).items()))
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _middle(values: Iterable[float | None]) -> float | None:
-    known = _known(values)
-    return median(known) if known else None
-
-
 def _median(values: Iterable[float | None]) -> str:
-    return _or_dash(_middle(values))
+    return figure(middle(values))
 
 
 def _most(values: Iterable[float | None]) -> str:
-    return _or_dash(max(_known(values), default=None))
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else number(value)
+    return figure(max(known(values), default=None))
