@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from loraformat.containers import check_records, read_rows
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.differences import MOST_RANK, WeightDifference
+from loraformat.model.tensors import row_blocks
 from loraformat.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, sec
     import torch
 
     sums = _Sums()
-    rows = min(one.shape[0], other.shape[0]) if one.shape else 1
-    for start, stop in _blocks(one, rows):
+    shape = (min(one.shape[0], other.shape[0]), *one.shape[1:]) if one.shape else ()
+    for start, stop in row_blocks(shape, one.dtype.itemsize, _BLOCK_NBYTES):
         before, after = (side.rows(name, start, stop) for side in (first, second))
         wide = torch.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else torch.float32
         before, after = before.to(wide), after.to(wide)
@@ -127,7 +128,7 @@ def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, sec
         sums.is_unordered = sums.is_unordered or not bool(apart.isfinite().all())
         if sums.whole is None and apart.ndim > 1 and bool(apart.any()):
             # What went before was equal, and what comes stands in place.
-            sums.whole = torch.zeros(rows, *one.shape[1:], dtype=torch.float32)
+            sums.whole = torch.zeros(shape, dtype=torch.float32)
         if sums.whole is not None:
             sums.whole[start:stop] = apart
     if sums.is_unordered:
@@ -152,14 +153,7 @@ def _ranks(whole: Tensor) -> tuple[float | None, int | None, int | None]:
 
 
 def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:
-    rows = tensor.shape[0] if tensor.shape else 1
     return all(
         bool((first.rows(name, start, stop) == second.rows(name, start, stop)).all())
-        for start, stop in _blocks(tensor, rows)
+        for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES)
     )
-
-
-def _blocks(tensor: StoredTensor, rows: int) -> Iterator[tuple[int, int]]:
-    row_nbytes = max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
-    step = max(1, _BLOCK_NBYTES // row_nbytes)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
