@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.containers import check_records, read_rows
 from loraformat.engine import one_thread_each, open_engine
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK_NBYTES = 8 << 20
+_LONGEST_KERNEL = 16
+
+_Figure = TypeVar("_Figure", int, float)
 
 
 def tensor_differences(
@@ -78,8 +81,7 @@ def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> Wei
     before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
     is_close = apart <= tolerance * before and not sums.is_unordered
     status = "resized" if is_resized else "equal" if is_close else "changed"
-    effective, rank_90, rank_99 = (None, None, None) if sums.whole is None else _ranks(sums.whole)
-    return replace(
+    found = replace(
         bare,
         status=status,
         norm=before,
@@ -89,10 +91,8 @@ def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> Wei
         cosine=sums.inner / (before * after) if before and after else None,
         changed=sums.changed / max(1, sums.numel),
         largest=sums.largest,
-        effective_rank=effective,
-        rank_90=rank_90,
-        rank_99=rank_99,
     )
+    return found if sums.whole is None else _with_ranks(found, sums.whole)
 
 
 @dataclass(slots=True)
@@ -142,14 +142,37 @@ def _square(values: Tensor) -> float:
     return float((values * values).sum(dtype=torch.float64))
 
 
-def _ranks(whole: Tensor) -> tuple[float | None, int | None, int | None]:
-    """Effective rank and the ranks that hold 90 % and 99 %; a stack of experts has none."""
+def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
+    """The difference with the ranks of D; of a stack of experts those of every expert that differs, folded."""
     from loraformat.algebra import energy_ranks
 
-    if whole.ndim == 3 and whole.shape[-1] > 16:
-        return None, None, None
-    effective, (rank_90, rank_99) = energy_ranks(whole.reshape(whole.shape[0], -1), (0.9, 0.99), most=MOST_RANK)
-    return effective, rank_90, rank_99
+    is_stack = _is_stack(found.weight, whole)
+    matrices = [matrix for matrix in whole if bool(matrix.any())] if is_stack else [whole.flatten(1)]
+    ranks = [energy_ranks(matrix, (0.9, 0.99), most=MOST_RANK) for matrix in matrices]
+    effective = _ordered([each for each, _ in ranks])
+    rank_90, rank_99 = (_ordered([each[at] for _, each in ranks]) for at in (0, 1))
+    middle = len(ranks) // 2
+    return replace(
+        found,
+        effective_rank=effective[middle],
+        rank_90=rank_90[middle],
+        rank_99=rank_99[middle],
+        experts=len(ranks) if is_stack else None,
+        rank_90_most=rank_90[-1] if is_stack else None,
+        rank_99_most=rank_99[-1] if is_stack else None,
+    )
+
+
+def _is_stack(name: str, whole: Tensor) -> bool:
+    """Whether a tensor is a matrix for each of several experts; the kernel of a convolution is short or says so."""
+    return (
+        whole.ndim == 3 and "conv" not in name and (not name.endswith(".weight") or whole.shape[-1] > _LONGEST_KERNEL)
+    )
+
+
+def _ordered(figures: Sequence[_Figure | None]) -> list[_Figure | None]:
+    """Ascending, None, which is above what was looked for, last."""
+    return sorted(figures, key=lambda figure: (figure is None, figure or 0))
 
 
 def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:

@@ -93,7 +93,7 @@ def _say_weights(page: Page, result: DiffResult) -> None:
         page.say("  ", Piece("incomparable: ", "bold"), reason)
 
 
-_DISPENSABLE = ("kind", "shape", "largest", "rank 90%", "in", "cos min", "eff.rank", "rank 99%", "layer")
+_DISPENSABLE = ("kind", "shape", "largest", "most 90%", "rank 90%", "in", "cos min", "eff.rank", "rank 99%", "layer")
 
 
 def _layer_key(weight: WeightDifference) -> tuple[str, ...]:
@@ -139,6 +139,12 @@ def _columns(weights: _Group, *, is_grouped: bool) -> list[_Column]:
             ("eff.rank", lambda group: figure(middle(weight.effective_rank for weight in group))),
             ("rank 90%", lambda group: figure(middle(weight.rank_90 for weight in group))),
             ("rank 99%", lambda group: figure(middle(weight.rank_99 for weight in group))),
+        ]
+    if any(weight.experts is not None for weight in weights):
+        columns += [
+            ("experts", lambda group: figure(middle(weight.experts for weight in group))),
+            ("most 90%", lambda group: figure(max(known(weight.rank_90_most for weight in group), default=None))),
+            ("most 99%", lambda group: figure(max(known(weight.rank_99_most for weight in group), default=None))),
         ]
     if any(weight.largest is not None for weight in weights):
         columns.append(("largest", lambda group: figure(max(known(w.largest for w in group), default=None))))
