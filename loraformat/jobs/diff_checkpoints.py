@@ -146,8 +146,9 @@ def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
     """The difference with the ranks of D; of a stack of experts those of every expert that differs, folded."""
     from loraformat.algebra import energy_ranks
 
-    is_stack = _is_stack(found.weight, whole)
-    matrices = [matrix for matrix in whole if bool(matrix.any())] if is_stack else [whole.flatten(1)]
+    are_experts = _are_matrices(found.weight, whole)
+    matrices = [matrix for matrix in whole if bool(matrix.any())] if are_experts else [whole.flatten(1)]
+    is_stack = are_experts and whole.shape[0] > 1
     ranks = [energy_ranks(matrix, (0.9, 0.99), most=MOST_RANK) for matrix in matrices]
     effective = _ordered([each for each, _ in ranks])
     rank_90, rank_99 = (_ordered([each[at] for _, each in ranks]) for at in (0, 1))
@@ -163,8 +164,8 @@ def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
     )
 
 
-def _is_stack(name: str, whole: Tensor) -> bool:
-    """Whether a tensor is a matrix for each of several experts; the kernel of a convolution is short or says so."""
+def _are_matrices(name: str, whole: Tensor) -> bool:
+    """Whether a tensor is a row of matrices, one for each expert; the kernel of a convolution is short or says so."""
     return (
         whole.ndim == 3 and "conv" not in name and (not name.endswith(".weight") or whole.shape[-1] > _LONGEST_KERNEL)
     )

@@ -19,7 +19,7 @@ _Column = tuple[str, Callable[[_Group], str]]
 
 def say_difference(page: Page, result: DiffResult) -> None:
     """What two adapters or checkpoints differ in."""
-    page.say(Piece(result.before, "bold"), "  against  ", Piece(result.after, "bold"), f"  ({result.subject_kind})")
+    page.flow(Piece(result.before, "bold"), "  against  ", Piece(result.after, "bold"), f"  ({result.subject_kind})")
     if len(set(result.formats)) > 1:
         page.fact("format", " -> ".join(result.formats))
     _say_fields(page, result)
@@ -90,10 +90,13 @@ def _say_weights(page: Page, result: DiffResult) -> None:
     rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups.items()]
     page.fitted_table(head, rows, _DISPENSABLE)
     for reason in sorted({weight.reason for weight in changed if weight.reason}):
-        page.say("  ", Piece("incomparable: ", "bold"), reason)
+        page.flow("  ", Piece("incomparable: ", "bold"), reason)
 
 
-_DISPENSABLE = ("kind", "shape", "largest", "most 90%", "rank 90%", "in", "cos min", "eff.rank", "rank 99%", "layer")
+_DISPENSABLE = (
+    *("kind", "shape", "largest", "most 90%", "rank 90%", "in", "cos min", "eff.rank", "experts", "most 99%"),
+    *("rank 99%", "layer"),
+)
 
 
 def _layer_key(weight: WeightDifference) -> tuple[str, ...]:

@@ -20,12 +20,12 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
         page.say(Piece(report.subject, "bold"))
         return
     size = f"{plural(summary.tensors, 'tensor')}, {nbytes(summary.nbytes)}, {histogram(summary.dtypes)}"
-    page.say(Piece(report.subject, "bold"), f"  {report.format}  {size}")
+    page.flow(Piece(report.subject, "bold"), f"  {report.format}  {size}")
     for label, value in _facts(report, summary, result):
         page.fact(label, value)
     say_weights(page, result)
     for skipped in report.skipped:
-        page.say("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
+        page.flow("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
 
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:

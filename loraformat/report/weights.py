@@ -30,7 +30,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
     head, rows = tables[grouping](result.weights)
     page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
-        page.say(
+        page.flow(
             "  ! ", Piece("stands out among the weights of its module kind (robust z of log norm above 3.5)", "dim")
         )
     if result.has_heat:
@@ -182,7 +182,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
     many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
-    page.say("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
+    page.flow("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
 
 
 def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
