@@ -56,6 +56,10 @@ class _Plot:
     def line(self, points: Sequence[tuple[float, float]], css: str) -> str:
         return f'<path class="{css}" d="{self._path(points)}"/>'
 
+    def dot(self, point: tuple[float, float], title: str) -> str:
+        place = f'cx="{self.x(point[0]):.1f}" cy="{self.y(point[1]):.1f}"'
+        return f'<circle class="dot" {place} r="3"><title>{text(title)}</title></circle>'
+
     def area(self, lower: Sequence[tuple[float, float]], upper: Sequence[tuple[float, float]]) -> str:
         return f'<path class="band" d="{self._path([*lower, *reversed(upper)])}Z"/>'
 
@@ -81,6 +85,8 @@ def _spectrum(band: Band, bottom: int, top: int) -> str:
     y_ticks = _few({exponent: f"{10.0**exponent:g}" for exponent in range(bottom, top + 1)}, 4)
     frame = plot.frame({1: "1", count: str(count)}, y_ticks, f"{band.module} ({band.weights})")
     body = frame + plot.area(points[0], points[2]) + plot.line(points[1], "line")
+    if count == 1:  # a line of one place has no length
+        body += plot.line([points[0][0], points[2][0]], "line") + plot.dot(points[1][0], number(band.places[0][1]))
     return drawing((236, 136), body, f"singular values of {band.module}", "small")
 
 
@@ -122,9 +128,7 @@ def curve(points: Sequence[tuple[float, float]], title: str, *, top: float | Non
     x_ticks = _few({x: f"{x:g}" for x in sorted(set(xs))}, 5)
     body = plot.frame(x_ticks, {value: number(value) for value in (low, (low + high) / 2, high)}, title)
     body += plot.line(points, "line")
-    for x, y in points:
-        place = f'cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}"'
-        body += f'<circle class="dot" {place} r="3"><title>{x:g}: {number(y)}</title></circle>'
+    body += "".join(plot.dot(point, f"{point[0]:g}: {number(point[1])}") for point in points)
     return drawing((316, 156), body, title, "small")
 
 

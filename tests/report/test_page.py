@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from loraformat.model.pictures import Picture, Subject
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult
 from loraformat.model.summary import summarize
-from loraformat.report.cells import MOST_COLUMNS, grid_of, rows_of
+from loraformat.report.cells import MOST_COLUMNS, Band, grid_of, rows_of
 from loraformat.report.html import render_page
+from loraformat.report.svg import spectra
 
 
 def record(name: str, at: int, **more: object) -> WeightRecord:
@@ -84,6 +86,15 @@ def test_long_stacks_are_drawn_in_bins_that_hold_every_layer() -> None:
     assert (grid.columns[0], grid.columns[-1]) == ("0-15", "2496-2499")
     norm = next(metric for metric in grid.metrics if metric.name == "norm")
     assert grid.range_of(norm)[1] == max(each.norm for each in DENSE)
+
+
+def test_a_spectrum_of_one_value_can_be_seen() -> None:
+    """At rank 1 a line through the places has no length."""
+    (drawn,) = spectra([Band("q_proj", 3, ((1.0, 2.0, 5.0),))])
+    (dot,) = re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    (low, high) = re.findall(r'<path class="line" d="M([\d.]+ [\d.]+)L([\d.]+ [\d.]+)"', drawn)[0]
+    assert low != high
+    assert float(high.split()[1]) < float(dot[1]) < float(low.split()[1])
 
 
 def test_folded_experts_keep_the_extremes_and_the_sum() -> None:

@@ -55,7 +55,7 @@
       });
       return line;
     }));
-    byId("count").textContent = `${some.length} of ${rows.length}`;
+    byId("count").textContent = `${some.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
     byId("more").hidden = all || kept.length <= shown;
     for (const head of byId("weights").tHead.rows[0].cells) {
       const is = head.dataset.column === order.column;
