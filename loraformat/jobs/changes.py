@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,22 +11,15 @@ from typing import TYPE_CHECKING, TypeAlias
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.tables import Rows, table_record
-from loraformat.matching import Part, match
-from loraformat.merger import Inputs, Limits, repeated
-from loraformat.merger.apply import Addition, Step, apply
-from loraformat.merger.compute import Steps, compute_dtype
-from loraformat.merger.edits import edits_of
-from loraformat.merger.plan import Edit, Term
-from loraformat.merger.windows import read_window, windows
+from loraformat.matching import match
+from loraformat.merger import Limits, Opened, Preview, previews_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import TableRecord
 from loraformat.model.summary import has_scale, scale_of
-from loraformat.model.tensors import DType
-from loraformat.model.updates import LowRank, Replace, Update
+from loraformat.model.updates import Replace, Update
 from loraformat.model.updates import Rows as SomeRows
 from loraformat.model.verdicts import Skipped
-from loraformat.storage import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,19 +114,17 @@ def changes_of(
     """
     usable = _usable(base, adapter)
     try:
-        checkpoint = repeated(base, [usable])
-        edits = edits_of(checkpoint, [usable]).edits
+        previews = previews_of(base, usable)
     except (MergeError, UnsupportedUpdate) as refused:
         return Changes(skipped=(Skipped(refused.code, "change-of-base", str(refused)),))
-    inputs = Inputs(store=open_store(base.uri), base=checkpoint, adapters=[usable])
-    tracks = _tracks(edits, inputs, with_spectra=with_spectra, with_histograms=with_histograms)
+    tracks = [_track(each, with_spectra=with_spectra, with_histograms=with_histograms) for each in previews]
     limits, done = Limits(jobs=jobs), 0
-    total = sum(track.edit.matrix[0] * _row_nbytes(track) for track in tracks)
+    total = sum(each.matrix[0] * each.row_nbytes for each in previews)
     with one_thread_each():
         tasks = (task for track in tracks for task in track.tasks(limits))
         for each in open_engine(jobs).map(lambda task: task(), tasks):
             each.track.account(each)
-            done += each.rows * _row_nbytes(each.track)
+            done += each.rows * each.track.preview.row_nbytes
             if progress is not None:
                 progress(done, total)
     found = Changes()
@@ -144,22 +135,18 @@ def changes_of(
 
 @dataclass(slots=True, eq=False)
 class _Track:
-    """One edited tensor and what is collected of it.
+    """One changed tensor and what is collected of it.
 
     Attributes:
-        spans: (weight, first row, row after the last) of the rows that each weight is made of.
-        is_plain: whether all that happens to it is that products of factors are added.
+        opened: while windows of it are measured.
         whole: rows of D, where its spectrum is wanted.
         rows: norms of rows, where it is a table whose rows are replaced.
         left: windows to come.
     """
 
-    edit: Edit
-    inputs: Inputs
-    spans: tuple[tuple[str, int, int], ...]
-    is_plain: bool
+    preview: Preview
     with_histograms: bool
-    steps: Steps | None = None
+    opened: Opened | None = None
     whole: Tensor | None = None
     rows: Rows | None = None
     left: int = 0
@@ -167,10 +154,8 @@ class _Track:
 
     def tasks(self, limits: Limits) -> Iterator[Callable[[], _Done]]:
         """The windows, each a piece of work. The factors are read when the first begins."""
-        # What is a difference of W' and W in the end loses digits: it is computed in float64.
-        dtype = compute_dtype(self.edit, self.inputs, "float32") if self.is_plain else DType.F64
-        self.steps = Steps(self.edit, self.inputs, dtype)
-        blocks = list(windows(self.edit, self.inputs, limits))
+        self.opened = self.preview.open()
+        blocks = self.preview.windows(limits)
         self.left = len(blocks)
         for start, stop in blocks:
             yield lambda start=start, stop=stop: _Done(self, stop - start, self._measure(start, stop))  # type: ignore[misc]
@@ -181,7 +166,7 @@ class _Track:
             self.sums.setdefault(weight, Change()).add(change)
         self.left -= 1
         if not self.left:
-            self.steps = None
+            self.opened = None
 
     def finish(self, found: Changes) -> None:
         """Hand over the sums, and what only the whole tensor tells."""
@@ -190,27 +175,27 @@ class _Track:
         for weight, change in self.sums.items():
             found.weights.setdefault(weight, Change()).add(change)
         if self.whole is not None:
-            for weight, first, last in self.spans:
+            for weight, first, last in self.preview.spans:
                 found.weights[weight].spectrum = spectrum_of(self.whole[first:last])
             self.whole = None
         if self.rows is not None:
-            found.tables.append(table_record(self.spans[0][0], self.rows))
+            found.tables.append(table_record(self.preview.spans[0][0], self.rows))
 
     def _measure(self, start: int, stop: int) -> list[tuple[str, Change]]:
-        assert self.steps is not None
-        steps, norms = self.steps.get()
-        base = read_window(self.inputs, self.edit, start, stop, self.steps.dtype.torch)
+        opened, spans = self.opened, self.preview.spans
+        assert opened is not None
+        base = opened.base(start, stop)
         update: Tensor | None = None
-        if not self.is_plain:
-            result = apply(base.clone(), start, steps, norms)
+        if not self.preview.is_product:
+            result = opened.merged(base, start)
             update = result - base
             self._keep(start, base, result, update)
         changes: list[tuple[str, Change]] = []
-        for low, high in _strips(start, self._end(stop), self.spans):
-            weights = [weight for weight, first, last in self.spans if first <= low and high <= last]
+        for low, high in _strips(start, min(stop, self.preview.rows_stored), spans):
+            weights = [weight for weight, first, last in spans if first <= low and high <= last]
             if weights:
                 here = slice(low - start, high - start)
-                added = _product(steps, low, high) if update is None else update[here]
+                added = opened.product(low, high) if update is None else update[here]
                 changes.extend((weight, self._change(base[here], added, low)) for weight in weights)
         return changes
 
@@ -220,16 +205,12 @@ class _Track:
             change.base_bins, change.update_bins = _bins(base), _bins(update)
         return change
 
-    def _end(self, stop: int) -> int:
-        """Rows that the base has: those that an update adds are no change of anything."""
-        stored = self.inputs.base.tensors[self.edit.source].shape
-        return min(stop, math.prod(stored[: self.edit.row_axes]) if stored else 1)
-
     def _keep(self, start: int, base: Tensor, result: Tensor, update: Tensor) -> None:
         if self.rows is not None:
             self.rows.add(start, base, result)
         if self.whole is not None:
-            end = max(start, self._end(start + update.shape[0]))
+            # Rows that an update adds are no change of anything.
+            end = max(start, min(start + update.shape[0], self.preview.rows_stored))
             self.whole[start:end] = update[: end - start]
 
 
@@ -258,59 +239,15 @@ def _has_value(update: Update) -> bool:
     return not has_scale(update) or scale_of(update) is not None
 
 
-def _tracks(edits: Mapping[str, Edit], inputs: Inputs, *, with_spectra: bool, with_histograms: bool) -> list[_Track]:
+def _track(preview: Preview, *, with_spectra: bool, with_histograms: bool) -> _Track:
     import torch
 
-    tracks: list[_Track] = []
-    taken: set[tuple[str, object]] = set()
-    for edit in edits.values():
-        spans = tuple(_spans(edit, taken))
-        if not spans:
-            continue
-        updates = [inputs.update(term) for term in edit.terms]
-        is_plain = all(isinstance(update, LowRank) and update.magnitude is None for update in updates)
-        track = _Track(edit, inputs, spans, is_plain, with_histograms)
-        if with_spectra and not is_plain:
-            track.whole = torch.zeros(edit.matrix, dtype=torch.float32)
-        if any(isinstance(update, (Replace, SomeRows)) for update in updates) and len(edit.shape) == 2:
-            track.rows = Rows.of(edit.matrix[0], inputs.base.tensors[edit.source].shape[0])
-        tracks.append(track)
-    return tracks
-
-
-def _spans(edit: Edit, taken: set[tuple[str, object]]) -> Iterator[tuple[str, int, int]]:
-    """The rows of each weight; a table that is stored under two names counts once."""
-    seen: dict[tuple[str, object], Term] = {}
-    for term in edit.terms:
-        seen.setdefault((term.weight, term.part), term)
-    for key, term in seen.items():
-        if key not in taken:
-            taken.add(key)
-            yield term.weight, term.part.at, term.part.at + _height(edit, term.part)
-
-
-def _height(edit: Edit, part: Part) -> int:
-    if part.rows is not None:
-        return part.rows[1] - part.rows[0]
-    is_slice = part.expert is not None and edit.row_axes > 1
-    return edit.shape[1] if is_slice else edit.matrix[0]
-
-
-def _row_nbytes(track: _Track) -> int:
-    return track.edit.matrix[1] * track.inputs.base.tensors[track.edit.source].dtype.itemsize
-
-
-def _product(steps: Sequence[Step], low: int, high: int) -> Tensor:
-    """What plain products add to rows `low:high`, which lie wholly inside or outside of each product's own rows."""
-    total: Tensor | None = None
-    for step in steps:
-        assert isinstance(step, Addition)
-        first, last = step.span or (0, high)
-        if first <= low and high <= last:
-            delta = step.delta(low - first, high - first)
-            total = delta if total is None else total + delta
-    assert total is not None
-    return total
+    track = _Track(preview, with_histograms)
+    if with_spectra and not preview.is_product:
+        track.whole = torch.zeros(preview.matrix, dtype=torch.float32)
+    if preview.is_table and any(isinstance(update, (Replace, SomeRows)) for update in preview.updates):
+        track.rows = Rows.of(preview.matrix[0], preview.rows_stored)
+    return track
 
 
 def _strips(start: int, stop: int, spans: Sequence[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, weight_nbytes, write_others
 from loraformat.merger.notes import findings_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
+from loraformat.merger.preview import Opened, Preview, previews_of
 from loraformat.merger.retention import retentions, rounding_findings, total_share
 from loraformat.merger.run import Source, Trust, run_merge
 from loraformat.merger.stack import repeated
@@ -17,6 +18,8 @@ __all__ = [
     "Inputs",
     "Limits",
     "MergePlan",
+    "Opened",
+    "Preview",
     "ShardPlan",
     "Source",
     "Trust",
@@ -24,6 +27,7 @@ __all__ = [
     "file_names",
     "findings_of",
     "plan_merge",
+    "previews_of",
     "repeated",
     "retentions",
     "rounding_findings",

@@ -1,0 +1,140 @@
+"""What a merge would make of a base, one tensor after the other in windows of rows: for those who only look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraformat.matching import Part
+from loraformat.merger.apply import Addition, apply
+from loraformat.merger.compute import Steps, compute_dtype
+from loraformat.merger.copies import Inputs
+from loraformat.merger.edits import edits_of
+from loraformat.merger.plan import Edit, Term
+from loraformat.merger.stack import repeated
+from loraformat.merger.windows import Limits, read_window, windows
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import DType
+from loraformat.model.updates import LowRank, Update
+from loraformat.storage import open_store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A tensor of the base that an adapter changes, as a matrix of rows.
+
+    Attributes:
+        spans: (weight, first row, row after the last) of the rows that each weight is made of.
+        updates: all that is done to it.
+    """
+
+    spans: tuple[tuple[str, int, int], ...]
+    updates: tuple[Update, ...]
+    _edit: Edit
+    _inputs: Inputs
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, cols) after the merge."""
+        return self._edit.matrix
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is stored as a matrix, as tables of embeddings are."""
+        return len(self._edit.shape) == 2
+
+    @property
+    def rows_stored(self) -> int:
+        """Rows that the base has; an update may add some."""
+        stored = self._inputs.base.tensors[self._edit.source].shape
+        return math.prod(stored[: self._edit.row_axes]) if stored else 1
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of a row in the base."""
+        return self.matrix[1] * self._inputs.base.tensors[self._edit.source].dtype.itemsize
+
+    @property
+    def is_product(self) -> bool:
+        """Whether products of low-rank factors are added and nothing else, so that `Opened.product` tells what."""
+        return all(isinstance(update, LowRank) and update.magnitude is None for update in self.updates)
+
+    def windows(self, limits: Limits) -> list[tuple[int, int]]:
+        """(first row, row after the last) of the windows in which it is read."""
+        return list(windows(self._edit, self._inputs, limits))
+
+    def open(self) -> Opened:
+        """The tensor, to be computed: its factors are read when they are first needed and kept."""
+        # What is a difference of W' and W in the end loses digits: it is computed in float64.
+        dtype = compute_dtype(self._edit, self._inputs, "float32") if self.is_product else DType.F64
+        return Opened(Steps(self._edit, self._inputs, dtype), self._edit, self._inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A tensor with the factors of what is done to it; threads may share it."""
+
+    _steps: Steps
+    _edit: Edit
+    _inputs: Inputs
+
+    def base(self, start: int, stop: int) -> Tensor:
+        """(rows, cols) of the base in the dtype of the computation; zeros for rows that it does not have."""
+        return read_window(self._inputs, self._edit, start, stop, self._steps.dtype.torch)
+
+    def merged(self, base: Tensor, start: int) -> Tensor:
+        """What becomes of rows of the base from `start` on, not rounded; `base` stays as it is."""
+        steps, norms = self._steps.get()
+        return apply(base.clone(), start, steps, norms)
+
+    def product(self, low: int, high: int) -> Tensor:
+        """What is added to rows `low:high` of a tensor that `is_product`; no row of a span's border is between them."""
+        total: Tensor | None = None
+        for step in self._steps.get()[0]:
+            assert isinstance(step, Addition)
+            first, last = step.span or (0, high)
+            if first <= low and high <= last:
+                delta = step.delta(low - first, high - first)
+                total = delta if total is None else total + delta
+        assert total is not None
+        return total
+
+
+def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:
+    """The tensors that an adapter changes; a table that is stored under two names is there once.
+
+    Raises: MergeError, UnsupportedUpdate: a merge would not be made.
+    """
+    checkpoint = repeated(base, [adapter])
+    inputs = Inputs(store=open_store(base.uri), base=checkpoint, adapters=[adapter])
+    found: list[Preview] = []
+    taken: set[tuple[str, Part]] = set()
+    for edit in edits_of(checkpoint, [adapter]).edits.values():
+        spans = tuple(_spans(edit, taken))
+        if spans:
+            found.append(Preview(spans, tuple(inputs.update(term) for term in edit.terms), edit, inputs))
+    return found
+
+
+def _spans(edit: Edit, taken: set[tuple[str, Part]]) -> Iterator[tuple[str, int, int]]:
+    """The rows of each weight whose part was not taken before."""
+    seen: dict[tuple[str, Part], Term] = {}
+    for term in edit.terms:
+        seen.setdefault((term.weight, term.part), term)
+    for key, term in seen.items():
+        if key not in taken:
+            taken.add(key)
+            yield term.weight, term.part.at, term.part.at + _height(edit, term.part)
+
+
+def _height(edit: Edit, part: Part) -> int:
+    if part.rows is not None:
+        return part.rows[1] - part.rows[0]
+    is_slice = part.expert is not None and edit.row_axes > 1
+    return edit.shape[1] if is_slice else edit.matrix[0]
