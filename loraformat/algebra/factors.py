@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Update, products_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def is_additive(update: Update) -> bool:
 
 def is_sound(update: Update) -> bool:
     """Whether the factors of an additive update fit each other and are not empty, so that it has a product at all."""
-    if not all(_is_product(up, down) for up, down in _pairs(update)):
+    if not all(_is_product(up, down) for up, down in products_of(update)):
         return False
     return update.is_even if isinstance(update, Hadamard) else True
 
@@ -111,16 +111,6 @@ def _hadamard(update: Hadamard, scale: float) -> Matrix:
         return (up1 @ down1) * (up2 @ down2) * scale
     left = torch.einsum("ia,ib->iab", up1, up2).flatten(1) * scale
     return Product(left, torch.einsum("aj,bj->abj", down1, down2).flatten(0, 1))
-
-
-def _pairs(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
-    if isinstance(update, LowRank):
-        if not update.is_stack:
-            yield update.up, update.down
-    elif isinstance(update, Hadamard):
-        yield from ((update.up1, update.down1), (update.up2, update.down2))
-    elif isinstance(update, Kronecker):
-        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
 
 
 def _is_product(up: LazyTensor, down: LazyTensor) -> bool:

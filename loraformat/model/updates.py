@@ -346,6 +346,17 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             assert_never(update)
 
 
+def products_of(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
+    """The (up, down) of which an additive update is made, as matrices that must fit; none of a stack of experts."""
+    if isinstance(update, LowRank):
+        if not update.is_stack:
+            yield update.up, update.down
+    elif isinstance(update, Hadamard):
+        yield from ((update.up1, update.down1), (update.up2, update.down2))
+    elif isinstance(update, Kronecker):
+        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
+
+
 def _tensors_of_factor(update: Factor) -> Iterator[tuple[str, LazyTensor]]:
     if isinstance(update, Scaled):
         vectors = (("rows", update.rows), ("cols", update.cols))

@@ -5,11 +5,11 @@ Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py, by 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
+
+from loraformat.naming.tables import table
 
 _TABLE = "transformers_ties.json"
 
@@ -24,7 +24,7 @@ def tied_names(config: Mapping[str, Any]) -> Mapping[str, str] | None:
     architecture = architecture_of(config)
     if architecture is None:
         return None
-    ties: Mapping[str, Mapping[str, str]] = _table()["ties"]
+    ties: Mapping[str, Mapping[str, str]] = table(_TABLE)["ties"]
     if architecture in ties:
         return ties[architecture]
     return {} if architecture in _untied() else None
@@ -49,13 +49,5 @@ def parts_cleanly(config: Mapping[str, Any]) -> bool:
 
 
 @cache
-def _table() -> dict[str, Any]:
-    with open(os.path.join(os.path.dirname(__file__), _TABLE), encoding="utf-8") as file:
-        table = json.load(file)
-    assert isinstance(table, dict)
-    return table
-
-
-@cache
 def _untied() -> frozenset[str]:
-    return frozenset(_table()["untied"])
+    return frozenset(table(_TABLE)["untied"])

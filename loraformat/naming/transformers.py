@@ -8,13 +8,13 @@ Source: transformers 5.23.0, conversion_mapping.py `get_model_conversion_mapping
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from loraformat.naming.tables import table
 
 _TABLE = "transformers_names.json"
 
@@ -119,15 +119,15 @@ def spelling_of(config: Mapping[str, object]) -> Spelling:
 
 @cache
 def _spelling(architecture: str, model_type: str, text_type: str) -> Spelling:
-    table = _table()
-    model = table["models"].get(architecture, {})
+    rules_of, models = table(_TABLE)["rules"], table(_TABLE)["models"]
+    model = models.get(architecture, {})
     prefix = model.get("prefix", "")
-    own = next(([[None, name]] for name in (architecture, model_type) if name in table["rules"]), [])
+    own = next(([[None, name]] for name in (architecture, model_type) if name in rules_of), [])
     parts = list(model.get("parts", own))
     known = {name for _, name in parts}
-    if text_type in table["rules"] and text_type not in known and text_type not in model.get("covers", ()):
+    if text_type in rules_of and text_type not in known and text_type not in model.get("covers", ()):
         parts.append([None, text_type])
-    rules = [_rule(rule, scope, prefix) for scope, name in parts for rule in _entries(table["rules"], name)]
+    rules = [_rule(rule, scope, prefix) for scope, name in parts for rule in _entries(rules_of, name)]
     return Spelling(tuple(rules), prefix)
 
 
@@ -147,11 +147,3 @@ def _rule(entry: Mapping[str, Any], scope: str | None, prefix: str) -> Rule:
         sources=entry.get("sources", 1),
         scope=("",) if scope is None else tuple(dict.fromkeys((outer + inner, inner))),
     )
-
-
-@cache
-def _table() -> dict[str, Any]:
-    with open(os.path.join(os.path.dirname(__file__), _TABLE), encoding="utf-8") as file:
-        table = json.load(file)
-    assert isinstance(table, dict)
-    return table

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter
-from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors_of
 from loraformat.rules.base import Hit, Subject, rule
 
 if TYPE_CHECKING:
@@ -75,18 +74,9 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
     for base_weight, update in updates_of(subject.adapter):
         if is_exchanged(update, subject.adapter.config.declared_ranks.get(base_weight)):
             continue  # LF220 says so
-        for up, down in _products(update):
+        for up, down in products_of(update):
             if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
                 yield Hit(base_weight, f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}")
-
-
-def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
-    if isinstance(update, LowRank):
-        yield update.up, update.down
-    elif isinstance(update, Hadamard):
-        yield from ((update.up1, update.down1), (update.up2, update.down2))
-    elif isinstance(update, Kronecker):
-        yield from ((side[0], side[1]) for side in (update.left, update.right) if len(side) == 2)
 
 
 @rule("LF205", Severity.ERROR, since="0.1.0")
