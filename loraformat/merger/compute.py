@@ -27,7 +27,7 @@ from loraformat.merger.buffers import Block, Buffers
 from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.from_base import taken_off
 from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
-from loraformat.merger.plain import factors_of, is_plain
+from loraformat.merger.plain import factors_of, is_plain, reads_with_torch
 from loraformat.merger.plan import Arithmetic, Edit, Term
 from loraformat.merger.retention import Tally, change_of, tally_of
 from loraformat.merger.rounding import keep_unchanged, rounder
@@ -167,8 +167,11 @@ class Computer:
 
     def alone(self, edits: Iterable[Edit]) -> AbstractContextManager[None]:
         """`one_thread_each`, which imports torch, where any of the edits needs it."""
-        needs_torch = any(self._kernel_for(edit, self.steps(edit)) is None for edit in edits)
-        return one_thread_each() if needs_torch else nullcontext()
+        inputs = self._inputs
+        needs_torch = (
+            self._kernel_for(edit, self.steps(edit)) is None or reads_with_torch(edit, inputs) for edit in edits
+        )
+        return one_thread_each() if any(needs_torch) else nullcontext()
 
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""

@@ -150,13 +150,19 @@ class LazyTensor:
         if shape[:1] == self.shape[:1] and shape:
             read = self.read
             return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]), self.raw)
-        load = self.load
+        load, raw = self.load, self.raw
+        rows = self.shape[0] if self.shape else 1
+        row_nbytes = math.prod(shape[1:]) * self.dtype.itemsize
 
         def part(start: int, stop: int) -> Tensor:
             whole = load().reshape(shape)
             return whole[start:stop] if shape else whole
 
-        return LazyTensor(shape, self.dtype, part)
+        def raw_part(start: int, stop: int) -> bytearray:
+            assert raw is not None
+            return raw(0, rows)[start * row_nbytes : stop * row_nbytes]
+
+        return LazyTensor(shape, self.dtype, part, None if raw is None else raw_part)
 
     def to(self, dtype: DType) -> LazyTensor:
         """The same values rounded to `dtype`."""
