@@ -151,14 +151,9 @@ def present(report: Report, output_format: str, *, findings: bool = True) -> Non
     Args:
         findings: whether the text form repeats them; a verb that announced them before it wrote does not.
     """
-    from loraformat.report import render
-
     if output_format == "text" and not findings:
         report = replace(report, findings=())
-    terminal = sys.stdout.isatty()
-    width = _columns() if terminal else None
-    sys.stdout.write(render(report, output_format, width=width, color=terminal and "NO_COLOR" not in os.environ))
-    sys.stdout.flush()
+    present_all((report,), output_format)
 
 
 @contextmanager
@@ -185,8 +180,7 @@ def present_all(reports: Sequence[Report], output_format: str) -> None:
     terminal = sys.stdout.isatty()
     width = _columns() if terminal else None
     color = terminal and "NO_COLOR" not in os.environ
-    sys.stdout.write(render_all(reports, output_format, width=width, color=color))
-    sys.stdout.flush()
+    say(render_all(reports, output_format, width=width, color=color))
 
 
 def _columns() -> int:

@@ -82,9 +82,7 @@ def _choose(store: Store, sizes: Mapping[str, int], uri: str) -> _Choice:
     if len(names) == 1:
         return _Choice((names[0],))
     if names:
-        raise FormatError(
-            f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them"
-        )
+        raise _several(names, uri)
     raise MissingFile("no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin or *.pt")
 
 
@@ -110,10 +108,12 @@ def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
     if usual:
         return tuple(usual)
     if len(names) > 1:
-        raise FormatError(
-            f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them"
-        )
+        raise _several(names, uri)
     return tuple(names)
+
+
+def _several(names: list[str], uri: str) -> FormatError:
+    return FormatError(f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them")
 
 
 def _indexed(store: Store, index: str, sizes: Mapping[str, int]) -> _Choice:

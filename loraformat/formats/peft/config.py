@@ -6,7 +6,7 @@ Source: peft 0.21.2, tuners/lora/config.py, tuners/loha/config.py, tuners/lokr/c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, UnsupportedUpdate
@@ -83,25 +83,25 @@ class PeftConfig:
 
     raw: Config
     peft_type: str
-    rank: int
-    alpha: float | None
-    scaling: Scaling
-    ranks: Mapping[str, int]
-    rank_keys: PatternKeys
-    alphas: Mapping[str, float]
-    alpha_keys: PatternKeys
     targets: tuple[str, ...] | str | None
     modules_to_save: tuple[str, ...]
     token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None
-    is_dora: bool
     bias: str
     ensures_tying: bool
     fan_in_fan_out: bool | None
-    parameters: tuple[str, ...]
-    layers: tuple[int, ...] | None
-    recipe: str | None
-    blocks: Blocks | None
     version: str | None
+    rank: int = 1
+    alpha: float | None = None
+    scaling: Scaling = field(default_factory=Scaling)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    rank_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", []))
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    alpha_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", []))
+    is_dora: bool = False
+    parameters: tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    recipe: str | None = None
+    blocks: Blocks | None = None
 
     def rank_of(self, module: str) -> int:
         """The declared rank of a module."""
@@ -135,7 +135,7 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     peft_type = _peft_type(raw)
     _refuse(raw)
     if peft_type in TUNERS:
-        return _of_tuner(raw, peft_type)
+        return _common(raw, peft_type)
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", place(CONFIG, "r"))
     if rank is None:
@@ -148,9 +148,8 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         key: as_number(item, f'{place(CONFIG, "alpha_pattern")}["{key}"]')
         for key, item in _object(raw, "alpha_pattern").items()
     }
-    return PeftConfig(
-        raw=raw,
-        peft_type=peft_type,
+    return replace(
+        _common(raw, peft_type),
         rank=rank,
         alpha=optional_number(raw, "lora_alpha" if peft_type == "LORA" else "alpha", CONFIG),
         scaling=Scaling(by_root=_flag(raw, "use_rslora")),
@@ -158,45 +157,26 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), list(ranks)),
         alphas=alphas,
         alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), list(alphas)),
-        targets=_targets(raw),
-        modules_to_save=_names(raw, "modules_to_save"),
-        token_indices=_token_indices(raw),
         is_dora=_flag(raw, "use_dora"),
-        bias=_bias(raw),
-        ensures_tying=_flag(raw, "ensure_weight_tying"),
-        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),
         parameters=_names(raw, "target_parameters"),
         layers=layers_of(raw),
         recipe=recipe_of(raw),
         blocks=blocks_of(raw),
-        version=optional_text(raw, "peft_version", CONFIG),
     )
 
 
-def _of_tuner(raw: Config, peft_type: str) -> PeftConfig:
+def _common(raw: Config, peft_type: str) -> PeftConfig:
     """What all adapters have; rank and scale are the tuner's own business."""
     rows = "token_indices" if peft_type == "TRAINABLE_TOKENS" else "trainable_token_indices"
     return PeftConfig(
         raw=raw,
         peft_type=peft_type,
-        rank=1,
-        alpha=None,
-        scaling=Scaling(),
-        ranks={},
-        rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), []),
-        alphas={},
-        alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), []),
         targets=_targets(raw),
         modules_to_save=_names(raw, "modules_to_save"),
         token_indices=_token_indices(raw, rows),
-        is_dora=False,
         bias=_bias(raw),
         ensures_tying=_flag(raw, "ensure_weight_tying"),
         fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),
-        parameters=(),
-        layers=None,
-        recipe=None,
-        blocks=None,
         version=optional_text(raw, "peft_version", CONFIG),
     )
 
