@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.containers import open_bundle, save_bundle
-from loraformat.model.bundle import Bundle, File, Json, JsonFile, TensorFile, Tensors
+from loraformat.formats.folder import json_file, tensor_file
+from loraformat.model.bundle import Bundle, File, Json, TensorFile
 from loraformat.model.tensors import LazyTensor
 from loraformat.storage import stage
 
@@ -132,9 +132,9 @@ def _base_files() -> dict[str, File]:
         "vocab_size": _VOCABULARY,
     }
     return {
-        "config.json": _json("config.json", config),
+        "config.json": json_file("config.json", config),
         "model.safetensors": _weights("model.safetensors", "safetensors", tensors),
-        "tokenizer.json": _json("tokenizer.json", _words(_VOCABULARY)),
+        "tokenizer.json": json_file("tokenizer.json", _words(_VOCABULARY)),
     }
 
 
@@ -158,27 +158,20 @@ def _adapter_files() -> dict[str, File]:
     }
     return {
         "embedding_weights.pt": _weights("embedding_weights.pt", "torch", {"model.embed_tokens.weight": table}),
-        "lora_config.json": _json("lora_config.json", config),
+        "lora_config.json": json_file("lora_config.json", config),
         "lora_weights.pt": _weights("lora_weights.pt", "torch", factors),
-        "tokenizer.json": _json("tokenizer.json", _words(rows)),
+        "tokenizer.json": json_file("tokenizer.json", _words(rows)),
     }
 
 
-def _words(count: int) -> Json:
+def _words(count: int) -> dict[str, Json]:
     words = [f"word{number}" for number in range(count)]
     by_index: dict[str, Json] = {str(number): word for number, word in enumerate(words)}
     return {"idx_to_word": by_index, "vocab_size": count, "word_to_idx": {w: n for n, w in enumerate(words)}}
 
 
-def _json(name: str, value: Json) -> JsonFile:
-    data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
-    return JsonFile(name, len(data), lambda: data, lambda: value)
-
-
 def _weights(name: str, container: str, tensors: Mapping[str, Tensor]) -> TensorFile:
-    entries = {key: LazyTensor.of(value) for key, value in tensors.items()}
-    metadata = {"format": "pt"} if container == "safetensors" else {}
-    return TensorFile(name, 0, lambda: Tensors(container, entries, metadata))
+    return tensor_file(name, container, {key: LazyTensor.of(value) for key, value in tensors.items()})
 
 
 def _save(target: str, files: Mapping[str, File]) -> None:

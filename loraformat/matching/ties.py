@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.naming import tied_names
+from loraformat.naming import architecture_of, tied_names
 
 # Last module components by which libraries call their input embeddings and output heads.
 # Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
@@ -104,9 +104,8 @@ def _implied_head(config: Mapping[str, Json], embedding: str) -> set[str]:
 
     Source: transformers 5.23.0, `_tied_weights_keys`: `lm_head.weight` in all generating classes but GPT-NeoX's.
     """
-    architectures = config.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) and architectures else None
-    if not isinstance(name, str) or not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+    name = architecture_of(config) or ""
+    if not name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
         return set()
     prefix = "language_model." if embedding.startswith("language_model.model.") else ""
     head = "embed_out.weight" if config.get("model_type") == "gpt_neox" else "lm_head.weight"

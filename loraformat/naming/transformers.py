@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from loraformat.naming.tables import table
+from loraformat.naming.ties import architecture_of
 
 _TABLE = "transformers_names.json"
 
@@ -110,11 +111,10 @@ def spelling_of(config: Mapping[str, object]) -> Spelling:
     The class in `architectures` decides, since parts of a composed model have rules of their own; without it the
     `model_type` does, for the whole model and for its `text_config`.
     """
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else None
     text = config.get("text_config")
     inner = text.get("model_type") if isinstance(text, Mapping) else None
-    return _spelling(*(name if isinstance(name, str) else "" for name in (first, config.get("model_type"), inner)))
+    names = (architecture_of(config), config.get("model_type"), inner)
+    return _spelling(*(name if isinstance(name, str) else "" for name in names))
 
 
 @cache

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_BANDS = 8
-_STYLES = ("-", "--", "-.", ":")
+_MARKERS = "osv^Dx+*"
 
 
 def require_matplotlib() -> None:
@@ -92,19 +91,11 @@ def _matrix(grid: Grid, metric: Metric) -> list[list[float]]:
 
 
 def _spectra(axes: Axes, picture: Picture) -> None:
-    bands = bands_of(picture.main.result.weights)[:_MOST_BANDS]
+    bands = bands_of(picture.main.result.weights)[: len(_MARKERS)]
     for number, band in enumerate(bands):
         places = range(1, len(band.places) + 1)
         median = [max(place[1], 1e-30) for place in band.places]
-        axes.plot(
-            places,
-            median,
-            _STYLES[number // 8 % 4],
-            marker="osv^Dx+*"[number % 8],
-            ms=3,
-            lw=1,
-            label=_plain(show(band.module, 40)),
-        )
+        axes.plot(places, median, marker=_MARKERS[number], ms=3, lw=1, label=_plain(show(band.module, 40)))
     axes.set_yscale("log")
     axes.set_xlabel("place")
     axes.set_ylabel("singular value (median)")
