@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loraformat.diagnostics import show
-from loraformat.errors import AmbiguousFormat, ContainerError, UnknownFormat
+from loraformat.errors import AmbiguousFormat, UnknownFormat
 from loraformat.formats.base import Format, Match
-from loraformat.model.bundle import Bundle, JsonFile
+from loraformat.formats.fields import readable
+from loraformat.model.bundle import Bundle
 
 if TYPE_CHECKING:
     from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
@@ -89,17 +90,9 @@ def may_be(name: str, bundle: Bundle) -> bool:
     if any(tell in bundle.files for tell in _TELLS.get(name, ())):
         return True
     if name == "mlx":
-        return "adapter_config.json" in bundle.files and not _has_peft_type(bundle)
+        config = readable(bundle, "adapter_config.json")
+        return "adapter_config.json" in bundle.files and not (isinstance(config, dict) and "peft_type" in config)
     return name in _BY_TENSORS and (bundle.is_single_file or not _CONFIGS & bundle.files.keys())
-
-
-def _has_peft_type(bundle: Bundle) -> bool:
-    config = bundle.files["adapter_config.json"]
-    try:
-        content = config.load() if isinstance(config, JsonFile) else None
-    except ContainerError:
-        return False
-    return isinstance(content, dict) and "peft_type" in content
 
 
 # Files by which other dialects are told. They are refused by name rather than taken for something that they are not.

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from loraformat.errors import ConfigError
-from loraformat.model.bundle import Json
+from loraformat.errors import ConfigError, ContainerError
+from loraformat.model.bundle import Bundle, Json, JsonFile
 
 Config: TypeAlias = Mapping[str, Json]
 
@@ -29,6 +29,15 @@ def _is_short(value: Json) -> bool:
 
 def _is_short_int(value: Json) -> bool:
     return isinstance(value, int) and value.bit_length() < 128
+
+
+def readable(bundle: Bundle, name: str) -> Json:
+    """The value of a JSON file; None where there is no such file, or it is damaged: whoever reads it says so."""
+    file = bundle.files.get(name)
+    try:
+        return file.load() if isinstance(file, JsonFile) else None
+    except ContainerError:
+        return None
 
 
 def as_object(value: Json, where: str) -> dict[str, Json]:

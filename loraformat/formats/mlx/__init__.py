@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from loraformat.errors import ContainerError
 from loraformat.formats.base import Match
+from loraformat.formats.fields import readable
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, WEIGHTS, looks_like_mlx
 from loraformat.formats.mlx.read import read
 from loraformat.formats.mlx.write import losses, write
-from loraformat.model.bundle import Bundle, JsonFile
+from loraformat.model.bundle import Bundle
 
 NAME = "mlx"
 TITLE = "MLX-LM: adapters.safetensors and adapter_config.json; older adapters.npz; old mlx-vlm"
@@ -28,14 +28,6 @@ def sniff(bundle: Bundle) -> Match | None:
     name = next((name for name in (WEIGHTS, ARRAYS) if name in bundle.files), None)
     if name:
         return Match(certain=True, because=f"{name} is there")
-    config = bundle.files.get(CONFIG)
-    if isinstance(config, JsonFile) and _has_fields(config):
+    if looks_like_mlx(readable(bundle, CONFIG)):
         return Match(certain=True, because=f"{CONFIG} has MLX's fields and no peft_type")
     return None
-
-
-def _has_fields(config: JsonFile) -> bool:
-    try:
-        return looks_like_mlx(config.load())
-    except ContainerError:
-        return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from loraformat.errors import ContainerError
 from loraformat.formats.base import Match
+from loraformat.formats.fields import readable
 from loraformat.formats.peft.keys import CONFIG, WEIGHTS
 from loraformat.formats.peft.read import read
 from loraformat.formats.peft.write import losses, write
-from loraformat.model.bundle import Bundle, JsonFile
+from loraformat.model.bundle import Bundle
 
 NAME = "peft"
 TITLE = "Hugging Face PEFT: adapter_config.json and adapter_model.{safetensors,bin}"
@@ -41,15 +41,7 @@ def sniff(bundle: Bundle) -> Match | None:
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
         return Match(certain=True, because=f"{weights} is there")
-    config = bundle.files.get(CONFIG)
-    if isinstance(config, JsonFile) and _has_peft_type(config):
+    config = readable(bundle, CONFIG)
+    if isinstance(config, dict) and "peft_type" in config:
         return Match(certain=True, because=f"{CONFIG} has peft_type")
     return None
-
-
-def _has_peft_type(config: JsonFile) -> bool:
-    try:
-        content = config.load()
-    except ContainerError:
-        return False
-    return isinstance(content, dict) and "peft_type" in content
