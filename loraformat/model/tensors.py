@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -80,6 +80,16 @@ class Entry:
     dtype: DType
     shape: tuple[int, ...]
     span: Span
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int, most_nbytes: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of runs of whole rows of at most `most_nbytes`, each at least one row long.
+
+    A tensor of shape () counts as one row, as for `LazyTensor.read`.
+    """
+    rows = shape[0] if shape else 1
+    step = max(1, most_nbytes // max(1, math.prod(shape[1:]) * itemsize))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
@@ -254,10 +254,15 @@ def ends_with(module: str, key: str) -> bool:
     return all(sign in (".", found) for sign, found in zip(key, module[start:], strict=True))
 
 
+def is_one_of(module: str, names: Collection[str]) -> bool:
+    """Whether one of the names is the end of a module path, from a dot or the start on."""
+    return module.rpartition(".")[2] in names or any(suffix in names for suffix in _suffixes(module))
+
+
 def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
     if isinstance(targets, str):
         return _is_shorthand(targets) or _fullmatch(targets, name) is not False
-    return name.rpartition(".")[2] in targets or any(suffix in targets for suffix in _suffixes(name))
+    return is_one_of(name, targets)
 
 
 def _unknown_pattern(pattern: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.updates import LowRank
-from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import is_exchanged, updates_of
 
 _MOST_LAYERS = 10_000
@@ -35,19 +35,14 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, `autocast_adapter_dtype`, which makes adapters of half precision F32.
     """
     assert subject.adapter is not None
-    mixed = [
-        (name, update)
-        for name, update in updates_of(subject.adapter)
-        if isinstance(update, LowRank)
-        and update.up.dtype is not update.down.dtype
-        and update.up.dtype.is_floating
-        and update.down.dtype.is_floating
-    ]
+    mixed: dict[str, str] = {}
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank):
+            up, down = update.up.dtype, update.down.dtype
+            if up is not down and up.is_floating and down.is_floating:
+                mixed.setdefault(name, f"up is {up.safetensors}, down is {down.safetensors}")
     if mixed:
-        name, update = mixed[0]
-        assert isinstance(update, LowRank)
-        more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
-        yield Hit(name + more, f"up is {update.up.dtype.safetensors}, down is {update.down.dtype.safetensors}")
+        yield Hit(first_of(list(mixed)), next(iter(mixed.values())))
 
 
 @rule("LF218", Severity.WARNING, since="0.1.0")
@@ -131,10 +126,8 @@ def exchanged_factors(subject: Subject) -> Iterator[Hit]:
     declared = subject.adapter.config.declared_ranks
     found = [name for name, update in updates_of(subject.adapter) if is_exchanged(update, declared.get(name))]
     if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield Hit(
-            found[0] + more, "the factors are transposed or exchanged", "expected down (rank, in) and up (out, rank)"
-        )
+        message = "the factors are transposed or exchanged"
+        yield Hit(first_of(found), message, "expected down (rank, in) and up (out, rank)")
 
 
 @rule("LF228", Severity.WARNING, since="0.1.0")
