@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from loraformat.containers import strict_json
 from loraformat.containers.plain_header import METADATA, PlainHeader, read_plain
-from loraformat.containers.rows import read_rows
+from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
 from loraformat.diagnostics import show
 from loraformat.errors import ContainerError, InvalidHeader, InvalidJson, TruncatedFile
@@ -86,7 +86,12 @@ def stored(path: str, entry: Entry) -> StoredTensor:
 
 
 def _lazy(store: Store, path: str, entry: Entry) -> LazyTensor:
-    return LazyTensor(entry.shape, entry.dtype, lambda start, stop: read_rows(store, stored(path, entry), start, stop))
+    return LazyTensor(
+        entry.shape,
+        entry.dtype,
+        lambda start, stop: read_rows(store, stored(path, entry), start, stop),
+        lambda start, stop: read_raw_rows(store, stored(path, entry), start, stop),
+    )
 
 
 def _size(store: Store, path: str) -> int:
