@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock
@@ -25,15 +25,16 @@ from loraformat.merger.apply import (
 )
 from loraformat.merger.buffers import Block, Buffers
 from loraformat.merger.copies import Inputs, as_matrix
-from loraformat.merger.from_base import taken_off
+from loraformat.merger.from_base import carried, projected, recoded, taken_off
 from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
 from loraformat.merger.plain import factors_of, is_plain, reads_with_torch
 from loraformat.merger.plan import Arithmetic, Edit, Term
 from loraformat.merger.retention import Tally, change_of, tally_of
 from loraformat.merger.rounding import keep_unchanged, rounder
-from loraformat.merger.windows import Limits, read_window, strip_of, unit_of, windows
+from loraformat.merger.windows import Limits, read_window, rows_of, strip_of, unit_of, windows
+from loraformat.model.of_base import Carried, Projected, Recoded
 from loraformat.model.tensors import DType
-from loraformat.model.updates import FromBase, Update
+from loraformat.model.updates import FromBase
 
 if TYPE_CHECKING:
     import torch
@@ -76,28 +77,30 @@ class Steps:
             return self._factors
 
     def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
-        edit = self._edit
-        steps = [
-            prepare(
-                self._update(term),
-                term.transposed,
-                edit.matrix,
-                self.dtype.torch,
-                term.weight,
-                term.part,
-                term.strength,
-            )
-            for term in edit.terms
-        ]
+        steps = [self._step(term) for term in self._edit.terms]
         return steps, [self._norms(step, steps) for step in steps]
 
-    def _update(self, term: Term) -> Update:
-        """The update of a term; one that comes from the base is computed from all of the base's matrix."""
-        update = self._inputs.update(term)
-        if not isinstance(update, FromBase):
-            return update
-        stored = read_window(self._inputs, self._edit, 0, self._edit.matrix[0], self.dtype.torch)
-        return taken_off(update, stored, transposed=term.transposed, where=term.weight)
+    def _step(self, term: Term) -> Step:
+        """A term made ready; one that comes from the base is computed from all of the base's matrix first."""
+        edit, update = self._edit, self._inputs.update(term)
+        transposed, where = term.transposed, term.weight
+        if isinstance(update, FromBase):
+            stored = read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype.torch)
+            update = taken_off(update, stored, transposed=transposed, where=where)
+        elif isinstance(update, Projected):
+            update = projected(update, self._base_windows(), transposed=transposed, where=where)
+        elif isinstance(update, Recoded):
+            rows, found = edit.matrix[0], self._base_windows()
+            return recoded(update, found, transposed=transposed, rows=rows, dtype=self.dtype.torch, where=where)
+        elif isinstance(update, Carried):
+            assert term.operand is not None
+            windows = rows_of(self._inputs, term.operand.tensor)
+            update = carried(update, windows, transposed=term.operand.transposed, where=where)
+        return prepare(update, transposed, edit.matrix, self.dtype.torch, where, term.part, term.strength)
+
+    def _base_windows(self) -> Iterator[tuple[int, Tensor]]:
+        for start, stop in windows(self._edit, self._inputs, Limits()):
+            yield start, read_window(self._inputs, self._edit, start, stop, self.dtype.torch)
 
     def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
         import torch
@@ -106,8 +109,7 @@ class Steps:
             return None
         edit = self._edit
         total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
-        for start, stop in windows(edit, self._inputs, Limits()):
-            block = read_window(self._inputs, edit, start, stop, self.dtype.torch)
+        for start, block in self._base_windows():
             add_column_squares(total, block, start, steps, step)
         return total.sqrt().to(self.dtype.torch)
 

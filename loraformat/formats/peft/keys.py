@@ -70,7 +70,7 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
     """The meaning of a tensor name; never fails: an unknown one is a "plain" weight.
 
     Args:
-        parts: ends of the names of an adapter layer's tensors, of one or two components, and what they are.
+        parts: ends of the names of an adapter layer's tensors, of one to three components, and what they are.
     """
     path, has_prefix, wrappers = _without_prefix(name)
     # Nearly every name, and there may be hundreds of thousands: a module, a part of two components, nothing between.
@@ -80,7 +80,7 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
     if part and module and module.rpartition(".")[2] not in _BEFORE_A_NAME:
         return Key(module, part, None, has_prefix, wrappers)
     components, adapter = _without_adapter(path.split("."))
-    for length in (2, 1):
+    for length in (3, 2, 1):
         part = parts.get(".".join(components[-length:]))
         if part and len(components) > length:
             return Key(".".join(components[:-length]), part, adapter, has_prefix, wrappers)
