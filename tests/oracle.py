@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.updates import (
     Diff,
     Hadamard,
@@ -43,8 +44,13 @@ def dense(update: Update) -> Tensor:
             raise TypeError(type(update))
 
 
-def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -> Tensor:
-    """The weight with all updates applied in order, in float64, not rounded. For one DoRA update at the most."""
+def merged(
+    weight: Tensor, updates: list[Update], *, transposed: bool = False, others: dict[str, Tensor] | None = None
+) -> Tensor:
+    """The weight with all updates applied in order, in float64, not rounded. For one DoRA update at the most.
+
+    Args: others: base weights that `Carried` names, in Linear orientation.
+    """
     value = weight.double()
     for update in updates:
         if isinstance(update, Replace):
@@ -59,8 +65,14 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
-        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated)):
-            value = _factored(value.T, update).T if transposed else _factored(value, update)
+        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated, Tiled)):
+            of = origin if isinstance(update, (Scaled, Modulated)) and update.is_sum else value
+            changed = _factored(of.T, update).T if transposed else _factored(of, update)
+            value = value + changed - of if of is origin else changed
+            continue
+        if isinstance(update, (Projected, Recoded, Carried)):
+            change = _of_base(origin.T if transposed else origin, update, others or {})
+            value = value + (change.T if transposed else change)
             continue
         delta = dense(update)
         if transposed:
@@ -72,9 +84,43 @@ def merged(weight: Tensor, updates: list[Update], *, transposed: bool = False) -
     return value
 
 
-def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated) -> Tensor:
+def _of_base(value: Tensor, update: Projected | Recoded | Carried, others: dict[str, Tensor]) -> Tensor:
+    """What is added to the base's values: column by column, or from an explicit inverse."""
+    if isinstance(update, Carried):
+        return torch.einsum("oi,i->o", others[update.weight].double(), update.vector.load().double())
+    if isinstance(update, Projected):
+        up, down = update.up.load().double(), update.down.load().double()
+        columns = [up @ _through(down @ column, update) for column in value.T]
+        return update.scale * torch.stack(columns, dim=1)
+    basis, core = update.basis.load().double(), update.core.load().double()
+    coded = value @ torch.linalg.inv(basis).T
+    unit = (coded / coded.norm(dim=0)).float().to(update.basis.load().dtype).double()
+    return unit @ core - value
+
+
+def _through(hidden: Tensor, update: Projected) -> Tensor:
+    if update.activation is None:
+        return hidden
+    assert update.activation == "tanh"
+    hidden = hidden.tanh()
+    given = [hidden]
+    for encoder in update.encoders:
+        given.append((encoder.load().double() @ given[-1]).tanh())
+    hidden = given[-1]
+    for number, decoder in enumerate(update.decoders):
+        hidden = (decoder.load().double() @ hidden).tanh() + given[len(update.decoders) - 1 - number]
+    return hidden
+
+
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated | Tiled) -> Tensor:
     """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
     flat = value.reshape(value.shape[0], -1)
+    if isinstance(update, Tiled):
+        bands = []
+        for block, band in zip(update.blocks.load().double(), flat.split(update.size), strict=True):
+            whole = torch.block_diag(*[block] * (flat.shape[1] // update.size))
+            bands.append(band + band @ whole + block.repeat(1, flat.shape[1] // update.size))
+        return torch.cat(bands)
     if isinstance(update, Scaled):
         rows = torch.ones(value.shape[0]).double() if update.rows is None else update.rows.load().double()
         kernel = flat.shape[1] // (value.shape[1] if value.ndim > 1 else 1)

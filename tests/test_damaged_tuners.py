@@ -32,6 +32,8 @@ DAMAGED = (
         "supertuning-lora",
     ),
     *("hira", "tinylora", "unilora"),
+    *("deft", "deft-qr", "frod-dense", "glora-constant-vector-vector", "glora-lora-lora-constant", "miss-bat", "osf"),
+    "peanut-depth-1",
     *("trainable-tokens", "vblora", "vblora-topk", "vera", "waveft"),
 )
 

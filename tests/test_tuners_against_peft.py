@@ -10,6 +10,7 @@ import torch
 from peft_models import Case, Gpt, make, saved
 
 from loraformat.jobs.merge import merge
+from loraformat.model.of_base import ACTIVATIONS
 
 pytest.importorskip("peft")
 
@@ -78,6 +79,33 @@ CASES = {
     "miss": on("MissConfig", r=4),
     "miss-ragged": on("MissConfig", r=5),
     "miss-mini": on("MissConfig", r=4, mini_r=6, init_weights="mini"),
+    "miss-bat": on("MissConfig", r=4, init_weights="bat"),
+    "miss-bat-large": on("MissConfig", r=12, init_weights="bat"),
+    "deft": on("DeftConfig", r=4),
+    "deft-qr": on("DeftConfig", r=4, decomposition_method="qr", alpha=6),
+    "deft-random": on("DeftConfig", r=3, init_weights=False, alpha=2),
+    "deft-para": on("DeftConfig", r=4, para=True),
+    "deft-para-qr": on("DeftConfig", r=4, para=True, decomposition_method="qr"),
+    "deft-conv1d": turned("DeftConfig", r=4, alpha=3),
+    "deft-conv1d-qr": turned("DeftConfig", r=4, decomposition_method="qr"),
+    "osf": on("OSFConfig", effective_rank=9),
+    "osf-half": on("OSFConfig"),
+    "osf-pattern": on("OSFConfig", effective_rank=0.25, rank_pattern={"tall": 20}),
+    "peanut": on("PeanutConfig", r=4, scaling=0.7),
+    **{f"peanut-depth-{depth}": on("PeanutConfig", r=4, depth=depth, act_fn="tanh") for depth in (1, 2, 3)},
+    **{f"peanut-{name}": on("PeanutConfig", ["wide"], r=4, depth=1, act_fn=name) for name in ACTIVATIONS},
+    "frod": on("FrodConfig", progressbar=False),
+    "frod-dense": on("FrodConfig", sparse_rate=0.4, progressbar=False, regularization_alpha=0.1),
+    "frod-diagonal": on("FrodConfig", sparse_rate=0.0, progressbar=False),
+    "frod-conv1d": turned("FrodConfig", sparse_rate=0.2, progressbar=False),
+    **{
+        f"glora-{ab}-{c}-{de}": on("GloraConfig", r=3, config_A_B=ab, config_C=c, config_D_E=de)
+        for ab, c, de in (
+            *(("lora", "lora", "constant"), ("vector", "lora", "vector"), ("constant", "vector", "vector")),
+            *(("none", "vector", "none"), ("none", "none", "constant"), ("lora", "none", "none")),
+            *(("vector", "none", "constant"), ("none", "lora", "none"), ("constant", "none", "none")),
+        )
+    },
     "c3a": on("C3AConfig", block_size=4),
     "c3a-large": on("C3AConfig", block_size=12),
     "fourierft": on("FourierFTConfig", n_frequency=50, scaling=300.0),

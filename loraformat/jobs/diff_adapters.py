@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.model.differences import WeightDifference
 from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import LowRank, Replace, Update, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +41,8 @@ def _pair(weight: str, one: Update, other: Update, tolerance: float) -> WeightDi
     kind = kind_of(one) if kind_of(one) == kind_of(other) else f"{kind_of(one)} -> {kind_of(other)}"
     if is_additive(one) and is_additive(other):
         return _additive(weight, kind, one, other, tolerance)
-    if type(one) is not type(other) or _other_rows(one, other):
-        return _incomparable(weight, kind, one, other, "they are of different kinds, or of different rows")
+    if type(one) is not type(other) or _settings(one) != _settings(other):
+        return _incomparable(weight, kind, one, other, "they are of different kinds, settings or rows")
     return _by_tensors(weight, kind, one, other, tolerance)
 
 
@@ -130,8 +131,15 @@ def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: f
     )
 
 
-def _other_rows(one: Update, other: Update) -> bool:
-    return isinstance(one, Rows) and isinstance(other, Rows) and one.indices != other.indices
+def _settings(update: Update) -> dict[str, object]:
+    """What an update says beside its tensors: rows, sides, a scale, an activation."""
+    values = {field.name: getattr(update, field.name) for field in fields(update) if field.name != "follows_tie"}
+    return {name: value for name, value in values.items() if not _holds_tensors(value)}
+
+
+def _holds_tensors(value: object) -> bool:
+    members = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(each, LazyTensor) for each in members)
 
 
 def _first_rows(tensor: LazyTensor, pair: tuple[tuple[str, LazyTensor], tuple[str, LazyTensor]]) -> LazyTensor:

@@ -21,6 +21,7 @@ from loraformat.merger.multiply import (
     finite,
     prepare_factor,
 )
+from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import (
     Diff,
@@ -75,9 +76,14 @@ class Addition:
     span: tuple[int, int] | None = None
 
     @property
+    def is_dora(self) -> bool:
+        """Whether it has a magnitude."""
+        return self.magnitude is not None
+
+    @property
     def needs_column_norms(self) -> bool:
         """Whether norms run over all rows of the stored tensor."""
-        return self.magnitude is not None and not self.is_per_row
+        return self.is_dora and not self.is_per_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +142,9 @@ def prepare(
             return Overwrite(_replacement(update.value.T if transposed else update.value, shape[1], dtype, where))
         case Rows():
             return Overwrite(_some_rows(update, dtype, where))
-        case FromBase():
-            raise AssertionError("resolved by `taken_off` before")
-        case Scaled() | Rotated() | Multiplied() | Modulated():
+        case FromBase() | Projected() | Recoded() | Carried():
+            raise AssertionError("resolved by `from_base` before")
+        case Scaled() | Rotated() | Multiplied() | Modulated() | Tiled():
             return prepare_factor(update, transposed, shape, dtype, where)
         case _:
             assert_never(update)
@@ -167,7 +173,7 @@ def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Seque
         window: (k, cols) float32 or float64, rows from `start` on, a multiple of TILE and of the steps' units. Changed
             in place.
         steps: in order. Norms of DoRA are those of the weight that its adapter was trained on: the base's, with what
-            overwrites it, before other updates are added.
+            overwrites it, before other updates are added; so are the values that an update changes as a sum.
         column_norms: for each step that needs them (1, cols), else None.
     Returns: `window`, not rounded yet.
     """
@@ -178,7 +184,7 @@ def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Seque
         for step in steps:
             if isinstance(step, Overwrite):
                 _overwrite(block, step, low, high)
-        origin = block.clone() if any(_is_dora(step) for step in steps) and len(steps) > 1 else block
+        origin = block.clone() if any(_needs_origin(step) for step in steps) and len(steps) > 1 else block
         for step, norms in zip(steps, column_norms, strict=True):
             if not isinstance(step, Overwrite):
                 _change(block, origin, step, norms, low)
@@ -190,7 +196,10 @@ def _change(block: Tensor, origin: Tensor, step: Addition | Multiplication, norm
     height = step.unit if isinstance(step, Multiplication) and step.unit > 1 else TILE
     for low, high in blocks_of(start, start + block.shape[0], height):
         tile = block[low - start : high - start]
-        if isinstance(step, Multiplication):
+        if isinstance(step, Multiplication) and step.is_sum:
+            base = origin[low - start : high - start]
+            tile += step.turn(base, low, high) - base
+        elif isinstance(step, Multiplication):
             tile.copy_(step.turn(tile, low, high))
         else:
             _add_where(tile, origin[low - start : high - start], step, norms, low, high)
@@ -231,8 +240,8 @@ def blocks_of(start: int, stop: int, height: int) -> Iterator[tuple[int, int]]:
         yield low, min(low + height, stop)
 
 
-def _is_dora(step: Step) -> bool:
-    return isinstance(step, Addition) and step.magnitude is not None
+def _needs_origin(step: Step) -> bool:
+    return step.is_sum if isinstance(step, Multiplication) else isinstance(step, Addition) and step.is_dora
 
 
 def _overwrite(tile: Tensor, step: Overwrite, low: int, high: int) -> None:

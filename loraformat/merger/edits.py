@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import Matching, Part, Tie, match
+from loraformat.matching import WHOLE, Matching, Part, Tie, match
 from loraformat.merger.limits import check_part, check_strength
 from loraformat.merger.parting import (
     Same,
@@ -16,9 +16,10 @@ from loraformat.merger.parting import (
     own_terms,
     really_tied,
 )
-from loraformat.merger.plan import Edit, Term
+from loraformat.merger.plan import Edit, Operand, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.of_base import Carried
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Rows, Update
 
@@ -55,7 +56,7 @@ def edits_of(
         MergeError (LF801): two adapters replace the same tensor.
     """
     matchings = [_landed(adapter, base, number) for number, adapter in enumerate(adapters)]
-    terms = _terms(adapters, matchings, strengths or [1.0] * len(adapters))
+    terms = _terms(adapters, matchings, strengths or [1.0] * len(adapters), base)
     for tensor, found in terms.items():
         _one_replacement(tensor, found, adapters)
     edits: dict[str, Edit] = {}
@@ -86,7 +87,7 @@ def edits_of(
 
 
 def _terms(
-    adapters: Sequence[Adapter], matchings: Sequence[Matching], strengths: Sequence[float]
+    adapters: Sequence[Adapter], matchings: Sequence[Matching], strengths: Sequence[float], base: Checkpoint
 ) -> dict[str, list[Term]]:
     """Output tensor → its terms, in the order of the adapters."""
     terms: dict[str, list[Term]] = {}
@@ -96,9 +97,35 @@ def _terms(
                 check_strength(weight, update, strengths[number])
                 for landing in matching.landings.get(weight, ()):  # none for a bias that the base lacks
                     check_part(weight, update, landing)
-                    term = Term(number, weight, index, landing.transposed, landing.part, strengths[number])
+                    operand = _operand(update, matching, base)
+                    term = Term(number, weight, index, landing.transposed, landing.part, strengths[number], operand)
                     terms.setdefault(landing.tensor, []).append(term)
     return terms
+
+
+def _operand(update: Update, matching: Matching, base: Checkpoint) -> Operand | None:
+    """The tensor that an update is computed from beside its own.
+
+    Raises:
+        UnmatchedUpdate (LF301): the base has no such weight.
+        UnsupportedUpdate (LF013): it is stored in parts.
+        ShapeMismatch (LF302): it does not fit.
+    """
+    if not isinstance(update, Carried):
+        return None
+    landings = matching.landings.get(update.weight, ())
+    if not landings:
+        raise UnmatchedUpdate(
+            f"{update.weight}: the base has no such weight, from which a bias is computed", where="merge"
+        )
+    landing, *others = landings
+    if others or landing.part != WHOLE or landing.tensor not in base.tensors:
+        text = f"{update.weight}: the base stores it in parts, first {landing.tensor}, and a bias is computed from it"
+        raise UnsupportedUpdate(text, where="merge")
+    wanted, stored = (update.length, update.vector.numel), base.tensors[landing.tensor].shape
+    if (wanted[::-1] if landing.transposed else wanted) != stored:
+        raise ShapeMismatch(f"{update.weight}: the update is {wanted}, the base weight {stored}", where="merge")
+    return Operand(landing.tensor, landing.transposed)
 
 
 def _tied_edits(

@@ -100,8 +100,9 @@ def whole_matrices(where: str, count: int, nbytes: int) -> Said:
     """Some base weights are in memory as a whole while they are merged, whatever `--memory` says.
 
     ## Why is this bad?
-    PiSSA, OLoRA and KaSA changed the base before training by a decomposition of each matrix. To take the same part off
-    again the whole matrix must be decomposed: that takes several times its size, and minutes for large ones.
+    PiSSA, OLoRA and KaSA changed the base before training by a decomposition of each matrix, and OSF replaces a part of
+    one. To take the same part off again the whole matrix must be decomposed: that takes several times its size, and
+    minutes for large ones. FRoD needs a basis of as many rows and columns as the layer has inputs, and its inverse.
 
     ## Example
     `"init_lora_weights": "pissa"` on a 4096 × 14336 weight: 224 MiB in float32, and as much again for its factors.
@@ -110,9 +111,10 @@ def whole_matrices(where: str, count: int, nbytes: int) -> Said:
     PEFT's own conversion to plain LoRA after training: `save_pretrained(path_initial_model_for_weight_conversion=…)`.
 
     ## Source
-    peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`.
+    peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
+    tuners/osf/layer.py; tuners/frod/layer.py.
     """
-    return where, f"{count} weights are decomposed as a whole, the largest of {nbytes >> 20} MiB in float32"
+    return where, f"{count} weights are decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32"
 
 
 FINDINGS = (left_out, update_lost_to_rounding, output_changed, unlike_peft, whole_matrices)

@@ -12,6 +12,7 @@ from typing import Any
 from loraformat.containers.prints import FilePrint
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
+from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.summary import kind_of, scale_of
 from loraformat.model.updates import (
     Diff,
@@ -105,6 +106,10 @@ _FORMULAS: Mapping[type[Update], str] = {
     Scaled: "r * W * c",
     Multiplied: "W @ (I + B@A)",
     Modulated: "W * (1 + B@A)",
+    Tiled: "T + (T + I) @ M of tiles T of W",
+    Projected: "W + s*B @ f(A@W)",
+    Recoded: "U @ C of W = U * n @ V.T",
+    Carried: "b + W@c",
 }
 
 

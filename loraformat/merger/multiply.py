@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from loraformat.errors import NonFiniteValue
+from loraformat.model.of_base import Recoded, Tiled
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Factor, Modulated, Multiplied, Rotated, Scaled, Update
 
@@ -28,21 +29,25 @@ class Multiplication:
 
     Attributes:
         unit: rows that must stand together: 1, or the size of a block that mixes rows.
+        is_sum: whether `turn` is given the base's rows, before other updates, and what it changes in them is added.
     """
 
     turn: Turn
     unit: int = 1
+    is_sum: bool = False
 
 
 def row_unit(update: Update, transposed: bool, rows: int) -> int:
     """Rows of the stored tensor, out of `rows`, that an update needs together."""
     if isinstance(update, Rotated) and (update.side == "left") != transposed:
         return update.size if update.order is None else rows
-    return rows if isinstance(update, Multiplied) and transposed else 1
+    if isinstance(update, Tiled) and transposed:
+        return update.size
+    return rows if isinstance(update, (Multiplied, Recoded)) and transposed else 1
 
 
 def prepare_factor(
-    update: Factor, transposed: bool, shape: tuple[int, int], dtype: torch.dtype, where: str
+    update: Factor | Tiled, transposed: bool, shape: tuple[int, int], dtype: torch.dtype, where: str
 ) -> Multiplication:
     """An update that multiplies. Arguments as for `merger.apply.prepare`."""
     if isinstance(update, Scaled):
@@ -51,6 +56,8 @@ def prepare_factor(
         return prepare_rotated(update, transposed, shape, dtype, where)
     if isinstance(update, Modulated):
         return prepare_modulated(update, transposed, dtype, where)
+    if isinstance(update, Tiled):
+        return prepare_tiled(update, transposed, dtype, where)
     return prepare_multiplied(update, transposed, shape[0], dtype, where)
 
 
@@ -67,7 +74,7 @@ def prepare_scaled(update: Scaled, transposed: bool, cols: int, dtype: torch.dty
             values = values * rows[start:stop, None]
         return values if columns is None else values * columns
 
-    return Multiplication(turn)
+    return Multiplication(turn, is_sum=update.is_sum)
 
 
 def prepare_rotated(
@@ -106,7 +113,31 @@ def prepare_modulated(update: Modulated, transposed: bool, dtype: torch.dtype, w
     """W + W ∘ (up @ down), row by row. Arguments as for `merger.apply.prepare`."""
     up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
     left, right = (down.T.contiguous(), up.T.contiguous()) if transposed else (up, down)
-    return Multiplication(lambda values, start, stop: values + values * (left[start:stop] @ right))
+    return Multiplication(
+        lambda values, start, stop: values + values * (left[start:stop] @ right), is_sum=update.is_sum
+    )
+
+
+def prepare_tiled(update: Tiled, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
+    """T + T M + M, row of tiles by row of tiles; on transposed storage Tᵀ + Mᵀ Tᵀ + Mᵀ, a column of them by column."""
+    blocks, size = finite(update.blocks.load().to(dtype), where), update.size
+
+    def rows_of_tiles(values: Tensor, start: int, stop: int) -> Tensor:
+        result = values.clone()
+        for number in range(start // size, -(-stop // size)):
+            low, high = max(start, number * size), min(stop, (number + 1) * size)
+            rows, block = slice(low - start, high - start), blocks[number]
+            tiles = values[rows].reshape(high - low, -1, size)
+            own = block[low - number * size : high - number * size, None]
+            result[rows] += (tiles @ block + own).reshape(high - low, -1)
+        return result
+
+    def columns_of_tiles(values: Tensor, start: int, stop: int) -> Tensor:
+        turned = blocks.transpose(1, 2)
+        tiles = values.reshape(stop - start, -1, size).transpose(0, 1)  # (tiles in a column, size, size)
+        return values + (turned @ tiles + turned).transpose(0, 1).reshape(stop - start, -1)
+
+    return Multiplication(columns_of_tiles, size) if transposed else Multiplication(rows_of_tiles)
 
 
 def common_unit(units: list[int], rows: int) -> int:

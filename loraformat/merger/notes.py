@@ -11,7 +11,8 @@ from loraformat.merger.findings import left_out, unlike_peft, whole_matrices
 from loraformat.merger.plan import Edit, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates import FromBase, Replace, Rows
+from loraformat.model.of_base import Recoded
+from loraformat.model.updates import FromBase, Replace, Rows, Update
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -30,7 +31,7 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     yield from _unlike_peft(plan, adapters)
     decomposed = [edit for edit in plan.edits if any(_is_from_base(edit, adapters))]
     if decomposed:
-        largest = max(edit.matrix[0] * edit.matrix[1] * 4 for edit in decomposed)
+        largest = max(_matrix_nbytes(edit, adapters) for edit in decomposed)
         yield whole_matrices(plan.base, len(decomposed), largest)
 
 
@@ -51,9 +52,20 @@ def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Findi
 
 
 def _adds(term: Term, adapters: Sequence[Adapter]) -> bool:
-    return not isinstance(adapters[term.adapter].updates[term.weight][term.index], (Replace, Rows))
+    return not isinstance(_update(term, adapters), (Replace, Rows))
 
 
 def _is_from_base(edit: Edit, adapters: Sequence[Adapter]) -> Iterator[bool]:
     for term in edit.terms:
-        yield isinstance(adapters[term.adapter].updates[term.weight][term.index], FromBase)
+        yield isinstance(_update(term, adapters), (FromBase, Recoded))
+
+
+def _matrix_nbytes(edit: Edit, adapters: Sequence[Adapter]) -> int:
+    """Bytes in float32 of the largest matrix that must be there as a whole: of the weight, or of a basis of it."""
+    bases = [u.basis.numel for term in edit.terms if isinstance(u := _update(term, adapters), Recoded)]
+    whole = any(isinstance(_update(term, adapters), FromBase) for term in edit.terms)
+    return 4 * max([*bases, edit.matrix[0] * edit.matrix[1] if whole else 0])
+
+
+def _update(term: Term, adapters: Sequence[Adapter]) -> Update:
+    return adapters[term.adapter].updates[term.weight][term.index]

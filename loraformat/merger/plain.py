@@ -32,10 +32,10 @@ def _is_product(term: Term, edit: Edit, inputs: Inputs) -> bool:
 
 
 def reads_with_torch(edit: Edit, inputs: Inputs) -> bool:
-    """Whether a factor of a plain edit is computed, or does not stand in a file as it is used."""
+    """Whether a factor of a plain edit is computed, does not stand in a file as it is used, or has no plain floats."""
     updates = [inputs.update(term) for term in edit.terms]
     factors = [factor for one in updates if isinstance(one, LowRank) for factor in (one.up, one.down)]
-    return any(factor.raw is None for factor in factors)
+    return any(factor.raw is None or not factor.dtype.is_floating for factor in factors)
 
 
 def factors_of(edit: Edit, inputs: Inputs) -> tuple[Floats, Floats]:

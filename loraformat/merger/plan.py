@@ -29,6 +29,14 @@ class AdapterSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Operand:
+    """A base tensor that an update of another one is computed from; see Term for `transposed`."""
+
+    tensor: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Term:
     """One update of one adapter, as it lands on a tensor.
 
@@ -39,6 +47,7 @@ class Term:
         transposed: whether the tensor is stored as (in, out).
         part: which rows of the update the tensor takes, and where.
         strength: the factor that the user gave its adapter.
+        operand: what it is computed from beside its own tensor, or None.
     """
 
     adapter: int
@@ -47,6 +56,7 @@ class Term:
     transposed: bool = False
     part: Part = WHOLE
     strength: float = 1.0
+    operand: Operand | None = None
 
 
 @dataclass(frozen=True, slots=True)

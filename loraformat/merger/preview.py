@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from loraformat.matching import Part
 from loraformat.merger.apply import Addition, apply
-from loraformat.merger.compute import Steps, compute_dtype
 from loraformat.merger.copies import Inputs
 from loraformat.merger.edits import edits_of
 from loraformat.merger.plan import Edit, Term
 from loraformat.merger.stack import repeated
+from loraformat.merger.steps import Steps, compute_dtype
 from loraformat.merger.windows import Limits, read_window, windows
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint

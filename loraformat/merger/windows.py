@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -86,3 +87,12 @@ def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.
     if there > start:
         window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
     return window
+
+
+def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows as stored) of a base tensor, a few megabytes at a time."""
+    stored = inputs.base.tensors[tensor]
+    cols = max(1, math.prod(stored.shape[1:]))
+    height = max(TILE, _MOST_WINDOW_NBYTES // (cols * stored.dtype.itemsize) // TILE * TILE)
+    for start, stop in blocks_of(0, stored.shape[0], height):
+        yield start, read_rows(inputs.store, stored, start, stop)

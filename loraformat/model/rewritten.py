@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from typing_extensions import assert_never
 
+from loraformat.model.of_base import Carried, OfBase, Projected, Recoded, Tiled
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import (
     Diff,
@@ -47,6 +48,8 @@ def with_tensors(update: Update, change: Callable[[LazyTensor], LazyTensor]) -> 
             return update
         case Scaled() | Rotated() | Multiplied() | Modulated():
             return _factor_with_tensors(update, change)
+        case Tiled() | Projected() | Recoded() | Carried():
+            return _of_base_with_tensors(update, change)
         case _:
             assert_never(update)
 
@@ -58,3 +61,14 @@ def _factor_with_tensors(update: Factor, change: Callable[[LazyTensor], LazyTens
     if isinstance(update, Rotated):
         return replace(update, blocks=change(update.blocks))
     return replace(update, up=change(update.up), down=change(update.down))
+
+
+def _of_base_with_tensors(update: OfBase, change: Callable[[LazyTensor], LazyTensor]) -> Update:
+    if isinstance(update, Tiled):
+        return replace(update, blocks=change(update.blocks))
+    if isinstance(update, Recoded):
+        return replace(update, basis=change(update.basis), core=change(update.core))
+    if isinstance(update, Carried):
+        return replace(update, vector=change(update.vector))
+    encoders, decoders = (tuple(map(change, factors)) for factors in (update.encoders, update.decoders))
+    return replace(update, up=change(update.up), down=change(update.down), encoders=encoders, decoders=decoders)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ class DType(Enum):
         return next((dtype for dtype in cls if dtype.torch_name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+# Of spans and entries there are as many as a file has tensors, which may be hundreds of thousands: tuples cost half.
+class Span(NamedTuple):
     """A run of bytes of one file."""
 
     offset: int
@@ -73,8 +73,7 @@ class Span:
         return self.offset + self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor that stands row-major and without gaps in a file."""
 
     dtype: DType

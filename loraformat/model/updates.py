@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, Union
 
+from loraformat.model.of_base import OF_BASE, Carried, OfBase, Projected, Recoded, Tiled, tensors_of_base
 from loraformat.model.tensors import LazyTensor
 
 if sys.version_info >= (3, 11):
@@ -190,13 +191,14 @@ class FromBase:
     It is computed from the whole un-merged matrix, in Linear orientation but for "olora", and needs no tensors.
 
     Attributes:
-        recipe: "pissa": the `rank` largest singular components; "kasa": the `rank` smallest of them; "olora":
+        recipe: "pissa": the `rank` largest singular components; "kasa", "osf": the `rank` smallest of them; "olora":
             scale · Q[:, :rank] @ R[:rank] of the QR decomposition of the matrix as it is stored.
         rank: at least 1.
         scale: of the low-rank update beside it; None where nobody stated it.
         shape: of the weight.
 
-    Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`.
+    Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
+    tuners/osf/layer.py `get_delta_weight`.
     """
 
     recipe: str
@@ -213,12 +215,14 @@ class Scaled:
         rows: (out,): factors of the first axis, or None.
         cols: (in,): factors of the second axis, for a convolution over all positions of the kernel, or None.
         is_bias: the weight is the bias vector of an adapted layer, which a base may lack; `cols` is None then.
-    Source: peft 0.21.2, tuners/ia3/layer.py.
+        is_sum: what it changes in the base's own values is added; else it scales what stands there after other updates.
+    Source: peft 0.21.2, tuners/ia3/layer.py; tuners/glora/layer.py.
     """
 
     rows: LazyTensor | None
     cols: LazyTensor | None = None
     is_bias: bool = False
+    is_sum: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -298,12 +302,15 @@ class Multiplied:
 class Modulated:
     """HiRA: W' = W ∘ (1 + up @ down): each value times a factor of its own.
 
-    Attributes: up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
-    Source: peft 0.21.2, tuners/hira/layer.py.
+    Attributes:
+        up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
+        is_sum: see Scaled.
+    Source: peft 0.21.2, tuners/hira/layer.py; tuners/glora/layer.py.
     """
 
     up: LazyTensor
     down: LazyTensor
+    is_sum: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -316,13 +323,11 @@ class Modulated:
         return is_product and len(shape) > 1 and (shape[0], math.prod(shape[1:])) == self.shape
 
 
-Update: TypeAlias = Union[
-    LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase, Scaled, Rotated, Multiplied, Modulated
-]
 Factor: TypeAlias = Union[Scaled, Rotated, Multiplied, Modulated]
+Update: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, Replace, Rows, FromBase, Factor, OfBase]
 
-# Kinds that multiply: they have no scale and no difference without the base.
-FACTORS = (Scaled, Rotated, Multiplied, Modulated)
+# Kinds that multiply, or are another function of the base: they have no scale and no difference without it.
+FACTORS = (Scaled, Rotated, Multiplied, Modulated, *OF_BASE)
 
 
 def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
@@ -343,10 +348,10 @@ def tensors_of(update: Update) -> Iterator[tuple[str, LazyTensor]]:
             yield "value", update.value
         case Rows():
             yield "values", update.values
-        case FromBase():
-            return
         case Scaled() | Rotated() | Multiplied() | Modulated():
             yield from _tensors_of_factor(update)
+        case FromBase() | Tiled() | Projected() | Recoded() | Carried():
+            yield from () if isinstance(update, FromBase) else tensors_of_base(update)
         case _:
             assert_never(update)
 

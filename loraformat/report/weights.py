@@ -16,7 +16,10 @@ from loraformat.report.words import amount, figure, histogram, known, middle, nu
 MOST_ROWS = 40
 
 RAMP = ".:-=+*#%@"
-_WITHOUT_SCALE = ("replace", "rows", "scaled", "rotated", "multiplied", "modulated")
+_WITHOUT_SCALE = (
+    *("replace", "rows", "from-base", "scaled", "rotated", "multiplied", "modulated"),
+    *("tiled", "projected", "recoded", "carried"),
+)
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
 

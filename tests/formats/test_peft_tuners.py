@@ -15,6 +15,7 @@ from loraformat.formats.base import Hints
 from loraformat.formats.peft.tuners import REFUSED, TUNERS
 from loraformat.formats.peft.tuners.rotations import _butterfly_order
 from loraformat.model.adapter import Adapter
+from loraformat.model.of_base import Tiled
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Multiplied, Replace, Rotated, Rows, Scaled
 
@@ -31,6 +32,10 @@ def read(peft_type: str, entries: dict[str, Any], weights: Any = BASE, **fields:
 
 VERA = {"m.q.vera_lambda_b": values(6), "m.q.vera_lambda_d": values(2)}
 OFT = {"m.q.oft_R.weight": values(2, 1)}
+OSF = {"U": (6, 3), "S": (3,), "V": (3, 4)}
+OSF_SHORT = {"m.q.osf_svd_params.S_low": values(2)}
+NO_C = {"m.q.glora_C.zeros": values(4, 1)}
+PEANUT = {"m.q.peanut_A.weight": values(2, 6), "m.q.peanut_B.weight": values(6, 2)}
 ROAD = {"m.q.road_theta": values(6), "m.q.road_alpha": values(6)}
 
 
@@ -41,8 +46,11 @@ ROAD = {"m.q.road_theta": values(6), "m.q.road_alpha": values(6)}
         ("WAVEFT", {"m.q.waveft_spectrum": values(3)}, {"wavelet_family": "sym2"}, "sym2"),
         ("SUPERTUNING", {"m.q.supertuning_values": values(3)}, {}, "indices"),
         ("ROAD", ROAD, {"variant": "road_3"}, "road_3"),
-        ("MISS", {"m.q.miss_block": values(2, 6)}, {"init_weights": "bat"}, "bat"),
-        ("BONE", {"m.q.bone_block": values(3, 2, 2)}, {"init_weights": "bat"}, "bat"),
+        ("PEANUT", PEANUT, {"act_fn": "prelu"}, "prelu"),
+        ("DEFT", {"m.q.deft_P": values(6, 2), "m.q.deft_R": values(2, 4)}, {"decomposition_method": "svd"}, "svd"),
+        ("FROD", {"m.q.frod_lambda_l": values(4), "m.q.frod_lambda_s_values": values(3)}, {}, "save_projection"),
+        ("PSOFT", {"m.q.psoft_R.weight": values(1)}, {}, "signs"),
+        ("ADAMSS", {"m.q.adamss_A.0": values(2, 4)}, {"num_subspaces": 5}, "rows"),
         ("RANDLORA", {"m.q.randlora_lambda": values(2, 2), "m.q.randlora_gamma": values(2, 4)}, {}, "bases"),
         ("PVERA", {"m.q.pvera_lambda_b": values(6), "m.q.pvera_lambda_d": values(4)}, {}, "projections"),
         ("FOURIERFT", {"m.other.fourierft_spectrum": values(3)}, {}, "no matrix m.other.weight"),
@@ -104,12 +112,25 @@ def test_the_base_may_have_one_prefix_more() -> None:
             },
             {},
         ),
+        ("MISS", {"m.q.miss_block": values(2, 6)}, {"init_weights": "bat"}),
+        ("BONE", {"m.q.bone_block": values(3, 2, 3)}, {"init_weights": "bat"}),
+        ("DEFT", {"m.q.deft_P": values(6, 2), "m.q.deft_R": values(3, 4)}, {}),
+        ("DEFT", {"m.q.deft_P": values(6, 7)}, {"para": True, "decomposition_method": "qr"}),
+        ("PEANUT", {**PEANUT, "m.q.peanut_B.weight": values(6, 3)}, {}),
+        ("OSF", {f"m.q.osf_svd_params.{n}_low": values(*s) for n, s in OSF.items()} | OSF_SHORT, {}),
+        (
+            "FROD",
+            {"m.q.frod_lambda_l": values(4), "m.q.frod_lambda_s_values": values(3)}
+            | {"frod_V.m_q": values(4, 5), "frod_s_indices.m_q": values(2, 3)},
+            {},
+        ),
+        ("GLORA", {f"m.q.glora_{n}.X": values(s) for n, s in zip("ABDE", (1, 1, 6, 5), strict=True)} | NO_C, {}),
     ],
 )
 def test_tensors_that_do_not_fit_each_other_are_an_error(
     peft_type: str, entries: dict[str, Any], fields: dict[str, Any]
 ) -> None:
-    with pytest.raises(FormatError, match=r"fit|axes|empty|holds no|make no"):
+    with pytest.raises(FormatError, match=r"fit|axes|empty|holds no|make no|no square|more columns"):
         read(peft_type, entries, **fields)
 
 
@@ -121,8 +142,35 @@ def test_places_outside_the_weight_are_an_error_when_they_are_read() -> None:
 
 
 def test_a_part_without_its_others_stays_unclaimed() -> None:
-    adapter = read("VERA", {"m.q.vera_lambda_b": values(6)})
-    assert (list(adapter.updates), list(adapter.unclaimed)) == ([], [f"{P}m.q.vera_lambda_b"])
+    halves = {
+        "VERA": {"m.q.vera_lambda_b": values(6)},
+        "DEFT": {"m.q.deft_P": values(6, 2)},
+        "OSF": {"m.q.osf_svd_params.U_low": values(6, 2)},
+        "PEANUT": {"m.q.peanut_A.weight": values(2, 6)},
+        "FROD": {"m.q.frod_lambda_l": values(4)},
+        "GLORA": {f"m.q.glora_{name}.zeros": values(6, 4) for name in "ABC"},
+    }
+    for peft_type, entries in halves.items():
+        adapter = read(peft_type, entries)
+        assert (list(adapter.updates), list(adapter.unclaimed)) == ([], [f"{P}{name}" for name in sorted(entries)])
+
+
+def test_bone_in_the_variant_bat_is_miss_in_it() -> None:
+    blocks = values(3, 2, 2)
+    for peft_type, name in (("BONE", "bone"), ("MISS", "miss")):
+        (update,) = read(peft_type, {f"m.q.{name}_block": blocks}, init_weights="bat").updates["m.q.weight"]
+        assert isinstance(update, Tiled)
+        assert torch.equal(update.blocks.load(), blocks)
+
+
+@pytest.mark.parametrize("is_para", [True, False])
+def test_columns_whose_orthonormal_basis_rounding_decides_are_refused(is_para: bool) -> None:
+    columns = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    columns[:, 1] = 2 * columns[:, 0]
+    entries = {"m.q.deft_P": columns, "m.q.deft_R": values(2, 4)}
+    chain = read("DEFT", entries, decomposition_method="qr", para=is_para).updates["m.q.weight"]
+    with pytest.raises(UnsupportedUpdate, match="not determined"):
+        chain[0].up.load()
 
 
 def test_kinds_of_updates() -> None:

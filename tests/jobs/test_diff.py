@@ -16,7 +16,11 @@ from loraformat.cli import main
 from loraformat.errors import ConfigError
 from loraformat.jobs.convert import convert
 from loraformat.jobs.diff import diff
+from loraformat.jobs.diff_adapters import update_difference
 from loraformat.model.differences import DiffResult
+from loraformat.model.of_base import Carried, Projected
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import FromBase, Scaled, Update
 from loraformat.schema import check
 
 MINIGPT = Path(__file__).parents[2] / "fixtures" / "minigpt"
@@ -226,6 +230,27 @@ def test_dora_differs_where_only_its_magnitude_does(tmp_path: Path) -> None:
     save_file(tensors, second / "adapter_model.safetensors")
     result = found(first, second)
     assert sorted(weight.status for weight in result.weights) == ["changed", "equal", "equal", "equal"]
+
+
+VECTOR, SQUARE = LazyTensor.of(torch.ones(4)), LazyTensor.of(torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (FromBase("pissa", 2, 1.0, (4, 4)), FromBase("pissa", 3, 1.0, (4, 4))),
+        (FromBase("kasa", 2, None, (4, 4)), FromBase("pissa", 2, None, (4, 4))),
+        (Projected(SQUARE, SQUARE, 1.0, "tanh"), Projected(SQUARE, SQUARE, 1.0, "relu")),
+        (Projected(SQUARE, SQUARE, 1.0), Projected(SQUARE, SQUARE, 2.0)),
+        (Carried("a.weight", VECTOR, 4), Carried("b.weight", VECTOR, 4)),
+        (Scaled(VECTOR), Scaled(VECTOR, is_sum=True)),
+    ],
+)
+def test_equal_tensors_that_are_used_otherwise_are_not_equal(one: Update, other: Update) -> None:
+    (apart,) = update_difference("w", (one,), (other,))
+    assert (apart.status, apart.reason) == ("incomparable", "they are of different kinds, settings or rows")
+    (same,) = update_difference("w", (one,), (one,))
+    assert same.status == "equal"
 
 
 def test_an_unknown_scale_is_said_to_be_the_reason() -> None:

@@ -25,9 +25,21 @@ def part_names(tuner: Tuner) -> dict[str, str]:
 
 def split_shared(entries: Parts, tuner: Tuner) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
     """(tensors that belong to all modules, all others); the first stand right under `base_model.`."""
-    names = {f"{_ROOT}{name}": name for name in tuner.shared}
-    shared = {names[name]: tensor for name, tensor in entries.items() if name in names}
-    return shared, {name: tensor for name, tensor in entries.items() if name not in names}
+    shared: dict[str, LazyTensor] = {}
+    others: dict[str, LazyTensor] = {}
+    for name, tensor in entries.items():
+        bare = name.removeprefix(_ROOT)
+        if bare != name and _known_as(bare, tuner.shared) is not None:
+            shared[bare] = tensor
+        else:
+            others[name] = tensor
+    return shared, others
+
+
+def _known_as(name: str, expected: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A tensor's own name, or how the names of its family begin; None for a name that is not expected."""
+    family = f"{name.partition('.')[0]}."
+    return name if name in expected else family if family in expected else None
 
 
 def read_tuned(tuner: Tuner, found: Sorted, shared: Parts, config: PeftConfig, hints: Hints) -> Built:
@@ -42,8 +54,8 @@ def read_tuned(tuner: Tuner, found: Sorted, shared: Parts, config: PeftConfig, h
         module: {part: tensor for part, tensor in parts.items() if part in tuner.parts}
         for module, parts in found.modules.items()
     }
-    for parts, axes in ((layer, tuner.parts) for layer in (*layers.values(), shared)):
-        _check_axes(parts, {**axes, **tuner.shared})
+    for parts in (*layers.values(), shared):
+        _check_axes(parts, {**tuner.parts, **tuner.shared}, tuner.empty)
     source = Source(raw=config.raw, shared=shared, layers=layers, weights=hints.weights)
     if tuner.check is not None:
         tuner.check(source)
@@ -57,11 +69,12 @@ def read_tuned(tuner: Tuner, found: Sorted, shared: Parts, config: PeftConfig, h
     return built
 
 
-def _check_axes(parts: Parts, expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check_axes(parts: Parts, expected: Mapping[str, tuple[int, ...]], empty: tuple[str, ...]) -> None:
     for name, tensor in parts.items():
-        counts = expected[name]
+        known = _known_as(name, expected) or name
+        counts = expected[known]
         if counts and len(tensor.shape) not in counts:
             wanted = " or ".join(str(count) for count in counts)
             raise FormatError(f"{name}: expected {wanted} axes, found shape {tensor.shape}")
-        if not tensor.numel:
+        if not tensor.numel and known not in empty:
             raise FormatError(f"{name}: the tensor is empty: shape {tensor.shape}")

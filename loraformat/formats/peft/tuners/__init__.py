@@ -16,8 +16,11 @@ _HOMES = {
     "BOFT": ("rotations", "BOFT"),
     "BONE": ("blocks", "MISS"),
     "C3A": ("blocks", "C3A"),
+    "DEFT": ("projected", "DEFT"),
     "DELORA": ("blocks", "DELORA"),
     "FOURIERFT": ("sparse", "FOURIERFT"),
+    "FROD": ("frod", "FROD"),
+    "GLORA": ("glora", "GLORA"),
     "GRALORA": ("blocks", "GRALORA"),
     "HIRA": ("hira", "HIRA"),
     "HRA": ("rotations", "HRA"),
@@ -25,6 +28,8 @@ _HOMES = {
     "LN_TUNING": ("replaced", "LN_TUNING"),
     "MISS": ("blocks", "MISS"),
     "OFT": ("rotations", "OFT"),
+    "OSF": ("projected", "OSF"),
+    "PEANUT": ("projected", "PEANUT"),
     "PVERA": ("vera", "PVERA"),
     "RANDLORA": ("randlora", "RANDLORA"),
     "ROAD": ("rotations", "ROAD"),
@@ -60,11 +65,13 @@ TUNERS: Mapping[str, Tuner] = _Tuners()
 
 _PROMPT = "it changes the input of the model, so there is no weight to merge it into"
 _ROUTED = "what it adds depends on the input, so there is no one weight to merge it into"
-_FROM_BASE = "its update is computed from the base weight"
+_SIGNS = "it turns singular vectors of the base weight, which are computed anew and whose signs no file holds"
+_CLUSTERS = "which rows of the weight an update belongs to is found by clustering at each start, and is in no file"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"), _PROMPT),
     **dict.fromkeys(("LILY", "POLY", "SHADOW", "XLORA"), _ROUTED),
-    **dict.fromkeys(("ADAMSS", "DEFT", "FROD", "GLORA", "OSF", "PEANUT", "PSOFT"), _FROM_BASE),
+    "ADAMSS": _CLUSTERS,
+    "PSOFT": _SIGNS,
 }

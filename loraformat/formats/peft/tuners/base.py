@@ -101,7 +101,9 @@ class Tuner:
         parts: end of a tensor's name → how many axes it may have; () for any number.
         read: (source, module, its parts) → updates by weight; none where a part is missing.
         settings: fields of the config that it knows, beside those of all adapters.
-        shared: name of a tensor that belongs to all modules → how many axes it has.
+        shared: name of a tensor that belongs to all modules → how many axes it has. A name that ends with a dot is how
+            the names of a family of them begin.
+        empty: those names of `parts` and `shared` whose tensors may be without values.
         check: raises UnsupportedUpdate (LF013) where the adapter as a whole cannot be read.
     """
 
@@ -109,6 +111,7 @@ class Tuner:
     read: Callable[[Source, str, Parts], Chains]
     settings: tuple[str, ...] = ()
     shared: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    empty: tuple[str, ...] = ()
     check: Callable[[Source], None] | None = None
 
 
@@ -119,6 +122,11 @@ def computed(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
         value: gives a tensor of `shape`, in float64 so that one rounding remains.
     """
     return LazyTensor(shape, DType.F32, lambda start, stop: value()[start:stop].to(DType.F32.torch))
+
+
+def exact(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
+    """A tensor as `computed`, but of float64: a sum with 1, say, of which float32 would lose the smaller part."""
+    return LazyTensor(shape, DType.F64, lambda start, stop: value()[start:stop].to(DType.F64.torch))
 
 
 def double(tensor: LazyTensor) -> Tensor:

@@ -1,17 +1,15 @@
 """Adapters made of blocks: MiSS (and Bone, its older name), GraLoRA, C3A, DeLoRA; and BEFT, a bias alone.
 
-Source: peft 0.21.2, tuners/miss/layer.py `get_delta_weight_miss`; tuners/gralora/layer.py, tuners/c3a/layer.py,
-tuners/delora/layer.py `get_delta_weight`; tuners/beft/layer.py `merge`.
+Source: peft 0.21.2, tuners/miss/layer.py `get_delta_weight_miss`, `get_delta_weight` (0.15.0: tuners/bone);
+tuners/gralora/layer.py, tuners/c3a/layer.py, tuners/delora/layer.py `get_delta_weight`; tuners/beft/layer.py `merge`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.fields import place
-from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.model.of_base import Tiled
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Diff, LowRank
 
@@ -20,22 +18,26 @@ if TYPE_CHECKING:
 
 
 def _miss(source: Source, module: str, parts: Parts) -> Chains:
-    """ΔW[o, i] = block[i mod r, o]; in the "mini" variant the block's columns are repeated over the outputs."""
+    """ΔW[o, i] = block[i mod r, o]; in the variant "mini" the block's columns are repeated over the outputs."""
     block = parts.get("miss_block", parts.get("bone_block"))
     if block is None:
         return {}
     variant = source.raw.get("init_weights")
     if variant == "bat":
-        raise UnsupportedUpdate(
-            'MiSS and Bone are not read in the variant "bat", which multiplies blocks of the base',
-            where=place(CONFIG, "init_weights"),
-        )
+        return _bat(module, block)
     require(len(block.shape) == 2 and block.numel > 0, module, f"a block of shape {block.shape} is no matrix")
     rank, columns = block.shape
     out, into = source.shape(module, out=None if variant == "mini" else columns)
     require(out % columns == 0, module, f"a block of {columns} outputs is not repeated over {out}")
     up = computed((out, rank), lambda: double(block).T.repeat(out // columns, 1))
     return {f"{module}.weight": (LowRank(up, computed((rank, into), lambda: _cyclic(rank, into)), 1.0),)}
+
+
+def _bat(module: str, blocks: LazyTensor) -> Chains:
+    """Every tile T of the base becomes T + (T + I) M."""
+    is_square = len(blocks.shape) == 3 and blocks.shape[1] == blocks.shape[2]
+    require(is_square, module, f"blocks of shape {blocks.shape} are no square matrices, as the variant bat has them")
+    return {f"{module}.weight": (Tiled(blocks),)}
 
 
 def _cyclic(rank: int, into: int) -> Tensor:
@@ -46,7 +48,7 @@ def _cyclic(rank: int, into: int) -> Tensor:
 
 
 MISS = Tuner(
-    parts={"miss_block": (2,), "bone_block": (2, 3)},
+    parts={"miss_block": (2, 3), "bone_block": (2, 3)},
     read=_miss,
     settings=("bone_dropout", "init_weights", "miss_dropout", "mini_r", "r"),
 )

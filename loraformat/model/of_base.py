@@ -1,0 +1,150 @@
+"""Updates whose effect is a function of the base's own values: what they add, only the base tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from loraformat.model.tensors import LazyTensor
+
+# Activations of the network of `Projected`, by their names in transformers; those that have no parameters of their own.
+# Source: transformers 5.23.0, activations.py `ACT2CLS`.
+ACTIVATIONS = (
+    *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
+    *("gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2"),
+    *("relu6", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiled:
+    """W' of tiles T' = T + (T + I) M: every tile of W in one row of tiles has the same M.
+
+    Attributes:
+        blocks: (out / size, size, size): M for each row of tiles, which are (size, size).
+    Source: peft 0.21.2, tuners/miss/layer.py `get_delta_weight`, for the variant "bat".
+    """
+
+    blocks: LazyTensor
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of a tile."""
+        return self.blocks.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, 0): the number of inputs only the base tells."""
+        return (self.blocks.shape[0] * self.size, 0)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, is made of such tiles."""
+        size = self.size
+        is_square = len(self.blocks.shape) == 3 and self.blocks.shape[2] == size > 0
+        return is_square and len(shape) == 2 and shape[0] == self.shape[0] and shape[1] % size == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """ΔW = scale · up @ f(down @ W), with W as it is in the base, before any update.
+
+    f is the identity where there is no activation. Else it is a network: h = a(down @ W); for each encoder h = a(E h);
+    for each decoder h = a(D h) + what the encoder that it answers, the last one first, was given.
+
+    Attributes:
+        up: (out, rank); down: (rank, out).
+        scale: the factor really applied.
+        activation: one of ACTIVATIONS, or None.
+        encoders, decoders: (rank, rank) each, as many of the one as of the other.
+    Source: peft 0.21.2, tuners/deft/layer.py `get_delta_weight`; tuners/peanut/layer.py `_compute_delta_weight`.
+    """
+
+    up: LazyTensor
+    down: LazyTensor
+    scale: float
+    activation: str | None = None
+    encoders: tuple[LazyTensor, ...] = ()
+    decoders: tuple[LazyTensor, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out, 0): the number of inputs only the base tells."""
+        return (self.up.shape[0], 0)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be projected so."""
+        return len(shape) == 2 and shape[0] == self.up.shape[0] == self.down.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Recoded:
+    """ΔW = U core - W, where W = U diag(λ) basisᵀ and the columns of U have the length 1.
+
+    W is that of the base, before any update. A column of U that would be shorter than 1e-12 is zero; a basis that
+    cannot be inverted is inverted as far as it goes, singular values below a millionth of the greatest left out. U is
+    rounded to the dtype of the basis, as it is where the adapter is trained.
+
+    Attributes:
+        basis: (in, in).
+        core: (in, in).
+    Source: peft 0.21.2, tuners/frod/layer.py `_calculate_frod_u_and_lambda`, `get_delta_weight`.
+    """
+
+    basis: LazyTensor
+    core: LazyTensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(0, in): the number of outputs only the base tells."""
+        return (0, self.basis.shape[0])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a weight of `shape`, in Linear orientation, can be recoded so."""
+        wanted = (shape[-1], shape[-1])
+        return len(shape) == 2 and self.basis.shape == wanted == self.core.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Δb = W c: what a change of the inputs by c would do to the outputs, W as it is in the base.
+
+    Attributes:
+        weight: the base weight that is W.
+        vector: (in,): c.
+        length: outputs of W, values of the bias.
+    Source: peft 0.21.2, tuners/glora/layer.py `merge`.
+    """
+
+    weight: str
+    vector: LazyTensor
+    length: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(out,)."""
+        return (self.length,)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be added to a bias of `shape`."""
+        return math.prod(shape) == self.length == shape[-1]
+
+
+OfBase: TypeAlias = Union[Tiled, Projected, Recoded, Carried]
+
+OF_BASE = (Tiled, Projected, Recoded, Carried)
+
+
+def tensors_of_base(update: OfBase) -> Iterator[tuple[str, LazyTensor]]:
+    """The tensors that an update is made of, each with its role."""
+    if isinstance(update, Tiled):
+        yield "blocks", update.blocks
+    elif isinstance(update, Recoded):
+        yield from (("basis", update.basis), ("core", update.core))
+    elif isinstance(update, Carried):
+        yield "vector", update.vector
+    else:
+        yield from (("up", update.up), ("down", update.down))
+        yield from ((f"encoder{n}", factor) for n, factor in enumerate(update.encoders))
+        yield from ((f"decoder{n}", factor) for n, factor in enumerate(update.decoders))
