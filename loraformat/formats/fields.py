@@ -91,6 +91,12 @@ def as_texts(value: Json, where: str) -> tuple[str, ...]:
     return tuple(as_text(item, f"{where}[{number}]") for number, item in enumerate(value))
 
 
+def names_or_pattern(config: Config, field: str, file: str) -> tuple[str, ...] | str | None:
+    """A list of names, one string, or None where the field is absent or null. Raises ConfigError."""
+    value = config.get(field)
+    return value if value is None or isinstance(value, str) else as_texts(value, place(file, field))
+
+
 def optional_text(config: Config, field: str, file: str) -> str | None:
     """A string, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)

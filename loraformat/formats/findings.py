@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeAlias
 
@@ -79,6 +79,15 @@ def unpaired_factor(where: str, present: str, absent: str) -> Said:
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`: missing keys are only warned about.
     """
     return where, f"{present} is there, {absent} is missing", "save the adapter again; nothing can replace the values"
+
+
+def unpaired_factors(where: str, there: Collection[str], *pairs: tuple[str, str]) -> Iterator[Finding]:
+    """An LF201 for each of the pairs of which one is there and the other is not."""
+    for one, other in pairs:
+        if one in there and other not in there:
+            yield unpaired_factor(where, one, other)
+        elif other in there and one not in there:
+            yield unpaired_factor(where, other, one)
 
 
 @kind("LF203", Severity.INFO)

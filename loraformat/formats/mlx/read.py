@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.findings import announced_but_absent, scale_by_definition, unpaired_factor
+from loraformat.formats.findings import announced_but_absent, scale_by_definition, unpaired_factors
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, OWN_FILES, WEIGHTS, MlxConfig, parse
 from loraformat.formats.mlx.experts import experts_of
@@ -122,9 +122,7 @@ def _sorted(entries: Parts, where: str) -> tuple[dict[str, dict[str, LazyTensor]
 
 def _layer(module: str, parts: Parts, scale: float | None, config: MlxConfig, hints: Hints, found: _Found) -> None:
     if not {"a", "b"} <= parts.keys():
-        for present, absent in (("a", "b"), ("b", "a")):
-            if present in parts:
-                found.notes.append(unpaired_factor(module, f"lora_{present}", f"lora_{absent}"))
+        found.notes += unpaired_factors(module, {f"lora_{part}" for part in parts}, ("lora_a", "lora_b"))
         found.unclaimed.update({f"{module}.{part}": tensor for part, tensor in parts.items()})
         return
     a, b = parts["a"], parts["b"]

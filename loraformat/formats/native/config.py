@@ -171,11 +171,3 @@ def _tied(raw: Config) -> tuple[tuple[str, ...], ...] | None:
     if any(len(set(group)) < 2 for group in groups):
         raise ConfigError("a group must name at least two weights", where=where)
     return groups
-
-
-def targets(raw: Config) -> tuple[str, ...] | str | None:
-    """`target_modules`: names, or one string as some hand-written configs have it, or None."""
-    value = raw.get("target_modules")
-    if value is None or isinstance(value, str):
-        return value
-    return as_texts(value, place(CONFIG, "target_modules"))

@@ -11,10 +11,10 @@ from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.formats import factors
 from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.canonical import Slots
-from loraformat.formats.fields import optional_boolean, optional_integer, optional_text, place
-from loraformat.formats.findings import not_only_tensors, table_too_short, unpaired_factor
+from loraformat.formats.fields import names_or_pattern, optional_boolean, optional_integer, optional_text, place
+from loraformat.formats.findings import not_only_tensors, table_too_short, unpaired_factors
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
-from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse, targets
+from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse
 from loraformat.formats.native.names import CONFIG, FACTORS, OWN_FILES, TABLES, WEIGHTS, is_valid, split
 from loraformat.formats.scaling import agreed, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
@@ -23,6 +23,8 @@ from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Diff, LowRank, Replace, Rows
 
 Parts = Mapping[str, LazyTensor]
+
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 @dataclass(slots=True)
@@ -142,7 +144,7 @@ def _slots(found: _Sorted, config: NativeConfig, hints: Hints) -> tuple[dict[str
         update = _low_rank(module, parts, config, hints)
         if update is None:
             found.unclaimed.update({f"{module}.{part}": tensor for part, tensor in parts.items()})
-            notes += _unpaired(module, parts)
+            notes += unpaired_factors(module, parts, *_PAIRS)
         else:
             low_ranks[f"{module}.weight"] = update
     weights = {*found.tables, *found.rows, *low_ranks, *found.differences}
@@ -169,13 +171,6 @@ def _low_rank(module: str, parts: Parts, config: NativeConfig, hints: Hints) -> 
             return factors.embedding(parts["lora_embedding_A"], parts["lora_embedding_B"], scale, magnitude)
         case _:
             return None
-
-
-def _unpaired(module: str, parts: Parts) -> Iterator[Finding]:
-    for form in ("lora", "lora_embedding"):
-        for one, other in ((f"{form}_A", f"{form}_B"), (f"{form}_B", f"{form}_A")):
-            if one in parts and other not in parts:
-                yield unpaired_factor(module, one, other)
 
 
 def _clutter(opened: Mapping[str, Tensors]) -> Iterator[Finding]:
@@ -221,7 +216,7 @@ def _hub_config(config: NativeConfig, slots: Mapping[str, Slots], hints: Hints) 
             for weight, several in slots.items()
             if several.low_rank
         },
-        targets=targets(raw),
+        targets=names_or_pattern(raw, "target_modules", CONFIG),
         vocab_size=optional_integer(raw, "vocab_size", CONFIG, 1, MAX_ROWS),
         base_vocab_size=optional_integer(raw, "base_vocab_size", CONFIG, 1, MAX_ROWS),
         tied=config.tied,

@@ -18,6 +18,7 @@ from loraformat.formats.fields import (
     as_object,
     as_text,
     as_texts,
+    names_or_pattern,
     optional_boolean,
     optional_integer,
     optional_number,
@@ -171,7 +172,7 @@ def _common(raw: Config, peft_type: str) -> PeftConfig:
     return PeftConfig(
         raw=raw,
         peft_type=peft_type,
-        targets=_targets(raw),
+        targets=names_or_pattern(raw, "target_modules", CONFIG),
         modules_to_save=_names(raw, "modules_to_save"),
         token_indices=_token_indices(raw, rows),
         bias=_bias(raw),
@@ -219,13 +220,6 @@ def _flag(raw: Config, name: str) -> bool:
 def _names(raw: Config, name: str) -> tuple[str, ...]:
     value = raw.get(name)
     return () if value is None else as_texts(value, place(CONFIG, name))
-
-
-def _targets(raw: Config) -> tuple[str, ...] | str | None:
-    value = raw.get("target_modules")
-    if value is None or isinstance(value, str):
-        return value
-    return as_texts(value, place(CONFIG, "target_modules"))
 
 
 def _bias(raw: Config) -> str:

@@ -10,7 +10,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats import factors
 from loraformat.formats.base import Hints
 from loraformat.formats.fields import place
-from loraformat.formats.findings import unpaired_factor
+from loraformat.formats.findings import unpaired_factors
 from loraformat.formats.peft.config import PeftConfig
 from loraformat.formats.peft.forms import with_diagonal
 from loraformat.formats.peft.keys import CONFIG, Sorted
@@ -21,6 +21,8 @@ from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 Parts = Mapping[str, LazyTensor]
+
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 @dataclass(slots=True)
@@ -100,7 +102,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         if not parts.keys() <= claimed:
             left = [part for part in parts if part not in claimed]
             built.unclaimed += [found.names[module, part] for part in left]
-            built.notes += _unpaired(module, left)
+            built.notes += unpaired_factors(module, {f"lora_{part}" for part in left}, *_PAIRS)
     if rows_are_private(built.rows.values()):
         built.rows = {weight: replace(rows, follows_tie=False) for weight, rows in built.rows.items()}
     return built
@@ -180,12 +182,3 @@ def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> se
         raise ConfigError(f"{module} has {count} trained rows, the config has {stated} token numbers", where=where)
     built.rows[f"{module}.weight"] = Rows(indices, values)
     return {"rows"}
-
-
-def _unpaired(module: str, left: list[str]) -> list[Finding]:
-    pairs = (("A", "B"), ("B", "A"), ("embedding_A", "embedding_B"), ("embedding_B", "embedding_A"))
-    return [
-        unpaired_factor(module, f"lora_{one}", f"lora_{other}")
-        for one, other in pairs
-        if one in left and other not in left
-    ]
