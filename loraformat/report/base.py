@@ -18,8 +18,8 @@ class Report:
     """The outcome of one job on one subject.
 
     Attributes:
-        job: "inspect", "validate", "convert", "merge" or "verify".
-        subject: URI of the adapter; for a merge, of the base.
+        job: name of the verb: "inspect", "validate", "convert", "merge", "verify", "plot", "diff" or "estimate".
+        subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
         because: why it was detected.
         summary: figures of the adapter; None where it could not be read, or where there are several.

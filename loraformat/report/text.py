@@ -150,7 +150,7 @@ def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
 def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     because = f" ({report.because})" if report.because else ""
     page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
-    wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {_files(result.files)}"
+    wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"
     if result.is_dry_run:
         names = ", ".join(result.files)
         page.say(Piece("nothing written", "bold"), f" (dry run): {names}{wrote}")
@@ -184,7 +184,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         f"{amount(result.tensors_copied)} copied",
     )
     _say_retention(page, result)
-    size = f"{_files(result.files)}, {nbytes(result.bytes_written)}"
+    size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
         page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
     else:
@@ -223,10 +223,6 @@ def _places(report: Report) -> str:
         return ", ".join(report.written) or "nothing"
     names = [os.path.basename(path) for path in report.written]
     return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
-
-
-def _files(files: Sequence[str]) -> str:
-    return plural(len(files), "file")
 
 
 def _drawn(lines: Sequence[Line], *, color: bool) -> str:
