@@ -85,7 +85,7 @@ def _say_weights(page: Page, result: DiffResult) -> None:
     groups: dict[tuple[str, ...], list[WeightDifference]] = {}
     for weight in changed:
         groups.setdefault(keys(weight), []).append(weight)
-    columns = _columns(changed, is_grouped=grouping != "none")
+    columns = _columns(changed, grouping)
     head = [*first, *(name for name, _ in columns)]
     rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups.items()]
     page.fitted_table(head, rows, _DISPENSABLE)
@@ -116,9 +116,9 @@ _KEYS: dict[str, tuple[list[str], Callable[[WeightDifference], tuple[str, ...]]]
 }
 
 
-def _columns(weights: _Group, *, is_grouped: bool) -> list[_Column]:
+def _columns(weights: _Group, grouping: str) -> list[_Column]:
     columns: list[_Column] = []
-    if is_grouped:
+    if grouping != "none":
         columns.append(("weights", lambda group: amount(len(group))))
     if any(weight.kind for weight in weights):
         columns.append(("kind", lambda group: ", ".join(sorted({weight.kind for weight in group}))))
@@ -129,8 +129,9 @@ def _columns(weights: _Group, *, is_grouped: bool) -> list[_Column]:
         ("|B|/|A|", lambda group: figure(middle(_norm_ratio(weight) for weight in group))),
         ("cos", lambda group: _cosine(middle(weight.cosine for weight in group))),
     ]
-    if is_grouped:
+    if grouping != "none":
         columns.append(("cos min", lambda group: _cosine(min(known(weight.cosine for weight in group), default=None))))
+    if grouping == "module":
         columns.append(("layer", _largest_layer))
     if any(weight.overlap_outputs is not None for weight in weights):
         columns += [
