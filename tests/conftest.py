@@ -9,6 +9,11 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+settings.register_profile("loraformat", deadline=None)
+settings.load_profile("loraformat")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,7 +68,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_quick_look_never_passes_what_jsonschema_does_not(name: str, data: st.DataObject) -> None:
     loaded = schema.load(name)

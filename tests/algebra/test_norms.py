@@ -17,7 +17,7 @@ SIZES = {"rows": st.integers(1, 30), "cols": st.integers(1, 30), "rank": st.inte
 SEEDS = st.integers(0, 2**31)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, seed=SEEDS)
 def test_norms_agree_with_the_dense_product(rows: int, cols: int, rank: int, seed: int) -> None:
     for kind, update in updates(rows, cols, rank, seed).items():
@@ -25,7 +25,7 @@ def test_norms_agree_with_the_dense_product(rows: int, cols: int, rank: int, see
         assert frobenius(update) == pytest.approx(expected, rel=1e-7, abs=1e-12), kind
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, one=SEEDS, other=SEEDS)
 def test_products_and_distances_agree_with_the_dense_ones(
     rows: int, cols: int, rank: int, one: int, other: int
@@ -44,7 +44,7 @@ def test_products_and_distances_agree_with_the_dense_ones(
         assert distance(update, partner) == pytest.approx(float((first - last).norm()), abs=1e-7 * whole**0.5), kind
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, seed=SEEDS)
 def test_an_update_is_like_itself(rows: int, cols: int, rank: int, seed: int) -> None:
     for kind, update in updates(rows, cols, rank, seed).items():

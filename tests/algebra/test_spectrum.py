@@ -31,7 +31,7 @@ def singular(matrix: np.ndarray) -> np.ndarray:
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, seed=SEEDS)
 def test_singular_values_agree_with_the_dense_ones(rows: int, cols: int, rank: int, seed: int) -> None:
     for kind, update in updates(rows, cols, rank, seed).items():
@@ -43,7 +43,7 @@ def test_singular_values_agree_with_the_dense_ones(rows: int, cols: int, rank: i
         assert list(found.values) == sorted(found.values, reverse=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, seed=SEEDS)
 def test_ranks_and_norms_agree_with_their_definitions(rows: int, cols: int, rank: int, seed: int) -> None:
     for kind, update in updates(rows, cols, rank, seed).items():
@@ -58,7 +58,7 @@ def test_ranks_and_norms_agree_with_their_definitions(rows: int, cols: int, rank
         assert found.effective_rank == pytest.approx(np.median(np.exp(entropies)), rel=1e-6), kind
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, seed=SEEDS)
 def test_ranks_are_ordered_and_energies_grow_to_one(rows: int, cols: int, rank: int, seed: int) -> None:
     for update in updates(rows, cols, rank, seed).values():
@@ -101,7 +101,7 @@ def test_a_spectrum_needs_a_scale_and_a_difference() -> None:
     assert spectrum(Replace(up)) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(**SIZES, one=SEEDS, other=SEEDS)
 def test_overlaps_agree_with_projectors_of_the_dense_product(
     rows: int, cols: int, rank: int, one: int, other: int

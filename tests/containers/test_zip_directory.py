@@ -115,7 +115,7 @@ def test_every_truncation_is_an_error() -> None:
             opened(GOOD[:nbytes])
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255), st.sampled_from([GOOD, written({"a": torch.arange(4.0)})]))
 def test_a_flipped_byte_is_an_error_or_changes_nothing(position: int, change: int, good: bytes) -> None:
     position %= len(good)

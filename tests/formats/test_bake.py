@@ -66,19 +66,19 @@ def comes_back(adapter: Adapter, each: Format) -> None:
 
 
 @given(adapters(kinds={"embedding"}, with_layer=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_mlx_holds_comes_back(adapter: Adapter) -> None:
     comes_back(adapter, mlx)
 
 
 @given(adapters(kinds={"embedding", "conv", "table", "bias"}, with_layer=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_loralib_holds_comes_back(adapter: Adapter) -> None:
     comes_back(adapter, loralib)
 
 
 @given(adapters(kinds={"linear", "embedding", "conv"}, with_layer=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_plain_adapter_has_one_rank_and_one_scale(adapter: Adapter) -> None:
     even, findings = uniform(adapter)
     low_ranks = [update for chain in even.updates.values() for update in chain if isinstance(update, LowRank)]
@@ -93,7 +93,7 @@ def test_a_plain_adapter_has_one_rank_and_one_scale(adapter: Adapter) -> None:
 
 
 @given(adapters(kinds={"linear", "embedding", "conv", "rows", "table", "difference"}, with_layer=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_an_old_peft_is_given_comes_back(adapter: Adapter) -> None:
     for version in ((0, 5), (0, 9), (0, 14), (0, 21)):
         options = WriteOptions(peft_version=version)

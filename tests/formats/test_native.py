@@ -35,7 +35,7 @@ def hand_written(**config: Any) -> dict[str, Any]:
 
 
 @given(adapters())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_comes_back(adapter: Adapter) -> None:
     assert list(native.losses(adapter)) == []
     for container in ("safetensors", "torch"):
@@ -43,7 +43,7 @@ def test_what_is_written_comes_back(adapter: Adapter) -> None:
 
 
 @given(adapters(with_layer=True))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_equal_adapters_give_equal_configs(adapter: Adapter) -> None:
     first, second = (native.write(adapter).files["lora_config.json"] for _ in range(2))
     assert first.read() == second.read()

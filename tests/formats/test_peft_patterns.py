@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat.errors import ConfigError
@@ -15,7 +15,6 @@ MODULES = st.from_regex(r"[ab_]{1,3}(\.[ab_01]{1,3}){0,3}", fullmatch=True)
 KEYS = st.from_regex(r"\^?[ab.]{1,4}(\*|\+|\||\\\.|\(a|b\)|[01])?[ab]{0,2}", fullmatch=True)
 
 
-@settings(deadline=None)
 @given(MODULES, st.lists(MODULES | KEYS, max_size=4, unique=True))
 def test_the_first_key_that_matches_is_the_one_that_peft_finds(module: str, keys: list[str]) -> None:
     with warnings.catch_warnings():

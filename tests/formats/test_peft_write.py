@@ -31,7 +31,7 @@ def read(**fields: Any) -> Adapter:
 
 
 @given(adapters(with_layer=True))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_what_is_written_comes_back(adapter: Adapter) -> None:
     found = list(peft.losses(adapter))
     if found:

@@ -26,7 +26,7 @@ def test_the_seeds_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**32))
 def test_a_mutation_of_a_good_input_is_read_or_refused(name: str, seed: int) -> None:
     chance, pool = random.Random(seed), seeds(name)
@@ -34,7 +34,7 @@ def test_a_mutation_of_a_good_input_is_read_or_refused(name: str, seed: int) -> 
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(name: str, data: bytes) -> None:
     call(name, data)

@@ -92,7 +92,7 @@ def assert_close(found: Tally, change: torch.Tensor, update: torch.Tensor) -> No
 
 
 @built
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 2 * TILE + 5),
     cols=st.integers(1, 70),

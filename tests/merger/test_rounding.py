@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import HARD, merged, rounded_exactly
 
@@ -71,7 +71,6 @@ def stochastic(
     return output
 
 
-@settings(deadline=None)
 @given(first=st.integers(0, 10_000), cut=st.integers(0, 300), dtype=st.sampled_from([torch.bfloat16, torch.float16]))
 def test_the_number_drawn_depends_on_the_place_alone(first: int, cut: int, dtype: torch.dtype) -> None:
     values = torch.randn(300, generator=torch.Generator().manual_seed(first))
@@ -80,7 +79,6 @@ def test_the_number_drawn_depends_on_the_place_alone(first: int, cut: int, dtype
     assert torch.equal(whole, parts)
 
 
-@settings(deadline=None)
 @given(
     exponent=st.integers(-30, 10), seed=st.integers(0, 2**20), dtype=st.sampled_from([torch.bfloat16, torch.float16])
 )

@@ -45,7 +45,7 @@ def written(folder: Path, data: bytes, cuts: list[int], order: list[int], phases
     return (folder / "file").read_bytes()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(
     nbytes=st.integers(1, 5 * PAGE_NBYTES),
     cuts=st.lists(st.integers(0, 5 * PAGE_NBYTES), max_size=12),
