@@ -8,18 +8,20 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Severity, show
 from loraformat.model.bundle import TensorFile
 from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.config import config_file
 
 
 @rule("LF038", Severity.WARNING, since="0.1.0")
 def deceptive_name(subject: Subject) -> Iterator[Hit]:
-    """The name of a weight or a file holds characters that are invisible or look like others.
+    """The name of a weight, a file or the base holds characters that are invisible or look like others.
 
     ## Why is this bad?
     Such a name reads like another one and is not it: a terminal shows `q_proj`, a loader looks up something else and
     skips the tensor, or control characters change what the terminal shows.
 
     ## Example
-    `q_рroj` with a Cyrillic `р`; a name with a zero-width space or an escape sequence.
+    `q_рroj` with a Cyrillic `р`; a name with a zero-width space or an escape sequence. Of the base's name, which may be
+    a path in any alphabet, only characters that are not seen count.
 
     ## Use instead
     Plain ASCII names, as every training library writes them.
@@ -31,17 +33,24 @@ def deceptive_name(subject: Subject) -> Iterator[Hit]:
     names = [*subject.adapter.updates, *subject.adapter.unclaimed]
     names += [name for name, file in subject.bundle.files.items() if not isinstance(file, TensorFile)]
     odd = [name for name in names if not name.isascii() or not name.isprintable()]
-    for name in odd:
-        reason = _reason(name)
-        if reason:
-            yield Hit(name, reason)
-            return
+    found = next(((name, reason) for name in odd if (reason := _reason(name))), None)
+    if found is not None:
+        yield Hit(*found)
+    unseen = _unseen(subject.adapter.config.base_model or "")
+    if unseen:
+        field = "base_model_name_or_path" if subject.format == "peft" else "base_model"
+        yield Hit(f"{config_file(subject)}: {field}", unseen)
+
+
+def _unseen(name: str) -> str:
+    character = next((character for character in name if show(character) != character), None)
+    return "" if character is None else f"an invisible or control character, U+{ord(character):04X}"
 
 
 def _reason(name: str) -> str:
-    for character in name:
-        if show(character) != character:
-            return f"an invisible or control character, U+{ord(character):04X}"
+    unseen = _unseen(name)
+    if unseen:
+        return unseen
     letters = [character for character in name if character.isalpha()]
     strange = [letter for letter in letters if not letter.isascii()]
     if strange and len(strange) < len(letters):

@@ -107,6 +107,9 @@ def main() -> int:
     if options.atheris:
         with_atheris(options.atheris, more)
         return 0
+    unknown = sorted({*options.targets} - TARGETS.keys())
+    if unknown:
+        parser.error(f"no target {unknown[0]}; there are {', '.join(TARGETS)}")
     worst = 0
     for name in options.targets or TARGETS:
         executions, faults = fuzz(name, options.seconds, options.seed)
