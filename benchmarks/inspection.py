@@ -1,8 +1,9 @@
 """`loraformat inspect` against doing it the plain way, on the shapes of an 8B Llama.
 
-Norms of 448 factors of rank 16 against materialising every product; spectra against torch.linalg.svd of products; and
-what reading two gigabytes of base costs against `cp` of them. Each tool is a child of its own that times itself without
-its start-up; runs alternate; medians, and the peak memory of the child. Needs twice the size of the base on disk.
+Norms of 448 factors of rank 16 against materialising every product; spectra against torch.linalg.svd of products, for
+one weight of each shape, and for all 224 by what one of its shape took; and what reading two gigabytes of base costs
+against `cp` of them. Each tool is a child of its own that times itself without its start-up; runs alternate; medians,
+and the peak memory of the child. Needs twice the size of the base on disk.
 
     python benchmarks/inspection.py [--gigabytes 2] [--runs 5] [--jobs 2] [--folder DIR]
 """
@@ -29,7 +30,7 @@ SHAPES = {
     "mlp.up_proj": (14336, 4096),
     "mlp.down_proj": (4096, 14336),
 }
-SVD_OF = ("self_attn.k_proj", "self_attn.q_proj")
+SVD_OF = {"self_attn.k_proj": 2, "self_attn.q_proj": 2, "mlp.down_proj": 3}  # and how many of a layer are like it
 
 # Each child prints its seconds as the last line; {0} is the folder, {1} the number of threads.
 START = """
@@ -79,7 +80,7 @@ ONE_SVD = (
     START
     + """
 update = adapter.updates[f"model.layers.0.{sys.argv[3]}.weight"][0]
-torch.linalg.svd(update.up.load().float() @ update.down.load().float())
+torch.linalg.svd(update.up.load().float() @ update.down.load().float(), full_matrices=False)
 """
     + END
 )
@@ -120,11 +121,7 @@ def main() -> None:
         print(head, flush=True)
         jobs = str(options.jobs)
         told("norms of 448 factors, products materialised", folder, (NORMS, jobs), (PRODUCTS, jobs), options.runs)
-        told("spectra of all 224, norms of products", folder, (SPECTRA, jobs), (PRODUCTS, jobs), options.runs)
-        for name in SVD_OF:
-            rows, cols = SHAPES[name]
-            label = f"spectrum of {rows} x {cols}, torch.linalg.svd"
-            told(label, folder, (ONE_SPECTRUM, jobs, name), (ONE_SVD, jobs, name), min(2, options.runs))
+        spectra(folder, jobs, options.runs)
         streaming(folder, jobs, options.runs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,17 +164,30 @@ print(0.0)
 """
 
 
-def told(label: str, folder: Path, ours: tuple[str, ...], plain: tuple[str, ...], runs: int) -> None:
-    """A line of the table: both tools in turn."""
+def told(label: str, folder: Path, ours: tuple[str, ...], plain: tuple[str, ...], runs: int) -> Run:
+    """A line of the table, both tools in turn; gives back what the plain way took."""
     pairs = [(python(ours[0], folder, *ours[1:]), python(plain[0], folder, *plain[1:])) for _ in range(runs)]
-    line(label, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return line(label, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
-def line(label: str, ours: list[Run], plain: list[Run]) -> None:
-    """Medians of both, and their ratio."""
+def spectra(folder: Path, jobs: str, runs: int) -> None:
+    """Singular values of one weight of each shape, and of all."""
+    decomposed, peak = 0.0, 0
+    for name, alike in SVD_OF.items():
+        rows, cols = SHAPES[name]
+        label = f"spectrum of {rows} x {cols}, torch.linalg.svd"
+        svd = told(label, folder, (ONE_SPECTRUM, jobs, name), (ONE_SVD, jobs, name), min(2, runs))
+        decomposed, peak = decomposed + LAYERS * alike * svd.seconds, max(peak, svd.peak)
+    ours = [python(SPECTRA, folder, jobs) for _ in range(runs)]
+    line(f"spectra of all {LAYERS * len(SHAPES)}, svd by its shape", ours, [Run(decomposed, peak)])
+
+
+def line(label: str, ours: list[Run], plain: list[Run]) -> Run:
+    """Medians of both, and their ratio; gives back those of the plain way."""
     mine, theirs = (statistics.median(run.seconds for run in runs) for runs in (ours, plain))
     peaks = [max(run.peak for run in runs) / 1e6 for runs in (ours, plain)]
     print(f"{label:44}{mine:9.4g}{theirs:9.4g}{theirs / mine:14.4g}{peaks[0]:9.0f}{peaks[1]:10.0f}", flush=True)
+    return Run(theirs, max(run.peak for run in plain))
 
 
 def streaming(folder: Path, jobs: str, runs: int) -> None:

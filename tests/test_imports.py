@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraformat.io import load_adapter
+from loraformat.merger.kernel import open_kernel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 HEAVY = ("torch", "numpy", "huggingface_hub", "transformers", "peft", "rich", "jsonschema", "yaml", "jinja2")
@@ -50,3 +55,15 @@ def test_json_about_a_peft_folder_needs_neither_torch_nor_rich(verb: str) -> Non
 def test_text_about_a_pt_folder_needs_no_torch() -> None:
     found = modules_after("inspect", str(FIXTURES / "minigpt" / "lora_adapter"))
     assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "jinja2"}
+
+
+@pytest.mark.skipif(open_kernel() is None, reason="the kernel was not built, or this processor has no AVX2")
+def test_merging_plain_products_needs_no_torch(tmp_path: Path) -> None:
+    """Importing torch takes longer than merging a small model, and more memory than all else together."""
+    adapter, base, out = FIXTURES / "good" / "peft" / "rslora", tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    updates = load_adapter(str(adapter)).updates
+    save_file({name: torch.ones(update.shape) for name, (update,) in updates.items()}, base / "model.safetensors")
+    found = modules_after("merge", str(base), str(adapter), "-o", str(out))
+    assert not found & {"torch", "huggingface_hub", "transformers", "peft"}
+    assert all((value != 1).any() for value in load_file(out / "model.safetensors").values())

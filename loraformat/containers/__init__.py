@@ -9,7 +9,7 @@ from loraformat.containers.bundles import bundle_of_store, open_bundle, open_ten
 from loraformat.containers.checkpoints import open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
-from loraformat.containers.rows import bytes_of, read_rows, read_rows_into
+from loraformat.containers.rows import bytes_of, read_raw_rows, read_rows, read_rows_into
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Store
 
@@ -24,6 +24,7 @@ __all__ = [
     "open_tensors",
     "open_weights",
     "plan_file",
+    "read_raw_rows",
     "read_rows",
     "read_rows_into",
     "save_bundle",

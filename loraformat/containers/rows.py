@@ -25,9 +25,14 @@ def read_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> Tens
     shape: tuple[int, ...] = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
     if tensor.strides is not None and math.prod(shape) > 0:
         return _gathered(store, tensor, start, shape)
-    buffer = bytearray(math.prod(shape) * tensor.dtype.itemsize)
+    return _decoded(read_raw_rows(store, tensor, start, stop), tensor).reshape(shape)
+
+
+def read_raw_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> bytearray:
+    """The bytes of rows `start:stop` of a tensor without strides; a tensor of shape `()` has one row."""
+    buffer = bytearray((stop - start) * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
     read_rows_into(store, tensor, start, stop, memoryview(buffer))
-    return _decoded(buffer, tensor).reshape(shape)
+    return buffer
 
 
 def read_rows_into(store: Store, tensor: StoredTensor, start: int, stop: int, buffer: memoryview) -> None:

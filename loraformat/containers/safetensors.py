@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from loraformat.containers import strict_json
-from loraformat.containers.rows import read_rows
+from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
 from loraformat.diagnostics import show
 from loraformat.errors import ContainerError, InvalidHeader, InvalidJson, TruncatedFile
@@ -81,7 +81,12 @@ def stored(path: str, entry: Entry) -> StoredTensor:
 
 
 def _lazy(store: Store, tensor: StoredTensor) -> LazyTensor:
-    return LazyTensor(tensor.shape, tensor.dtype, lambda start, stop: read_rows(store, tensor, start, stop))
+    return LazyTensor(
+        tensor.shape,
+        tensor.dtype,
+        lambda start, stop: read_rows(store, tensor, start, stop),
+        lambda start, stop: read_raw_rows(store, tensor, start, stop),
+    )
 
 
 def _size(store: Store, path: str) -> int:

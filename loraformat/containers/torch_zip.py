@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.containers.pickle_subset import MOST_NBYTES, Storage, View, read_pickle
-from loraformat.containers.rows import read_rows
+from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, refuse_foreign
 from loraformat.containers.state_dict import find_state_dict
 from loraformat.containers.zip_directory import Record, check_record, read_directory
@@ -75,13 +75,20 @@ def lazy_tensors(store: Store, path: str, archive: Archive) -> dict[str, LazyTen
         assert tensor.storage is not None
         record = archive.records[tensor.storage.partition("@")[0]]
 
-        def read(start: int, stop: int) -> Tensor:
+        def check() -> None:
             if record.name not in checked:
                 check_record(store, path, record)
                 checked.add(record.name)
+
+        def read(start: int, stop: int) -> Tensor:
+            check()
             return read_rows(store, tensor, start, stop)
 
-        return LazyTensor(tensor.shape, tensor.dtype, read)
+        def raw(start: int, stop: int) -> bytearray:
+            check()
+            return read_raw_rows(store, tensor, start, stop)
+
+        return LazyTensor(tensor.shape, tensor.dtype, read, raw if tensor.strides is None else None)
 
     return {name: lazy(tensor) for name, tensor in archive.tensors.items()}
 

@@ -22,6 +22,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import TableRecord
 from loraformat.model.summary import has_scale, scale_of
+from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Replace, Update
 from loraformat.model.updates import Rows as SomeRows
 from loraformat.model.verdicts import Skipped
@@ -166,10 +167,8 @@ class _Track:
 
     def tasks(self, limits: Limits) -> Iterator[Callable[[], _Done]]:
         """The windows, each a piece of work. The factors are read when the first begins."""
-        import torch
-
         # What is a difference of W' and W in the end loses digits: it is computed in float64.
-        dtype = compute_dtype(self.edit, self.inputs, "float32") if self.is_plain else torch.float64
+        dtype = compute_dtype(self.edit, self.inputs, "float32") if self.is_plain else DType.F64
         self.steps = Steps(self.edit, self.inputs, dtype)
         blocks = list(windows(self.edit, self.inputs, limits))
         self.left = len(blocks)
@@ -200,7 +199,7 @@ class _Track:
     def _measure(self, start: int, stop: int) -> list[tuple[str, Change]]:
         assert self.steps is not None
         steps, norms = self.steps.get()
-        base = read_window(self.inputs, self.edit, start, stop, self.steps.dtype)
+        base = read_window(self.inputs, self.edit, start, stop, self.steps.dtype.torch)
         update: Tensor | None = None
         if not self.is_plain:
             result = apply(base.clone(), start, steps, norms)

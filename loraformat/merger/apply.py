@@ -126,12 +126,12 @@ def prepare(
         case Hadamard():
             first = _oriented(update.up1, update.down1, transposed, dtype, where)
             second = _oriented(update.up2, update.down2, transposed, dtype, where)
-            scale = _scale(update.scale, where) * strength
+            scale = stated_scale(update.scale, where) * strength
             return Addition(lambda a, b: (first(a, b) * second(a, b)).mul_(scale))
         case Kronecker():
             return Addition(_kronecker(update, transposed, dtype, where, strength))
         case Diff():
-            scale, lazy = _scale(update.scale, where) * strength, update.difference
+            scale, lazy = stated_scale(update.scale, where) * strength, update.difference
             lazy = lazy.T if transposed else lazy
             lazy = lazy if part.rows is None else lazy.rows(*part.rows)
             span = None if part == WHOLE else (part.at, part.at + lazy.shape[0])
@@ -164,7 +164,7 @@ def _low_rank(
     if part.rows is not None:
         rows = slice(*part.rows)
         left, magnitude = left[rows], None if magnitude is None else magnitude[rows]
-    left = left.contiguous() * (_scale(update.scale, where) * strength)
+    left = left.contiguous() * (stated_scale(update.scale, where) * strength)
     span = None if part == WHOLE else (part.at, part.at + left.shape[0])
     return Addition(_product(left, right.contiguous()), magnitude, is_per_row, span)
 
@@ -289,7 +289,7 @@ def _kronecker(update: Kronecker, transposed: bool, dtype: torch.dtype, where: s
     left, right = (_matrix(factors, dtype, where) for factors in (update.left, update.right))
     if transposed:
         left, right = left.T.contiguous(), right.T.contiguous()
-    scale, count = _scale(update.scale, where) * strength, right.shape[0]
+    scale, count = stated_scale(update.scale, where) * strength, right.shape[0]
 
     def delta(start: int, stop: int) -> Tensor:
         numbers = torch.arange(start, stop)
@@ -342,7 +342,8 @@ def _values(factor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))
 
 
-def _scale(scale: float | None, where: str) -> float:
+def stated_scale(scale: float | None, where: str) -> float:
+    """The scale; raises MergeError (LF206) where it is unknown."""
     if scale is None:
         raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
     return scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 from loraformat.containers import open_weights, read_rows
 from loraformat.containers.prints import tensor_sha256
@@ -14,9 +15,11 @@ from loraformat.merger.compare import compare_rows
 from loraformat.merger.compute import Steps
 from loraformat.merger.copies import Inputs, columns_of
 from loraformat.merger.independent import check_with_library
+from loraformat.merger.plain import is_plain
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.windows import Limits, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
+from loraformat.model.tensors import DType
 from loraformat.storage.local import LocalStore
 
 _SAMPLES = 32
@@ -48,7 +51,8 @@ def check_output(
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
     checks = _checks(plan, inputs, output, full=full, digests=digests or {})
-    with one_thread_each():
+    is_plain_all = all(is_plain(edit, inputs) for edit in plan.edits)
+    with nullcontext() if is_plain_all else one_thread_each():
         for _ in open_engine(jobs).map(lambda task: task(), checks):
             pass
 
@@ -100,9 +104,7 @@ def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str
 def _edit_checks(
     edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
 ) -> Iterator[_Task]:
-    import torch
-
-    steps, unit = Steps(edit, inputs, torch.float64), unit_of(edit, inputs)
+    steps, unit = Steps(edit, inputs, DType.F64), unit_of(edit, inputs)
     accumulate = plan.arithmetic.accumulate
 
     def check(start: int, stop: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock
 from typing import TYPE_CHECKING
 
 from loraformat.containers import read_rows_into
+from loraformat.engine import one_thread_each
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.accelerated import Accelerator
 from loraformat.merger.apply import (
@@ -21,10 +23,11 @@ from loraformat.merger.apply import (
     blocks_of,
     prepare,
 )
-from loraformat.merger.buffers import Buffers
+from loraformat.merger.buffers import Block, Buffers
 from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.from_base import carried, projected, recoded, taken_off
 from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
+from loraformat.merger.plain import factors_of, is_plain
 from loraformat.merger.plan import Arithmetic, Edit, Term
 from loraformat.merger.retention import Tally, change_of, tally_of
 from loraformat.merger.rounding import keep_unchanged, rounder
@@ -37,17 +40,20 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from loraformat.model.floats import Floats
+
 
 class Steps:
     """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
 
-    def __init__(self, edit: Edit, inputs: Inputs, dtype: torch.dtype) -> None:
+    def __init__(self, edit: Edit, inputs: Inputs, dtype: DType) -> None:
         self.dtype = dtype
+        self.is_plain = is_plain(edit, inputs)
         self._edit, self._inputs = edit, inputs
         self._lock = Lock()
         self._ready: tuple[list[Step], list[Tensor | None]] | None = None
         self._packed: Packed | None = None
-        self._is_mixed = False
+        self._factors: tuple[Floats, Floats] | None = None
 
     def get(self) -> tuple[list[Step], list[Tensor | None]]:
         """(steps, column norms of each)."""
@@ -56,16 +62,19 @@ class Steps:
                 self._ready = self._prepare()
             return self._ready
 
-    def packed(self) -> Packed | None:
-        """All terms as one product for the kernel, held instead of the steps; None where they do anything else."""
+    def packed(self) -> Packed:
+        """All terms of a plain edit as one product for the kernel."""
         with self._lock:
-            if self._packed is None and not self._is_mixed:
-                ready = self._ready or self._prepare()
-                if products := plain_products(ready[0]):
-                    self._packed = pack(products)
-                else:
-                    self._ready, self._is_mixed = ready, True
+            if self._packed is None:
+                self._packed = pack(*factors_of(self._edit, self._inputs))
             return self._packed
+
+    def factors(self) -> tuple[Floats, Floats]:
+        """All terms of a plain edit as one product: (rows, rank) and (rank, cols)."""
+        with self._lock:
+            if self._factors is None:
+                self._factors = factors_of(self._edit, self._inputs)
+            return self._factors
 
     def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
         steps = [self._step(term) for term in self._edit.terms]
@@ -76,22 +85,22 @@ class Steps:
         edit, update = self._edit, self._inputs.update(term)
         transposed, where = term.transposed, term.weight
         if isinstance(update, FromBase):
-            stored = read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype)
+            stored = read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype.torch)
             update = taken_off(update, stored, transposed=transposed, where=where)
         elif isinstance(update, Projected):
             update = projected(update, self._base_windows(), transposed=transposed, where=where)
         elif isinstance(update, Recoded):
             rows, found = edit.matrix[0], self._base_windows()
-            return recoded(update, found, transposed=transposed, rows=rows, dtype=self.dtype, where=where)
+            return recoded(update, found, transposed=transposed, rows=rows, dtype=self.dtype.torch, where=where)
         elif isinstance(update, Carried):
             assert term.operand is not None
-            windows = rows_of(self._inputs, term.operand.tensor)
-            update = carried(update, windows, transposed=term.operand.transposed, where=where)
-        return prepare(update, transposed, edit.matrix, self.dtype, where, term.part, term.strength)
+            rows_of_it = rows_of(self._inputs, term.operand.tensor)
+            update = carried(update, rows_of_it, transposed=term.operand.transposed, where=where)
+        return prepare(update, transposed, edit.matrix, self.dtype.torch, where, term.part, term.strength)
 
     def _base_windows(self) -> Iterator[tuple[int, Tensor]]:
         for start, stop in windows(self._edit, self._inputs, Limits()):
-            yield start, read_window(self._inputs, self._edit, start, stop, self.dtype)
+            yield start, read_window(self._inputs, self._edit, start, stop, self.dtype.torch)
 
     def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
         import torch
@@ -102,22 +111,20 @@ class Steps:
         total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
         for start, block in self._base_windows():
             add_column_squares(total, block, start, steps, step)
-        return total.sqrt().to(self.dtype)
+        return total.sqrt().to(self.dtype.torch)
 
 
-def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> torch.dtype:
+def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> DType:
     """The dtype in which an edit is computed: float64 where asked for or where base or output is, else float32."""
-    import torch
-
     wide = "F64" in (edit.dtype, inputs.base.tensors[edit.source].dtype.safetensors)
-    return torch.float64 if wide or accumulate == "float64" else torch.float32
+    return DType.F64 if wide or accumulate == "float64" else DType.F32
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """Rows of an edited tensor as they are written, (rows, cols), and their tallies; None where rows are replaced."""
+    """The bytes of rows of an edited tensor as they are written, and their tallies; None where rows are replaced."""
 
-    values: Tensor
+    data: memoryview
     tally: tuple[Tally, ...] | None
 
 
@@ -140,37 +147,44 @@ class Computer:
         Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
         """
         raw = self._read(edit, start, stop)
-        values = self._buffers.matrix("written", stop - start, edit.matrix[1], DType[edit.dtype].torch, phase)
+        written = self._buffers.block("written", stop - start, edit.matrix[1], DType[edit.dtype], phase)
         with self._turns:
-            tallies = self._computed(edit, steps, raw, start, values)
-        return Computed(values, None if tallies is None else tuple(tallies))
+            tallies = self._computed(edit, steps, raw, start, written)
+        return Computed(written.data, None if tallies is None else tuple(tallies))
 
-    def _computed(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
-        """Fill `values`, rows from `start` on; their tallies, None where rows are replaced."""
+    def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
+        """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
         tallies: list[Tally] | None
-        kernel, accelerator = self._kernel_for(steps, raw, values), self._accelerator
-        if kernel is not None and (packed := steps.packed()):
-            tallies = kernel.window(raw, packed, start, values)
+        kernel, accelerator = self._kernel_for(edit, steps), self._accelerator
+        if kernel is not None:
+            tallies = kernel.window(raw, steps.packed(), start, written)
         elif accelerator is not None and self._is_nearest and (products := plain_products(steps.get()[0])):
-            tallies = [accelerator.add(raw, products, start, values, steps.dtype)]
+            tallies = [accelerator.add(raw.tensor(), products, start, written.tensor(), steps.dtype.torch)]
         else:
-            tallies = self._rounded(edit, steps, raw, start, values)
+            tallies = self._rounded(edit, steps, raw.tensor(), start, written.tensor())
         # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
         if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
-            _refuse_non_finite(edit, raw, values, start)
+            _refuse_non_finite(edit, raw.tensor(), written.tensor(), start)
         return tallies
+
+    def alone(self, edits: Iterable[Edit]) -> AbstractContextManager[None]:
+        """`one_thread_each`, which imports torch, where any of the edits needs it."""
+        needs_torch = any(self._kernel_for(edit, self.steps(edit)) is None for edit in edits)
+        return one_thread_each() if needs_torch else nullcontext()
+
+    def steps(self, edit: Edit) -> Steps:
+        """The steps of an edit, none of them made ready."""
+        return Steps(edit, self._inputs, compute_dtype(edit, self._inputs, self._arithmetic.accumulate))
 
     @property
     def _is_nearest(self) -> bool:
         return self._arithmetic.rounding == "nearest"
 
-    def _kernel_for(self, steps: Steps, raw: Tensor, values: Tensor) -> Kernel | None:
-        import torch
-
-        if self._accelerator is not None or not self._is_nearest or steps.dtype != torch.float64:
+    def _kernel_for(self, edit: Edit, steps: Steps) -> Kernel | None:
+        if self._accelerator is not None or not (self._is_nearest and steps.is_plain and steps.dtype is DType.F64):
             return None
-        kernel = open_kernel()
-        return kernel if kernel is not None and kernel.takes(raw.dtype, values.dtype) else None
+        kernel, stored = open_kernel(), self._inputs.base.tensors[edit.source].dtype
+        return kernel if kernel is not None and kernel.takes(stored, DType[edit.dtype]) else None
 
     def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
         """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
@@ -179,9 +193,9 @@ class Computer:
         is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
         tallies: list[Tally] | None = [] if is_change else None
         cols = edit.matrix[1]
-        height = strip_of(cols, steps.dtype) if plain_products(ready) else unit_of(edit, self._inputs)
+        height = strip_of(cols, steps.dtype.itemsize) if plain_products(ready) else unit_of(edit, self._inputs)
         for low, high in blocks_of(start, start + values.shape[0], height):
-            base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype)
+            base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype.torch)
             written = values[low - start : high - start]
             round_into(written, result, low * cols)
             if tallies is not None:
@@ -189,19 +203,19 @@ class Computer:
                 tallies.append(tally_of(change_of(written, base, result), update))
         return tallies
 
-    def _read(self, edit: Edit, start: int, stop: int) -> Tensor:
+    def _read(self, edit: Edit, start: int, stop: int) -> Block:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
         stored = as_matrix(self._inputs.base.tensors[edit.source], edit.row_axes)
-        cols = edit.matrix[1]
+        block = self._buffers.block("read", stop - start, edit.matrix[1], stored.dtype)
         if stored.strides is not None:
-            return read_window(self._inputs, edit, start, stop, stored.dtype.torch)
+            block.tensor().copy_(read_window(self._inputs, edit, start, stop, stored.dtype.torch))
+            return block
         there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
-        run = self._buffers.nbytes("read", (stop - start) * cols * stored.dtype.itemsize)
-        nbytes = there * cols * stored.dtype.itemsize
+        nbytes = there * block.cols * stored.dtype.itemsize
         if there:
-            read_rows_into(self._inputs.store, stored, start, start + there, memoryview(run[:nbytes].numpy()))
-        run[nbytes:] = 0
-        return run.view(stored.dtype.torch).view(stop - start, cols)
+            read_rows_into(self._inputs.store, stored, start, start + there, block.data[:nbytes])
+        block.data[nbytes:] = bytes(block.data.nbytes - nbytes)
+        return block
 
     def _tile(
         self, raw: Tensor, steps: Sequence[Step], norms: Sequence[Tensor | None], low: int, dtype: torch.dtype

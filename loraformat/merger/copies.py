@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-from loraformat.containers import bytes_of, read_rows
+from loraformat.containers import bytes_of, read_raw_rows, read_rows
 from loraformat.errors import UnsupportedUpdate
 from loraformat.merger.plan import Term
 from loraformat.merger.retention import Tally
@@ -19,9 +19,6 @@ from loraformat.model.tensors import Entry
 from loraformat.model.updates import Update
 from loraformat.storage.base import Store, Writer
 from loraformat.storage.local import LocalWriter
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _RUN_NBYTES = 64 << 20
 _BLOCK_NBYTES = 16 << 20
@@ -85,10 +82,8 @@ class Target:
         entry = self.entries[tensor]
         return entry.span.offset + row * cols * entry.dtype.itemsize
 
-    def write(self, tensor: str, values: Tensor, start: int) -> Done:
-        """Write rows of `tensor` from row `start` on."""
-        data = bytes_of(values)
-        cols = values[:1].numel() if values.ndim else 0
+    def write(self, tensor: str, data: memoryview, start: int, cols: int) -> Done:
+        """Write the bytes of rows of `tensor`, `cols` columns each, from row `start` on."""
         self.writer.write_at(self.offset(tensor, start, cols), data)
         return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
 
@@ -153,4 +148,13 @@ def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int
 
 
 def _block(inputs: Inputs, name: str, start: int, stop: int, target: Target) -> Task:
-    return lambda: target.write(name, read_rows(inputs.store, inputs.base.tensors[name], start, stop), start)
+    stored = inputs.base.tensors[name]
+
+    def run() -> Done:
+        if stored.strides is None:
+            data = memoryview(read_raw_rows(inputs.store, stored, start, stop))
+        else:
+            data = bytes_of(read_rows(inputs.store, stored, start, stop))
+        return target.write(name, data, start, columns_of(stored.shape))
+
+    return run

@@ -6,12 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Condition
-from typing import TYPE_CHECKING
-
-from loraformat.containers import bytes_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Digest:
@@ -27,16 +21,16 @@ class Digest:
         self._moved = Condition()
 
     @contextmanager
-    def turn(self, start: int, stop: int) -> Iterator[Callable[[Tensor], None]]:
-        """A block that computes rows `start:stop` and calls what it is given with their values.
+    def turn(self, start: int, stop: int) -> Iterator[Callable[[memoryview], None]]:
+        """A block that computes rows `start:stop` and calls what it is given with their bytes.
 
         Where it raises, windows after it are not waited for any more: the tensor has no digest then.
         """
 
-        def add(values: Tensor) -> None:
+        def add(data: memoryview) -> None:
             with self._moved:
                 self._moved.wait_for(lambda: self._next == start or self._has_failed)
-            self._hash.update(bytes_of(values))
+            self._hash.update(data)
             with self._moved:
                 self._next = stop
                 self._moved.notify_all()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from loraformat.containers import check_records, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
-from loraformat.engine import one_thread_each, open_engine
-from loraformat.merger.compute import Computer, Steps, compute_dtype
+from loraformat.engine import open_engine
+from loraformat.merger.compute import Computer, Steps
 from loraformat.merger.copies import Done, Inputs, Target, Task, tensor_copies, verbatim_copies
 from loraformat.merger.digests import Digest
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
@@ -62,10 +62,8 @@ def write_weights(
         ContainerError: a record of a `.pt` base does not have its checksum.
         StorageError: a read or write failed.
     """
-    merged, known = Written(), there or {}
-    for written in known.values():
-        merged.tallies.update(written.tallies)
-        merged.digests.update(written.digests)
+    known = there or {}
+    merged = _all_of(known.values())
     for file in inputs.base.files.values():
         if file.container == "torch":
             check_records(inputs.store, file.name)
@@ -73,7 +71,7 @@ def write_weights(
     engine = open_engine(limits.threads)
     finished: list[Future[None]] = []
     shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
-    with one_thread_each(), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
+    with computer.alone(plan.edits), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
         results = engine.map(lambda task: task(), _all_tasks(shards, computer))
         try:
             for shard, done in results:
@@ -91,6 +89,14 @@ def write_weights(
             for shard in shards:
                 shard.abandon()
             raise
+    return merged
+
+
+def _all_of(files: Iterable[Written]) -> Written:
+    merged = Written()
+    for written in files:
+        merged.tallies.update(written.tallies)
+        merged.digests.update(written.digests)
     return merged
 
 
@@ -141,8 +147,7 @@ class _Shard:
                 if tensor.name not in edited:
                     yield from tensor_copies(self._inputs, tensor.name, target)
         for edit in self._plan.edits:
-            dtype = compute_dtype(edit, self._inputs, self._merge.arithmetic.accumulate)
-            steps, digest = Steps(edit, self._inputs, dtype), Digest()
+            steps, digest = computer.steps(edit), Digest()
             for start, stop in windows(edit, self._inputs, self._limits):
                 yield _window_task(computer, edit, steps, (start, stop), target, digest)
 
@@ -215,8 +220,8 @@ def _window_task(
         with digest.turn(start, stop) as add:
             phase = target.offset(edit.tensor, start, edit.matrix[1]) % PAGE_NBYTES
             computed = computer.window(edit, steps, start, stop, phase)
-            add(computed.values)
-            done = target.write(edit.tensor, computed.values, start)
+            add(computed.data)
+            done = target.write(edit.tensor, computed.data, start, edit.matrix[1])
         is_last = stop == edit.matrix[0]
         return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, digest.hexdigest() if is_last else None)
 

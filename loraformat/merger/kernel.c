@@ -21,6 +21,9 @@ int loraformat_kernel_version(void) { return VERSION; }
 #define SUMS 8
 #define TYPES 3
 #define INLINE static inline __attribute__((always_inline))
+#define CUT 45            /* bits of a float64 that bfloat16 does not have */
+#define NOT_FINITE 0x99   /* of vfpclass: quiet NaN, infinities, signalling NaN */
+#define NOT_NORMAL 0xbf   /* and zeros and subnormal numbers */
 #define NEAREST (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define ARGUMENTS                                                                                                      \
     const uint8_t *raw, int in_type, uint8_t *out, int out_type, const double *left, long rank, const double *right,   \
@@ -32,7 +35,8 @@ INLINE size_t size_of(enum type type) { return type == F32 ? 4 : 2; }
 
 /* The functions called `odd` give float32 with the last bit set where it is not exact, taken towards zero: what has 24
  * bits so rounds to 8 or 11 bits as the float64 does. Through the nearest float32 it would be rounded twice. Those called
- * `write` store values rounded to the nearest, ties to even, and give back what they stored. */
+ * `write` store values rounded to the nearest, ties to even, and give back what they stored. Those called `write_normal`
+ * do so for bfloat16 in fewer steps, and tell whether all results are normal numbers; if not, what they stored is wrong. */
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -71,6 +75,20 @@ INLINE __m512d write_512(void *to, enum type type, __m512d exact) {
     bits = _mm256_mask_mov_epi32(bits, _mm256_cmp_ps_mask(odd, odd, _CMP_UNORD_Q), _mm256_set1_epi32(0x7fc0));
     _mm_storeu_si128((__m128i *)to, _mm256_cvtepi32_epi16(bits));
     return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)));
+}
+
+INLINE int write_normal_512(void *to, __m512d exact, __m512d *written) {
+    __m512i bits = _mm512_castpd_si512(exact);
+    __m512i last = _mm512_and_si512(_mm512_srli_epi64(bits, CUT), _mm512_set1_epi64(1));
+    bits = _mm512_add_epi64(_mm512_add_epi64(bits, _mm512_set1_epi64((1L << (CUT - 1)) - 1)), last);
+    *written = _mm512_castsi512_pd(_mm512_and_si512(bits, _mm512_set1_epi64(~((1L << CUT) - 1))));
+    __m256 single = _mm512_cvtpd_ps(*written);
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtepi32_epi16(_mm256_srli_epi32(_mm256_castps_si256(single), 16)));
+    return _mm256_fpclass_ps_mask(single, NOT_NORMAL) == 0;
+}
+
+INLINE int is_usual_512(__m512d base, __m512d delta) {
+    return (_mm512_fpclass_pd_mask(base, NOT_FINITE) | _mm512_cmp_pd_mask(delta, _mm512_setzero_pd(), _CMP_EQ_OQ)) == 0;
 }
 
 INLINE __m512d largest_512(__m512d known, __m512d value) { return _mm512_max_pd(known, _mm512_abs_pd(value)); }
@@ -138,6 +156,24 @@ INLINE __m256d write_256(void *to, enum type type, __m256d exact) {
     bits = _mm_blendv_epi8(bits, _mm_set1_epi32(0x7fc0), _mm_castps_si128(_mm_cmpunord_ps(odd, odd)));
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi32(bits, bits));
     return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(bits, 16)));
+}
+
+INLINE int write_normal_256(void *to, __m256d exact, __m256d *written) {
+    __m256i bits = _mm256_castpd_si256(exact);
+    __m256i last = _mm256_and_si256(_mm256_srli_epi64(bits, CUT), _mm256_set1_epi64x(1));
+    bits = _mm256_add_epi64(_mm256_add_epi64(bits, _mm256_set1_epi64x((1L << (CUT - 1)) - 1)), last);
+    *written = _mm256_castsi256_pd(_mm256_and_si256(bits, _mm256_set1_epi64x(~((1L << CUT) - 1))));
+    __m128i single = _mm_castps_si128(_mm256_cvtpd_ps(*written));
+    __m128i half = _mm_srli_epi32(single, 16), size = _mm_and_si128(single, _mm_set1_epi32(0x7fffffff));
+    _mm_storel_epi64((__m128i *)to, _mm_packus_epi32(half, half));
+    __m128i is_small = _mm_cmpgt_epi32(_mm_set1_epi32(0x00800000), size);
+    __m128i is_large = _mm_cmpgt_epi32(size, _mm_set1_epi32(0x7f7fffff));
+    return _mm_movemask_epi8(_mm_or_si128(is_small, is_large)) == 0;
+}
+
+INLINE int is_usual_256(__m256d base, __m256d delta) {
+    __m256d is_zero = _mm256_cmp_pd(delta, _mm256_setzero_pd(), _CMP_EQ_OQ);
+    return _mm256_movemask_pd(_mm256_or_pd(is_zero, _mm256_cmp_pd(base - base, base - base, _CMP_UNORD_Q))) == 0;
 }
 
 INLINE __m256d largest_256(__m256d known, __m256d value) { return _mm256_max_pd(known, size_256(value)); }

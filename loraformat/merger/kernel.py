@@ -7,23 +7,24 @@ torch computes the same windows in several passes; a float64 sum may then differ
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraformat.merger.apply import TILE, Product
+from loraformat.merger.apply import TILE
+from loraformat.merger.buffers import Block
 from loraformat.merger.retention import Tally
+from loraformat.model.tensors import DType
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 _LIBRARY = Path(__file__).with_name("_kernel.so")
 _VERSION = 2  # of the functions' arguments; as in kernel.c
 _COLS = 16  # columns that are computed together; as in kernel.c
 _FIGURES = 4  # of a tally
+_TYPES = {DType.BF16: 0, DType.F16: 1, DType.F32: 2}  # as in kernel.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,21 @@ class Packed:
         cols: columns of the product.
     """
 
-    left: Tensor
-    right: Tensor
+    left: Floats
+    right: Floats
     cols: int
 
 
-def pack(products: Sequence[Product]) -> Packed:
-    """Factors made ready once for all windows of a weight."""
-    import torch
+def pack(left: Floats, right: Floats) -> Packed:
+    """Factors, (rows, rank) and (rank, cols), made ready once for all windows of a weight."""
+    import numpy as np
 
-    left = torch.cat([product.left for product in products], dim=1).to(torch.float64).contiguous()
-    right = torch.cat([product.right for product in products]).to(torch.float64)
     rank, cols = right.shape
     blocks = -(-cols // _COLS)
-    filled = torch.nn.functional.pad(right, (0, blocks * _COLS - cols))
-    return Packed(left, filled.view(rank, blocks, _COLS).transpose(0, 1).contiguous(), cols)
+    filled = np.zeros((rank, blocks * _COLS))
+    filled[:, :cols] = right
+    packed = filled.reshape(rank, blocks, _COLS).transpose(1, 0, 2)
+    return Packed(np.ascontiguousarray(left), np.ascontiguousarray(packed), cols)
 
 
 class Kernel:
@@ -66,30 +67,28 @@ class Kernel:
             *(size, size, size, address),
         ]
 
-    def takes(self, *dtypes: torch.dtype) -> bool:
+    def takes(self, *dtypes: DType) -> bool:
         """Whether it reads and writes tensors of these dtypes."""
-        return all(dtype in _types() for dtype in dtypes)
+        return all(dtype in _TYPES for dtype in dtypes)
 
-    def window(self, raw: Tensor, products: Packed, start: int, written: Tensor) -> list[Tally]:
+    def window(self, raw: Block, products: Packed, start: int, written: Block) -> list[Tally]:
         """Fill `written` with `raw` plus rows of all products, summed in float64 and rounded once to the nearest.
 
         Args:
-            raw, written: (rows, cols), rows from `start` on, a multiple of TILE; contiguous, of dtypes that it takes.
+            raw, written: rows from `start` on, a multiple of TILE; of dtypes that it takes.
 
         Returns: the tally of each tile.
         """
-        import torch
+        import numpy as np
 
-        rows, cols = raw.shape
-        assert cols == products.cols
-        assert raw.is_contiguous()
-        assert written.is_contiguous()
-        types, left = _types(), products.left[start : start + rows]
-        figures = torch.empty(-(-rows // TILE), _FIGURES, dtype=torch.float64)
+        rows, cols = raw.rows, products.cols
+        left = products.left[start : start + rows]
+        assert (rows, cols) == (raw.rows, raw.cols) == (written.rows, written.cols) == (len(left), cols)
+        figures = np.empty((-(-rows // TILE), _FIGURES))
         self._window(
-            *(self.width, raw.data_ptr(), types[raw.dtype], written.data_ptr(), types[written.dtype]),
-            *(left.data_ptr(), left.shape[1], products.right.data_ptr()),
-            *(rows, cols, TILE, figures.data_ptr()),
+            *(self.width, raw.address, _TYPES[raw.dtype], written.address, _TYPES[written.dtype]),
+            *(left.ctypes.data, left.shape[1], products.right.ctypes.data),
+            *(rows, cols, TILE, figures.ctypes.data),
         )
         heights = [min(TILE, rows - low) for low in range(0, rows, TILE)]
         return [
@@ -109,10 +108,3 @@ def open_kernel() -> Kernel | None:
         return None
     width = int(library.loraformat_kernel_width())
     return Kernel(library, width) if width else None
-
-
-@cache
-def _types() -> dict[torch.dtype, int]:
-    import torch
-
-    return {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}

@@ -6,6 +6,8 @@
  *   NAME(read), NAME(write), NAME(largest), NAME(nonzero)
  *   NAME(where_finite)  the second value where the first is finite, else 0
  *   NAME(unchanged)     one bit for each lane whose base is not a number or whose delta is zero
+ *   NAME(is_usual)      whether every base is finite and no delta is zero
+ *   NAME(write_normal)
  */
 #define VECTORS (COLS / LANES)
 typedef VECTOR NAME(unaligned) __attribute__((aligned(8)));
@@ -16,19 +18,35 @@ struct NAME(sums) {
     long changed;
 };
 
+/* A register of results, whatever they are, at `into`; gives back what became of the base, which stands at `from`. */
+INLINE VECTOR NAME(finish_any)(const uint8_t *from, enum type in, uint8_t *into, enum type to, VECTOR base,
+                               VECTOR delta) {
+    VECTOR written = NAME(write)(into, to, base + delta);
+    unsigned same = in == to ? NAME(unchanged)(base, delta) : 0;
+    /* The very bits of the base: -0, and what a NaN carries, would not come through an addition. */
+    for (int lane = 0; same; lane++, same >>= 1)
+        if (same & 1) memcpy(into + lane * size_of(to), from + lane * size_of(in), size_of(to));
+    return NAME(where_finite)(base, written - base);
+}
+
+static __attribute__((noinline, cold)) VECTOR NAME(finish_unusual)(const uint8_t *from, enum type in, uint8_t *into,
+                                                                   VECTOR base, VECTOR delta) {
+    return NAME(finish_any)(from, in, into, BF16, base, delta);
+}
+
 /* COLS columns of one row: product in `delta`, base at `raw`, result to `out`. */
 INLINE void NAME(finish)(const VECTOR *delta, const void *raw, enum type in, void *out, enum type to,
                          struct NAME(sums) *sums) {
     for (int part = 0; part < VECTORS; part++) {
         const uint8_t *from = (const uint8_t *)raw + part * LANES * size_of(in);
         uint8_t *into = (uint8_t *)out + part * LANES * size_of(to);
-        VECTOR base = NAME(read)(from, in);
-        VECTOR written = NAME(write)(into, to, base + delta[part]);
-        unsigned same = in == to ? NAME(unchanged)(base, delta[part]) : 0;
-        /* The very bits of the base: -0, and what a NaN carries, would not come through an addition. */
-        for (int lane = 0; same; lane++, same >>= 1)
-            if (same & 1) memcpy(into + lane * size_of(to), from + lane * size_of(in), size_of(to));
-        VECTOR change = NAME(where_finite)(base, written - base);
+        VECTOR base = NAME(read)(from, in), written, change;
+        if (to != BF16)
+            change = NAME(finish_any)(from, in, into, to, base, delta[part]);
+        else if (NAME(write_normal)(into, base + delta[part], &written) & NAME(is_usual)(base, delta[part]))
+            change = written - base;
+        else
+            change = NAME(finish_unusual)(from, in, into, base, delta[part]);
         int place = part % (SUMS / LANES);
         sums->kept[place] += change * delta[part];
         sums->whole[place] += delta[part] * delta[part];

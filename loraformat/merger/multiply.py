@@ -148,8 +148,13 @@ def common_unit(units: list[int], rows: int) -> int:
 def finite(value: Tensor, where: str) -> Tensor:
     """`value`; raises NonFiniteValue (LF402) where it holds NaN or infinity."""
     if not bool(value.isfinite().all()):
-        raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+        raise not_finite(where)
     return value
+
+
+def not_finite(where: str) -> NonFiniteValue:
+    """The error about an adapter's value that is NaN or infinite."""
+    return NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
 
 
 def _vector(vector: LazyTensor | None, dtype: torch.dtype, where: str) -> Tensor | None:

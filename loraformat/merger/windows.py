@@ -59,10 +59,10 @@ def unit_of(edit: Edit, inputs: Inputs) -> int:
     return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
 
 
-def strip_of(cols: int, dtype: torch.dtype) -> int:
+def strip_of(cols: int, itemsize: int) -> int:
     """Rows of a plain product that are computed at a time: TILE, or a half or a quarter of it where rows are long."""
     height = TILE
-    while height > _LEAST_STRIP and height * cols * dtype.itemsize > _MOST_STRIP_NBYTES:
+    while height > _LEAST_STRIP and height * cols * itemsize > _MOST_STRIP_NBYTES:
         height //= 2
     return height
 

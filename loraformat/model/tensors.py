@@ -91,6 +91,8 @@ class LazyTensor:
         dtype: of what `read` returns.
         read: `read(start, stop)` gives rows `start:stop` of the first axis as a torch tensor of `dtype`, contiguous or
             not; a tensor of shape `()` is read as `read(0, 1)` and comes back with shape `()`.
+        raw: `raw(start, stop)` gives the bytes of the same rows, row-major and little-endian; None where values are
+            computed or do not stand so.
 
     Law 5: making one reads nothing; `.T`, `.rows`, `.reshape`, `.to` give new lazies. Closures never cross processes.
     """
@@ -98,6 +100,7 @@ class LazyTensor:
     shape: tuple[int, ...]
     dtype: DType
     read: Callable[[int, int], Tensor]
+    raw: Callable[[int, int], bytearray] | None = None
 
     @property
     def numel(self) -> int:
@@ -115,8 +118,13 @@ class LazyTensor:
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows `start:stop` of the first axis."""
-        read = self.read
-        return LazyTensor((stop - start, *self.shape[1:]), self.dtype, lambda a, b: read(start + a, start + b))
+        read, raw = self.read, self.raw
+        return LazyTensor(
+            (stop - start, *self.shape[1:]),
+            self.dtype,
+            lambda a, b: read(start + a, start + b),
+            None if raw is None else lambda a, b: raw(start + a, start + b),
+        )
 
     @property
     def T(self) -> LazyTensor:  # noqa: N802 - the name that numpy and torch use
@@ -131,7 +139,7 @@ class LazyTensor:
             raise ValueError(f"cannot reshape {self.shape} to {shape}")
         if shape[:1] == self.shape[:1] and shape:
             read = self.read
-            return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]))
+            return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]), self.raw)
         load = self.load
 
         def part(start: int, stop: int) -> Tensor:

@@ -7,12 +7,23 @@ import re
 
 from loraformat.errors import StorageError
 from loraformat.storage.base import Store, Writer
-from loraformat.storage.direct import PAGE_NBYTES
+from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.local import LocalStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.staging import require_space, stage
 
-__all__ = ["PAGE_NBYTES", "LocalStore", "MemoryStore", "Store", "Writer", "open_store", "require_space", "stage"]
+__all__ = [
+    "PAGE_NBYTES",
+    "LocalStore",
+    "MemoryStore",
+    "Store",
+    "Writer",
+    "address_of",
+    "memory_at",
+    "open_store",
+    "require_space",
+    "stage",
+]
 
 
 def open_store(uri: str) -> Store:

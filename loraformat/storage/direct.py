@@ -72,7 +72,7 @@ class DirectFile:
     def _write_pages(self, offset: int, pages: memoryview) -> None:
         if not pages.nbytes:
             return
-        if not pages.readonly and _address(pages) % PAGE_NBYTES == 0:
+        if not pages.readonly and address_of(pages) % PAGE_NBYTES == 0:
             self._write_aligned(offset, pages)
             return
         if not hasattr(self._own, "bounce"):
@@ -143,7 +143,8 @@ def _file_system_of(device: int) -> str | None:
     return None
 
 
-def _address(view: memoryview) -> int:
+def address_of(view: memoryview) -> int:
+    """Where writable memory begins."""
     import ctypes
 
     return ctypes.addressof(ctypes.c_char.from_buffer(view))

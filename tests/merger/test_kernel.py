@@ -17,11 +17,12 @@ from oracle import HARD, rounded_exactly
 
 from loraformat.merger import compute, kernel
 from loraformat.merger.apply import TILE, Product
-from loraformat.merger.kernel import Kernel, open_kernel, pack
+from loraformat.merger.buffers import Block
+from loraformat.merger.kernel import Kernel, Packed, open_kernel
 from loraformat.merger.plan import Arithmetic
 from loraformat.merger.retention import Tally
 from loraformat.merger.rounding import round_nearest
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -56,6 +57,22 @@ def factors(rows: int, cols: int, rank: int, seed: int = 0) -> Product:
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(rows, rank, generator=generator, dtype=torch.float64) * 0.1
     return Product(left, torch.randn(rank, cols, generator=generator, dtype=torch.float64))
+
+
+def pack(products: list[Product]) -> Packed:
+    left = torch.cat([product.left for product in products], dim=1)
+    return kernel.pack(left.numpy(), torch.cat([product.right for product in products]).numpy())
+
+
+def run(one: Kernel, raw: torch.Tensor, product: Packed, start: int, written: torch.Tensor) -> list[Tally]:
+    return one.window(block(raw), product, start, block(written))
+
+
+def block(values: torch.Tensor) -> Block:
+    """The memory of a tensor, which `written` shares."""
+    dtype = DType.by_torch_name(str(values.dtype).removeprefix("torch."))
+    assert dtype is not None
+    return Block(memoryview(values.view(torch.uint8).numpy()).cast("B"), dtype, *values.shape)
 
 
 def ordered(product: Product) -> torch.Tensor:
@@ -96,7 +113,7 @@ def test_values_and_tallies_are_those_of_float64(
     round_nearest(wanted, exact)
     for one in kernels():
         found = torch.full((rows, cols), float("nan"), dtype=pair[1])
-        tallies = one.window(raw, pack([product]), 0, found)
+        tallies = run(one, raw, pack([product]), 0, found)
         # The products are fused into the sums, so a float64 may differ in its last bits; no wider than its rounding.
         unit = (torch.finfo(pair[1]).eps * exact.abs()).clamp(min=torch.finfo(pair[1]).smallest_normal)
         assert ((found.double() - exact).abs() <= unit / 2 + 1e-14).all()
@@ -117,7 +134,7 @@ def test_the_width_of_the_registers_shows_in_no_bit(rows: int, cols: int, rank: 
     results = []
     for one in kernels():
         found = torch.empty_like(raw)
-        results.append((one.window(raw, product, 0, found), found))
+        results.append((run(one, raw, product, 0, found), found))
     (first, one), (second, other) = results
     assert first == second
     assert torch.equal(one, other)
@@ -128,8 +145,8 @@ def test_a_row_does_not_depend_on_the_rows_around_it() -> None:
     raw, product = torch.randn(3 * TILE, 40).bfloat16(), pack([factors(3 * TILE, 40, 7)])
     for one in kernels():
         whole, part = torch.empty_like(raw), torch.empty(TILE + 3, 40, dtype=torch.bfloat16)
-        tallies = one.window(raw, product, 0, whole)
-        again = one.window(raw[TILE : 2 * TILE + 3], product, TILE, part)
+        tallies = run(one, raw, product, 0, whole)
+        again = run(one, raw[TILE : 2 * TILE + 3], product, TILE, part)
         assert torch.equal(whole[TILE : 2 * TILE + 3], part)
         assert again[0] == tallies[1]
 
@@ -140,7 +157,7 @@ def test_several_products_are_summed_before_rounding() -> None:
     exact = raw.double() + ordered(one) + ordered(other)
     for each in kernels():
         found = torch.empty_like(raw)
-        each.window(raw, pack([one, other]), 0, found)
+        run(each, raw, pack([one, other]), 0, found)
         assert ((found.double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-14).all()
 
 
@@ -153,7 +170,7 @@ def test_kernel_values_are_rounded_once(dtype: torch.dtype) -> None:
     product = pack([Product(torch.ones(1, 1, dtype=torch.float64), values[None])])
     for one in kernels():
         found = torch.empty(1, len(values), dtype=dtype)
-        one.window(torch.zeros(1, len(values), dtype=dtype), product, 0, found)
+        run(one, torch.zeros(1, len(values), dtype=dtype), product, 0, found)
         torch.testing.assert_close(found[0].double(), wanted, rtol=0, atol=0, equal_nan=True)
 
 

@@ -1,0 +1,61 @@
+"""Floating-point numbers as float64 in numpy: what needs no torch need not wait for it to be imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loraformat.model.tensors import DType, LazyTensor
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats: TypeAlias = NDArray[np.float64]
+
+_CODES = {DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2"}
+# Bits of the significand, the hidden one counted, and the exponent of the smallest normal number.
+_PRECISION = {DType.F64: (53, -1022), DType.F32: (24, -126), DType.F16: (11, -14), DType.BF16: (8, -126)}
+
+
+def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
+    """The elements of a run of bytes, exactly, as one axis.
+
+    Args:
+        dtype: one that `is_floating`.
+    """
+    import numpy as np
+
+    if dtype is DType.BF16:
+        # The upper half of a float32.
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(data, _CODES[dtype])
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return values.astype(np.float64)
+
+
+def float64_of(tensor: LazyTensor) -> Floats:
+    """All values of a tensor, in its shape; read without torch where its bytes can be had."""
+    import numpy as np
+
+    if tensor.raw is None or not tensor.dtype.is_floating:
+        import torch
+
+        return np.asarray(tensor.load().to(torch.float64).numpy())
+    stop = tensor.shape[0] if tensor.shape else 1
+    return decoded(tensor.raw(0, stop), tensor.dtype).reshape(tensor.shape)
+
+
+def unit_in_last_place(values: Floats, dtype: DType) -> Floats:
+    """The distance of two neighbours of `dtype` at the size of each value; that of subnormal ones below all others.
+
+    Args:
+        dtype: one that `is_floating`.
+    """
+    import numpy as np
+
+    bits, least = _PRECISION[dtype]
+    _, exponent = np.frexp(np.maximum(np.abs(values), 2.0**least))
+    return np.asarray(np.ldexp(1.0, exponent - bits), np.float64)
