@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, tuple[Update, ...]]] = {
     "recoded": {Q: (recoded(24),), UP: (recoded(24), low_rank(130, 24)), DOWN: (recoded(130),)},
     "recoded-bfloat16": {UP: (recoded(24, torch.bfloat16), recoded(24))},
     "carried": {
-        UP: (Modulated(lazy(130, 2), lazy(2, 24), is_sum=True), low_rank(130, 24)),
+        UP: (Modulated(lazy(130, 2), lazy(2, 24)), low_rank(130, 24)),
         BIAS: (
             Scaled(lazy(130), is_bias=True, is_sum=True),
             Diff(lazy(130, seed=5)),
