@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import total_ordering
@@ -42,6 +43,11 @@ class Finding:
     message: str
     hint: str = ""
     line: int = 0
+
+
+def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings by place, code and message."""
+    return tuple(sorted(findings, key=lambda finding: (finding.where, finding.code, finding.message)))
 
 
 def show(text: object, limit: int = 400) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, row_blocks
 from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update, tensors_of
 
 if TYPE_CHECKING:
@@ -82,16 +82,10 @@ def _are_equal(found: Update, wanted: Update) -> bool:
     for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
         if one.dtype is not other.dtype:
             return False
-        for start, stop in _blocks(one):
+        for start, stop in row_blocks(one.shape, 1, _BLOCK_NUMEL):
             if not torch.equal(one.read(start, stop), other.read(start, stop)):
                 return False
     return True
-
-
-def _blocks(tensor: LazyTensor) -> Iterator[tuple[int, int]]:
-    rows = tensor.shape[0] if tensor.shape else 1
-    step = max(1, rows * _BLOCK_NUMEL // max(tensor.numel, 1))
-    yield from ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _compared(pairs: Iterator[tuple[Tensor, Tensor]]) -> Agreement:
@@ -109,10 +103,7 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
     share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
     floors = [_FLOOR.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
     downs = found.down.load().double(), wanted.down.load().double()
-    rows = wanted.up.shape[0]
-    step = max(1, _BLOCK_NUMEL // max(downs[1].shape[-1], 1))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+    for start, stop in row_blocks((wanted.up.shape[0], downs[1].shape[-1]), 1, _BLOCK_NUMEL):
         ups = [update.up.read(start, stop).double() for update in (found, wanted)]
         difference = found.scale * (ups[0] @ downs[0]) - wanted.scale * (ups[1] @ downs[1])
         up, down = ups[1].abs(), downs[1].abs()
@@ -126,6 +117,6 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
 def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
     factors = [1.0 if (scale := _scale(update)) is None else scale for update in (found, wanted)]
     for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
-        for start, stop in _blocks(other):
+        for start, stop in row_blocks(other.shape, 1, _BLOCK_NUMEL):
             exact = factors[1] * other.read(start, stop).double()
             yield factors[0] * one.read(start, stop).double() - exact, exact.abs() * (roundoff + 2.0**-51)

@@ -78,7 +78,7 @@ def pairs_of(update: LowRank) -> Iterator[tuple[LazyTensor, LazyTensor]]:
         yield update.up, update.down
         return
     for number in range(update.up.shape[0]):
-        yield _slice(update.up, number), _slice(update.down, number)
+        yield update.expert(number)
 
 
 def side_of(factors: tuple[LazyTensor, ...]) -> Matrix:
@@ -125,7 +125,3 @@ def _pairs(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
 
 def _is_product(up: LazyTensor, down: LazyTensor) -> bool:
     return len(up.shape) == 2 and len(down.shape) > 1 and up.shape[1] == down.shape[0] and bool(up.numel and down.numel)
-
-
-def _slice(stack: LazyTensor, number: int) -> LazyTensor:
-    return stack.rows(number, number + 1).reshape(*stack.shape[1:])

@@ -13,7 +13,7 @@ from loraformat.containers.rows import bytes_of
 from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, refuse_stand_in
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, row_blocks
 from loraformat.storage import LocalStore, Store, Writer, open_store
 
 if TYPE_CHECKING:
@@ -175,10 +175,7 @@ def _write_tensors(store: Store, name: str, layout: Layout, tensors: Mapping[str
 def _write_tensor(writer: Writer, offset: int, name: str, lazy: LazyTensor) -> int:
     """The CRC-32 of the bytes written."""
     crc32 = 0
-    rows = lazy.shape[0] if lazy.shape else 1
-    step = rows if lazy.nbytes <= _BLOCK_NBYTES else max(1, rows * _BLOCK_NBYTES // lazy.nbytes)
-    for start in range(0, rows, max(step, 1)):
-        stop = min(start + step, rows)
+    for start, stop in row_blocks(lazy.shape, lazy.dtype.itemsize, _BLOCK_NBYTES):
         value = lazy.read(start, stop)
         _check_value(name, value, lazy, stop - start)
         data = bytes_of(value)

@@ -12,9 +12,10 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from loraformat.containers import strict_json
+from loraformat.containers.plain_header import METADATA, PlainHeader, read_plain
 from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
 from loraformat.diagnostics import show
@@ -24,7 +25,6 @@ from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, Entry, LazyTensor, Span
 from loraformat.storage.base import Store
 
-METADATA = "__metadata__"
 MOST_DIMENSIONS = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DTYPES = {dtype.safetensors: dtype for dtype in DType}
@@ -62,17 +62,22 @@ def read_header(store: Store, path: str) -> Header:
     if not looks_like_safetensors(head):
         refuse_foreign(head, path, zip_is_foreign=True)
     data_start = _data_start(head, nbytes, path)
-    fields = _parsed(store.read(path, 8, data_start - 8), path)
-    metadata = _metadata(fields, path)
-    entries = {name: _entry(name, value, data_start, path) for name, value in fields.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].span.offset, item[1].span.end)))
+    header = store.read(path, 8, data_start - 8)
+    plain = read_plain(header)
+    if plain is None:
+        fields = _parsed(header, path)
+        metadata = _metadata(fields, path)
+        entries = {name: _entry(name, value, data_start, path) for name, value in fields.items()}
+    else:
+        metadata, entries = plain.metadata, _plain_entries(plain, data_start, path)
+    ordered = dict(sorted(entries.items(), key=lambda item: item[1].span))
     _check_cover(ordered, data_start, nbytes, path)
     return Header(ordered, metadata, data_start, nbytes)
 
 
 def lazy_tensors(store: Store, path: str, header: Header) -> dict[str, LazyTensor]:
     """Every tensor of the file by name, none of them loaded."""
-    return {name: _lazy(store, stored(path, entry)) for name, entry in header.entries.items()}
+    return {name: _lazy(store, path, entry) for name, entry in header.entries.items()}
 
 
 def stored(path: str, entry: Entry) -> StoredTensor:
@@ -80,12 +85,12 @@ def stored(path: str, entry: Entry) -> StoredTensor:
     return StoredTensor(path, entry.dtype, entry.shape, entry.span)
 
 
-def _lazy(store: Store, tensor: StoredTensor) -> LazyTensor:
+def _lazy(store: Store, path: str, entry: Entry) -> LazyTensor:
     return LazyTensor(
-        tensor.shape,
-        tensor.dtype,
-        lambda start, stop: read_rows(store, tensor, start, stop),
-        lambda start, stop: read_raw_rows(store, tensor, start, stop),
+        entry.shape,
+        entry.dtype,
+        lambda start, stop: read_rows(store, stored(path, entry), start, stop),
+        lambda start, stop: read_raw_rows(store, stored(path, entry), start, stop),
     )
 
 
@@ -138,12 +143,44 @@ def _metadata(fields: dict[str, Json], where: str) -> dict[str, str]:
 def _entry(name: str, value: Json, data_start: int, where: str) -> Entry:
     if not isinstance(value, dict) or value.keys() != _FIELDS:
         _refuse_fields(name, value, where)
-    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
-    if dtype is None:
-        raise InvalidHeader(f"{_short(name)}: unknown dtype {_short(json.dumps(value['dtype']))}", where=where)
-    shape = _shape(name, value["shape"], dtype, where)
+    content = _content(name, value["dtype"], value["shape"], where)
     begin, end = _offsets(name, value["data_offsets"], where)
-    expected = math.prod(shape) * dtype.itemsize
+    return _placed(name, content, begin, end, data_start, where)
+
+
+def _plain_entries(plain: PlainHeader, data_start: int, where: str) -> dict[str, Entry]:
+    """As `_entry` for each; most have the dtype and shape of another, and these are looked at once."""
+    contents: dict[tuple[str, str], _Content] = {}
+    entries: dict[str, Entry] = {}
+    for name, dtype, sizes, begin, end in plain.entries:
+        content = contents.get((dtype, sizes))
+        if content is None:
+            shape = [int(size) for size in sizes.split(",")] if sizes else []
+            content = contents[dtype, sizes] = _content(name, dtype, list(shape), where)
+        entries[name] = _placed(name, content, int(begin), int(end), data_start, where)
+    return entries
+
+
+class _Content(NamedTuple):
+    """What a tensor holds, wherever it stands."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def _content(name: str, dtype_name: Json, sizes: Json, where: str) -> _Content:
+    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
+    if dtype is None:
+        raise InvalidHeader(f"{_short(name)}: unknown dtype {_short(json.dumps(dtype_name))}", where=where)
+    shape = _shape(name, sizes, dtype, where)
+    return _Content(dtype, shape, math.prod(shape) * dtype.itemsize)
+
+
+def _placed(name: str, content: _Content, begin: int, end: int, data_start: int, where: str) -> Entry:
+    dtype, shape, expected = content
+    if end < begin:
+        raise InvalidHeader(f"{_short(name)}: data_offsets: end {end} is before begin {begin}", where=where)
     if end - begin != expected:
         wanted = f"{dtype.safetensors} {list(shape)} takes {expected} bytes"
         raise InvalidHeader(f"{_short(name)}: {wanted}, data_offsets span {end - begin}", where=where)
@@ -173,10 +210,7 @@ def _offsets(name: str, value: Json, where: str) -> tuple[int, int]:
     offsets = _integers(value)
     if offsets is None or len(offsets) != 2:
         raise InvalidHeader(f"{_short(name)}: data_offsets: expected two integers of at least 0", where=where)
-    begin, end = offsets
-    if end < begin:
-        raise InvalidHeader(f"{_short(name)}: data_offsets: end {end} is before begin {begin}", where=where)
-    return begin, end
+    return offsets[0], offsets[1]
 
 
 def _integers(value: Json) -> tuple[int, ...] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import NonFiniteValue
-from loraformat.formats.canonical import is_stated, most_common, unstated_fields
+from loraformat.formats.canonical import is_stated, low_ranks_of, most_common, unstated_fields
 from loraformat.formats.losses import dropped_metadata, folded_scale, padded_ranks, reduced_precision
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.rewritten import with_tensors
@@ -32,9 +32,7 @@ def uniform(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
     The scale is the most common one; the others are worked into `up` in float64 and rounded once. The rank is the
     largest one; the others are filled up with zeros. Updates without a scale stay as they are.
     """
-    low_ranks = {
-        weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
-    }
+    low_ranks = low_ranks_of(adapter)
     known = [update.scale for update in low_ranks.values() if update.scale is not None]
     if not known:
         return adapter, ()

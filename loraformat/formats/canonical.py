@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Json
 from loraformat.model.summary import kind_of
 from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update
@@ -42,7 +42,23 @@ def slots_of(updates: tuple[Update, ...]) -> Slots | None:
     return found if found.updates() == updates and not is_stack else None
 
 
-def sequence_fault(updates: tuple[Update, ...]) -> str:
+def faults_of(adapter: Adapter, judge: Callable[[str, Slots], str | None]) -> Iterator[tuple[str, str]]:
+    """(weight, fault) of every weight that has no slots, and of every one in whose slots `judge` finds a fault."""
+    for base_weight, updates in adapter.updates.items():
+        slots = slots_of(updates)
+        fault = _sequence_fault(updates) if slots is None else judge(base_weight, slots)
+        if fault:
+            yield base_weight, fault
+
+
+def low_ranks_of(adapter: Adapter) -> dict[str, LowRank]:
+    """Base weight → its low-rank update, the last where there are several."""
+    return {
+        weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
+    }
+
+
+def _sequence_fault(updates: tuple[Update, ...]) -> str:
     """Why `updates` have no slots: a kind that has none, or their number and order."""
     foreign = next((each for each in updates if not isinstance(each, (Replace, Rows, LowRank, Diff))), None)
     return "this sequence of updates" if foreign is None else f"an update of the kind {kind_of(foreign)}"
@@ -96,6 +112,16 @@ def is_stated(name: str) -> bool:
 def unstated_fields(raw: Mapping[str, Json]) -> list[str]:
     """Fields of a source config that say something which the hub does not hold; empty values say nothing."""
     return sorted(name for name, value in raw.items() if name not in _STATED_IN_THE_HUB and not _is_empty(value))
+
+
+def unsaid(config: AdapterConfig, *said: str) -> list[str]:
+    """What the hub knows about the base and a format has no place for, by name.
+
+    Args:
+        said: what this format has a place for.
+    """
+    facts = ("base_model", "base_fingerprint", "base_revision", "base_vocab_size", "task", "tied")
+    return [fact for fact in facts if fact not in said and getattr(config, fact) is not None]
 
 
 def _is_empty(value: Json) -> bool:

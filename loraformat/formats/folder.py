@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Finding
 from loraformat.formats.findings import file_left_behind
-from loraformat.formats.losses import dropped_metadata
+from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
@@ -76,11 +76,14 @@ def json_file(name: str, value: dict[str, Json]) -> JsonFile:
     return JsonFile(name, len(content), lambda: content, lambda: value)
 
 
-def tensor_file(
-    name: str, container: str, entries: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None
-) -> TensorFile:
-    """A tensor file to be written, entries sorted by name; `nbytes` counts the values only."""
-    tensors = Tensors(container, dict(sorted(entries.items())), metadata or {})
+def tensor_file(name: str, container: str, entries: Mapping[str, LazyTensor], framework: str = "pt") -> TensorFile:
+    """A tensor file to be written, entries sorted by name; `nbytes` counts the values only.
+
+    Args:
+        framework: whose tensors these are, as the metadata of a safetensors file says.
+    """
+    metadata = {"format": framework} if container == "safetensors" else {}
+    tensors = Tensors(container, dict(sorted(entries.items())), metadata)
     return TensorFile(name, sum(entry.nbytes for entry in entries.values()), lambda: tensors)
 
 
@@ -90,8 +93,17 @@ def bundle_of(files: list[File], adapter: Adapter) -> Bundle:
     return Bundle("", dict(sorted({**adapter.carried, **adapter.tokenizer, **own}.items())))
 
 
-def shadowed_files(adapter: Adapter, own: Collection[str]) -> Iterator[Finding]:
-    """LF703 for carried files whose names the format needs for itself."""
+def lost_beside(adapter: Adapter, dropped: list[str], own: Collection[str]) -> Iterator[Finding]:
+    """What is lost beside the updates: LF706 for tensors that nobody understood, LF703 for the rest.
+
+    Args:
+        dropped: settings that the format has no place for.
+        own: files that it needs for itself, whatever the adapter carries under their names.
+    """
+    if adapter.unclaimed:
+        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
+    if dropped:
+        yield dropped_metadata("", dropped)
     names = sorted({*adapter.carried, *adapter.tokenizer}.intersection(own))
     if names:
         yield dropped_metadata("", names)

@@ -11,33 +11,18 @@ from loraformat.formats import factors
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
 from loraformat.formats.pairs.spelling import MINIMIND, Pair, pairs_of
-from loraformat.formats.unwritten import losses, write
+from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 
 NAME = "minimind"
 TITLE = "minimind: <module>.lora.A.weight and .lora.B.weight in one .pth file"
 SPEC = "docs/formats/minimind.md"
-WRITES = False
-CONTAINERS: tuple[str, ...] = ()
 READS: tuple[str, ...] = ("linear",)
-HOLDS: tuple[str, ...] = ()
-LOSES = ""
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

@@ -12,7 +12,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, base_shape, read_pairs, the_file
 from loraformat.formats.pairs.spelling import MINLORA, Pair, pairs_of
-from loraformat.formats.unwritten import losses, write
+from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.updates import LowRank
@@ -20,26 +20,11 @@ from loraformat.model.updates import LowRank
 NAME = "minlora"
 TITLE = "minLoRA: <module>.parametrizations.weight.0.lora_A and lora_B in one .pt file"
 SPEC = "docs/formats/minlora.md"
-WRITES = False
-CONTAINERS: tuple[str, ...] = ()
 READS: tuple[str, ...] = ("linear", "embedding", "convolution")
-HOLDS: tuple[str, ...] = ()
-LOSES = ""
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

@@ -11,7 +11,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
 from loraformat.formats.pairs.spelling import RASCHKA, Pair, pairs_of
-from loraformat.formats.unwritten import losses, write
+from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.updates import LowRank
@@ -19,26 +19,11 @@ from loraformat.model.updates import LowRank
 NAME = "raschka"
 TITLE = "LLMs from scratch: <module>.lora.A and .lora.B, both (in, rank) and (rank, out), in one .pth file"
 SPEC = "docs/formats/raschka.md"
-WRITES = False
-CONTAINERS: tuple[str, ...] = ()
 READS: tuple[str, ...] = ("linear",)
-HOLDS: tuple[str, ...] = ()
-LOSES = ""
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

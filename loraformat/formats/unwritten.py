@@ -1,4 +1,4 @@
-"""What a format without a writer says when it is asked to write."""
+"""What a format without a writer has in the place of one, and what it says when it is asked to write."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
 from loraformat.formats.losses import unsupported_update
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
+
+WRITES = False
+CONTAINERS: tuple[str, ...] = ()
+HOLDS: tuple[str, ...] = ()
+LOSES = ""
 
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001

@@ -14,9 +14,9 @@ from loraformat.jobs.tables import Rows, table_record
 from loraformat.matching import Part, match
 from loraformat.merger import Inputs, Limits, repeated
 from loraformat.merger.apply import Addition, Step, apply
-from loraformat.merger.compute import Steps, compute_dtype
 from loraformat.merger.edits import edits_of
 from loraformat.merger.plan import Edit, Term
+from loraformat.merger.steps import Steps, compute_dtype
 from loraformat.merger.windows import read_window, windows
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint

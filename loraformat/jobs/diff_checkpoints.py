@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.containers import check_records, read_rows
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.differences import MOST_RANK, WeightDifference
+from loraformat.model.tensors import row_blocks
 from loraformat.storage import Store, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK_NBYTES = 8 << 20
+_LONGEST_KERNEL = 16
+
+_Figure = TypeVar("_Figure", int, float)
 
 
 def tensor_differences(
@@ -77,8 +81,7 @@ def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> Wei
     before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
     is_close = apart <= tolerance * before and not sums.is_unordered
     status = "resized" if is_resized else "equal" if is_close else "changed"
-    effective, rank_90, rank_99 = (None, None, None) if sums.whole is None else _ranks(sums.whole)
-    return replace(
+    found = replace(
         bare,
         status=status,
         norm=before,
@@ -88,10 +91,8 @@ def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> Wei
         cosine=sums.inner / (before * after) if before and after else None,
         changed=sums.changed / max(1, sums.numel),
         largest=sums.largest,
-        effective_rank=effective,
-        rank_90=rank_90,
-        rank_99=rank_99,
     )
+    return found if sums.whole is None else _with_ranks(found, sums.whole)
 
 
 @dataclass(slots=True)
@@ -111,8 +112,8 @@ def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, sec
     import torch
 
     sums = _Sums()
-    rows = min(one.shape[0], other.shape[0]) if one.shape else 1
-    for start, stop in _blocks(one, rows):
+    shape = (min(one.shape[0], other.shape[0]), *one.shape[1:]) if one.shape else ()
+    for start, stop in row_blocks(shape, one.dtype.itemsize, _BLOCK_NBYTES):
         before, after = (side.rows(name, start, stop) for side in (first, second))
         wide = torch.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else torch.float32
         before, after = before.to(wide), after.to(wide)
@@ -127,7 +128,7 @@ def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, sec
         sums.is_unordered = sums.is_unordered or not bool(apart.isfinite().all())
         if sums.whole is None and apart.ndim > 1 and bool(apart.any()):
             # What went before was equal, and what comes stands in place.
-            sums.whole = torch.zeros(rows, *one.shape[1:], dtype=torch.float32)
+            sums.whole = torch.zeros(shape, dtype=torch.float32)
         if sums.whole is not None:
             sums.whole[start:stop] = apart
     if sums.is_unordered:
@@ -141,25 +142,42 @@ def _square(values: Tensor) -> float:
     return float((values * values).sum(dtype=torch.float64))
 
 
-def _ranks(whole: Tensor) -> tuple[float | None, int | None, int | None]:
-    """Effective rank and the ranks that hold 90 % and 99 %; a stack of experts has none."""
+def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
+    """The difference with the ranks of D; of a stack of experts those of every expert that differs, folded."""
     from loraformat.algebra import energy_ranks
 
-    if whole.ndim == 3 and whole.shape[-1] > 16:
-        return None, None, None
-    effective, (rank_90, rank_99) = energy_ranks(whole.reshape(whole.shape[0], -1), (0.9, 0.99), most=MOST_RANK)
-    return effective, rank_90, rank_99
-
-
-def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:
-    rows = tensor.shape[0] if tensor.shape else 1
-    return all(
-        bool((first.rows(name, start, stop) == second.rows(name, start, stop)).all())
-        for start, stop in _blocks(tensor, rows)
+    are_experts = _are_matrices(found.weight, whole)
+    matrices = [matrix for matrix in whole if bool(matrix.any())] if are_experts else [whole.flatten(1)]
+    is_stack = are_experts and whole.shape[0] > 1
+    ranks = [energy_ranks(matrix, (0.9, 0.99), most=MOST_RANK) for matrix in matrices]
+    effective = _ordered([each for each, _ in ranks])
+    rank_90, rank_99 = (_ordered([each[at] for _, each in ranks]) for at in (0, 1))
+    middle = len(ranks) // 2
+    return replace(
+        found,
+        effective_rank=effective[middle],
+        rank_90=rank_90[middle],
+        rank_99=rank_99[middle],
+        experts=len(ranks) if is_stack else None,
+        rank_90_most=rank_90[-1] if is_stack else None,
+        rank_99_most=rank_99[-1] if is_stack else None,
     )
 
 
-def _blocks(tensor: StoredTensor, rows: int) -> Iterator[tuple[int, int]]:
-    row_nbytes = max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
-    step = max(1, _BLOCK_NBYTES // row_nbytes)
-    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+def _are_matrices(name: str, whole: Tensor) -> bool:
+    """Whether a tensor is a row of matrices, one for each expert; the kernel of a convolution is short or says so."""
+    return (
+        whole.ndim == 3 and "conv" not in name and (not name.endswith(".weight") or whole.shape[-1] > _LONGEST_KERNEL)
+    )
+
+
+def _ordered(figures: Sequence[_Figure | None]) -> list[_Figure | None]:
+    """Ascending, None, which is above what was looked for, last."""
+    return sorted(figures, key=lambda figure: (figure is None, figure or 0))
+
+
+def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:
+    return all(
+        bool((first.rows(name, start, stop) == second.rows(name, start, stop)).all())
+        for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES)
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.io import Opened
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
@@ -196,7 +196,7 @@ def _with_values(opened: Opened, base: Checkpoint | None, findings: tuple[Findin
     """The findings, and those of the rules that read values, which is done anyway."""
     subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
     found, _ = rules.run(subject, _VALUE_RULES, deep=True)
-    return tuple(sorted((*findings, *found), key=lambda each: (each.where, each.code, each.message)))
+    return in_order((*findings, *found))
 
 
 def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) -> None:

@@ -11,7 +11,7 @@ from loraformat.formats.repairs import dropped_copies, renamed_modules, whole_nu
 from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import LazyTensor, row_blocks
 from loraformat.model.updates import Replace, Update
 from loraformat.storage import Store, open_store
 
@@ -76,10 +76,7 @@ def _is_copy(weight: str, update: Update, base: Checkpoint, store: Store) -> boo
 def _are_equal(value: LazyTensor, stored: StoredTensor, store: Store) -> bool:
     import torch
 
-    rows = stored.shape[0] if stored.shape else 1
-    step = max(1, rows * _BLOCK_NUMEL // max(value.numel, 1))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+    for start, stop in row_blocks(stored.shape, 1, _BLOCK_NUMEL):
         found = value.read(start, stop).to(stored.dtype.torch)
         if not torch.equal(found, read_rows(store, stored, start, stop)):
             return False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.containers import open_bundle, read_rows
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ConfigError, ContainerError, FormatError
 from loraformat.io import read_bundle
 from loraformat.jobs.places import with_lines
@@ -38,7 +38,7 @@ class _Choice:
         """The findings that are told, sorted, and those that are ignored for a reason."""
         told: list[Finding] = []
         ignored: list[IgnoredFinding] = []
-        for finding in sorted(findings, key=lambda found: (found.where, found.code, found.message)):
+        for finding in in_order(findings):
             prefix = next((code for code in self.reasons if finding.code.startswith(code)), None)
             if prefix is not None:
                 ignored.append(IgnoredFinding(finding.code, finding.where, self.reasons[prefix]))

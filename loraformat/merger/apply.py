@@ -153,10 +153,7 @@ def prepare(
 def _low_rank(
     update: LowRank, transposed: bool, dtype: torch.dtype, where: str, part: Part, strength: float
 ) -> Addition:
-    factors = (update.up, update.down)
-    if update.is_stack:
-        number = part.expert or 0
-        factors = (_slice(update.up, number), _slice(update.down, number))
+    factors = update.expert(part.expert or 0) if update.is_stack else (update.up, update.down)
     up, down = (_values(factor, dtype, where) for factor in factors)
     left, right = (down.T, up.T) if transposed else (up, down)
     is_per_row = update.magnitude is None or (update.magnitude.axis == 1) != transposed
@@ -167,11 +164,6 @@ def _low_rank(
     left = left.contiguous() * (stated_scale(update.scale, where) * strength)
     span = None if part == WHOLE else (part.at, part.at + left.shape[0])
     return Addition(_product(left, right.contiguous()), magnitude, is_per_row, span)
-
-
-def _slice(stack: LazyTensor, number: int) -> LazyTensor:
-    """One matrix of a stack."""
-    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
 
 
 def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Sequence[Tensor | None]) -> Tensor:

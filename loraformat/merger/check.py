@@ -12,11 +12,11 @@ from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.apply import blocks_of
 from loraformat.merger.compare import compare_rows
-from loraformat.merger.compute import Steps
 from loraformat.merger.copies import Inputs, columns_of
 from loraformat.merger.independent import check_with_library
 from loraformat.merger.plain import is_plain
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
+from loraformat.merger.steps import Steps
 from loraformat.merger.windows import Limits, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType

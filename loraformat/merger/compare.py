@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from loraformat.containers import read_raw_rows, read_rows
 from loraformat.errors import MergeError
 from loraformat.merger.apply import apply, blocks_of
-from loraformat.merger.compute import Steps, compute_dtype
 from loraformat.merger.copies import Inputs, as_matrix
 from loraformat.merger.plan import Edit
+from loraformat.merger.steps import Steps, compute_dtype
 from loraformat.merger.windows import read_window
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.floats import decoded, unit_in_last_place

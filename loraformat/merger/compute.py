@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from threading import BoundedSemaphore, Lock
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 from loraformat.containers import read_rows_into
@@ -18,106 +18,23 @@ from loraformat.merger.apply import (
     Overwrite,
     Product,
     Step,
-    add_column_squares,
     apply,
     blocks_of,
-    prepare,
 )
 from loraformat.merger.buffers import Block, Buffers
 from loraformat.merger.copies import Inputs, as_matrix
-from loraformat.merger.from_base import carried, projected, recoded, taken_off
-from loraformat.merger.kernel import Kernel, Packed, open_kernel, pack
-from loraformat.merger.plain import factors_of, is_plain
-from loraformat.merger.plan import Arithmetic, Edit, Term
+from loraformat.merger.kernel import Kernel, open_kernel
+from loraformat.merger.plain import reads_with_torch
+from loraformat.merger.plan import Arithmetic, Edit
 from loraformat.merger.retention import Tally, change_of, tally_of
 from loraformat.merger.rounding import keep_unchanged, rounder
-from loraformat.merger.windows import Limits, read_window, rows_of, strip_of, unit_of, windows
-from loraformat.model.of_base import Carried, Projected, Recoded
+from loraformat.merger.steps import Steps, compute_dtype
+from loraformat.merger.windows import Limits, read_window, strip_of, unit_of
 from loraformat.model.tensors import DType
-from loraformat.model.updates import FromBase
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-    from loraformat.model.floats import Floats
-
-
-class Steps:
-    """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
-
-    def __init__(self, edit: Edit, inputs: Inputs, dtype: DType) -> None:
-        self.dtype = dtype
-        self.is_plain = is_plain(edit, inputs)
-        self._edit, self._inputs = edit, inputs
-        self._lock = Lock()
-        self._ready: tuple[list[Step], list[Tensor | None]] | None = None
-        self._packed: Packed | None = None
-        self._factors: tuple[Floats, Floats] | None = None
-
-    def get(self) -> tuple[list[Step], list[Tensor | None]]:
-        """(steps, column norms of each)."""
-        with self._lock:
-            if self._ready is None:
-                self._ready = self._prepare()
-            return self._ready
-
-    def packed(self) -> Packed:
-        """All terms of a plain edit as one product for the kernel."""
-        with self._lock:
-            if self._packed is None:
-                self._packed = pack(*factors_of(self._edit, self._inputs))
-            return self._packed
-
-    def factors(self) -> tuple[Floats, Floats]:
-        """All terms of a plain edit as one product: (rows, rank) and (rank, cols)."""
-        with self._lock:
-            if self._factors is None:
-                self._factors = factors_of(self._edit, self._inputs)
-            return self._factors
-
-    def _prepare(self) -> tuple[list[Step], list[Tensor | None]]:
-        steps = [self._step(term) for term in self._edit.terms]
-        return steps, [self._norms(step, steps) for step in steps]
-
-    def _step(self, term: Term) -> Step:
-        """A term made ready; one that comes from the base is computed from all of the base's matrix first."""
-        edit, update = self._edit, self._inputs.update(term)
-        transposed, where = term.transposed, term.weight
-        if isinstance(update, FromBase):
-            stored = read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype.torch)
-            update = taken_off(update, stored, transposed=transposed, where=where)
-        elif isinstance(update, Projected):
-            update = projected(update, self._base_windows(), transposed=transposed, where=where)
-        elif isinstance(update, Recoded):
-            rows, found = edit.matrix[0], self._base_windows()
-            return recoded(update, found, transposed=transposed, rows=rows, dtype=self.dtype.torch, where=where)
-        elif isinstance(update, Carried):
-            assert term.operand is not None
-            rows_of_it = rows_of(self._inputs, term.operand.tensor)
-            update = carried(update, rows_of_it, transposed=term.operand.transposed, where=where)
-        return prepare(update, transposed, edit.matrix, self.dtype.torch, where, term.part, term.strength)
-
-    def _base_windows(self) -> Iterator[tuple[int, Tensor]]:
-        for start, stop in windows(self._edit, self._inputs, Limits()):
-            yield start, read_window(self._inputs, self._edit, start, stop, self.dtype.torch)
-
-    def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:
-        import torch
-
-        if not isinstance(step, Addition) or not step.needs_column_norms:
-            return None
-        edit = self._edit
-        total = torch.zeros(1, edit.matrix[1], dtype=torch.float64)
-        for start, block in self._base_windows():
-            add_column_squares(total, block, start, steps, step)
-        return total.sqrt().to(self.dtype.torch)
-
-
-def compute_dtype(edit: Edit, inputs: Inputs, accumulate: str) -> DType:
-    """The dtype in which an edit is computed: float64 where asked for or where base or output is, else float32."""
-    wide = "F64" in (edit.dtype, inputs.base.tensors[edit.source].dtype.safetensors)
-    return DType.F64 if wide or accumulate == "float64" else DType.F32
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +86,11 @@ class Computer:
 
     def alone(self, edits: Iterable[Edit]) -> AbstractContextManager[None]:
         """`one_thread_each`, which imports torch, where any of the edits needs it."""
-        needs_torch = any(self._kernel_for(edit, self.steps(edit)) is None for edit in edits)
-        return one_thread_each() if needs_torch else nullcontext()
+        inputs = self._inputs
+        needs_torch = (
+            self._kernel_for(edit, self.steps(edit)) is None or reads_with_torch(edit, inputs) for edit in edits
+        )
+        return one_thread_each() if any(needs_torch) else nullcontext()
 
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""

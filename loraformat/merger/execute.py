@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from loraformat.containers import check_records, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
-from loraformat.merger.compute import Computer, Steps
+from loraformat.merger.compute import Computer
 from loraformat.merger.copies import Done, Inputs, Target, Task, tensor_copies, verbatim_copies
 from loraformat.merger.digests import Digest
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.retention import Tally
+from loraformat.merger.steps import Steps
 from loraformat.merger.windows import Limits, windows
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry

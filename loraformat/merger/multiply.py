@@ -113,9 +113,7 @@ def prepare_modulated(update: Modulated, transposed: bool, dtype: torch.dtype, w
     """W + W ∘ (up @ down), row by row, in the memory of the product. Arguments as for `merger.apply.prepare`."""
     up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
     left, right = (down.T.contiguous(), up.T.contiguous()) if transposed else (up, down)
-    return Multiplication(
-        lambda values, start, stop: (left[start:stop] @ right).mul_(values).add_(values), is_sum=True
-    )
+    return Multiplication(lambda values, start, stop: (left[start:stop] @ right).mul_(values).add_(values), is_sum=True)
 
 
 def prepare_tiled(update: Tiled, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:

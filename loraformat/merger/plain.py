@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.matching import WHOLE
 from loraformat.merger.apply import stated_scale
 from loraformat.merger.copies import Inputs
 from loraformat.merger.multiply import not_finite
@@ -21,12 +20,22 @@ def is_plain(edit: Edit, inputs: Inputs) -> bool:
     """Whether all that an edit does is to add low-rank products to a floating tensor whose rows stand in order."""
     stored = inputs.base.tensors[edit.source]
     is_readable = stored.strides is None and stored.dtype.is_floating
-    return is_readable and bool(edit.terms) and all(_is_product(term, inputs) for term in edit.terms)
+    return is_readable and bool(edit.terms) and all(_is_product(term, edit, inputs) for term in edit.terms)
 
 
-def _is_product(term: Term, inputs: Inputs) -> bool:
-    update = inputs.update(term)
-    return isinstance(update, LowRank) and not update.is_stack and update.magnitude is None and term.part == WHOLE
+def _is_product(term: Term, edit: Edit, inputs: Inputs) -> bool:
+    """Whether a term is a low-rank product for all rows of a tensor."""
+    update, part = inputs.update(term), term.part
+    if not isinstance(update, LowRank) or update.magnitude is not None or update.is_stack != (part.expert is not None):
+        return False
+    return part.at == 0 and (part.rows is None or part.rows[1] - part.rows[0] == edit.matrix[0])
+
+
+def reads_with_torch(edit: Edit, inputs: Inputs) -> bool:
+    """Whether a factor of a plain edit is computed, does not stand in a file as it is used, or has no plain floats."""
+    updates = [inputs.update(term) for term in edit.terms]
+    factors = [factor for one in updates if isinstance(one, LowRank) for factor in (one.up, one.down)]
+    return any(factor.raw is None or not factor.dtype.is_floating for factor in factors)
 
 
 def factors_of(edit: Edit, inputs: Inputs) -> tuple[Floats, Floats]:
@@ -47,8 +56,10 @@ def factors_of(edit: Edit, inputs: Inputs) -> tuple[Floats, Floats]:
 def _oriented(term: Term, inputs: Inputs) -> tuple[Floats, Floats]:
     update = inputs.update(term)
     assert isinstance(update, LowRank)
-    up, down = (_matrix(float64_of(factor), term.weight) for factor in (update.up, update.down))
+    factors = (update.up, update.down) if term.part.expert is None else update.expert(term.part.expert)
+    up, down = (_matrix(float64_of(factor), term.weight) for factor in factors)
     left, right = (down.T, up.T) if term.transposed else (up, down)
+    left = left if term.part.rows is None else left[slice(*term.part.rows)]
     return left * (stated_scale(update.scale, term.weight) * term.strength), right
 
 

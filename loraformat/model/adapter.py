@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Update
+from loraformat.model.updates import LowRank, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,22 @@ class AdapterConfig:
     raw: Mapping[str, Json] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Low-rank updates that differ in nothing but their weights and values, or one update of another kind.
+
+    Attributes:
+        update: one of them: what its headers say is true of all.
+        declared_rank: what the config states for them, or None.
+        weights: the base weights, sorted; one that has two such updates stands there twice.
+    """
+
+    update: Update
+    declared_rank: int | None
+    weights: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """The hub of every conversion: formats read into it and write out of it.
 
@@ -68,6 +84,28 @@ class Adapter:
     carried: Mapping[str, RawFile] = field(default_factory=dict)
     unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
+
+    @cached_property
+    def alike(self) -> tuple[Alike, ...]:
+        """All updates, those together that are alike: a model repeats its layers, so there are few groups."""
+        declared = self.config.declared_ranks
+        groups: dict[Hashable, Alike] = {}
+        for weight, chain in self.updates.items():
+            rank = declared.get(weight)
+            for update in chain:
+                key = (rank, *_outline(update)) if isinstance(update, LowRank) else id(update)
+                group = groups.get(key)
+                if group is None:
+                    group = groups[key] = Alike(update, rank, [])
+                group.weights.append(weight)
+        return tuple(groups.values())
+
+
+def _outline(update: LowRank) -> tuple[Hashable, ...]:
+    """Everything of an update but its values."""
+    up, down, magnitude = update.up, update.down, update.magnitude
+    vector = None if magnitude is None else (magnitude.vector.shape, magnitude.vector.dtype, magnitude.axis)
+    return (up.shape, up.dtype, down.shape, down.dtype, update.scale, vector, update.kernel, update.is_embedding)
 
 
 def module_of(base_weight: str) -> str:

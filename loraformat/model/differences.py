@@ -34,7 +34,10 @@ class WeightDifference:
         changed: share of the elements that differ; None for updates.
         largest: max |D|; None for updates.
         effective_rank, rank_90, rank_99: of D: exp of the entropy of its normalised singular values, and the least rank
-            that holds that share of ‖D‖². None where they were not computed, or are above MOST_RANK.
+            that holds that share of ‖D‖². None where they were not computed, or are above MOST_RANK. Of a stack of
+            experts the medians (of two in the middle the larger) over those that differ.
+        experts: how many experts of a stack differ; None where it is no stack, or no rank was computed.
+        rank_90_most, rank_99_most: the largest of any expert; None as for `experts`, and where it is above MOST_RANK.
         overlap_outputs, overlap_inputs, overlap_dimensions: of the leading subspaces of two updates.
     """
 
@@ -54,6 +57,9 @@ class WeightDifference:
     effective_rank: float | None = None
     rank_90: int | None = None
     rank_99: int | None = None
+    experts: int | None = None
+    rank_90_most: int | None = None
+    rank_99_most: int | None = None
     overlap_outputs: float | None = None
     overlap_inputs: float | None = None
     overlap_dimensions: int | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loraformat.model.adapter import Adapter, module_of
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.adapter import Adapter, Alike, module_of
+from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import (
     FACTORS,
     FromBase,
@@ -21,6 +23,9 @@ from loraformat.model.updates import (
 )
 
 _Key = TypeVar("_Key", bound=Hashable)
+
+# Nine digits are more layers than any model has, and keep a hostile name from becoming a huge integer.
+_NUMBER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|\Z)").search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +78,13 @@ class Summary:
 
 def summarize(adapter: Adapter) -> Summary:
     """The adapter in figures, from names, shapes and dtypes alone."""
-    updates = [update for chain in adapter.updates.values() for update in chain]
-    tensors = _distinct(tensor for update in updates for _, tensor in tensors_of(update))
-    low_rank = [update for update in updates if isinstance(update, LowRank)]
-    by_weight = {name: _parameters(chain) for name, chain in adapter.updates.items()}
+    updates = [(group.update, len(group.weights)) for group in adapter.alike]
+    tensors = _distinct(
+        tensor for chain in adapter.updates.values() for each in chain for _, tensor in tensors_of(each)
+    )
+    low_rank = [update for update, _ in updates if isinstance(update, LowRank)]
+    modules = [module_of(name) for name in adapter.updates]
+    by_weight = _by_weight(adapter)
     by_layer = _by_layer(by_weight)
     config = adapter.config
     return Summary(
@@ -84,23 +92,23 @@ def summarize(adapter: Adapter) -> Summary:
         task=config.task,
         targets=config.targets,
         weights=len(adapter.updates),
-        modules=len({module_of(name) for name in adapter.updates}),
+        modules=len(set(modules)),
         layers=tuple(by_layer),
-        module_kinds=_counted(module_of(name).rpartition(".")[2] for name in adapter.updates),
-        update_kinds=_counted(kind_of(update) for update in updates),
-        ranks=_counted(rank for update in updates if (rank := rank_of(update)) is not None),
-        scales=_counted(scale_of(update) for update in updates if has_scale(update)),
-        dtypes=_counted(tensor.dtype.safetensors for tensor in tensors),
-        tensors=len(tensors),
-        parameters=sum(tensor.numel for tensor in tensors),
-        nbytes=sum(tensor.nbytes for tensor in tensors),
-        parameters_by_weight=dict(sorted(by_weight.items())),
+        module_kinds=_counted((module.rpartition(".")[2], 1) for module in modules),
+        update_kinds=_counted((kind_of(update), count) for update, count in updates),
+        ranks=_counted((rank, count) for update, count in updates if (rank := rank_of(update)) is not None),
+        scales=_counted((scale_of(update), count) for update, count in updates if has_scale(update)),
+        dtypes=_counted((dtype.safetensors, count) for (dtype, _), count in tensors.items()),
+        tensors=sum(tensors.values()),
+        parameters=sum(math.prod(shape) * count for (_, shape), count in tensors.items()),
+        nbytes=sum(math.prod(shape) * dtype.itemsize * count for (dtype, shape), count in tensors.items()),
+        parameters_by_weight=by_weight,
         parameters_by_layer=by_layer,
         has_dora=any(update.magnitude is not None for update in low_rank),
         has_convolutions=any(update.kernel for update in low_rank),
         has_embeddings=_has_embeddings(adapter),
-        has_replacements=any(isinstance(update, Replace) for update in updates),
-        has_rows=any(isinstance(update, Rows) for update in updates),
+        has_replacements=any(isinstance(update, Replace) for update, _ in updates),
+        has_rows=any(isinstance(update, Rows) for update, _ in updates),
         vocab_size=config.vocab_size,
         new_rows=_new_rows(config.vocab_size, config.base_vocab_size),
         unclaimed=len(adapter.unclaimed),
@@ -109,8 +117,8 @@ def summarize(adapter: Adapter) -> Summary:
 
 def layer_of(name: str) -> int | None:
     """The first number among the components of a dotted path: which block a weight belongs to; None for no block."""
-    # Nine digits are more layers than any model has, and keep a hostile name from becoming a huge integer.
-    return next((int(part) for part in name.split(".") if part.isascii() and part.isdigit() and len(part) < 10), None)
+    found = _NUMBER(name)
+    return int(found[1]) if found else None
 
 
 def kind_of(update: Update) -> str:
@@ -144,17 +152,26 @@ def parameters_of(update: Update) -> int:
     return sum(tensor.numel for _, tensor in tensors_of(update))
 
 
-def _parameters(chain: Iterable[Update]) -> int:
-    return sum(parameters_of(update) for update in chain)
+def _by_weight(adapter: Adapter) -> dict[str, int]:
+    totals = dict.fromkeys(sorted(adapter.updates), 0)
+    for group in adapter.alike:
+        parameters = parameters_of(group.update)
+        for name in group.weights:
+            totals[name] += parameters
+    return totals
 
 
-def _distinct(tensors: Iterator[LazyTensor]) -> list[LazyTensor]:
-    return list(dict.fromkeys(tensors))
+def _distinct(tensors: Iterator[LazyTensor]) -> Counter[tuple[DType, tuple[int, ...]]]:
+    """Dtype and shape → how many different tensors have them; two that read the same bytes are one."""
+    forms = {(tensor.read, tensor.shape): (tensor.dtype, tensor.shape) for tensor in tensors}
+    return Counter(forms.values())
 
 
-def _counted(items: Iterable[_Key]) -> dict[_Key, int]:
-    """Item → how often, in ascending order, None last."""
-    counts = Counter(items)
+def _counted(items: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
+    """Item → how often in all, in ascending order, None last."""
+    counts: Counter[_Key] = Counter()
+    for item, count in items:
+        counts[item] += count
     return dict(sorted(counts.items(), key=lambda pair: (pair[0] is None, 0 if pair[0] is None else pair[0])))
 
 
@@ -169,14 +186,16 @@ def _by_layer(by_weight: Mapping[str, int]) -> dict[int, int]:
 
 def _has_embeddings(adapter: Adapter) -> bool:
     return any(
-        isinstance(update, Rows) or (isinstance(update, LowRank) and update.is_embedding) or _is_table(name, update)
-        for name, chain in adapter.updates.items()
-        for update in chain
+        isinstance(group.update, Rows)
+        or (isinstance(group.update, LowRank) and group.update.is_embedding)
+        or _is_table(group)
+        for group in adapter.alike
     )
 
 
-def _is_table(name: str, update: Update) -> bool:
-    return isinstance(update, Replace) and len(update.shape) == 2 and "emb" in name.lower()
+def _is_table(group: Alike) -> bool:
+    is_matrix = isinstance(group.update, Replace) and len(group.update.shape) == 2
+    return is_matrix and any("emb" in name.lower() for name in group.weights)
 
 
 def _new_rows(vocab_size: int | None, base_vocab_size: int | None) -> int | None:

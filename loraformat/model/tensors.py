@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -60,8 +60,8 @@ class DType(Enum):
         return next((dtype for dtype in cls if dtype.torch_name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+# Of spans and entries there are as many as a file has tensors, which may be hundreds of thousands: tuples cost half.
+class Span(NamedTuple):
     """A run of bytes of one file."""
 
     offset: int
@@ -73,13 +73,22 @@ class Span:
         return self.offset + self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A tensor that stands row-major and without gaps in a file."""
 
     dtype: DType
     shape: tuple[int, ...]
     span: Span
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int, most_nbytes: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of runs of whole rows of at most `most_nbytes`, each at least one row long.
+
+    A tensor of shape () counts as one row, as for `LazyTensor.read`.
+    """
+    rows = shape[0] if shape else 1
+    step = max(1, most_nbytes // max(1, math.prod(shape[1:]) * itemsize))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +149,19 @@ class LazyTensor:
         if shape[:1] == self.shape[:1] and shape:
             read = self.read
             return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]), self.raw)
-        load = self.load
+        load, raw = self.load, self.raw
+        rows = self.shape[0] if self.shape else 1
+        row_nbytes = math.prod(shape[1:]) * self.dtype.itemsize
 
         def part(start: int, stop: int) -> Tensor:
             whole = load().reshape(shape)
             return whole[start:stop] if shape else whole
 
-        return LazyTensor(shape, self.dtype, part)
+        def raw_part(start: int, stop: int) -> bytearray:
+            assert raw is not None
+            return raw(0, rows)[start * row_nbytes : stop * row_nbytes]
+
+        return LazyTensor(shape, self.dtype, part, None if raw is None else raw_part)
 
     def to(self, dtype: DType) -> LazyTensor:
         """The same values rounded to `dtype`."""

@@ -65,6 +65,11 @@ class LowRank:
         up, down = self.up.shape, self.down.shape
         return len(up) == len(down) == 3 and up[0] == down[0] and up[2] == down[1]
 
+    def expert(self, number: int) -> tuple[LazyTensor, LazyTensor]:
+        """(up, down) of one matrix of a stack."""
+        up, down = (one.rows(number, number + 1).reshape(*one.shape[1:]) for one in (self.up, self.down))
+        return up, down
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the update; meaningful when the factors fit."""

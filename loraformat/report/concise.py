@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Severity, show
+from loraformat.diagnostics import show
 from loraformat.report.base import Report
-from loraformat.report.words import amount, at_line_start, plural
+from loraformat.report.words import at_line_start, counts, plural
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -23,7 +23,5 @@ def render(reports: Sequence[Report]) -> str:
 
 def totals(reports: Sequence[Report]) -> str:
     """How many adapters were checked, and what was found."""
-    words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-    found = [finding.severity for report in reports for finding in report.findings]
-    counts = [plural(found.count(severity), word) for severity, word in words.items() if severity in found]
-    return f"{amount(len(reports))} {'adapter' if len(reports) == 1 else 'adapters'}: {', '.join(counts) or 'OK'}"
+    found = counts([finding for report in reports for finding in report.findings])
+    return f"{plural(len(reports), 'adapter')}: {found or 'OK'}"

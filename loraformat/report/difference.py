@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from statistics import median
+from collections.abc import Callable, Sequence
 
 from loraformat.model.differences import DiffResult, WeightDifference
 from loraformat.model.summary import layer_of
 from loraformat.report.page import Page, Piece
-from loraformat.report.words import amount, cut, number, percent, plural, runs, shape
+from loraformat.report.weights import MOST_ROWS
+from loraformat.report.words import amount, cut, figure, known, middle, number, percent, plural, runs, shape
 
-MOST_ROWS = 40
 _MOST_FIELDS = 20
 _LONGEST_VALUE = 60
 
@@ -20,7 +19,7 @@ _Column = tuple[str, Callable[[_Group], str]]
 
 def say_difference(page: Page, result: DiffResult) -> None:
     """What two adapters or checkpoints differ in."""
-    page.say(Piece(result.before, "bold"), "  against  ", Piece(result.after, "bold"), f"  ({result.subject_kind})")
+    page.flow(Piece(result.before, "bold"), "  against  ", Piece(result.after, "bold"), f"  ({result.subject_kind})")
     if len(set(result.formats)) > 1:
         page.fact("format", " -> ".join(result.formats))
     _say_fields(page, result)
@@ -91,10 +90,13 @@ def _say_weights(page: Page, result: DiffResult) -> None:
     rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups.items()]
     page.fitted_table(head, rows, _DISPENSABLE)
     for reason in sorted({weight.reason for weight in changed if weight.reason}):
-        page.say("  ", Piece("incomparable: ", "bold"), reason)
+        page.flow("  ", Piece("incomparable: ", "bold"), reason)
 
 
-_DISPENSABLE = ("kind", "shape", "largest", "rank 90%", "in", "cos min", "eff.rank", "rank 99%", "layer")
+_DISPENSABLE = (
+    *("kind", "shape", "largest", "most 90%", "rank 90%", "in", "cos min", "eff.rank", "experts", "most 99%"),
+    *("rank 99%", "layer"),
+)
 
 
 def _layer_key(weight: WeightDifference) -> tuple[str, ...]:
@@ -121,28 +123,34 @@ def _columns(weights: _Group, *, is_grouped: bool) -> list[_Column]:
     if any(weight.kind for weight in weights):
         columns.append(("kind", lambda group: ", ".join(sorted({weight.kind for weight in group}))))
     if any(weight.changed is not None for weight in weights):
-        columns.append(("elements", lambda group: percent(_middle(weight.changed for weight in group))))
+        columns.append(("elements", lambda group: percent(middle(weight.changed for weight in group))))
     columns += [
-        ("|B-A|/|A|", lambda group: percent(_middle(weight.relative for weight in group))),
-        ("|B|/|A|", lambda group: _number(_middle(_norm_ratio(weight) for weight in group))),
-        ("cos", lambda group: _cosine(_middle(weight.cosine for weight in group))),
+        ("|B-A|/|A|", lambda group: percent(middle(weight.relative for weight in group))),
+        ("|B|/|A|", lambda group: figure(middle(_norm_ratio(weight) for weight in group))),
+        ("cos", lambda group: _cosine(middle(weight.cosine for weight in group))),
     ]
     if is_grouped:
-        columns.append(("cos min", lambda group: _cosine(min(_known(weight.cosine for weight in group), default=None))))
+        columns.append(("cos min", lambda group: _cosine(min(known(weight.cosine for weight in group), default=None))))
         columns.append(("layer", _largest_layer))
     if any(weight.overlap_outputs is not None for weight in weights):
         columns += [
-            ("overlap", lambda group: _share(_middle(weight.overlap_outputs for weight in group))),
-            ("in", lambda group: _share(_middle(weight.overlap_inputs for weight in group))),
+            ("overlap", lambda group: _share(middle(weight.overlap_outputs for weight in group))),
+            ("in", lambda group: _share(middle(weight.overlap_inputs for weight in group))),
         ]
     if any(weight.rank_99 is not None or weight.effective_rank is not None for weight in weights):
         columns += [
-            ("eff.rank", lambda group: _number(_middle(weight.effective_rank for weight in group))),
-            ("rank 90%", lambda group: _rank([weight.rank_90 for weight in group])),
-            ("rank 99%", lambda group: _rank([weight.rank_99 for weight in group])),
+            ("eff.rank", lambda group: figure(middle(weight.effective_rank for weight in group))),
+            ("rank 90%", lambda group: figure(middle(weight.rank_90 for weight in group))),
+            ("rank 99%", lambda group: figure(middle(weight.rank_99 for weight in group))),
+        ]
+    if any(weight.experts is not None for weight in weights):
+        columns += [
+            ("experts", lambda group: figure(middle(weight.experts for weight in group))),
+            ("most 90%", lambda group: figure(max(known(weight.rank_90_most for weight in group), default=None))),
+            ("most 99%", lambda group: figure(max(known(weight.rank_99_most for weight in group), default=None))),
         ]
     if any(weight.largest is not None for weight in weights):
-        columns.append(("largest", lambda group: _number(max(_known(w.largest for w in group), default=None))))
+        columns.append(("largest", lambda group: figure(max(known(w.largest for w in group), default=None))))
     return columns
 
 
@@ -157,27 +165,9 @@ def _norm_ratio(weight: WeightDifference) -> float | None:
     return weight.norm_after / weight.norm if weight.norm and weight.norm_after is not None else None
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _middle(values: Iterable[float | None]) -> float | None:
-    known = _known(values)
-    return median(known) if known else None
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else number(value)
-
-
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def _cosine(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _rank(ranks: Sequence[int | None]) -> str:
-    known = [rank for rank in ranks if rank is not None]
-    return f"{median(known):g}" if known else "-"

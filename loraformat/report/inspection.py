@@ -10,7 +10,7 @@ from loraformat.model.summary import Summary
 from loraformat.report.base import Report
 from loraformat.report.page import Page, Piece
 from loraformat.report.weights import say_weights
-from loraformat.report.words import amount, counts, cut, histogram, nbytes, number, percent, plural, runs
+from loraformat.report.words import amount, counts, cut, figure, histogram, nbytes, number, percent, plural, runs
 
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
@@ -20,12 +20,12 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
         page.say(Piece(report.subject, "bold"))
         return
     size = f"{plural(summary.tensors, 'tensor')}, {nbytes(summary.nbytes)}, {histogram(summary.dtypes)}"
-    page.say(Piece(report.subject, "bold"), f"  {report.format}  {size}")
+    page.flow(Piece(report.subject, "bold"), f"  {report.format}  {size}")
     for label, value in _facts(report, summary, result):
         page.fact(label, value)
     say_weights(page, result)
     for skipped in report.skipped:
-        page.say("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
+        page.flow("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
 
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ def say_together(page: Page, reports: Sequence[Report]) -> None:
             histogram(summary.scales),
             amount(summary.weights),
             amount(summary.parameters),
-            number(result.total_norm) if result.total_norm is not None else "-",
+            figure(result.total_norm),
             percent(result.total_relative_norm),
             counts(report.findings) or "-",
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +12,7 @@ from loraformat.report.words import at_line_start
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _GAP = 2
 _NARROWEST = 20
+_WIDEST = 44  # that a first column may take from the others so that no two names look the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,25 @@ class Page:
 
     def say(self, *pieces: Piece | str) -> None:
         """A line; plain strings have no style."""
-        parts = (Piece(piece) if isinstance(piece, str) else piece for piece in pieces)
-        self.lines.append(tuple(Piece(show(part.text, limit=4000), part.style) for part in parts))
+        self.lines.append(_safe(pieces))
+
+    def flow(self, *pieces: Piece | str, indent: int = 4) -> None:
+        """A line that is broken between words where the width has no place for it; what follows is indented."""
+        line: list[Piece] = []
+        used = 0
+        for part in _safe(pieces):
+            for word in re.findall(r" *[^ ]+ ?| +", part.text):
+                if self.width is not None and used > indent and used + columns_of(word.rstrip()) > self.width:
+                    line[-1] = Piece(line[-1].text.rstrip(), line[-1].style)
+                    self.lines.append(tuple(line))
+                    line, used, word = [Piece(" " * indent)], indent, word.lstrip()  # noqa: PLW2901
+                line.append(Piece(word, part.style))
+                used += columns_of(word)
+        self.lines.append(tuple(line))
 
     def fact(self, label: str, value: str) -> None:
         """A line of the block under the title: label, then value, aligned with its neighbours."""
-        self.say("  ", Piece(f"{label:<11}", "dim"), value)
+        self.flow("  ", Piece(f"{label:<11}", "dim"), value, indent=13)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns: the first is a name (left, cut in the middle), a column of numbers stands to the right."""
@@ -64,8 +78,9 @@ class Page:
     def fitted_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], dispensable: Sequence[str]) -> None:
         """A table without columns that the width has no place for, of `dispensable` in that order; they are named."""
         kept, left_out = list(range(len(head))), []
+        narrowest = _NARROWEST if self.width is None else _least_width([row[0] for row in (head, *rows)])
         for name in dispensable:
-            if self._holds([[row[at] for at in kept] for row in (head, *rows)]):
+            if self._holds([[row[at] for at in kept] for row in (head, *rows)], narrowest):
                 break
             if name in head:
                 kept.remove(head.index(name))
@@ -73,15 +88,14 @@ class Page:
         self.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
         if left_out and rows:
             told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
-            for line in textwrap.wrap(told, (self.width or 80) - 2):
-                self.say(Piece(f"  {line}", "dim"))
+            self.flow(Piece(f"  {told}", "dim"), indent=2)
 
-    def _holds(self, rows: Sequence[Sequence[str]]) -> bool:
-        """Whether a table fits the width, its first column cut as far as may be."""
+    def _holds(self, rows: Sequence[Sequence[str]], narrowest: int) -> bool:
+        """Whether a table fits the width, its first column cut down to `narrowest`."""
         if self.width is None:
             return True
         widths = [max(columns_of(row[at]) for row in rows) for at in range(len(rows[0]))]
-        return min(widths[0], _NARROWEST) + sum(widths[1:]) + _GAP * len(widths) <= self.width
+        return min(widths[0], narrowest) + sum(widths[1:]) + _GAP * len(widths) <= self.width
 
     def finding(self, finding: Finding) -> None:
         """`where: error[LF202] message`, and the hint below it."""
@@ -92,18 +106,30 @@ class Page:
             self.say("  ", Piece("hint:", "cyan"), f" {finding.hint}")
 
 
+def _safe(pieces: Sequence[Piece | str]) -> Line:
+    parts = (Piece(piece) if isinstance(piece, str) else piece for piece in pieces)
+    return tuple(Piece(show(part.text, limit=4000), part.style) for part in parts)
+
+
 def shorten(text: str, width: int) -> str:
     """The text in at most `width` columns: its middle gives way, for both ends of a dotted path say most."""
     if columns_of(text) <= width:
         return text
     if width < 5:
         return text[: max(width, 0)]
-    head = (width - 3) // 3
+    head = (width - 3) // 2
     # A wide character takes two columns, so what is kept may have to be shorter than counted.
     tail = width - 3 - head
-    while columns_of(text[:head]) + 3 + columns_of(text[-tail:]) > width and tail > 1:
-        head, tail = max(head - 1, 0), tail - 1
+    while columns_of(text[:head]) + 3 + columns_of(text[-tail:]) > width and head:
+        head, tail = head - 1, max(tail - 1, 1)
     return f"{text[:head]}...{text[-tail:]}"
+
+
+def _least_width(names: Sequence[str]) -> int:
+    """The least width at which names that differ look different when they are cut."""
+    different = set(names)
+    widths = range(_NARROWEST, _WIDEST)
+    return next((w for w in widths if len({shorten(name, w) for name in different}) == len(different)), _WIDEST)
 
 
 def columns_of(text: str) -> int:

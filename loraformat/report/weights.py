@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median
 
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult
 from loraformat.model.summary import layer_of
 from loraformat.report.page import Page, Piece
-from loraformat.report.words import amount, histogram, number, percent, runs, shape
+from loraformat.report.words import amount, figure, histogram, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
@@ -34,7 +33,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
     head, rows = tables[grouping](result.weights)
     page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
-        page.say(
+        page.flow(
             "  ! ", Piece("stands out among the weights of its module kind (robust z of log norm above 3.5)", "dim")
         )
     if result.has_heat:
@@ -68,9 +67,9 @@ class _Known:
             columns.append(("norm", _norm))
         if any(record.spectral_norm is not None for record in weights):
             columns += [
-                ("sigma", lambda record: _or_dash(record.spectral_norm)),
-                ("eff.rank", lambda record: _or_dash(record.effective_rank)),
-                ("stable", lambda record: _or_dash(record.stable_rank)),
+                ("sigma", lambda record: figure(record.spectral_norm)),
+                ("eff.rank", lambda record: figure(record.effective_rank)),
+                ("stable", lambda record: figure(record.stable_rank)),
             ]
         if any(record.relative_norm is not None for record in weights):
             columns += [
@@ -149,9 +148,9 @@ def _group_columns(weights: _Group) -> list[tuple[str, Callable[[_Group], str]]]
         ]
     if any(record.relative_norm is not None for record in weights):
         columns += [
-            ("|dW|/|W|", lambda group: percent(_middle(record.relative_norm for record in group))),
-            ("bf16", lambda group: percent(min(_known(record.retained_bf16 for record in group), default=None))),
-            ("fp16", lambda group: percent(min(_known(record.retained_fp16 for record in group), default=None))),
+            ("|dW|/|W|", lambda group: percent(middle(record.relative_norm for record in group))),
+            ("bf16", lambda group: percent(min(known(record.retained_bf16 for record in group), default=None))),
+            ("fp16", lambda group: percent(min(known(record.retained_fp16 for record in group), default=None))),
         ]
     return columns
 
@@ -186,7 +185,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
     many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
-    page.say("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
+    page.flow("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
 
 
 def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
@@ -218,22 +217,9 @@ def _counts(ranks: Iterable[int | None]) -> dict[int, int]:
     return dict(sorted(Counter(rank for rank in ranks if rank is not None).items()))
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _middle(values: Iterable[float | None]) -> float | None:
-    known = _known(values)
-    return median(known) if known else None
-
-
 def _median(values: Iterable[float | None]) -> str:
-    return _or_dash(_middle(values))
+    return figure(middle(values))
 
 
 def _most(values: Iterable[float | None]) -> str:
-    return _or_dash(max(_known(values), default=None))
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else number(value)
+    return figure(max(known(values), default=None))

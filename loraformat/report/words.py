@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import TypeVar
 
 from loraformat.diagnostics import Finding, Severity
@@ -33,6 +34,22 @@ def nbytes(count: int) -> str:
 def number(value: float | None) -> str:
     """A float in four digits; "?" for unknown."""
     return "?" if value is None else f"{value:.4g}"
+
+
+def figure(value: float | None) -> str:
+    """A float in four digits; "-" for one that there is not."""
+    return "-" if value is None else number(value)
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """The values without None."""
+    return [value for value in values if value is not None]
+
+
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of the values that are known; None for none."""
+    found = known(values)
+    return median(found) if found else None
 
 
 def shape(sizes: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, Severity, in_order
 from loraformat.errors import AdapterRefused
 from loraformat.model.verdicts import Skipped
 from loraformat.rules import (
@@ -160,7 +160,7 @@ def run(
             skipped.append(Skipped(each.code, each.name, reason))
         else:
             findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
-    return tuple(sorted(findings, key=lambda found: (found.where, found.code, found.message))), tuple(skipped)
+    return in_order(findings), tuple(skipped)
 
 
 def _limited(hits: Iterator[Hit]) -> Iterator[Hit]:
@@ -180,7 +180,7 @@ def gate(subject: Subject) -> tuple[Finding, ...]:
     notes = subject.adapter.notes if subject.adapter is not None else ()
     quick = (each for each in RULES if each.severity is not Severity.INFO and each.code not in _ABOUT_PUBLISHING)
     findings, _ = run(subject, tuple(quick))
-    return tuple(sorted((*notes, *findings), key=lambda found: (found.where, found.code, found.message)))
+    return in_order((*notes, *findings))
 
 
 def refuse(findings: Sequence[Finding], where: str, *, force: bool = False) -> tuple[Finding, ...]:

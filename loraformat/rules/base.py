@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,11 @@ class Hit:
     where: str
     message: str
     hint: str = ""
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first name, and how many more there are: `q_proj and 3 more`."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

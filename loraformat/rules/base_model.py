@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
 from loraformat.rules.vocabulary import tokens_of
 
@@ -90,8 +90,8 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     landings = matched(subject).landings
     guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
-        where = guessed[0] + (f" and {len(guessed) - 1} more" if len(guessed) > 1 else "")
-        yield Hit(where, "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing")
+        message = "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing"
+        yield Hit(first_of(guessed), message)
 
 
 @rule("LF304", Severity.WARNING, since="0.1.0", needs="base")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from loraformat.diagnostics import Severity
+from loraformat.model.bundle import Json
 from loraformat.rules.base import Hit, Subject, rule
 
-CONFIG_FILES = {"peft": "adapter_config.json", "native": "lora_config.json"}
+PEFT_FILE = "adapter_config.json"
 
 
 def config_file(subject: Subject) -> str:
     """The file in which the user would look for the config; "config" for formats that keep it elsewhere."""
-    return CONFIG_FILES.get(subject.format, "config")
+    return {"peft": PEFT_FILE, "native": "lora_config.json"}.get(subject.format, "config")
+
+
+def peft_config(subject: Subject) -> Mapping[str, Json]:
+    """The config of a PEFT adapter; {} for other formats."""
+    assert subject.adapter is not None
+    return subject.adapter.config.raw if subject.format == "peft" else {}
 
 
 _LORA = ("LORA", "LOHA", "LOKR")

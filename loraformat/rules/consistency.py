@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
@@ -12,7 +12,7 @@ from loraformat.model.summary import has_scale, rank_of, scale_of
 from loraformat.model.updates import Hadamard, Kronecker, LowRank
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_file
-from loraformat.rules.shapes import is_exchanged, updates_of
+from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
 
 _PLAIN = re.compile(r"[\w.\-/]+")
 
@@ -35,13 +35,13 @@ def rank_against_config(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
     """
     assert subject.adapter is not None
-    declared = subject.adapter.config.declared_ranks
-    for base_weight, update in updates_of(subject.adapter):
-        rank, expected = rank_of(update), declared.get(base_weight)
-        if is_exchanged(update, expected):
+    for group in subject.adapter.alike:
+        rank, expected = rank_of(group.update), group.declared_rank
+        if is_exchanged(group):
             continue  # LF220 says so
         if rank and expected is not None and rank != expected:
-            yield Hit(base_weight, f"expected rank {expected}, as {config_file(subject)} says, found {rank}")
+            message = f"expected rank {expected}, as {config_file(subject)} says, found {rank}"
+            yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
 @rule("LF206", Severity.ERROR, since="0.1.0")
@@ -62,8 +62,7 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     Hu et al. 2021, arXiv 2106.09685, section 4.1: the update is scaled by alpha / r.
     """
     assert subject.adapter is not None
-    updates = updates_of(subject.adapter)
-    unknown = [name for name, update in updates if has_scale(update) and scale_of(update) is None]
+    unknown = weights_where(subject.adapter, lambda update: has_scale(update) and scale_of(update) is None)
     if unknown:
         message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
         yield Hit(config_file(subject), message, "give it with --alpha A")
@@ -206,12 +205,12 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     odd: dict[float, list[str]] = {}
-    for name, update in updates_of(subject.adapter):
-        scale = scale_of(update)
+    for group in subject.adapter.alike:
+        scale = scale_of(group.update)
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
-            odd.setdefault(scale, []).append(name)
+            odd.setdefault(scale, []).extend(group.weights)
     for scale, names in odd.items():
-        yield Hit(config_file(subject), f"expected a positive scale, found {scale:g} for {_some(names)}")
+        yield Hit(config_file(subject), f"expected a positive scale, found {scale:g} for {_some(sorted(names))}")
 
 
 @rule("LF216", Severity.WARNING, since="0.1.0")
@@ -254,10 +253,15 @@ def ends_with(module: str, key: str) -> bool:
     return all(sign in (".", found) for sign, found in zip(key, module[start:], strict=True))
 
 
+def is_one_of(module: str, names: Collection[str]) -> bool:
+    """Whether one of the names is the end of a module path, from a dot or the start on."""
+    return module.rpartition(".")[2] in names or any(suffix in names for suffix in _suffixes(module))
+
+
 def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
     if isinstance(targets, str):
         return _is_shorthand(targets) or _fullmatch(targets, name) is not False
-    return name.rpartition(".")[2] in targets or any(suffix in targets for suffix in _suffixes(name))
+    return is_one_of(name, targets)
 
 
 def _unknown_pattern(pattern: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
 from loraformat.model.bundle import Bundle, TensorFile
-from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base import Hit, Subject, first_of, rule
 
 _LFS_POINTER = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
@@ -133,8 +133,7 @@ def code_beside_weights(subject: Subject) -> Iterator[Hit]:
     """
     names = sorted(name for name in subject.bundle.files if name.lower().endswith((".py", ".pyc", ".so", ".pyd")))
     if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield Hit(names[0] + more, "code; it was neither read nor run")
+        yield Hit(first_of(names), "code; it was neither read nor run")
 
 
 @rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.updates import LowRank
-from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.shapes import is_exchanged, updates_of
+from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.shapes import is_exchanged
 
 _MOST_LAYERS = 10_000
 _LONG_NUMBER = re.compile("[0-9]{5}")  # no shorter one is beyond _MOST_LAYERS
+# The layer of a weight in a stack of numbered ones.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.([0-9]{1,5})(?=\.|\Z)").search
 _FEWEST_LAYERS = 4  # with fewer, nothing says which layer is the odd one
 
 
@@ -35,19 +37,15 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, `autocast_adapter_dtype`, which makes adapters of half precision F32.
     """
     assert subject.adapter is not None
-    mixed = [
-        (name, update)
-        for name, update in updates_of(subject.adapter)
-        if isinstance(update, LowRank)
-        and update.up.dtype is not update.down.dtype
-        and update.up.dtype.is_floating
-        and update.down.dtype.is_floating
-    ]
-    if mixed:
-        name, update = mixed[0]
-        assert isinstance(update, LowRank)
-        more = f" and {len(mixed) - 1} more" if len(mixed) > 1 else ""
-        yield Hit(name + more, f"up is {update.up.dtype.safetensors}, down is {update.down.dtype.safetensors}")
+    mixed = {}
+    for group in subject.adapter.alike:
+        if isinstance(group.update, LowRank):
+            up, down = group.update.up.dtype, group.update.down.dtype
+            if up is not down and up.is_floating and down.is_floating:
+                told = f"up is {up.safetensors}, down is {down.safetensors}"
+                mixed.update(dict.fromkeys(group.weights, told))
+    if names := sorted(mixed):
+        yield Hit(first_of(names), mixed[names[0]])
 
 
 @rule("LF218", Severity.WARNING, since="0.1.0")
@@ -73,7 +71,8 @@ def missing_layer(subject: Subject) -> Iterator[Hit]:
     kinds = _layers_by_kind(subject.adapter)
     everywhere = {layer for layers in kinds.values() for layer in layers}
     for kind, layers in sorted(kinds.items()):
-        between = {layer for layer in everywhere if min(layers) < layer < max(layers)}
+        first, last = min(layers), max(layers)
+        between = {layer for layer in everywhere if first < layer < last}
         absent = sorted(between - layers)
         if len(layers) >= _FEWEST_LAYERS and 0 < 8 * len(absent) <= max(8, len(layers)):
             listed = ", ".join(str(layer) for layer in absent[:5])
@@ -98,15 +97,17 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for name, update in updates_of(subject.adapter):
-        found = _split(name) if isinstance(update, LowRank) else None
-        if found is not None:
-            shapes[f"{found[0]}.*.{found[2]}"][name] = update.shape
+    for group in subject.adapter.alike:
+        shape = group.update.shape
+        for name in group.weights if isinstance(group.update, LowRank) else ():
+            found = _LAYER(name)
+            if found is not None:
+                shapes[name[: found.start(1)] + name[found.end(1) :]][name] = shape
     for members in shapes.values():
         counts = Counter(members.values())
         if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
             (usual, _), (odd, _) = counts.most_common(2)
-            name = next(name for name, shape in members.items() if shape == odd)
+            name = min(name for name, shape in members.items() if shape == odd)
             yield Hit(name, f"shape {odd}, in the other {len(members) - 1} layers {usual}")
 
 
@@ -128,13 +129,10 @@ def exchanged_factors(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/lora/layer.py `update_layer`; mlx-lm 0.32.2, tuner/lora.py.
     """
     assert subject.adapter is not None
-    declared = subject.adapter.config.declared_ranks
-    found = [name for name, update in updates_of(subject.adapter) if is_exchanged(update, declared.get(name))]
+    found = sorted(name for group in subject.adapter.alike if is_exchanged(group) for name in group.weights)
     if found:
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield Hit(
-            found[0] + more, "the factors are transposed or exchanged", "expected down (rank, in) and up (out, rank)"
-        )
+        message = "the factors are transposed or exchanged"
+        yield Hit(first_of(found), message, "expected down (rank, in) and up (out, rank)")
 
 
 @rule("LF228", Severity.WARNING, since="0.1.0")
@@ -155,15 +153,18 @@ def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
     Hu et al. 2021, arXiv 2106.09685, section 4.1: r ≪ min(d, k).
     """
     assert subject.adapter is not None
-    declared = subject.adapter.config.declared_ranks
-    for name, update in updates_of(subject.adapter):
-        if is_exchanged(update, declared.get(name)):
+    found: dict[str, str] = {}
+    for group in subject.adapter.alike:
+        update = group.update
+        if is_exchanged(group):
             continue  # LF220 says so
         if isinstance(update, LowRank) and len(update.shape) == 2 and len(update.up.shape) == 2:
             least = min(update.shape)
             if update.up.shape[1] == update.rank > least > 0:
-                yield Hit(name, f"rank {update.rank}, but the weight has only {least} {_side(update)}")
-                return
+                found[group.weights[0]] = f"rank {update.rank}, but the weight has only {least} {_side(update)}"
+    if found:
+        name = min(found)
+        yield Hit(name, found[name])
 
 
 @rule("LF229", Severity.WARNING, since="0.1.0")
@@ -212,35 +213,22 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     if subject.format != "peft" or subject.adapter.config.raw.get("use_dora") is True:
         return
-    found = [
-        name
-        for name, update in updates_of(subject.adapter)
-        if isinstance(update, LowRank) and update.magnitude is not None
-    ]
+    updates = ((group.update, len(group.weights)) for group in subject.adapter.alike)
+    found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
-        yield Hit("adapter_config.json: use_dora", f"expected true, for {len(found)} modules have magnitudes")
+        yield Hit("adapter_config.json: use_dora", f"expected true, for {found} modules have magnitudes")
 
 
 def _side(update: LowRank) -> str:
     return "outputs" if update.shape[0] == min(update.shape) else "inputs"
 
 
-def _split(name: str) -> tuple[str, int, str] | None:
-    """(path before, layer, path after) of a weight in a stack of numbered layers."""
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        if part in ("layers", "h", "blocks", "layer", "block") and place + 1 < len(parts):
-            number = parts[place + 1]
-            if number.isascii() and number.isdigit() and len(number) < 6:
-                return ".".join(parts[: place + 1]), int(number), ".".join(parts[place + 2 :])
-    return None
-
-
 def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:
     """`model.layers.*.self_attn.q_proj` → the layers in which it is adapted."""
     kinds: dict[str, set[int]] = defaultdict(set)
     for name in adapter.updates:
-        found = _split(module_of(name))
+        module = module_of(name)
+        found = _LAYER(module)
         if found is not None:
-            kinds[f"{found[0]}.*.{found[2]}"].add(found[1])
+            kinds[f"{module[: found.start(1)]}*{module[found.end(1) :]}"].add(int(found[1]))
     return kinds

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
 from loraformat.model.updates import LowRank, Replace, Rows
-from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import is_vocabulary_table, updates_of
 from loraformat.rules.values import blocks
 
@@ -30,16 +30,14 @@ def repeated_update(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     seen: dict[bytes, str] = {}
-    repeated = []
+    repeated: dict[str, str] = {}
     for name, update in updates_of(subject.adapter):
         if isinstance(update, LowRank) and update.up.numel and update.down.numel:
             print_ = _print(update)
             if print_ is not None and seen.setdefault(print_, name) != name:
-                repeated.append((name, seen[print_]))
+                repeated[name] = seen[print_]
     if repeated:
-        name, first = repeated[0]
-        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
-        yield Hit(name + more, f"the same values as {first}")
+        yield Hit(first_of(list(repeated)), f"the same values as {next(iter(repeated.values()))}")
 
 
 @rule("LF408", Severity.INFO, since="0.1.0", slow=True)
@@ -59,16 +57,14 @@ def unused_component(subject: Subject) -> Iterator[Hit]:
     vllm 0.33.0, config/lora.py: ranks of 1, 8, 16, 32, 64, 128, 256, 320 and 512 only.
     """
     assert subject.adapter is not None
-    found = []
+    found: dict[str, str] = {}
     for name, update in updates_of(subject.adapter):
         if isinstance(update, LowRank) and len(update.up.shape) == len(update.down.shape) == 2:
             count = _zero_components(update)
             if 0 < count < update.up.shape[1]:
-                found.append((name, count, update.up.shape[1]))
+                found.setdefault(name, f"{count} of {update.up.shape[1]} components are zero")
     if found:
-        name, count, rank = found[0]
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        yield Hit(name + more, f"{count} of {rank} components are zero")
+        yield Hit(first_of(list(found)), next(iter(found.values())))
 
 
 @rule("LF409", Severity.WARNING, since="0.1.0", slow=True)

@@ -5,27 +5,19 @@ Each rule finds one feature; which runtimes refuse it or leave it out in silence
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
-from loraformat.model.bundle import Json
 from loraformat.model.summary import kind_of, rank_of
 from loraformat.model.updates import Diff
 from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.config import PEFT_FILE, peft_config
 from loraformat.rules.shapes import updates_of
 
 if TYPE_CHECKING:
     from loraformat.rules.targets import Line, Target
-
-CONFIG = "adapter_config.json"
-
-
-def peft_config(subject: Subject) -> Mapping[str, Json]:
-    """The config of a PEFT adapter; {} for other formats."""
-    assert subject.adapter is not None
-    return subject.adapter.config.raw if subject.format == "peft" else {}
 
 
 def told(subject: Subject, code: str, where: str, what: str) -> Iterator[Hit]:
@@ -143,7 +135,7 @@ def unsupported_bias(subject: Subject) -> Iterator[Hit]:
     bias = peft_config(subject).get("bias")
     names = [name for name, update in updates_of(subject.adapter) if isinstance(update, Diff) or name.endswith(".bias")]
     if isinstance(bias, str) and bias != "none":
-        yield from told(subject, "LF604", f"{CONFIG}: bias", f'"{bias}"')
+        yield from told(subject, "LF604", f"{PEFT_FILE}: bias", f'"{bias}"')
     elif names:
         yield from told(subject, "LF604", names[0], "a trained bias")
 
@@ -190,7 +182,7 @@ def ignored_rslora(subject: Subject) -> Iterator[Hit]:
     Kalajdzievski 2023, arXiv 2312.03732; loraformat/rules/runtimes.json, the lines LF606.
     """
     if peft_config(subject).get("use_rslora") is True:
-        yield from told(subject, "LF606", f"{CONFIG}: use_rslora", "scale alpha / sqrt(rank)")
+        yield from told(subject, "LF606", f"{PEFT_FILE}: use_rslora", "scale alpha / sqrt(rank)")
 
 
 @rule("LF607", Severity.ERROR, since="0.1.0", needs="target")
@@ -210,7 +202,7 @@ def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF607; sglang issue 40835.
     """
     if peft_config(subject).get("alpha_pattern"):
-        yield from told(subject, "LF607", f"{CONFIG}: alpha_pattern", "modules with an alpha of their own")
+        yield from told(subject, "LF607", f"{PEFT_FILE}: alpha_pattern", "modules with an alpha of their own")
 
 
 @rule("LF608", Severity.ERROR, since="0.1.0", needs="target")
@@ -230,7 +222,7 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF608.
     """
     if peft_config(subject).get("rank_pattern"):
-        yield from told(subject, "LF608", f"{CONFIG}: rank_pattern", "modules with a rank of their own")
+        yield from told(subject, "LF608", f"{PEFT_FILE}: rank_pattern", "modules with a rank of their own")
 
 
 @rule("LF609", Severity.ERROR, since="0.1.0", needs="target")
@@ -252,7 +244,7 @@ def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
     """
     init = peft_config(subject).get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        yield from told(subject, "LF609", f"{CONFIG}: init_lora_weights", f'"{init}"')
+        yield from told(subject, "LF609", f"{PEFT_FILE}: init_lora_weights", f'"{init}"')
 
 
 @rule("LF610", Severity.ERROR, since="0.1.0", needs="target")

@@ -9,7 +9,8 @@ from loraformat.model.adapter import module_of
 from loraformat.model.summary import layer_of, rank_of
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.runtimes import CONFIG, highest_rank, hit_of, peft_config, told
+from loraformat.rules.config import PEFT_FILE, peft_config
+from loraformat.rules.runtimes import highest_rank, hit_of, told
 from loraformat.rules.shapes import updates_of
 
 
@@ -31,7 +32,7 @@ def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
     """
     targets = peft_config(subject).get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
-        yield from told(subject, "LF612", f"{CONFIG}: target_modules", "a regular expression")
+        yield from told(subject, "LF612", f"{PEFT_FILE}: target_modules", "a regular expression")
 
 
 @rule("LF613", Severity.ERROR, since="0.1.0", needs="target")
@@ -57,7 +58,7 @@ def unsupported_kind(subject: Subject) -> Iterator[Hit]:
         is_missing = target.lacks(target.kinds.get(kind)) if target.kinds is not None else kind != "LORA"
         for line in target.lines_for("LF613"):
             if is_missing:
-                yield hit_of(target, line, f"{CONFIG}: peft_type", f'"{kind}"')
+                yield hit_of(target, line, f"{PEFT_FILE}: peft_type", f'"{kind}"')
 
 
 @rule("LF614", Severity.ERROR, since="0.1.0", needs="target")
@@ -79,7 +80,7 @@ def fractional_setting(subject: Subject) -> Iterator[Hit]:
     for field in ("r", "lora_alpha"):
         value = peft_config(subject).get(field)
         if isinstance(value, float):
-            yield from told(subject, "LF614", f"{CONFIG}: {field}", f"{value!r} is no integer")
+            yield from told(subject, "LF614", f"{PEFT_FILE}: {field}", f"{value!r} is no integer")
 
 
 @rule("LF615", Severity.ERROR, since="0.1.0", needs="target")
@@ -108,7 +109,7 @@ def unknown_to_version(subject: Subject) -> Iterator[Hit]:
         for line in target.lines_for("LF615"):
             names = [name for name in unknown if line.verdict == "refuses" or (raw[name] and name != "peft_version")]
             if names:
-                yield hit_of(target, line, f"{CONFIG}: {names[0]}", f"unknown settings: {', '.join(names[:8])}")
+                yield hit_of(target, line, f"{PEFT_FILE}: {names[0]}", f"unknown settings: {', '.join(names[:8])}")
 
 
 @rule("LF616", Severity.ERROR, since="0.1.0", needs="target")

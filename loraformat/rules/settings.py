@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
-from loraformat.model.bundle import Json
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.consistency import ends_with
+from loraformat.rules.config import PEFT_FILE, config_file, peft_config
+from loraformat.rules.consistency import ends_with, is_one_of
 
 NEWEST_PEFT = (0, 21)
-_FILE = "adapter_config.json"
 # peft 0.21.2, utils/peft_types.py `TaskType`.
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
-
-
-def _raw(subject: Subject) -> Mapping[str, Json]:
-    """The PEFT config; {} for other formats."""
-    assert subject.adapter is not None
-    return subject.adapter.config.raw if subject.format == "peft" else {}
 
 
 @rule("LF106", Severity.WARNING, since="0.1.0")
@@ -46,7 +39,7 @@ def base_is_a_path(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     named = subject.adapter.config.base_model
     if named and _is_place(named):
-        yield Hit(f"{_config(subject)}: base_model_name_or_path", f'expected the name of a model, found "{named}"')
+        yield Hit(f"{config_file(subject)}: base_model_name_or_path", f'expected the name of a model, found "{named}"')
 
 
 @rule("LF107", Severity.ERROR, since="0.1.0")
@@ -65,9 +58,9 @@ def unknown_task(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, config.py `PeftConfigMixin.__post_init__`, utils/peft_types.py `TaskType`.
     """
-    task = _raw(subject).get("task_type")
+    task = peft_config(subject).get("task_type")
     if isinstance(task, str) and task not in _TASKS:
-        yield Hit(f"{_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
+        yield Hit(f"{PEFT_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
 
 
 @rule("LF108", Severity.ERROR, since="0.1.0")
@@ -86,16 +79,16 @@ def conflicting_settings(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/config.py `LoraConfig.__post_init__`.
     """
-    raw = _raw(subject)
+    raw = peft_config(subject)
     is_pattern = isinstance(raw.get("target_modules"), str)
     for field in ("layers_to_transform", "layers_pattern"):
         if is_pattern and raw.get(field) is not None:
-            yield Hit(f"{_FILE}: {field}", "cannot be used when target_modules is a regular expression")
+            yield Hit(f"{PEFT_FILE}: {field}", "cannot be used when target_modules is a regular expression")
     if raw.get("layers_pattern") and raw.get("layers_to_transform") is None:
-        yield Hit(f"{_FILE}: layers_pattern", "needs layers_to_transform, which is not set")
+        yield Hit(f"{PEFT_FILE}: layers_pattern", "needs layers_to_transform, which is not set")
     for field in ("megatron_config", "lora_bias"):
         if raw.get("use_dora") is True and raw.get(field):
-            yield Hit(f"{_FILE}: {field}", "cannot be used together with use_dora")
+            yield Hit(f"{PEFT_FILE}: {field}", "cannot be used together with use_dora")
 
 
 @rule("LF109", Severity.INFO, since="0.1.0")
@@ -119,7 +112,7 @@ def repeated_target(subject: Subject) -> Iterator[Hit]:
     if isinstance(targets, tuple):
         for name, count in Counter(targets).items():
             if count > 1:
-                yield Hit(f"{_config(subject)}: target_modules", f'"{name}" stands there {count} times')
+                yield Hit(f"{config_file(subject)}: target_modules", f'"{name}" stands there {count} times')
 
 
 @rule("LF110", Severity.WARNING, since="0.1.0")
@@ -139,13 +132,13 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`.
     """
     assert subject.adapter is not None
-    excluded = _raw(subject).get("exclude_modules")
-    names = [name for name in excluded if isinstance(name, str)] if isinstance(excluded, list) else []
+    excluded = peft_config(subject).get("exclude_modules")
+    names = frozenset(name for name in excluded if isinstance(name, str)) if isinstance(excluded, list) else ()
     for weight in subject.adapter.updates:
         module = module_of(weight)
-        is_out = _matches(excluded, module) if isinstance(excluded, str) else _ends(module, names)
+        is_out = _matches(excluded, module) if isinstance(excluded, str) else is_one_of(module, names)
         if is_out:
-            yield Hit(f"{_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
+            yield Hit(f"{PEFT_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
             return
 
 
@@ -168,14 +161,14 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     for field in ("rank_pattern", "alpha_pattern"):
-        patterns = _raw(subject).get(field)
+        patterns = peft_config(subject).get(field)
         if not isinstance(patterns, dict) or not 2 <= len(patterns) <= 200:
             continue
         for module in dict.fromkeys(module_of(weight) for weight in subject.adapter.updates):
             keys = [key for key in patterns if ends_with(module, key)]
             if len({str(patterns[key]) for key in keys}) > 1:
                 found = " and ".join(f'"{key}"' for key in keys[:2])
-                yield Hit(f"{_FILE}: {field}", f"{found} both match {module}, with different values")
+                yield Hit(f"{PEFT_FILE}: {field}", f"{found} both match {module}, with different values")
                 break
 
 
@@ -195,14 +188,14 @@ def imports_library(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, auto.py `_BaseAutoPeftModel.from_pretrained`; peft pull request 3085 on `megatron_core`.
     """
-    raw = _raw(subject)
+    raw = peft_config(subject)
     mapping = raw.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if isinstance(library, str) and library.partition(".")[0] not in _USUAL_LIBRARIES:
-        yield Hit(f"{_FILE}: auto_mapping", f'PEFT would import "{library}" when it loads the adapter')
+        yield Hit(f"{PEFT_FILE}: auto_mapping", f'PEFT would import "{library}" when it loads the adapter')
     core = raw.get("megatron_core")
     if isinstance(core, str) and core != "megatron.core":
-        yield Hit(f"{_FILE}: megatron_core", f'PEFT would import "{core}" when it loads the adapter')
+        yield Hit(f"{PEFT_FILE}: megatron_core", f'PEFT would import "{core}" when it loads the adapter')
 
 
 @rule("LF113", Severity.INFO, since="0.1.0")
@@ -222,8 +215,8 @@ def training_mode(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, peft_model.py `save_pretrained`.
     """
-    if _raw(subject).get("inference_mode") is False:
-        yield Hit(f"{_FILE}: inference_mode", "false; adapters are saved with true")
+    if peft_config(subject).get("inference_mode") is False:
+        yield Hit(f"{PEFT_FILE}: inference_mode", "false; adapters are saved with true")
 
 
 @rule("LF114", Severity.INFO, since="0.1.0")
@@ -242,10 +235,12 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft pull request 2782, which writes `peft_version`.
     """
-    version = _raw(subject).get("peft_version")
+    version = peft_config(subject).get("peft_version")
     found = re.match(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     if found and (int(found[1]), int(found[2])) > NEWEST_PEFT:
-        yield Hit(f"{_FILE}: peft_version", f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know")
+        yield Hit(
+            f"{PEFT_FILE}: peft_version", f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know"
+        )
 
 
 @rule("LF115", Severity.WARNING, since="0.1.0")
@@ -269,7 +264,7 @@ def quantised_base_name(subject: Subject) -> Iterator[Hit]:
     name = subject.adapter.config.base_model or ""
     found = _QUANTISED.search(name)
     if found and subject.format == "peft":
-        yield Hit(f"{_config(subject)}: base_model_name_or_path", f'"{name}" is a quantized model ({found[1]})')
+        yield Hit(f"{config_file(subject)}: base_model_name_or_path", f'"{name}" is a quantized model ({found[1]})')
 
 
 @rule("LF116", Severity.WARNING, since="0.1.0")
@@ -290,14 +285,10 @@ def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`, utils/other.py `ModulesToSaveWrapper`.
     """
     assert subject.adapter is not None
-    targets, saved = subject.adapter.config.targets, _raw(subject).get("modules_to_save")
+    targets, saved = subject.adapter.config.targets, peft_config(subject).get("modules_to_save")
     if isinstance(targets, tuple) and isinstance(saved, list):
         for name in sorted({str(name) for name in saved} & set(targets)):
-            yield Hit(f"{_FILE}: modules_to_save", f'"{name}" stands in target_modules too')
-
-
-def _config(subject: Subject) -> str:
-    return _FILE if subject.format == "peft" else "lora_config.json"
+            yield Hit(f"{PEFT_FILE}: modules_to_save", f'"{name}" stands in target_modules too')
 
 
 def _is_place(name: str) -> bool:
@@ -310,7 +301,3 @@ def _matches(pattern: str, module: str) -> bool:
     from loraformat.model.patterns import fullmatch
 
     return fullmatch(pattern, module) is True
-
-
-def _ends(module: str, names: list[str]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)

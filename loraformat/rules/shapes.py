@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, Alike
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, tensors_of
 from loraformat.rules.base import Hit, Subject, rule
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
     """Every update with its base weight."""
     return ((base_weight, update) for base_weight, chain in adapter.updates.items() for update in chain)
+
+
+def weights_where(adapter: Adapter, holds: Callable[[Update], bool]) -> list[str]:
+    """The base weights, sorted, of updates of whose headers something holds."""
+    return sorted(name for group in adapter.alike if holds(group.update) for name in group.weights)
 
 
 def is_vocabulary_table(base_weight: str) -> bool:
@@ -41,12 +46,12 @@ def base_rows(base: Checkpoint | None, name: str) -> int | None:
     return tensor.shape[0] if tensor is not None and tensor.shape else None
 
 
-def is_exchanged(update: Update, declared: int | None) -> bool:
-    """Whether an update's factors are those of one another: they would fit as (out, rank) and (rank, in) if exchanged.
+def is_exchanged(group: Alike) -> bool:
+    """Whether the factors of updates are those of one another: they would fit as (out, rank), (rank, in) if exchanged.
 
-    Args:
-        declared: the rank that the config states for it; without one, only factors that do not fit tell.
+    Where the config states no rank for them, only factors that do not fit tell.
     """
+    update, declared = group.update, group.declared_rank
     if not isinstance(update, LowRank) or update.kernel or len(update.up.shape) != 2 or len(update.down.shape) != 2:
         return False
     (rank, columns), (rows, inner) = update.up.shape, update.down.shape
@@ -72,12 +77,13 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
     Hu et al. 2021, arXiv 2106.09685, section 4.1.
     """
     assert subject.adapter is not None
-    for base_weight, update in updates_of(subject.adapter):
-        if is_exchanged(update, subject.adapter.config.declared_ranks.get(base_weight)):
+    for group in subject.adapter.alike:
+        if is_exchanged(group):
             continue  # LF220 says so
-        for up, down in _products(update):
+        for up, down in _products(group.update):
             if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
-                yield Hit(base_weight, f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}")
+                message = f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}"
+                yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
 def _products(update: Update) -> Iterator[tuple[LazyTensor, LazyTensor]]:
@@ -108,14 +114,15 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     accelerate, accelerator.py `get_state_dict`; deepspeed, runtime/zero/partition_parameters.py.
     """
     assert subject.adapter is not None
-    for base_weight, update in updates_of(subject.adapter):
-        for role, tensor in tensors_of(update):
+    for group in subject.adapter.alike:
+        for role, tensor in tensors_of(group.update):
             if 0 in tensor.shape:
-                yield Hit(
-                    base_weight, f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
-                )
-            elif len(tensor.shape) != 2 and _is_matrix(base_weight, update, role):
-                yield Hit(base_weight, f"{role}: expected a matrix, found shape {tensor.shape}")
+                message, hint = f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
+                yield from (Hit(base_weight, message, hint) for base_weight in group.weights)
+            elif len(tensor.shape) != 2:
+                message = f"{role}: expected a matrix, found shape {tensor.shape}"
+                matrices = (name for name in group.weights if _is_matrix(name, group.update, role))
+                yield from (Hit(base_weight, message) for base_weight in matrices)
 
 
 def _is_matrix(base_weight: str, update: Update, role: str) -> bool:
@@ -143,12 +150,14 @@ def magnitude_shape(subject: Subject) -> Iterator[Hit]:
     Liu et al. 2024, arXiv 2402.09353; peft 0.21.2, tuners/lora/dora.py.
     """
     assert subject.adapter is not None
-    for base_weight, update in updates_of(subject.adapter):
+    for group in subject.adapter.alike:
+        update = group.update
         if isinstance(update, LowRank) and update.magnitude is not None:
             factor, axis = (update.up, 0) if update.magnitude.axis == 1 else (update.down, -1)
             found = update.magnitude.vector.numel
             if len(factor.shape) == 2 and found != factor.shape[axis]:
-                yield Hit(base_weight, f"magnitude: expected {factor.shape[axis]} values, found {found}")
+                message = f"magnitude: expected {factor.shape[axis]} values, found {found}"
+                yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
 @rule("LF213", Severity.ERROR, since="0.1.0")
@@ -190,7 +199,8 @@ def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     safetensors 0.8.0, `Dtype`; QLoRA keeps its adapters in 16 bits: Dettmers et al. 2023, arXiv 2305.14314, section 3.
     """
     assert subject.adapter is not None
-    for base_weight, update in updates_of(subject.adapter):
-        for role, tensor in tensors_of(update):
+    for group in subject.adapter.alike:
+        for role, tensor in tensors_of(group.update):
             if not tensor.dtype.is_floating:
-                yield Hit(base_weight, f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}")
+                message = f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}"
+                yield from (Hit(base_weight, message) for base_weight in group.weights)

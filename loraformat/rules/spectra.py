@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
-from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.base_model import matched
 from loraformat.rules.shapes import updates_of
 
@@ -45,17 +45,17 @@ def collapsed_rank(subject: Subject) -> Iterator[Hit]:
     Kalajdzievski 2023, arXiv 2312.03732, on the collapse of gradients at higher ranks.
     """
     assert subject.adapter is not None
-    collapsed = []
+    from loraformat.algebra import spectrum
+
+    collapsed: dict[str, str] = {}
     for name, update in _plain(subject):
-        values = _singular_values(update)
-        if values and values[0] > 0:
-            rank = sum(value > _NEGLIGIBLE * values[0] for value in values)
-            if len(values) >= _LEAST_RANK and rank * 4 <= len(values):
-                collapsed.append((name, rank, len(values)))
+        found = spectrum(update)
+        values = () if found is None else found.values
+        rank = sum(value > _NEGLIGIBLE * values[0] for value in values)
+        if len(values) >= _LEAST_RANK and 0 < rank * 4 <= len(values):
+            collapsed.setdefault(name, f"effective rank {rank} of {len(values)}")
     if collapsed:
-        name, rank, stated = collapsed[0]
-        more = f" and {len(collapsed) - 1} more" if len(collapsed) > 1 else ""
-        yield Hit(name + more, f"effective rank {rank} of {stated}")
+        yield Hit(first_of(list(collapsed)), next(iter(collapsed.values())))
 
 
 @rule("LF404", Severity.WARNING, since="0.1.0", slow=True)
@@ -90,19 +90,14 @@ def norm_outlier(subject: Subject) -> Iterator[Hit]:
 def _outliers(members: dict[str, float]) -> Iterator[Hit]:
     if len(members) < _FEWEST:
         return
-    middle = _median(members.values())
+    middle = median(members.values())
     # Half a power of e at least: equal norms would make every deviation infinite.
-    spread = max(1.4826 * _median(abs(value - middle) for value in members.values()), 0.25)
+    spread = max(1.4826 * median(abs(value - middle) for value in members.values()), 0.25)
     for name, value in members.items():
         if abs(value - middle) / spread > _OUTLIER:
             yield Hit(
                 name, f"norm {math.exp(value):.3g}, the median of {len(members)} layers is {math.exp(middle):.3g}"
             )
-
-
-def _median(values: Iterable[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 @rule("LF405", Severity.WARNING, since="0.1.0", slow=True)
@@ -208,26 +203,9 @@ def _is_plain(update: LowRank) -> bool:
     return is_real and update.scale is not None and not update.kernel and max(up.numel, down.numel) <= _MOST_ELEMENTS
 
 
-def _double(factor: LazyTensor) -> Tensor:
-    assert factor.dtype is not DType.C64
-    return factor.load().double()
-
-
-def _singular_values(update: LowRank) -> list[float]:
-    """Of up @ down, greatest first, from QR of the factors; [] where a value is not finite."""
-    import torch
-
-    up, down = _double(update.up), _double(update.down)
-    if not bool(up.isfinite().all()) or not bool(down.isfinite().all()):
-        return []
-    left = torch.linalg.qr(up, mode="r")[1]
-    right = torch.linalg.qr(down.T, mode="r")[1]
-    return [float(value) for value in torch.linalg.svdvals(left @ right.T)]
-
-
 def _largest_element(update: LowRank) -> float:
     """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
-    up, down = _double(update.up) * (update.scale or 0.0), _double(update.down)
+    up, down = update.up.load().double() * (update.scale or 0.0), update.down.load().double()
     bound = float(up.norm(dim=1).max() * down.norm(dim=0).max())
     if not bound > _FLOAT16_MAX:
         return bound

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import LazyTensor, row_blocks
 from loraformat.model.updates import LowRank, tensors_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import updates_of
@@ -70,7 +69,4 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
 
 def blocks(tensor: LazyTensor) -> Iterator[Tensor]:
     """The values, a block of whole rows at a time."""
-    count = tensor.shape[0] if tensor.shape else 1
-    row_nbytes = max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
-    step = max(1, _BLOCK_NBYTES // row_nbytes)
-    return (tensor.read(start, min(start + step, count)) for start in range(0, count, step))
+    return (tensor.read(*rows) for rows in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES))

@@ -106,6 +106,47 @@ def test_ranks_of_a_large_matrix_are_never_below_the_truth(tmp_path: Path) -> No
     assert weight.effective_rank is None
 
 
+def test_ranks_of_stacked_experts_are_those_of_each_folded(tmp_path: Path) -> None:
+    """Five experts of which three change, by 2, 5 and 11 directions: the median is 5, the most 11."""
+    g = torch.Generator().manual_seed(0)
+    before = torch.randn(5, 40, 30, generator=g)
+    after = before.clone()
+    ranks = {0: 5, 2: 11, 4: 2}
+    for expert, rank in ranks.items():
+        left, right = (torch.linalg.qr(torch.randn(size, rank, generator=g)).Q for size in (40, 30))
+        after[expert] += left @ right.T
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    folders = [tmp_path / label for label in ("a", "b")]
+    for folder, value in zip(folders, (before, after), strict=True):
+        save_base(folder, {name: value}, {})
+    (weight,) = found(*folders).weights
+    # Equal singular values: 90 % of 2, 5 and 11 of them need 2, 5 and 10, 99 % all of them.
+    assert (weight.experts, weight.rank_90, weight.rank_99) == (3, 5, 5)
+    assert (weight.rank_90_most, weight.rank_99_most) == (10, 11)
+    assert weight.effective_rank == pytest.approx(5, rel=1e-2)  # float32 rounding leaves small singular values
+    (shown,) = [line for line in run(*folders).stdout.splitlines() if name in line]
+    assert shown.split()[-4:] == ["3", "10", "11", f"{weight.largest:.4g}"]
+    document = json.loads(run(*folders, "--format", "json").stdout)
+    assert not list(check("report", document))
+    (stated,) = document["data"]["weights"]
+    assert {key: stated[key] for key in ("experts", "rank_90_most", "rank_99_most")} == {
+        "experts": 3,
+        "rank_90_most": 10,
+        "rank_99_most": 11,
+    }
+
+
+def test_a_kernel_is_no_stack_of_experts(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    before = torch.randn(20, 6, 3, generator=g)
+    change = (torch.randn(20, 2, generator=g) @ torch.randn(2, 18, generator=g)).reshape(20, 6, 3)
+    folders = [tmp_path / label for label in ("a", "b")]
+    for folder, value in zip(folders, (before, before + change), strict=True):
+        save_base(folder, {"conv1.weight": value}, {})
+    (weight,) = found(*folders).weights
+    assert (weight.experts, weight.rank_99_most, weight.rank_99) == (None, None, 2)
+
+
 def test_a_resized_table_is_compared_where_both_have_rows(base: Path, tmp_path: Path) -> None:
     name = "model.embed_tokens.weight"
     before = load_file(base / "model.safetensors")[name]

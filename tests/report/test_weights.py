@@ -64,6 +64,23 @@ def test_every_table_fits_the_terminal_and_names_what_it_leaves_out(group: str, 
     assert bool(missing) == bool(told)
 
 
+@pytest.mark.parametrize("width", [64, 80, 200])
+def test_names_that_are_cut_can_still_be_told_apart(width: int) -> None:
+    lines = said(result(records(12, **FULL), grouping="none"), width)
+    names = [line.split()[0] for line in lines[1:25]]
+    assert len(set(names)) == 24
+
+
+def test_a_fact_is_broken_between_words_under_itself() -> None:
+    page = Page(40)
+    words = [f"word{number}" for number in range(12)]
+    page.fact("targets", ", ".join(words))
+    lines = ["".join(piece.text for piece in line) for line in page.lines]
+    assert all(columns_of(line) <= 40 and line == line.rstrip() for line in lines)
+    assert [line[:13] for line in lines] == ["  targets    ", *[" " * 13] * (len(lines) - 1)]
+    assert " ".join(line[13:] for line in lines) == ", ".join(words)
+
+
 def test_weights_are_grouped_by_module_where_they_are_many() -> None:
     few, many = (said(result(records(layers))) for layers in (4, 40))
     assert len(few) == 9
@@ -100,8 +117,8 @@ def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> Non
     page = Page(40)
     say_heat(page, records(126))
     lines = ["".join(piece.text for piece in line) for line in page.lines]
-    assert all(columns_of(line) <= 40 for line in lines[:-1])
-    assert "layers a sign" in lines[-1]
+    assert all(columns_of(line) <= 40 for line in lines)
+    assert "layers a sign" in " ".join(lines)
 
 
 def test_heat_without_norms_says_so() -> None:

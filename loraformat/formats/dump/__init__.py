@@ -6,32 +6,17 @@ from loraformat.formats.base import Match
 from loraformat.formats.dump.read import read
 from loraformat.formats.pairs.read import the_file
 from loraformat.formats.pairs.spelling import are_loralib, pairs_of
-from loraformat.formats.unwritten import losses, write
+from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.bundle import Bundle
 
 NAME = "dump"
 TITLE = "a state dict of hand-written LoRA code in one .pt, .pth, .bin, .ckpt or .safetensors file"
 SPEC = "docs/formats/dump.md"
-WRITES = False
-CONTAINERS: tuple[str, ...] = ()
 READS: tuple[str, ...] = ("linear", "embedding", "convolution", "replacement")
-HOLDS: tuple[str, ...] = ()
-LOSES = ""
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

@@ -5,32 +5,17 @@ from __future__ import annotations
 from loraformat.formats.base import Match
 from loraformat.formats.litgpt.config import WEIGHTS
 from loraformat.formats.litgpt.read import read
-from loraformat.formats.unwritten import losses, write
+from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.bundle import Bundle
 
 NAME = "litgpt"
 TITLE = "LitGPT: lit_model.pth.lora with hyperparameters.yaml and model_config.yaml"
 SPEC = "docs/formats/litgpt.md"
-WRITES = False
-CONTAINERS: tuple[str, ...] = ()
 READS: tuple[str, ...] = ("linear",)
-HOLDS: tuple[str, ...] = ()
-LOSES = ""
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING
 from loraformat.diagnostics import Finding
 from loraformat.formats.bake import uniform
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, sequence_fault, slots_of, unstated_fields
-from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
+from loraformat.formats.canonical import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
+from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
 from loraformat.formats.loralib.read import SETTINGS
-from loraformat.formats.losses import (
-    dropped_metadata,
-    unclaimed_tensor_lost,
-    unknown_scale,
-    unstated_in_file,
-    unsupported_update,
-    unsupported_updates,
-)
+from loraformat.formats.losses import unknown_scale, unstated_in_file, unsupported_update, unsupported_updates
 from loraformat.formats.scaling import MAX_RANK, Scaling
-from loraformat.model.adapter import Adapter, AdapterConfig, module_of
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Bundle, Json
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
@@ -37,8 +30,8 @@ WEIGHTS = {"torch": "lora.pt", "safetensors": "lora.safetensors"}
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
     """What a flat state dict with one rank and one alpha cannot hold."""
-    yield from unsupported_updates(_faults(adapter), "loralib")
-    layers = _low_ranks(adapter)
+    yield from unsupported_updates(faults_of(adapter, _fault), "loralib")
+    layers = low_ranks_of(adapter)
     if not layers:
         yield unsupported_update("", "an adapter without a low-rank update", "loralib")
     unknown = [weight for weight, update in layers.items() if update.scale is None]
@@ -50,26 +43,8 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
         alpha, rank = _alpha_and_rank(even)
         name = WEIGHTS[options.container or "torch"]
         yield unstated_in_file("", f"{name} does not say lora_alpha {alpha:g} and r {rank}: {SETTINGS} does")
-    if adapter.unclaimed:
-        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
-    dropped = _dropped(adapter.config)
-    if dropped:
-        yield dropped_metadata("", dropped)
-    yield from shadowed_files(adapter, (*WEIGHTS.values(), SETTINGS))
-
-
-def _low_ranks(adapter: Adapter) -> dict[str, LowRank]:
-    return {
-        weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
-    }
-
-
-def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield base_weight, fault
+    dropped = unsaid(adapter.config) + unstated_fields(adapter.config.raw)
+    yield from lost_beside(adapter, dropped, (*WEIGHTS.values(), SETTINGS))
 
 
 def _fault(base_weight: str, slots: Slots) -> str | None:
@@ -94,18 +69,6 @@ def _low_rank_fault(base_weight: str, update: LowRank) -> str | None:
     return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
 
 
-def _dropped(config: AdapterConfig) -> list[str]:
-    own = {
-        "base_model": config.base_model,
-        "base_fingerprint": config.base_fingerprint,
-        "base_revision": config.base_revision,
-        "base_vocab_size": config.base_vocab_size,
-        "task": config.task,
-        "tied": config.tied,
-    }
-    return [name for name, value in own.items() if value is not None] + unstated_fields(config.raw)
-
-
 def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
     """A folder with lora.pt, which `load_state_dict(…, strict=False)` takes, and lora_settings.json.
 
@@ -125,14 +88,13 @@ def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
             a, b = _factors(slots.low_rank)
             module = module_of(base_weight)
             entries[f"{module}.lora_A"], entries[f"{module}.lora_B"] = a, b
-    metadata = {"format": "pt"} if container == "safetensors" else None
-    weights = tensor_file(WEIGHTS[container], container, entries, metadata)
+    weights = tensor_file(WEIGHTS[container], container, entries)
     return bundle_of([json_file(SETTINGS, _settings(even, replaced)), weights], adapter)
 
 
 def _settings(adapter: Adapter, replaced: list[str]) -> dict[str, Json]:
     alpha, rank = _alpha_and_rank(adapter)
-    layers = {module_of(weight): update for weight, update in _low_ranks(adapter).items()}
+    layers = {module_of(weight): update for weight, update in low_ranks_of(adapter).items()}
     optional: dict[str, Json] = {
         "embeddings": list[Json](module for module, update in layers.items() if update.is_embedding),
         "fan_in_fan_out": adapter.config.fan_in_fan_out or False,
@@ -143,7 +105,7 @@ def _settings(adapter: Adapter, replaced: list[str]) -> dict[str, Json]:
 
 
 def _alpha_and_rank(adapter: Adapter) -> tuple[float, int]:
-    update = next(iter(_low_ranks(adapter).values()))
+    update = next(iter(low_ranks_of(adapter).values()))
     assert update.scale is not None
     return Scaling().alpha(update.scale, update.rank), update.rank
 

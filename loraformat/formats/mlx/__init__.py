@@ -19,19 +19,8 @@ HOLDS: tuple[str, ...] = ("linear", "embedding", "dora")
 LOSES = "one rank and one scale for all: smaller ranks are padded, other scales folded into lora_b"
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

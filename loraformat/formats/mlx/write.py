@@ -10,21 +10,9 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Finding
 from loraformat.formats.bake import uniform
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import (
-    Slots,
-    all_slots,
-    sequence_fault,
-    slots_of,
-    unstated_fields,
-)
-from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
-from loraformat.formats.losses import (
-    dropped_metadata,
-    unclaimed_tensor_lost,
-    unknown_scale,
-    unsupported_update,
-    unsupported_updates,
-)
+from loraformat.formats.canonical import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
+from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.losses import unknown_scale, unsupported_update, unsupported_updates
 from loraformat.formats.mlx.config import CONFIG, EMBEDDINGS, OWN_FILES, WEIGHTS
 from loraformat.formats.scaling import MAX_RANK
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
@@ -38,10 +26,8 @@ _DTYPES = (DType.F32, DType.F16, DType.BF16)
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
     """What MLX-LM cannot hold: anything but low-rank updates of matrices with one rank, one scale, all DoRA or none."""
-    yield from unsupported_updates(_faults(adapter), "MLX-LM")
-    low_ranks = {
-        weight: update for weight, chain in adapter.updates.items() for update in chain if isinstance(update, LowRank)
-    }
+    yield from unsupported_updates(faults_of(adapter, _fault), "MLX-LM")
+    low_ranks = low_ranks_of(adapter)
     if not low_ranks:
         yield unsupported_update("", "an adapter without a low-rank update", "MLX-LM")
     plain = [weight for weight, update in low_ranks.items() if update.magnitude is None]
@@ -51,20 +37,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if unknown:
         yield unknown_scale("", unknown)
     yield from uniform(adapter)[1]
-    if adapter.unclaimed:
-        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
-    dropped = _dropped(adapter.config)
-    if dropped:
-        yield dropped_metadata("", dropped)
-    yield from shadowed_files(adapter, OWN_FILES)
-
-
-def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield base_weight, fault
+    yield from lost_beside(adapter, _dropped(adapter.config), OWN_FILES)
 
 
 def _fault(base_weight: str, slots: Slots) -> str | None:
@@ -88,14 +61,7 @@ def _is_mlx(config: AdapterConfig) -> bool:
 
 
 def _dropped(config: AdapterConfig) -> list[str]:
-    own = {
-        "base_fingerprint": config.base_fingerprint,
-        "base_revision": config.base_revision,
-        "base_vocab_size": config.base_vocab_size,
-        "task": config.task,
-        "tied": config.tied,
-    }
-    names = [name for name, value in own.items() if value is not None]
+    names = unsaid(config, "base_model")
     return names if _is_mlx(config) else names + [name for name in unstated_fields(config.raw) if name not in _DROPOUT]
 
 
@@ -115,7 +81,7 @@ def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle: 
         entries[f"{module}.lora_a"], entries[f"{module}.lora_b"] = a, b
         if update.magnitude is not None:
             entries[f"{module}.m"] = update.magnitude.vector
-    weights = tensor_file(WEIGHTS, "safetensors", entries, {"format": "mlx"})
+    weights = tensor_file(WEIGHTS, "safetensors", entries, "mlx")
     return bundle_of([json_file(CONFIG, _config(adapter.config, layers)), weights], adapter)
 
 

@@ -18,19 +18,8 @@ HOLDS: tuple[str, ...] = READS
 LOSES = "settings of other tools"
 
 __all__ = [
-    "CONTAINERS",
-    "HOLDS",
-    "LOSES",
-    "NAME",
-    "READS",
-    "SPEC",
-    "TITLE",
-    "WRITES",
-    "losses",
-    "read",
-    "sniff",
-    "write",
-]
+    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+]  # fmt: skip
 
 
 def sniff(bundle: Bundle) -> Match | None:

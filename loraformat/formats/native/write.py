@@ -10,16 +10,15 @@ from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
 from loraformat.formats.canonical import (
     Slots,
     all_slots,
+    faults_of,
     most_common,
-    sequence_fault,
-    slots_of,
     stated_alphas,
     stated_rank,
     unstated_fields,
     vocabulary_of,
 )
-from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
-from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost, unknown_scale, unsupported_updates
+from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.losses import unknown_scale, unsupported_updates
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.formats.scaling import MAX_RANK, Scaling
@@ -40,24 +39,12 @@ _OWNED = frozenset(
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
     """What version 1 cannot hold."""
-    yield from unsupported_updates(_faults(adapter), "native version 1")
+    yield from unsupported_updates(faults_of(adapter, _fault), "native version 1")
     unknown = [weight for weight, updates in adapter.updates.items() if any(_lacks_scale(update) for update in updates)]
     if unknown:
         yield unknown_scale("", unknown)
-    if adapter.unclaimed:
-        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
     dropped = [] if _is_native(adapter.config) else unstated_fields(adapter.config.raw)
-    if dropped:
-        yield dropped_metadata("", dropped)
-    yield from shadowed_files(adapter, OWN_FILES)
-
-
-def _faults(adapter: Adapter) -> Iterator[tuple[str, str]]:
-    for base_weight, updates in adapter.updates.items():
-        slots = slots_of(updates)
-        fault = sequence_fault(updates) if slots is None else _fault(base_weight, slots)
-        if fault:
-            yield base_weight, fault
+    yield from lost_beside(adapter, dropped, OWN_FILES)
 
 
 def _lacks_scale(update: object) -> bool:
@@ -93,14 +80,10 @@ def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
     tables: dict[str, LazyTensor] = {}
     for base_weight, slots in all_slots(adapter):
         _place(base_weight, slots, weights, tables)
-    files: list[File] = [json_file(CONFIG, _config(adapter)), _tensor_file(WEIGHTS, container, weights)]
+    files: list[File] = [json_file(CONFIG, _config(adapter)), tensor_file(WEIGHTS[container], container, weights)]
     if tables:
-        files.append(_tensor_file(TABLES, container, tables))
+        files.append(tensor_file(TABLES[container], container, tables))
     return bundle_of(files, adapter)
-
-
-def _tensor_file(names: dict[str, str], container: str, entries: dict[str, LazyTensor]) -> File:
-    return tensor_file(names[container], container, entries, {"format": "pt"} if container == "safetensors" else None)
 
 
 def _place(base_weight: str, slots: Slots, weights: dict[str, LazyTensor], tables: dict[str, LazyTensor]) -> None:

@@ -5,8 +5,10 @@ Source: peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`; tuners/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import FormatError
@@ -20,6 +22,7 @@ OWN_FILES = (CONFIG, *WEIGHTS.values())
 PREFIX = "base_model.model."
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_MAY_BE_WRAPPED = re.compile("_orig_mod|_wrapped_module").search
 
 _MODULE_PARTS = {
     "lora_A.weight": "A",
@@ -38,10 +41,13 @@ _MODULE_PARTS = {
 _NAMED = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 
 _COPIES = ("modules_to_save", "original_module")
+_WHOLES = frozenset(["plain", "base_layer", *_COPIES])
+
+# What an adapter's name may follow, where it was left in the name of a tensor.
+_BEFORE_A_NAME = frozenset([*_NAMED, "trainable_tokens_delta", "modules_to_save"])
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What a tensor name says.
 
     Attributes:
@@ -67,6 +73,12 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
         parts: ends of the names of an adapter layer's tensors, of one to three components, and what they are.
     """
     path, has_prefix, wrappers = _without_prefix(name)
+    # Nearly every name, and there may be hundreds of thousands: a module, a part of two components, nothing between.
+    before, _, last = path.rpartition(".")
+    module, _, layer = before.rpartition(".")
+    part = parts.get(f"{layer}.{last}")
+    if part and module and module.rpartition(".")[2] not in _BEFORE_A_NAME:
+        return Key(module, part, None, has_prefix, wrappers)
     components, adapter = _without_adapter(path.split("."))
     for length in (3, 2, 1):
         part = parts.get(".".join(components[-length:]))
@@ -78,8 +90,8 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
 
 def _without_prefix(name: str) -> tuple[str, bool, tuple[str, ...]]:
     rest = name[len(PREFIX) :]
-    if name.startswith(PREFIX) and not rest.startswith(PREFIX) and not any(part in rest for part in _WRAPPERS):
-        return rest, True, ()  # nearly every name, and there may be hundreds of thousands
+    if name.startswith(PREFIX) and not rest.startswith(PREFIX) and not _MAY_BE_WRAPPED(rest):
+        return rest, True, ()
     components = name.split(".")
     wrappers = tuple(sorted({f"{part}." for part in components if part in _WRAPPERS}))
     path = ".".join(part for part in components if part not in _WRAPPERS)
@@ -144,12 +156,11 @@ def sort(entries: Mapping[str, LazyTensor], where: str, parts: Mapping[str, str]
     found = Sorted()
     for name, tensor in entries.items():
         key = keys[name]
-        is_whole = key.part in ("plain", "base_layer", *_COPIES)
-        if (key.owner, key.part) in found.names:
-            other = found.names[key.owner, key.part]
+        owner, part = meaning = key.owner, key.part
+        other = found.names.setdefault(meaning, name)
+        if other is not name:
             raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="leave one of them")
-        found.names[key.owner, key.part] = name
-        (found.weights if is_whole else found.modules).setdefault(key.owner, {})[key.part] = tensor
+        (found.weights if part in _WHOLES else found.modules).setdefault(owner, {})[part] = tensor
     found.notes.extend(_foreign(keys, where))
     return found
 

@@ -54,8 +54,8 @@ class Built:
         """Every weight that is changed."""
         return {*self.replaces, *self.rows, *self.differences, *self.layer_weights()}
 
-    def updates(self, weight: str) -> tuple[Update, ...]:
-        """What is done to a weight: replaced or set first, added to afterwards."""
+    def updates(self) -> dict[str, tuple[Update, ...]]:
+        """What is done to each weight, sorted by name: replaced or set first, added to afterwards."""
         kinds: tuple[Mapping[str, Update], ...] = (
             self.replaces,
             self.rows,
@@ -64,7 +64,13 @@ class Built:
             self.products,
             self.differences,
         )
-        return (*(kind[weight] for kind in kinds if weight in kind), *self.others.get(weight, ()))
+        chains: dict[str, tuple[Update, ...]] = dict.fromkeys(sorted(self.weights()), ())
+        for kind in kinds:
+            for weight, update in kind.items():
+                chains[weight] += (update,)
+        for weight, several in self.others.items():
+            chains[weight] += several
+        return chains
 
 
 def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
@@ -79,7 +85,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
     nested = nested_layers(found, config)
     where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
     for module, parts in found.modules.items():
-        meaning = nested.get(module, Nested(f"{module}.weight", module))
+        meaning = nested.get(module) or Nested(f"{module}.weight", module)
         rank = config.rank_of(meaning.scaled_as)
         scale = scale_of(config.alpha_of(meaning.scaled_as), rank, config.scaling, hints, where)
         if module in nested:
@@ -91,9 +97,10 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         if meaning.weight in built.low_ranks:
             check_layout(built.low_ranks[meaning.weight], config.version, meaning.weight)
             _take_off(meaning.weight, rank, scale, config, built)
-        left = [part for part in parts if part not in claimed]
-        built.unclaimed += [found.names[module, part] for part in left]
-        built.notes += _unpaired(module, left)
+        if not parts.keys() <= claimed:
+            left = [part for part in parts if part not in claimed]
+            built.unclaimed += [found.names[module, part] for part in left]
+            built.notes += _unpaired(module, left)
     if rows_are_private(built.rows.values()):
         built.rows = {weight: replace(rows, follows_tie=False) for weight, rows in built.rows.items()}
     return built
@@ -111,7 +118,7 @@ def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[
     """Builds the layer of one module; the parts that it took."""
     weight = f"{module}.weight"
     magnitude = parts.get("magnitude")
-    if {"A", "B"} <= parts.keys() and not {"embedding_A", "embedding_B"} & parts.keys():
+    if "A" in parts and "B" in parts and not {"embedding_A", "embedding_B"} & parts.keys():
         built.low_ranks[weight] = factors.linear(parts["A"], parts["B"], scale, magnitude)
         if "B_bias" in parts:
             built.differences[f"{module}.bias"] = Diff(parts["B_bias"], scale)

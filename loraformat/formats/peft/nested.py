@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.fields import place
@@ -32,8 +32,7 @@ _REGISTERED = ("gate_up_proj", "up_proj", "down_proj")
 _OUT_PROJ_TIMES = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Nested:
+class Nested(NamedTuple):
     """What a module path of the file means.
 
     Attributes:
@@ -60,11 +59,12 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
             outer = path.removesuffix(f"{_WRAPPED}.out_proj")
             layers[path] = Nested(f"{outer}.out_proj.weight", f"{outer}.out_proj", times=_OUT_PROJ_TIMES)
             layers[outer] = Nested(f"{outer}.in_proj_weight", outer)
-    for path in found.modules:
-        parameter = None if path in layers else _parameter(path, config, found.modules.keys())
+    for path in [path for path in found.modules if path not in layers] if config.parameters else ():
+        parameter = _parameter(path, config, found.modules.keys())
         if parameter is not None:
             layers[path] = Nested(parameter, parameter, is_parameter=True)
-        elif path not in layers and f"{_WRAPPED}." in f"{path}.":
+    for path in found.modules:
+        if _WRAPPED in path and path not in layers and f"{_WRAPPED}." in f"{path}.":
             raise UnsupportedUpdate("an adapter layer inside a wrapped layer that is not known", where=path)
     return layers
 

@@ -51,7 +51,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         found = sort(entries, file.name, part_names(tuner))
         built = read_tuned(tuner, found, shared, config, hints)
     read_wholes(found, config, built)
-    updates = {weight: built.updates(weight) for weight in sorted(built.weights())}
+    updates = built.updates()
     notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
     if tensors.wrapper or tensors.extras:
         notes.append(not_only_tensors(file.name, tensors.wrapper, sorted(tensors.extras)))

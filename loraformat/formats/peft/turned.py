@@ -34,7 +34,7 @@ def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: str) -> li
     pairs: Pairs = {
         module: (parts["A"], parts["B"])
         for module, parts in found.modules.items()
-        if {"A", "B"} <= parts.keys() and len(parts["A"].shape) == len(parts["B"].shape) == 2
+        if "A" in parts and "B" in parts and len(parts["A"].shape) == len(parts["B"].shape) == 2
     }
     fitting = {module for module, (a, b) in pairs.items() if a.shape[0] == b.shape[1]}
     odd = pairs.keys() - fitting

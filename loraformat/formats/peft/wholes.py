@@ -25,6 +25,8 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     `ensure_weight_tying`. Any other whole weight overwrites the base's tensor, which a tied partner shares.
     """
     _set_aside(found, built)
+    if not found.weights:
+        return
     copies: list[str] = []
     undeclared: list[str] = []
     wrapped = {module_of(weight) for weight in (*built.layer_weights(), *built.rows)}

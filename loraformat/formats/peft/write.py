@@ -11,16 +11,9 @@ from loraformat.diagnostics import Finding
 from loraformat.formats import factors
 from loraformat.formats.bake import uniform
 from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, sequence_fault, slots_of, unstated_fields
-from loraformat.formats.folder import bundle_of, json_file, shadowed_files, tensor_file
-from loraformat.formats.losses import (
-    dropped_metadata,
-    dropped_setting,
-    unclaimed_tensor_lost,
-    unknown_scale,
-    unsupported_update,
-    unsupported_updates,
-)
+from loraformat.formats.canonical import Slots, all_slots, faults_of, slots_of, unsaid, unstated_fields
+from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.losses import dropped_setting, unknown_scale, unsupported_update, unsupported_updates
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
 from loraformat.formats.peft.layers import rows_are_private
 from loraformat.formats.peft.patterns import is_inside
@@ -35,7 +28,7 @@ from loraformat.formats.peft.versions import (
     unknown_settings,
 )
 from loraformat.formats.scaling import MAX_RANK
-from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Diff, LowRank
@@ -45,7 +38,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     """What PEFT's layout, or PEFT itself, or the asked version of it, cannot hold."""
     slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
     sound = {weight: found for weight, found in slots.items() if found is not None}
-    yield from unsupported_updates(_faults(adapter, slots, sound), "PEFT")
+    yield from unsupported_updates(faults_of(adapter, lambda weight, found: _fault(weight, found, sound)), "PEFT")
     yield from _mixtures(sound)
     unknown = [
         weight
@@ -54,21 +47,9 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     ]
     if unknown:
         yield unknown_scale("", unknown)
-    if adapter.unclaimed:
-        yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
-    dropped = _dropped(adapter)
-    if dropped:
-        yield dropped_metadata("", dropped)
-    yield from shadowed_files(adapter, OWN_FILES)
+    yield from lost_beside(adapter, _dropped(adapter.config), OWN_FILES)
     if options.peft_version is not None and len(sound) == len(slots) and not unknown:
         yield from _version_losses(adapter, sound, options.peft_version)
-
-
-def _faults(adapter: Adapter, slots: dict[str, Slots | None], sound: dict[str, Slots]) -> Iterator[tuple[str, str]]:
-    for base_weight, found in slots.items():
-        fault = sequence_fault(adapter.updates[base_weight]) if found is None else _fault(base_weight, found, sound)
-        if fault:
-            yield base_weight, fault
 
 
 def _version_losses(adapter: Adapter, slots: dict[str, Slots], version: Version) -> Iterator[Finding]:
@@ -149,10 +130,8 @@ def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
                 yield unsupported_update(weight, f"a low-rank update inside the saved module {name}", "PEFT")
 
 
-def _dropped(adapter: Adapter) -> list[str]:
-    config = adapter.config
-    own = {"base_fingerprint": config.base_fingerprint, "base_vocab_size": config.base_vocab_size, "tied": config.tied}
-    names = [name for name, value in own.items() if value is not None]
+def _dropped(config: AdapterConfig) -> list[str]:
+    names = unsaid(config, "base_model", "base_revision", "task")
     return names if config.raw.get("peft_type") == "LORA" else names + unstated_fields(config.raw)
 
 
@@ -171,8 +150,7 @@ def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
     for base_weight, found in slots.items():
         named = _tensors(base_weight, found, slots if has_base_layers else {})
         entries.update({f"{PREFIX}{name}": tensor for name, tensor in named})
-    metadata = {"format": "pt"} if container == "safetensors" else None
-    weights = tensor_file(WEIGHTS[container], container, entries, metadata)
+    weights = tensor_file(WEIGHTS[container], container, entries)
     config = settings(adapter, slots, by_root=version is None or version >= SINCE["use_rslora"])
     return bundle_of([json_file(CONFIG, config if version is None else downgraded(config, version)), weights], adapter)
 

@@ -1,0 +1,66 @@
+"""What the README says of CI, against the files that it is about."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import loraformat
+from loraformat.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def example(sign: str) -> Any:
+    """The YAML of the README that contains `sign`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (found,) = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if sign in block]
+    return yaml.safe_load(found)
+
+
+@pytest.fixture(scope="module")
+def step() -> dict[str, Any]:
+    return next(each for each in example("actions/checkout") if "loraformat" in each["uses"])
+
+
+@pytest.fixture(scope="module")
+def hook() -> dict[str, Any]:
+    (found,) = example("hooks:")
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_step_gives_inputs_that_the_action_has(step: dict[str, Any]) -> None:
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    assert set(step["with"]) <= set(action["inputs"])
+
+
+def test_the_hook_is_one_that_the_repository_has(hook: dict[str, Any]) -> None:
+    known = {each["id"] for each in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))}
+    assert {each["id"] for each in hook["hooks"]} <= known
+    for each in hook["hooks"]:
+        options = [word for word in each["args"] if word.startswith("--")]
+        told = CliRunner().invoke(main, ["validate", "--help"]).output
+        assert all(option in told for option in options)
+
+
+def test_both_name_this_version_of_one_repository(step: dict[str, Any], hook: dict[str, Any]) -> None:
+    repository, _, tag = step["uses"].partition("@")
+    assert hook["repo"] == f"https://github.com/{repository}"
+    assert tag == hook["rev"] == f"v{loraformat.__version__}"
+
+
+def test_the_repository_is_that_of_the_package_or_said_to_be_filled_in(step: dict[str, Any]) -> None:
+    """pyproject.toml is read as text: Python 3.10 has no reader of it, and only an address is looked for."""
+    stated = re.findall(r"https://github\.com/([\w.-]+/[\w.-]+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    used = step["uses"].partition("@")[0]
+    if stated:
+        assert {used} == set(stated)
+    else:
+        assert used == "OWNER/loraformat"
+        assert "`OWNER` in both examples stands for" in (ROOT / "README.md").read_text(encoding="utf-8")
