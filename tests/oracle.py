@@ -66,7 +66,8 @@ def merged(
         if isinstance(update, (Replace, Rows)):
             continue
         if isinstance(update, (Scaled, Rotated, Multiplied, Modulated, Tiled)):
-            of = origin if isinstance(update, (Scaled, Modulated)) and update.is_sum else value
+            is_sum = isinstance(update, Modulated) or (isinstance(update, Scaled) and update.is_sum)
+            of = origin if is_sum else value
             changed = _factored(of.T, update).T if transposed else _factored(of, update)
             value = value + changed - of if of is origin else changed
             continue

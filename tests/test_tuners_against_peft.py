@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft_models import Case, Gpt, make, saved
+from safetensors.torch import load_file, save_file
 
 from loraformat.jobs.merge import merge
 from loraformat.model.of_base import ACTIVATIONS
@@ -142,3 +144,28 @@ def test_merged_from_disk_as_peft_merges(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(
             result[weight], value, rtol=1e-5, atol=1e-5, msg=lambda text, w=weight: f"{w}: {text}"
         )
+
+
+@pytest.mark.parametrize(
+    "name", ["deft-qr", "frod-dense", "glora-lora-lora-constant", "miss-bat", "osf", "peanut-tanh"]
+)
+def test_two_adapters_of_a_base_as_peft_merges_them(name: str, tmp_path: Path) -> None:
+    import peft
+
+    case, (base, one, other) = CASES[name], (tmp_path / part for part in ("base", "adapter", "other"))
+    make(case, tmp_path)
+    shutil.copytree(one, other)
+    tensors = load_file(one / "adapter_model.safetensors")
+    trained = [key for key in tensors if not key.startswith("base_model.frod_") and not key.endswith(".zeros")]
+    more = {key: tensors[key] + 0.1 * torch.randn(tensors[key].shape) for key in trained}
+    save_file({**tensors, **more}, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    model = case.model()
+    model.load_state_dict(saved(base))
+    adapted = peft.PeftModel.from_pretrained(model, one)
+    adapted.load_adapter(other, "other")
+    adapted.base_model.set_adapter(["default", "other"])
+    expected = adapted.merge_and_unload().state_dict()
+    merge(str(base), [str(one), str(other)], str(tmp_path / "merged"))
+    result = saved(tmp_path / "merged")
+    for weight, value in expected.items():
+        torch.testing.assert_close(result[weight], value.detach(), rtol=1e-5, atol=1e-4)

@@ -198,7 +198,7 @@ def _change(block: Tensor, origin: Tensor, step: Addition | Multiplication, norm
         tile = block[low - start : high - start]
         if isinstance(step, Multiplication) and step.is_sum:
             base = origin[low - start : high - start]
-            tile += step.turn(base, low, high) - base
+            tile += step.turn(base, low, high).sub_(base)
         elif isinstance(step, Multiplication):
             tile.copy_(step.turn(tile, low, high))
         else:

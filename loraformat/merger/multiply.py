@@ -110,12 +110,10 @@ def prepare_multiplied(
 
 
 def prepare_modulated(update: Modulated, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
-    """W + W ∘ (up @ down), row by row. Arguments as for `merger.apply.prepare`."""
+    """W + W ∘ (up @ down), row by row, in the memory of the product. Arguments as for `merger.apply.prepare`."""
     up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
     left, right = (down.T.contiguous(), up.T.contiguous()) if transposed else (up, down)
-    return Multiplication(
-        lambda values, start, stop: values + values * (left[start:stop] @ right), is_sum=update.is_sum
-    )
+    return Multiplication(lambda values, start, stop: (left[start:stop] @ right).mul_(values).add_(values), is_sum=True)
 
 
 def prepare_tiled(update: Tiled, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
@@ -129,13 +127,13 @@ def prepare_tiled(update: Tiled, transposed: bool, dtype: torch.dtype, where: st
             rows, block = slice(low - start, high - start), blocks[number]
             tiles = values[rows].reshape(high - low, -1, size)
             own = block[low - number * size : high - number * size, None]
-            result[rows] += (tiles @ block + own).reshape(high - low, -1)
+            result[rows] += (tiles @ block).add_(own).reshape(high - low, -1)
         return result
 
     def columns_of_tiles(values: Tensor, start: int, stop: int) -> Tensor:
         turned = blocks.transpose(1, 2)
         tiles = values.reshape(stop - start, -1, size).transpose(0, 1)  # (tiles in a column, size, size)
-        return values + (turned @ tiles + turned).transpose(0, 1).reshape(stop - start, -1)
+        return (turned @ tiles).add_(turned).add_(tiles).transpose(0, 1).reshape(stop - start, -1)
 
     return Multiplication(columns_of_tiles, size) if transposed else Multiplication(rows_of_tiles)
 

@@ -75,7 +75,8 @@ class Projected:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of `shape`, in Linear orientation, can be projected so."""
-        return len(shape) == 2 and shape[0] == self.up.shape[0] == self.down.shape[1]
+        is_product = self.up.shape[1] == self.down.shape[0]
+        return is_product and len(shape) == 2 and shape[0] == self.up.shape[0] == self.down.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,7 @@ class Recoded:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of `shape`, in Linear orientation, can be recoded so."""
-        wanted = (shape[-1], shape[-1])
-        return len(shape) == 2 and self.basis.shape == wanted == self.core.shape
+        return len(shape) == 2 and self.basis.shape == self.core.shape == (shape[1], shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Carried:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can be added to a bias of `shape`."""
-        return math.prod(shape) == self.length == shape[-1]
+        return math.prod(shape) == self.length and shape[-1:] == (self.length,)
 
 
 OfBase: TypeAlias = Union[Tiled, Projected, Recoded, Carried]

@@ -300,17 +300,14 @@ class Multiplied:
 
 @dataclass(frozen=True, slots=True)
 class Modulated:
-    """HiRA: W' = W ∘ (1 + up @ down): each value times a factor of its own.
+    """HiRA: ΔW = W ∘ (up @ down), with W as it is in the base: each value times one more than a factor of its own.
 
-    Attributes:
-        up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
-        is_sum: see Scaled.
-    Source: peft 0.21.2, tuners/hira/layer.py; tuners/glora/layer.py.
+    Attributes: up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
+    Source: peft 0.21.2, tuners/hira/layer.py `_merge`; tuners/glora/layer.py.
     """
 
     up: LazyTensor
     down: LazyTensor
-    is_sum: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, tuple[Update, ...]]] = {
     "recoded": {Q: (recoded(24),), UP: (recoded(24), low_rank(130, 24)), DOWN: (recoded(130),)},
     "recoded-bfloat16": {UP: (recoded(24, torch.bfloat16), recoded(24))},
     "carried": {
-        UP: (Modulated(lazy(130, 2), lazy(2, 24), is_sum=True), low_rank(130, 24)),
+        UP: (Modulated(lazy(130, 2), lazy(2, 24)), low_rank(130, 24)),
         BIAS: (
             Scaled(lazy(130), is_bias=True, is_sum=True),
             Diff(lazy(130, seed=5)),
@@ -123,6 +123,7 @@ def test_two_adapters_are_each_counted_from_the_unmerged_base(tmp_path: Path) ->
         (DOWN, Tiled(lazy(4, 6, 6))),
         (Q, Tiled(lazy(4, 6, 5))),
         (Q, Projected(lazy(24, 3), lazy(3, 25), 1.0)),
+        (Q, Projected(lazy(24, 3), lazy(2, 24), 1.0)),
         (Q, recoded(25)),
         (BIAS, Carried(UP, lazy(24), 131)),
         (BIAS, Carried(UP, lazy(25), 130)),
@@ -138,6 +139,11 @@ def test_a_bias_from_a_weight_that_is_not_there_is_refused(tmp_path: Path) -> No
     base = save_base(tmp_path / "base", base_weights(), config())
     with pytest.raises(UnmatchedUpdate, match="no such weight"):
         merge(base, tmp_path / "out", adapter({BIAS: Carried("model.other.weight", lazy(24), 130)}))
+
+
+@pytest.mark.parametrize("update", [recoded(1), Carried("m.weight", lazy(3), 1)])
+def test_a_tensor_without_axes_is_no_weight_of_it(update: Recoded | Carried) -> None:
+    assert not update.fits(())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "carried"])

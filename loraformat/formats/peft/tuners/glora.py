@@ -39,7 +39,7 @@ def _pair(module: str, parts: Parts, path: str) -> tuple[LazyTensor, LazyTensor]
 def _factor(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
     pair, values = _pair(module, parts, "A"), parts.get("glora_A.X")
     if pair is not None:
-        return (Modulated(*pair, is_sum=True),)
+        return (Modulated(*pair),)
     if values is None:
         return ()
     return (Scaled(_one_more(module, values, _outputs(source, module, parts)), is_sum=True),)
