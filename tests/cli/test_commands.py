@@ -291,6 +291,7 @@ def test_the_demo_ends_well(tmp_path: Path) -> None:
 
 
 SLOW_BASE_BYTES = 400_000_000
+BEHIND_OTHERS = ("nice", "-n", "19")  # so that whoever waits for a sign of the child sees it in time
 
 
 def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> None:
@@ -308,7 +309,9 @@ def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> N
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
         command = [sys.executable, "-m", "loraformat", "merge", base, adapter, "-o", tmp_path / "out", "--jobs", "1"]
-        with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(
+            [*BEHIND_OTHERS, *(str(part) for part in command)], stderr=subprocess.PIPE, text=True
+        ) as child:
             while not list(tmp_path.glob(".out.loraformat-*.partial")) and child.poll() is None:
                 os.sched_yield()
             os.kill(child.pid, number)
@@ -349,9 +352,9 @@ sys.path.insert(0, sys.argv[1])
 try:
     with _signals():
         import struck
-        print("imported", struck.WHOLE, flush=True)
         signal.pause()
 except (Terminated, KeyboardInterrupt) as error:
+    print("imported", sys.modules["struck"].WHOLE)
     print(type(error).__name__, *error.args)
 """
 
