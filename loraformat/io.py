@@ -137,7 +137,7 @@ def _checked_tensor(where: str, lazy: LazyTensor) -> LazyTensor:
             raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
         return values
 
-    return replace(lazy, read=read)
+    return replace(lazy, read=read, raw=None)
 
 
 def refuse_losses(losses: tuple[Finding, ...], to: str, *, strict: bool = False) -> None:

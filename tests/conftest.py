@@ -1,8 +1,9 @@
-"""Nothing here reaches the network, and torch leaves the other cores to the other tests."""
+"""No test reaches the network, torch leaves the other cores to other tests, and SIGINT reaches the children."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -10,6 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+
+# A suite that is started in the background ignores SIGINT, and so would every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 settings.register_profile("loraformat", deadline=None)
