@@ -13,15 +13,18 @@ from typing import NamedTuple
 
 METADATA = "__metadata__"
 _MOST_ENTRIES = 1_000_000  # far fewer lists and objects than strict JSON allows
+# `re` keeps some hundreds of bytes for each turn of a repeated group: what may repeat has an end.
+_MOST_PAIRS = 1_000
+MOST_DIMENSIONS = 8
 
 # Printable ASCII but for quote and backslash: nothing that JSON would read as anything but itself.
 _TEXT = r'"([ !#-\[\]-~]*)"'
 # Below 10**15, so always within what a header may hold.
 _NUMBER = r"(?:0|[1-9][0-9]{0,14})"
 _PAIR = re.compile(f"{_TEXT}:{_TEXT}(?:,|$)")
-_START = re.compile(rf'\{{(?:"{METADATA}":\{{((?:{_TEXT}:{_TEXT}(?:,(?=")|(?=\}})))*)\}},)?')
+_START = re.compile(rf'\{{(?:"{METADATA}":\{{((?:{_TEXT}:{_TEXT}(?:,(?=")|(?=\}}))){{0,{_MOST_PAIRS}}})\}},)?')
 _ENTRY = re.compile(
-    rf'{_TEXT}:\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_NUMBER}(?:,{_NUMBER})*)?)\],'
+    rf'{_TEXT}:\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_NUMBER}(?:,{_NUMBER}){{0,{MOST_DIMENSIONS - 1}}})?)\],'
     rf'"data_offsets":\[({_NUMBER}),({_NUMBER})\]\}}(?:,|\}} *\Z)'
 )
 

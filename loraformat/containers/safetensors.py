@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from loraformat.containers import strict_json
-from loraformat.containers.plain_header import METADATA, PlainHeader, read_plain
+from loraformat.containers.plain_header import METADATA, MOST_DIMENSIONS, PlainHeader, read_plain
 from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
 from loraformat.diagnostics import show
@@ -25,7 +25,6 @@ from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, Entry, LazyTensor, Span
 from loraformat.storage.base import Store
 
-MOST_DIMENSIONS = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DTYPES = {dtype.safetensors: dtype for dtype in DType}
 _MOST_SIZE = 1 << 53

@@ -17,6 +17,9 @@ from loraformat.model.tensors import DType
 from loraformat.storage.base import Store
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from loraformat.model.floats import Floats
 
 _ROWS_AT_ONCE = 8
@@ -40,7 +43,8 @@ def compare_rows(
         rows: (start, stop), whole units of the edit.
         accumulate: as in Arithmetic.
 
-    Raises: MergeError (LF801): a value is farther away than a unit in the last place, and what sums lose.
+    Raises: MergeError (LF801): a value is farther away than a unit in the last place, and what sums lose; or only one
+        of the two is finite, or a number.
     """
     import numpy as np
 
@@ -51,9 +55,7 @@ def compare_rows(
     for low, high in blocks_of(0, stop - start, _ROWS_AT_ONCE):
         near = slice(low, high)
         room = _room(base[near], exact[near], found[near], DType[edit.dtype], lost)
-        with np.errstate(invalid="ignore"):  # infinity minus itself
-            is_far = np.abs(found[near] - exact[near]) > room
-        bad = np.argwhere(is_far | ~np.isfinite(found[near]) & np.isfinite(base[near]))
+        bad = np.argwhere(_is_far(exact[near], found[near], room) | ~np.isfinite(found[near]) & np.isfinite(base[near]))
         if len(bad):
             row, column = (int(number) for number in bad[0])
             raise MergeError(
@@ -89,6 +91,16 @@ def _values(store: Store, stored: StoredTensor, start: int, stop: int) -> Floats
     if stored.strides is None and stored.dtype.is_floating:
         return decoded(read_raw_rows(store, stored, start, stop), stored.dtype)
     return np.asarray(read_rows(store, stored, start, stop).double().numpy())
+
+
+def _is_far(exact: Floats, found: Floats, room: Floats) -> NDArray[np.bool_]:
+    """Whether values are farther apart than there is room; infinity and NaN must be the same."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # infinity minus itself
+        is_far = np.abs(found - exact) > room
+    is_same = (found == exact) | np.isnan(found) & np.isnan(exact)
+    return np.where(np.isfinite(exact) & np.isfinite(found), is_far, ~is_same)
 
 
 def _room(base: Floats, exact: Floats, found: Floats, dtype: DType, lost: float) -> Floats:

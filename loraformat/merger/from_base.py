@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.errors import MergeError, ShapeMismatch
+from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch
 from loraformat.merger.multiply import Multiplication, finite
 from loraformat.model.of_base import Carried, Projected, Recoded
 from loraformat.model.tensors import LazyTensor
@@ -36,6 +36,7 @@ def taken_off(update: FromBase, stored: Tensor, *, transposed: bool, where: str)
         MergeError (LF206): "olora" and the scale is unknown. (LF801): the part is not determined, since singular
             values at its border are equal.
         ShapeMismatch (LF302): the matrix has fewer singular values than the rank.
+        NonFiniteValue (LF402): the matrix holds NaN or infinity.
 
     Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
     tuners/osf/utils.py `decompose_weight_matrix`.
@@ -45,6 +46,7 @@ def taken_off(update: FromBase, stored: Tensor, *, transposed: bool, where: str)
     rank = update.rank
     if rank > min(stored.shape):
         raise ShapeMismatch(f"rank {rank} is above those of a {tuple(stored.shape)} matrix", where=where)
+    _check_finite(stored, where)
     if update.recipe == "olora":
         if update.scale is None:
             raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
@@ -78,15 +80,14 @@ def projected(update: Projected, windows: Windows, *, transposed: bool, where: s
     """What the network of an update makes of the base's matrix, as a low-rank update.
 
     Args: windows: of the un-merged matrix; transposed, where: see `taken_off`.
-    Raises: NonFiniteValue (LF402): a factor holds NaN or infinity.
+    Raises: NonFiniteValue (LF402): a factor or the matrix holds NaN or infinity.
     """
     import torch
 
     down = _double(update.down, where)
     found: Tensor | None = None
     parts: list[Tensor] = []
-    for start, rows in windows:
-        values = rows.to(torch.float64)
+    for start, values in _doubles(windows, where):
         if transposed:
             parts.append(down @ values.T)
         else:
@@ -147,8 +148,7 @@ def carried(update: Carried, windows: Windows, *, transposed: bool, where: str) 
 
     vector = _double(update.vector, where).flatten()
     total = torch.zeros(update.length, dtype=torch.float64)
-    for start, rows in windows:
-        values = rows.to(torch.float64)
+    for start, values in _doubles(windows, where):
         if transposed:
             total += vector[start : start + len(values)] @ values
         else:
@@ -172,11 +172,11 @@ def recoded(
     coded = _inverse(basis)
     squares = torch.zeros(len(basis), dtype=torch.float64)
     if transposed:
-        for _, values in _together(windows):
+        for _, values in _together(windows, where):
             squares = coded(values.T).square().sum(dim=0)
     else:
-        for _, values in windows:
-            squares += coded(values.to(torch.float64)).square().sum(dim=0)
+        for _, values in _doubles(windows, where):
+            squares += coded(values).square().sum(dim=0)
     lengths = squares.sqrt()
     scales = torch.where(lengths > _LEAST_LENGTH, 1 / lengths, torch.zeros(()))
     narrow = update.basis.dtype.torch
@@ -201,11 +201,27 @@ def _inverse(basis: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda values: values @ inverse
 
 
-def _together(windows: Windows) -> Windows:
+def _together(windows: Windows, where: str) -> Windows:
     """All rows as one window, in float64."""
     import torch
 
-    yield 0, torch.cat([rows.to(torch.float64) for _, rows in windows])
+    yield 0, torch.cat([rows for _, rows in _doubles(windows, where)])
+
+
+def _doubles(windows: Windows, where: str) -> Windows:
+    """The windows in float64."""
+    import torch
+
+    for start, rows in windows:
+        _check_finite(rows, where)
+        yield start, rows.to(torch.float64)
+
+
+def _check_finite(values: Tensor, where: str) -> None:
+    """Refuse values of the base of which one would spoil all that is computed from them."""
+    if not bool(values.isfinite().all()):
+        text = "the base weight holds NaN or infinity, and the update is computed from all of its values"
+        raise NonFiniteValue(text, where=where)
 
 
 def _double(factor: LazyTensor, where: str) -> Tensor:

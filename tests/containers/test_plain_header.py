@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -95,3 +96,21 @@ def test_repeated_names_are_left_to_the_strict_reader() -> None:
         assert read_plain(header.encode()) is None
         with pytest.raises(InvalidJson, match="twice"):
             strict_json.parse(header.encode(), "m")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":{"dtype":"F32","shape":[' + b"1," * 500_000 + b'1],"data_offsets":[0,4]}}',
+        b'{"__metadata__":{' + b'"":"",' * 200_000 + b'"":""},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    ],
+    ids=["sizes", "pairs"],
+)
+def test_what_repeats_without_end_takes_no_memory_for_each_turn(header: bytes) -> None:
+    tracemalloc.start()
+    try:
+        assert read_plain(header) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(header)  # its text, and the turns until it is given up

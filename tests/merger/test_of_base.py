@@ -10,7 +10,7 @@ from checkpoints import adapter, config, contents, load, low_rank, merge, save_b
 from oracle import merged
 
 from loraformat.containers import open_checkpoint
-from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
+from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
 from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.tensors import LazyTensor
@@ -161,3 +161,30 @@ def test_a_part_between_equal_singular_values_is_refused(tmp_path: Path) -> None
         merge(base, tmp_path / f"out{rank}", adapter({"q_proj.weight": FromBase("osf", rank, None, (24, 24))}))
     with pytest.raises(MergeError, match="not determined"):
         merge(base, tmp_path / "out", adapter({"q_proj.weight": FromBase("osf", 7, None, (24, 24))}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize(
+    "update",
+    [FromBase("pissa", 3, None, (72, 24)), FromBase("osf", 3, None, (72, 24)), network(72), recoded(24)],
+    ids=["pissa", "osf", "network", "recoded"],
+)
+def test_a_base_that_is_not_finite_is_named_as_what_it_is(
+    tmp_path: Path, update: Update, is_transposed: bool, value: float
+) -> None:
+    stored = torch.randn(72, 24)
+    stored[70, 3] = value
+    name, kind = ("h.0.attn.c_attn.weight", "gpt2") if is_transposed else (Q, "llama")
+    tensors = {name: stored.T.contiguous() if is_transposed else stored}
+    base = save_base(tmp_path / "base", tensors, config() | {"model_type": kind})
+    with pytest.raises(NonFiniteValue, match="the base weight holds NaN or infinity"):
+        merge(base, tmp_path / "out", adapter({name: update}))
+
+
+def test_a_bias_from_a_weight_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    tensors = base_weights()
+    tensors[UP][129, 0] = float("nan")
+    base = save_base(tmp_path / "base", tensors, config())
+    with pytest.raises(NonFiniteValue, match="the base weight holds NaN or infinity"):
+        merge(base, tmp_path / "out", adapter({UP: low_rank(130, 24), BIAS: Carried(UP, lazy(24), 130)}))

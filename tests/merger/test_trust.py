@@ -89,6 +89,28 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("row", "wrong"), [(2, 1.0), (2, float("inf")), (3, float("nan")), (3, -float("inf"))])
+def test_what_is_not_finite_in_the_base_must_be_the_same_in_the_output(
+    tmp_path: Path, dtype: torch.dtype, row: int, wrong: float
+) -> None:
+    """Without the hash of what was written: by the values alone."""
+    tensors, name = weights(dtype=dtype), NAMES[0]
+    tensors[name][2, 5], tensors[name][3, 5] = float("nan"), float("inf")
+    base, out = save_base(tmp_path / "base", tensors, config()), tmp_path / "out"
+    change = str(adapter_folder(tmp_path / "adapter", {name: (24, 24)}))
+    adapters, checkpoint = [open_adapter(change).adapter], open_checkpoint(str(base))
+    plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
+    opened = Inputs(store=LocalStore(str(base)), base=checkpoint, adapters=adapters)
+    merge(str(base), [change], str(out))
+    check.check_output(plan, opened, LocalStore(str(out)), full=True)
+    merged = load_file(out / "model.safetensors")
+    merged[name][row, 5] = wrong
+    save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=f"row {row}, column 5"):
+        check.check_output(plan, opened, LocalStore(str(out)), full=True)
+
+
 class Faulty(LocalStore):
     """A disk that gives other bits back than were written, in one place of one tensor."""
 
