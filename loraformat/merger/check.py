@@ -23,6 +23,7 @@ from loraformat.model.tensors import DType
 from loraformat.storage.local import LocalStore
 
 _SAMPLES = 32
+_PLAIN_ROWS = 16  # of a plain edit, which stay in the cache of a processor through all that numpy does with them
 _BLOCK_NBYTES = 1 << 20
 _TASK_NBYTES = 32 << 20
 
@@ -108,7 +109,7 @@ def _edit_checks(
     accumulate = plan.arithmetic.accumulate
 
     def check(start: int, stop: int) -> None:
-        for low, high in blocks_of(start, stop, unit):
+        for low, high in blocks_of(start, stop, _PLAIN_ROWS if steps.is_plain else unit):
             compare_rows(edit, steps, inputs, output, stored, (low, high), accumulate)
 
     for start, stop in windows(edit, inputs, Limits()) if full else _one_tile(edit, unit):

@@ -51,6 +51,8 @@ def compare_rows(
     start, stop = rows
     base, exact = _again(edit, steps, inputs, start, stop)
     found = _values(output, as_matrix(stored, edit.row_axes), start, stop).reshape(exact.shape)
+    if _are_near(exact, found, DType[edit.dtype]):
+        return
     lost = _LOST[compute_dtype(edit, inputs, accumulate)]
     for low, high in blocks_of(0, stop - start, _ROWS_AT_ONCE):
         near = slice(low, high)
@@ -76,12 +78,13 @@ def _again(edit: Edit, steps: Steps, inputs: Inputs, start: int, stop: int) -> t
         window = read_window(inputs, edit, start, stop, torch.float64)
         return window.numpy().copy(), apply(window, start, *steps.get()).numpy()
     stored = as_matrix(inputs.base.tensors[edit.source], edit.row_axes)
-    base = np.zeros((stop - start, edit.matrix[1]))
     there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
-    if there:
-        base[:there] = _values(inputs.store, stored, start, start + there).reshape(there, -1)
+    base = _values(inputs.store, stored, start, start + there).reshape(there, edit.matrix[1])
+    base = np.pad(base, ((0, stop - start - there), (0, 0))) if there < stop - start else base
     left, right = steps.factors()
-    return base, base + left[start:stop] @ right
+    exact = left[start:stop] @ right
+    exact += base
+    return base, exact
 
 
 def _values(store: Store, stored: StoredTensor, start: int, stop: int) -> Floats:
@@ -91,6 +94,15 @@ def _values(store: Store, stored: StoredTensor, start: int, stop: int) -> Floats
     if stored.strides is None and stored.dtype.is_floating:
         return decoded(read_raw_rows(store, stored, start, stop), stored.dtype)
     return np.asarray(read_rows(store, stored, start, stop).double().numpy())
+
+
+def _are_near(exact: Floats, found: Floats, dtype: DType) -> bool:
+    """Whether all values are finite and less than a unit in the last place from the exact ones, as nearly all are."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # infinity minus itself
+        distance = np.abs(found - exact)
+    return bool((distance < unit_in_last_place(exact, dtype)).all())
 
 
 def _is_far(exact: Floats, found: Floats, room: Floats) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = NDArray[np.float64]
 
 _CODES = {DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2"}
+_EXPONENT = 0x7FF0_0000_0000_0000  # of a float64
 # Bits of the significand, the hidden one counted, and the exponent of the smallest normal number.
 _PRECISION = {DType.F64: (53, -1022), DType.F32: (24, -126), DType.F16: (11, -14), DType.BF16: (8, -126)}
 
@@ -51,11 +52,14 @@ def float64_of(tensor: LazyTensor) -> Floats:
 def unit_in_last_place(values: Floats, dtype: DType) -> Floats:
     """The distance of two neighbours of `dtype` at the size of each value; that of subnormal ones below all others.
 
+    It is infinite for what is not finite.
+
     Args:
         dtype: one that `is_floating`.
     """
     import numpy as np
 
     bits, least = _PRECISION[dtype]
-    _, exponent = np.frexp(np.maximum(np.abs(values), 2.0**least))
-    return np.asarray(np.ldexp(1.0, exponent - bits), np.float64)
+    # Without the bits of its significand a number is the power of two below it.
+    powers = (np.maximum(np.abs(values), 2.0**least).view(np.uint64) & _EXPONENT).view(np.float64)
+    return np.asarray(powers * 2.0 ** (1 - bits), np.float64)
