@@ -47,7 +47,9 @@ class LocalEngine:
 
 def _compute_alone() -> None:
     """Every thread has a number of torch's threads of its own, and a product over several threads has other bits."""
-    if torch := sys.modules.get("torch"):
+    if "torch" in sys.modules:
+        import torch  # which waits for another thread that is just importing it
+
         torch.set_num_threads(1)
 
 

@@ -12,9 +12,9 @@ from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.apply import blocks_of
 from loraformat.merger.compare import compare_rows
-from loraformat.merger.copies import Inputs, columns_of
+from loraformat.merger.copies import Inputs, columns_of, copies_views
 from loraformat.merger.independent import check_with_library
-from loraformat.merger.plain import is_plain
+from loraformat.merger.plain import is_plain, reads_with_torch
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.steps import Steps
 from loraformat.merger.windows import Limits, unit_of, windows
@@ -52,10 +52,19 @@ def check_output(
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
     checks = _checks(plan, inputs, output, full=full, digests=digests or {})
-    is_plain_all = all(is_plain(edit, inputs) for edit in plan.edits)
-    with nullcontext() if is_plain_all else one_thread_each():
+    with one_thread_each() if _needs_torch(plan, inputs, full=full) else nullcontext():
         for _ in open_engine(jobs).map(lambda task: task(), checks):
             pass
+
+
+def _needs_torch(plan: MergePlan, inputs: Inputs, *, full: bool) -> bool:
+    """Whether a task may ask for torch, which is then imported before there are threads."""
+    reads_with_library = full and any(shard.container == "safetensors" for shard in plan.shards)
+    return (
+        reads_with_library
+        or copies_views(inputs)
+        or any(not is_plain(edit, inputs) or reads_with_torch(edit, inputs) for edit in plan.edits)
+    )
 
 
 def _checks(

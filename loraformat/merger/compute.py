@@ -22,7 +22,7 @@ from loraformat.merger.apply import (
     blocks_of,
 )
 from loraformat.merger.buffers import Block, Buffers
-from loraformat.merger.copies import Inputs, as_matrix
+from loraformat.merger.copies import Inputs, as_matrix, copies_views
 from loraformat.merger.kernel import Kernel, open_kernel
 from loraformat.merger.plain import reads_with_torch
 from loraformat.merger.plan import Arithmetic, Edit
@@ -85,12 +85,12 @@ class Computer:
         return tallies
 
     def alone(self, edits: Iterable[Edit]) -> AbstractContextManager[None]:
-        """`one_thread_each`, which imports torch, where any of the edits needs it."""
+        """`one_thread_each`, which imports torch, where any of the edits or a copy needs it."""
         inputs = self._inputs
         needs_torch = (
             self._kernel_for(edit, self.steps(edit)) is None or reads_with_torch(edit, inputs) for edit in edits
         )
-        return one_thread_each() if any(needs_torch) else nullcontext()
+        return one_thread_each() if copies_views(inputs) or any(needs_torch) else nullcontext()
 
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""

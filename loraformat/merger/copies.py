@@ -88,6 +88,11 @@ class Target:
         return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
 
 
+def copies_views(inputs: Inputs) -> bool:
+    """Whether the base has tensors that do not stand row-major, which torch puts into order."""
+    return any(stored.strides is not None for stored in inputs.base.tensors.values())
+
+
 def columns_of(shape: Sequence[int]) -> int:
     """Columns of a tensor seen as a matrix: its trailing axes flattened; 1 for a vector."""
     return math.prod(shape[1:])

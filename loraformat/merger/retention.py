@@ -90,7 +90,7 @@ def retentions(tallies: Mapping[str, Tally]) -> tuple[Retention, ...]:
 
 
 def total_share(tallies: Mapping[str, Tally]) -> float | None:
-    """Σ C·D / Σ D·D over all weights; None where nothing was added."""
+    """Σ C·D / Σ D·D over all weights; None where nothing was added, or what was has squares beyond float64."""
     return _share(tallies[name] for name in sorted(tallies))
 
 
@@ -104,5 +104,8 @@ def rounding_findings(base: str, tallies: Mapping[str, Tally], dtypes: Iterable[
 
 def _share(tallies: Iterable[Tally]) -> float | None:
     found = tuple(tallies)
-    whole = math.fsum(tally.whole for tally in found)
-    return math.fsum(tally.kept for tally in found) / whole if whole > 0 else None
+    try:
+        whole, kept = math.fsum(tally.whole for tally in found), math.fsum(tally.kept for tally in found)
+    except (ValueError, OverflowError):  # infinity minus itself, or a sum beyond float64
+        return None
+    return kept / whole if 0 < whole < math.inf else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from loraformat.jobs.merge import merge
 from loraformat.merger import retentions, total_share
+from loraformat.merger.retention import Tally, rounding_findings
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Magnitude, Replace
 from loraformat.report import render
@@ -92,3 +94,12 @@ def test_a_lost_update_is_told_with_remedies_and_a_kept_one_is_not(tmp_path: Pat
     kept = merge(str(base), [str(small_adapter(tmp_path / "large", 0.5))], str(tmp_path / "b"))
     assert [one.code for one in kept.findings if one.code == "LF803"] == []
     assert kept.data.retained == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "tallies", [{"a": (math.inf, math.inf), "b": (-math.inf, math.inf)}, {"a": (1e308, 1e308), "b": (1e308, 1e308)}]
+)
+def test_squares_beyond_float64_have_no_share(tallies: dict[str, tuple[float, float]]) -> None:
+    found = {name: Tally(kept, whole, 0, 1, 1e200) for name, (kept, whole) in tallies.items()}
+    assert total_share(found) is None
+    assert rounding_findings("base", found, ["F64"]) == ()
