@@ -29,9 +29,13 @@ def read_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> Tens
 
 
 def read_raw_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> bytearray:
-    """The bytes of rows `start:stop` of a tensor without strides; a tensor of shape `()` has one row."""
+    """The bytes of rows `start:stop` of a tensor without strides; a tensor of shape `()` has one row.
+
+    Raises: as `read_rows`.
+    """
     buffer = bytearray((stop - start) * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
     read_rows_into(store, tensor, start, stop, memoryview(buffer))
+    _check_bool(buffer, tensor)
     return buffer
 
 
@@ -66,6 +70,7 @@ def _gathered(store: Store, tensor: StoredTensor, start: int, shape: tuple[int, 
     itemsize = tensor.dtype.itemsize
     buffer = bytearray(count * itemsize)
     store.read_into(tensor.file, tensor.span.offset + first * itemsize, buffer)
+    _check_bool(buffer, tensor)
     return torch.as_strided(_decoded(buffer, tensor), shape, strides).clone(memory_format=torch.contiguous_format)
 
 
@@ -75,7 +80,10 @@ def _decoded(buffer: bytearray, tensor: StoredTensor) -> Tensor:
 
     if not buffer:
         return torch.empty(0, dtype=tensor.dtype.torch)
-    if tensor.dtype is DType.BOOL and buffer.translate(None, b"\x00\x01"):
-        raise ContainerError("a BOOL tensor holds a byte that is neither 0 nor 1", where=tensor.file)
     # By way of bytes, since `frombuffer` takes fewer element types than `view`.
     return torch.frombuffer(buffer, dtype=torch.uint8).view(tensor.dtype.torch)
+
+
+def _check_bool(buffer: bytearray, tensor: StoredTensor) -> None:
+    if tensor.dtype is DType.BOOL and buffer.translate(None, b"\x00\x01"):
+        raise ContainerError("a BOOL tensor holds a byte that is neither 0 nor 1", where=tensor.file)
