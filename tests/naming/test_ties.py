@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from pathlib import Path
 
 import derive_ties
 import pytest
@@ -23,6 +24,13 @@ CLASSES = [
     ("bert", "BertForSequenceClassification", False),
     ("llama", "LlamaModel", False),
 ]
+
+
+def test_the_table_is_of_the_transformers_that_the_suite_installs() -> None:
+    """Else the comparison below would be skipped by everybody."""
+    table = json.loads(derive_ties.TABLE.read_text(encoding="utf-8"))
+    pins = (Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"transformers=={table['transformers']}" in pins
 
 
 @pytest.mark.parametrize(("module", "name", "is_clean"), CLASSES)

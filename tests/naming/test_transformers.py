@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import derive_names
 import pytest
 
 from loraformat.naming import spelling_of
 
+ROOT = Path(__file__).parents[2]
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
 VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
 
@@ -40,6 +43,12 @@ def test_the_text_part_of_a_composed_model_brings_its_rules() -> None:
     config = {**LLAVA, "text_config": {"model_type": "mixtral"}}
     spelled = spelling_of(config).in_memory("language_model.model.layers.0.block_sparse_moe.experts.0.w2.weight")
     assert spelled.names == ("model.language_model.layers.0.mlp.experts.down_proj",)
+
+
+def test_the_table_is_of_the_transformers_that_the_suite_installs() -> None:
+    """Else the comparison below would be skipped by everybody."""
+    (pin,) = re.findall(r"^transformers==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"transformers {pin}," in json.loads(derive_names.TABLE.read_text(encoding="utf-8"))["source"]
 
 
 def test_the_table_has_the_rules_of_the_installed_transformers() -> None:
