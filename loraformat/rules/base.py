@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
@@ -11,6 +12,7 @@ from loraformat.diagnostics import Severity
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loraformat.matching import Matching
     from loraformat.model.adapter import Adapter
     from loraformat.model.bundle import Bundle
     from loraformat.model.checkpoint import Checkpoint
@@ -31,7 +33,7 @@ def first_of(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """What rules look at.
 
@@ -51,6 +53,15 @@ class Subject:
     read_base: Callable[[str, int, int], Tensor] | None = None
     targets: tuple[Target, ...] = ()
     max_rank: int | None = None
+
+    @cached_property
+    def matching(self) -> Matching:
+        """Which update lands on which weight of the base, found once for all rules; the matcher is imported here."""
+        from loraformat.matching import match
+
+        assert self.adapter is not None
+        assert self.base is not None
+        return match(self.adapter, self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
 from loraformat.rules.vocabulary import tokens_of
-
-if TYPE_CHECKING:
-    from loraformat.matching import Matching
-
-
-def matched(subject: Subject) -> Matching:
-    """Which update lands on which weight of the base. Only with a base is the matcher imported."""
-    from loraformat.matching import match
-
-    assert subject.adapter is not None
-    assert subject.base is not None
-    return match(subject.adapter, subject.base)
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -45,7 +32,7 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
     """
-    for base_weight, nearest in matched(subject).unmatched.items():
+    for base_weight, nearest in subject.matching.unmatched.items():
         hint = f"the base has {nearest[0]}" if nearest else ""
         yield Hit(base_weight, "the base has no such weight", hint)
 
@@ -66,7 +53,7 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
     """
-    for misfit in matched(subject).misfits:
+    for misfit in subject.matching.misfits:
         yield Hit(misfit.weight, f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}")
 
 
@@ -87,7 +74,7 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/model.py `_create_new_module`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
     """
-    landings = matched(subject).landings
+    landings = subject.matching.landings
     guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
         message = "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing"
@@ -113,7 +100,7 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft issue 1579; vllm issue 34186.
     """
-    landings = matched(subject).landings
+    landings = subject.matching.landings
     renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
         yield Hit(name, f"{len(renamed)} names are taken for others of the base, this one for {tensor}")

@@ -8,7 +8,6 @@ from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.base_model import matched
 from loraformat.rules.shapes import updates_of
 
 _MOST_LISTED = 3
@@ -32,7 +31,7 @@ def lands_in_part(subject: Subject) -> Iterator[Hit]:
     """
     from loraformat.matching import WHOLE
 
-    landings = matched(subject).landings
+    landings = subject.matching.landings
     parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
     if parts:
         tensor = landings[parts[0]][0].tensor
@@ -63,7 +62,7 @@ def uncovered_module(subject: Subject) -> Iterator[Hit]:
         config.raw.get(f) for f in ("layers_to_transform", "exclude_modules")
     ):
         return
-    found = matched(subject)
+    found = subject.matching
     reached = {piece.tensor for pieces in found.landings.values() for piece in pieces}
     if found.unmatched or any(piece.is_prefixed for pieces in found.landings.values() for piece in pieces):
         return

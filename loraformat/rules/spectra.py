@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from loraformat.diagnostics import Severity
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
-from loraformat.rules.base_model import matched
 from loraformat.rules.shapes import updates_of
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
     kept = whole = 0.0
     dtypes = set()
     updates = dict(_plain(subject))
-    for name, pieces in matched(subject).landings.items():
+    for name, pieces in subject.matching.landings.items():
         update, piece = updates.get(name), pieces[0]
         stored = subject.base.tensors.get(piece.tensor)
         if (
