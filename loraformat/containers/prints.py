@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loraformat.containers import safetensors, torch_zip
 from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 _BLOCK_NBYTES = 4 << 20
 
@@ -30,7 +30,7 @@ class FilePrint:
     sha256: str | None = None
 
 
-def print_of(store: Store, name: str, *, whole: bool) -> FilePrint:
+def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
     """Size and hashes of a file.
 
     Args:
@@ -44,7 +44,7 @@ def print_of(store: Store, name: str, *, whole: bool) -> FilePrint:
     return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
 
 
-def header_sha256(store: Store, name: str) -> str:
+def header_sha256(store: Source, name: str) -> str:
     """See FilePrint."""
     if is_safetensors(store, name):
         header = safetensors.read_header(store, name)
@@ -54,17 +54,17 @@ def header_sha256(store: Store, name: str) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def file_sha256(store: Store, name: str) -> str:
+def file_sha256(store: Source, name: str) -> str:
     """SHA-256 of all bytes of a file."""
     return _hashed(store, name, 0, store.files().get(name, 0))
 
 
-def tensor_sha256(store: Store, tensor: StoredTensor) -> str:
+def tensor_sha256(store: Source, tensor: StoredTensor) -> str:
     """SHA-256 of the bytes of a tensor without strides, as they stand in its file."""
     return _hashed(store, tensor.file, tensor.span.offset, tensor.span.nbytes)
 
 
-def _hashed(store: Store, name: str, offset: int, nbytes: int) -> str:
+def _hashed(store: Source, name: str, offset: int, nbytes: int) -> str:
     total, buffer = hashlib.sha256(), memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
     for done in range(0, nbytes, _BLOCK_NBYTES):
         block = buffer[: min(_BLOCK_NBYTES, nbytes - done)]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_checkpoint, read_rows
+from loraformat.containers import bytes_of, open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
-from loraformat.io import Opened, open_adapter
+from loraformat.io import Opened, read_bundle
 from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
+from loraformat.jobs.subject import Assumptions, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -21,7 +21,6 @@ from loraformat.merger import (
     Limits,
     MergePlan,
     ShardPlan,
-    Source,
     Trust,
     Written,
     file_names,
@@ -31,17 +30,19 @@ from loraformat.merger import (
     retentions,
     rounding_findings,
     run_merge,
+    source_of,
     total_share,
     weight_nbytes,
 )
 from loraformat.merger.manifest import MANIFEST
 from loraformat.model.adapter import module_of
+from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
-from loraformat.model.tensors import DType
+from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report
-from loraformat.storage import open_store, require_space, stage
+from loraformat.storage import require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 
@@ -152,8 +153,9 @@ def _prepare(
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
-        said = _said_of(uri, assumptions, checkpoint) if len(adapters) > 1 else assumptions
-        one, found = open_subject(uri, base=checkpoint, assumptions=said)
+        bundle = open_bundle(uri)
+        said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
+        one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
         sources.append(_source(one, said, strength))
@@ -169,36 +171,31 @@ def _prepare(
         dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
         arithmetic=options.arithmetic,
         max_shard_nbytes=options.max_shard_nbytes,
-        same=_comparison(base, checkpoint),
+        same=_comparison(checkpoint),
     )
     findings.extend(findings_of(plan, checkpoint, read))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 
-def _comparison(uri: str, base: Checkpoint) -> Callable[[str, str], bool]:
-    """Whether two stored tensors of the base have equal bytes; a few MiB of each are in memory at a time."""
-    store = open_store(uri)
+def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
+    """Whether two weights of the base have equal bytes; a few MiB of each are in memory at a time."""
 
     def same(one: str, other: str) -> bool:
-        first, second = base.tensors[one], base.tensors[other]
+        first, second = base.weights[one], base.weights[other]
         if (first.shape, first.dtype) != (second.shape, second.dtype):
             return False
-        rows = max(1, (4 << 20) // max(1, first.span.nbytes // max(1, first.shape[0])))
-        for start in range(0, first.shape[0], rows):
-            stop = min(start + rows, first.shape[0])
-            if bytes_of(read_rows(store, first, start, stop)) != bytes_of(read_rows(store, second, start, stop)):
-                return False
-        return True
+        blocks = row_blocks(first.shape, first.dtype.itemsize, 4 << 20)
+        return all(bytes_of(first.read(start, stop)) == bytes_of(second.read(start, stop)) for start, stop in blocks)
 
     return same
 
 
-def _said_of(uri: str, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
+def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
     """What is assumed of one adapter among several: an alpha or scale fills those that state none."""
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions
-    adapter = open_adapter(uri, hints=without.hints(base)).adapter
+    adapter = read_bundle(bundle, hints=without.hints(base)).adapter
     gaps = (
         has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
     )
@@ -229,9 +226,9 @@ def _write(
         if progress is not None:
             progress(min(done, total), total)
 
-    inputs = Inputs(store=open_store(plan.base), base=prepared.base, adapters=[one.adapter for one in prepared.opened])
+    inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in prepared.opened])
     limits = replace(limits, progress=advance)
-    used = [Source(open_store(one.uri), tuple(one.bundle.files)) for one in prepared.opened]
+    used = [source_of(one.bundle) for one in prepared.opened]
     with stage(out, overwrite=overwrite, inputs=sources, resume=trust.resume) as output:
         require_space(out, total - sum(output.files().values()))
         return run_merge(plan, inputs, used, output, limits, trust)

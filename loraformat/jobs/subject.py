@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import open_checkpoint
+from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
-from loraformat.io import Opened, open_adapter
+from loraformat.io import Opened, read_bundle
+from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 
 
@@ -59,6 +60,17 @@ def open_subject(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    opened = open_adapter(uri, format=format, hints=assumptions.hints(base))
+    return subject_of(open_bundle(uri), base=base, assumptions=assumptions, format=format)
+
+
+def subject_of(
+    bundle: Bundle,
+    *,
+    base: Checkpoint | None,
+    assumptions: Assumptions,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Opened, tuple[Finding, ...]]:
+    """As `open_subject`, for files that are open already."""
+    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base))
     subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
     return opened, rules.gate(subject)

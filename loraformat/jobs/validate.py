@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.containers import open_bundle, read_rows
+from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ConfigError, ContainerError, FormatError
 from loraformat.io import read_bundle
@@ -18,7 +18,6 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.summary import summarize
 from loraformat.model.verdicts import IgnoredFinding, Skipped, ValidateResult
 from loraformat.report import Report
-from loraformat.storage import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,8 +150,7 @@ def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None
     """Rows of a tensor of the base, by name."""
     if base is None:
         return None
-    store = open_store(base.uri)
-    return lambda name, start, stop: read_rows(store, base.tensors[name], start, stop)
+    return lambda name, start, stop: base.weights[name].read(start, stop)
 
 
 def _weights(bundle: Bundle) -> str:

@@ -8,7 +8,7 @@ from loraformat.merger.notes import findings_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.preview import Opened, Preview, previews_of
 from loraformat.merger.retention import retentions, rounding_findings, total_share
-from loraformat.merger.run import Source, Trust, run_merge
+from loraformat.merger.run import Source, Trust, run_merge, source_of
 from loraformat.merger.stack import repeated
 from loraformat.merger.windows import Limits
 
@@ -32,6 +32,7 @@ __all__ = [
     "retentions",
     "rounding_findings",
     "run_merge",
+    "source_of",
     "total_share",
     "weight_nbytes",
     "write_others",

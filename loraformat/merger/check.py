@@ -160,7 +160,7 @@ def _compare_views(name: str, inputs: Inputs, output: LocalStore, stored: Stored
     rows = source.shape[0] if source.shape else 1
     step = max(1, _BLOCK_NBYTES // max(1, columns_of(source.shape) * source.dtype.itemsize))
     for start, stop in blocks_of(0, rows if full else min(rows, step), step):
-        before, after = (read_rows(s, t, start, stop) for s, t in ((inputs.store, source), (output, stored)))
+        before, after = inputs.base.weights[name].read(start, stop), read_rows(output, stored, start, stop)
         if not torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)):
             raise _differs(name, stored)
 

@@ -6,18 +6,18 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from loraformat.containers import bytes_of, read_raw_rows, read_rows
-from loraformat.errors import UnsupportedUpdate
+from loraformat.containers import bytes_of
 from loraformat.merger.plan import Term
 from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.model.bundle import OpenedFiles
+from loraformat.model.checkpoint import BaseWeight, Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.model.updates import Update
-from loraformat.storage.base import Store, Writer
+from loraformat.storage.base import Writer
 from loraformat.storage.local import LocalWriter
 
 _RUN_NBYTES = 64 << 20
@@ -29,14 +29,17 @@ class Inputs:
     """What a plan refers to, opened.
 
     Attributes:
-        store: the base's files.
-        base: the base's headers.
+        base: with the one opening of its files.
         adapters: as `MergePlan.adapters`.
     """
 
-    store: Store
     base: Checkpoint
     adapters: Sequence[Adapter]
+
+    @property
+    def store(self) -> OpenedFiles:
+        """The base's files, as they were when it was opened."""
+        return self.base.store
 
     def update(self, term: Term) -> Update:
         """The update that a term of the plan means."""
@@ -90,26 +93,12 @@ class Target:
 
 def copies_views(inputs: Inputs) -> bool:
     """Whether the base has tensors that do not stand row-major, which torch puts into order."""
-    return any(stored.strides is not None for stored in inputs.base.tensors.values())
+    return any(not weight.is_copyable for weight in inputs.base.weights.values())
 
 
 def columns_of(shape: Sequence[int]) -> int:
     """Columns of a tensor seen as a matrix: its trailing axes flattened; 1 for a vector."""
     return math.prod(shape[1:])
-
-
-def as_matrix(stored: StoredTensor, row_axes: int) -> StoredTensor:
-    """A stack of matrices as one matrix, whose rows are those of all of them; for one leading axis, as it is.
-
-    Raises: UnsupportedUpdate (LF013): the view of a `.pt` file has no such rows.
-    """
-    if row_axes == 1:
-        return stored
-    strides = stored.strides
-    if strides is not None and strides[0] != strides[1] * stored.shape[1]:
-        raise UnsupportedUpdate("a stack of experts that is stored with gaps", where="merge")
-    shape = (stored.shape[0] * stored.shape[1], *stored.shape[2:])
-    return replace(stored, shape=shape, strides=None if strides is None else strides[1:])
 
 
 def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
@@ -128,15 +117,14 @@ def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], 
 
 def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
     """An untouched tensor: inside the kernel where its bytes are in order and need no checksum, else block by block."""
-    stored, entry = inputs.base.tensors[name], target.entries[name]
-    if stored.strides is None and not target.needs_checksums:
+    weight, entry = inputs.base.weights[name], target.entries[name]
+    if weight.is_copyable and not target.needs_checksums:
+        (stored,) = weight.parts
         yield from _runs(inputs, stored.file, stored.span.offset, entry.span.offset, entry.span.nbytes, target)
         return
-    rows = entry.shape[0] if entry.shape else 1
-    row_nbytes = max(1, entry.span.nbytes // max(1, rows))
-    step = max(1, rows if stored.strides is not None else _BLOCK_NBYTES // row_nbytes)
-    for start in range(0, rows, step):
-        yield _block(inputs, name, start, min(start + step, rows), target)
+    step = max(1, _BLOCK_NBYTES // max(1, weight.row_nbytes) if weight.is_copyable else weight.rows)
+    for start in range(0, weight.rows, step):
+        yield _block(weight, start, min(start + step, weight.rows), target)
 
 
 def _runs(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Iterator[Task]:
@@ -152,14 +140,10 @@ def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int
     return run
 
 
-def _block(inputs: Inputs, name: str, start: int, stop: int, target: Target) -> Task:
-    stored = inputs.base.tensors[name]
-
+def _block(weight: BaseWeight, start: int, stop: int, target: Target) -> Task:
     def run() -> Done:
-        if stored.strides is None:
-            data = memoryview(read_raw_rows(inputs.store, stored, start, stop))
-        else:
-            data = bytes_of(read_rows(inputs.store, stored, start, stop))
-        return target.write(name, data, start, columns_of(stored.shape))
+        is_ready = weight.is_copyable
+        data = memoryview(weight.raw(start, stop)) if is_ready else bytes_of(weight.read(start, stop))
+        return target.write(weight.name, data, start, columns_of(weight.shape))
 
     return run

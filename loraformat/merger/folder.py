@@ -9,6 +9,7 @@ from typing import Any, cast
 from loraformat.errors import ConfigError
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import MergePlan, nbytes_of
+from loraformat.model.bundle import OpenedFiles
 from loraformat.storage.base import Store
 
 
@@ -45,7 +46,7 @@ def file_names(plan: MergePlan) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _patched(store: Store, plan: MergePlan) -> dict[str, Any]:
+def _patched(store: OpenedFiles, plan: MergePlan) -> dict[str, Any]:
     config = _object(store, "config.json")
     for path, value in plan.config_patch:
         level = config
@@ -70,7 +71,7 @@ def _index(inputs: Inputs, plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _object(store: Store, name: str) -> dict[str, Any]:
+def _object(store: OpenedFiles, name: str) -> dict[str, Any]:
     """A JSON object of the base in the order of its keys; it was parsed strictly when the base was opened."""
     value = json.loads(store.read(name).decode("utf-8"))
     if not isinstance(value, dict):

@@ -18,7 +18,8 @@ from loraformat.merger.journal import Journal, fingerprint_of
 from loraformat.merger.manifest import build_manifest, plain_print, write_manifest
 from loraformat.merger.plan import MergePlan, nbytes_of
 from loraformat.merger.windows import Limits
-from loraformat.storage import LocalStore, Store
+from loraformat.model.bundle import Bundle, OpenedFiles
+from loraformat.storage import LocalStore
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
@@ -42,8 +43,14 @@ class Trust:
 class Source:
     """The files of one input: where they are and which were used."""
 
-    store: Store
+    store: OpenedFiles
     names: Sequence[str]
+
+
+def source_of(bundle: Bundle) -> Source:
+    """The files of an adapter, by the opening through which it was read."""
+    assert bundle.opened is not None
+    return Source(bundle.opened, tuple(bundle.files))
 
 
 def run_merge(
@@ -92,7 +99,7 @@ def _prints(source: Source, trust: Trust, read: Map) -> list[dict[str, Any]]:
     return list(read(lambda name: _print(source.store, name, trust), sorted(source.names)))
 
 
-def _print(store: Store, name: str, trust: Trust) -> dict[str, Any]:
+def _print(store: OpenedFiles, name: str, trust: Trust) -> dict[str, Any]:
     """Name, size and hashes of a file; a file beside the adapter that is damaged has a name and a size only."""
     try:
         return plain_print(print_of(store, name, whole=trust.hash_files))

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, Union
+from typing import Protocol, TypeAlias, Union
 
 from loraformat.model.tensors import LazyTensor
 
 Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
+
+
+class OpenedFiles(Protocol):
+    """The files of an adapter or a base, opened once: later reads give what was there then, or an error."""
+
+    uri: str
+
+    def files(self) -> Mapping[str, int]:
+        """Names of the files → sizes in bytes."""
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the subfolders."""
+
+    def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """A range of a file, or all from `offset` on."""
+
+    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill `buffer` with the bytes of a file from `offset` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +92,13 @@ class Bundle:
     Attributes:
         uri: where it came from, for messages; empty for a bundle in memory.
         is_single_file: whether the user named one file rather than a folder.
+        opened: the files on disk, through which all of `files` are read; None for a bundle in memory.
     """
 
     uri: str
     files: Mapping[str, File]
     is_single_file: bool = False
+    opened: OpenedFiles | None = None
 
     def json(self, name: str) -> Json:
         """The parsed content of `name`; the file must be there and be a JsonFile."""

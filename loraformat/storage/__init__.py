@@ -6,7 +6,7 @@ import os
 import re
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Store, Writer
+from loraformat.storage.base import Source, Store, Writer
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.local import LocalStore
 from loraformat.storage.memory import MemoryStore
@@ -16,6 +16,7 @@ __all__ = [
     "PAGE_NBYTES",
     "LocalStore",
     "MemoryStore",
+    "Source",
     "Store",
     "Writer",
     "address_of",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from loraformat.storage.base import Store, Writer
+from loraformat.storage.base import Source, Writer
 from loraformat.storage.direct import PAGE_NBYTES, memory_at
 
 BLOCK_NBYTES = 4 << 20
 
 
-def copy_blocks(writer: Writer, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+def copy_blocks(writer: Writer, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
     """Put `nbytes` bytes of `source`'s file `path` at `offset`, through one buffer of at most 4 MiB.
 
     Raises: StorageError: the file ends before, or cannot be read or written.

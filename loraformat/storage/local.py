@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
@@ -37,11 +37,11 @@ class LocalStore:
     """The regular files of one folder, or one file alone as a store with one entry.
 
     Nothing is ever mapped into memory: a file that shrinks while it is read is an error, not a SIGBUS. A file that is
-    another one at a later read (identity, size or time of change) is an error too. FIFOs, devices and folders are
-    neither listed nor opened. A symbolic link is followed inside the folder and into the `blobs` of the Hub cache that
-    the folder belongs to; one that leads elsewhere is followed for weight files only, whose content is parsed and never
-    copied as it is: the author of a folder must not choose which of the reader's files become part of a model. Reads
-    and writes may come from any thread.
+    another one at a later read than when it was listed or first read (identity, size, time of change) is an error too.
+    FIFOs, devices and folders are neither listed nor opened. A symbolic link is followed inside the folder and into the
+    `blobs` of the Hub cache that the folder belongs to; one that leads elsewhere is followed for weight files only,
+    whose content is parsed and never copied as it is: the author of a folder must not choose which of the reader's
+    files become part of a model. Reads and writes may come from any thread.
 
     Raises: StorageError: there is no such file or folder, or it is neither.
     """
@@ -72,11 +72,14 @@ class LocalStore:
         """Regular files by name → size in bytes, sorted; without those that belong to a run of this package."""
         with told_as(self.uri):
             if self._only is not None:
-                return {self._only: os.stat(self._path(self._only)).st_size}
-            with os.scandir(self._folder) as entries:
-                found = {entry.name: _regular_size(entry) for entry in entries}
-        listed = {name: size for name, size in found.items() if size is not None and not self._is_hidden(name)}
-        return dict(sorted(listed.items()))
+                found = {self._only: os.stat(self._path(self._only))}
+            else:
+                with os.scandir(self._folder) as entries:
+                    found = {entry.name: status for entry in entries if (status := _regular(entry)) is not None}
+        listed = {name: status for name, status in sorted(found.items()) if not self._is_hidden(name)}
+        for name, status in listed.items():
+            self._seen.setdefault(name, _identity(status))
+        return {name: status.st_size for name, status in listed.items()}
 
     def folders(self) -> tuple[str, ...]:
         """See Store."""
@@ -179,7 +182,7 @@ class LocalStore:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise StorageError("not a regular file", where=path)
-                identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                identity = _identity(status)
                 if self._seen.setdefault(name, identity) != identity:
                     raise StorageError("the file changed while it was in use", where=path)
                 yield fd, status.st_size
@@ -268,7 +271,7 @@ class LocalWriter:
         while done < view.nbytes:
             done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
 
-    def clone_from(self, source: Store, path: str) -> bool:
+    def clone_from(self, source: Source, path: str) -> bool:
         """Share all bytes of `source`'s file `path`, where the file system can; False where nothing was done."""
         if not isinstance(source, LocalStore):
             return False
@@ -283,7 +286,7 @@ class LocalWriter:
             self._count(os.fstat(fd).st_size)
         return True
 
-    def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+    def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         done = 0
         if isinstance(source, LocalStore) and self._direct is None:
@@ -314,12 +317,16 @@ class LocalWriter:
             self.written += nbytes
 
 
-def _regular_size(entry: os.DirEntry[str]) -> int | None:
+def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         status = entry.stat()
     except OSError:  # a link to nothing, or to itself
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _reserve(fd: int, size: int | None) -> None:

@@ -15,7 +15,7 @@ from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
-from loraformat.storage import open_store, stage
+from loraformat.storage import stage
 
 
 def weights(seed: int = 0, dtype: torch.dtype = torch.float32, *, tied: bool = False) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ def merge_and_tell(
     checkpoint = repeated(open_checkpoint(str(base)), adapters)
     sources = [AdapterSource("memory", "none") for _ in adapters]
     plan = plan_merge(checkpoint, adapters, sources, **planned)
-    inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)
+    inputs = Inputs(base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
         return write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))

@@ -18,7 +18,7 @@ from checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
-from loraformat.errors import ConfigError, LoraFormatError, MergeError, MissingFile
+from loraformat.errors import ConfigError, LoraFormatError, MergeError, MissingFile, StorageError
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.jobs.verify import verify
@@ -101,7 +101,7 @@ def test_what_is_not_finite_in_the_base_must_be_the_same_in_the_output(
     change = str(adapter_folder(tmp_path / "adapter", {name: (24, 24)}))
     adapters, checkpoint = [open_adapter(change).adapter], open_checkpoint(str(base))
     plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
-    opened = Inputs(store=LocalStore(str(base)), base=checkpoint, adapters=adapters)
+    opened = Inputs(base=checkpoint, adapters=adapters)
     merge(str(base), [change], str(out))
     check.check_output(plan, opened, LocalStore(str(out)), full=True)
     merged = load_file(out / "model.safetensors")
@@ -147,7 +147,7 @@ def test_one_wrong_bit_is_found_by_the_full_check(
     checkpoint = open_checkpoint(base)
     adapters = [one.adapter for one in opened]
     plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
-    merged = Inputs(store=LocalStore(base), base=checkpoint, adapters=adapters)
+    merged = Inputs(base=checkpoint, adapters=adapters)
     source = Source(LocalStore(change), tuple(opened[0].bundle.files))
     (tmp_path / "out").mkdir()
     output = Faulty(str(tmp_path / "out"), name, byte)
@@ -352,3 +352,49 @@ def test_other_options_or_inputs_do_not_go_on_from_what_is_there(
     (left / ".loraformat-journal.json").write_text(json.dumps(journal))
     merge(str(base), [str(change)], str(tmp_path / "out"), resume=True)
     assert contents(tmp_path / "out") == whole
+
+
+def _replaced(path: Path, data: bytes) -> None:
+    """Another file of the same size under the same name, as an update of a model or an attacker leaves it."""
+    other = path.with_name("new")
+    other.write_bytes(data)
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        ("announce", "model.safetensors"),
+        ("announce", "config.json"),
+        ("announce", "generation_config.json"),
+        ("progress", "model.safetensors"),
+    ],
+)
+def test_a_base_that_is_swapped_after_planning_is_refused(tmp_path: Path, moment: str, name: str) -> None:
+    """P4: what was planned from is what is merged, or nothing is written."""
+    base = save_base(tmp_path / "base", weights(), {**config(), "vocab_size": 11})
+    (base / "generation_config.json").write_text('{"top_k": 1}')
+    change = adapter_folder(tmp_path / "adapter", dict.fromkeys(NAMES[:1], (24, 24)))
+    swapped = bytearray((base / name).read_bytes())
+    swapped[-2] ^= 1
+    calls = []
+
+    def swap(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            _replaced(base / name, bytes(swapped))
+
+    with pytest.raises(StorageError, match="changed while it was in use"):
+        merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", **{moment: swap})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_is_swapped_after_planning_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    change = adapter_folder(tmp_path / "adapter", dict.fromkeys(NAMES[:1], (24, 24)))
+    path = change / "adapter_model.safetensors"
+    swapped = bytearray(path.read_bytes())
+    swapped[-1] ^= 1
+    with pytest.raises(StorageError, match="changed while it was in use"):
+        merge(str(base), [str(change)], str(tmp_path / "out"), announce=lambda _: _replaced(path, bytes(swapped)))
+    assert not (tmp_path / "out").exists()
