@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 from loraformat.containers.prints import print_of
 from loraformat.engine import open_engine
 from loraformat.errors import ContainerError
-from loraformat.merger.check import check_output
 from loraformat.merger.copies import Inputs
 from loraformat.merger.execute import Written, write_weights
 from loraformat.merger.folder import file_names, write_others
 from loraformat.merger.journal import Journal, fingerprint_of
 from loraformat.merger.manifest import build_manifest, plain_print, write_manifest
 from loraformat.merger.plan import MergePlan, nbytes_of
+from loraformat.merger.verify import check_output
 from loraformat.merger.windows import Limits
 from loraformat.model.bundle import Bundle, OpenedFiles
 from loraformat.storage import LocalStore

@@ -29,12 +29,12 @@ from loraformat.merger import (
     Limits,
     Source,
     Trust,
-    check,
     plan_merge,
     run_merge,
 )
 from loraformat.merger.journal import fingerprint_of
 from loraformat.merger.manifest import MANIFEST
+from loraformat.merger.verify import check
 from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore

@@ -11,12 +11,12 @@ from loraformat.containers.prints import tensor_sha256
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.apply import blocks_of
-from loraformat.merger.compare import compare_rows
 from loraformat.merger.copies import Inputs, columns_of, copies_views
-from loraformat.merger.independent import check_with_library
 from loraformat.merger.plain import is_plain, reads_with_torch
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.steps import Steps
+from loraformat.merger.verify.compare import compare_rows
+from loraformat.merger.verify.safetensors_library import check_with_library
 from loraformat.merger.windows import Limits, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType
