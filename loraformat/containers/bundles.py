@@ -14,14 +14,11 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import DType, LazyTensor, row_blocks
-from loraformat.storage import LocalStore, Source, Store, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, LocalStore, Source, Store, Writer, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
-# No base is stored so.
-_ADAPTER_SUFFIXES = (".pth.lora", ".npz")
 _YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
@@ -113,10 +110,12 @@ def json_limit(name: str) -> int:
 
 def _file(store: Source, name: str, nbytes: int) -> File:
     def read() -> bytes:
+        if isinstance(store, LocalStore):
+            store.check_inside(name)
         return store.read(name)
 
     lower = name.lower()
-    if lower.endswith((*WEIGHT_SUFFIXES, *_ADAPTER_SUFFIXES)):
+    if lower.endswith(WEIGHT_SUFFIXES) and not lower.endswith(".gguf"):
         return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from loraformat.containers import safetensors
 from loraformat.containers.base_weights import BaseWeights
-from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors, load_json
+from loraformat.containers.bundles import is_safetensors, load_json
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
-from loraformat.storage import LocalStore, Source, open_store
+from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_store
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
@@ -103,7 +103,7 @@ def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
 
 def _is_base_weight(name: str) -> bool:
     lower = name.lower()
-    if not lower.endswith(WEIGHT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
+    if not lower.endswith(CHECKPOINT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
         return False
     return not lower.endswith(".bin") or lower.startswith("pytorch_model")
 

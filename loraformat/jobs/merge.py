@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
@@ -25,6 +25,7 @@ from loraformat.merger import (
     Written,
     file_names,
     findings_of,
+    permissions_of,
     plan_merge,
     repeated,
     retentions,
@@ -34,15 +35,16 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.manifest import MANIFEST
+from loraformat.merger.findings import kept_private, merged_again, unfinished_cleared
+from loraformat.merger.manifest import adapter_digest, history_of, is_output, read_manifest
 from loraformat.model.adapter import module_of
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
 from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report
-from loraformat.storage import require_space, stage
+from loraformat.storage import is_restricted, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 
@@ -82,7 +84,7 @@ def merge(
     seed: int = 0,
     max_shard_nbytes: int | None = None,
     verify: str = "sample",
-    hash_files: bool = False,
+    digests: str = "blake3",
     resume: bool = False,
     dry_run: bool = False,
     force: bool = False,
@@ -110,7 +112,8 @@ def merge(
         seed: of stochastic rounding; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
         verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
-        hash_files: put the SHA-256 of whole weight files into the manifest too.
+        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
+            has it), or "none" (of what is computed alone).
         resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
@@ -130,10 +133,18 @@ def merge(
     if dry_run:
         return _report(prepared, base)
     limits = Limits(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
-    trust = Trust(verify=verify, hash_files=hash_files, resume=resume)
+    trust = Trust(verify=verify, digests=digests, resume=resume)
+    met: list[Finding] = []
+
+    def meet(findings: tuple[Finding, ...]) -> None:
+        met.extend(findings)
+        if announce is not None:
+            announce(findings)
+
     outcome = _write(
-        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), overwrite=overwrite, progress=progress
+        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
     )
+    prepared = replace(prepared, findings=(*prepared.findings, *met))
     report = _report(prepared, base, out, outcome, verify)
     if announce is not None:
         announce(report.findings[len(prepared.findings) :])
@@ -174,7 +185,17 @@ def _prepare(
         same=_comparison(checkpoint),
     )
     findings.extend(findings_of(plan, checkpoint, read))
+    findings.extend(_merged_before(checkpoint, opened))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
+
+
+def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Finding]:
+    """LF814 for each adapter that the manifest of the base names."""
+    history = history_of(read_manifest(base.store))
+    known = {adapter["digest"] for merge in history for adapter in merge["adapters"]}
+    for one in opened if known else ():
+        if adapter_digest(one.adapter) in known:
+            yield merged_again(base.uri, one.uri)
 
 
 def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
@@ -212,6 +233,7 @@ def _write(
     limits: Limits,
     trust: Trust,
     sources: Sequence[str],
+    meet: Callable[[tuple[Finding, ...]], None],
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
@@ -229,9 +251,20 @@ def _write(
     inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in prepared.opened])
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
-    with stage(out, overwrite=overwrite, inputs=sources, resume=trust.resume) as output:
+    permissions = permissions_of(inputs, used, plan)
+    if is_restricted(permissions):
+        meet((kept_private(out, permissions),))
+    with stage(
+        out,
+        overwrite=overwrite,
+        inputs=sources,
+        resume=trust.resume,
+        is_ours=is_output,
+        permissions=permissions,
+        on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
+    ) as output:
         require_space(out, total - sum(output.files().values()))
-        return run_merge(plan, inputs, used, output, limits, trust)
+        return run_merge(plan, inputs, used, output, limits, trust, meet)
 
 
 def _report(
@@ -248,7 +281,7 @@ def _report(
         {module_of(term.weight) for edit in plan.edits for term in edit.terms if term.adapter == number}
         for number in range(len(opened))
     ]
-    names = tuple(sorted((*file_names(plan), MANIFEST)))
+    names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
     lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
         job="merge",

@@ -8,6 +8,10 @@ from typing import Protocol, TypeAlias, Union
 
 from loraformat.model.tensors import LazyTensor
 
+# What a merge writes about its output, which is true of that output alone: never copied into another one.
+MANIFEST = "loraformat.manifest.json"
+DIGESTS = "loraformat.digests.json"
+
 Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
 
 

@@ -60,9 +60,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             _say_merge(page, report, report.data)
         case VerifyResult():
             _say_findings(page, report.findings)
-            compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
-            verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
-            page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+            _say_verification(page, report, report.data)
         case PlotResult():
             _say_findings(page, report.findings)
             _say_plot(page, report, report.data)
@@ -167,6 +165,20 @@ def _roundtrip(found: RoundTrip) -> str:
     bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
     worst = f"the others within {found.worst:.0%} of the bound ({bound})"
     return f"{counted} read back, {found.exact} bit for bit, {worst}"
+
+
+def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
+    verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+    compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
+    of_base = "" if data.tensors_of_base is None else f", {plural(data.tensors_of_base, 'copied tensor')} with the base"
+    page.say(
+        *(Piece(report.subject, "bold"), ": ", verdict),
+        f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
+    )
+    missed = data.bytes_total - data.bytes_read
+    if missed:
+        text = f"not compared: {nbytes(missed)} ({missed} bytes), copied from the base and without digests"
+        page.say(text if data.tensors_of_base is not None else f"{text} (--base BASE compares them)")
 
 
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:

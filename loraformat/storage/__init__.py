@@ -7,23 +7,43 @@ import re
 
 from loraformat.errors import StorageError
 from loraformat.storage.base import Source, Store, Writer
+from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
-from loraformat.storage.local import LocalStore
+from loraformat.storage.faults import kind_of
+from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
+from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.staging import require_space, stage
+from loraformat.storage.staging import MARKER, require_space, stage
+from loraformat.storage.targets import ANYONE, is_restricted, permissions_for, refuse_existing_file
 
 __all__ = [
+    "ALGORITHM",
+    "ANYONE",
+    "CHECKPOINT_SUFFIXES",
+    "MARKER",
     "PAGE_NBYTES",
+    "WEIGHT_SUFFIXES",
+    "Hash",
     "LocalStore",
     "MemoryStore",
+    "Run",
     "Source",
     "Store",
     "Writer",
     "address_of",
+    "copy_blocks",
+    "digest_of",
+    "digest_of_range",
+    "is_restricted",
+    "kind_of",
     "memory_at",
+    "new_hash",
     "open_store",
+    "permissions_for",
+    "refuse_existing_file",
     "require_space",
     "stage",
+    "uncovered",
 ]
 
 

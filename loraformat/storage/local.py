@@ -15,7 +15,7 @@ from loraformat.errors import StorageError
 from loraformat.storage.base import Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
-from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
+from loraformat.storage.faults import checked_name, checked_range, checked_total, kind_of, told_as
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # Files that this package keeps in a folder for the time of a run; they are not part of its content.
 OWN_PREFIX = ".loraformat-"
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz")
+# Of files that are read as weights: a link of such a name may leave its folder. None of them is ever copied unread.
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz", ".gguf")
+
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
@@ -50,6 +53,7 @@ class LocalStore:
         self.uri = uri
         self._seen: dict[str, tuple[int, ...]] = {}
         self._unfinished: set[str] = set()
+        self._permissions = 0o777
         with told_as(uri):
             path = os.path.abspath(uri)
             mode = os.stat(uri).st_mode
@@ -119,7 +123,7 @@ class LocalStore:
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
         with told_as(target):
-            fd = os.open(partial, _CREATE_FLAGS, 0o666)
+            fd = os.open(partial, _CREATE_FLAGS, 0o666 & self._permissions)
         self._unfinished.add(unfinished)
         try:
             with told_as(target):
@@ -148,6 +152,18 @@ class LocalStore:
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(OWN_PREFIX) or name in self._unfinished
 
+    def kinds(self) -> Mapping[str, str]:
+        """Everything in the folder, sorted: name → what it is ("a file", "a folder", "a symbolic link", "a FIFO" ...).
+
+        A link inside the folder, or into the Hub cache that it belongs to, is what it leads to.
+        """
+        found = {}
+        with told_as(self.uri), os.scandir(self._folder) as entries:
+            for entry in entries:
+                is_inner = entry.is_symlink() and self._is_inside(entry.path)
+                found[entry.name] = kind_of(entry.stat(follow_symlinks=is_inner).st_mode)
+        return dict(sorted(found.items()))
+
     def own_and_other_names(self) -> list[str]:
         """Names of everything in the folder, files of a run of this package included, sorted."""
         with told_as(self.uri):
@@ -164,6 +180,20 @@ class LocalStore:
         with self._opened(path):
             return self._seen[path]
 
+    def check_inside(self, path: str) -> None:
+        """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
+        full = self._path(checked_name(path, self.uri))
+        if self._only is None and os.path.islink(full) and not self._is_inside(full):
+            raise _leaves(full)
+
+    def mode(self, path: str) -> int:
+        """The mode bits of a file, or of what a link leads to.
+
+        Raises: StorageError: there is none.
+        """
+        with told_as(self._path(path)):
+            return os.stat(self._path(checked_name(path, self.uri))).st_mode
+
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
@@ -174,8 +204,7 @@ class LocalStore:
         if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
         if os.path.islink(path) and not self._may_follow(path):
-            hint = "copy the file into the folder, if it is meant"
-            raise StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
+            raise _leaves(path)
         with told_as(path):
             fd = os.open(path, _READ_FLAGS)
             try:
@@ -190,12 +219,16 @@ class LocalStore:
                 os.close(fd)
 
     def _may_follow(self, path: str) -> bool:
-        if self._only is not None or path.lower().endswith(_WEIGHTS):
+        if self._only is not None or path.lower().endswith(WEIGHT_SUFFIXES):
             return True  # the user named this very file, or it is read as weights
+        return self._is_inside(path)
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a link leads to a file of the folder, or into the `blobs` of the Hub cache that it belongs to."""
         target, folder = os.path.realpath(path), os.path.realpath(self._folder)
         repository, found, _ = f"{folder}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
         roots = [folder, *([os.path.join(repository, "blobs")] if found else [])]
-        return any(target.startswith(root + os.sep) for root in roots)
+        return os.path.exists(target) and any(target.startswith(root + os.sep) for root in roots)
 
     def _check_progress(self, name: str, count: int, offset: int) -> None:
         if count <= 0:
@@ -213,7 +246,14 @@ class HiddenFolder(LocalStore):
 
     A file counts when it is complete, for this store; after a run that was killed its journal tells which are. A file
     that is there already is replaced as in any other folder.
+
+    Args:
+        permissions: mode bits that files may have, beside what the umask takes away.
     """
+
+    def __init__(self, uri: str, permissions: int = 0o777) -> None:
+        super().__init__(uri)
+        self._permissions = permissions
 
     def _name_to_write(self, path: str) -> str:
         return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path
@@ -315,6 +355,11 @@ class LocalWriter:
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.written += nbytes
+
+
+def _leaves(path: str) -> StorageError:
+    hint = "copy the file into the folder, if it is meant"
+    return StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
 
 
 def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:

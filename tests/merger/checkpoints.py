@@ -61,10 +61,12 @@ def save_base(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str
     return folder
 
 
-def adapter_folder(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0) -> Path:
+def adapter_folder(
+    folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0, seed: int = 3
+) -> Path:
     """A LoRA as PEFT saves it, for base weights of the given shapes."""
     folder.mkdir()
-    g = torch.Generator().manual_seed(3)
+    g = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (rows, cols) in shapes.items():
         module = "base_model.model." + name.removesuffix(".weight")
