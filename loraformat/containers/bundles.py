@@ -43,7 +43,7 @@ def bundle_of_store(store: Source, uri: str, *, is_single_file: bool = False) ->
     files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
     if is_single_file:
         files = {name: _by_magic(store, file) for name, file in files.items()}
-    return Bundle(uri, files, is_single_file, store)
+    return Bundle(uri, files, is_single_file, store.folders(), store)
 
 
 def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) -> tuple[str, ...]:

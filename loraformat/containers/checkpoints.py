@@ -16,6 +16,8 @@ from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_sto
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+# Source: NVIDIA ModelOpt 0.47.0 `hf_quant_config.json`; AutoGPTQ `quantize_config.json`; AutoAWQ `quant_config.json`.
+_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
@@ -60,6 +62,7 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         config,
         others,
         store.folders(),
+        quantization_files={} if single else _quantization_files(store, sizes),
         weights=BaseWeights(store, tensors),
         opened=store,
     )
@@ -185,6 +188,10 @@ def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         if name not in weight_map:
             raise FormatError(f"{show(name, 200)} is in the file, but {index} does not list it", where=tensor.file)
+
+
+def _quantization_files(store: Source, sizes: Mapping[str, int]) -> Mapping[str, Json]:
+    return {name: load_json(store, name, sizes[name]) for name in _QUANTIZATION_FILES if name in sizes}
 
 
 def _config(store: Source, sizes: Mapping[str, int]) -> Mapping[str, Json]:

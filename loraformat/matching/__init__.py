@@ -2,6 +2,7 @@
 
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, nearest, prefix_of
+from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
@@ -12,12 +13,15 @@ __all__ = [
     "Matching",
     "Misfit",
     "Part",
+    "Quantization",
     "Tie",
     "is_embedding",
     "is_vocabulary",
     "match",
     "nearest",
     "prefix_of",
+    "quantization_of",
+    "quantized_weights",
     "replicated",
     "tie_claim",
     "ties_of",

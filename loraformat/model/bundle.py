@@ -96,12 +96,14 @@ class Bundle:
     Attributes:
         uri: where it came from, for messages; empty for a bundle in memory.
         is_single_file: whether the user named one file rather than a folder.
+        folders: names of its subfolders, which are not looked into.
         opened: the files on disk, through which all of `files` are read; None for a bundle in memory.
     """
 
     uri: str
     files: Mapping[str, File]
     is_single_file: bool = False
+    folders: tuple[str, ...] = ()
     opened: OpenedFiles | None = None
 
     def json(self, name: str) -> Json:

@@ -124,6 +124,7 @@ class Checkpoint:
         others: every other regular file beside the weights (config.json and index included) → size.
         folders: names of subfolders, which are not looked into.
         layers: for a base whose layers were repeated: which stored layer each copies; else ().
+        quantization_files: JSON files beside config.json in which tools say that a base is quantized → values.
         weights: name → weight with its values, for all `tensors`; empty for headers without files.
         opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
             files that are opened again may be others.
@@ -137,6 +138,7 @@ class Checkpoint:
     others: Mapping[str, int] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    quantization_files: Mapping[str, Json] = field(default_factory=dict)
     weights: Mapping[str, BaseWeight] = field(default_factory=dict)
     opened: OpenedFiles | None = None
 

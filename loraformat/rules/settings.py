@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from loraformat.rules.config import PEFT_FILE, config_file, peft_config
 from loraformat.rules.consistency import ends_with, is_one_of
 
 NEWEST_PEFT = (0, 21)
+_LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 # peft 0.21.2, utils/peft_types.py `TaskType`.
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
@@ -61,6 +63,49 @@ def unknown_task(subject: Subject) -> Iterator[Hit]:
     task = peft_config(subject).get("task_type")
     if isinstance(task, str) and task not in _TASKS:
         yield Hit(f"{PEFT_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
+
+
+@rule("LF117", Severity.ERROR, since="0.1.0")
+def broken_pattern(subject: Subject) -> Iterator[Hit]:
+    """A regular expression of the config is not one: Python's `re` refuses it.
+
+    ## Why is this bad?
+    PEFT raises an error when it compares the expression with the first module, and loads nothing.
+
+    ## Example
+    `"target_modules": "(q_proj|v_proj"`.
+
+    ## Use instead
+    The expression with its bracket closed, or a list of names.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`; utils/other.py `get_pattern_key`.
+    """
+    raw = peft_config(subject)
+    for field in ("target_modules", "exclude_modules"):
+        pattern = raw.get(field)
+        if isinstance(pattern, str) and (fault := _fault(pattern)):
+            yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = raw.get(field)
+        for pattern in patterns if isinstance(patterns, dict) else ():
+            if fault := _fault(f"({pattern})"):
+                yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+
+
+def _fault(pattern: str) -> str:
+    """What is wrong with a regular expression; nothing where it is right, or too long to be compiled in no time."""
+    if len(pattern) > _LONGEST_PATTERN:
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except re.error as error:
+        return error.msg
+    except (RecursionError, OverflowError, MemoryError):
+        return ""
+    return ""
 
 
 @rule("LF108", Severity.ERROR, since="0.1.0")
