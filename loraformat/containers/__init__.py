@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat import strict_json
 from loraformat.containers import safetensors
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import open_checkpoint, open_weights
@@ -28,6 +29,7 @@ __all__ = [
     "read_rows",
     "read_rows_into",
     "save_bundle",
+    "strict_json",
 ]
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
+from loraformat import strict_json
 from loraformat.model.tensors import LazyTensor
 
-Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
+Json: TypeAlias = strict_json.Json
 
 
 @dataclass(frozen=True, slots=True)

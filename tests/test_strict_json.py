@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.containers.strict_json import dump, parse
 from loraformat.errors import InvalidJson
+from loraformat.strict_json import dump, parse
 
 FAULTS = {
     "empty": (b"", "line 1, column 1"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, Union
 
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson
-from loraformat.model.bundle import Json
+
+Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
 
 DEEPEST = 64
 MOST_DIGITS = 20
