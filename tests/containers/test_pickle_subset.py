@@ -251,7 +251,7 @@ def test_sizes_that_many_calls_share_are_not_read_for_each() -> None:
     """A tuple of a million numbers, and a hundred thousand calls with it."""
     sizes = b"(" + b"K\x01" * 1_000_000 + b"t\x85q\x00"
     calls = b"ctorch\nSize\nq\x01h\x00R" + b"h\x01h\x00R" * 100_000
-    with pytest.raises(UnsafePickle, match="arguments that torch.save does not write"):
+    with pytest.raises(UnsafePickle, match="with arguments"):
         read_pickle(b"\x80\x02](" + sizes + calls + b"e.", "x")
 
 
