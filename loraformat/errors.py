@@ -59,6 +59,12 @@ class StorageError(LoraFormatError):
     code, name = "LF020", "storage-error"
 
 
+class OutOfResources(LoraFormatError):
+    """The system gives no more memory, or no more threads."""
+
+    code, name = "LF021", "out-of-resources"
+
+
 class ContainerError(LoraFormatError):
     """Bytes that are not the container which they claim to be."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat import strict_json
 from loraformat.containers import safetensors
 from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
@@ -30,6 +31,7 @@ __all__ = [
     "read_rows",
     "read_rows_into",
     "save_bundle",
+    "strict_json",
     "weight_of",
 ]
 

@@ -181,11 +181,12 @@ def _central(name: bytes, fields: tuple[int, ...], extra: bytes, where: str) -> 
 
 def _zip64_field(extra: bytes) -> bytes:
     """The zip64 part of an extra field, or nothing."""
-    while len(extra) >= 4:
-        kind, nbytes = struct.unpack_from("<2H", extra)
+    position = 0
+    while len(extra) - position >= 4:
+        kind, nbytes = struct.unpack_from("<2H", extra, position)
         if kind == 1:
-            return extra[4 : 4 + nbytes]
-        extra = extra[4 + nbytes :]
+            return extra[position + 4 : position + 4 + nbytes]
+        position += 4 + nbytes
     return b""
 
 

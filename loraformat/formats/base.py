@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
@@ -35,6 +36,7 @@ class Hints:
         fan_in_fan_out: whether the base stores weights as (in, out).
         enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
         weights: names of the base's tensors with their shapes, from `--base`.
+        budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
 
     alpha: float | None = None
@@ -43,6 +45,7 @@ class Hints:
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from loraformat import rules
+from loraformat.budget import Budget
 from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
@@ -24,8 +25,8 @@ class Assumptions:
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
 
-    def hints(self, base: Checkpoint | None = None) -> Hints:
-        """As hints for a reader, with the base's names and shapes where there is one."""
+    def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+        """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
         weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
         return Hints(
             alpha=self.alpha,
@@ -34,6 +35,7 @@ class Assumptions:
             fan_in_fan_out=self.fan_in_fan_out,
             enable_lora=self.enable_lora,
             weights=weights,
+            budget=budget,
         )
 
 
@@ -71,6 +73,8 @@ def subject_of(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """As `open_subject`, for files that are open already."""
-    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base))
-    subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
+    budget = Budget()
+    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    name = opened.format.NAME
+    subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)
     return opened, rules.gate(subject)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraformat import rules
+from loraformat.budget import Budget
 from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ConfigError, ContainerError, FormatError
@@ -79,7 +80,8 @@ def validate(
     """
     checkpoint = open_base(base)
     bundle = open_bundle(adapter)
-    hints = with_alpha(alpha, assumptions).hints(checkpoint)
+    budget = Budget()
+    hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
     choice = _Choice(select=select, ignore=ignore, reasons=reasons or {})
     wanted = tuple(_target(text) for text in target)
@@ -95,6 +97,7 @@ def validate(
         read_base=_reader(checkpoint) if deep else None,
         targets=wanted,
         max_rank=max_lora_rank,
+        budget=budget,
     )
     found, skipped = rules.run(subject, chosen, deep=deep)
     told, ignored = choice.sift((*opened.adapter.notes, *found))

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, Union
 
+from loraformat import strict_json
 from loraformat.model.tensors import LazyTensor
 
 # What a merge writes about its output, which is true of that output alone: never copied into another one.
 MANIFEST = "loraformat.manifest.json"
 DIGESTS = "loraformat.digests.json"
 
-Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
+Json: TypeAlias = strict_json.Json
 
 
 class OpenedFiles(Protocol):

@@ -166,6 +166,8 @@ def run(
             skipped.append(Skipped(each.code, each.name, reason))
         else:
             findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
+    left_out = (Hit(where, what) for where, what in subject.budget.left_out.items())
+    findings.extend(_stamped(consistency.pattern_not_evaluated, hit) for hit in left_out)
     return in_order(findings), tuple(skipped)
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
+from loraformat.model.bundle import Json
+from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, config_file, peft_config
-from loraformat.rules.consistency import ends_with, is_one_of
+from loraformat.rules.consistency import is_one_of
+
+if TYPE_CHECKING:
+    from loraformat.model.patterns import Matcher
 
 NEWEST_PEFT = (0, 21)
 _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
@@ -179,11 +186,17 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     excluded = peft_config(subject).get("exclude_modules")
     names = frozenset(name for name in excluded if isinstance(name, str)) if isinstance(excluded, list) else ()
-    for weight in subject.adapter.updates:
-        module = module_of(weight)
-        is_out = _matches(excluded, module) if isinstance(excluded, str) else is_one_of(module, names)
+    where = f"{PEFT_FILE}: exclude_modules"
+    matcher = _matcher(excluded, subject.budget) if isinstance(excluded, str) else None
+    modules = dict.fromkeys(module_of(weight) for weight in subject.adapter.updates)
+    for number, module in enumerate(modules):
+        is_out = matcher.fullmatch(module) if matcher is not None else is_one_of(module, names)
+        if is_out is None:
+            left = len(modules) - number
+            subject.budget.leave_out(where, f"the pattern was not compared with {left} of {len(modules)} modules")
+            return
         if is_out:
-            yield Hit(f"{PEFT_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
+            yield Hit(where, f"leaves out {module}, for which there are tensors")
             return
 
 
@@ -207,14 +220,29 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = peft_config(subject).get(field)
-        if not isinstance(patterns, dict) or not 2 <= len(patterns) <= 200:
+        if not isinstance(patterns, dict) or len(patterns) < 2:
             continue
-        for module in dict.fromkeys(module_of(weight) for weight in subject.adapter.updates):
-            keys = [key for key in patterns if ends_with(module, key)]
-            if len({str(patterns[key]) for key in keys}) > 1:
-                found = " and ".join(f'"{key}"' for key in keys[:2])
-                yield Hit(f"{PEFT_FILE}: {field}", f"{found} both match {module}, with different values")
-                break
+        modules = dict.fromkeys(module_of(weight) for weight in subject.adapter.updates)
+        keys = PatternKeys(list(patterns), subject.budget)
+        try:
+            ambiguous = next(_ambiguous(keys, patterns, modules), None)
+        except OutOfSteps:
+            told = f"{len(patterns)} patterns were not compared with {len(modules)} modules: it would take too long"
+            subject.budget.leave_out(f"{PEFT_FILE}: {field}", told)
+            continue
+        if ambiguous is not None:
+            module, first, other = ambiguous
+            found = f'"{first}" and "{other}" both match {module}, with different values'
+            yield Hit(f"{PEFT_FILE}: {field}", found)
+
+
+def _ambiguous(keys: PatternKeys, values: Mapping[str, Json], modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Modules with the two first keys that match them and state different values."""
+    for module in modules:
+        first, *others = keys.all_matches(module) or ("",)
+        other = next((key for key in others if str(values[key]) != str(values[first])), None)
+        if other is not None:
+            yield module, first, other
 
 
 @rule("LF112", Severity.WARNING, since="0.1.0")
@@ -342,7 +370,7 @@ def _is_place(name: str) -> bool:
     )
 
 
-def _matches(pattern: str, module: str) -> bool:
-    from loraformat.model.patterns import fullmatch
+def _matcher(pattern: str, budget: Budget) -> Matcher:
+    from loraformat.model.patterns import Matcher
 
-    return fullmatch(pattern, module) is True
+    return Matcher(pattern, budget)

@@ -53,14 +53,14 @@ def open_store(uri: str) -> Store:
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
     if uri.startswith("hf://"):
-        from loraformat.storage.hub import HubStore
+        from loraformat.storage.hub import open_repository
 
-        return HubStore(uri)
+        return open_repository(uri)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if scheme:
         raise StorageError(
             f"{scheme[1]}:// is not supported in this version", where=uri, hint="download it and give the folder"
         )
-    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", uri) and not os.path.lexists(uri):
+    if re.fullmatch(r"[\w.\-]+/[\w.\-]+(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
         raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
     return LocalStore(uri)
