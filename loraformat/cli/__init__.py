@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import importlib
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -50,6 +51,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 INTERNAL_ERROR = 70
 _IMPORT_POLL_S = 0.05
+_LONGEST_FAULT = 2000
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -88,19 +90,45 @@ class LazyGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:  # noqa: ANN401 - click's own
         """As click has it; once a process of our own is done, an interrupt has nothing left to interrupt."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped; nothing fails for a name
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(args, *more, **named)
         finally:
             if args is None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:  # noqa: ANN401 - click's own
+        """As click has it; what it quotes of the command line is safe to print."""
+        try:
+            return super().make_context(info_name, args, *more, **named)
+        except click.ClickException as error:
+            raise _Fault(error) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it; a path that looks like an option is never taken for one.
+
+        Hooks and globs put names that strangers chose on the command line, and may have left out the `--` before them.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        options = rest[: rest.index("--")] if "--" in rest else rest
+        path = next((each for each in options if each[:1] == "-" and len(each) > 1 and os.path.lexists(each)), None)
+        if path is not None:
+            ctx.fail(f"{path!r} is an option and also the name of a file; put -- before paths, or write ./{path}")
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; whatever it raises becomes a message on stderr and an exit code."""
         try:
             with _signals():
                 return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.exceptions.Exit, click.Abort):
             raise
+        except click.ClickException as error:
+            raise _Fault(error) from error
         except BrokenPipeError:
             # The reader of stdout has gone: nobody is left to tell, and Python must not complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,6 +138,25 @@ class LazyGroup(click.Group):
             ctx.exit(128 + signalled.number)
         except BaseException as error:  # noqa: BLE001 - the outermost frame: nobody else could tell it
             ctx.exit(_told(error, ctx))
+
+
+class _Fault(click.UsageError):
+    """What click has to say, in text that is safe to print whatever was on the command line."""
+
+    def __init__(self, error: click.ClickException) -> None:
+        self._is_help = isinstance(error, click.exceptions.NoArgsIsHelpError)
+        said = error.format_message()
+        if not self._is_help:
+            said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
+        super().__init__(said, getattr(error, "ctx", None))
+        self.exit_code = error.exit_code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """The message as click prints it; of a command without arguments its help."""
+        if self._is_help:
+            click.echo(self.format_message(), file=file, err=True)
+        else:
+            super().show(file)
 
 
 def _interrupted(ctx: click.Context) -> str:
@@ -126,7 +173,7 @@ def _told(error: BaseException, ctx: click.Context) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, LoraFormatError):
-        click.echo(f"error[{error.code}] {show(error, 2000)}", err=True)
+        click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
     elif isinstance(error, KeyboardInterrupt):
         click.echo(_interrupted(ctx), err=True)
     elif isinstance(error, MemoryError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
 
-from loraformat.diagnostics import Finding, Severity, show
+from loraformat.diagnostics import Finding, Severity, json_text, show
 from loraformat.model.pictures import Picture, Subject
 from loraformat.report.cells import Grid, Row, bands_of, grid_of, rows_of
 from loraformat.report.heatmap import heat, matrix
@@ -97,7 +97,7 @@ def _hash(text: str) -> str:
 
 def _embedded(picture: Picture, rows: Sequence[Row], grid: Grid) -> str:
     """JSON that cannot end its script element."""
-    text = json.dumps(page_data(picture, rows, grid), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json_text(page_data(picture, rows, grid), is_compact=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

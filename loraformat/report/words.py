@@ -101,9 +101,3 @@ def counts(findings: Sequence[Finding]) -> str:
     words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
     found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
     return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
-
-
-def at_line_start(text: str) -> str:
-    """Text from a file that begins a line: what CI systems would take for a command of theirs is broken up."""
-    start = text.lstrip()
-    return f"\\{text}" if start.startswith(("::", "##[", "##vso[", "##teamcity[")) else text
