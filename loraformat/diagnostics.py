@@ -57,8 +57,8 @@ def show(text: object, limit: int = 400) -> str:
 
     Every report and every message on stderr passes its foreign text through here, and only here is decided what is
     escaped. What does not print, or prints as nothing (controls, marks of direction, zero-width characters, tags,
-    noncharacters, lone surrogates), comes out as `\xNN`, `\uNNNN` or `\UNNNNNNNN`. `##` and `::`, with which commands of
-    GitHub, Azure and TeamCity begin, are parted by a backslash wherever they stand. What is longer than `limit`
+    noncharacters, lone surrogates), comes out as `\xNN`, `\uNNNN` or `\UNNNNNNNN`. `##` and `::`, with which commands
+    of GitHub, Azure and TeamCity begin, are parted by a backslash wherever they stand. What is longer than `limit`
     characters is cut, and it says how much.
     """
     raw = str(text)
@@ -70,7 +70,7 @@ def show(text: object, limit: int = 400) -> str:
 
 
 def json_text(value: object, *, indent: int | None = None, is_compact: bool = False) -> str:
-    r"""A value as JSON text in ASCII, sorted, the same bytes for the same value: no line of it is a command of a CI system.
+    r"""A value as JSON text in ASCII, sorted, the same bytes for the same value; no CI system finds a command in it.
 
     `##` and `::` are spelled with an escape of JSON, so that they read back as they were. A lone surrogate, which no
     other reader takes, reads back as the six characters `\udNNN`, as `show` spells it.

@@ -19,7 +19,7 @@ import click
 
 from loraformat import __version__
 from loraformat.diagnostics import show
-from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate
+from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate, UsageError
 
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
@@ -41,6 +41,7 @@ COMMANDS = {
 
 # The first class that fits decides; the same in every output format.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (UsageError, 2),
     (AdapterRefused, 1),
     (MergeError, 1),
     (UnsupportedUpdate, 1),
@@ -103,7 +104,7 @@ class LazyGroup(click.Group):
         """As click has it; what it quotes of the command line is safe to print."""
         try:
             return super().make_context(info_name, args, *more, **named)
-        except click.ClickException as error:
+        except click.UsageError as error:
             raise _Fault(error) from error
 
     def resolve_command(
@@ -125,10 +126,10 @@ class LazyGroup(click.Group):
         try:
             with _signals():
                 return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort):
-            raise
-        except click.ClickException as error:
+        except click.UsageError as error:
             raise _Fault(error) from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
         except BrokenPipeError:
             # The reader of stdout has gone: nobody is left to tell, and Python must not complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -143,13 +144,12 @@ class LazyGroup(click.Group):
 class _Fault(click.UsageError):
     """What click has to say, in text that is safe to print whatever was on the command line."""
 
-    def __init__(self, error: click.ClickException) -> None:
+    def __init__(self, error: click.UsageError) -> None:
         self._is_help = isinstance(error, click.exceptions.NoArgsIsHelpError)
         said = error.format_message()
         if not self._is_help:
             said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
-        super().__init__(said, getattr(error, "ctx", None))
-        self.exit_code = error.exit_code
+        super().__init__(said, error.ctx)
 
     def show(self, file: IO[Any] | None = None) -> None:
         """The message as click prints it; of a command without arguments its help."""

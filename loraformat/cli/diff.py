@@ -21,8 +21,8 @@ from loraformat.cli import options
 @click.option(
     "--tol",
     "tolerance",
-    type=click.FloatRange(min=0),
-    default=0.0,
+    type=options.tolerance,
+    default="0",
     help="|B - A| / |A| up to which a weight counts as equal.  [default: 0]",
 )
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from loraformat.diagnostics import Finding
+from loraformat.errors import UsageError
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 
@@ -43,6 +45,13 @@ class Hints:
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError (LF021): alpha or scale is NaN or infinite."""
+        for name in ("alpha", "scale"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"expected a finite number, found {value}", where=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraformat import rules
 from loraformat.containers import open_bundle, read_rows
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ConfigError, ContainerError, FormatError
+from loraformat.errors import ConfigError, ContainerError, FormatError, NothingChecked
 from loraformat.io import read_bundle
 from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
@@ -69,20 +69,25 @@ def validate(
         deep: also run the rules that load values.
         alpha: for files that do not state it.
         assumptions: what else the files do not say.
-        select: codes or prefixes of codes to run; all where empty.
-        ignore: codes or prefixes of codes to leave out.
+        select: codes or prefixes of codes to run, in any case; all where empty.
+        ignore: codes or prefixes of codes to leave out, in any case.
         reasons: code or prefix → why its findings are left out; they are counted and listed with that reason.
         target: runtimes that the adapter is for: "vllm", "peft==0.10".
         max_lora_rank: the greatest rank that the runtime was told to allow.
         format: name of a format, to skip detection.
 
-    Raises: StorageError where the path cannot be opened; ConfigError: no such target; errors about `base`.
+    An adapter on which no rule ran has the error LF022: nothing is known about it.
+
+    Raises: StorageError where the path cannot be opened; ConfigError: no such target; UsageError: no such code; errors
+        about `base`.
     """
+    select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
+    reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
     bundle = open_bundle(adapter)
     hints = with_alpha(alpha, assumptions).hints(checkpoint)
     chosen = rules.select(rules.RULES, select, ignore)
-    choice = _Choice(select=select, ignore=ignore, reasons=reasons or {})
+    choice = _Choice(select=select, ignore=ignore, reasons=reasons)
     wanted = tuple(_target(text) for text in target)
     try:
         opened = read_bundle(bundle, format=format, hints=hints)
@@ -99,6 +104,9 @@ def validate(
     )
     found, skipped = rules.run(subject, chosen, deep=deep)
     told, ignored = choice.sift((*opened.adapter.notes, *found))
+    checked = _checked(chosen, skipped)
+    if not checked:
+        told = in_order((*told, _nothing_checked(skipped)))
     return Report(
         job="validate",
         subject=adapter,
@@ -106,7 +114,7 @@ def validate(
         because=opened.because,
         summary=summarize(opened.adapter),
         data=ValidateResult(
-            checked=_checked(chosen, skipped),
+            checked=checked,
             ignored=ignored,
             file=_weights(bundle),
             base=checkpoint.uri if checkpoint is not None else "",
@@ -136,6 +144,20 @@ def _unreadable(
         findings=with_lines((error.finding(), *told), bundle),
         skipped=skipped,
     )
+
+
+def _codes(texts: Sequence[str], option: str) -> tuple[str, ...]:
+    if not texts:  # which codes there are is looked up only where it matters: validate starts without the merger
+        return ()
+    from loraformat.jobs.explain import checked_codes
+
+    return checked_codes(texts, f"--{option}")
+
+
+def _nothing_checked(skipped: Sequence[Skipped]) -> Finding:
+    reasons = ", ".join(dict.fromkeys(each.reason for each in skipped))
+    why = f"those that were selected could not ({reasons})" if reasons else "none is selected"
+    return NothingChecked(f"no rule ran: {why}", hint="select others, or give what they need").finding()
 
 
 def _target(text: str) -> Target:
