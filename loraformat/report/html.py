@@ -17,7 +17,7 @@ from loraformat.report.heatmap import heat, matrix
 from loraformat.report.pagedata import page_data
 from loraformat.report.svg import curve, histogram, spectra
 from loraformat.report.weights import by_module
-from loraformat.report.words import amount, nbytes, number, percent, plural
+from loraformat.report.words import amount, nbytes, number, parameters, percent, plural
 from loraformat.report.words import histogram as listed
 
 _MOST_FINDINGS = 100
@@ -170,7 +170,7 @@ def _cards(main: Subject) -> list[_Card]:
     summary, result = main.summary, main.result
     share = "" if result.share is None else f", {result.share:.2%} of base and adapter"
     cards = [
-        _Card(amount(summary.parameters), f"parameters{share}"),
+        _Card(amount(summary.parameters), f"parameters ({parameters(summary)}){share}"),
         _Card(nbytes(summary.nbytes), f"in {plural(summary.tensors, 'tensor')}, {listed(summary.dtypes)}"),
         _Card(amount(summary.weights), f"weights in {plural(len(summary.layers), 'layer')}"),
         _Card(listed(summary.ranks), "rank"),
