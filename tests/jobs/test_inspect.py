@@ -86,13 +86,12 @@ def test_rank_90_is_the_rank_that_holds_90_percent(tmp_path: Path) -> None:
 
 
 def test_parameters_are_counted_by_kind_of_update(tmp_path: Path) -> None:
-    """LoRA of rank 4 on 24 x 24 is 192, with DoRA's magnitude 216; the table is 70 x 24."""
+    """LoRA of rank 4 on 24 x 24 is 192; the table is 70 x 24."""
+    shapes = {"A": (4, 24), "B": (24, 4)}
     factors = {
-        f"base_model.model.model.layers.{layer}.q_proj.lora_{side}.weight": torch.ones(4, 24)
-        if side == "A"
-        else torch.ones(24, 4)
+        f"base_model.model.model.layers.{layer}.q_proj.lora_{side}.weight": torch.ones(*shape)
         for layer in range(2)
-        for side in "AB"
+        for side, shape in shapes.items()
     }
     table = {"base_model.model.model.embed_tokens.weight": torch.ones(70, 24)}
     path = write_adapter(tmp_path / "a", factors | table, modules_to_save=["embed_tokens"])
