@@ -91,6 +91,9 @@ class LazyGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:  # noqa: ANN401 - click's own
         """As click has it; once a process of our own is done, an interrupt has nothing left to interrupt."""
+        # A stream that the caller closed takes what is printed, and keeps nothing.
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lasts as long as we do
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped; nothing fails for a name
                 stream.reconfigure(errors="backslashreplace")
@@ -171,7 +174,8 @@ def _told(error: BaseException, ctx: click.Context) -> int:
     if os.environ.get("LORAFORMAT_DEBUG"):
         import traceback
 
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(show(line, _LONGEST_FAULT), err=True)
     if isinstance(error, LoraFormatError):
         click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
     elif isinstance(error, KeyboardInterrupt):

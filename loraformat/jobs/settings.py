@@ -217,8 +217,8 @@ def _parsed(content: bytes, path: str) -> dict[str, Any]:
         import tomli as tomllib
     try:
         document: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"no TOML: {show(error)}", where=path) from error
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of an integer of thousands of digits
+        raise ConfigError(f"not valid TOML: {show(error)}", where=path) from error
     return document
 
 
@@ -257,6 +257,9 @@ def _ignores(table: object, number: int, path: str) -> PathIgnores:
     if not isinstance(reasons, dict) or not reasons:
         raise UsageError(f'{where}.ignore: expected {{ LF105 = "the reason" }}', where=path)
     codes = _codes(list(reasons), f"{where}.ignore", path)
+    twice = next((code for code in codes if codes.count(code) > 1), None)
+    if twice:
+        raise UsageError(f"{where}.ignore: {twice} stands there twice", where=path)
     for code, reason in zip(codes, reasons.values(), strict=True):
         if not isinstance(reason, str) or not reason.strip():
             raise UsageError(f"{where}.ignore.{code}: expected the reason as a text", where=path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraformat import rules
 from loraformat.containers import open_bundle, read_rows
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ConfigError, ContainerError, FormatError, NothingChecked
+from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import read_bundle
 from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
@@ -78,8 +78,7 @@ def validate(
 
     An adapter on which no rule ran has the error LF022: nothing is known about it.
 
-    Raises: StorageError where the path cannot be opened; ConfigError: no such target; UsageError: no such code; errors
-        about `base`.
+    Raises: StorageError where the path cannot be opened; UsageError: no such target or code; errors about `base`.
     """
     select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
     reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
@@ -166,7 +165,7 @@ def _target(text: str) -> Target:
     try:
         return targets.parse(text)
     except ValueError as error:
-        raise ConfigError(f'"{text}": {error}', where="--target") from error
+        raise UsageError(f'"{text}": {error}', where="--target") from error
 
 
 def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None:

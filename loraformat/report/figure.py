@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import show
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = "osv^Dx+*"
+_FONT = "DejaVu Sans"
 
 
 def require_matplotlib() -> None:
@@ -43,7 +45,7 @@ def render_figure(picture: Picture, form: str) -> bytes:
     settings = {
         "svg.hashsalt": "loraformat",
         "svg.fonttype": "none",
-        "font.family": "DejaVu Sans",
+        "font.family": _FONT,
         "font.size": 8,
         "hatch.linewidth": 0.6,
     }
@@ -148,5 +150,18 @@ def _spectra(axes: Axes, subject: Subject) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    r"""Text that matplotlib shows as it is: not as mathematics, not left out, without letters that its font lacks.
+
+    Those come out as `\uNNNN`, as they would on a terminal that lacks them: an empty box tells nothing.
+    """
+    known = _letters()
+    shown = "".join(each if each == "\n" or ord(each) in known else ascii(each)[1:-1] for each in text)
+    hidden = " " if shown.startswith("_") else ""  # what begins so is left out of legends
+    return hidden + shown.replace("$", r"\$")
+
+
+@lru_cache(maxsize=1)
+def _letters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font
+
+    return frozenset(get_font(findfont(_FONT)).get_charmap())

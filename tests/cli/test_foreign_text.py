@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +221,25 @@ def test_an_assumption_that_is_no_number_is_a_fault_of_the_option(tmp_path: Path
     done = call(tmp_path, "convert", "a", "--to", "native", "-o", "out", "--assume", f"{key}={value}")
     assert done.exit_code == 2
     assert "Invalid value for '--assume'" in done.stderr
+
+
+def test_the_trace_that_debugging_asks_for_is_safe_to_print(tmp_path: Path) -> None:
+    done = run(tmp_path, "inspect", "::error::x##[y]\x1b[2J", LORAFORMAT_DEBUG="1")
+    assert done.returncode == 3
+    assert b"StorageError" in done.stderr
+    assert b"\x1b" not in done.stderr
+    assert commands(done.stderr.decode()) == []
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="there is no shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("verb", "expected"), [("validate", 1), ("inspect", 0), ("formats", 0)])
+def test_a_closed_stream_changes_no_verdict(tmp_path: Path, closed: str, verb: str, expected: int) -> None:
+    (tmp_path / "a").mkdir()
+    peft(tmp_path / "a", config={"lora_alpha": None})
+    subject = "" if verb == "formats" else "a"
+    script = f"{shlex.quote(sys.executable)} -m loraformat {verb} {subject} {closed}"
+    assert subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, check=False).returncode == expected
 
 
 @pytest.mark.parametrize("verb", ["validate", "inspect"])

@@ -235,6 +235,17 @@ def test_a_figure_of_two_adapters_draws_both(tmp_path: Path, form: str) -> None:
         assert "all singular values are zero" in text
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_shows_names_that_its_font_or_matplotlib_would_leave_out(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ("_hidden", "\u6a21", "$x^2$", "$\\frac{$y$")
+    path = adapter_folder(tmp_path / "a", {f"model.layers.0.{name}.weight": (24, 24) for name in names})
+    plot([str(path)], str(tmp_path / "a.svg"))
+    text = (tmp_path / "a.svg").read_text()
+    for shown in ("_hidden", "\\u6a21", "$x^2$", "$\\frac{$y$"):
+        assert text.count(f">{shown}<") + text.count(f"> {shown}<") == 2, shown  # beside the map, and in the legend
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_the_margin_of_the_heat_map_has_the_median_of_the_table(tmp_path: Path, count: int) -> None:
     """Of an even number the mean of both in the middle, untrained weights included, as in every other place."""

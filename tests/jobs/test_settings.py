@@ -131,7 +131,9 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("[validate", "no TOML"),
+        ("[validate", "not valid TOML"),
+        ("[validate]\nmax-lora-rank = " + "9" * 5000, "not valid TOML"),
+        ("a = " + "[" * 100_000, "not valid TOML"),
         ("[validat]\n", "unknown key"),
         ("[validate]\nignor = []\n", "unknown key"),
         ('[validate]\nignore = "LF5"\n', "expected a list"),
@@ -141,12 +143,13 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
         ('[[validate.per-path]]\npath = "a"\nignore = { LF105 = "" }\n', "reason"),
         ('[[validate.per-path]]\npath = "a"\nignore = ["LF105"]\n', "ignore"),
         ("validate = 3\n", "expected a table"),
+        ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 stands there twice"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "loraformat.toml"
     path.write_text(text)
-    with pytest.raises(ConfigError if fault == "no TOML" else UsageError, match=fault):
+    with pytest.raises(ConfigError if fault == "not valid TOML" else UsageError, match=fault):
         read_settings(str(path))
 
 
