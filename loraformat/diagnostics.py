@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -51,25 +53,64 @@ def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def show(text: object, limit: int = 400) -> str:
-    r"""Text from a file or an exception, with nothing in it that a terminal would act on.
+    r"""Text from a file or an exception, with nothing in it that a terminal, a log or a CI system would act on.
 
-    Control characters (C0, DEL, C1), line and paragraph separators, bidirectional and zero-width characters and lone
-    surrogates come out as `\xNN` or `\uNNNN`; what is longer than `limit` characters is cut, and it says how much.
+    Every report and every message on stderr passes its foreign text through here, and only here is decided what is
+    escaped. What does not print, or prints as nothing (controls, marks of direction, zero-width characters, tags,
+    noncharacters, lone surrogates), comes out as `\xNN`, `\uNNNN` or `\UNNNNNNNN`. `##` and `::`, with which commands
+    of GitHub, Azure and TeamCity begin, are parted by a backslash wherever they stand. What is longer than `limit`
+    characters is cut, and it says how much.
     """
     raw = str(text)
-    safe = "".join(_escaped(character) for character in raw[:limit])
+    kept = raw if len(raw) <= limit else raw[:limit]
+    if not (kept.isascii() and kept.isprintable()):
+        kept = "".join(character if _is_visible(character) else _escaped(character) for character in kept)
+    safe = _COMMAND.sub(r"\g<0>\\", kept)
     return safe if len(raw) <= limit else f"{safe}… ({len(raw) - limit} more characters)"
 
 
-_INVISIBLE = frozenset(
-    [*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0xFEFF, 0x061C, 0x00AD, 0x180E]
+def json_text(value: object, *, indent: int | None = None, is_compact: bool = False) -> str:
+    r"""A value as JSON text in ASCII, sorted, the same bytes for the same value; no CI system finds a command in it.
+
+    `##` and `::` are spelled with an escape of JSON, so that they read back as they were. A lone surrogate, which no
+    other reader takes, reads back as the six characters `\udNNN`, as `show` spells it.
+    """
+    separators = (",", ":") if is_compact else None
+    text = json.dumps(value, indent=indent, separators=separators, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    if "\\ud" in text:
+        text = _SURROGATES.sub(lambda found: f"\\{found[0]}" if found[1] else found[0], text)
+    return _COMMAND.sub(_spelled, text) if _COMMAND.search(text) else text
+
+
+# The actions/runner takes `::name::` at the start of a line and `##[name]` anywhere in it, Azure's agent `##vso[name]`
+# anywhere (ActionCommand.cs, Command.cs), TeamCity `##teamcity[name]`. A line may start with any name.
+_COMMAND = re.compile("#(?=#)|:(?=:)")
+# A backslash that is escaped, a pair, or one half of a pair, as json.dumps spells them.
+_SURROGATES = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|(\\ud[89a-f]..)")
+# Characters that count as printable and show nothing: joiners, fillers, variation selectors, an empty Braille cell.
+_BLANK = frozenset(
+    map(
+        chr,
+        [
+            *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+            *range(0x180B, 0x1810),
+            *range(0xFE00, 0xFE10),
+            *range(0xE0100, 0xE01F0),
+        ],
+    )
 )
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def _is_visible(character: str) -> bool:
+    return character.isprintable() and character not in _BLANK
 
 
 def _escaped(character: str) -> str:
     point = ord(character)
-    if point < 0x20 or 0x7F <= point <= 0x9F:
+    if point <= 0xFF:
         return f"\\x{point:02x}"
-    if point in _INVISIBLE or 0xD800 <= point <= 0xDFFF:
-        return f"\\u{point:04x}"
-    return character
+    return f"\\u{point:04x}" if point <= 0xFFFF else f"\\U{point:08x}"

@@ -59,10 +59,30 @@ class StorageError(LoraFormatError):
     code, name = "LF020", "storage-error"
 
 
+class UsageError(LoraFormatError):
+    """An option or a setting of the caller that names nothing, is out of its range, or cannot be read safely."""
+
+    code, name = "LF021", "usage-error"
+
+
+class NothingChecked(LoraFormatError):
+    """`validate` ran none of its rules, so that nothing is known about the adapter.
+
+    ## Why it matters
+    Every rule that was selected needs something that was not given: a base (`--base`), values (`--deep`), a runtime
+    (`--target`); or `--select` and `--ignore` leave no rule. A run without a rule does not pass: its exit code is 2.
+
+    ## Use instead
+    Give what the rules need, or select others: `loraformat explain` lists all codes.
+    """
+
+    code, name = "LF022", "nothing-checked"
+
+
 class OutOfResources(LoraFormatError):
     """The system gives no more memory, or no more threads."""
 
-    code, name = "LF021", "out-of-resources"
+    code, name = "LF023", "out-of-resources"
 
 
 class ContainerError(LoraFormatError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import importlib
+import io
 import os
 import signal
 import sys
@@ -12,13 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from loraformat import __version__
 from loraformat.diagnostics import show
-from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate
+from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate, UsageError
 
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
@@ -40,6 +41,7 @@ COMMANDS = {
 
 # The first class that fits decides; the same in every output format.
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (UsageError, 2),
     (AdapterRefused, 1),
     (MergeError, 1),
     (UnsupportedUpdate, 1),
@@ -49,6 +51,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 INTERNAL_ERROR = 70
 _IMPORT_POLL_S = 0.05
+_LONGEST_FAULT = 2000
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -91,17 +94,46 @@ class LazyGroup(click.Group):
             from loraformat.engine.resources import guard_imports
 
             guard_imports()
+        # A stream that the caller closed takes what is printed, and keeps nothing.
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lasts as long as we do
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is escaped; nothing fails for a name
+                stream.reconfigure(errors="backslashreplace")
         try:
             return super().main(args, *more, **named)
         finally:
             if args is None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:  # noqa: ANN401 - click's own
+        """As click has it; what it quotes of the command line is safe to print."""
+        try:
+            return super().make_context(info_name, args, *more, **named)
+        except click.UsageError as error:
+            raise _Fault(error) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it; a path that looks like an option is never taken for one.
+
+        Hooks and globs put names that strangers chose on the command line, and may have left out the `--` before them.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        options = rest[: rest.index("--")] if "--" in rest else rest
+        path = next((each for each in options if each[:1] == "-" and len(each) > 1 and os.path.lexists(each)), None)
+        if path is not None:
+            ctx.fail(f"{path!r} is an option and also the name of a file; put -- before paths, or write ./{path}")
+        return name, command, rest
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; whatever it raises becomes a message on stderr and an exit code."""
         try:
             with _signals():
                 return super().invoke(ctx)
+        except click.UsageError as error:
+            raise _Fault(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
@@ -113,6 +145,24 @@ class LazyGroup(click.Group):
             ctx.exit(128 + signalled.number)
         except BaseException as error:  # noqa: BLE001 - the outermost frame: nobody else could tell it
             ctx.exit(_told(error, ctx))
+
+
+class _Fault(click.UsageError):
+    """What click has to say, in text that is safe to print whatever was on the command line."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        self._is_help = isinstance(error, click.exceptions.NoArgsIsHelpError)
+        said = error.format_message()
+        if not self._is_help:
+            said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
+        super().__init__(said, error.ctx)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """The message as click prints it; of a command without arguments its help."""
+        if self._is_help:
+            click.echo(self.format_message(), file=file, err=True)
+        else:
+            super().show(file)
 
 
 def _interrupted(ctx: click.Context) -> str:
@@ -131,9 +181,10 @@ def _told(error: BaseException, ctx: click.Context) -> int:
     if os.environ.get("LORAFORMAT_DEBUG"):
         import traceback
 
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            click.echo(show(line, _LONGEST_FAULT), err=True)
     if isinstance(error, LoraFormatError):
-        click.echo(f"error[{error.code}] {show(error, 2000)}", err=True)
+        click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
     elif isinstance(error, KeyboardInterrupt):
         click.echo(_interrupted(ctx), err=True)
     elif isinstance(error, OSError):

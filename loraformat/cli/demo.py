@@ -17,6 +17,7 @@ import click
 @click.pass_context
 def command(ctx: click.Context, out: str | None) -> None:
     """Inspect, validate, convert and merge a small example that is made on the spot, and check the result."""
+    from loraformat.diagnostics import show
     from loraformat.jobs.demo import compare, make_example, steps
 
     folder = out or tempfile.mkdtemp(prefix="loraformat-demo-")
@@ -27,14 +28,14 @@ def command(ctx: click.Context, out: str | None) -> None:
         click.echo(
             "made base (a small Llama, bfloat16) and adapter (a hand-written .pt folder); to repeat the commands:"
         )
-        click.echo(f"$ cd {shlex.quote(folder)}")
+        click.echo(f"$ cd {show(shlex.quote(folder))}")
         for step in steps():
             click.echo(f"\n# {step.says}\n$ loraformat {shlex.join(step.arguments)}")
             sys.stdout.flush()
             code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False) or 0
             if code != step.exit_code:
                 raise click.ClickException(f"the demo expected exit code {step.exit_code}, found {code}")
-        click.echo(f"\ndemo: OK: {compare()}; the example stays in {folder}")
+        click.echo(f"\ndemo: OK: {compare()}; the example stays in {show(folder)}")
 
 
 @contextmanager

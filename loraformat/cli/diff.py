@@ -8,6 +8,8 @@ import click
 
 from loraformat.cli import options
 
+EXIT_ON = ("never", "values", "metadata", "any")
+
 
 @click.command("diff")
 @click.argument("before", metavar="A")
@@ -21,11 +23,17 @@ from loraformat.cli import options
 @click.option(
     "--tol",
     "tolerance",
-    type=click.FloatRange(min=0),
-    default=0.0,
+    type=options.tolerance,
+    default="0",
     help="|B - A| / |A| up to which a weight counts as equal.  [default: 0]",
 )
-@click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs; short for --exit-on any.")
+@click.option(
+    "--exit-on",
+    type=click.Choice(EXIT_ON),
+    default="never",
+    help="What makes the exit code 1: different values, different metadata, or any of the two.  [default: never]",
+)
 @options.alpha
 @options.assume
 @options.jobs
@@ -36,6 +44,7 @@ def command(
     group: str,
     tolerance: float,
     exit_code: bool,
+    exit_on: str,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     jobs: int | None,
@@ -43,7 +52,8 @@ def command(
 ) -> None:
     """Compare two adapters, or two checkpoints: config, names, values, and of how low a rank the change is.
 
-    Adapters are compared by what they add to each weight, whatever their factors and formats.
+    Adapters are compared by what they add to each weight, whatever their factors and formats. Values and metadata (the
+    config) are two verdicts: after a conversion without losses the values are equal, and the metadata may differ.
     """
     from loraformat.jobs.diff import diff
     from loraformat.report.text import progress
@@ -60,5 +70,18 @@ def command(
             progress=advance,
         )
     options.present(report, output_format)
-    if exit_code and not getattr(report.data, "is_equal", False):
+    if _differs(report.data, "any" if exit_code else exit_on):
         click.get_current_context().exit(1)
+
+
+def _differs(result: object, what: str) -> bool:
+    from loraformat.model.differences import DiffResult
+
+    assert isinstance(result, DiffResult)
+    verdicts = {
+        "never": True,
+        "values": result.has_equal_values,
+        "metadata": result.has_equal_metadata,
+        "any": result.is_equal,
+    }
+    return not verdicts[what]

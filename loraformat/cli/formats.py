@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -22,13 +21,14 @@ _INDENT = 10
 @options.output_format
 def command(output_format: str) -> None:
     """List the formats: what each is, what it reads and writes, and what a conversion into it loses or refuses."""
+    from loraformat.diagnostics import json_text
     from loraformat.formats.base import KINDS
     from loraformat.jobs.formats import formats, matrix
 
     found = formats()
     if output_format == "json":
         said = {"formats": [asdict(each) for each in found], "kinds": KINDS, "refused": matrix()}
-        click.echo(json.dumps(said, indent=2, sort_keys=True))
+        click.echo(json_text(said, indent=2))
         return
     for each in found:
         for line in _lines(each):

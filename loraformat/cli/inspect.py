@@ -39,6 +39,12 @@ SORT_KEYS = (
     default="auto",
     help="Weights in text: by module where they are many (auto), by layer, or each.",
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice(["error", "warning", "never"]),
+    default="never",
+    help="Least severity of a finding that makes the exit code 1.  [default: never]",
+)
 @options.alpha
 @options.assume
 @options.source_format
@@ -52,6 +58,7 @@ def command(
     heat: bool,
     sort: str,
     group: str,
+    fail_on: str,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     source_format: str | None,
@@ -61,6 +68,9 @@ def command(
     """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
 
     Reads headers only, without --norms or --spectrum. JSON about several adapters is a list of reports.
+
+    inspect shows and does not judge: it prints findings, errors too, and exits with 0 all the same. --fail-on makes the
+    exit code 1 for them; `validate` runs every rule.
     """
     from loraformat.jobs.inspect import View, inspect
     from loraformat.report.text import progress
@@ -83,3 +93,8 @@ def command(
             )
         reports.append(report)
     options.present_all(reports, output_format)
+    if fail_on != "never":
+        from loraformat.diagnostics import Severity
+
+        if any(report.reaches(Severity(fail_on)) for report in reports):
+            click.get_current_context().exit(1)

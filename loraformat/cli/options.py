@@ -44,10 +44,28 @@ _ASSUMABLE: dict[str, type] = {
 
 def size(value: str) -> int:
     """A number of bytes: 1500000, 200MB (10⁶), 64MiB (2²⁰), 1G."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", value.upper())
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?)?B?\s*", value.upper(), re.ASCII)
     if not found:
-        raise click.BadParameter(f"{value!r} is no size; write 500MB or 1GiB")
+        raise click.BadParameter(f"{value!r} is not a size; write 500MB or 1GiB")
     return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def finite(value: str) -> float:
+    """A number that is neither NaN nor infinite, nor written so large that it would become infinite."""
+    from loraformat.jobs.strength import number_of
+
+    number = number_of(value)
+    if number is None:
+        raise click.BadParameter(f"{value!r}: expected a finite number")
+    return number
+
+
+def tolerance(value: str) -> float:
+    """A finite number that is not negative."""
+    number = finite(value)
+    if number < 0:
+        raise click.BadParameter(f"{value!r}: expected zero or more")
+    return number
 
 
 def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
@@ -76,7 +94,7 @@ def _is(value: object, kind: type) -> bool:
     return kind is float or value == int(value)
 
 
-alpha = click.option("--alpha", type=float, help="Alpha, for files that do not state it; short for --assume alpha=A.")
+alpha = click.option("--alpha", type=finite, help="Alpha, for files that do not state it; short for --assume alpha=A.")
 assume = click.option(
     "--assume",
     "assume",

@@ -50,7 +50,7 @@ def runtime(value: str) -> str:
 )
 @click.option("--max-lora-rank", type=click.IntRange(min=1), help="Greatest rank that the runtime is told to allow.")
 @click.option(
-    "--select", multiple=True, metavar="CODE", help="Run only rules with this code or prefix (LF2); repeatable."
+    "--select", multiple=True, metavar="CODE", help="Run only rules with this code or prefix (LF2, lf2); repeatable."
 )
 @click.option("--ignore", multiple=True, metavar="CODE", help="Leave out rules with this code or prefix; repeatable.")
 @click.option(
@@ -77,7 +77,9 @@ def runtime(value: str) -> str:
     help="Write the report to a file too, in any of the forms; repeatable.",
 )
 @click.option(
-    "--config", metavar="FILE", help="Settings; by default loraformat.toml or pyproject.toml, upward from here."
+    "--config",
+    metavar="FILE",
+    help="Settings; by default loraformat.toml or pyproject.toml of the project's root, never of what is judged.",
 )
 @click.option("--isolated", is_flag=True, help="Use no settings file.")
 @click.pass_context
@@ -99,14 +101,14 @@ def command(
     """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
 
     A config or weight file of a folder stands for that folder, so that hooks can name the files that changed.
+    Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
     """
-    from loraformat.diagnostics import Severity, show
+    from loraformat.diagnostics import Severity
+    from loraformat.errors import NothingChecked
     from loraformat.jobs.settings import folders_of
 
-    settings = _settings(config, isolated)
-    if settings.source:
-        # On stderr, so that nobody takes a verdict for one without settings, whatever the form of the report.
-        click.echo(f"settings: {show(settings.source)}", err=True)
+    folders = folders_of(adapters)
+    settings = _settings(config, isolated, folders)
     with options.collector_at_rest():
         from loraformat.jobs.validate import validate
 
@@ -124,7 +126,7 @@ def command(
                 max_lora_rank=max_lora_rank or settings.max_lora_rank,
                 format=judged["source_format"],
             )
-            for adapter in folders_of(adapters)
+            for adapter in folders
         ]
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
@@ -134,16 +136,30 @@ def command(
         options.present(found[0], output_format)
     else:
         options.say(_rendered(found, output_format, severity))
+    if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
+        ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
 
 
-def _settings(config: str | None, isolated: bool) -> Settings:
-    from loraformat.jobs.settings import Settings, find_settings, read_settings
+def _settings(config: str | None, isolated: bool, judged: Sequence[str]) -> Settings:
+    """The settings that hold; they are named on stderr, so that nobody takes a verdict for one without them."""
+    from loraformat.diagnostics import show
+    from loraformat.jobs.settings import Settings, find_settings, passed_over, read_settings
 
     if isolated:
         return Settings()
-    return find_settings(".") if config is None else read_settings(config)
+    if config is not None:
+        settings = read_settings(config)
+    else:
+        settings = find_settings(".", judged)
+        other = passed_over(".", settings)
+        if other:
+            said = "not obeyed, it lies in what is judged or in no project's root (--config names it)"
+            click.echo(f"settings: {show(other)}: {said}", err=True)
+    if settings.source:
+        click.echo(f"settings: {show(settings.source)}", err=True)
+    return settings
 
 
 def _rendered(found: Sequence[Report], form: str, fail_on: Any) -> str:  # noqa: ANN401 - a Severity or None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
+from loraformat.errors import UsageError
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 
@@ -46,6 +48,13 @@ class Hints:
     enable_lora: tuple[bool, ...] | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
     budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError (LF021): alpha or scale is NaN or infinite."""
+        for name in ("alpha", "scale"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"expected a finite number, found {value}", where=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ def _result(
     )
     # ‖D‖² = ‖A‖² + ‖B‖² - 2⟨A, B⟩
     inner = math.fsum((w.cosine or 0.0) * (w.norm or 0.0) * (w.norm_after or 0.0) for w in compared)
-    is_equal = not fields and one == other and all(weight.status == "equal" for weight in weights)
+    has_equal_values = one == other and all(weight.status == "equal" for weight in weights)
     return DiffResult(
         before=places[0],
         after=places[1],
@@ -165,7 +165,9 @@ def _result(
         distance=distance if compared else None,
         relative=distance / before if before > 0 else None,
         cosine=max(-1.0, min(1.0, inner / (before * after))) if before > 0 and after > 0 else None,
-        is_equal=is_equal,
+        has_equal_values=has_equal_values,
+        has_equal_metadata=not fields,
+        is_equal=has_equal_values and not fields,
         grouping=group,
     )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from loraformat import errors, rules
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, show
+from loraformat.errors import UsageError
 from loraformat.formats import findings, losses, repairs
 from loraformat.merger.findings import FINDINGS as MERGER_FINDINGS
 from loraformat.rules import targets
+
+_LONGEST = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,30 @@ def explain(code: str) -> str | None:
 def known_codes() -> list[tuple[str, str, str]]:
     """(code, name, severity) of every page, sorted."""
     return [(page.code, page.name, page.severity.value) for page in pages().values()]
+
+
+def checked_codes(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """Codes and prefixes of codes in capitals: "lf105" is LF105, "LF2" are all that begin so.
+
+    Args:
+        where: the option or setting, for the message.
+
+    Raises: UsageError: no code is or begins so; with the nearest.
+    """
+    return tuple(_checked(text, where) for text in texts)
+
+
+def _checked(text: str, where: str) -> str:
+    code, known = text.upper(), pages()
+    if code.startswith("LF") and any(each.startswith(code) for each in known):
+        return code
+    spelled = {page.name: page.code for page in known.values()} | {each: each for each in known}
+    asked = text[:_LONGEST].lower().replace("_", "-")
+    near = get_close_matches(asked, [each.lower() for each in spelled], 1, 0.5)
+    found = next((each for each in spelled if each.lower() in near), "")
+    meant = spelled.get(found, "")
+    hint = f"the nearest is {meant} ({known[meant].name})" if meant else "`loraformat explain` lists all codes"
+    raise UsageError(f'expected a code or its beginning, found "{show(text, _LONGEST)}"', where=where, hint=hint)
 
 
 def known_targets() -> list[tuple[str, str]]:

@@ -7,8 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from loraformat.containers import open_bundle, open_checkpoint
+from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
 from loraformat.errors import ConfigError, LoraFormatError, StorageError
 from loraformat.jobs.inspect import Studied, result_of, study
@@ -39,12 +41,13 @@ def plot(
 
     Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
     its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.
-    The last is drawn weight by weight, the others by layer.
+    The last of a run is drawn weight by weight, the others by layer; adapters that are no run are drawn weight by
+    weight each. What was found about any of them is told.
 
     Args:
         adapters: folders or files, at least one.
         out: a new file; its ending tells the form: .html, .svg, .png, .pdf. All but .html need matplotlib.
-        base: folder or file of the base; adds what its weights change by, for the last adapter.
+        base: folder or file of the base; adds what its weights change by, for each adapter drawn weight by weight.
         alpha, assumptions, format: as for `inspect`.
         overwrite: replace an existing file.
         jobs: threads that read the base.
@@ -58,20 +61,26 @@ def plot(
     assumed = with_alpha(alpha, assumptions)
     names = _steps_of(adapters)
     checkpoint = None if base is None else open_checkpoint(base)
-    studied: list[tuple[str, int | None, Studied]] = []
-    for number, (uri, step) in enumerate(names, 1):
-        is_last = number == len(names)
-        one = study(
+
+    def studied_as(uri: str, *, is_whole: bool) -> Studied:
+        return study(
             uri,
-            base=checkpoint if is_last else None,
+            base=checkpoint if is_whole else None,
             assumptions=assumed,
-            spectrum=is_last,
-            histograms=is_last,
+            spectrum=is_whole,
+            histograms=is_whole,
             format=format,
             jobs=jobs,
             progress=progress,
         )
-        studied.append((uri, step, one))
+
+    is_whole = [step is None or number == len(names) for number, (_, step) in enumerate(names, 1)]
+    studied = [(uri, step, studied_as(uri, is_whole=whole)) for (uri, step), whole in zip(names, is_whole, strict=True)]
+    if not _is_run(studied):
+        studied = [
+            (uri, step, one if whole else studied_as(uri, is_whole=True))
+            for (uri, step, one), whole in zip(studied, is_whole, strict=True)
+        ]
     picture = _picture(base, studied)
     data = _drawn(picture, form)
     name = os.path.basename(out)
@@ -90,8 +99,8 @@ def plot(
             weights=len(main.records),
             nbytes=len(data),
         ),
-        findings=main.findings,
-        skipped=main.skipped,
+        findings=_findings(studied),
+        skipped=tuple(skipped for _, _, one in studied for skipped in one.skipped),
         written=(out,),
     )
 
@@ -144,13 +153,35 @@ def _step(uri: str, state: object) -> int | None:
     return int(named[1]) if named else None
 
 
-def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]]) -> Picture:
-    last = studied[-1][2]
-    names = last.opened.adapter.updates.keys()
-    is_run = len(studied) > 1 and all(
+def _findings(studied: Sequence[tuple[str, int | None, Studied]]) -> tuple[Finding, ...]:
+    """What was found about every adapter; with its path before the place where there are several."""
+    if len(studied) == 1:
+        return studied[0][2].findings
+    return tuple(
+        replace(finding, where=f"{uri}: {finding.where}" if finding.where else uri)
+        for uri, _, one in studied
+        for finding in one.findings
+    )
+
+
+def _is_run(studied: Sequence[tuple[str, int | None, Studied]]) -> bool:
+    """Whether they are checkpoints of one run: all have a step of their own and change the same weights."""
+    names = studied[-1][2].opened.adapter.updates.keys()
+    return len(studied) > 1 and all(
         step is not None and one.opened.adapter.updates.keys() == names for _, step, one in studied
     )
-    total = None if last.changes is None else last.changes.total(record.weight for record in last.records)
+
+
+def _bins(studied: Studied) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Bins of the base's values and of their changes; empty ones without a base."""
+    if studied.changes is None:
+        return (), ()
+    total = studied.changes.total(record.weight for record in studied.records)
+    return total.base_bins, total.update_bins
+
+
+def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]]) -> Picture:
+    last = studied[-1][2]
     return Picture(
         version=sys.modules["loraformat"].__version__,
         base=base,
@@ -165,12 +196,12 @@ def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]
                 findings=one.findings,
                 config=one.opened.adapter.config.raw,
                 cosine=_cosine(one.opened.adapter, last.opened.adapter) if len(studied) > 1 else None,
+                base_bins=_bins(one)[0],
+                update_bins=_bins(one)[1],
             )
             for uri, step, one in studied
         ),
-        is_run=is_run,
-        base_bins=() if total is None else total.base_bins,
-        update_bins=() if total is None else total.update_bins,
+        is_run=_is_run(studied),
     )
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
+import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from loraformat.diagnostics import show
-from loraformat.errors import ConfigError
+from loraformat.errors import ConfigError, UsageError
 
-_CODE = re.compile(r"LF\d{0,3}")
+# In a project's root the first of them decides.
+NAMES = ("loraformat.toml", "pyproject.toml")
 _LARGEST = 1 << 20
 # The files of the formats that are folders, the one that a folder must have first.
 _FOLDERS = (
@@ -63,29 +64,82 @@ class Settings:
         return found
 
 
-def find_settings(start: str) -> Settings:
-    """The settings of the nearest folder from `start` upward that has some; those of nobody where none has.
+def find_settings(start: str, judged: Sequence[str] = ()) -> Settings:
+    """The settings of the project that `start` lies in; those of nobody where there are none.
 
-    Raises: ConfigError (LF103): a file that is no TOML, an unknown key, or a value of the wrong kind.
+    Roots of projects are folders with `.git` or `pyproject.toml`. From `start` upward the first root with settings
+    decides, and none above a `.git` is looked at. What is judged has no say: a root in the folder of a judged adapter
+    is passed over, and its `.git` ends nothing.
+
+    Args:
+        judged: paths of the adapters; addresses of the Hub among them lie nowhere here.
+
+    Raises: ConfigError (LF103): a file that is no TOML. UsageError (LF021): an unknown key or code, a value of the
+        wrong kind, a file that is no regular one or is too large, or that is a link into what is judged.
     """
-    folder = os.path.abspath(start)
-    while True:
-        for name in ("loraformat.toml", "pyproject.toml"):
-            path = os.path.join(folder, name)
-            table = _table(path, name)
-            if table is not None:
-                return _settings(table, path)
-        parent = os.path.dirname(folder)
-        if parent == folder:
-            return Settings()
-        folder = parent
+    theirs = [_extent(path) for path in judged if "://" not in path]
+    for folder in _upward(os.path.realpath(start)):
+        if any(_is_inside(folder, each) for each in theirs):
+            continue
+        is_repository = os.path.lexists(os.path.join(folder, ".git"))
+        if is_repository or os.path.lexists(os.path.join(folder, "pyproject.toml")):
+            for name in NAMES:
+                found = _found(os.path.join(folder, name), name, theirs)
+                if found is not None:
+                    return found
+        if is_repository:
+            break
+    return Settings()
 
 
 def read_settings(path: str) -> Settings:
-    """The settings of one file. Raises: ConfigError (LF103)."""
-    table = _table(path, os.path.basename(path))
+    """The settings of one file. Raises: as `find_settings`."""
+    try:
+        table = _table(path, os.path.basename(path))
+    except FileNotFoundError as error:
+        raise ConfigError("no such file", where=path) from error
     if table is None:
-        raise ConfigError("expected a table [tool.loraformat]", where=path)
+        raise UsageError("expected a table [tool.loraformat]", where=path)
+    return _settings(table, path)
+
+
+def passed_over(start: str, settings: Settings) -> str:
+    """The path of a loraformat.toml in the folder `start` that is not obeyed; "" where there is none."""
+    path = os.path.join(os.path.realpath(start), NAMES[0])
+    return path if os.path.lexists(path) and path != settings.source else ""
+
+
+def _upward(folder: str) -> Iterator[str]:
+    """The folder and all above it."""
+    while True:
+        yield folder
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return
+        folder = parent
+
+
+def _extent(path: str) -> str:
+    """The folder that what is judged brings with it: its own, or that of a file."""
+    real = os.path.realpath(path)
+    return real if os.path.isdir(real) else os.path.dirname(real)
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _found(path: str, name: str, judged: Sequence[str]) -> Settings | None:
+    """The settings of a file of a project's root; None where it is not there, or says nothing about this tool."""
+    try:
+        table = _table(path, name)
+    except FileNotFoundError:
+        return None
+    if table is None:
+        return None
+    real = os.path.realpath(path)
+    if any(_is_inside(real, each) for each in judged):
+        raise UsageError("a link into what is judged", where=path, hint="name a file with --config, or use --isolated")
     return _settings(table, path)
 
 
@@ -101,14 +155,11 @@ def _folder_of(path: str) -> str:
 
 
 def _table(path: str, name: str) -> Mapping[str, Any] | None:
-    """The table of loraformat in a file; None where the file, or the table in pyproject.toml, is missing."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_LARGEST + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", where=path) from error
+    """The table of loraformat in a file; None where pyproject.toml has none.
+
+    Raises: FileNotFoundError: there is no such file.
+    """
+    content = _content(path)
     if name == "pyproject.toml" and b"loraformat" not in content:
         return None
     document = _parsed(content, path)
@@ -119,15 +170,55 @@ def _table(path: str, name: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def _content(path: str) -> bytes:
+    """The bytes of a regular file of at most 1 MiB.
+
+    Asked before it is opened, since opening a device may act and opening a pipe waits, and again afterwards.
+    """
+    try:
+        status = os.stat(path)
+        _require_regular(status, path)
+        if _is_stdin(status):
+            raise UsageError("settings are not read from standard input", where=path)
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            _require_regular(os.fstat(file.fileno()), path)
+            content = file.read(_LARGEST + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(path) from error
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", where=path) from error
+    except ValueError as error:  # a NUL in the path
+        raise UsageError("not a path", where=path) from error
+    if len(content) > _LARGEST:
+        raise UsageError(f"more than {_LARGEST} bytes", where=path)
+    return content
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _require_regular(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UsageError("settings are read from a regular file, this is another kind", where=path)
+
+
+def _is_stdin(status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(status, os.fstat(0))
+    except OSError:  # there is none
+        return False
+
+
 def _parsed(content: bytes, path: str) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        document: dict[str, Any] = tomllib.loads(content[:_LARGEST].decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"no TOML: {show(error)}", where=path) from error
+        document: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of an integer of thousands of digits
+        raise ConfigError(f"not valid TOML: {show(error)}", where=path) from error
     return document
 
 
@@ -135,17 +226,17 @@ def _settings(document: Mapping[str, Any], path: str) -> Settings:
     _require_keys(document, {"validate"}, path)
     table = document.get("validate", {})
     if not isinstance(table, dict):
-        raise ConfigError("validate: expected a table", where=path)
+        raise UsageError("validate: expected a table", where=path)
     _require_keys(table, {"select", "ignore", "target", "max-lora-rank", "fail-on", "per-path"}, path)
     rank = table.get("max-lora-rank")
     if rank is not None and (type(rank) is not int or rank < 1):
-        raise ConfigError("max-lora-rank: expected a positive integer", where=path)
+        raise UsageError("max-lora-rank: expected a positive integer", where=path)
     fail_on = table.get("fail-on", "error")
     if fail_on not in _FAIL_ON:
-        raise ConfigError(f"fail-on: expected one of {', '.join(_FAIL_ON)}", where=path)
+        raise UsageError(f"fail-on: expected one of {', '.join(_FAIL_ON)}", where=path)
     per_path = table.get("per-path", [])
     if not isinstance(per_path, list):
-        raise ConfigError("per-path: expected a list of tables", where=path)
+        raise UsageError("per-path: expected a list of tables", where=path)
     return Settings(
         source=path,
         select=_codes(table.get("select", []), "select", path),
@@ -160,36 +251,37 @@ def _settings(document: Mapping[str, Any], path: str) -> Settings:
 def _ignores(table: object, number: int, path: str) -> PathIgnores:
     where = f"per-path[{number}]"
     if not isinstance(table, dict) or not isinstance(table.get("path"), str):
-        raise ConfigError(f"{where}: expected a table with a path", where=path)
+        raise UsageError(f"{where}: expected a table with a path", where=path)
     _require_keys(table, {"path", "ignore"}, path)
     reasons = table.get("ignore")
     if not isinstance(reasons, dict) or not reasons:
-        raise ConfigError(f'{where}.ignore: expected {{ LF105 = "the reason" }}', where=path)
-    _codes(list(reasons), f"{where}.ignore", path)
-    for code, reason in reasons.items():
+        raise UsageError(f'{where}.ignore: expected {{ LF105 = "the reason" }}', where=path)
+    codes = _codes(list(reasons), f"{where}.ignore", path)
+    twice = next((code for code in codes if codes.count(code) > 1), None)
+    if twice:
+        raise UsageError(f"{where}.ignore: {twice} stands there twice", where=path)
+    for code, reason in zip(codes, reasons.values(), strict=True):
         if not isinstance(reason, str) or not reason.strip():
-            raise ConfigError(f"{where}.ignore.{code}: expected the reason as a text", where=path)
-    return PathIgnores(path=table["path"], reasons=reasons)
+            raise UsageError(f"{where}.ignore.{code}: expected the reason as a text", where=path)
+    return PathIgnores(path=table["path"], reasons=dict(zip(codes, reasons.values(), strict=True)))
 
 
 def _require_keys(table: Mapping[str, Any], known: set[str], path: str) -> None:
     unknown = sorted(set(table) - known)
     if unknown:
-        raise ConfigError(f'unknown key "{show(unknown[0], 60)}", expected {", ".join(sorted(known))}', where=path)
+        raise UsageError(f'unknown key "{show(unknown[0], 60)}", expected {", ".join(sorted(known))}', where=path)
 
 
 def _texts(value: object, name: str, path: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ConfigError(f"{name}: expected a list of texts", where=path)
+        raise UsageError(f"{name}: expected a list of texts", where=path)
     return tuple(value)
 
 
 def _codes(value: object, name: str, path: str) -> tuple[str, ...]:
-    codes = _texts(value, name, path)
-    for code in codes:
-        if _CODE.fullmatch(code) is None:
-            raise ConfigError(f'{name}: expected a code or its beginning, found "{show(code, 40)}"', where=path)
-    return codes
+    from loraformat.jobs.explain import checked_codes
+
+    return checked_codes(_texts(value, name, path), f"{path}: {name}")
 
 
 def _matches(path: str, glob: str) -> bool:

@@ -10,7 +10,7 @@ from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ConfigError, ContainerError, FormatError
+from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import read_bundle
 from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
@@ -69,21 +69,25 @@ def validate(
         deep: also run the rules that load values.
         alpha: for files that do not state it.
         assumptions: what else the files do not say.
-        select: codes or prefixes of codes to run; all where empty.
-        ignore: codes or prefixes of codes to leave out.
+        select: codes or prefixes of codes to run, in any case; all where empty.
+        ignore: codes or prefixes of codes to leave out, in any case.
         reasons: code or prefix → why its findings are left out; they are counted and listed with that reason.
         target: runtimes that the adapter is for: "vllm", "peft==0.10".
         max_lora_rank: the greatest rank that the runtime was told to allow.
         format: name of a format, to skip detection.
 
-    Raises: StorageError where the path cannot be opened; ConfigError: no such target; errors about `base`.
+    An adapter on which no rule ran has the error LF022: nothing is known about it.
+
+    Raises: StorageError where the path cannot be opened; UsageError: no such target or code; errors about `base`.
     """
+    select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
+    reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
     bundle = open_bundle(adapter)
     budget = Budget()
     hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
-    choice = _Choice(select=select, ignore=ignore, reasons=reasons or {})
+    choice = _Choice(select=select, ignore=ignore, reasons=reasons)
     wanted = tuple(_target(text) for text in target)
     try:
         opened = read_bundle(bundle, format=format, hints=hints)
@@ -101,6 +105,9 @@ def validate(
     )
     found, skipped = rules.run(subject, chosen, deep=deep)
     told, ignored = choice.sift((*opened.adapter.notes, *found))
+    checked = _checked(chosen, skipped)
+    if not checked:
+        told = in_order((*told, _nothing_checked(skipped)))
     return Report(
         job="validate",
         subject=adapter,
@@ -108,7 +115,7 @@ def validate(
         because=opened.because,
         summary=summarize(opened.adapter),
         data=ValidateResult(
-            checked=_checked(chosen, skipped),
+            checked=checked,
             ignored=ignored,
             file=_weights(bundle),
             base=checkpoint.uri if checkpoint is not None else "",
@@ -140,13 +147,27 @@ def _unreadable(
     )
 
 
+def _codes(texts: Sequence[str], option: str) -> tuple[str, ...]:
+    if not texts:  # which codes there are is looked up only where it matters: validate starts without the merger
+        return ()
+    from loraformat.jobs.explain import checked_codes
+
+    return checked_codes(texts, f"--{option}")
+
+
+def _nothing_checked(skipped: Sequence[Skipped]) -> Finding:
+    reasons = ", ".join(dict.fromkeys(each.reason for each in skipped))
+    why = f"those that were selected could not ({reasons})" if reasons else "none is selected"
+    return NothingChecked(f"no rule ran: {why}", hint="select others, or give what they need").finding()
+
+
 def _target(text: str) -> Target:
     from loraformat.rules import targets
 
     try:
         return targets.parse(text)
     except ValueError as error:
-        raise ConfigError(f'"{text}": {error}', where="--target") from error
+        raise UsageError(f'"{text}": {error}', where="--target") from error
 
 
 def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None:

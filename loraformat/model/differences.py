@@ -85,7 +85,10 @@ class DiffResult:
         only_before, only_after: weights that one of them lacks, sorted.
         weights: all others, sorted by name.
         distance, relative, cosine: over all weights that both have and that compare.
-        is_equal: whether nothing differs, within the tolerance that was given.
+        has_equal_values: whether both have the same weights and all of them are equal, within the tolerance that was
+            given.
+        has_equal_metadata: whether no field of the configs differs; of two formats, none of those that both can say.
+        is_equal: both.
         grouping: how text shows the weights: "module", "layer", "none" or "auto".
     """
 
@@ -100,5 +103,7 @@ class DiffResult:
     distance: float | None = None
     relative: float | None = None
     cosine: float | None = None
+    has_equal_values: bool = False
+    has_equal_metadata: bool = False
     is_equal: bool = False
     grouping: str = "auto"

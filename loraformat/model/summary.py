@@ -43,6 +43,7 @@ class Summary:
         scales: scale → updates that have one; None for updates whose scale nobody stated.
         dtypes: safetensors name → tensors.
         tensors, parameters, nbytes: of all updates; a tensor that serves several weights counts once.
+        parameters_by_kind: kind of update, as in `update_kinds` → elements; adds up to `parameters`.
         parameters_by_weight: base weight → elements of its own updates.
         parameters_by_layer: layer → elements; weights outside the numbered blocks are left out.
         has_dora, has_convolutions, has_embeddings, has_replacements, has_rows: whether there is such an update.
@@ -64,6 +65,7 @@ class Summary:
     tensors: int
     parameters: int
     nbytes: int
+    parameters_by_kind: Mapping[str, int]
     parameters_by_weight: Mapping[str, int]
     parameters_by_layer: Mapping[int, int]
     has_dora: bool
@@ -80,7 +82,10 @@ def summarize(adapter: Adapter) -> Summary:
     """The adapter in figures, from names, shapes and dtypes alone."""
     updates = [(group.update, len(group.weights)) for group in adapter.alike]
     tensors = _distinct(
-        tensor for chain in adapter.updates.values() for each in chain for _, tensor in tensors_of(each)
+        (tensor, kind_of(each))
+        for chain in adapter.updates.values()
+        for each in chain
+        for _, tensor in tensors_of(each)
     )
     low_rank = [update for update, _ in updates if isinstance(update, LowRank)]
     modules = [module_of(name) for name in adapter.updates]
@@ -98,10 +103,11 @@ def summarize(adapter: Adapter) -> Summary:
         update_kinds=_counted((kind_of(update), count) for update, count in updates),
         ranks=_counted((rank, count) for update, count in updates if (rank := rank_of(update)) is not None),
         scales=_counted((scale_of(update), count) for update, count in updates if has_scale(update)),
-        dtypes=_counted((dtype.safetensors, count) for (dtype, _), count in tensors.items()),
+        dtypes=_counted((dtype.safetensors, count) for (dtype, _, _), count in tensors.items()),
         tensors=sum(tensors.values()),
-        parameters=sum(math.prod(shape) * count for (_, shape), count in tensors.items()),
-        nbytes=sum(math.prod(shape) * dtype.itemsize * count for (dtype, shape), count in tensors.items()),
+        parameters=sum(math.prod(shape) * count for (_, shape, _), count in tensors.items()),
+        nbytes=sum(math.prod(shape) * dtype.itemsize * count for (dtype, shape, _), count in tensors.items()),
+        parameters_by_kind=_counted((kind, math.prod(shape) * count) for (_, shape, kind), count in tensors.items()),
         parameters_by_weight=by_weight,
         parameters_by_layer=by_layer,
         has_dora=any(update.magnitude is not None for update in low_rank),
@@ -161,9 +167,9 @@ def _by_weight(adapter: Adapter) -> dict[str, int]:
     return totals
 
 
-def _distinct(tensors: Iterator[LazyTensor]) -> Counter[tuple[DType, tuple[int, ...]]]:
-    """Dtype and shape → how many different tensors have them; two that read the same bytes are one."""
-    forms = {(tensor.read, tensor.shape): (tensor.dtype, tensor.shape) for tensor in tensors}
+def _distinct(tensors: Iterator[tuple[LazyTensor, str]]) -> Counter[tuple[DType, tuple[int, ...], str]]:
+    """Dtype, shape and kind of update → how many different tensors have them; two that read the same bytes are one."""
+    forms = {(tensor.read, tensor.shape): (tensor.dtype, tensor.shape, kind) for tensor, kind in tensors}
     return Counter(forms.values())
 
 

@@ -10,6 +10,7 @@ from statistics import median
 
 from loraformat.model.records import WeightRecord, module_kind
 from loraformat.model.summary import layer_of
+from loraformat.report.words import known, number
 
 MOST_COLUMNS = 160
 MOST_ROWS = 60
@@ -39,8 +40,10 @@ class Metric:
         """Whether its scale is logarithmic, on which zero has no place."""
         return self.scale == "log"
 
-    def step(self, value: float, low: float, high: float) -> int:
-        """0 to STEPS - 1: where a value stands between the least and the largest."""
+    def step(self, value: float, low: float, high: float) -> int | None:
+        """0 to STEPS - 1: where a value stands between the least and the largest; None for zero on a log scale."""
+        if self.is_log and value <= 0:
+            return None
         if high <= low:
             return STEPS - 1
         place = math.log(value / low) / math.log(high / low) if self.is_log else (value - low) / (high - low)
@@ -81,6 +84,7 @@ class Grid:
         rows: module kinds, sorted.
         columns: labels: a layer, or the first and last of several.
         cells: (row, column) → cell, where there is one.
+        margins: metric name → (median, largest) of the weights of each row; None where none has the figure.
         left_out: module kinds that have no row.
     """
 
@@ -88,16 +92,27 @@ class Grid:
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     cells: Mapping[tuple[int, int], Cell]
+    margins: Mapping[str, Sequence[tuple[float, float] | None]]
     left_out: int = 0
 
     def range_of(self, metric: Metric) -> tuple[float, float]:
-        """(least, largest) figure over all cells."""
+        """(least, largest) figure over all cells that have a place on its scale; (0, 0) where none has."""
         found = [cell.values[metric.name] for cell in self.cells.values() if metric.name in cell.values]
-        return (min(found), max(found)) if found else (0.0, 0.0)
+        placed = [value for value in found if value > 0 or not metric.is_log]
+        return (min(placed), max(placed)) if placed else (0.0, 0.0)
+
+    def has_untrained(self, metric: Metric) -> bool:
+        """Whether a cell has the figure zero, which has no place on its scale."""
+        return metric.is_log and any(cell.values.get(metric.name) == 0 for cell in self.cells.values())
 
 
-def grid_of(records: Sequence[WeightRecord]) -> Grid:
-    """The cells of weights; those of no numbered layer stand in a last column."""
+def grid_of(records: Sequence[WeightRecord], weights: Sequence[WeightRecord] | None = None) -> Grid:
+    """The cells of weights; those of no numbered layer stand in a last column.
+
+    Args:
+        records: what the cells are made of, experts folded where they are many.
+        weights: every weight by itself, for the margins; `records` where None.
+    """
     layers = sorted({layer for record in records if (layer := layer_of(record.weight)) is not None})
     size = max(1, math.ceil(len(layers) / MOST_COLUMNS))
     bins = [layers[at : at + size] for at in range(0, len(layers), size)]
@@ -108,27 +123,55 @@ def grid_of(records: Sequence[WeightRecord]) -> Grid:
     kinds = sorted({record.module for record in records})
     rows = {kind: at for at, kind in enumerate(kinds[:MOST_ROWS])}
     cells: dict[tuple[int, int], Cell] = {}
-    for number, record in enumerate(records):
+    for at, record in enumerate(records):
         layer = layer_of(record.weight)
         column = len(labels) - 1 if layer is None else place[layer]
         if record.module in rows:
-            cells.setdefault((rows[record.module], column), Cell()).records.append(number)
+            cells.setdefault((rows[record.module], column), Cell()).records.append(at)
     for cell in cells.values():
-        _fill(cell, [records[number] for number in cell.records])
+        _fill(cell, [records[at] for at in cell.records])
     metrics = tuple(m for m in METRICS if any(m.name in cell.values for cell in cells.values()))
-    return Grid(metrics, tuple(kinds[:MOST_ROWS]), tuple(labels), dict(sorted(cells.items())), len(kinds) - len(rows))
+    return Grid(
+        metrics=metrics,
+        rows=tuple(rows),
+        columns=tuple(labels),
+        cells=dict(sorted(cells.items())),
+        margins=_margins(records if weights is None else weights, rows, metrics),
+        left_out=len(kinds) - len(rows),
+    )
+
+
+def _margins(
+    weights: Sequence[WeightRecord], rows: Mapping[str, int], metrics: Sequence[Metric]
+) -> dict[str, list[tuple[float, float] | None]]:
+    """Median and largest as the table of modules has them: over the weights, untrained ones included."""
+    groups: dict[str, list[WeightRecord]] = {kind: [] for kind in rows}
+    for weight in weights:
+        if weight.module in groups:
+            groups[weight.module].append(weight)
+    return {metric.name: [_margin(group, metric) for group in groups.values()] for metric in metrics}
+
+
+def _margin(group: Sequence[WeightRecord], metric: Metric) -> tuple[float, float] | None:
+    found = known(getattr(weight, metric.name) for weight in group)
+    return (median(found), max(found)) if found else None
+
+
+def margin_label(margin: tuple[float, float] | None) -> str:
+    """Median and largest figure of a row, in the digits of the table of modules."""
+    return "" if margin is None else f"{number(margin[0])} · {number(margin[1])}"
 
 
 def _fill(cell: Cell, records: Sequence[WeightRecord]) -> None:
     for metric in METRICS:
-        found = [value for record in records if _is_shown(value := getattr(record, metric.name), metric)]
+        found = [value for record in records if _is_shown(value := getattr(record, metric.name))]
         if found:
             cell.values[metric.name] = metric.fold(found)
     cell.is_outlier = any(record.is_outlier for record in records)
 
 
-def _is_shown(value: float | None, metric: Metric) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not metric.is_log)
+def _is_shown(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 _EXPERT = re.compile(r"\.experts\.\d{1,9}\.")
@@ -151,10 +194,10 @@ class Row:
 def rows_of(records: Sequence[WeightRecord]) -> list[Row]:
     """Rows in the order of the records; experts of one layer and module are folded where they are many."""
     groups: dict[tuple[str, str], list[WeightRecord]] = {}
-    for number, record in enumerate(records):
+    for at, record in enumerate(records):
         name = _EXPERT.sub(".experts.*.", record.weight)
         # A weight that is no expert stands alone, also where it has several updates.
-        groups.setdefault((name, record.kind if name != record.weight else str(number)), []).append(record)
+        groups.setdefault((name, record.kind if name != record.weight else str(at)), []).append(record)
     rows: list[Row] = []
     for (name, _), group in groups.items():
         if len(group) > _MOST_EXPERTS:

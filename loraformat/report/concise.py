@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from loraformat.diagnostics import show
 from loraformat.report.base import Report
-from loraformat.report.words import at_line_start, counts, plural
+from loraformat.report.words import counts, plural
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -16,7 +16,7 @@ def render(reports: Sequence[Report]) -> str:
         for finding in report.findings:
             where = f"{show(finding.where)}: " if finding.where else ""
             label = f"{finding.severity.value}[{finding.code}]"
-            lines.append(f"{at_line_start(show(report.subject))}: {where}{label} {show(finding.message)}")
+            lines.append(f"{show(report.subject)}: {where}{label} {show(finding.message)}")
     lines.append(totals(reports))
     return "\n".join(lines) + "\n"
 

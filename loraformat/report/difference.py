@@ -33,7 +33,13 @@ def say_difference(page: Page, result: DiffResult) -> None:
         cosine = "" if result.cosine is None else f", cosine {result.cosine:.4f}"
         page.fact("together", f"|B - A| {number(result.distance)}, {percent(result.relative)} of |A|{cosine}")
     _say_weights(page, result)
-    page.say(Piece("equal" if result.is_equal else "different", "bold green" if result.is_equal else "bold yellow"))
+    values = _verdict(result.has_equal_values)
+    fields = "" if result.has_equal_metadata else f" ({plural(len(result.fields), 'field')})"
+    page.say("values ", values, ", metadata ", _verdict(result.has_equal_metadata), fields)
+
+
+def _verdict(is_equal: bool) -> Piece:
+    return Piece("equal", "bold green") if is_equal else Piece("different", "bold yellow")
 
 
 def _say_fields(page: Page, result: DiffResult) -> None:

@@ -6,10 +6,9 @@ Source: docs.gitlab.com, ci/testing/code_quality, "Code Quality report format".
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Finding, Severity, show
+from loraformat.diagnostics import Finding, Severity, json_text, show
 from loraformat.report.base import Report
 from loraformat.report.places import place_of
 
@@ -19,7 +18,7 @@ _SEVERITIES = {Severity.ERROR: "major", Severity.WARNING: "minor", Severity.INFO
 def render(reports: Sequence[Report]) -> str:
     """Every finding as an issue."""
     issues = [_issue(finding, report) for report in reports for finding in report.findings]
-    return json.dumps(issues, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+    return json_text(issues, indent=2) + "\n"
 
 
 def _issue(finding: Finding, report: Report) -> dict[str, object]:
@@ -37,4 +36,5 @@ def _issue(finding: Finding, report: Report) -> dict[str, object]:
 def fingerprint(finding: Finding, report: Report) -> str:
     """The same for the same fault at the same place, whatever else changes."""
     place = place_of(finding, report)
-    return hashlib.sha256("\0".join((finding.code, place.path, place.name, finding.message)).encode()).hexdigest()
+    said = "\0".join((finding.code, place.path, place.name, finding.message))
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loraformat.model.records import WeightRecord
-from loraformat.report.cells import NO_LAYER, Cell, Grid, Metric
+from loraformat.report.cells import NO_LAYER, Cell, Grid, Metric, margin_label
 from loraformat.report.svg import drawing, text
 from loraformat.report.words import number
 
 _LABELLED = 60  # columns, above which cells are too narrow for a sign
 _TOP = 22
+UNTRAINED = ", untrained: the update is zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,18 @@ class _Layout:
 def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
     """Rows of module kinds, columns of layers; each cell has a class of its step, a sign and a title.
 
-    The sign is the step, 0 to 9, or "!" for an outlier, so that the map is read without colour; beside each row stand
-    its median and largest figure.
+    The sign is the step, 0 to 9, "!" for an outlier, "∅" for an untrained weight, which changes nothing, so that the
+    map is read without colour; where there is no weight there is no cell. Beside each row stand its median and largest
+    figure.
     """
     layout = _Layout(len(grid.columns), 8 + 7 * max((len(row) for row in grid.rows), default=0))
     low, high = grid.range_of(metric)
     parts = [layout.labels(grid.columns)]
     for row, kind in enumerate(grid.rows):
-        parts += [layout.row_label(row, kind), layout.margin(row, _margin(grid, row, metric))]
+        parts += [layout.row_label(row, kind), layout.margin(row, margin_label(grid.margins[metric.name][row]))]
     for index, (place, cell) in enumerate(grid.cells.items()):
         value = cell.values.get(metric.name)
-        css, sign = _look(None if value is None else metric.step(value, low, high), is_outlier=cell.is_outlier)
+        css, sign = _look(value, metric, (low, high), is_outlier=cell.is_outlier)
         parts.append(layout.cell(index, place, css, sign, cell_title(grid, place, cell, metric, records)))
     size = (layout.right + 130, _TOP + layout.height * len(grid.rows) + 6)
     return drawing(size, "".join(parts), f"{metric.label} of each module kind in each layer", "heat")
@@ -105,7 +106,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Mapping
         for column, label in enumerate(columns):
             value = cells.get(label)
             if value is not None:
-                css, sign = _look(scale.step(value, low, high) if value > 0 else None)
+                css, sign = _look(value, scale, (low, high))
                 hint = f"{row}, layer {label}: {number(value)}"
                 parts.append(layout.cell(at * len(columns) + column, (at, column), css, sign, hint))
     bottom = _TOP + layout.height * len(rows)
@@ -122,20 +123,17 @@ def cell_title(grid: Grid, place: tuple[int, int], cell: Cell, metric: Metric, r
     name = records[cell.records[0]].weight if len(cell.records) == 1 else grid.rows[place[0]]
     mark = ", stands out among its kind" if cell.is_outlier else ""
     figure = "unknown" if value is None else number(value)
+    mark += UNTRAINED if value == 0 and metric.is_log else ""
     label = grid.columns[place[1]]
     where = "no layer" if label == NO_LAYER else f"layer {label}"
     return f"{name}, {where}: {metric.label} {figure}{several}{mark}"
 
 
-def _margin(grid: Grid, row: int, metric: Metric) -> str:
-    """Median and largest figure of a row."""
-    cells = [cell for (at, _), cell in grid.cells.items() if at == row]
-    found = sorted(cell.values[metric.name] for cell in cells if metric.name in cell.values)
-    return f"{number(found[math.floor(len(found) / 2)])} · {number(found[-1])}" if found else ""
-
-
-def _look(step: int | None, *, is_outlier: bool = False) -> tuple[str, str]:
+def _look(
+    value: float | None, metric: Metric, ends: tuple[float, float], *, is_outlier: bool = False
+) -> tuple[str, str]:
     """(class, sign) of a cell."""
+    step = None if value is None else metric.step(value, *ends)
     if step is None:
-        return "none", ""
+        return ("none", "?") if value is None else ("zero", "∅")
     return (f"q{step} out", "!") if is_outlier else (f"q{step}", str(step))

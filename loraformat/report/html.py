@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
 
-from loraformat.diagnostics import Finding, Severity, show
+from loraformat.diagnostics import Finding, Severity, json_text, show
 from loraformat.model.pictures import Picture, Subject
 from loraformat.report.cells import Grid, Row, bands_of, grid_of, rows_of
 from loraformat.report.heatmap import heat, matrix
 from loraformat.report.pagedata import page_data
 from loraformat.report.svg import curve, histogram, spectra
 from loraformat.report.weights import by_module
-from loraformat.report.words import amount, nbytes, number, percent, plural
+from loraformat.report.words import amount, nbytes, number, parameters, percent, plural
 from loraformat.report.words import histogram as listed
 
 _MOST_FINDINGS = 100
+_LEAST_FINDINGS = 10  # of each adapter, however many there are
 _MOST_SPECTRA = 24
 _MOST_CONFIG = 100_000
 _COLUMNS_OF_STEPS = 160
@@ -37,40 +38,93 @@ def render_page(picture: Picture) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(_part("page.html"))
     style, script = _part("page.css"), _part("page.js")
-    main = picture.main
-    rows = rows_of(main.result.weights)
-    records = [row.record for row in rows]
-    grid = grid_of(records)
+    views = [_view(subject, number) for number, subject in enumerate(reversed(picture.shown))][::-1]
     return template.render(
         picture=picture,
-        main=_Shown(show(main.uri), show(main.label), main.format),
+        base=None if picture.base is None else show(picture.base),
+        main=views[-1],
+        views=views,
         style=style,
         script=script,
         style_hash=_hash(style),
         script_hash=_hash(script),
-        cards=_cards(picture),
-        findings=[_shown(finding) for finding in main.findings[:_MOST_FINDINGS]],
-        more_findings=max(0, len(main.findings) - _MOST_FINDINGS),
-        grid=grid,
-        legend=_legend(grid),
-        heat=heat(grid, grid.metrics[0], records) if grid.metrics else "",
+        findings=_findings(picture),
         steps=_steps(picture),
         curves=_curves(picture.subjects) if picture.is_run else [],
-        spectra=spectra(bands_of(main.result.weights)[:_MOST_SPECTRA]),
-        histogram=histogram(picture.base_bins, picture.update_bins),
-        kept=_kept(main),
-        tables=_tables(main),
-        modules=_modules(main),
-        config=_config(main),
-        data=_embedded(picture, rows, grid),
+        data=_embedded(picture, views),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class _View:
+    """One adapter weight by weight.
+
+    Attributes:
+        suffix: of the names of its elements; "" for the last adapter.
+    """
+
+    suffix: str
     uri: str
     label: str
     format: str
+    cards: Sequence[_Card]
+    subject: Subject
+    rows: Sequence[Row]
+    grid: Grid
+    legend: str
+    heat: str
+    spectra: Sequence[str]
+    more_spectra: int
+    histogram: str
+    kept: str
+    tables: Sequence[Sequence[str]]
+    modules: _Table
+    config: str
+
+
+def _view(subject: Subject, number: int) -> _View:
+    weights = subject.result.weights
+    rows = rows_of(weights)
+    records = [row.record for row in rows]
+    grid, bands = grid_of(records, weights), bands_of(weights)
+    return _View(
+        suffix=f"-{number}" if number else "",
+        uri=show(subject.uri),
+        label=show(subject.label),
+        format=subject.format,
+        cards=_cards(subject),
+        subject=subject,
+        rows=rows,
+        grid=grid,
+        legend=_legend(grid),
+        heat=heat(grid, grid.metrics[0], records) if grid.metrics else "",
+        spectra=spectra(bands[:_MOST_SPECTRA]),
+        more_spectra=max(0, len(bands) - _MOST_SPECTRA),
+        histogram=histogram(subject.base_bins, subject.update_bins),
+        kept=_kept(subject),
+        tables=_tables(subject),
+        modules=_modules(subject),
+        config=_config(subject),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Findings of one subject, the first of them, and how many more there are."""
+
+    label: str
+    findings: Sequence[Finding]
+    more: int
+
+
+def _findings(picture: Picture) -> list[_Found]:
+    """What was found about each subject that has findings; none crowds out those of another."""
+    most = max(_LEAST_FINDINGS, _MOST_FINDINGS // len(picture.subjects))
+    return [
+        _Found(show(each.label), [_shown(one) for one in each.findings[:most]], max(0, len(each.findings) - most))
+        for each in picture.subjects
+        if each.findings
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +149,9 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _embedded(picture: Picture, rows: Sequence[Row], grid: Grid) -> str:
+def _embedded(picture: Picture, views: Sequence[_View]) -> str:
     """JSON that cannot end its script element."""
-    text = json.dumps(page_data(picture, rows, grid), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json_text(page_data(picture, [(view.subject, view.rows, view.grid) for view in views]), is_compact=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
@@ -112,12 +166,11 @@ def _shown(finding: Finding) -> Finding:
     )
 
 
-def _cards(picture: Picture) -> list[_Card]:
-    main = picture.main
+def _cards(main: Subject) -> list[_Card]:
     summary, result = main.summary, main.result
     share = "" if result.share is None else f", {result.share:.2%} of base and adapter"
     cards = [
-        _Card(amount(summary.parameters), f"parameters{share}"),
+        _Card(amount(summary.parameters), f"parameters ({parameters(summary)}){share}"),
         _Card(nbytes(summary.nbytes), f"in {plural(summary.tensors, 'tensor')}, {listed(summary.dtypes)}"),
         _Card(amount(summary.weights), f"weights in {plural(len(summary.layers), 'layer')}"),
         _Card(listed(summary.ranks), "rank"),
@@ -141,7 +194,9 @@ def _legend(grid: Grid) -> str:
         return ""
     metric = grid.metrics[0]
     low, high = grid.range_of(metric)
-    return f"0 is {number(low)}, 9 is {number(high)}, {metric.scale} scale"
+    ends = f"0 is {number(low)}, 9 is {number(high)}, {metric.scale} scale" if high > 0 else ""
+    untrained = "∅ untrained: the update is zero" if grid.has_untrained(metric) else ""
+    return "; ".join(part for part in (ends, untrained) if part)
 
 
 def _steps(picture: Picture) -> str:

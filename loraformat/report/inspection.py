@@ -10,7 +10,19 @@ from loraformat.model.summary import Summary
 from loraformat.report.base import Report
 from loraformat.report.page import Page, Piece
 from loraformat.report.weights import say_weights
-from loraformat.report.words import amount, counts, cut, figure, histogram, nbytes, number, percent, plural, runs
+from loraformat.report.words import (
+    amount,
+    counts,
+    cut,
+    figure,
+    histogram,
+    nbytes,
+    number,
+    parameters,
+    percent,
+    plural,
+    runs,
+)
 
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
@@ -42,7 +54,7 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     if summary.targets is not None:
         facts.append(("targets", _targets(summary.targets)))
     share = "" if result.share is None else f" ({result.share:.2%} of base and adapter)"
-    facts.append(("parameters", amount(summary.parameters) + share))
+    facts.append(("parameters", parameters(summary) + share))
     facts.extend(_vocabulary(summary))
     facts.extend(_figures(result))
     if summary.unclaimed:

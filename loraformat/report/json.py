@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, json_text
 from loraformat.report.base import Report
 
 SCHEMA = "loraformat.report/1"
@@ -18,7 +17,7 @@ SCHEMA_OF_SEVERAL = "loraformat.reports/1"
 
 def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
     """The report as JSON text that ends with a newline; neither width nor colour has a meaning here."""
-    return json.dumps(document(report), indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+    return json_text(document(report), indent=2) + "\n"
 
 
 def document(report: Report) -> dict[str, object]:
@@ -38,13 +37,13 @@ def render_list(reports: Sequence[Report]) -> str:
         "ok": all(report.ok for report in reports),
         "reports": [document(report) for report in reports],
     }
-    return json.dumps(envelope, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"
+    return json_text(envelope, indent=2) + "\n"
 
 
 def render_lines(reports: Sequence[Report]) -> str:
     """A line of JSON for each finding, with the adapter that it is about."""
     lines = [{"adapter": report.subject, **_fields(found)} for report in reports for found in report.findings]
-    return "".join(json.dumps(line, sort_keys=True, ensure_ascii=True) + "\n" for line in lines)
+    return "".join(json_text(line) + "\n" for line in lines)
 
 
 def _fields(finding: Finding) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from loraformat.report.words import plural
 
 _MOST_ROWS = 200
 _MARKS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~@])")
+_PIPE = re.compile(r"(\\*)\|")
 
 
 def render(reports: Sequence[Report]) -> str:
@@ -36,5 +35,19 @@ def _row(finding: Finding) -> str:
 
 
 def _text(text: str) -> str:
-    """Text from a file as plain text: no HTML, no links, no mentions, no end of a cell."""
-    return _SPECIAL.sub(r"\\\1", html.escape(show(text), quote=False))
+    """Text from a file as a code span: in it GitHub and GitLab see no HTML, link, address, mention or reference.
+
+    A backslash before `@` or `://` would not do: mentions and bare addresses are looked for after escapes are undone.
+    """
+    shown = show(text)
+    if not shown.strip():
+        return ""
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    space = " " if shown[0] in "` " or shown[-1] in "` " else ""
+    return f"{fence}{space}{_PIPE.sub(_in_a_cell, shown)}{space}{fence}"
+
+
+def _in_a_cell(found: re.Match[str]) -> str:
+    """Backslashes and a pipe that does not end the cell: cells are parted first, two backslashes counting as one."""
+    slashes = found[1]
+    return f"{slashes}{chr(92) * (len(slashes) % 2)}\\|"

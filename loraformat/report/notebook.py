@@ -15,6 +15,7 @@ _RAMP = ("#eef3f8", "#dbe8f4", "#bfd8ec", "#9cc5e2", "#73aed5", "#4c95c6", "#2f7
 _STYLE = (
     ".loraformat svg{font:11px system-ui,sans-serif}.loraformat svg text{fill:currentColor}"
     ".loraformat .c text{font-size:10px;fill:#1b2330}.loraformat .none rect{fill:none;stroke:#888}"
+    ".loraformat .zero rect{fill:#fff;stroke:#b3261e;stroke-dasharray:2 2}"
     + "".join(f".loraformat .q{step} rect{{fill:{colour}}}" for step, colour in enumerate(_RAMP))
     + ",".join(f".loraformat .q{step} text" for step in range(5, 10))
     + "{fill:#fff}"
@@ -24,7 +25,7 @@ _STYLE = (
 def drawing_of(weights: Sequence[WeightRecord]) -> str:
     """The heat map of layers and modules; "" where no weight has a norm."""
     records = [row.record for row in rows_of(weights)]
-    grid = grid_of(records)
+    grid = grid_of(records, weights)
     if not grid.metrics:
         return ""
     return f"<style>{_STYLE}</style>{heat(grid, grid.metrics[0], records)}"

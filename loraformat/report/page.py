@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding, Severity, show
-from loraformat.report.words import at_line_start
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.INFO: "bold blue"}
 _GAP = 2
@@ -99,7 +98,7 @@ class Page:
 
     def finding(self, finding: Finding) -> None:
         """`where: error[LF202] message`, and the hint below it."""
-        where = f"{at_line_start(finding.where)}: " if finding.where else ""
+        where = f"{finding.where}: " if finding.where else ""
         label = Piece(f"{finding.severity.value}[{finding.code}]", STYLES[finding.severity])
         self.say(where, label, f" {finding.message}")
         if finding.hint:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from loraformat.model.pictures import Picture, Subject
-from loraformat.report.cells import Grid, Row
+from loraformat.report.cells import Grid, Row, margin_label
 
 SCHEMA = "loraformat.plot/1"
 
@@ -19,12 +19,29 @@ _MANY = 2000  # rows, above which single spectra are left out and figures have f
 _DIGITS = 5
 
 
-def page_data(picture: Picture, rows: Sequence[Row], grid: Grid) -> dict[str, object]:
+def page_data(picture: Picture, shown: Sequence[tuple[Subject, Sequence[Row], Grid]]) -> dict[str, object]:
     """Everything that the page shows, but for its drawings.
 
+    Args:
+        shown: the subjects that are shown weight by weight, the last of the picture last.
+    """
+    views = [_view(subject, rows, grid) for subject, rows, grid in shown]
+    return {
+        "schema": SCHEMA,
+        "tool": {"name": "loraformat", "version": picture.version},
+        "base": picture.base,
+        "is_run": picture.is_run,
+        "subjects": [_subject(each) for each in picture.subjects],
+        "others": views[:-1],
+        **views[-1],
+    }
+
+
+def _view(subject: Subject, rows: Sequence[Row], grid: Grid) -> dict[str, object]:
+    """The weights of one subject.
+
     A name is the place of a template in `names` and the numbers that stand for its "{}", and a column that is the same
-    everywhere stands in `constants`, so that twenty thousand weights take no more than what tells them apart. Of
-    several checkpoints the last has its weights here, all have their layers.
+    everywhere stands in `constants`, so that twenty thousand weights take no more than what tells them apart.
     """
     names: dict[str, int] = {}
     spelled = [_spelled(row.record.weight, names) for row in rows]
@@ -39,19 +56,14 @@ def page_data(picture: Picture, rows: Sequence[Row], grid: Grid) -> dict[str, ob
     figures = [[own[at] for at in varying] for own in figures]
     has_spectra = len(rows) <= _MANY
     return {
-        "schema": SCHEMA,
-        "tool": {"name": "loraformat", "version": picture.version},
-        "base": picture.base,
-        "is_run": picture.is_run,
-        "subjects": [_subject(each) for each in picture.subjects],
         "names": list(names),
         "columns": list(COLUMNS),
         "constants": constants,
         "weights": [[*name, *own] for name, own in zip(spelled, figures, strict=True)],
         "spectra": [[_short(v) for v in row.record.singular_values] for row in rows] if has_spectra else [],
         "cells": _cells(grid),
-        "base_bins": list(picture.base_bins),
-        "update_bins": list(picture.update_bins),
+        "base_bins": list(subject.base_bins),
+        "update_bins": list(subject.update_bins),
     }
 
 
@@ -96,6 +108,7 @@ def _cells(grid: Grid) -> dict[str, object]:
             metric.name: [_short(cell.values.get(metric.name)) for cell in grid.cells.values()]
             for metric in grid.metrics
         },
+        "margins": {name: [margin_label(pair) for pair in pairs] for name, pairs in grid.margins.items()},
         "rows": [row for row, _ in grid.cells],
         "first": [cell.records[0] for cell in grid.cells.values()],
         "weights": [len(cell.records) for cell in grid.cells.values()],

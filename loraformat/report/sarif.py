@@ -6,12 +6,11 @@ Source: OASIS, sarif-v2.1.0; docs.github.com, "SARIF support for code scanning".
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from loraformat.diagnostics import Finding, Severity, show
+from loraformat.diagnostics import Finding, Severity, json_text, show
 from loraformat.report.base import Report
 from loraformat.report.gitlab import fingerprint
 from loraformat.report.places import place_of
@@ -52,7 +51,7 @@ def render(reports: Sequence[Report], pages: Mapping[str, Described]) -> str:
         "results": [_result(finding, report, codes.index(finding.code)) for finding, report in found],
     }
     document = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
-    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True) + "\n"
+    return json_text(document, indent=2) + "\n"
 
 
 def _rule(code: str, page: Described | None) -> dict[str, object]:

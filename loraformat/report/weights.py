@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult
@@ -16,6 +16,7 @@ from loraformat.report.words import amount, figure, histogram, known, middle, nu
 MOST_ROWS = 40
 
 RAMP = ".:-=+*#%@"
+_ZERO, _UNKNOWN = "0", "?"
 _WITHOUT_SCALE = (
     *("replace", "rows", "from-base", "scaled", "rotated", "multiplied", "modulated"),
     *("tiled", "projected", "recoded", "carried"),
@@ -164,20 +165,26 @@ def _largest(group: _Group) -> str:
 
 
 def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
-    """A row of characters for each module kind, one for each layer: the larger the figure, the denser the sign."""
+    """A row of characters for each module kind, one for each layer: the larger the figure, the denser the sign.
+
+    An untrained weight, whose update is zero, has a sign of its own, and so has one whose figure is unknown; where
+    there is no weight there is no sign.
+    """
     figure = "|dW|/|W|" if any(record.relative_norm for record in weights) else "norm"
-    cells: dict[str, dict[int, float]] = {}
+    cells: dict[str, dict[int, float | None]] = {}
     for record in weights:
         value = record.norm if figure == "norm" else record.relative_norm
         layer = layer_of(record.weight)
-        if value and math.isfinite(value) and layer is not None:
+        if layer is not None:
             row = cells.setdefault(record.module, {})
-            row[layer] = max(value, row.get(layer, 0.0))
-    if not cells:
+            row[layer] = _larger(value if value is not None and math.isfinite(value) else None, row.get(layer))
+    if all(value is None for row in cells.values() for value in row.values()):
         page.say(Piece("  no heat: no norms of weights in numbered layers", "dim"))
         return
     layers = sorted({layer for row in cells.values() for layer in row})
-    low, high = (pick(value for row in cells.values() for value in row.values()) for pick in (min, max))
+    values = [value for row in cells.values() for value in row.values()]
+    placed = [value for value in values if value]
+    low, high = (min(placed), max(placed)) if placed else (0.0, 0.0)
     label = max(len(module) for module in cells)
     bins = _binned(layers, None if page.width is None else max(8, page.width - label - 4))
     page.say("")
@@ -185,7 +192,14 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
     many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
-    page.flow("  ", Piece(f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   ({figure}, log scale{many})", "dim"))
+    ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
+    zero = f"{_ZERO} untrained   " if 0 in values else ""
+    unknown = f"{_UNKNOWN} unknown   " if None in values else ""
+    page.flow("  ", Piece(f"{ends}{zero}{unknown}({figure}, log scale{many})", "dim"))
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max(known((one, other)), default=None)
 
 
 def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
@@ -201,11 +215,12 @@ def _ruler(bins: Sequence[Sequence[int]]) -> str:
     return text
 
 
-def _sign(row: dict[int, float], layers: Sequence[int], low: float, high: float) -> str:
-    values = [row[layer] for layer in layers if layer in row]
-    if not values:
-        return " "
-    place = 1.0 if high <= low else math.log(max(values) / low) / math.log(high / low)
+def _sign(row: Mapping[int, float | None], layers: Sequence[int], low: float, high: float) -> str:
+    here = [row[layer] for layer in layers if layer in row]
+    largest = max(known(here), default=None)
+    if not largest:
+        return _ZERO if largest == 0 else _UNKNOWN if here else " "
+    place = 1.0 if high <= low else math.log(largest / low) / math.log(high / low)
     return RAMP[round(place * (len(RAMP) - 1))]
 
 

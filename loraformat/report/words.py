@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.diagnostics import Finding, Severity
+
+if TYPE_CHECKING:
+    from loraformat.model.summary import Summary
 
 _Key = TypeVar("_Key")
 
@@ -50,6 +53,25 @@ def middle(values: Iterable[float | None]) -> float | None:
     """The median of the values that are known; None for none."""
     found = known(values)
     return median(found) if found else None
+
+
+# What people call a kind of update, where it is not what `kind_of` calls it.
+_NAMES = {
+    "low-rank": "LoRA",
+    "dora": "DoRA",
+    "hadamard": "LoHa",
+    "kronecker": "LoKr",
+    "diff": "dense",
+    "replace": "full",
+    "rows": "trained rows",
+}
+
+
+def parameters(summary: Summary) -> str:
+    """How many parameters are of which kind: "4,096 LoRA + 6,080 full = 10,176"."""
+    kinds = [f"{amount(count)} {_NAMES.get(kind, kind)}" for kind, count in summary.parameters_by_kind.items()]
+    total = f" = {amount(summary.parameters)}" if len(kinds) > 1 else ""
+    return " + ".join(kinds) + total if kinds else "0"
 
 
 def shape(sizes: Sequence[int]) -> str:
@@ -101,9 +123,3 @@ def counts(findings: Sequence[Finding]) -> str:
     words = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "note"}
     found = {severity: sum(finding.severity is severity for finding in findings) for severity in words}
     return ", ".join(plural(count, words[severity]) for severity, count in found.items() if count)
-
-
-def at_line_start(text: str) -> str:
-    """Text from a file that begins a line: what CI systems would take for a command of theirs is broken up."""
-    start = text.lstrip()
-    return f"\\{text}" if start.startswith(("::", "##[", "##vso[", "##teamcity[")) else text

@@ -82,6 +82,14 @@ def test_a_known_spectrum() -> None:
     assert (found.rank_holding(0.6), found.rank_holding(0.9)) == (1, 2)
 
 
+@pytest.mark.parametrize(("share", "rank"), [(0.5, 1), (0.76, 1), (0.78, 2), (0.9, 2), (0.97, 3), (0.99, 3), (1.0, 4)])
+def test_the_rank_that_holds_a_share_is_the_least(share: float, rank: int) -> None:
+    """Of singular values 10, 5, 2, 1 the first hold 76.9, 96.2, 99.2 and 100 % of the squares."""
+    down = torch.diag(torch.tensor([10.0, 5.0, 2.0, 1.0])) @ torch.eye(4, 5)
+    found = spectrum(LowRank(LazyTensor.of(torch.eye(6, 4)), LazyTensor.of(down), 1.0))
+    assert found.rank_holding(share) == rank
+
+
 def test_a_zero_update_has_rank_zero() -> None:
     up, down = LazyTensor.of(torch.zeros(6, 2)), LazyTensor.of(torch.ones(2, 5))
     found = spectrum(LowRank(up, down, 1.0))

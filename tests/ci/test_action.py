@@ -17,6 +17,7 @@ import yaml
 ROOT = Path(__file__).parent.parent.parent
 BAD = ROOT / "fixtures" / "bad"
 GOOD = ROOT / "fixtures" / "good" / "peft"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 
@@ -45,6 +46,8 @@ def run(action: dict[str, Any], workspace: Path, **inputs: str) -> tuple[int, st
         name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda found: values[found[1]], text)
         for name, text in step["env"].items()
     }
+    assert given["LF_PYTHON"] == "${{ steps.environment.outputs.python }}"
+    given["LF_PYTHON"] = sys.executable
     scratch = workspace.parent / "runner"
     scratch.mkdir(exist_ok=True)
     files = {name: scratch / name.lower() for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
@@ -56,7 +59,6 @@ def run(action: dict[str, Any], workspace: Path, **inputs: str) -> tuple[int, st
         **{name: str(path) for name, path in files.items()},
         "RUNNER_TEMP": str(scratch),
         "GITHUB_ACTION_PATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     script = scratch / "step.sh"
     script.write_text(step["run"])
@@ -108,3 +110,73 @@ def test_no_input_is_put_into_a_script(action: dict[str, Any]) -> None:
         assert "${{" not in step.get("run", "")
         assert step.get("shell", "bash") == "bash"
         assert "run" not in step or "shell" in step
+
+
+def in_the_checkout(action: dict[str, Any], number: int, workspace: Path, **environment: str) -> str:
+    """The output of one of the steps before the one that validates, in a folder of the runner or in the checkout."""
+    step = action["runs"]["steps"][number]
+    scratch = workspace.parent / "runner"
+    scratch.mkdir(exist_ok=True)
+    folder = step.get("working-directory", str(workspace)).replace("${{ runner.temp }}", str(scratch))
+    output = scratch / "output"
+    output.write_text("")
+    bin_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": bin_, "RUNNER_TEMP": str(scratch), "GITHUB_OUTPUT": str(output), **environment}
+    script = scratch / "step.sh"
+    script.write_text(step["run"])
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return output.read_text() + done.stdout
+
+
+PWNED = "import os\nopen(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'PWNED'), 'w').close()\n"
+
+
+@pytest.fixture
+def trap(workspace: Path) -> Path:
+    """A checkout that has a module of its own for everything that the action starts or imports."""
+    for name in ("pip", "venv", "ensurepip", "loraformat", "click", "json", "encodings", "site"):
+        (workspace / name).mkdir()
+        for file in ("__init__.py", "__main__.py"):
+            (workspace / name / file).write_text(PWNED)
+    (workspace / "sitecustomize.py").write_text(PWNED)
+    (workspace / "usercustomize.py").write_text(PWNED)
+    return workspace
+
+
+def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path) -> None:
+    names = [step.get("name") for step in action["runs"]["steps"]]
+    told = in_the_checkout(action, names.index("Make an environment outside the checkout"), trap, PYTHONPATH=str(trap))
+    python = told.strip().removeprefix("python=")
+    assert Path(python).is_relative_to(trap.parent / "runner")
+    asked = {"LF_PYTHON": python, "PYTHONPATH": str(trap), "GITHUB_ACTION_PATH": "/nowhere", "PIP_NO_INDEX": "1"}
+    install = action["runs"]["steps"][names.index("Install loraformat")]
+    version = {**install, "run": install["run"].partition(" install ")[0] + " --version"}
+    assert "pip " in in_the_checkout({"runs": {"steps": [version]}}, 0, trap, **asked)
+    (trap / "adapters" / "faulty").rename(trap.parent / "faulty")
+    code, log, _, _ = run(action, trap)
+    assert code == 0, log
+    assert not list(trap.rglob("PWNED"))
+
+
+def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
+    (step,) = (step for step in action["runs"]["steps"] if step.get("name") == "Install loraformat")
+    assert '--constraint "$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    assert step["working-directory"] == "${{ runner.temp }}"
+
+
+@pytest.mark.parametrize("path", ["action.yml", *(f".github/workflows/{p.name}" for p in WORKFLOWS)])
+def test_actions_of_others_are_pinned_by_the_whole_hash_of_a_commit(path: str) -> None:
+    """A tag can be moved by whoever holds the account; the comment says which release the commit is."""
+    lines = [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if "uses:" in line]
+    assert lines
+    for line in lines:
+        assert re.search(r"uses: [\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_a_path_that_looks_like_an_option_is_a_path(action: dict[str, Any], workspace: Path) -> None:
+    (workspace / "adapters" / "good one").rename(workspace / "--report=json=victim")
+    code, log, _, _ = run(action, workspace, paths="--report=*")
+    assert code == 0, log
+    assert not (workspace / "victim").exists()

@@ -70,6 +70,27 @@ def test_the_hook_checks_what_was_changed(repository: Path) -> None:
     assert "no files to check" in only_text.stdout
 
 
+@pytest.mark.parametrize("args", [None, ["--target", "vllm", "--"], ["--target", "vllm"]])
+def test_a_folder_named_like_an_option_is_never_one(repository: Path, args: list[str] | None) -> None:
+    """With the hook's own args, with args as the README has them, and where somebody forgot the last of them."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    asked = {**hook, "language": "system", **({} if args is None else {"args": args})}
+    (repository / ".pre-commit-config.yaml").write_text(
+        yaml.safe_dump({"repos": [{"repo": "local", "hooks": [asked]}]})
+    )
+    shutil.copytree(GOOD, repository / "--report=json=victim")
+    assert call(repository, "git", "add", ".").returncode == 0
+    done = call(repository, "pre-commit", "run")
+    assert not (repository / "victim").exists()
+    assert "No such option" not in done.stdout
+    if args and args[-1] != "--":
+        assert done.returncode == 1
+        assert "put -- before paths" in done.stdout
+    else:
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "2 adapters: OK" in done.stdout + call(repository, "pre-commit", "run", "--verbose").stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_hook_installs_itself(repository: Path) -> None:

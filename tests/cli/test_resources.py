@@ -41,7 +41,7 @@ def test_too_little_memory_is_told_and_leaves_nothing(folder: Path, arguments: t
     done = run(folder, *arguments, memory=memory)
     if done.returncode:
         assert done.returncode == 3, done.stderr
-        assert done.stderr.splitlines()[-1].startswith("error[LF021] ")
+        assert done.stderr.splitlines()[-1].startswith("error[LF023] ")
         assert "Traceback" not in done.stderr
     left = {path.name for path in folder.iterdir()} - {"base", "adapter"}
     assert left == (set() if done.returncode else {"out"})

@@ -82,6 +82,7 @@ def test_a_report_that_is_none_is_a_usage_error(value: str) -> None:
 
 def test_settings_of_the_project_hold_unless_it_is_isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ".git").mkdir()
     (tmp_path / "loraformat.toml").write_text('[validate]\nfail-on = "warning"\n')
     told = run(WARNED)
     assert told.exit_code == 1
@@ -92,15 +93,69 @@ def test_settings_of_the_project_hold_unless_it_is_isolated(tmp_path: Path, monk
     assert run(WARNED, "--config", "other.toml").exit_code == 0
 
 
-def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path) -> None:
+def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in FAULTY.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "loraformat.toml").write_text('[validate]\nignore = ["LF"]\n')
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "loraformat.toml").write_text('[validate]\nfail-on = "never"\n')
     assert run(tmp_path).exit_code == 1
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "adapter_config.json", "adapter_model.safetensors"):
+        told = run(name)
+        assert told.exit_code == 1
+        assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+    assert run(".", "--config", "loraformat.toml").exit_code == 0
+
+
+@pytest.mark.parametrize("code", ["LF9999", "LF1005", "X1", "", "L", "lf10x"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+def test_an_unknown_code_is_a_usage_error(option: str, code: str) -> None:
+    told = run(GOOD, option, code)
+    assert told.exit_code == 2
+    assert told.stdout == ""
+    assert f'error[LF021] {option}: expected a code or its beginning, found "{code}"' in told.stderr
+
+
+def test_an_unknown_code_is_told_with_the_nearest() -> None:
+    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "missing_base_model").stderr
+    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "LF1055").stderr
+
+
+def test_codes_are_taken_in_any_case() -> None:
+    assert run(WARNED, "--fail-on", "warning").exit_code == 1
+    assert run(WARNED, "--fail-on", "warning", "--ignore", "lf105").exit_code == 0
+    assert run(FAULTY, "--select", "lf2").exit_code == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--select", "LF301"], "no base was given"),
+        (["--select", "LF4"], "loads values: --deep"),
+        (["--select", "LF6"], "no target was given"),
+        (["--ignore", "LF"], "none is selected"),
+        (["--select", "LF9"], "none is selected"),
+        (["--select", "LF2", "--ignore", "LF2"], "none is selected"),
+    ],
+)
+def test_a_run_without_a_rule_is_never_ok(form: str, options: list[str], reason: str) -> None:
+    told = run(GOOD, *options, "--format", form, "--fail-on", "never")
+    assert told.exit_code == 2
+    assert "OK" not in told.stdout
+    assert "LF022" in told.stdout
+    assert form == "github" or reason.split(":", maxsplit=1)[0] in told.stdout
+
+
+def test_an_adapter_that_cannot_be_read_has_its_own_error_where_no_rule_ran() -> None:
+    told = run(DAMAGED, "--select", "LF2", "--format", "json")
+    assert told.exit_code == 1
+    assert [finding["code"] for finding in json.loads(told.stdout)["findings"]] == ["LF006"]
 
 
 def test_broken_settings_are_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ".git").mkdir()
     (tmp_path / "loraformat.toml").write_text("[validate\n")
     result = run(GOOD)
     assert result.exit_code == 3

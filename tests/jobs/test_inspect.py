@@ -60,6 +60,86 @@ def test_every_figure_of_the_json_agrees_with_the_dense_product(folders: tuple[P
     assert found["data"]["total_relative_norm"] == pytest.approx(total / whole, rel=1e-5)
 
 
+def write_adapter(folder: Path, tensors: dict[str, torch.Tensor], **settings: object) -> Path:
+    """A PEFT adapter of the given tensors, of scale 1."""
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    stated = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": "x",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(stated | settings))
+    return folder
+
+
+def test_rank_90_is_the_rank_that_holds_90_percent(tmp_path: Path) -> None:
+    """Of singular values 10, 5, 2, 1 the first hold 76.9, 96.2, 99.2 and 100 % of the squares."""
+    module = "base_model.model.model.layers.0.q_proj"
+    down = torch.diag(torch.tensor([10.0, 5.0, 2.0, 1.0])) @ torch.eye(4, 24)
+    path = write_adapter(tmp_path / "a", {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": torch.eye(24, 4)})
+    (record,) = json.loads(run(path, "--spectrum", "--format", "json").stdout)["data"]["weights"]
+    assert record["singular_values"] == pytest.approx([10, 5, 2, 1])
+    assert record["rank_90"] == 2
+
+
+def test_parameters_are_counted_by_kind_of_update(tmp_path: Path) -> None:
+    """LoRA of rank 4 on 24 x 24 is 192; the table is 70 x 24."""
+    shapes = {"A": (4, 24), "B": (24, 4)}
+    factors = {
+        f"base_model.model.model.layers.{layer}.q_proj.lora_{side}.weight": torch.ones(*shape)
+        for layer in range(2)
+        for side, shape in shapes.items()
+    }
+    table = {"base_model.model.model.embed_tokens.weight": torch.ones(70, 24)}
+    path = write_adapter(tmp_path / "a", factors | table, modules_to_save=["embed_tokens"])
+    found = json.loads(run(path, "--format", "json").stdout)
+    assert list(check("report", found)) == []
+    assert found["summary"]["parameters_by_kind"] == {"low-rank": 384, "replace": 1680}
+    assert found["summary"]["parameters"] == 384 + 1680
+    assert "parameters 384 LoRA + 1,680 full = 2,064\n" in run(path).stdout
+    base = save_base(tmp_path / "base", weights(), config())
+    share = f"{2064 / (sum(value.numel() for value in weights().values()) + 2064):.2%}"
+    assert (
+        f"parameters 384 LoRA + 1,680 full = 2,064 ({share} of base and adapter)\n" in run(path, "--base", base).stdout
+    )
+
+
+def test_parameters_of_one_kind_are_named_once(folders: tuple[Path, Path]) -> None:
+    assert "parameters 1,212 LoRA\n" in run(folders[0]).stdout
+
+
+@pytest.mark.parametrize(("alpha", "worst"), [(None, "error"), (4, None)])
+def test_inspect_judges_only_where_it_is_asked_to(tmp_path: Path, alpha: int | None, worst: str | None) -> None:
+    module = "base_model.model.model.layers.0.q_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(4, 24), f"{module}.lora_B.weight": torch.ones(24, 4)}
+    path = write_adapter(tmp_path / "a", tensors, lora_alpha=alpha)
+    told = run(path)
+    assert told.exit_code == 0
+    assert ("error[LF206]" in told.stdout) == (worst == "error")
+    assert run(path, "--fail-on", "never").exit_code == 0
+    for least in ("error", "warning"):
+        failed = run(path, "--fail-on", least)
+        assert failed.exit_code == (1 if worst else 0)
+        assert failed.stdout == told.stdout
+        assert run(path, path, "--fail-on", least, "--format", "json").exit_code == (1 if worst else 0)
+
+
+def test_a_warning_fails_an_inspection_only_where_warnings_are_to(tmp_path: Path) -> None:
+    module = "base_model.model.model.layers.0.q_proj"
+    tensors = {f"{module}.lora_A.weight": torch.ones(4, 24), f"{module}.lora_B.weight": torch.zeros(24, 4)}
+    path = write_adapter(tmp_path / "a", tensors)
+    assert "warning[LF401]" in run(path, "--norms").stdout
+    assert run(path, "--norms", "--fail-on", "error").exit_code == 0
+    assert run(path, "--norms", "--fail-on", "warning").exit_code == 1
+
+
+def test_the_help_of_inspect_says_that_it_does_not_judge() -> None:
+    assert "inspect shows and does not judge" in " ".join(run("--help").stdout.split())
+
+
 def test_headers_alone_have_no_figures(folders: tuple[Path, Path]) -> None:
     adapter, base = folders
     report = inspect(str(adapter), base=str(base))

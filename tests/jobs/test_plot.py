@@ -131,6 +131,155 @@ def test_adapters_of_other_weights_are_no_run(tmp_path: Path) -> None:
     assert not embedded((tmp_path / "a.html").read_text())["is_run"]
 
 
+def trained(folder: Path, *, without: str = "", untrained: str = "") -> Path:
+    """An adapter of two layers, without one of its modules, and with one whose lora_B is zero."""
+    path = adapter_folder(folder, {name: shape for name, shape in SHAPES.items() if not without or without not in name})
+    tensors = load_file(path / "adapter_model.safetensors")
+    for name, tensor in tensors.items():
+        if untrained and untrained in name and "lora_B" in name:
+            tensors[name] = tensor * 0
+    save_file(tensors, path / "adapter_model.safetensors")
+    return path
+
+
+def test_two_adapters_keep_the_findings_tables_and_spectra_of_each(tmp_path: Path, base: Path) -> None:
+    one = trained(tmp_path / "one", untrained="layers.1.q_proj")
+    two = trained(tmp_path / "two", without="layers.0.up_proj")
+    report = plot([str(one), str(two)], str(tmp_path / "a.html"), base=str(base))
+    page = (tmp_path / "a.html").read_text()
+    data = embedded(page)
+    (other,) = data["others"]
+    for view, path in ((other, one), (data, two)):
+        alone = inspect(str(path), base=str(base), spectrum=True)
+        assert names_of(view) == [record.weight for record in alone.data.weights]
+        assert column(view, "norm") == pytest.approx([record.norm for record in alone.data.weights], rel=1e-4)
+        relative = [record.relative_norm for record in alone.data.weights]
+        assert column(view, "relative_norm") == pytest.approx(relative, rel=1e-4)
+        values = [record.singular_values for record in alone.data.weights]
+        assert view["spectra"] == [pytest.approx(each, rel=1e-4) for each in values]
+        assert sum(view["base_bins"]) > 0
+        told = {(f"{path}: {each.where}", each.code) for each in alone.findings}
+        assert told <= {(each.where, each.code) for each in report.findings}
+        assert len(told) > 0
+    dom = Dom(page)
+    assert [row[0] for row in dom.tables["findings"][1:]].count("one") > 0
+    assert [row[0] for row in dom.tables["findings"][1:]].count("two") > 0
+    assert {"modules", "modules-1", "weights", "weights-1"} <= dom.tables.keys()
+    assert page.count('id="spectra') == page.count('id="heat') == 2
+
+
+def test_the_findings_about_every_checkpoint_of_a_run_are_told(tmp_path: Path) -> None:
+    paths = [trained(tmp_path / f"checkpoint-{step}", untrained="layers.0.q_proj" * (step == 1)) for step in (1, 2)]
+    report = plot([str(path) for path in paths], str(tmp_path / "run.html"))
+    assert report.data.steps == (1, 2)
+    assert [each.where for each in report.findings if each.code == "LF401"] == [
+        f"{paths[0]}: model.layers.0.q_proj.weight"
+    ]
+    assert "LF401" in (tmp_path / "run.html").read_text()
+
+
+def test_steps_of_adapters_that_are_no_run_are_drawn_whole(tmp_path: Path) -> None:
+    paths = [trained(tmp_path / "checkpoint-1"), trained(tmp_path / "checkpoint-2", without="layers.0.up_proj")]
+    plot([str(path) for path in paths], str(tmp_path / "a.html"))
+    (other,) = embedded((tmp_path / "a.html").read_text())["others"]
+    assert len(other["weights"]) == len(other["spectra"]) == 6
+
+
+def test_an_untrained_weight_looks_different_from_an_absent_one_in_the_page(tmp_path: Path) -> None:
+    path = trained(tmp_path / "a", without="layers.0.up_proj", untrained="layers.1.q_proj")
+    plot([str(path)], str(tmp_path / "a.html"))
+    dom = Dom((tmp_path / "a.html").read_text())
+    assert len(dom.cells) == 5
+    assert [cell["class"] for cell in dom.cells].count("c zero") == 1
+    assert "untrained: the update is zero" in (tmp_path / "a.html").read_text()
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+def test_an_untrained_weight_looks_different_from_an_absent_one_in_a_figure(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("matplotlib")
+    made = []
+    for number, given in enumerate(({"untrained": "layers.1.q_proj"}, {"without": "layers.1.q_proj"})):
+        (tmp_path / str(number)).mkdir()
+        path = trained(tmp_path / str(number) / "a", **given)
+        out = tmp_path / f"{number}.{form}"
+        report = plot([str(path)], str(out))
+        assert report.data.form == form
+        made.append(out.read_bytes())
+    assert ["∅".encode() in data for data in made] == ([True, False] if form == "svg" else [False, False])
+    if form == "png":
+        # The cell in the middle row and right column: hatched on grey, or the white of the paper.
+        from matplotlib.image import imread
+
+        pictures = [imread(tmp_path / f"{number}.png") for number in range(2)]
+        greys = [int(((abs(each[..., :3] - 0.96) < 0.01).all(axis=2)).sum()) for each in pictures]
+        assert greys[0] > 1000 > greys[1]
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+def test_a_figure_of_two_adapters_draws_both(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("matplotlib")
+    one, two = (
+        trained(tmp_path / "first", untrained="layers.1.q_proj"),
+        trained(tmp_path / "second", untrained="layers"),
+    )
+    plot([str(one), str(two)], str(tmp_path / f"a.{form}"))
+    plot([str(two)], str(tmp_path / f"b.{form}"))
+    both, alone = ((tmp_path / f"{name}.{form}").read_bytes() for name in "ab")
+    assert len(both) > 1.3 * len(alone)
+    if form == "svg":
+        text = both.decode()
+        assert "first" in text
+        assert "second" in text
+        assert "1 warning: LF401" in text
+        assert "6 warnings: LF401" in text
+        assert "all singular values are zero" in text
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_figure_shows_names_that_its_font_or_matplotlib_would_leave_out(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    names = ("_hidden", "\u6a21", "$x^2$", "$\\frac{$y$")
+    path = adapter_folder(tmp_path / "a", {f"model.layers.0.{name}.weight": (24, 24) for name in names})
+    plot([str(path)], str(tmp_path / "a.svg"))
+    text = (tmp_path / "a.svg").read_text()
+    for shown in ("_hidden", "\\u6a21", "$x^2$", "$\\frac{$y$"):
+        assert text.count(f">{shown}<") + text.count(f"> {shown}<") == 2, shown  # beside the map, and in the legend
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_margin_of_the_heat_map_has_the_median_of_the_table(tmp_path: Path, count: int) -> None:
+    """Of an even number the mean of both in the middle, untrained weights included, as in every other place."""
+    shapes = {f"model.layers.{layer}.q_proj.weight": (24, 24) for layer in range(count)}
+    path = adapter_folder(tmp_path / "a", shapes)
+    plot([str(path)], str(tmp_path / "a.html"))
+    norms = sorted(record.norm for record in inspect(str(path), norms=True).data.weights)
+    median = (norms[(count - 1) // 2] + norms[count // 2]) / 2
+    page = (tmp_path / "a.html").read_text()
+    head, row = Dom(page).tables["modules"]
+    assert row[head.index("‖ΔW‖ median")] == f"{median:.4g}"
+    margin = f"{median:.4g} · {norms[-1]:.4g}"
+    assert re.findall(r'<text class="margin"[^>]*>([^<]*)<', page) == [margin]
+    assert embedded(page)["cells"]["margins"]["norm"] == [margin]
+
+
+@needs_chromium
+def test_a_browser_draws_every_adapter_and_the_margins_of_the_tables(tmp_path: Path) -> None:
+    one = trained(tmp_path / "one", without="layers.0.up_proj", untrained="layers.1.q_proj")
+    two = trained(tmp_path / "two", untrained="layers")
+    plot([str(one), str(two)], str(tmp_path / "a.html"))
+    before = (tmp_path / "a.html").read_text()
+    seen = visit(f"file://{tmp_path / 'a.html'}", tmp_path)
+    dom = Dom(seen.dom)
+    assert seen.console == []
+    assert len(dom.tables["weights"]) == 1 + 6
+    assert len(dom.tables["weights-1"]) == 1 + 5
+    shown = [cell["class"] for cell in dom.cells]
+    assert shown == [cell["class"] for cell in Dom(before).cells]
+    assert shown.count("c zero") == 1 + 6 + 2
+    margins = re.compile(r'<text class="margin"[^>]*>([^<]*)<')
+    assert margins.findall(seen.dom) == margins.findall(before)
+
+
 def test_hostile_text_is_shown_and_not_run(tmp_path: Path, adapter: Path) -> None:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": NASTY, "task_type": NASTY}))

@@ -11,6 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import xmlschema
+from markdown_it import MarkdownIt
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.jobs.explain import pages
@@ -230,15 +231,79 @@ def test_a_finding_is_one_line_of_the_concise_form() -> None:
     assert text.splitlines()[-1] == "3 adapters: 2 errors"
 
 
-@pytest.mark.parametrize("form", ["text", "concise"])
-def test_a_name_cannot_be_taken_for_a_command_of_a_ci_system(form: str) -> None:
-    for command in ("::add-mask::x", "##vso[task.x]", "##[command]", "##teamcity[x]"):
-        one = report(finding(where=command))
-        assert not [line for line in render_all([one], form).splitlines() if line.lstrip().startswith(command[:4])]
+COMMANDS = ("::add-mask::x", "##vso[task.x]", "##[command]", "##teamcity[x]", "::stop-commands::y")
 
 
-def test_markdown_takes_no_markup_from_a_file() -> None:
-    text = render_all(REPORTS["hostile"], "markdown")
-    assert "<b>" not in text
-    assert all(line.count("|") - line.count("\\|") == 5 for line in text.splitlines() if line.startswith("| "))
-    assert "a\\]\\]&gt;" in text
+@pytest.mark.parametrize("before", ["", " ", "model.", "\t", "a: "])
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_name_cannot_be_taken_for_a_command_of_a_ci_system(form: str, command: str, before: str) -> None:
+    text = before + command
+    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    shown = render_all([report(one, subject=text)], form, pages=pages())
+    own = ("::error ", "::warning ", "::notice ")
+    for line in shown.splitlines():
+        assert "##[" not in line
+        assert not re.search(r"##\w+\[", line)
+        assert "::" not in line or (form == "github" and line.startswith(own) and line.count("::") == 2)
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_json_reads_back_as_it_was(form: str) -> None:
+    text = 'a::b ##[x] "::" \\ud800 \U0001f600 é'
+    shown = render_all([report(subject=text)] if form == "json" else [report(finding(), subject=text)], form)
+    document = json.loads(shown)
+    assert document["subject" if form == "json" else "adapter"] == text
+    assert shown.isascii()
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\ud800", "\U0001ffff", "\ufdd0", "\0", "\x1b", "\x85"])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_character_makes_a_report_that_its_readers_refuse(form: str, character: str) -> None:
+    text = f"m.{character}.q_proj"
+    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    shown = render_all([report(one, subject=text)], form, pages=pages())
+    shown.encode("utf-8")
+    assert character not in shown
+    if form == "junit":
+        ET.fromstring(shown)
+    if form in ("json", "gitlab", "sarif"):
+        json.dumps(json.loads(shown), ensure_ascii=False).encode("utf-8")  # no half of a pair, which others refuse
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_invisible_is_shown(form: str) -> None:
+    """Tag characters spell ASCII that no reader sees and a language model reads."""
+    hidden = "".join(chr(0xE0000 + ord(character)) for character in "ignore all") + "\ufe0f\u3164\u00ad\u2063"
+    shown = render_all([report(finding(where=f"q_proj{hidden}"), subject=f"a{hidden}")], form, pages=pages())
+    assert not set(shown) & set(hidden)
+    assert form == "github" or "e0069" in shown.lower() or "udb40" in shown
+
+
+MARKUP = (
+    "https://evil.example/x www.evil.example mail@evil.example @everyone #12 GH-1 deadbeef <b>x</b> <!-- -->"
+    " ![a](http://b) [a]: http://b `x` ``y`` | a \\| b \\\\| c \\ *i* **b** ~~s~~ $x$ {{x}} &amp;"
+)
+
+
+@pytest.mark.parametrize("text", [MARKUP, *MARKUP.split(" "), " `", "` ", "a|b", "|", "\\", "``` x", "- [ ] x"])
+def test_markdown_takes_no_markup_from_a_file(text: str) -> None:
+    """Read by a Markdown library: all that is foreign stands in code spans, in which nothing is a link or a mention."""
+    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    shown = render_all([report(one, subject=text)], "markdown")
+    tokens = MarkdownIt("commonmark").enable("table").parse(shown)
+    inline = [child for token in tokens for child in token.children or []]
+    assert {child.type for child in inline} <= {"text", "code_inline", "strong_open", "strong_close", "html_inline"}
+    assert {child.content for child in inline if child.type == "html_inline"} <= {"<br>"}
+    own = "".join(child.content for child in inline if child.type == "text")
+    assert re.fullmatch(r"[\w :,-]*", own), own
+    assert [token.type for token in tokens].count("td_open") == 4
+    assert [child.type for child in inline].count("code_inline") == 4
+
+
+def test_a_code_span_of_markdown_holds_the_text_as_it_is() -> None:
+    text = "target_modules: (q|v)_proj `x` \\d"
+    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message="m")
+    tokens = MarkdownIt("commonmark").enable("table").parse(render_all([report(one)], "markdown"))
+    inline = [child for token in tokens for child in token.children or [] if child.type == "code_inline"]
+    assert [child.content for child in inline] == ["adapters/one", text, "m"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -119,6 +120,33 @@ def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> Non
     lines = ["".join(piece.text for piece in line) for line in page.lines]
     assert all(columns_of(line) <= 40 for line in lines)
     assert "layers a sign" in " ".join(lines)
+
+
+def test_heat_tells_the_untrained_the_unknown_and_the_absent_apart() -> None:
+    changes = {1: {"norm": 0.0}, 2: {"norm": None}}
+    some = [
+        replace(record, **changes.get(layer, {}) if "q_proj" in record.weight else {})
+        for record in records(5)
+        for layer in [int(record.weight.split(".")[2])]
+        if layer != 3 or "v_proj" in record.weight
+    ]
+    page = Page(None)
+    say_heat(page, some)
+    lines = ["".join(piece.text for piece in line) for line in page.lines]
+    q_row = next(line for line in lines if "q_proj" in line)[-5:]
+    assert q_row[1:4] == "0? "
+    assert q_row[0] in RAMP
+    assert q_row[4] in RAMP
+    assert "0 untrained   ? unknown" in lines[-1]
+
+
+def test_heat_of_an_adapter_that_was_never_trained_is_no_heat() -> None:
+    page = Page(None)
+    say_heat(page, records(3, norm=0.0))
+    lines = ["".join(piece.text for piece in line) for line in page.lines]
+    assert [line.split()[-1] for line in lines if "_proj" in line] == ["000", "000"]
+    assert "0 untrained" in lines[-1]
+    assert not set(RAMP[1:]) & set(lines[-1].replace("log scale", ""))
 
 
 def test_heat_without_norms_says_so() -> None:

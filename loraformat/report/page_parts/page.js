@@ -1,7 +1,6 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("loraformat-data").textContent);
-  const byId = (id) => document.getElementById(id);
+  const page = JSON.parse(document.getElementById("loraformat-data").textContent);
   const steps = 10;
   const shown = 60;
   const number = (value) => {
@@ -17,157 +16,169 @@
     return made;
   };
 
-  // Rows of the table, names spelled out.
-  const columns = ["weight", ...data.columns];
-  const rows = data.weights.map((packed, index) => {
-    const numbers = packed[1] === "" ? [] : packed[1].split(".");
-    const name = data.names[packed[0]].split("{}").reduce((done, part, at) => done + numbers[at - 1] + part);
-    let at = 2;
-    const figures = data.columns.map((column) => column in data.constants ? data.constants[column] : packed[at++]);
-    return { index, cells: [name, ...figures] };
-  });
-  const used = columns.map((name, at) => name === "weight" ||
-    (name === "weights" ? rows.some((row) => row.cells[at] > 1)
-      : name !== "is_outlier" && rows.some((row) => row.cells[at] !== null)));
-  const labels = { weights: "weights", parameters: "parameters", norm: "‖ΔW‖", spectral_norm: "σ₁", stable_rank: "stable",
-    effective_rank: "eff. rank", rank_90: "rank 90 %", base_norm: "‖W‖", relative_norm: "‖ΔW‖/‖W‖",
-    retained_bf16: "kept bf16", retained_fp16: "kept fp16" };
-  const outlier = columns.indexOf("is_outlier");
-  const order = { column: "weight", down: false };
-  let wanted = "";
-  let all = false;
-
-  const compare = (one, other) => {
-    if (one === null || other === null) return (one === null) - (other === null);
-    const apart = typeof one === "number" ? one - other : one.localeCompare(other, "en", { numeric: true });
-    return order.down ? -apart : apart;
-  };
-
-  const drawTable = () => {
-    const at = columns.indexOf(order.column);
-    const kept = rows.filter((row) => row.cells[0].includes(wanted)).sort((a, b) => compare(a.cells[at], b.cells[at]));
-    const body = byId("weights").tBodies[0];
-    const some = all ? kept : kept.slice(0, shown);
-    body.replaceChildren(...some.map((row) => {
-      const line = element("tr", undefined, row.cells[outlier] ? { class: "out" } : {});
-      row.cells.forEach((cell, column) => {
-        if (used[column]) line.append(element("td", typeof cell === "string" ? cell : number(cell)));
-      });
-      return line;
-    }));
-    byId("count").textContent = `${some.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
-    byId("more").hidden = all || kept.length <= shown;
-    for (const head of byId("weights").tHead.rows[0].cells) {
-      const is = head.dataset.column === order.column;
-      head.setAttribute("aria-sort", is ? (order.down ? "descending" : "ascending") : "none");
-    }
-  };
-
-  const sortBy = (column, down) => {
-    order.column = column;
-    order.down = down;
-    drawTable();
-  };
-
-  const drawHead = () => {
-    const line = element("tr");
-    columns.forEach((name, at) => {
-      if (!used[at]) return;
-      const head = element("th", undefined, { "data-column": name, scope: "col" });
-      const button = element("button", labels[name] || name, { type: "button" });
-      button.addEventListener("click", () => {
-        sortBy(name, order.column === name ? !order.down : typeof rows[0].cells[at] !== "string");
-      });
-      head.append(button);
-      line.append(head);
+  // One adapter: its table, heat map and spectra, in the elements whose names end in its suffix.
+  const draw = (data, suffix) => {
+    const byId = (id) => document.getElementById(id + suffix);
+    // Rows of the table, names spelled out.
+    const columns = ["weight", ...data.columns];
+    const rows = data.weights.map((packed, index) => {
+      const numbers = packed[1] === "" ? [] : packed[1].split(".");
+      const name = data.names[packed[0]].split("{}").reduce((done, part, at) => done + numbers[at - 1] + part);
+      let at = 2;
+      const figures = data.columns.map((column) => column in data.constants ? data.constants[column] : packed[at++]);
+      return { index, cells: [name, ...figures] };
     });
-    byId("weights").tHead.replaceChildren(line);
-  };
+    const used = columns.map((name, at) => name === "weight" ||
+      (name === "weights" ? rows.some((row) => row.cells[at] > 1)
+        : name !== "is_outlier" && rows.some((row) => row.cells[at] !== null)));
+    const labels = { weights: "weights", parameters: "parameters", norm: "‖ΔW‖", spectral_norm: "σ₁", stable_rank: "stable",
+      effective_rank: "eff. rank", rank_90: "rank 90 %", base_norm: "‖W‖", relative_norm: "‖ΔW‖/‖W‖",
+      retained_bf16: "kept bf16", retained_fp16: "kept fp16" };
+    const outlier = columns.indexOf("is_outlier");
+    const order = { column: "weight", down: false };
+    let wanted = "";
+    let all = false;
 
-  // The heat map: another figure gives other classes, signs, titles and margins.
-  const cells = byId("heat") ? [...byId("heat").querySelectorAll("g.c")] : [];
-  const titles = cells.map((cell) => cell.querySelector("title").textContent);
-  const place = (metric, value, low, high) => {
-    const share = high <= low ? 1 : metric.scale === "log" ? Math.log(value / low) / Math.log(high / low)
-      : (value - low) / (high - low);
-    return Math.min(steps - 1, Math.max(0, Math.floor(share * steps)));
-  };
-  const drawHeat = (name) => {
-    const metric = data.cells.metrics.find((each) => each.name === name);
-    const values = data.cells.values[name];
-    const found = values.filter((value) => value !== null);
-    const [low, high] = [Math.min(...found), Math.max(...found)];
-    const outliers = cells.map((cell) => cell.classList.contains("out") || cell.dataset.out === "1");
-    cells.forEach((cell, at) => {
-      const value = values[at];
-      const step = value === null ? null : place(metric, value, low, high);
-      if (outliers[at]) cell.dataset.out = "1";
-      cell.setAttribute("class", `c ${step === null ? "none" : `q${step}`}${outliers[at] && step !== null ? " out" : ""}`);
-      const sign = cell.querySelector("text");
-      if (sign) sign.textContent = step === null ? "" : outliers[at] ? "!" : step;
-      const several = data.cells.weights[at] > 1 ? `, ${metric.word} of ${data.cells.weights[at]} weights` : "";
-      const where = titles[at].slice(0, titles[at].lastIndexOf(": "));
-      const figure = value === null ? "unknown" : number(value);
-      cell.querySelector("title").textContent = `${where}: ${metric.label} ${figure}${several}`;
-    });
-    for (const margin of byId("heat").querySelectorAll(".margin")) {
-      const own = values.filter((value, at) => value !== null && data.cells.rows[at] === Number(margin.dataset.row));
-      own.sort((a, b) => a - b);
-      margin.textContent = own.length ? `${number(own[Math.floor(own.length / 2)])} · ${number(own[own.length - 1])}` : "";
-    }
-    byId("legend").textContent = `0 is ${number(low)}, 9 is ${number(high)}, ${metric.scale} scale`;
-    byId("metric").value = name;
-  };
+    const compare = (one, other) => {
+      if (one === null || other === null) return (one === null) - (other === null);
+      const apart = typeof one === "number" ? one - other : one.localeCompare(other, "en", { numeric: true });
+      return order.down ? -apart : apart;
+    };
 
-  // Bars of singular values, from a millionth of the largest on, log scale.
-  const drawSpectrum = (values) => {
-    const space = "http://www.w3.org/2000/svg";
-    const width = Math.max(3, Math.min(18, Math.floor(560 / values.length)));
-    const drawing = document.createElementNS(space, "svg");
-    const size = { width: width * values.length + 2, height: 90, role: "img", "aria-label": "singular values" };
-    for (const [key, value] of Object.entries(size)) drawing.setAttribute(key, value);
-    values.forEach((value, at) => {
-      const share = Math.max(0.02, 1 + Math.log10(Math.max(value / values[0], 1e-6)) / 6);
-      const bar = document.createElementNS(space, "rect");
-      const place = { class: "bar", x: at * width + 1, y: 88 - 86 * share, width: Math.max(1, width - 2), height: 86 * share };
-      for (const [key, each] of Object.entries(place)) bar.setAttribute(key, each);
-      const title = document.createElementNS(space, "title");
-      title.textContent = `σ${at + 1} = ${number(value)}`;
-      bar.append(title);
-      drawing.append(bar);
-    });
-    return drawing;
-  };
-
-  const drawDetail = (at) => {
-    cells.forEach((cell, other) => cell.classList.toggle("chosen", other === at));
-    const row = data.cells.first[at];
-    const values = data.spectra[row] || [];
-    const lines = [element("strong", rows[row].cells[0])];
-    columns.forEach((name, column) => {
-      if (used[column] && column > 0 && rows[row].cells[column] !== null) {
-        const cell = rows[row].cells[column];
-        lines.push(element("div", `${labels[name] || name}: ${typeof cell === "string" ? cell : number(cell)}`));
+    const drawTable = () => {
+      const at = columns.indexOf(order.column);
+      const kept = rows.filter((row) => row.cells[0].includes(wanted)).sort((a, b) => compare(a.cells[at], b.cells[at]));
+      const body = byId("weights").tBodies[0];
+      const some = all ? kept : kept.slice(0, shown);
+      body.replaceChildren(...some.map((row) => {
+        const line = element("tr", undefined, row.cells[outlier] ? { class: "out" } : {});
+        row.cells.forEach((cell, column) => {
+          if (used[column]) line.append(element("td", typeof cell === "string" ? cell : number(cell)));
+        });
+        return line;
+      }));
+      byId("count").textContent = `${some.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+      byId("more").hidden = all || kept.length <= shown;
+      for (const head of byId("weights").tHead.rows[0].cells) {
+        const is = head.dataset.column === order.column;
+        head.setAttribute("aria-sort", is ? (order.down ? "descending" : "ascending") : "none");
       }
-    });
-    byId("detail").replaceChildren(...lines);
-    if (values.length) byId("detail").append(drawSpectrum(values));
+    };
+
+    const sortBy = (column, down) => {
+      order.column = column;
+      order.down = down;
+      drawTable();
+    };
+
+    const drawHead = () => {
+      const line = element("tr");
+      columns.forEach((name, at) => {
+        if (!used[at]) return;
+        const head = element("th", undefined, { "data-column": name, scope: "col" });
+        const button = element("button", labels[name] || name, { type: "button" });
+        button.addEventListener("click", () => {
+          sortBy(name, order.column === name ? !order.down : typeof rows[0].cells[at] !== "string");
+        });
+        head.append(button);
+        line.append(head);
+      });
+      byId("weights").tHead.replaceChildren(line);
+    };
+
+    // The heat map: another figure gives other classes, signs, titles and margins.
+    const cells = byId("heat") ? [...byId("heat").querySelectorAll("g.c")] : [];
+    const titles = cells.map((cell) => cell.querySelector("title").textContent);
+    const place = (metric, value, low, high) => {
+      if (metric.scale === "log" && value <= 0) return null;
+      const share = high <= low ? 1 : metric.scale === "log" ? Math.log(value / low) / Math.log(high / low)
+        : (value - low) / (high - low);
+      return Math.min(steps - 1, Math.max(0, Math.floor(share * steps)));
+    };
+    const drawHeat = (name) => {
+      const metric = data.cells.metrics.find((each) => each.name === name);
+      const values = data.cells.values[name];
+      const found = values.filter((value) => value !== null && (value > 0 || metric.scale !== "log"));
+      const [low, high] = found.length ? [Math.min(...found), Math.max(...found)] : [0, 0];
+      const outliers = cells.map((cell) => cell.classList.contains("out") || cell.dataset.out === "1");
+      cells.forEach((cell, at) => {
+        const value = values[at];
+        const step = value === null ? null : place(metric, value, low, high);
+        if (outliers[at]) cell.dataset.out = "1";
+        cell.setAttribute("class", `c ${value === null ? "none" : step === null ? "zero" : `q${step}`}${outliers[at] && step !== null ? " out" : ""}`);
+        const sign = cell.querySelector("text");
+        if (sign) sign.textContent = value === null ? "?" : step === null ? "∅" : outliers[at] ? "!" : step;
+        const several = data.cells.weights[at] > 1 ? `, ${metric.word} of ${data.cells.weights[at]} weights` : "";
+        const where = titles[at].slice(0, titles[at].lastIndexOf(": "));
+        const figure = value === null ? "unknown" : number(value);
+        const mark = value !== null && step === null ? ", untrained: the update is zero" : "";
+        cell.querySelector("title").textContent = `${where}: ${metric.label} ${figure}${several}${mark}`;
+      });
+      for (const margin of byId("heat").querySelectorAll(".margin")) {
+        const own = data.cells.margins[name][Number(margin.dataset.row)];
+        margin.textContent = own;
+      }
+      byId("legend").textContent = [
+        ...(high > 0 ? [`0 is ${number(low)}, 9 is ${number(high)}, ${metric.scale} scale`] : []),
+        ...(metric.scale === "log" && values.includes(0) ? ["∅ untrained: the update is zero"] : []),
+      ].join("; ");
+      byId("metric").value = name;
+    };
+
+    // Bars of singular values, from a millionth of the largest on, log scale.
+    const drawSpectrum = (values) => {
+      const space = "http://www.w3.org/2000/svg";
+      const width = Math.max(3, Math.min(18, Math.floor(560 / values.length)));
+      const drawing = document.createElementNS(space, "svg");
+      const size = { width: width * values.length + 2, height: 90, role: "img", "aria-label": "singular values" };
+      for (const [key, value] of Object.entries(size)) drawing.setAttribute(key, value);
+      values.forEach((value, at) => {
+        const share = Math.max(0.02, 1 + Math.log10(Math.max(values[0] > 0 ? value / values[0] : 0, 1e-6)) / 6);
+        const bar = document.createElementNS(space, "rect");
+        const place = { class: "bar", x: at * width + 1, y: 88 - 86 * share, width: Math.max(1, width - 2), height: 86 * share };
+        for (const [key, each] of Object.entries(place)) bar.setAttribute(key, each);
+        const title = document.createElementNS(space, "title");
+        title.textContent = `σ${at + 1} = ${number(value)}`;
+        bar.append(title);
+        drawing.append(bar);
+      });
+      return drawing;
+    };
+
+    const drawDetail = (at) => {
+      cells.forEach((cell, other) => cell.classList.toggle("chosen", other === at));
+      const row = data.cells.first[at];
+      const values = data.spectra[row] || [];
+      const lines = [element("strong", rows[row].cells[0])];
+      columns.forEach((name, column) => {
+        if (used[column] && column > 0 && rows[row].cells[column] !== null) {
+          const cell = rows[row].cells[column];
+          lines.push(element("div", `${labels[name] || name}: ${typeof cell === "string" ? cell : number(cell)}`));
+        }
+      });
+      byId("detail").replaceChildren(...lines);
+      if (values.length) byId("detail").append(drawSpectrum(values));
+    };
+
+    drawHead();
+    byId("filter").addEventListener("input", (event) => { wanted = event.target.value; drawTable(); });
+    byId("more").addEventListener("click", () => { all = true; drawTable(); });
+    if (cells.length) {
+      byId("metric").addEventListener("change", (event) => drawHeat(event.target.value));
+      cells.forEach((cell, at) => cell.addEventListener("click", () => drawDetail(at)));
+    }
+    // An address may end in #sort=norm&metric=effective_rank&cell=3&filter=q_proj: a view that can be sent on.
+    const asked = new URLSearchParams(location.hash.slice(1));
+    if (asked.has("filter")) { wanted = asked.get("filter"); byId("filter").value = wanted; }
+    const sort = columns.includes(asked.get("sort")) ? asked.get("sort") : "weight";
+    sortBy(sort, sort !== "weight" && asked.get("order") !== "up");
+    const metric = asked.get("metric");
+    if (cells.length) drawHeat(metric in data.cells.values ? metric : data.cells.metrics[0].name);
+    if (cells[asked.get("cell")] && asked.has("cell")) drawDetail(Number(asked.get("cell")));
+    return cells.length;
   };
 
-  drawHead();
-  byId("filter").addEventListener("input", (event) => { wanted = event.target.value; drawTable(); });
-  byId("more").addEventListener("click", () => { all = true; drawTable(); });
-  if (cells.length) {
-    byId("metric").addEventListener("change", (event) => drawHeat(event.target.value));
-    cells.forEach((cell, at) => cell.addEventListener("click", () => drawDetail(at)));
-  }
-  // An address may end in #sort=norm&metric=effective_rank&cell=3&filter=q_proj: a view that can be sent on.
-  const asked = new URLSearchParams(location.hash.slice(1));
-  if (asked.has("filter")) { wanted = asked.get("filter"); byId("filter").value = wanted; }
-  const sort = columns.includes(asked.get("sort")) ? asked.get("sort") : "weight";
-  sortBy(sort, sort !== "weight" && asked.get("order") !== "up");
-  const metric = asked.get("metric");
-  if (cells.length) drawHeat(metric in data.cells.values ? metric : data.cells.metrics[0].name);
-  if (cells[asked.get("cell")] && asked.has("cell")) drawDetail(Number(asked.get("cell")));
-  document.documentElement.dataset.ok = String(cells.length);
+  const cells = draw(page, "");
+  page.others.forEach((other, at) => draw(other, `-${page.others.length - at}`));
+  document.documentElement.dataset.ok = String(cells);
 })();
