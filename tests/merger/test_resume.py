@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import adapter_folder, config, contents, save_base, weights
 
+from loraformat.containers import open_weights
 from loraformat.jobs.merge import merge
+from loraformat.storage import LocalStore
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
 
-# Kills itself as soon as a share of all bytes is written.
+# Kills itself as soon as a share of all bytes is written, and so many files stand in the journal.
 KILLED = """
-import os, signal, sys
+import glob, json, os, signal, sys
 from loraformat.jobs.merge import merge
-base, change, out, jobs, share = sys.argv[1:]
+base, change, out, jobs, share, files, options = sys.argv[1:]
+def complete():
+    for path in glob.glob(os.path.dirname(out) + "/.*.partial/.loraformat-journal.json"):
+        try:
+            return len(json.load(open(path))["files"])
+        except (OSError, ValueError):  # being written just now
+            break
+    return 0
 def progress(done, total):
     if done > float(share) * total:
+        while complete() < int(files):
+            os.sched_yield()
         os.kill(os.getpid(), signal.SIGKILL)
-merge(base, [change], out, jobs=int(jobs), memory_nbytes=1, resume=True, progress=progress)
+merge(base, [change], out, jobs=int(jobs), memory_nbytes=1, progress=progress, **json.loads(options))
 """
 
 
@@ -60,7 +74,7 @@ def test_a_merge_that_is_killed_twice_goes_on_to_the_same_bytes(
     base, change = inputs
     out = tmp_path / "out"
     for share in ("0", "0.6"):
-        command = [sys.executable, "-c", KILLED, base, change, str(out), str(jobs), share]
+        command = [sys.executable, "-c", KILLED, base, change, str(out), str(jobs), share, "0", '{"resume": true}']
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
         assert len(unfinished(out)) == 1
         assert not out.exists()
@@ -97,3 +111,117 @@ def test_an_incomplete_file_under_its_own_name_is_written_again(inputs: tuple[st
         (left / name).write_bytes(data[: len(data) // 2] + bytes(len(data)))
     merge(base, [change], str(tmp_path / "out"), resume=True)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def interrupted(inputs: tuple[str, str], out: Path, **options: object) -> Path:
+    """The folder that a run without --resume leaves when it is killed, with complete files in it."""
+    base, change = inputs
+    command = [sys.executable, "-c", KILLED, base, change, str(out), "1", "0.6", "1", json.dumps(options)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (left,) = unfinished(out)
+    return left
+
+
+def journal_of(left: Path) -> dict[str, dict]:
+    return json.loads((left / ".loraformat-journal.json").read_bytes())["files"]
+
+
+def codes(report: object) -> dict[str, str]:
+    return {found.code: found.message for found in report.findings}
+
+
+def test_a_run_without_resume_can_be_resumed(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Nobody knows beforehand that a run will be killed."""
+    base, change = inputs
+    left = interrupted(inputs, tmp_path / "out")
+    complete = journal_of(left)
+    inodes = {name: (left / name).stat().st_ino for name in complete}
+    report = merge(base, [change], str(tmp_path / "out"), resume=True)
+    assert f"{len(complete)} complete files" in codes(report)["LF812"]
+    assert {name: (tmp_path / "out" / name).stat().st_ino for name in complete} == inodes
+    merge(base, [change], str(tmp_path / "whole"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["computed", "copied", "first", "last"])
+def test_a_byte_that_flipped_in_a_complete_file_is_not_taken_over(
+    inputs: tuple[str, str], tmp_path: Path, place: str
+) -> None:
+    """The times are those of before, as for a fault of the disk."""
+    base, change = inputs
+    left = interrupted(inputs, tmp_path / "out")
+    name = min(journal_of(left))
+    tensors = open_weights(LocalStore(str(left)), [name])[1]
+    computed = next(tensor for key, tensor in tensors.items() if key in NAMES)
+    copied = next(tensor for key, tensor in tensors.items() if key not in NAMES and tensor.span.nbytes)
+    offset = {"computed": computed.span.offset, "copied": copied.span.end - 1, "first": 0, "last": -1}[place]
+    data, status = bytearray((left / name).read_bytes()), (left / name).stat()
+    data[offset] ^= 1
+    (left / name).write_bytes(data)
+    os.utime(left / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+    report = merge(base, [change], str(tmp_path / "out"), resume=True)
+    assert name not in codes(report)["LF812"]
+    merge(base, [change], str(tmp_path / "whole"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def damaged(journal: dict[str, object]) -> Iterator[bytes]:
+    """Journals of a wrong form, and ones that claim more than they prove."""
+    yield from (b"", b"[]", b"null", b"{", b"[" * 100_000, b'{"fingerprint": 1}', b'{"files": []}', b"\xff" * 9)
+    files = journal["files"]
+    assert isinstance(files, dict)
+    name, entry = next(iter(files.items()))
+    for changed in (
+        {},
+        [],
+        {**entry, "runs": []},
+        {**entry, "runs": [[0, 1, "x"]]},
+        {**entry, "runs": [[-9, 1 << 70, entry["runs"][0][2]]]},
+        {**entry, "runs": entry["runs"][:-1]},
+        {**entry, "runs": [[offset, nbytes, 7] for offset, nbytes, _ in entry["runs"]]},
+        {**entry, "runs": 3},
+        {**entry, "tallies": {"x": {"kept": 1}}},
+        {**entry, "digests": None},
+    ):
+        yield json.dumps({**journal, "files": {**files, name: changed}}).encode()
+    yield json.dumps({**journal, "files": {**files, "../../elsewhere": entry, "absent": entry}}).encode()
+    yield json.dumps({**journal, "files": [name]}).encode()
+
+
+def test_a_damaged_journal_proves_nothing(tmp_path: Path) -> None:
+    tensors = weights(dtype=torch.bfloat16)
+    base = save_base(tmp_path / "base", tensors, config(), shards=4)
+    change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
+    (tmp_path / "elsewhere").write_text("kept")
+    merge(str(base), [str(change)], str(tmp_path / "whole"))
+    left = interrupted((str(base), str(change)), tmp_path / "out")
+    kept = tmp_path / "kept"
+    shutil.copytree(left, kept)
+    journal = json.loads((left / ".loraformat-journal.json").read_bytes())
+    for text in damaged(journal):
+        shutil.rmtree(left, ignore_errors=True)
+        shutil.copytree(kept, left)
+        (left / ".loraformat-journal.json").write_bytes(text)
+        merge(str(base), [str(change)], str(tmp_path / "out"), resume=True)
+        assert contents(tmp_path / "out") == contents(tmp_path / "whole"), text[:80]
+        shutil.rmtree(tmp_path / "out")
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+
+
+def test_a_plain_run_says_what_it_cleared_and_resume_that_there_is_nothing(
+    inputs: tuple[str, str], tmp_path: Path
+) -> None:
+    base, change = inputs
+    interrupted(inputs, tmp_path / "out")
+    assert "was removed" in codes(merge(base, [change], str(tmp_path / "out")))["LF813"]
+    assert "nothing to resume" in codes(merge(base, [change], str(tmp_path / "other"), resume=True))["LF812"]
+    assert "LF813" not in codes(merge(base, [change], str(tmp_path / "third")))
+
+
+def test_without_digests_of_copied_bytes_nothing_is_taken_over_unproved(
+    inputs: tuple[str, str], tmp_path: Path
+) -> None:
+    base, change = inputs
+    interrupted(inputs, tmp_path / "out", digests="none")
+    report = merge(base, [change], str(tmp_path / "out"), resume=True, digests="none")
+    assert "nothing to resume" in codes(report)["LF812"]
