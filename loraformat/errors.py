@@ -79,6 +79,12 @@ class NothingChecked(LoraFormatError):
     code, name = "LF022", "nothing-checked"
 
 
+class OutOfResources(LoraFormatError):
+    """The system gives no more memory, or no more threads."""
+
+    code, name = "LF023", "out-of-resources"
+
+
 class ContainerError(LoraFormatError):
     """Bytes that are not the container which they claim to be."""
 

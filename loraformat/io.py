@@ -14,7 +14,7 @@ from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.storage import stage
+from loraformat.storage import ANYONE, stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,7 @@ def save_adapter(
     peft_version: tuple[int, int] | None = None,
     overwrite: bool = False,
     inputs: Sequence[str] = (),
+    permissions: int = ANYONE,
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
 ) -> tuple[str, ...]:
@@ -91,8 +92,9 @@ def save_adapter(
         to: name of the format.
         container: "safetensors" or "torch", where the format leaves the choice.
         peft_version: (major, minor) of the oldest PEFT that must read the output.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder that is empty, or holds nothing but files that this one will hold.
         inputs: paths that `target` must not touch.
+        permissions: mode bits that the output may have, beside what the umask takes away.
         progress: called with (bytes done, bytes in all).
         check: called with the written files before they get their names; what it raises leaves no output.
 
@@ -101,11 +103,12 @@ def save_adapter(
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
-    with stage(target, overwrite=overwrite, inputs=inputs) as store:
-        names = save_bundle(bundle, store, progress)
+    names = frozenset(bundle.files)
+    with stage(target, overwrite=overwrite, inputs=inputs, names=names, permissions=permissions) as store:
+        written = save_bundle(bundle, store, progress)
         if check is not None:
             check(bundle_of_store(store, target))
-        return names
+        return written
 
 
 def _finite(bundle: Bundle) -> Bundle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -110,8 +111,12 @@ def _meets(key: str, schema: Mapping[str, Any], value: object, root: Mapping[str
             return not is_number or (value >= stated if key == "minimum" else value <= stated)
         case "minLength":
             return not isinstance(value, str) or len(value) >= stated
-        case "minItems":
-            return not isinstance(value, list) or len(value) >= stated
+        case "pattern":
+            return not isinstance(value, str) or re.search(stated, value) is not None
+        case "minItems" | "maxItems":
+            return not isinstance(value, list) or (len(value) >= stated if key == "minItems" else len(value) <= stated)
+        case "prefixItems":
+            return not isinstance(value, list) or all(_holds(*pair, root) for pair in zip(stated, value, strict=False))
         case "uniqueItems":
             return not isinstance(value, list) or (_is_simple(value) and len(set(value)) == len(value))
         case "required":
@@ -125,7 +130,7 @@ def _meets(key: str, schema: Mapping[str, Any], value: object, root: Mapping[str
             return not isinstance(value, dict) or all(
                 _holds(stated, each, root) for name, each in value.items() if name not in known
             )
-        case "items":
+        case "items" if "prefixItems" not in schema:
             return not isinstance(value, list) or all(_holds(stated, each, root) for each in value)
         case "anyOf":
             return any(_holds(each, value, root) for each in stated)

@@ -46,7 +46,6 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (MergeError, 1),
     (UnsupportedUpdate, 1),
     (LoraFormatError, 3),
-    (MemoryError, 3),
     (OSError, 3),
     (KeyboardInterrupt, 130),
 )
@@ -91,6 +90,10 @@ class LazyGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:  # noqa: ANN401 - click's own
         """As click has it; once a process of our own is done, an interrupt has nothing left to interrupt."""
+        if args is None:
+            from loraformat.engine.resources import guard_imports
+
+            guard_imports()
         # A stream that the caller closed takes what is printed, and keeps nothing.
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lasts as long as we do
         sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -170,6 +173,10 @@ def _interrupted(ctx: click.Context) -> str:
 
 def _told(error: BaseException, ctx: click.Context) -> int:
     """Print an error the way users see it and return its exit code."""
+    if not isinstance(error, LoraFormatError):
+        from loraformat.engine.resources import as_out_of_resources
+
+        error = as_out_of_resources(error) or error
     code = next((number for kind, number in EXIT_CODES if isinstance(error, kind)), None)
     if os.environ.get("LORAFORMAT_DEBUG"):
         import traceback
@@ -180,8 +187,6 @@ def _told(error: BaseException, ctx: click.Context) -> int:
         click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
     elif isinstance(error, KeyboardInterrupt):
         click.echo(_interrupted(ctx), err=True)
-    elif isinstance(error, MemoryError):
-        click.echo("error: not enough memory (--jobs 1 or a smaller --memory needs less)", err=True)
     elif isinstance(error, OSError):
         click.echo(f"error: {show(error)}", err=True)
     elif isinstance(error, SystemExit):

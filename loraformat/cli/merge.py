@@ -68,7 +68,16 @@ from loraformat.cli import options
     show_default=True,
     help="How much of the output is read back and computed again before it gets its name.",
 )
-@click.option("--hash", "hash_files", is_flag=True, help="Put the SHA-256 of whole weight files into the manifest.")
+@click.option(
+    "--hash",
+    "digests",
+    type=click.Choice(["blake3", "sha256"]),
+    default="blake3",
+    show_default=True,
+    help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "
+    "Hub has it.",
+)
+@click.option("--no-hash", "digests", flag_value="none", help="No digests of copied bytes; verify cannot compare them.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.force
@@ -90,7 +99,7 @@ def command(
     seed: int,
     max_shard_size: int | None,
     verify: str,
-    hash_files: bool,
+    digests: str,
     resume: bool,
     dry_run: bool,
     force: bool,
@@ -124,7 +133,7 @@ def command(
             seed=seed,
             max_shard_nbytes=max_shard_size,
             verify=verify,
-            hash_files=hash_files,
+            digests=digests,
             resume=resume,
             dry_run=dry_run,
             force=force,

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat import strict_json
 from loraformat.containers import safetensors
+from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
-from loraformat.containers.checkpoints import open_checkpoint, open_weights
+from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
 from loraformat.containers.rows import bytes_of, read_raw_rows, read_rows, read_rows_into
 from loraformat.model.tensors import DType
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 __all__ = [
     "Layout",
     "bundle_of_store",
     "bytes_of",
     "check_records",
+    "checkpoint_of_store",
     "combine_crc32",
     "open_bundle",
     "open_checkpoint",
@@ -28,10 +31,12 @@ __all__ = [
     "read_rows",
     "read_rows_into",
     "save_bundle",
+    "strict_json",
+    "weight_of",
 ]
 
 
-def check_records(store: Store, path: str) -> None:
+def check_records(store: Source, path: str) -> None:
     """See torch_zip, which only those who read a torch file need to import."""
     from loraformat.containers import torch_zip
 

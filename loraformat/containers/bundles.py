@@ -14,14 +14,11 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import DType, LazyTensor, row_blocks
-from loraformat.storage import LocalStore, Store, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, LocalStore, Source, Store, Writer, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin", ".pth", ".ckpt")
-# No base is stored so.
-_ADAPTER_SUFFIXES = (".pth.lora", ".npz")
 _YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
@@ -41,12 +38,12 @@ def open_bundle(uri: str) -> Bundle:
     return bundle_of_store(store, uri, is_single_file=isinstance(store, LocalStore) and store.is_single_file)
 
 
-def bundle_of_store(store: Store, uri: str, *, is_single_file: bool = False) -> Bundle:
+def bundle_of_store(store: Source, uri: str, *, is_single_file: bool = False) -> Bundle:
     """The files of a store that is open already; `uri` is for messages."""
     files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
     if is_single_file:
         files = {name: _by_magic(store, file) for name, file in files.items()}
-    return Bundle(uri, files, is_single_file)
+    return Bundle(uri, files, is_single_file, store.folders(), store)
 
 
 def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) -> tuple[str, ...]:
@@ -77,7 +74,7 @@ def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) 
     return tuple(sorted(bundle.files))
 
 
-def open_tensors(store: Store, path: str) -> Tensors:
+def open_tensors(store: Source, path: str) -> Tensors:
     """The header of a weight file; its container is chosen by its first bytes, except that `.safetensors` is believed.
 
     Raises: ContainerError and its subclasses, StorageError.
@@ -96,7 +93,7 @@ def open_tensors(store: Store, path: str) -> Tensors:
     return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
 
 
-def is_safetensors(store: Store, path: str) -> bool:
+def is_safetensors(store: Source, path: str) -> bool:
     """Whether a weight file is to be read as safetensors."""
     if path.lower().endswith(".safetensors"):
         return True
@@ -111,12 +108,14 @@ def json_limit(name: str) -> int:
     return _TOKENIZER_NBYTES if lower.startswith(_TOKENIZER_NAMES) else _CONFIG_NBYTES
 
 
-def _file(store: Store, name: str, nbytes: int) -> File:
+def _file(store: Source, name: str, nbytes: int) -> File:
     def read() -> bytes:
+        if isinstance(store, LocalStore):
+            store.check_inside(name)
         return store.read(name)
 
     lower = name.lower()
-    if lower.endswith((*WEIGHT_SUFFIXES, *_ADAPTER_SUFFIXES)):
+    if lower.endswith(WEIGHT_SUFFIXES) and not lower.endswith(".gguf"):
         return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
@@ -125,7 +124,7 @@ def _file(store: Store, name: str, nbytes: int) -> File:
     return RawFile(name, nbytes, read)
 
 
-def _by_magic(store: Store, file: File) -> File:
+def _by_magic(store: Source, file: File) -> File:
     """A file that the user named, as a weight file when it begins like one, whatever it is called."""
     if not isinstance(file, RawFile):
         return file
@@ -135,7 +134,7 @@ def _by_magic(store: Store, file: File) -> File:
     return TensorFile(file.name, file.nbytes, cache(lambda: open_tensors(store, file.name)))
 
 
-def load_json(store: Store, name: str, nbytes: int) -> Json:
+def load_json(store: Source, name: str, nbytes: int) -> Json:
     """The value of a JSON file, of which no more is read than its limit.
 
     Raises: InvalidJson, GitLfsPointer, WebPage, StorageError.
@@ -146,7 +145,7 @@ def load_json(store: Store, name: str, nbytes: int) -> Json:
     return strict_json.parse(data, name, limit=limit)
 
 
-def _load_yaml(store: Store, name: str, nbytes: int) -> Json:
+def _load_yaml(store: Source, name: str, nbytes: int) -> Json:
     from loraformat.containers import yaml
 
     return yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)

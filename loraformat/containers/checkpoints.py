@@ -6,15 +6,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loraformat.containers import safetensors
-from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors, load_json
+from loraformat.containers.base_weights import BaseWeights
+from loraformat.containers.bundles import is_safetensors, load_json
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
-from loraformat.storage import LocalStore, Store, open_store
+from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_store
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+# Source: NVIDIA ModelOpt 0.47.0 `hf_quant_config.json`; AutoGPTQ `quantize_config.json`; AutoAWQ `quant_config.json`.
+_QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
@@ -28,7 +31,7 @@ class _Choice:
 
 
 def open_checkpoint(uri: str) -> Checkpoint:
-    """A base model from a folder or from one weight file, headers only.
+    """A base model from a folder or from one weight file, headers only; its files are opened once, for all later reads.
 
     Safetensors files win over `.bin`, and those over `.pt`. Where there is an index, its shards are the weights.
 
@@ -38,7 +41,11 @@ def open_checkpoint(uri: str) -> Checkpoint:
         FormatError (LF012): an adapter instead of a base; the index and a shard disagree; a tensor in two files.
         ContainerError and its subclasses: a weight file is damaged. StorageError: nothing there.
     """
-    store = open_store(uri)
+    return checkpoint_of_store(open_store(uri), uri)
+
+
+def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
+    """As `open_checkpoint`, for files that are open already; `uri` is for messages."""
     sizes = store.files()
     single = isinstance(store, LocalStore) and store.is_single_file
     choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
@@ -47,10 +54,21 @@ def open_checkpoint(uri: str) -> Checkpoint:
         _check_index(choice, tensors)
     others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
     config = {} if single else _config(store, sizes)
-    return Checkpoint(store.uri, files, tensors, choice.index, config, others, store.folders())
+    return Checkpoint(
+        store.uri,
+        files,
+        tensors,
+        choice.index,
+        config,
+        others,
+        store.folders(),
+        quantization_files={} if single else _quantization_files(store, sizes),
+        weights=BaseWeights(store, tensors),
+        opened=store,
+    )
 
 
-def open_weights(store: Store, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:
+def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:
     """Weight files of a store, and all their tensors; headers only.
 
     Raises: FormatError (LF012): a tensor in two files; ContainerError and its subclasses: a file is damaged.
@@ -65,7 +83,7 @@ def open_weights(store: Store, names: Iterable[str]) -> tuple[dict[str, WeightFi
     return files, tensors
 
 
-def _choose(store: Store, sizes: Mapping[str, int], uri: str) -> _Choice:
+def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
     weights = [name for name in sizes if _is_base_weight(name)]
     if not weights and "adapter_config.json" in sizes:
         raise FormatError("this is an adapter, not a base model", where=uri, hint="give the folder of the base model")
@@ -88,7 +106,7 @@ def _choose(store: Store, sizes: Mapping[str, int], uri: str) -> _Choice:
 
 def _is_base_weight(name: str) -> bool:
     lower = name.lower()
-    if not lower.endswith(WEIGHT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
+    if not lower.endswith(CHECKPOINT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
         return False
     return not lower.endswith(".bin") or lower.startswith("pytorch_model")
 
@@ -116,7 +134,7 @@ def _several(names: list[str], uri: str) -> FormatError:
     return FormatError(f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them")
 
 
-def _indexed(store: Store, index: str, sizes: Mapping[str, int]) -> _Choice:
+def _indexed(store: Source, index: str, sizes: Mapping[str, int]) -> _Choice:
     weight_map = _weight_map(load_json(store, index, sizes[index]), index)
     shards = tuple(sorted(set(weight_map.values())))
     for shard in shards:
@@ -142,7 +160,7 @@ def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
 
 
-def _open(store: Store, name: str, nbytes: int) -> tuple[WeightFile, dict[str, StoredTensor]]:
+def _open(store: Source, name: str, nbytes: int) -> tuple[WeightFile, dict[str, StoredTensor]]:
     if is_safetensors(store, name):
         header = safetensors.read_header(store, name)
         tensors = {key: safetensors.stored(name, entry) for key, entry in header.entries.items()}
@@ -172,7 +190,11 @@ def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:
             raise FormatError(f"{show(name, 200)} is in the file, but {index} does not list it", where=tensor.file)
 
 
-def _config(store: Store, sizes: Mapping[str, int]) -> Mapping[str, Json]:
+def _quantization_files(store: Source, sizes: Mapping[str, int]) -> Mapping[str, Json]:
+    return {name: load_json(store, name, sizes[name]) for name in _QUANTIZATION_FILES if name in sizes}
+
+
+def _config(store: Source, sizes: Mapping[str, int]) -> Mapping[str, Json]:
     if "config.json" not in sizes:
         return {}
     value = load_json(store, "config.json", sizes["config.json"])

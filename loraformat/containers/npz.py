@@ -15,7 +15,7 @@ from loraformat.diagnostics import show
 from loraformat.errors import ContainerError, InvalidHeader, NotATensorFile
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ _DTYPES = {
 }
 
 
-def read_arrays(store: Store, path: str) -> dict[str, LazyTensor]:
+def read_arrays(store: Source, path: str) -> dict[str, LazyTensor]:
     """Every array of the file by name; the CRC-32 of a record is checked when its array is first loaded.
 
     Raises:
@@ -65,7 +65,7 @@ def read_arrays(store: Store, path: str) -> dict[str, LazyTensor]:
     return {name.removesuffix(".npy"): _lazy(store, path, record) for name, record in records.items()}
 
 
-def _lazy(store: Store, path: str, record: Record) -> LazyTensor:
+def _lazy(store: Source, path: str, record: Record) -> LazyTensor:
     stored = _placed(store, path, record)
     checked: list[bool] = []
 
@@ -78,7 +78,7 @@ def _lazy(store: Store, path: str, record: Record) -> LazyTensor:
     return LazyTensor(stored.shape, stored.dtype, read)
 
 
-def _placed(store: Store, path: str, record: Record) -> StoredTensor:
+def _placed(store: Source, path: str, record: Record) -> StoredTensor:
     shown = show(record.name)
     head = store.read(path, record.offset, min(record.nbytes, 12))
     if head[:6] != _MAGIC or len(head) < 12 or head[6] not in (1, 2, 3):

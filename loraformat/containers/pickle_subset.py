@@ -20,6 +20,8 @@ from loraformat.model.tensors import DType
 MOST_NBYTES = 64 << 20
 MOST_OPCODES = 10_000_000
 MOST_MEMO = 1_000_000
+_MOST_ARGUMENTS = 16  # of a call; and sizes, which torch limits to 64
+_MOST_SIZES = 64
 _HINT = "save the tensors alone, as safetensors, where the file came from"
 
 _STORAGES: Final = {
@@ -82,6 +84,24 @@ class View:
     strides: tuple[int, ...]
 
 
+class IntegerKey(bytes):
+    """An integer that is the key of a dict: its decimal digits.
+
+    Integers that the author of a file chooses can make every look into a dict of n of them take n steps; the hash of
+    bytes is another one in each run. Never equal to a string.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, number: int) -> IntegerKey:
+        """The key for a number."""
+        return cls(str(number).encode("ascii"))
+
+    def __str__(self) -> str:
+        return self.decode("ascii")
+
+
 class _Mark:
     """The bottom of a group on the stack."""
 
@@ -91,6 +111,8 @@ _MARK = _Mark()
 
 def read_pickle(data: bytes, where: str) -> object:
     """The one value of a pickle: dicts, lists, tuples, strings, numbers, None, and `View` for each tensor.
+
+    A key of a dict is a string, or an `IntegerKey` for an integer. Takes time in proportion to the pickle's length.
 
     Lists and dicts may be shared, and may contain themselves; who walks over them bounds the walk.
 
@@ -111,7 +133,9 @@ class _Machine:
         self.data, self.where = data, where
         self.position = 0
         self.stack: list[object] = []
-        self.memo: dict[int, object] = {}
+        # A list, since pickles number their values from 0 on: see `IntegerKey` for why it is no dict.
+        self.memo: list[object] = []
+        self.storages: dict[str, Symbol] = {}
 
     def run(self) -> object:
         """See `read_pickle`."""
@@ -169,14 +193,16 @@ class _Machine:
         return group
 
     def put(self, index: int) -> None:
-        if len(self.memo) >= MOST_MEMO:
+        if index >= MOST_MEMO:
             self.refuse(f"a pickle that remembers more than {MOST_MEMO} values")
         if self.stack[-1] is _MARK:
             self.refuse("the pickle remembers a mark")
+        if index >= len(self.memo):
+            self.memo.extend([_MARK] * (index + 1 - len(self.memo)))
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
-        if index not in self.memo:
+        if index >= len(self.memo) or self.memo[index] is _MARK:
             self.refuse(f"the pickle recalls value {index}, which it did not remember")
         self.stack.append(self.memo[index])
 
@@ -194,7 +220,7 @@ class _Machine:
             # Other keys could be nested so deep that hashing them overflows the stack of the interpreter.
             if type(key) not in (str, int):
                 self.refuse("a dict key that is neither a string nor an integer")
-            target[key] = value
+            target[IntegerKey.of(key) if isinstance(key, int) else key] = value
 
     def symbol(self) -> None:
         found = Symbol(self.line(), self.line())
@@ -205,13 +231,16 @@ class _Machine:
     def storage(self) -> None:
         match self.pop():
             case ("storage", Symbol() as kind, str(key), str(), int(numel)) if _is_storage(kind):
+                if self.storages.setdefault(key, kind) != kind:
+                    told = f'storage "{show(key, 40)}" is named with two dtypes, {self.storages[key]} and {kind}'
+                    self.refuse(f"{told}, which torch.save refuses to write")
                 self.stack.append(Storage(key, _STORAGES.get(kind.name), numel))
             case _:
                 self.refuse("a persistent id that is not that of a storage")
 
     def call(self) -> None:
         arguments, callee = self.pop(), self.pop()
-        if not isinstance(callee, Symbol) or type(arguments) is not tuple:
+        if not isinstance(callee, Symbol) or type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
             self.refuse("the pickle calls something that is not a function; it was not executed")
         made = _called(callee, arguments)
         if made is None:
@@ -221,7 +250,13 @@ class _Machine:
     def build(self) -> None:
         """An OrderedDict gets attributes: `_metadata` of a state dict, which says nothing about the tensors."""
         state = self.pop()
-        if type(self.stack[-1]) is not dict or type(state) is not dict or set(state) - {"_metadata"}:
+        target = self.stack[-1]
+        if (
+            type(target) is not dict
+            or type(state) is not dict
+            or len(state) > 1
+            or any(key != "_metadata" for key in state)
+        ):
             self.refuse("the pickle sets attributes of an object; it was not executed")
 
 
@@ -277,7 +312,7 @@ def _view(storage: Storage, dtype: DType, arguments: list[object]) -> View | Non
 
 
 def _integers(value: object) -> tuple[int, ...] | None:
-    if type(value) is not tuple:
+    if type(value) is not tuple or len(value) > _MOST_SIZES:
         return None
     found = tuple(size for size in value if type(size) is int)
     return found if len(found) == len(value) else None

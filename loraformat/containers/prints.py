@@ -7,9 +7,8 @@ import json
 from dataclasses import dataclass
 
 from loraformat.containers import safetensors, torch_zip
-from loraformat.containers.bundles import WEIGHT_SUFFIXES, is_safetensors
-from loraformat.model.checkpoint import StoredTensor
-from loraformat.storage.base import Store
+from loraformat.containers.bundles import is_safetensors
+from loraformat.storage import CHECKPOINT_SUFFIXES, Source
 
 _BLOCK_NBYTES = 4 << 20
 
@@ -30,7 +29,7 @@ class FilePrint:
     sha256: str | None = None
 
 
-def print_of(store: Store, name: str, *, whole: bool) -> FilePrint:
+def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
     """Size and hashes of a file.
 
     Args:
@@ -39,12 +38,12 @@ def print_of(store: Store, name: str, *, whole: bool) -> FilePrint:
     Raises: ContainerError and StorageError, as for reading it.
     """
     nbytes = store.files().get(name, 0)
-    if not name.lower().endswith(WEIGHT_SUFFIXES):
+    if not name.lower().endswith(CHECKPOINT_SUFFIXES):
         return FilePrint(name, nbytes, sha256=file_sha256(store, name))
     return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
 
 
-def header_sha256(store: Store, name: str) -> str:
+def header_sha256(store: Source, name: str) -> str:
     """See FilePrint."""
     if is_safetensors(store, name):
         header = safetensors.read_header(store, name)
@@ -54,20 +53,24 @@ def header_sha256(store: Store, name: str) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def file_sha256(store: Store, name: str) -> str:
+def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
+    """The (start, stop) of a weight file for which its header's hash or its own checksums, which are checked, speak.
+
+    Raises: ContainerError: a record of a torch file does not have its CRC-32; and as for reading it.
+    """
+    if is_safetensors(store, name):
+        return [(0, safetensors.read_header(store, name).data_start)]
+    torch_zip.check_records(store, name)
+    records = torch_zip.read_archive(store, name).records.values()
+    return [(record.offset, record.offset + record.nbytes) for record in records]
+
+
+def file_sha256(store: Source, name: str) -> str:
     """SHA-256 of all bytes of a file."""
-    return _hashed(store, name, 0, store.files().get(name, 0))
-
-
-def tensor_sha256(store: Store, tensor: StoredTensor) -> str:
-    """SHA-256 of the bytes of a tensor without strides, as they stand in its file."""
-    return _hashed(store, tensor.file, tensor.span.offset, tensor.span.nbytes)
-
-
-def _hashed(store: Store, name: str, offset: int, nbytes: int) -> str:
-    total, buffer = hashlib.sha256(), memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
-    for done in range(0, nbytes, _BLOCK_NBYTES):
-        block = buffer[: min(_BLOCK_NBYTES, nbytes - done)]
-        store.read_into(name, offset + done, block)
+    nbytes, total = store.files().get(name, 0), hashlib.sha256()
+    buffer = memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
+    for start in range(0, nbytes, _BLOCK_NBYTES):
+        block = buffer[: min(_BLOCK_NBYTES, nbytes - start)]
+        store.read_into(name, start, block)
         total.update(block)
     return total.hexdigest()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from loraformat.errors import ContainerError
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+def read_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> Tensor:
     """Rows `start:stop` of the first axis, on the CPU, in memory of their own.
 
     A strided view is gathered from the part of its storage that the rows touch. A tensor of shape `()` is read as rows
@@ -28,28 +28,30 @@ def read_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> Tens
     return _decoded(read_raw_rows(store, tensor, start, stop), tensor).reshape(shape)
 
 
-def read_raw_rows(store: Store, tensor: StoredTensor, start: int, stop: int) -> bytearray:
+def read_raw_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> bytearray:
     """The bytes of rows `start:stop` of a tensor without strides; a tensor of shape `()` has one row.
 
     Raises: as `read_rows`.
     """
     buffer = bytearray((stop - start) * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize)
     read_rows_into(store, tensor, start, stop, memoryview(buffer))
-    _check_bool(buffer, tensor)
     return buffer
 
 
-def read_rows_into(store: Store, tensor: StoredTensor, start: int, stop: int, buffer: memoryview) -> None:
+def read_rows_into(store: Source, tensor: StoredTensor, start: int, stop: int, buffer: memoryview) -> None:
     """The bytes of rows `start:stop` of a tensor without strides.
 
     Args:
         buffer: exactly as long as the rows.
+
+    Raises: as `read_rows`.
     """
     row_nbytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
     assert tensor.strides is None or not buffer.nbytes
     assert buffer.nbytes == (stop - start) * row_nbytes
     if buffer.nbytes:
         store.read_into(tensor.file, tensor.span.offset + start * row_nbytes, buffer)
+        _check_bool(buffer, tensor)
 
 
 def bytes_of(value: Tensor) -> memoryview:
@@ -60,7 +62,7 @@ def bytes_of(value: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())
 
 
-def _gathered(store: Store, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> Tensor:
+def _gathered(store: Source, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> Tensor:
     import torch
 
     strides = tensor.strides
@@ -84,6 +86,6 @@ def _decoded(buffer: bytearray, tensor: StoredTensor) -> Tensor:
     return torch.frombuffer(buffer, dtype=torch.uint8).view(tensor.dtype.torch)
 
 
-def _check_bool(buffer: bytearray, tensor: StoredTensor) -> None:
-    if tensor.dtype is DType.BOOL and buffer.translate(None, b"\x00\x01"):
+def _check_bool(buffer: bytearray | memoryview, tensor: StoredTensor) -> None:
+    if tensor.dtype is DType.BOOL and bytes(buffer).translate(None, b"\x00\x01"):
         raise ContainerError("a BOOL tensor holds a byte that is neither 0 nor 1", where=tensor.file)

@@ -23,7 +23,7 @@ from loraformat.errors import ContainerError, InvalidHeader, InvalidJson, Trunca
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, Entry, LazyTensor, Span
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DTYPES = {dtype.safetensors: dtype for dtype in DType}
@@ -47,7 +47,7 @@ class Header:
     nbytes: int
 
 
-def read_header(store: Store, path: str) -> Header:
+def read_header(store: Source, path: str) -> Header:
     """The header of a safetensors file.
 
     Raises:
@@ -74,7 +74,7 @@ def read_header(store: Store, path: str) -> Header:
     return Header(ordered, metadata, data_start, nbytes)
 
 
-def lazy_tensors(store: Store, path: str, header: Header) -> dict[str, LazyTensor]:
+def lazy_tensors(store: Source, path: str, header: Header) -> dict[str, LazyTensor]:
     """Every tensor of the file by name, none of them loaded."""
     return {name: _lazy(store, path, entry) for name, entry in header.entries.items()}
 
@@ -84,7 +84,7 @@ def stored(path: str, entry: Entry) -> StoredTensor:
     return StoredTensor(path, entry.dtype, entry.shape, entry.span)
 
 
-def _lazy(store: Store, path: str, entry: Entry) -> LazyTensor:
+def _lazy(store: Source, path: str, entry: Entry) -> LazyTensor:
     return LazyTensor(
         entry.shape,
         entry.dtype,
@@ -93,7 +93,7 @@ def _lazy(store: Store, path: str, entry: Entry) -> LazyTensor:
     )
 
 
-def _size(store: Store, path: str) -> int:
+def _size(store: Source, path: str) -> int:
     nbytes = store.files().get(path)
     # Not there: the store's own message says why.
     return len(store.read(path)) if nbytes is None else nbytes

@@ -79,7 +79,8 @@ def _named(values: dict[object, object], where: str) -> dict[str, View]:
 def _wrapped_in(values: dict[object, object], where: str) -> str | None:
     """The key under which the tensors are, or None when they are here, or nowhere."""
     here = sum(isinstance(value, View) for value in values.values())
-    inside = {key: _count(value, DEEPEST_WRAPPER) for key, value in values.items() if isinstance(key, str)}
+    counter = _Counter()
+    inside = {key: counter.count(value, DEEPEST_WRAPPER) for key, value in values.items() if isinstance(key, str)}
     inside = {key: count for key, count in inside.items() if count}
     usual = next((key for key in _WRAPPERS if key in inside), None)
     if usual is not None and inside[usual] > here:
@@ -96,12 +97,21 @@ def _wrapped_in(values: dict[object, object], where: str) -> str | None:
     )
 
 
-def _count(value: object, levels: int) -> int:
-    """Tensors of a dict, or else of the dicts in it."""
-    if type(value) is not dict or not levels:
-        return 0
-    here = sum(isinstance(item, View) for item in value.values())
-    return here or sum(_count(item, levels - 1) for item in value.values() if type(item) is dict)
+class _Counter:
+    """Counts the tensors of dicts; each dict once, however many others hold it."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[int, int], int] = {}
+
+    def count(self, value: object, levels: int) -> int:
+        """Tensors of a dict, or else of the dicts in it."""
+        if type(value) is not dict or not levels:
+            return 0
+        key = (id(value), levels)  # whoever asks keeps the value alive
+        if key not in self._counts:
+            here = sum(isinstance(item, View) for item in value.values())
+            self._counts[key] = here or sum(self.count(item, levels - 1) for item in value.values())
+        return self._counts[key]
 
 
 class _Plain:
@@ -123,7 +133,10 @@ class _Plain:
         if isinstance(value, (list, tuple)):
             return [self.json(item, depth + 1) for item in value]
         if isinstance(value, dict):
-            return {str(key): self.json(item, depth + 1) for key, item in value.items()}
+            found = {str(key): self.json(item, depth + 1) for key, item in value.items()}
+            if len(found) != len(value):
+                raise UnsafePickle("a dict has a key both as a number and as a text", where=self._where)
+            return found
         if isinstance(value, View):
             return f"tensor {value.dtype.safetensors} {list(value.shape)}"
         return show(value, 200) if isinstance(value, Symbol) else _kind(value)

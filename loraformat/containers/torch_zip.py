@@ -21,7 +21,7 @@ from loraformat.errors import ContainerError, InvalidHeader, NotATensorFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import LazyTensor, Span
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Archive:
     nbytes: int
 
 
-def read_archive(store: Store, path: str) -> Archive:
+def read_archive(store: Source, path: str) -> Archive:
     """The tensors of a torch file by name, as places in the file.
 
     Raises:
@@ -67,7 +67,7 @@ def read_archive(store: Store, path: str) -> Archive:
     return Archive(tensors, records, found.wrapper, found.extras, nbytes)
 
 
-def lazy_tensors(store: Store, path: str, archive: Archive) -> dict[str, LazyTensor]:
+def lazy_tensors(store: Source, path: str, archive: Archive) -> dict[str, LazyTensor]:
     """Every tensor of the file by name. When one is first loaded, the CRC-32 of its record is checked."""
     checked: set[str] = set()
 
@@ -93,13 +93,13 @@ def lazy_tensors(store: Store, path: str, archive: Archive) -> dict[str, LazyTen
     return {name: lazy(tensor) for name, tensor in archive.tensors.items()}
 
 
-def check_records(store: Store, path: str) -> None:
+def check_records(store: Source, path: str) -> None:
     """Raises: ContainerError: a record of the torch file `path` does not have its CRC-32; and all of `read_archive`."""
     for record in read_archive(store, path).records.values():
         check_record(store, path, record)
 
 
-def _sized(store: Store, path: str) -> int:
+def _sized(store: Source, path: str) -> int:
     nbytes = store.files().get(path)
     if nbytes is None:
         nbytes = len(store.read(path))  # not there: the store's own message says why
@@ -111,7 +111,7 @@ def _sized(store: Store, path: str) -> int:
     return nbytes
 
 
-def _check_kind(store: Store, path: str, records: Mapping[str, Record]) -> None:
+def _check_kind(store: Source, path: str, records: Mapping[str, Record]) -> None:
     if "constants.pkl" in records or any(name.startswith("code/") for name in records):
         raise ContainerError(
             "a TorchScript archive, which contains code", where=path, hint="save its state_dict() with torch.save"
@@ -127,7 +127,7 @@ def _check_kind(store: Store, path: str, records: Mapping[str, Record]) -> None:
         raise ContainerError(f"version {show(version)} of the format, versions 1 to 10 are read", where=path)
 
 
-def _record_bytes(store: Store, path: str, records: Mapping[str, Record], name: str, limit: int) -> bytes:
+def _record_bytes(store: Source, path: str, records: Mapping[str, Record], name: str, limit: int) -> bytes:
     record = records[name]
     if record.nbytes > limit:
         raise InvalidHeader(f'record "{name}" has {record.nbytes} bytes, at most {limit} are read', where=path)

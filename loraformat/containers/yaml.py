@@ -13,6 +13,7 @@ from loraformat.model.bundle import Json
 DEEPEST = 64
 MOST_NBYTES = 1 << 20
 MOST_VALUES = 100_000
+MOST_DIGITS = 64  # of a number; PyYAML computes those to the base of sixty in quadratic time
 
 
 def parse(data: bytes, where: str) -> Json:
@@ -23,7 +24,7 @@ def parse(data: bytes, where: str) -> Json:
         where: name of the file, for messages.
 
     Raises: InvalidYaml (LF009): a fault of syntax, a tag, an anchor, an alias, a key twice, a value that JSON does not
-        have, more than 64 levels or 100,000 values.
+        have, a number of more than 64 characters, a lone surrogate, more than 64 levels or 100,000 values.
     """
     if len(data) > MOST_NBYTES:
         raise InvalidYaml(f"{len(data)} bytes, at most {MOST_NBYTES} are read", where=where)
@@ -31,7 +32,8 @@ def parse(data: bytes, where: str) -> Json:
         _check_events(data, where)
         node = yaml.compose(data, Loader=yaml.SafeLoader)
         return None if node is None else _value(node, where)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    # PyYAML lets through what int() and chr() say of numbers in directives and escapes.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         said = show(str(error).replace("\n", " "), 200)
         raise InvalidYaml(f"no YAML that is read: {said}", where=where) from error
 
@@ -59,10 +61,22 @@ def _value(node: yaml.Node, where: str) -> Json:
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, where) for item in node.value]
     assert isinstance(node, yaml.ScalarNode)
-    kind, text = node.tag.rpartition(":")[2], node.value
+    kind = node.tag.rpartition(":")[2]
     if kind in ("int", "float", "bool"):
         return _number(node, kind, where)
-    return None if kind == "null" else str(text)
+    if kind == "null":
+        return None
+    return _checked_text(node, where)
+
+
+def _checked_text(node: yaml.ScalarNode, where: str) -> str:
+    """Raises: InvalidYaml: an escape made a lone surrogate, which no encoding can write."""
+    text = str(node.value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidYaml(f"{_line(node)}a lone surrogate", where=where) from error
+    return text
 
 
 def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
@@ -70,11 +84,14 @@ def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
     for key, item in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
             raise InvalidYaml(f"{_line(key)}a key that is no text or stands there twice", where=where)
-        found[key.value] = _value(item, where)
+        found[_checked_text(key, where)] = _value(item, where)
     return found
 
 
 def _number(node: yaml.ScalarNode, kind: str, where: str) -> Json:
+    if len(node.value) > MOST_DIGITS:
+        message = f"{_line(node)}a number of {len(node.value)} characters, at most {MOST_DIGITS} are read"
+        raise InvalidYaml(message, where=where)
     constructor = yaml.SafeLoader("")
     build = {
         "int": constructor.construct_yaml_int,

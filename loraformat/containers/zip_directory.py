@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from loraformat.diagnostics import show
 from loraformat.errors import ContainerError, InvalidHeader, TruncatedFile
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 
 MOST_RECORDS = 100_000
 MOST_DIRECTORY_NBYTES = 64 << 20
@@ -53,7 +53,7 @@ class _Central:
     local: int
 
 
-def read_directory(store: Store, path: str, nbytes: int, *, has_folder: bool = True) -> Mapping[str, Record]:
+def read_directory(store: Source, path: str, nbytes: int, *, has_folder: bool = True) -> Mapping[str, Record]:
     """The records of a zip file of `nbytes` bytes, by name without the top folder, in the order of the directory.
 
     Args:
@@ -82,7 +82,7 @@ def read_directory(store: Store, path: str, nbytes: int, *, has_folder: bool = T
     return {name: records[name] for name in names}
 
 
-def check_record(store: Store, path: str, record: Record) -> None:
+def check_record(store: Source, path: str, record: Record) -> None:
     """Raises: ContainerError: the bytes of a record do not have its CRC-32, which is not 0."""
     if not record.crc32:
         return
@@ -101,7 +101,7 @@ def check_record(store: Store, path: str, record: Record) -> None:
         )
 
 
-def _find_directory(store: Store, path: str, nbytes: int) -> tuple[int, int, int]:
+def _find_directory(store: Source, path: str, nbytes: int) -> tuple[int, int, int]:
     """Offset, number of entries and length of the central directory, which must fill the file up to its end record."""
     tail_nbytes = min(nbytes, _END.size + _END64_LOCATOR.size)
     tail = store.read(path, nbytes - tail_nbytes, tail_nbytes)
@@ -121,7 +121,7 @@ def _find_directory(store: Store, path: str, nbytes: int) -> tuple[int, int, int
     return start, count, length
 
 
-def _read_end64(store: Store, path: str, tail: bytes, end: int) -> tuple[int, int, int, int]:
+def _read_end64(store: Source, path: str, tail: bytes, end: int) -> tuple[int, int, int, int]:
     _, disk, position, disks = _END64_LOCATOR.unpack(tail[: _END64_LOCATOR.size])
     if disk or disks != 1 or position + _END64.size + _END64_LOCATOR.size != end:
         raise InvalidHeader("the zip64 end record is not where its locator says", where=path)
@@ -181,11 +181,12 @@ def _central(name: bytes, fields: tuple[int, ...], extra: bytes, where: str) -> 
 
 def _zip64_field(extra: bytes) -> bytes:
     """The zip64 part of an extra field, or nothing."""
-    while len(extra) >= 4:
-        kind, nbytes = struct.unpack_from("<2H", extra)
+    position = 0
+    while len(extra) - position >= 4:
+        kind, nbytes = struct.unpack_from("<2H", extra, position)
         if kind == 1:
-            return extra[4 : 4 + nbytes]
-        extra = extra[4 + nbytes :]
+            return extra[position + 4 : position + 4 + nbytes]
+        position += 4 + nbytes
     return b""
 
 
@@ -212,7 +213,7 @@ def _checked_names(names: list[bytes], where: str, *, has_folder: bool) -> list[
     return list(found)
 
 
-def _read_local(store: Store, path: str, name: str, central: _Central, end: int) -> Record:
+def _read_local(store: Source, path: str, name: str, central: _Central, end: int) -> Record:
     """The record of a directory entry, whose bytes must end before byte `end`."""
     header_end = central.local + _LOCAL.size + len(central.name)
     if header_end > end:

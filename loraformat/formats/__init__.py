@@ -103,6 +103,18 @@ _UNREAD = {
 
 
 def _refuse_unread(bundle: Bundle) -> None:
+    """Raises: UnknownFormat (LF010): the file, or the names in it, are those of a dialect that is not read."""
+    from loraformat.formats.foreign import dialect_of
+    from loraformat.formats.pairs.read import the_file
+
+    file = the_file(bundle)
+    found = None if file is None or file.name in _UNREAD else dialect_of(file.open().entries)
+    if found is not None:
+        raise UnknownFormat(
+            f'this looks like {found[0]}, which is not read yet: "{show(found[1], 100)}" is in no base under that name',
+            where=bundle.uri,
+            hint="--from dump takes the names as they stand in the file",
+        )
     for name, dialect in _UNREAD.items():
         if name in bundle.files:
             raise UnknownFormat(f"{name}: this is {dialect}, which is not read yet", where=bundle.uri)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
 from loraformat.errors import UsageError
 from loraformat.model.adapter import Adapter
@@ -37,6 +38,7 @@ class Hints:
         fan_in_fan_out: whether the base stores weights as (in, out).
         enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
         weights: names of the base's tensors with their shapes, from `--base`.
+        budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
 
     alpha: float | None = None
@@ -45,6 +47,7 @@ class Hints:
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         """Raises: UsageError (LF021): alpha or scale is NaN or infinite."""

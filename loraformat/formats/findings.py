@@ -319,6 +319,29 @@ def transposed_factors(where: str, names: list[str]) -> Said:
     return where, f"the factors of {len(names)} modules are transposed: {listed(names)}", "convert turns them back"
 
 
+@kind("LF244", Severity.WARNING)
+def scale_of_two_versions(where: str, taken: float, other: float, source: str) -> Said:
+    """Two versions of the program that wrote the file multiply by different factors, and the file does not say which.
+
+    ## Why is this bad?
+    The one that was not taken may be right: the update is then many times too strong.
+
+    ## Example
+    An adapter of mlx-vlm with tensors `A` and `B`: `alpha` multiplied as it is before March 2026, alpha / rank after.
+
+    ## Use instead
+    `--assume scale=S` with the factor of the version that trained it; `inspect --norms` shows how strong the update is.
+
+    ## Source
+    The page of the format in docs/formats/.
+    """
+    return (
+        where,
+        f"the scale is {taken:g} or {other:g}, by the version of {source}; {taken:g} was taken",
+        f"--assume scale={other:g} takes the other, --assume scale={taken:g} confirms this one",
+    )
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -332,4 +355,5 @@ FINDINGS = (
     base_weights_beside,
     scale_by_definition,
     transposed_factors,
+    scale_of_two_versions,
 )

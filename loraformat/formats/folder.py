@@ -9,7 +9,7 @@ from loraformat.diagnostics import Finding
 from loraformat.formats.findings import file_left_behind
 from loraformat.formats.losses import dropped_metadata, unclaimed_tensor_lost
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
+from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
 
 TOKENIZER_FILES = (
@@ -44,7 +44,7 @@ def carried_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
     return {
         name: _raw(file)
         for name, file in bundle.files.items()
-        if name not in own and name not in TOKENIZER_FILES and _is_raw(file) and _is_harmless(name)
+        if name not in (*own, *TOKENIZER_FILES, MANIFEST, DIGESTS) and _is_raw(file) and _is_harmless(name)
     }
 
 

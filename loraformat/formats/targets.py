@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from loraformat.model.adapter import AdapterConfig
+from loraformat.model.pattern_keys import ends_of
 
 # Fields of PEFT that make its target_modules select less than the names say.
 _NARROWING = ("layers_to_transform", "layers_pattern", "exclude_modules")
@@ -18,10 +19,3 @@ def target_names(config: AdapterConfig, modules: Collection[str]) -> list[str]:
         if all(chosen.values()) and set(claimed) == set().union(*chosen.values()):
             return sorted(set(claimed))
     return sorted(modules)
-
-
-def ends_of(module: str) -> Iterator[str]:
-    """The path itself and what follows each of its last 100 dots: all that can select it."""
-    yield module
-    for dot in [at for at, sign in enumerate(module) if sign == "."][-100:]:
-        yield module[dot + 1 :]

@@ -17,6 +17,7 @@ from loraformat.io import refuse_losses, save_adapter
 from loraformat.jobs import roundtrip
 from loraformat.jobs.mend import mend
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.merger.findings import kept_private
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors_of
 from loraformat.report import Report
+from loraformat.storage import is_restricted, permissions_for
 
 DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
@@ -90,10 +92,13 @@ def convert(
     known = with_alpha(alpha, assumptions)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
     read, repairs = mend(opened.adapter, checkpoint, to)
-    findings = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
+    findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
     read = _with_ties(read, checkpoint)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
     losses = (*changes, *target.losses(adapter, options))
+    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)])
+    if is_restricted(permissions) and not dry_run:
+        findings = (*findings, kept_private(out, permissions))
     if announce is not None:
         announce((*findings, *losses))
     refuse_losses(losses, to, strict=strict)
@@ -115,6 +120,7 @@ def convert(
             peft_version=options.peft_version,
             overwrite=overwrite,
             inputs=[path for path in (source, base) if path is not None],
+            permissions=permissions,
             progress=progress,
             check=check if check_roundtrip else None,
         )

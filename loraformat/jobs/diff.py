@@ -49,23 +49,25 @@ def diff(
     if group not in GROUPINGS:
         raise ConfigError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
     hints = with_alpha(alpha, assumptions).hints()
-    first, second = (_adapter(uri, hints) for uri in (before, after))
-    if (first is None) != (second is None):
-        kinds = ["a checkpoint" if one is None else "an adapter" for one in (first, second)]
+    first, second = (_opened(uri, hints) for uri in (before, after))
+    if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):
+        kinds = ["a checkpoint" if isinstance(one, Checkpoint) else "an adapter" for one in (first, second)]
         raise ConfigError(
             f"{before} is {kinds[0]}, {after} is {kinds[1]}",
             where="diff",
             hint="compare two adapters or two checkpoints",
         )
-    if first is not None and second is not None:
+    if isinstance(first, Opened) and isinstance(second, Opened):
         result = _of_adapters(first, second, tolerance, group)
     else:
-        result = _of_checkpoints(open_checkpoint(before), open_checkpoint(after), tolerance, group, jobs, progress)
+        assert isinstance(first, Checkpoint)
+        assert isinstance(second, Checkpoint)
+        result = _of_checkpoints(first, second, tolerance, group, jobs, progress)
     return Report(job="diff", subject=before, format=result.formats[0], data=result)
 
 
-def _adapter(uri: str, hints: Hints) -> Opened | None:
-    """The adapter at a path; None where it is a checkpoint.
+def _opened(uri: str, hints: Hints) -> Opened | Checkpoint:
+    """The adapter or the checkpoint at a path.
 
     Raises: what opening it as an adapter raises, where it opens as a checkpoint neither.
     """
@@ -73,10 +75,9 @@ def _adapter(uri: str, hints: Hints) -> Opened | None:
         return open_adapter(uri, hints=hints)
     except UnknownFormat as unknown:
         try:
-            open_checkpoint(uri)
+            return open_checkpoint(uri)
         except MissingFile:
             raise unknown from None
-        return None
 
 
 def _of_adapters(first: Opened, second: Opened, tolerance: float, group: str) -> DiffResult:

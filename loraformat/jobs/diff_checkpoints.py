@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from loraformat.containers import check_records, read_rows
+from loraformat.containers import check_records
 from loraformat.engine import one_thread_each, open_engine
-from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.differences import MOST_RANK, WeightDifference
 from loraformat.model.tensors import row_blocks
-from loraformat.storage import Store, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,14 +36,13 @@ def tensor_differences(
 
     Raises: StorageError: a read failed. ContainerError: a record of a `.pt` file does not have its checksum.
     """
-    sides = (_Side(open_store(first.uri), first), _Side(open_store(second.uri), second))
-    for side in sides:
-        for file in side.checkpoint.files.values():
+    for side in (first, second):
+        for file in side.files.values():
             if file.container == "torch":
                 check_records(side.store, file.name)
 
     def compared(name: str) -> WeightDifference:
-        return _difference(name, sides[0], sides[1], tolerance)
+        return _difference(name, first.weights[name], second.weights[name], tolerance)
 
     names = sorted(first.tensors.keys() & second.tensors.keys())
     sizes = [math.prod(first.tensors[name].shape) * first.tensors[name].dtype.itemsize for name in names]
@@ -59,25 +57,15 @@ def tensor_differences(
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
-    store: Store
-    checkpoint: Checkpoint
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        return read_rows(self.store, self.checkpoint.tensors[name], start, stop)
-
-
-def _difference(name: str, first: _Side, second: _Side, tolerance: float) -> WeightDifference:
-    one, other = first.checkpoint.tensors[name], second.checkpoint.tensors[name]
+def _difference(name: str, one: BaseWeight, other: BaseWeight, tolerance: float) -> WeightDifference:
     bare = WeightDifference(weight=name, status="incomparable", shape=one.shape, shape_after=other.shape)
     is_resized = one.shape != other.shape
     if is_resized and not (one.shape[1:] == other.shape[1:] and len(one.shape) > 1):
         return replace(bare, reason="their shapes differ")
     if not (one.dtype.is_floating and other.dtype.is_floating):
-        same = not is_resized and one.dtype == other.dtype and _is_equal(name, one, first, second)
+        same = not is_resized and one.dtype == other.dtype and _is_equal(one, other)
         return replace(bare, status="equal") if same else replace(bare, reason="they are no real numbers and differ")
-    sums = _summed(name, one, other, first, second)
+    sums = _summed(one, other)
     before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
     is_close = apart <= tolerance * before and not sums.is_unordered
     status = "resized" if is_resized else "equal" if is_close else "changed"
@@ -108,13 +96,13 @@ class _Sums:
     whole: Tensor | None = None
 
 
-def _summed(name: str, one: StoredTensor, other: StoredTensor, first: _Side, second: _Side) -> _Sums:
+def _summed(one: BaseWeight, other: BaseWeight) -> _Sums:
     import torch
 
     sums = _Sums()
     shape = (min(one.shape[0], other.shape[0]), *one.shape[1:]) if one.shape else ()
     for start, stop in row_blocks(shape, one.dtype.itemsize, _BLOCK_NBYTES):
-        before, after = (side.rows(name, start, stop) for side in (first, second))
+        before, after = (weight.read(start, stop) for weight in (one, other))
         wide = torch.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else torch.float32
         before, after = before.to(wide), after.to(wide)
         apart = after - before
@@ -176,8 +164,8 @@ def _ordered(figures: Sequence[_Figure | None]) -> list[_Figure | None]:
     return sorted(figures, key=lambda figure: (figure is None, figure or 0))
 
 
-def _is_equal(name: str, tensor: StoredTensor, first: _Side, second: _Side) -> bool:
+def _is_equal(one: BaseWeight, other: BaseWeight) -> bool:
     return all(
-        bool((first.rows(name, start, stop) == second.rows(name, start, stop)).all())
-        for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES)
+        bool((one.read(start, stop) == other.read(start, stop)).all())
+        for start, stop in row_blocks(one.shape, one.dtype.itemsize, _BLOCK_NBYTES)
     )

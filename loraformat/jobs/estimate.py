@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from loraformat.containers import open_checkpoint
+from loraformat.containers import checkpoint_of_store
 from loraformat.containers.bundles import load_json
 from loraformat.errors import ConfigError, MissingFile
 from loraformat.matching import is_vocabulary, nearest
@@ -70,7 +70,7 @@ def _weights(base: str) -> tuple[str, Mapping[str, tuple[int, ...]], int]:
     only = next(iter(files)) if len(files) == 1 else ""
     if not only.endswith(".json"):
         try:
-            checkpoint = open_checkpoint(base)
+            checkpoint = checkpoint_of_store(store, base)
         except MissingFile:
             if "config.json" not in files:
                 raise

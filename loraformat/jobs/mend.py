@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraformat.containers import read_rows
 from loraformat.diagnostics import Finding
 from loraformat.formats.findings import listed
 from loraformat.formats.repairs import dropped_copies, renamed_modules, whole_number
 from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.tensors import LazyTensor, row_blocks
 from loraformat.model.updates import Replace, Update
-from loraformat.storage import Store, open_store
 
 _BLOCK_NUMEL = 1 << 24
 _WHOLE = ("lora_alpha", "r")
@@ -36,11 +34,8 @@ def mend(adapter: Adapter, base: Checkpoint | None, to: str) -> tuple[Adapter, t
     if before or after:
         repairs.append(renamed_modules("", len(adapter.updates), before, after))
         adapter = _renamed(adapter, before, after)
-    store = open_store(base.uri)
     copies = [
-        weight
-        for weight, chain in adapter.updates.items()
-        if any(_is_copy(weight, each, base, store) for each in chain)
+        weight for weight, chain in adapter.updates.items() if any(_is_copy(weight, each, base) for each in chain)
     ]
     if copies:
         repairs.append(dropped_copies("", f"left out {listed(copies)}: equal to the base's, bit for bit"))
@@ -65,19 +60,19 @@ def _without(adapter: Adapter, copies: set[str]) -> dict[str, tuple[Update, ...]
     return {weight: chain for weight, chain in kept.items() if chain}
 
 
-def _is_copy(weight: str, update: Update, base: Checkpoint, store: Store) -> bool:
+def _is_copy(weight: str, update: Update, base: Checkpoint) -> bool:
     """Whether an update replaces a weight by what the base has there, in the base's dtype."""
-    stored = base.tensors.get(weight)
+    stored = base.weights.get(weight)
     if not isinstance(update, Replace) or stored is None or stored.shape != update.value.shape:
         return False
-    return _are_equal(update.value, stored, store)
+    return _are_equal(update.value, stored)
 
 
-def _are_equal(value: LazyTensor, stored: StoredTensor, store: Store) -> bool:
+def _are_equal(value: LazyTensor, stored: BaseWeight) -> bool:
     import torch
 
     for start, stop in row_blocks(stored.shape, 1, _BLOCK_NUMEL):
         found = value.read(start, stop).to(stored.dtype.torch)
-        if not torch.equal(found, read_rows(store, stored, start, stop)):
+        if not torch.equal(found, stored.read(start, stop)):
             return False
     return True

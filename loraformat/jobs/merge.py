@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_checkpoint, read_rows
+from loraformat.containers import bytes_of, open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
-from loraformat.io import Opened, open_adapter
+from loraformat.io import Opened, read_bundle
 from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, open_subject, with_alpha
+from loraformat.jobs.subject import Assumptions, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -21,27 +21,30 @@ from loraformat.merger import (
     Limits,
     MergePlan,
     ShardPlan,
-    Source,
     Trust,
     Written,
     file_names,
     findings_of,
+    permissions_of,
     plan_merge,
     repeated,
     retentions,
     rounding_findings,
     run_merge,
+    source_of,
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.manifest import MANIFEST
+from loraformat.merger.findings import kept_private, merged_again, unfinished_cleared
+from loraformat.merger.manifest import adapter_digest, history_of, is_output, read_manifest
 from loraformat.model.adapter import module_of
+from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
-from loraformat.model.tensors import DType
+from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report
-from loraformat.storage import open_store, require_space, stage
+from loraformat.storage import is_restricted, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 
@@ -81,7 +84,7 @@ def merge(
     seed: int = 0,
     max_shard_nbytes: int | None = None,
     verify: str = "sample",
-    hash_files: bool = False,
+    digests: str = "blake3",
     resume: bool = False,
     dry_run: bool = False,
     force: bool = False,
@@ -109,7 +112,8 @@ def merge(
         seed: of stochastic rounding; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
         verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
-        hash_files: put the SHA-256 of whole weight files into the manifest too.
+        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
+            has it), or "none" (of what is computed alone).
         resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
@@ -129,10 +133,18 @@ def merge(
     if dry_run:
         return _report(prepared, base)
     limits = Limits(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
-    trust = Trust(verify=verify, hash_files=hash_files, resume=resume)
+    trust = Trust(verify=verify, digests=digests, resume=resume)
+    met: list[Finding] = []
+
+    def meet(findings: tuple[Finding, ...]) -> None:
+        met.extend(findings)
+        if announce is not None:
+            announce(findings)
+
     outcome = _write(
-        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), overwrite=overwrite, progress=progress
+        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
     )
+    prepared = replace(prepared, findings=(*prepared.findings, *met))
     report = _report(prepared, base, out, outcome, verify)
     if announce is not None:
         announce(report.findings[len(prepared.findings) :])
@@ -152,8 +164,9 @@ def _prepare(
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
-        said = _said_of(uri, assumptions, checkpoint) if len(adapters) > 1 else assumptions
-        one, found = open_subject(uri, base=checkpoint, assumptions=said)
+        bundle = open_bundle(uri)
+        said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
+        one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
         sources.append(_source(one, said, strength))
@@ -169,36 +182,41 @@ def _prepare(
         dtype=DType.by_torch_name(options.dtype) if options.dtype else None,
         arithmetic=options.arithmetic,
         max_shard_nbytes=options.max_shard_nbytes,
-        same=_comparison(base, checkpoint),
+        same=_comparison(checkpoint),
     )
     findings.extend(findings_of(plan, checkpoint, read))
+    findings.extend(_merged_before(checkpoint, opened))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
 
 
-def _comparison(uri: str, base: Checkpoint) -> Callable[[str, str], bool]:
-    """Whether two stored tensors of the base have equal bytes; a few MiB of each are in memory at a time."""
-    store = open_store(uri)
+def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Finding]:
+    """LF814 for each adapter that the manifest of the base names."""
+    history = history_of(read_manifest(base.store))
+    known = {adapter["digest"] for merge in history for adapter in merge["adapters"]}
+    for one in opened if known else ():
+        if adapter_digest(one.adapter) in known:
+            yield merged_again(base.uri, one.uri)
+
+
+def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
+    """Whether two weights of the base have equal bytes; a few MiB of each are in memory at a time."""
 
     def same(one: str, other: str) -> bool:
-        first, second = base.tensors[one], base.tensors[other]
+        first, second = base.weights[one], base.weights[other]
         if (first.shape, first.dtype) != (second.shape, second.dtype):
             return False
-        rows = max(1, (4 << 20) // max(1, first.span.nbytes // max(1, first.shape[0])))
-        for start in range(0, first.shape[0], rows):
-            stop = min(start + rows, first.shape[0])
-            if bytes_of(read_rows(store, first, start, stop)) != bytes_of(read_rows(store, second, start, stop)):
-                return False
-        return True
+        blocks = row_blocks(first.shape, first.dtype.itemsize, 4 << 20)
+        return all(bytes_of(first.read(start, stop)) == bytes_of(second.read(start, stop)) for start, stop in blocks)
 
     return same
 
 
-def _said_of(uri: str, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
+def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
     """What is assumed of one adapter among several: an alpha or scale fills those that state none."""
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions
-    adapter = open_adapter(uri, hints=without.hints(base)).adapter
+    adapter = read_bundle(bundle, hints=without.hints(base)).adapter
     gaps = (
         has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
     )
@@ -215,6 +233,7 @@ def _write(
     limits: Limits,
     trust: Trust,
     sources: Sequence[str],
+    meet: Callable[[tuple[Finding, ...]], None],
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
@@ -229,12 +248,23 @@ def _write(
         if progress is not None:
             progress(min(done, total), total)
 
-    inputs = Inputs(store=open_store(plan.base), base=prepared.base, adapters=[one.adapter for one in prepared.opened])
+    inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in prepared.opened])
     limits = replace(limits, progress=advance)
-    used = [Source(open_store(one.uri), tuple(one.bundle.files)) for one in prepared.opened]
-    with stage(out, overwrite=overwrite, inputs=sources, resume=trust.resume) as output:
+    used = [source_of(one.bundle) for one in prepared.opened]
+    permissions = permissions_of(inputs, used, plan)
+    if is_restricted(permissions):
+        meet((kept_private(out, permissions),))
+    with stage(
+        out,
+        overwrite=overwrite,
+        inputs=sources,
+        resume=trust.resume,
+        is_ours=is_output,
+        permissions=permissions,
+        on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
+    ) as output:
         require_space(out, total - sum(output.files().values()))
-        return run_merge(plan, inputs, used, output, limits, trust)
+        return run_merge(plan, inputs, used, output, limits, trust, meet)
 
 
 def _report(
@@ -251,7 +281,7 @@ def _report(
         {module_of(term.weight) for edit in plan.edits for term in edit.terms if term.adapter == number}
         for number in range(len(opened))
     ]
-    names = tuple(sorted((*file_names(plan), MANIFEST)))
+    names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
     lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
         job="merge",

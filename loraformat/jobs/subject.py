@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import open_checkpoint
+from loraformat.budget import Budget
+from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
-from loraformat.io import Opened, open_adapter
+from loraformat.io import Opened, read_bundle
+from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 
 
@@ -23,8 +25,8 @@ class Assumptions:
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
 
-    def hints(self, base: Checkpoint | None = None) -> Hints:
-        """As hints for a reader, with the base's names and shapes where there is one."""
+    def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+        """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
         weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
         return Hints(
             alpha=self.alpha,
@@ -33,6 +35,7 @@ class Assumptions:
             fan_in_fan_out=self.fan_in_fan_out,
             enable_lora=self.enable_lora,
             weights=weights,
+            budget=budget,
         )
 
 
@@ -59,6 +62,19 @@ def open_subject(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    opened = open_adapter(uri, format=format, hints=assumptions.hints(base))
-    subject = rules.Subject(bundle=opened.bundle, format=opened.format.NAME, adapter=opened.adapter, base=base)
+    return subject_of(open_bundle(uri), base=base, assumptions=assumptions, format=format)
+
+
+def subject_of(
+    bundle: Bundle,
+    *,
+    base: Checkpoint | None,
+    assumptions: Assumptions,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Opened, tuple[Finding, ...]]:
+    """As `open_subject`, for files that are open already."""
+    budget = Budget()
+    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    name = opened.format.NAME
+    subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)
     return opened, rules.gate(subject)

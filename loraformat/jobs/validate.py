@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.containers import open_bundle, read_rows
+from loraformat.budget import Budget
+from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import read_bundle
@@ -18,7 +19,6 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.summary import summarize
 from loraformat.model.verdicts import IgnoredFinding, Skipped, ValidateResult
 from loraformat.report import Report
-from loraformat.storage import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,8 @@ def validate(
     reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
     bundle = open_bundle(adapter)
-    hints = with_alpha(alpha, assumptions).hints(checkpoint)
+    budget = Budget()
+    hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
     choice = _Choice(select=select, ignore=ignore, reasons=reasons)
     wanted = tuple(_target(text) for text in target)
@@ -100,6 +101,7 @@ def validate(
         read_base=_reader(checkpoint) if deep else None,
         targets=wanted,
         max_rank=max_lora_rank,
+        budget=budget,
     )
     found, skipped = rules.run(subject, chosen, deep=deep)
     told, ignored = choice.sift((*opened.adapter.notes, *found))
@@ -172,8 +174,7 @@ def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None
     """Rows of a tensor of the base, by name."""
     if base is None:
         return None
-    store = open_store(base.uri)
-    return lambda name, start, stop: read_rows(store, base.tensors[name], start, stop)
+    return lambda name, start, stop: base.weights[name].read(start, stop)
 
 
 def _weights(bundle: Bundle) -> str:

@@ -1,60 +1,119 @@
-"""verify: whether a merged checkpoint still is what its manifest says."""
+"""verify: whether a merged checkpoint still is what was written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from loraformat import schema
-from loraformat.containers import open_weights, strict_json
-from loraformat.containers.prints import FilePrint, print_of, tensor_sha256
+from loraformat.containers import checkpoint_of_store, open_weights, strict_json
+from loraformat.containers.prints import checked_spans, header_sha256
 from loraformat.diagnostics import Finding
+from loraformat.engine import open_engine
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
+from loraformat.jobs.verify_base import tensors_unlike_base
+from loraformat.merger.digests import is_as_rendered, runs_of
 from loraformat.merger.findings import output_changed
-from loraformat.merger.manifest import MANIFEST, is_as_written
+from loraformat.merger.manifest import MOST_NBYTES, is_as_written
+from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.results import VerifyResult
 from loraformat.report import Report
-from loraformat.storage import Store, open_store
+from loraformat.storage import ALGORITHM, LocalStore, Run, Store, digest_of_range, open_store, uncovered
+from loraformat.storage.local import OWN_PREFIX
 
-_MOST_NBYTES = 1 << 28
+
+@dataclass(slots=True)
+class _Seen:
+    """What was compared of each file: name → (start, stop) of runs of bytes."""
+
+    spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+    def add(self, name: str, start: int, stop: int) -> None:
+        self.spans.setdefault(name, []).append((start, stop))
+
+    def missed(self, sizes: Mapping[str, int]) -> int:
+        """Bytes that were not compared."""
+        gaps = (gap for name, nbytes in sizes.items() for gap in uncovered(self.spans.get(name, []), nbytes))
+        return sum(stop - start for start, stop in gaps)
 
 
-def verify(out: str) -> Report:
-    """Compare the folder `out` with its loraformat.manifest.json: names, sizes, hashes of headers, files and weights.
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """Bytes of a file that must have a digest; `message` is said at `where` if they have another."""
 
-    The manifest has a hash of itself, so that what it says is not believed where it was changed.
+    file: str
+    run: Run
+    where: str
+    message: str
+
+
+def verify(out: str, *, base: str | None = None, jobs: int = 1) -> Report:
+    """Compare the folder `out` with what was written about it: names, sizes, headers, and digests of all bytes.
+
+    The manifest and the list of digests each have a digest of themselves, so that what they say is not believed where
+    it was changed. Without the list only computed weights, and files that are not weights, have digests; the bytes that
+    nothing could be compared with are counted.
+
+    Args:
+        base: the base of the merge; what was copied from it is compared with it.
+        jobs: threads.
 
     Raises: StorageError: there is no such folder; MissingFile (LF101): it has no manifest; ConfigError (LF103),
-        InvalidJson (LF005): the manifest is none.
+        InvalidJson (LF005): the manifest is none; what `open_checkpoint` raises for the base.
     """
     store = open_store(out)
     manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}
-    missing, strange = outputs.keys() - store.files().keys(), store.files().keys() - outputs.keys() - {MANIFEST}
     findings = [] if is_intact else [output_changed(MANIFEST, "the manifest is not the one that was written")]
-    findings += [output_changed(name, "the file is missing") for name in sorted(missing)]
-    findings += [output_changed(name, "the manifest does not list this file") for name in sorted(strange)]
-    there = [name for name in sorted(outputs) if name in store.files()]
-    for name in there:
-        findings.extend(_file_findings(store, outputs[name]))
-    weights = manifest["weights"]
-    tensors: dict[str, StoredTensor] = {}
-    for name in there:
-        tensors |= _tensors(store, name) if "header_sha256" in outputs[name] else {}
-    for name, entry in sorted(weights.items()):
-        if name not in tensors:
-            findings.append(output_changed(name, "the weight is missing"))
-        elif tensor_sha256(store, tensors[name]) != entry["sha256"]:
-            findings.append(output_changed(name, "the values are not those that were written"))
-    read = sum(tensors[name].span.nbytes for name in weights if name in tensors)
-    read += sum(store.files()[name] for name in there if "sha256" in outputs[name])
+    kinds = store.kinds() if isinstance(store, LocalStore) else dict.fromkeys(store.files(), "a file")
+    findings += _strangers(kinds, outputs)
+    sizes = {name: nbytes for name, nbytes in store.files().items() if name in outputs and kinds[name] == "a file"}
+    findings += [output_changed(name, "the file is missing") for name in sorted(outputs.keys() - kinds.keys())]
+    runs, faults = _runs(store)
+    findings += faults
+    seen, tensors = _Seen(), _Tensors(store)
+    for name, nbytes in sizes.items():
+        is_covered = not uncovered([(run.offset, run.end) for run in runs.get(name, ())], nbytes)
+        findings.extend(_file_findings(store, outputs[name], seen, tensors, is_covered=is_covered))
+    findings.extend(_missing_weights(manifest, tensors.found))
+    findings.extend(_compared(store, _checks(manifest, runs, sizes, tensors.found), seen, jobs))
+    checkpoint = None if base is None else checkpoint_of_store(open_store(base), base)
+    copied = [name for name in sorted(tensors.found) if name not in _computed(manifest, tensors.found)]
+    if checkpoint is not None:
+        layers = manifest["base"].get("layers")
+        findings.extend(tensors_unlike_base(store, tensors.found, copied, checkpoint, layers, jobs=jobs))
+        for name in copied:
+            seen.add(tensors.found[name].file, tensors.found[name].span.offset, tensors.found[name].span.end)
+    total = sum(sizes.values())
     return Report(
         job="verify",
         subject=out,
-        data=VerifyResult(files=len(outputs), weights=len(weights), bytes_read=read),
+        data=VerifyResult(
+            files=len(outputs),
+            weights=len(manifest["weights"]),
+            bytes_read=total - seen.missed(sizes),
+            bytes_total=total,
+            tensors_of_base=None if base is None else len(copied),
+        ),
         findings=tuple(findings),
     )
+
+
+class _Tensors:
+    """The tensors of the output's weight files, as far as their headers can be read."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.found: dict[str, StoredTensor] = {}
+
+    def add(self, name: str) -> None:
+        """Read the header of a file; one that cannot be read adds nothing, its hash has told already."""
+        try:
+            self.found |= open_weights(self._store, [name])[1]
+        except (ContainerError, FormatError):
+            return
 
 
 def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
@@ -62,7 +121,7 @@ def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
     if MANIFEST not in store.files():
         raise MissingFile(f"there is no {MANIFEST}", where=store.uri, hint="only what merge wrote can be verified")
     data = store.read(MANIFEST)
-    value = strict_json.parse(data, MANIFEST, limit=_MOST_NBYTES)
+    value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
     if not isinstance(value, dict):
         raise ConfigError("expected a JSON object", where=MANIFEST)
     fault = next(schema.check("manifest", value), None)
@@ -72,25 +131,115 @@ def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
     return manifest, is_as_written(data, manifest)
 
 
-def _file_findings(store: Store, entry: Mapping[str, Any]) -> Iterator[Finding]:
-    name = entry["name"]
-    if store.files()[name] != entry["nbytes"]:
-        yield output_changed(name, f"{store.files()[name]} bytes, {entry['nbytes']} were written")
-        return
+def _runs(store: Store) -> tuple[Mapping[str, tuple[Run, ...]], list[Finding]]:
+    """The digests beside the output, by file; none where there is no list of them, or not the one that was written."""
+    if DIGESTS not in store.files():
+        return {}, []
+    data = store.read(DIGESTS)
     try:
-        found: FilePrint = print_of(store, name, whole="sha256" in entry)
+        record = strict_json.parse(data, DIGESTS, limit=MOST_NBYTES)
+    except ContainerError as error:
+        return {}, [output_changed(DIGESTS, f"the list of digests is damaged: {error.message}")]
+    is_sound = isinstance(record, dict) and next(schema.check("digests", record), None) is None
+    if not is_sound or not is_as_rendered(data, cast("dict[str, Any]", record)):
+        return {}, [output_changed(DIGESTS, "the list of digests is not the one that was written")]
+    return runs_of(cast("dict[str, Any]", record)), []
+
+
+def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Finding]:
+    """What is in the folder and was not written: files, folders, links, leftovers; and links where files were."""
+    known = {*outputs, MANIFEST, DIGESTS}
+    findings = []
+    for name, kind in kinds.items():
+        if name.startswith(OWN_PREFIX):
+            findings.append(output_changed(name, f"{kind} that an unfinished run left behind"))
+        elif name not in known:
+            text = "this file" if kind == "a file" else f"it: {kind}"
+            findings.append(output_changed(name, f"the manifest does not list {text}"))
+        elif kind != "a file":
+            findings.append(output_changed(name, f"{kind} stands where a file was written"))
+    return findings
+
+
+def _file_findings(
+    store: Store, entry: Mapping[str, Any], seen: _Seen, tensors: _Tensors, *, is_covered: bool
+) -> Iterator[Finding]:
+    """What size and header of a file say; the checksums of a `.pt` file where there are no better digests."""
+    name, nbytes = entry["name"], store.files()[entry["name"]]
+    if nbytes != entry["nbytes"]:
+        yield output_changed(name, f"{nbytes} bytes, {entry['nbytes']} were written")
+    if "header_sha256" not in entry:
+        return
+    tensors.add(name)
+    try:
+        if header_sha256(store, name) != entry["header_sha256"]:
+            yield output_changed(name, "the header is not the one that was written")
+        elif not is_covered:
+            for start, stop in checked_spans(store, name):
+                seen.add(name, start, stop)
     except ContainerError as error:
         yield output_changed(name, f"the file is damaged: {error.message}")
-        return
-    if found.header_sha256 != entry.get("header_sha256"):
-        yield output_changed(name, "the header is not the one that was written")
-    elif found.sha256 != entry.get("sha256"):
-        yield output_changed(name, "the bytes are not those that were written")
 
 
-def _tensors(store: Store, name: str) -> Mapping[str, StoredTensor]:
-    """The tensors of a weight file; none where it cannot be read, which its header's hash has told already."""
-    try:
-        return open_weights(store, [name])[1]
-    except (ContainerError, FormatError):
-        return {}
+def _missing_weights(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[Finding]:
+    for name in sorted(manifest["weights"]):
+        if name not in tensors:
+            yield output_changed(name, "the weight is missing")
+
+
+def _checks(
+    manifest: Mapping[str, Any],
+    runs: Mapping[str, tuple[Run, ...]],
+    sizes: Mapping[str, int],
+    tensors: Mapping[str, StoredTensor],
+) -> list[_Check]:
+    """All digests that are known, those of the manifest first."""
+    checks: list[_Check] = []
+    for name, entry in sorted(manifest["weights"].items()):
+        if name in tensors:
+            run = Run(*tensors[name].span, entry[ALGORITHM])
+            checks.append(_Check(tensors[name].file, run, name, "the values are not those that were written"))
+    for entry in manifest["outputs"]:
+        if ALGORITHM in entry and sizes.get(entry["name"]) == entry["nbytes"]:
+            run = Run(0, entry["nbytes"], entry[ALGORITHM])
+            checks.append(_Check(entry["name"], run, entry["name"], "the bytes are not those that were written"))
+    for name, found in runs.items():
+        for run in found if name in sizes else ():
+            message = f"bytes {run.offset} to {run.end} are not those that were written{_inside(name, run, tensors)}"
+            checks.append(_Check(name, run, name, message))
+    return [check for check in checks if check.run.end <= sizes.get(check.file, 0)]
+
+
+def _inside(name: str, run: Run, tensors: Mapping[str, StoredTensor]) -> str:
+    """Which tensors have bytes in a run, for a message."""
+    names = [
+        key
+        for key, tensor in tensors.items()
+        if tensor.file == name and tensor.span.offset < run.end and run.offset < tensor.span.end
+    ]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f" ({names[0]}{more})" if names else ""
+
+
+def _compared(store: Store, checks: Iterable[_Check], seen: _Seen, jobs: int) -> Iterator[Finding]:
+    """Read every range once, whatever knows a digest of it; one finding for each range that is not what it was."""
+    ranges: dict[tuple[str, int, int], list[_Check]] = {}
+    for check in checks:
+        ranges.setdefault((check.file, check.run.offset, check.run.nbytes), []).append(check)
+
+    def found(place: tuple[str, int, int]) -> str:
+        return digest_of_range(store, *place)
+
+    hashed: Callable[..., Iterable[str]] = open_engine(jobs).map
+    for place, digest in zip(ranges, hashed(found, ranges), strict=True):
+        name, offset, nbytes = place
+        seen.add(name, offset, offset + nbytes)
+        bad = next((check for check in ranges[place] if check.run.digest != digest), None)
+        if bad is not None:
+            yield output_changed(bad.where, bad.message)
+
+
+def _computed(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> set[str]:
+    """Tensors that were computed, by any of their names."""
+    places = {(tensors[name].file, tensors[name].span) for name in manifest["weights"] if name in tensors}
+    return {name for name, tensor in tensors.items() if (tensor.file, tensor.span) in places and tensor.span.nbytes}

@@ -1,7 +1,9 @@
 """Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
 
 from loraformat.matching.layers import replicated
-from loraformat.matching.names import Landing, Matching, Misfit, match, nearest, prefix_of
+from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_of
+from loraformat.matching.nearest import nearest
+from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
@@ -12,12 +14,15 @@ __all__ = [
     "Matching",
     "Misfit",
     "Part",
+    "Quantization",
     "Tie",
     "is_embedding",
     "is_vocabulary",
     "match",
     "nearest",
     "prefix_of",
+    "quantization_of",
+    "quantized_weights",
     "replicated",
     "tie_claim",
     "ties_of",

@@ -32,7 +32,8 @@ def replicated(base: Checkpoint, layers: tuple[int, ...] | None) -> Checkpoint:
         name: replace(file, names=tuple(new for old in file.names for new in names.get(old, ())))
         for name, file in base.files.items()
     }
-    return replace(base, tensors=tensors, files=files, layers=layers)
+    weights = {new: replace(base.weights[old], name=new) for old in base.weights for new in names[old]}
+    return replace(base, tensors=tensors, files=files, layers=layers, weights=weights)
 
 
 def _names(name: str, copies: Mapping[int, list[int]]) -> Iterator[str]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 from loraformat.matching.layers import replicated
+from loraformat.matching.nearest import Nearest
 from loraformat.matching.orientation import is_stack_transposed, is_stored_transposed
 from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.pattern_keys import ends_of
 from loraformat.model.updates import (
     FACTORS,
     Hadamard,
@@ -65,8 +67,8 @@ class Matching:
 
     Attributes:
         landings: base weight → the tensors that it lands on, for all that do; several where it is stored in parts.
-        unmatched: base weight → the nearest names of the base, for all that do not. A bias that the base lacks is in
-            neither: IA3 and RoAd scale the biases of their layers where there are any.
+        unmatched: base weight → the nearest names of the base, for all that do not; () beyond the first 200. A bias
+            that the base lacks is in neither: IA3 and RoAd scale the biases of their layers where there are any.
         misfits: updates that land but do not fit.
         ties: groups of weights of the base that are one table.
     """
@@ -75,6 +77,10 @@ class Matching:
     unmatched: Mapping[str, tuple[str, ...]]
     misfits: tuple[Misfit, ...]
     ties: tuple[Tie, ...]
+
+
+# Nobody reads more suggestions, and no rule reports more names than that.
+_MOST_SUGGESTED = 200
 
 
 def match(adapter: Adapter, base: Checkpoint) -> Matching:
@@ -91,13 +97,15 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     landings: dict[str, tuple[Landing, ...]] = {}
     unmatched: dict[str, tuple[str, ...]] = {}
     misfits: list[Misfit] = []
+    near: Nearest | None = None
     for weight, updates in adapter.updates.items():
         name = rename(weight)
         place = atlas.find(name)
         if place is None and is_optional(updates):
             continue
         if place is None:
-            unmatched[weight] = nearest(weight, base.tensors)
+            near = near or Nearest(base.tensors)
+            unmatched[weight] = near.of(weight) if len(unmatched) < _MOST_SUGGESTED else ()
             continue
         if len(place.shape) == 3 and any(isinstance(u, LowRank) and not u.kernel for u in updates):
             turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
@@ -110,7 +118,7 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             Landing(piece.tensor, piece.tensor in base.tensors, turned, is_guess, piece.part, name != weight)
             for piece in place.pieces
         )
-        followed = _followed(name, adapter, ties)
+        followed = _followed(name, adapter, atlas)
         misfits.extend(_misfits(weight, updates, place, turned, followed))
     return Matching(landings, unmatched, tuple(misfits), ties)
 
@@ -125,6 +133,7 @@ class _Atlas:
 
     def __init__(self, base: Checkpoint, ties: tuple[Tie, ...]) -> None:
         self._base, self._ties = base, ties
+        self._tie_of = {name: tie for tie in reversed(ties) for name in tie.names}
         self._spelling = spelling_of(base.config)
 
     @cached_property
@@ -136,7 +145,7 @@ class _Atlas:
         stored = self._base.tensors.get(name)
         if stored is not None:
             return Place(stored.shape, (Piece(name),))
-        tie = next((tie for tie in self._ties if name in tie.names), None)
+        tie = self._tie_of.get(name)
         if tie is not None:
             return Place(self._base.tensors[tie.stored].shape, (Piece(name),))
         if not self._spelling.rules:
@@ -144,28 +153,30 @@ class _Atlas:
         place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
         return place or self._tied_head(name)
 
+    def partners_of(self, name: str) -> Iterable[str]:
+        """The other names of the table that a weight is tied to."""
+        tie = self._tie_of.get(name)
+        return () if tie is None else (other for other in tie.names if other != name)
+
     def _tied_head(self, name: str) -> Place | None:
         """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""
-        for tie in self._ties:
-            longer = [other for other in tie.names if other.endswith(f".{name}")]
-            if len(longer) == 1:
-                return Place(self._base.tensors[tie.stored].shape, (Piece(longer[0]),))
+        for tie, longer in self._longer_names.get(name, ()):
+            if longer is not None:
+                return Place(self._base.tensors[tie.stored].shape, (Piece(longer),))
         return None
 
-
-def nearest(name: str, candidates: Iterable[str], count: int = 3) -> tuple[str, ...]:
-    """The names of `candidates` that look most like `name`, best first; those with the same last components first."""
-    tail = ".".join(name.split(".")[-3:])
-    same_tail = [candidate for candidate in candidates if candidate.endswith(tail)]
-    if same_tail:
-        return tuple(sorted(same_tail, key=lambda other: (_edits(name, other), other))[:count])
-    kind = name.rpartition(".")[2]
-    pool = [candidate for candidate in candidates if candidate.endswith(kind)][:5000]
-    return tuple(difflib.get_close_matches(name, pool, n=count, cutoff=0.5))
-
-
-def _edits(one: str, other: str) -> int:
-    return abs(len(one) - len(other)) + sum(a != b for a, b in zip(reversed(one), reversed(other), strict=False))
+    @cached_property
+    def _longer_names(self) -> Mapping[str, list[tuple[Tie, str | None]]]:
+        """End of a tied name → the ties that have names ending so, with the name where it is the only one."""
+        found: dict[str, list[tuple[Tie, str | None]]] = {}
+        for tie in self._ties:
+            ends: dict[str, str | None] = {}
+            for name in tie.names:
+                for end in islice(ends_of(name), 1, None):
+                    ends[end] = None if end in ends else name
+            for end, name_or_none in ends.items():
+                found.setdefault(end, []).append((tie, name_or_none))
+        return found
 
 
 def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
@@ -182,6 +193,10 @@ _ROLES = {
     **dict.fromkeys(("text", "language"), "text"),
     **{word: word for word in ("audio", "self", "cross", "up", "down", "mid")},
 }
+
+
+# A path of more components is nobody's, and each would be looked for in all names of the base.
+_MOST_PREFIXES = 32
 
 
 class _Prefix:
@@ -228,16 +243,14 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
     exchanged = (
         _Prefix(added=name[: -len(first) + len(removed)], removed=removed)
         for removed in _prefixes(first)
+        if not any(name.startswith(removed) for name in known)  # else the part is there, stored otherwise
         for name in known
         if name.endswith("." + first.removeprefix(removed))
     )
     fitting = [
         prefix
         for prefix in exchanged
-        if prefix.keeps_numbers
-        and prefix.keeps_roles
-        and not any(name.startswith(prefix.removed) for name in known)  # else the part is there, stored otherwise
-        and _has_shapes(chains, prefix, atlas)
+        if prefix.keeps_numbers and prefix.keeps_roles and _has_shapes(chains, prefix, atlas)
     ]
     return _only_home(fitting, chains, atlas) or _Prefix()
 
@@ -245,7 +258,7 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
 def _prefixes(name: str) -> Iterable[str]:
     """The begins of a name that leave two components or more, shortest first."""
     parts = name.split(".")
-    return [".".join(parts[:cut]) + "." for cut in range(1, len(parts) - 1)]
+    return [".".join(parts[:cut]) + "." for cut in range(1, min(len(parts) - 1, _MOST_PREFIXES))]
 
 
 def _only_home(candidates: Iterable[_Prefix], names: Iterable[str], atlas: _Atlas) -> _Prefix | None:
@@ -273,10 +286,14 @@ def _pieces(atlas: _Atlas, name: str) -> tuple[Piece, ...]:
     return () if place is None else place.pieces
 
 
-def _followed(name: str, adapter: Adapter, ties: tuple[Tie, ...]) -> tuple[int, ...] | None:
+def _followed(name: str, adapter: Adapter, atlas: _Atlas) -> tuple[int, ...] | None:
     """The shape of a table that a name follows, because its tied partner is replaced; None where there is none."""
-    partners = [other for tie in ties if name in tie.names for other in tie.names if other != name]
-    tables = [update for other in partners for update in adapter.updates.get(other, ()) if isinstance(update, Replace)]
+    tables = (
+        update
+        for other in atlas.partners_of(name)
+        for update in adapter.updates.get(other, ())
+        if isinstance(update, Replace)
+    )
     return next((update.shape for update in tables if update.follows_tie), None)
 
 

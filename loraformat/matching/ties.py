@@ -130,5 +130,5 @@ def _shared_storages(base: Checkpoint) -> Iterable[Tie]:
             groups.setdefault(key, []).append(name)
     for names in groups.values():
         if len(names) > 1:
-            ordered = tuple(sorted(names, key=lambda name: (_last(name) not in EMBEDDINGS, names.index(name))))
+            ordered = tuple(sorted(names, key=lambda name: _last(name) not in EMBEDDINGS))
             yield Tie(ordered, ordered[0])

@@ -8,7 +8,7 @@ from loraformat.merger.notes import findings_of
 from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.preview import Opened, Preview, previews_of
 from loraformat.merger.retention import retentions, rounding_findings, total_share
-from loraformat.merger.run import Source, Trust, run_merge
+from loraformat.merger.run import Source, Trust, permissions_of, run_merge, source_of
 from loraformat.merger.stack import repeated
 from loraformat.merger.windows import Limits
 
@@ -26,12 +26,14 @@ __all__ = [
     "Written",
     "file_names",
     "findings_of",
+    "permissions_of",
     "plan_merge",
     "previews_of",
     "repeated",
     "retentions",
     "rounding_findings",
     "run_merge",
+    "source_of",
     "total_share",
     "weight_nbytes",
     "write_others",

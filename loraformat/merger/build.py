@@ -22,12 +22,13 @@ from loraformat.merger.plan import (
 from loraformat.merger.reshard import resharded
 from loraformat.merger.stack import layer_counts, repeated
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Json
+from loraformat.model.bundle import DIGESTS, MANIFEST, Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import DType
+from loraformat.storage import WEIGHT_SUFFIXES
 
 # Files of a base that hold weights in another form: after the merge they would be stale.
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
+_STALE_SUFFIXES = (*WEIGHT_SUFFIXES, ".h5", ".msgpack", ".onnx", ".index.json")
 
 
 def plan_merge(
@@ -60,8 +61,10 @@ def plan_merge(
         found = in_dtype(found, base, dtype)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values())
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
-    stale = {name for name in base.others if _is_stale(name, base)}
-    copies = [CopiedFile(name) for name in base.others if name not in stale and name not in tokenizers]
+    _check_names(base)
+    stale = {name for name in base.others if _is_stale(name, base) or not _is_text(name)}
+    kept_back = stale | tokenizers.keys() | {MANIFEST, DIGESTS}
+    copies = [CopiedFile(name) for name in base.others if name not in kept_back]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
     patch = (
         *_config_patch(base.config, found),
@@ -89,8 +92,19 @@ def plan_merge(
     )
 
 
+def _check_names(base: Checkpoint) -> None:
+    """Raises: MergeError (LF801): a weight file's name is not UTF-8, so that no index or manifest can hold it."""
+    for name in base.files:
+        if not _is_text(name):
+            raise MergeError("the name of a weight file is not UTF-8", where=name, hint="rename the file")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def _is_stale(name: str, base: Checkpoint) -> bool:
-    return name.endswith(_WEIGHT_SUFFIXES) and name != base.index
+    return name.lower().endswith(_STALE_SUFFIXES) and name != base.index
 
 
 def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | None) -> ShardPlan:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-from loraformat.containers import read_rows_into
 from loraformat.engine import one_thread_each
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.accelerated import Accelerator
@@ -22,7 +21,7 @@ from loraformat.merger.apply import (
     blocks_of,
 )
 from loraformat.merger.buffers import Block, Buffers
-from loraformat.merger.copies import Inputs, as_matrix, copies_views
+from loraformat.merger.copies import Inputs, copies_views
 from loraformat.merger.kernel import Kernel, open_kernel
 from loraformat.merger.plain import reads_with_torch
 from loraformat.merger.plan import Arithmetic, Edit
@@ -125,15 +124,15 @@ class Computer:
 
     def _read(self, edit: Edit, start: int, stop: int) -> Block:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
-        stored = as_matrix(self._inputs.base.tensors[edit.source], edit.row_axes)
-        block = self._buffers.block("read", stop - start, edit.matrix[1], stored.dtype)
-        if stored.strides is not None:
-            block.tensor().copy_(read_window(self._inputs, edit, start, stop, stored.dtype.torch))
+        weight = self._inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+        block = self._buffers.block("read", stop - start, edit.matrix[1], weight.dtype)
+        if weight.read_into is None:
+            block.tensor().copy_(read_window(self._inputs, edit, start, stop, weight.dtype.torch))
             return block
-        there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
-        nbytes = there * block.cols * stored.dtype.itemsize
+        there = max(0, min(stop, weight.rows) - start)
+        nbytes = there * block.cols * weight.dtype.itemsize
         if there:
-            read_rows_into(self._inputs.store, stored, start, start + there, block.data[:nbytes])
+            weight.read_into(start, start + there, block.data[:nbytes])
         block.data[nbytes:] = bytes(block.data.nbytes - nbytes)
         return block
 

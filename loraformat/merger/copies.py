@@ -9,15 +9,15 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from loraformat.containers import bytes_of, read_raw_rows, read_rows
-from loraformat.errors import UnsupportedUpdate
+from loraformat.containers import bytes_of
 from loraformat.merger.plan import Term
 from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.model.bundle import OpenedFiles
+from loraformat.model.checkpoint import BaseWeight, Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.model.updates import Update
-from loraformat.storage.base import Store, Writer
+from loraformat.storage import Run, Writer, copy_blocks, digest_of, digest_of_range, new_hash
 from loraformat.storage.local import LocalWriter
 
 _RUN_NBYTES = 64 << 20
@@ -29,14 +29,17 @@ class Inputs:
     """What a plan refers to, opened.
 
     Attributes:
-        store: the base's files.
-        base: the base's headers.
+        base: with the one opening of its files.
         adapters: as `MergePlan.adapters`.
     """
 
-    store: Store
     base: Checkpoint
     adapters: Sequence[Adapter]
+
+    @property
+    def store(self) -> OpenedFiles:
+        """The base's files, as they were when it was opened."""
+        return self.base.store
 
     def update(self, term: Term) -> Update:
         """The update that a term of the plan means."""
@@ -51,14 +54,15 @@ class Done:
         tensor: which; "" for a run over several.
         checksum: the CRC-32 of its bytes, where wanted.
         tallies: one for each tile; None for what is copied or replaced.
-        digest: SHA-256 of the whole tensor; None but for the last window of an edited one.
+        run: the digest of bytes of the file: of this piece where it is copied, of the whole tensor with the last window
+            of an edited one; None where no digest is wanted, or not yet known.
     """
 
     tensor: str
     nbytes: int
     checksum: int = 0
     tallies: tuple[Tally, ...] | None = None
-    digest: str | None = None
+    run: Run | None = None
 
 
 Task: TypeAlias = Callable[[], Done]
@@ -71,11 +75,13 @@ class Target:
     Attributes:
         entries: where each tensor goes.
         needs_checksums: whether pieces must carry their CRC-32.
+        needs_digests: whether copied pieces must carry their digest.
     """
 
     writer: Writer
     entries: Mapping[str, Entry]
     needs_checksums: bool
+    needs_digests: bool
 
     def offset(self, tensor: str, row: int, cols: int) -> int:
         """Where a row of `cols` columns begins in the file."""
@@ -90,7 +96,7 @@ class Target:
 
 def copies_views(inputs: Inputs) -> bool:
     """Whether the base has tensors that do not stand row-major, which torch puts into order."""
-    return any(stored.strides is not None for stored in inputs.base.tensors.values())
+    return any(not weight.is_copyable for weight in inputs.base.weights.values())
 
 
 def columns_of(shape: Sequence[int]) -> int:
@@ -98,68 +104,69 @@ def columns_of(shape: Sequence[int]) -> int:
     return math.prod(shape[1:])
 
 
-def as_matrix(stored: StoredTensor, row_axes: int) -> StoredTensor:
-    """A stack of matrices as one matrix, whose rows are those of all of them; for one leading axis, as it is.
-
-    Raises: UnsupportedUpdate (LF013): the view of a `.pt` file has no such rows.
-    """
-    if row_axes == 1:
-        return stored
-    strides = stored.strides
-    if strides is not None and strides[0] != strides[1] * stored.shape[1]:
-        raise UnsupportedUpdate("a stack of experts that is stored with gaps", where="merge")
-    shape = (stored.shape[0] * stored.shape[1], *stored.shape[2:])
-    return replace(stored, shape=shape, strides=None if strides is None else strides[1:])
-
-
 def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
     """Everything of a file but the edited tensors, header included, as long runs at their own offsets.
 
-    Nothing is left to do where the file system lets two files share their blocks: the edits are written over them.
+    Nothing is left to write where the file system lets two files share their blocks: the edits are written over them.
     """
-    if isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name):
+    is_there = isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name)
+    if is_there and not target.needs_digests:
         return
     spans = sorted((span.offset, span.end) for name in edited if (span := inputs.base.tensors[name].span).nbytes)
     position = 0
     for stop, resume in [*spans, (file.nbytes, file.nbytes)]:
-        yield from _runs(inputs, file.name, position, position, stop - position, target)
+        yield from _runs(inputs, file.name, position, position, stop - position, target, is_there=is_there)
         position = resume
 
 
 def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
     """An untouched tensor: inside the kernel where its bytes are in order and need no checksum, else block by block."""
-    stored, entry = inputs.base.tensors[name], target.entries[name]
-    if stored.strides is None and not target.needs_checksums:
+    weight, entry = inputs.base.weights[name], target.entries[name]
+    if weight.is_copyable and not target.needs_checksums:
+        (stored,) = weight.parts
         yield from _runs(inputs, stored.file, stored.span.offset, entry.span.offset, entry.span.nbytes, target)
         return
-    rows = entry.shape[0] if entry.shape else 1
-    row_nbytes = max(1, entry.span.nbytes // max(1, rows))
-    step = max(1, rows if stored.strides is not None else _BLOCK_NBYTES // row_nbytes)
-    for start in range(0, rows, step):
-        yield _block(inputs, name, start, min(start + step, rows), target)
+    step = max(1, _BLOCK_NBYTES // max(1, weight.row_nbytes) if weight.is_copyable else weight.rows)
+    for start in range(0, weight.rows, step):
+        yield _block(weight, start, min(start + step, weight.rows), target)
 
 
-def _runs(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Iterator[Task]:
+def _runs(
+    inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target, *, is_there: bool = False
+) -> Iterator[Task]:
+    """Runs of at most 64 MiB; where the bytes `is_there` already, only their digests are made."""
     for done in range(0, nbytes, _RUN_NBYTES):
-        yield _run(inputs, file, source_offset + done, offset + done, min(_RUN_NBYTES, nbytes - done), target)
+        count = min(_RUN_NBYTES, nbytes - done)
+        if is_there:
+            yield _digest(inputs, file, source_offset + done, offset + done, count)
+        else:
+            yield _run(inputs, file, source_offset + done, offset + done, count, target)
+
+
+def _digest(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int) -> Task:
+    return lambda: Done("", nbytes, run=Run(offset, nbytes, digest_of_range(inputs.store, file, source_offset, nbytes)))
 
 
 def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Task:
     def run() -> Done:
-        target.writer.copy_from(inputs.store, file, source_offset, offset, nbytes)
-        return Done("", nbytes)
+        if not target.needs_digests:
+            target.writer.copy_from(inputs.store, file, source_offset, offset, nbytes)
+            return Done("", nbytes)
+        total = new_hash()
+        copy_blocks(target.writer, inputs.store, file, source_offset, offset, nbytes, total.update)
+        return Done("", nbytes, run=Run(offset, nbytes, total.hexdigest()))
 
     return run
 
 
-def _block(inputs: Inputs, name: str, start: int, stop: int, target: Target) -> Task:
-    stored = inputs.base.tensors[name]
-
+def _block(weight: BaseWeight, start: int, stop: int, target: Target) -> Task:
     def run() -> Done:
-        if stored.strides is None:
-            data = memoryview(read_raw_rows(inputs.store, stored, start, stop))
-        else:
-            data = bytes_of(read_rows(inputs.store, stored, start, stop))
-        return target.write(name, data, start, columns_of(stored.shape))
+        is_ready = weight.is_copyable
+        data = memoryview(weight.raw(start, stop)) if is_ready else bytes_of(weight.read(start, stop))
+        done = target.write(weight.name, data, start, columns_of(weight.shape))
+        if not target.needs_digests:
+            return done
+        offset = target.offset(weight.name, start, columns_of(weight.shape))
+        return replace(done, run=Run(offset, data.nbytes, digest_of(data)))
 
     return run

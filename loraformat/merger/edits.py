@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import WHOLE, Matching, Part, Tie, match
+from loraformat.matching import WHOLE, Matching, Part, Tie, match, quantization_of, quantized_weights
 from loraformat.merger.limits import check_part, check_strength
 from loraformat.merger.parting import (
     Same,
@@ -22,6 +22,8 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.of_base import Carried
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Rows, Update
+
+_UNQUANTIZED = "merge into the 16-bit checkpoint that it was made from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ def _tied_edits(
 def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
     found = match(adapter, base)
     where = "merge" if number == 0 else f"merge: adapter {number + 1}"
+    _refuse_quantized(adapter, base, where)
     if found.unmatched:
         first, near = next(iter(found.unmatched.items()))
         known = f"; nearest in the base: {', '.join(near)}" if near else "; the base has no name like it"
@@ -167,6 +170,18 @@ def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
             hint="is this the base that the adapter was trained on?",
         )
     return found
+
+
+def _refuse_quantized(adapter: Adapter, base: Checkpoint, where: str) -> None:
+    """Raises: UnsupportedUpdate (LF013): an update is for a weight that the base stores in codes; names the scheme."""
+    quantization = quantization_of(base)
+    names = sorted(quantized_weights(base, adapter.updates))
+    if quantization is not None and names:
+        text = (
+            f"the base is quantized ({quantization.scheme}, says {quantization.where}): {len(names)} of "
+            f"{len(adapter.updates)} updates are for weights that it stores in codes, first {names[0]}"
+        )
+        raise UnsupportedUpdate(text, where=where, hint=_UNQUANTIZED)
 
 
 def _joined(ties: Sequence[Tie]) -> Sequence[Tie]:
@@ -237,11 +252,8 @@ def _equal(one: LazyTensor, other: LazyTensor, rows: int = 4096) -> bool:
 def _edit(name: str, source: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> Edit:
     stored = base.tensors[source]
     if not stored.dtype.is_floating:
-        raise UnsupportedUpdate(
-            f"{source}: a weight of dtype {stored.dtype.safetensors} cannot be merged into: the base is quantized",
-            where="merge",
-            hint="merge into the 16-bit checkpoint that it was made from",
-        )
+        text = f"{source}: a weight of dtype {stored.dtype.safetensors} cannot be merged into: it holds no real numbers"
+        raise UnsupportedUpdate(text, where="merge", hint=_UNQUANTIZED)
     shape = stored.shape
     is_stack = False
     for term in terms:

@@ -19,7 +19,7 @@ from loraformat.merger.steps import Steps
 from loraformat.merger.windows import Limits, windows
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType, Entry
-from loraformat.storage import PAGE_NBYTES
+from loraformat.storage import PAGE_NBYTES, Run, digest_of
 from loraformat.storage.base import Store, Writer
 
 
@@ -29,11 +29,13 @@ class Written:
 
     Attributes:
         tallies: of each edited tensor that is not replaced.
-        digests: of each edited tensor, the SHA-256 of its bytes in the file.
+        digests: of each edited tensor, the digest of its bytes in the file.
+        runs: output file → digests of its bytes, by offset: of all of them unless copied bytes were left out.
     """
 
     tallies: dict[str, Tally] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
 
 
 OnWritten = Callable[[ShardPlan, Written], None]
@@ -47,6 +49,7 @@ def write_weights(
     *,
     on_written: OnWritten | None = None,
     there: Mapping[str, Written] | None = None,
+    digests: bool = True,
 ) -> Written:
     """Write the weight files of a plan; one pool of threads for all of them.
 
@@ -55,6 +58,7 @@ def write_weights(
     Args:
         on_written: called after each file, from that thread.
         there: files that are complete already, by name.
+        digests: whether copied bytes get a digest too; computed ones always do.
 
     Returns: the figures of all tensors.
 
@@ -71,7 +75,11 @@ def write_weights(
     computer = Computer(inputs, plan.arithmetic, limits)
     engine = open_engine(limits.threads)
     finished: list[Future[None]] = []
-    shards = [_Shard(shard, plan, inputs, output, limits) for shard in plan.shards if shard.target not in known]
+    shards = [
+        _Shard(shard, plan, inputs, output, limits, needs_digests=digests)
+        for shard in plan.shards
+        if shard.target not in known
+    ]
     with computer.alone(plan.edits), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
         results = engine.map(lambda task: task(), _all_tasks(shards, computer))
         try:
@@ -84,6 +92,8 @@ def write_weights(
                 _raise_first(finished)
             for future in finished:
                 future.result()
+            for one in shards:
+                merged.runs.update(one.runs)
         except BaseException:
             results.close()
             files.shutdown(cancel_futures=True)
@@ -98,6 +108,7 @@ def _all_of(files: Iterable[Written]) -> Written:
     for written in files:
         merged.tallies.update(written.tallies)
         merged.digests.update(written.digests)
+        merged.runs.update(written.runs)
     return merged
 
 
@@ -111,20 +122,29 @@ def _raise_first(finished: list[Future[None]]) -> None:
 class _Shard:
     """One output file in the making."""
 
-    def __init__(self, plan: ShardPlan, merge: MergePlan, inputs: Inputs, output: Store, limits: Limits) -> None:
+    def __init__(
+        self, plan: ShardPlan, merge: MergePlan, inputs: Inputs, output: Store, limits: Limits, *, needs_digests: bool
+    ) -> None:
         self._plan, self._merge, self._inputs, self._limits = plan, merge, inputs, limits
-        self._output = output
+        self._output, self._needs_digests = output, needs_digests
         self._layout = None if plan.verbatim else _layout(plan)
+        self._edited = {edit.tensor for edit in plan.edits}
         self._context: AbstractContextManager[Writer] | None = None
         self._writer: Writer | None = None
         self._checksums = dict.fromkeys((tensor.name for tensor in plan.tensors), 0)
         self._left = 1  # the task that says that there are no more
+        self._runs: list[Run] = []
         self._written = Written()
 
     @property
     def is_complete(self) -> bool:
         """Whether all pieces are written."""
         return self._left == 0
+
+    @property
+    def runs(self) -> Mapping[str, tuple[Run, ...]]:
+        """The digests of the file, by its name, when it is closed."""
+        return self._written.runs
 
     def tasks(self, computer: Computer) -> Iterator[Task]:
         """All pieces of work of the file; pieces of one tensor come in order of their rows."""
@@ -133,19 +153,20 @@ class _Shard:
         size = file.nbytes if self._layout is None else self._layout.nbytes
         self._context = self._output.create(self._plan.target, size)
         self._writer = self._context.__enter__()
-        target = Target(self._writer, entries, self._layout is not None and self._layout.needs_checksums)
+        needs_checksums = self._layout is not None and self._layout.needs_checksums
+        target = Target(self._writer, entries, needs_checksums, self._needs_digests)
         for task in self._pieces(target, computer):
             self._left += 1
             yield task
         yield lambda: Done("", 0)
 
     def _pieces(self, target: Target, computer: Computer) -> Iterator[Task]:
-        edited = {edit.tensor for edit in self._plan.edits}
         if self._plan.verbatim:
-            yield from verbatim_copies(self._inputs, self._inputs.base.files[self._plan.source], edited, target)
+            file = self._inputs.base.files[self._plan.source]
+            yield from verbatim_copies(self._inputs, file, self._edited, target)
         else:
             for tensor in self._plan.tensors:
-                if tensor.name not in edited:
+                if tensor.name not in self._edited:
                     yield from tensor_copies(self._inputs, tensor.name, target)
         for edit in self._plan.edits:
             steps, digest = computer.steps(edit), Digest()
@@ -161,8 +182,10 @@ class _Shard:
         for written in (self._written, merged):
             for tally in done.tallies or ():
                 written.tallies[done.tensor] = written.tallies.get(done.tensor, Tally()) + tally
-            if done.digest:
-                written.digests[done.tensor] = done.digest
+            if done.run is not None and done.tensor in self._edited:
+                written.digests[done.tensor] = done.run.digest
+        if done.run is not None:
+            self._runs.append(done.run)
 
     def close(self, on_written: OnWritten | None) -> None:
         """Write what frames the tensors, make the file durable and give it its name."""
@@ -171,6 +194,8 @@ class _Shard:
         if self._layout is not None:
             for offset, data in self._layout.frame(self._checksums):
                 self._writer.write_at(offset, data)
+                self._runs.append(Run(offset, len(data), digest_of(data)))
+        self._written.runs[self._plan.target] = tuple(sorted(run for run in self._runs if run.nbytes))
         context, self._context = self._context, None
         context.__exit__(None, None, None)
         if on_written is not None:
@@ -223,7 +248,10 @@ def _window_task(
             computed = computer.window(edit, steps, start, stop, phase)
             add(computed.data)
             done = target.write(edit.tensor, computed.data, start, edit.matrix[1])
-        is_last = stop == edit.matrix[0]
-        return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, digest.hexdigest() if is_last else None)
+        whole: Run | None = None
+        if stop == edit.matrix[0]:
+            entry = target.entries[edit.tensor]
+            whole = Run(entry.span.offset, entry.span.nbytes, digest.hexdigest())
+        return Done(edit.tensor, done.nbytes, done.checksum, computed.tally, whole)
 
     return run

@@ -10,7 +10,7 @@ from loraformat.formats.findings import Said, kind, listed
 
 @kind("LF802", Severity.INFO)
 def left_out(base: str, names: Sequence[str]) -> Said:
-    """Something of the base folder was not copied: its weights in another form, or a subfolder.
+    """Something of the base folder was not copied: weights in another form, a subfolder, a name that is not UTF-8.
 
     ## Why is this bad?
     Mostly it is not. Had weights in another form been copied, a loader that prefers them would have loaded the
@@ -25,7 +25,7 @@ def left_out(base: str, names: Sequence[str]) -> Said:
     ## Source
     loraformat's own law: nothing is dropped in silence.
     """
-    return base, f"not copied, un-merged weights and subfolders: {listed(list(names))}"
+    return base, f"not copied (un-merged weights, subfolders, names that are not UTF-8): {listed(list(names))}"
 
 
 @kind("LF803", Severity.WARNING)
@@ -117,4 +117,95 @@ def whole_matrices(where: str, count: int, nbytes: int) -> Said:
     return where, f"{count} weights are decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32"
 
 
-FINDINGS = (left_out, update_lost_to_rounding, output_changed, unlike_peft, whole_matrices)
+@kind("LF812", Severity.INFO)
+def resumed(names: Sequence[str]) -> Said:
+    """`--resume`: which files of an unfinished output were taken over.
+
+    ## Why it matters
+    A file is taken over where the same merge, of the same inputs, wrote it and the digests in its journal prove every
+    byte of it. All others are written again.
+
+    ## Example
+    A merge that was killed after three of eight files, and started again with `--resume`.
+
+    ## Use instead
+    Nothing to do. Where nothing was taken over although something was there, another version, other options or other
+    inputs wrote it, or its bytes are not the ones that were written.
+
+    ## Source
+    loraformat's own journal.
+    """
+    if not names:
+        return "", "nothing to resume: no complete file of this merge was left"
+    return "", f"resumed: {len(names)} complete files of an unfinished output were taken over: {listed(list(names))}"
+
+
+@kind("LF813", Severity.INFO)
+def unfinished_cleared(where: str, nbytes: int) -> Said:
+    """An unfinished output of an earlier run to the same place was there, and was removed.
+
+    ## Why it matters
+    A run that was killed leaves what it had written. `--resume` would have gone on from there.
+
+    ## Example
+    `loraformat merge base adapter -o out`, killed by the system, and started again without `--resume`.
+
+    ## Use instead
+    Start an interrupted merge again with `--resume`.
+
+    ## Source
+    loraformat's own promise: nothing is dropped in silence.
+    """
+    return where, f"an unfinished output of an earlier run was there and was removed ({nbytes} bytes)"
+
+
+@kind("LF814", Severity.WARNING)
+def merged_again(where: str, adapter: str) -> Said:
+    """The base is itself the result of a merge, of the same adapter.
+
+    ## Why is this bad?
+    The update is added a second time: the model is then changed twice as much as was trained.
+
+    ## Example
+    `loraformat merge base adapter -o merged`, then `loraformat merge merged adapter -o again`.
+
+    ## Use instead
+    Merge into the base that the adapter was trained on. For a stronger update use `adapter=2.0`.
+
+    ## Source
+    `loraformat.manifest.json` of the base, which names what was merged into it.
+    """
+    return where, f"{adapter} was merged into this base before"
+
+
+@kind("LF815", Severity.INFO)
+def kept_private(where: str, permissions: int) -> Said:
+    """The output is readable by fewer users than new files usually are, since one of the inputs is.
+
+    ## Why it matters
+    Many people keep adapters to themselves. What is made from them is never more readable than the most private file,
+    or the folder of one, that it was made from.
+
+    ## Example
+    `adapter_model.safetensors` of mode 0600, and a base of mode 0644: the merged files have mode 0600.
+
+    ## Use instead
+    `chmod` opens the output, if others may read it.
+
+    ## Source
+    loraformat's own promise.
+    """
+    return where, f"an input is private, so the output is too: files of mode {permissions & 0o666:04o} at most"
+
+
+FINDINGS = (
+    left_out,
+    update_lost_to_rounding,
+    output_changed,
+    unlike_peft,
+    whole_matrices,
+    resumed,
+    unfinished_cleared,
+    merged_again,
+    kept_private,
+)

@@ -9,27 +9,45 @@ from typing import Any, cast
 from loraformat.errors import ConfigError
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import MergePlan, nbytes_of
-from loraformat.storage.base import Store
+from loraformat.model.bundle import OpenedFiles
+from loraformat.storage import LocalStore, Run, Store, copy_blocks, digest_of, new_hash
 
 
-def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> None:
+def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tuple[Run, ...]]:
     """Write everything of the plan but the weight files: patched config, new index, copied files.
+
+    Returns: name → the digest of all bytes of the file.
 
     Raises: StorageError; ConfigError (LF103) where config.json or the index of the base is no JSON object.
     """
+    runs: dict[str, tuple[Run, ...]] = {}
     for copied in plan.copies:
         if copied.adapter is None:
-            size = inputs.base.others[copied.name]
-            with output.create(copied.name, size) as writer:
-                writer.copy_from(inputs.store, copied.name, 0, 0, size)
+            runs[copied.name] = _copy(inputs, copied.name, output)
         else:
             data = inputs.adapters[copied.adapter].tokenizer[copied.name].read()
-            with output.create(copied.name, len(data)) as writer:
-                writer.write(data)
+            runs[copied.name] = put(output, copied.name, data)
     if plan.config_patch:
-        _write_json(output, "config.json", _patched(inputs.store, plan))
+        runs["config.json"] = put(output, "config.json", _json(_patched(inputs.store, plan)))
     if plan.index is not None:
-        _write_json(output, plan.index, _index(inputs, plan))
+        runs[plan.index] = put(output, plan.index, _json(_index(inputs, plan)))
+    return runs
+
+
+def put(output: Store, name: str, data: bytes) -> tuple[Run, ...]:
+    """Write a whole file, and tell its digest."""
+    with output.create(name, len(data)) as writer:
+        writer.write(data)
+    return (Run(0, len(data), digest_of(data)),)
+
+
+def _copy(inputs: Inputs, name: str, output: Store) -> tuple[Run, ...]:
+    if isinstance(inputs.store, LocalStore):
+        inputs.store.check_inside(name)
+    size, total = inputs.base.others[name], new_hash()
+    with output.create(name, size) as writer:
+        copy_blocks(writer, inputs.store, name, 0, 0, size, total.update)
+    return (Run(0, size, total.hexdigest()),)
 
 
 def weight_nbytes(plan: MergePlan) -> int:
@@ -45,7 +63,7 @@ def file_names(plan: MergePlan) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _patched(store: Store, plan: MergePlan) -> dict[str, Any]:
+def _patched(store: OpenedFiles, plan: MergePlan) -> dict[str, Any]:
     config = _object(store, "config.json")
     for path, value in plan.config_patch:
         level = config
@@ -70,7 +88,7 @@ def _index(inputs: Inputs, plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _object(store: Store, name: str) -> dict[str, Any]:
+def _object(store: OpenedFiles, name: str) -> dict[str, Any]:
     """A JSON object of the base in the order of its keys; it was parsed strictly when the base was opened."""
     value = json.loads(store.read(name).decode("utf-8"))
     if not isinstance(value, dict):
@@ -78,7 +96,5 @@ def _object(store: Store, name: str) -> dict[str, Any]:
     return value
 
 
-def _write_json(output: Store, name: str, value: Mapping[str, Any]) -> None:
-    data = (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
-    with output.create(name, len(data)) as writer:
-        writer.write(data)
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loraformat.containers.prints import header_sha256
+from loraformat.containers import strict_json
 from loraformat.errors import LoraFormatError
 from loraformat.merger.execute import Written
 from loraformat.merger.plan import MergePlan, ShardPlan
 from loraformat.merger.retention import Tally
+from loraformat.storage import MARKER, Run, digest_of_range, uncovered
 from loraformat.storage.local import OWN_PREFIX, LocalStore
 
 JOURNAL = f"{OWN_PREFIX}journal.json"
+_MOST_NBYTES = 1 << 30
+
+Map = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
 
 def fingerprint_of(plan: MergePlan, identities: Sequence[Any], version: str) -> str:
     """One hash over all that decides about the output's bytes.
 
     Args:
-        identities: of each input, for every file: name, device, inode, size, time of change.
+        identities: of each input, for every file: name, inode, size, time of change.
         version: of this package.
     """
     facts = {"version": version, "plan": plan.to_json(), "inputs": identities}
@@ -30,50 +34,55 @@ def fingerprint_of(plan: MergePlan, identities: Sequence[Any], version: str) -> 
 
 
 class Journal:
-    """A file in the unfinished output that lists the complete weight files with their figures."""
+    """A file in the unfinished output that lists the complete weight files with their figures and digests.
+
+    It is always written: whether a run is killed is not known when it begins.
+    """
 
     def __init__(self, output: LocalStore, fingerprint: str) -> None:
         self._output, self._fingerprint = output, fingerprint
         self._files: dict[str, Any] = {}
 
-    def resume(self) -> dict[str, Written]:
+    def begin(self) -> None:
+        """Begin anew in an empty folder."""
+        self._files = {}
+        self._write()
+
+    def resume(self, each: Map = map) -> dict[str, Written]:
         """The weight files that need not be written again, by name; everything else in the folder is removed.
 
-        A file counts where this plan wrote it and it is the file that was written: by size, inode, time of change and
-        hash of its header.
+        A file is taken over where this plan wrote it and digests in the journal prove every byte of it. A journal that
+        is damaged, or another plan's, proves nothing.
+
+        Args:
+            each: maps a function over names, to read several files at a time.
         """
-        self._files = {name: entry for name, entry in self._read().items() if self._is_intact(name, entry)}
+        known = self._read()
+        names = list(known)
+        proofs = each(lambda name: _is_proved(self._output, name, known[name]), names)
+        there = {name: known[name] for name, is_proved in zip(names, proofs, strict=True) if is_proved}
+        self._files = {name: _entry(name, written) for name, written in there.items()}
         for name in self._output.own_and_other_names():
-            if name not in self._files:
+            if name not in there and name != MARKER:
                 self._output.remove(name)
         self._write()
-        return {name: _written(entry) for name, entry in self._files.items()}
+        return there
 
     def add(self, shard: ShardPlan, written: Written) -> None:
         """Note that a file is complete."""
-        self._files[shard.target] = {
-            "identity": list(self._output.identity(shard.target)),
-            "header": header_sha256(self._output, shard.target),
-            "tallies": {name: asdict(tally) for name, tally in written.tallies.items()},
-            "digests": written.digests,
-        }
+        self._files[shard.target] = _entry(shard.target, written)
         self._write()
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Written]:
         if JOURNAL not in self._output.own_and_other_names():
             return {}
         try:
-            known = json.loads(self._output.read(JOURNAL))
-        except ValueError:
+            known = strict_json.parse(self._output.read(JOURNAL), JOURNAL, limit=_MOST_NBYTES)
+            if not isinstance(known, dict) or known.get("fingerprint") != self._fingerprint:
+                return {}
+            return {name: _written(name, entry) for name, entry in dict(known["files"]).items()}  # type: ignore[arg-type]
+        except (LoraFormatError, LookupError, TypeError, ValueError, AttributeError):
             return {}
-        return dict(known["files"]) if known.get("fingerprint") == self._fingerprint else {}
-
-    def _is_intact(self, name: str, entry: Mapping[str, Any]) -> bool:
-        try:
-            found = list(self._output.identity(name)), header_sha256(self._output, name)
-        except LoraFormatError:
-            return False
-        return found == (entry["identity"], entry["header"])
 
     def _write(self) -> None:
         data = json.dumps({"fingerprint": self._fingerprint, "files": self._files}).encode()
@@ -81,6 +90,31 @@ class Journal:
             writer.write(data)
 
 
-def _written(entry: Mapping[str, Any]) -> Written:
-    tallies = {name: Tally(**values) for name, values in entry["tallies"].items()}
-    return Written(tallies, dict(entry["digests"]))
+def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
+    """Whether digests cover all of a file, and are those of the bytes in it."""
+    runs = written.runs[name]
+    try:
+        nbytes = output.files().get(name, -1)
+        is_covered = nbytes >= 0 and not uncovered([(run.offset, run.end) for run in runs], nbytes)
+        return is_covered and all(
+            run.end <= nbytes and digest_of_range(output, name, run.offset, run.nbytes) == run.digest for run in runs
+        )
+    except LoraFormatError:
+        return False
+
+
+def _entry(name: str, written: Written) -> dict[str, Any]:
+    return {
+        "runs": [list(run) for run in written.runs[name]],
+        "tallies": {tensor: asdict(tally) for tensor, tally in written.tallies.items()},
+        "digests": written.digests,
+    }
+
+
+def _written(name: str, entry: Mapping[str, Any]) -> Written:
+    """An entry as figures. Raises LookupError, TypeError, ValueError, AttributeError: it is not of that form."""
+    runs = tuple(Run(int(offset), int(nbytes), str(digest)) for offset, nbytes, digest in entry["runs"])
+    if any(run.offset < 0 or run.nbytes < 0 for run in runs):
+        raise ValueError(name)
+    tallies = {tensor: Tally(**values) for tensor, values in entry["tallies"].items()}
+    return Written(tallies, {str(tensor): str(digest) for tensor, digest in entry["digests"].items()}, {name: runs})

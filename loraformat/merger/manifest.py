@@ -7,13 +7,19 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
+from loraformat import schema
+from loraformat.containers import strict_json
 from loraformat.containers.prints import FilePrint
+from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import MANIFEST, OpenedFiles
 from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
-from loraformat.model.summary import kind_of, scale_of
+from loraformat.model.summary import has_scale, kind_of, scale_of
+from loraformat.model.tensors import row_blocks
 from loraformat.model.updates import (
     Diff,
     FromBase,
@@ -27,42 +33,50 @@ from loraformat.model.updates import (
     Rows,
     Scaled,
     Update,
+    tensors_of,
 )
-from loraformat.storage.base import Store
+from loraformat.storage import LocalStore, Store, new_hash
 
-MANIFEST = "loraformat.manifest.json"
 SCHEMA = "loraformat.manifest/1"
+MOST_NBYTES = 1 << 28  # of a manifest that is read
+_BLOCK_NBYTES = 8 << 20
 
 
 def build_manifest(
     plan: MergePlan,
     inputs: Inputs,
     prints: Mapping[str, Any],
-    outputs: Sequence[FilePrint],
+    outputs: Sequence[Mapping[str, Any]],
     digests: Mapping[str, str],
+    history: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The manifest as JSON values. The same inputs, version and options give the same one.
 
     Args:
         prints: "base" and "adapters", the files of each input.
-        outputs: every file of the output but the manifest.
-        digests: SHA-256 of each computed tensor.
+        outputs: every file of the output but the manifest and the list of digests.
+        digests: of each computed tensor.
+        history: what was merged into the base before, see `history_of`.
     """
     edits = {edit.tensor: edit for edit in plan.edits}
-    used = zip(plan.adapters, prints["adapters"], strict=True)
+    used = zip(plan.adapters, inputs.adapters, prints["adapters"], strict=True)
+    layers = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
     return {
         "schema": SCHEMA,
         # Not an import: the root package names everything, so importing it would be importing every layer above.
         "tool": {"name": "loraformat", "version": sys.modules["loraformat"].__version__},
         "job": "merge",
         "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
-        "base": {"files": prints["base"]},
-        "adapters": [{**_assumed(source), "files": files} for source, files in used],
-        "outputs": [plain_print(one) for one in outputs],
+        "base": {"files": prints["base"], **layers},
+        "adapters": [
+            {**_assumed(source), "files": files, "digest": adapter_digest(adapter)} for source, adapter, files in used
+        ],
+        "history": list(history),
+        "outputs": [dict(one) for one in outputs],
         "weights": {
             name: {
                 "dtype": edits[name].dtype,
-                "sha256": digest,
+                "blake3": digest,
                 "terms": [_term(term, inputs) for term in edits[name].terms],
             }
             for name, digest in sorted(digests.items())
@@ -95,6 +109,55 @@ def _rendered(manifest: Mapping[str, Any]) -> bytes:
 def plain_print(found: FilePrint) -> dict[str, Any]:
     """A print as JSON values, without what was not computed."""
     return {key: value for key, value in asdict(found).items() if value is not None}
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """What tells an adapter from others: a digest of its updates, whatever files and spelling they stand in.
+
+    Tensors that are computed when they are read (shared random projections, say) count with their shape alone; what
+    they are computed from is in the rest.
+    """
+    total = new_hash()
+    for weight, updates in sorted(adapter.updates.items()):
+        for update in updates:
+            facts = [weight, kind_of(update), scale_of(update) if has_scale(update) else None]
+            total.update(json.dumps(facts).encode())
+            for name, tensor in tensors_of(update):
+                total.update(json.dumps([name, tensor.dtype.safetensors, tensor.shape]).encode())
+                for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES):
+                    total.update(b"" if tensor.raw is None else tensor.raw(start, stop))
+    return total.hexdigest()
+
+
+def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
+    """The manifest of a folder that a merge wrote; None where there is none, or not one that fits its schema.
+
+    Raises: StorageError: it cannot be read.
+    """
+    if MANIFEST not in store.files():
+        return None
+    try:
+        value = strict_json.parse(store.read(MANIFEST), MANIFEST, limit=MOST_NBYTES)
+    except InvalidJson:
+        return None
+    is_sound = isinstance(value, dict) and next(schema.check("manifest", value), None) is None
+    return cast("dict[str, Any]", value) if is_sound else None
+
+
+def is_output(path: str) -> bool:
+    """Whether a merge wrote the folder at `path`: it has a manifest that fits its schema."""
+    try:
+        return read_manifest(LocalStore(path)) is not None
+    except StorageError:
+        return False
+
+
+def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
+    """The merges that made a base, oldest first, as its manifest names them: (tool, options, adapters) of each."""
+    if manifest is None:
+        return ()
+    last = {key: manifest[key] for key in ("tool", "options", "adapters")}
+    return (*manifest["history"], last)
 
 
 _FORMULAS: Mapping[type[Update], str] = {

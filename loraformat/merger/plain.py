@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 def is_plain(edit: Edit, inputs: Inputs) -> bool:
     """Whether all that an edit does is to add low-rank products to a floating tensor whose rows stand in order."""
-    stored = inputs.base.tensors[edit.source]
-    is_readable = stored.strides is None and stored.dtype.is_floating
+    weight = inputs.base.weights[edit.source]
+    is_readable = weight.is_copyable and weight.dtype.is_floating
     return is_readable and bool(edit.terms) and all(_is_product(term, edit, inputs) for term in edit.terms)
 
 

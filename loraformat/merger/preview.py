@@ -19,7 +19,6 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Update
-from loraformat.storage import open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +111,7 @@ def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:
     Raises: MergeError, UnsupportedUpdate: a merge would not be made.
     """
     checkpoint = repeated(base, [adapter])
-    inputs = Inputs(store=open_store(base.uri), base=checkpoint, adapters=[adapter])
+    inputs = Inputs(base=checkpoint, adapters=[adapter])
     found: list[Preview] = []
     taken: set[tuple[str, Part]] = set()
     for edit in edits_of(checkpoint, [adapter]).edits.values():

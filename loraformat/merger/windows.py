@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.containers import read_rows
 from loraformat.merger.apply import (
     TILE,
     blocks_of,
 )
-from loraformat.merger.copies import Inputs, as_matrix
+from loraformat.merger.copies import Inputs
 from loraformat.merger.multiply import common_unit, row_unit
 from loraformat.merger.plan import Edit
 from loraformat.model.tensors import DType
@@ -81,18 +79,17 @@ def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.
     """Rows of the base tensor of an edit as `dtype`, (stop - start, cols); rows that it lacks are zero."""
     import torch
 
-    stored = as_matrix(inputs.base.tensors[edit.source], edit.row_axes)
-    there = min(stop, stored.shape[0] if stored.shape else 1)
+    weight = inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+    there = min(stop, weight.rows)
     window = torch.zeros(stop - start, edit.matrix[1], dtype=dtype)
     if there > start:
-        window[: there - start] = read_rows(inputs.store, stored, start, there).reshape(there - start, -1)
+        window[: there - start] = weight.read(start, there).reshape(there - start, -1)
     return window
 
 
 def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows as stored) of a base tensor, a few megabytes at a time."""
-    stored = inputs.base.tensors[tensor]
-    cols = max(1, math.prod(stored.shape[1:]))
-    height = max(TILE, _MOST_WINDOW_NBYTES // (cols * stored.dtype.itemsize) // TILE * TILE)
-    for start, stop in blocks_of(0, stored.shape[0], height):
-        yield start, read_rows(inputs.store, stored, start, stop)
+    weight = inputs.base.weights[tensor]
+    height = max(TILE, _MOST_WINDOW_NBYTES // max(1, weight.row_nbytes) // TILE * TILE)
+    for start, stop in blocks_of(0, weight.rows, height):
+        yield start, weight.read(start, stop)

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, Union
+from typing import Protocol, TypeAlias, Union
 
+from loraformat import strict_json
 from loraformat.model.tensors import LazyTensor
 
-Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
+# What a merge writes about its output, which is true of that output alone: never copied into another one.
+MANIFEST = "loraformat.manifest.json"
+DIGESTS = "loraformat.digests.json"
+
+Json: TypeAlias = strict_json.Json
+
+
+class OpenedFiles(Protocol):
+    """The files of an adapter or a base, opened once: later reads give what was there then, or an error."""
+
+    uri: str
+
+    def files(self) -> Mapping[str, int]:
+        """Names of the files → sizes in bytes."""
+
+    def folders(self) -> tuple[str, ...]:
+        """Names of the subfolders."""
+
+    def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """A range of a file, or all from `offset` on."""
+
+    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
+        """Fill `buffer` with the bytes of a file from `offset` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +97,15 @@ class Bundle:
     Attributes:
         uri: where it came from, for messages; empty for a bundle in memory.
         is_single_file: whether the user named one file rather than a folder.
+        folders: names of its subfolders, which are not looked into.
+        opened: the files on disk, through which all of `files` are read; None for a bundle in memory.
     """
 
     uri: str
     files: Mapping[str, File]
     is_single_file: bool = False
+    folders: tuple[str, ...] = ()
+    opened: OpenedFiles | None = None
 
     def json(self, name: str) -> Json:
         """The parsed content of `name`; the file must be there and be a JsonFile."""

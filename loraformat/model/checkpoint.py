@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from loraformat.model.bundle import Json
+from loraformat.model.bundle import Json, OpenedFiles
 from loraformat.model.tensors import DType, Entry, Span
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,51 @@ class WeightFile:
     has_extras: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseWeight:
+    """A weight of a base by shape and dtype, with a way to its values.
+
+    Attributes:
+        parts: the stored tensors that it is made of.
+        read: `read(start, stop)` gives those rows of the first axis as a torch tensor, in memory of their own; a weight
+            of shape `()` is read as `read(0, 1)`.
+        read_into: `read_into(start, stop, buffer)` fills a buffer of the right length with the bytes of the same rows,
+            row-major and little-endian; None where values are computed, or do not stand so in the file.
+        as_matrix: `as_matrix(2)` is a stack of matrices as one matrix with the rows of all of them; `as_matrix(1)` is
+            the weight itself.
+    """
+
+    name: str
+    parts: tuple[StoredTensor, ...]
+    shape: tuple[int, ...]
+    dtype: DType
+    read: Callable[[int, int], Tensor]
+    read_into: Callable[[int, int, memoryview], None] | None
+    as_matrix: Callable[[int], BaseWeight]
+
+    @property
+    def is_copyable(self) -> bool:
+        """Whether its bytes stand in a file as they would in any other container."""
+        return self.read_into is not None
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; 1 for a weight of shape `()`."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def raw(self, start: int, stop: int) -> bytearray:
+        """The bytes of rows `start:stop`; only where `is_copyable`."""
+        assert self.read_into is not None
+        buffer = bytearray((stop - start) * self.row_nbytes)
+        self.read_into(start, stop, memoryview(buffer))
+        return buffer
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base model.
@@ -74,6 +124,10 @@ class Checkpoint:
         others: every other regular file beside the weights (config.json and index included) → size.
         folders: names of subfolders, which are not looked into.
         layers: for a base whose layers were repeated: which stored layer each copies; else ().
+        quantization_files: JSON files beside config.json in which tools say that a base is quantized → values.
+        weights: name → weight with its values, for all `tensors`; empty for headers without files.
+        opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
+            files that are opened again may be others.
     """
 
     uri: str
@@ -84,6 +138,15 @@ class Checkpoint:
     others: Mapping[str, int] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    quantization_files: Mapping[str, Json] = field(default_factory=dict)
+    weights: Mapping[str, BaseWeight] = field(default_factory=dict)
+    opened: OpenedFiles | None = None
+
+    @property
+    def store(self) -> OpenedFiles:
+        """The files of a checkpoint that is not headers alone."""
+        assert self.opened is not None
+        return self.opened
 
     @property
     def parameters(self) -> int:

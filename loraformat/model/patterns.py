@@ -6,327 +6,125 @@ quantifiers `* + ? {m,n}`, lazy or greedy. Look-around, back references, flags a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeAlias, Union
+from array import array
+from collections.abc import Iterable
+from functools import cached_property
 
-_MOST_CHARACTERS = 4000
-_MOST_INSTRUCTIONS = 4000
-_DEEPEST = 40
+from loraformat.budget import Budget
+from loraformat.model.pattern_program import Accept, Anchor, Character, Instruction, Split, compiled
+
 _LONGEST_TEXT = 2000
-
-Test: TypeAlias = Callable[[str], bool]
+_MOST_KEPT = 2_000_000  # states of the sets that a matcher remembers, two bytes each
 
 
 def is_linear(pattern: str) -> bool:
     """Whether `fullmatch` can evaluate the pattern."""
-    return _compiled(pattern) is not None
+    return compiled(pattern).instructions is not None
 
 
 def fullmatch(pattern: str, text: str) -> bool | None:
-    """Whether the whole text matches, as `re.fullmatch` says; None where it was not evaluated.
+    """Whether the whole text matches, as `re.fullmatch` says; None where it was not evaluated."""
+    return Matcher(pattern, Budget()).fullmatch(text)
+
+
+class Matcher:
+    """One pattern for many texts, with the budget of the run.
 
     Time is at most the length of the text times the size of the pattern, whatever the pattern: all alternatives are
-    followed at once (Thompson's construction).
+    followed at once (Thompson's construction). Sets of states and the ways between them are remembered, so that for
+    names that begin alike a character costs one look.
+
+    Attributes:
+        is_linear: whether the pattern can be evaluated at all.
     """
-    program = _compiled(pattern)
-    if program is None or len(text) > _LONGEST_TEXT or "\n" in text:
-        return None
-    states = _closure(program, [0], 0, len(text))
-    for position, character in enumerate(text, start=1):
-        ahead = [state + 1 for state in states if _accepts(program[state], character)]
-        states = _closure(program, ahead, position, len(text))
-    return any(isinstance(program[state], _Accept) for state in states)
 
+    def __init__(self, pattern: str, budget: Budget) -> None:
+        self._budget = budget
+        program = compiled(pattern) if budget.left >= 0 else None
+        self.is_linear = program is not None and program.instructions is not None
+        self._program = program.instructions if program is not None and budget.spend(program.cost) else None
+        self._sets: list[bytes] = []
+        self._numbers: dict[bytes, int] = {}
+        self._moves: dict[tuple[int, str], int] = {}
+        self._ends: dict[int, bool] = {}
+        self._kept = 0
 
-class _Unsupported(Exception):
-    """The pattern is outside the subset."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Character:
-    test: Test
-
-
-@dataclass(frozen=True, slots=True)
-class _Anchor:
-    at_start: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    targets: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Accept:
-    pass
-
-
-_Instruction: TypeAlias = Union[_Character, _Anchor, _Split, _Accept]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sequence:
-    parts: tuple[_Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    branches: tuple[_Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Repeat:
-    node: _Node
-    least: int
-    most: int | None
-
-
-_Node: TypeAlias = Union[_Character, _Anchor, _Sequence, _Choice, _Repeat]
-
-
-def _accepts(instruction: _Instruction, character: str) -> bool:
-    return isinstance(instruction, _Character) and instruction.test(character)
-
-
-def _closure(program: tuple[_Instruction, ...], start: Iterable[int], position: int, length: int) -> set[int]:
-    """All states that are reached without reading a character."""
-    seen: set[int] = set()
-    waiting = list(start)
-    while waiting:
-        state = waiting.pop()
-        if state in seen:
-            continue
-        seen.add(state)
-        instruction = program[state]
-        if isinstance(instruction, _Split):
-            waiting.extend(instruction.targets)
-        elif isinstance(instruction, _Anchor) and position == (0 if instruction.at_start else length):
-            waiting.append(state + 1)
-    return seen
-
-
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> tuple[_Instruction, ...] | None:
-    if len(pattern) > _MOST_CHARACTERS:
-        return None
-    try:
-        node = _Parser(pattern).whole()
-        program: list[_Instruction] = []
-        _emit(node, program)
-    except _Unsupported:
-        return None
-    return (*program, _Accept())
-
-
-def _emit(node: _Node, program: list[_Instruction]) -> None:
-    if len(program) > _MOST_INSTRUCTIONS:
-        raise _Unsupported
-    match node:
-        case _Character() | _Anchor():
-            program.append(node)
-        case _Sequence(parts):
-            for part in parts:
-                _emit(part, program)
-        case _Choice(branches):
-            _emit_choice(branches, program)
-        case _Repeat():
-            _emit_repeat(node, program)
-
-
-def _emit_choice(branches: tuple[_Node, ...], program: list[_Instruction]) -> None:
-    fork = len(program)
-    program.append(_Split(()))
-    starts, ends = [], []
-    for branch in branches:
-        starts.append(len(program))
-        _emit(branch, program)
-        ends.append(len(program))
-        program.append(_Split(()))
-    program[fork] = _Split(tuple(starts))
-    for end in ends:
-        program[end] = _Split((len(program),))
-
-
-def _emit_repeat(repeat: _Repeat, program: list[_Instruction]) -> None:
-    for _ in range(repeat.least):
-        _emit(repeat.node, program)
-    if repeat.most is None:
-        fork = len(program)
-        program.append(_Split(()))
-        _emit(repeat.node, program)
-        program.append(_Split((fork,)))
-        program[fork] = _Split((fork + 1, len(program)))
-        return
-    forks = []
-    for _ in range(repeat.most - repeat.least):
-        forks.append(len(program))
-        program.append(_Split(()))
-        _emit(repeat.node, program)
-    for fork in forks:
-        program[fork] = _Split((fork + 1, len(program)))
-
-
-_CLASSES: dict[str, Test] = {
-    "d": str.isdecimal,
-    "D": lambda c: not c.isdecimal(),
-    "w": lambda c: c.isalnum() or c == "_",
-    "W": lambda c: not (c.isalnum() or c == "_"),
-    "s": str.isspace,
-    "S": lambda c: not c.isspace(),
-}
-
-
-class _Parser:
-    """Recursive descent over one pattern."""
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern, self.at, self.depth = pattern, 0, 0
-
-    def whole(self) -> _Node:
-        node = self.choice()
-        if self.at < len(self.pattern):
-            raise _Unsupported
-        return node
-
-    def peek(self) -> str:
-        return self.pattern[self.at : self.at + 1]
-
-    def take(self) -> str:
-        character = self.peek()
-        if not character:
-            raise _Unsupported
-        self.at += 1
-        return character
-
-    def skip(self, text: str) -> bool:
-        found = self.pattern.startswith(text, self.at)
-        self.at += len(text) if found else 0
-        return found
-
-    def choice(self) -> _Node:
-        branches = [self.sequence()]
-        while self.skip("|"):
-            branches.append(self.sequence())
-        return branches[0] if len(branches) == 1 else _Choice(tuple(branches))
-
-    def sequence(self) -> _Node:
-        parts: list[_Node] = []
-        while self.peek() not in ("", "|", ")"):
-            parts.append(self.quantified(self.atom()))
-        return _Sequence(tuple(parts))
-
-    def quantified(self, node: _Node) -> _Node:
-        bounds = self.bounds()
-        if bounds is None:
-            return node
-        self.skip("?")
-        if isinstance(node, _Anchor) or self.peek() in ("*", "+", "?") or (self.peek() == "{" and self.bounds()):
-            raise _Unsupported
-        return _Repeat(node, *bounds)
-
-    def bounds(self) -> tuple[int, int | None] | None:
-        for sign, found in (("*", (0, None)), ("+", (1, None)), ("?", (0, 1))):
-            if self.skip(sign):
-                return found
-        return self.braces() if self.peek() == "{" else None
-
-    def braces(self) -> tuple[int, int | None] | None:
-        end = self.pattern.find("}", self.at)
-        low, comma, high = self.pattern[self.at + 1 : max(end, self.at + 1)].partition(",")
-        if end < 0 or not (low or comma) or not all(digits == "" or _is_small(digits) for digits in (low, high)):
+    def fullmatch(self, text: str) -> bool | None:
+        """Whether the whole text matches, as `re.fullmatch` says; None where it was not evaluated."""
+        if self._program is None or len(text) > _LONGEST_TEXT or "\n" in text or not self._budget.spend(len(text)):
             return None
-        self.at = end + 1
-        least = int(low or 0)
-        most = (int(high) if high else None) if comma else least
-        if most is not None and most < least:
-            raise _Unsupported
-        return least, most
+        if not text:
+            return self._accepts(self._closure([0], at_start=True, at_end=True))
+        number = self._number(self._first)
+        for character in text:
+            following = self._moves.get((number, character))
+            if following is None:
+                following = self._move(number, character)
+            number = following
+            if self._budget.left < 0:
+                return None
+        if number not in self._ends:
+            self._ends[number] = self._accepts(self._closure(_states(self._sets[number]), at_start=False, at_end=True))
+        return self._ends[number]
 
-    def atom(self) -> _Node:
-        character = self.take()
-        if character == "(":
-            return self.group()
-        if character == "[":
-            return _Character(self.character_class())
-        if character in ("^", "$"):
-            return _Anchor(character == "^")
-        if character == ".":
-            return _Character(lambda c: c != "\n")
-        if character == "\\":
-            return self.escape()
-        if character in "*+?" or (character == "{" and self.is_quantifier()):
-            raise _Unsupported
-        return _Character(character.__eq__)
+    @cached_property
+    def _first(self) -> bytes:
+        return _key(self._closure([0], at_start=True, at_end=False))
 
-    def is_quantifier(self) -> bool:
-        """Whether the brace just taken begins a quantifier, which has nothing to repeat here."""
-        self.at -= 1
-        found = self.braces() is not None
-        self.at += 0 if found else 1
-        return found
+    def _accepts(self, states: Iterable[int]) -> bool:
+        assert self._program is not None
+        return any(isinstance(self._program[state], Accept) for state in states)
 
-    def group(self) -> _Node:
-        self.depth += 1
-        if self.depth > _DEEPEST:
-            raise _Unsupported
-        if self.skip("?P<"):
-            end = self.pattern.find(">", self.at)
-            if end < 0 or not self.pattern[self.at : end].isidentifier():
-                raise _Unsupported
-            self.at = end + 1
-        elif self.peek() == "?" and not self.skip("?:"):
-            raise _Unsupported
-        node = self.choice()
-        if self.take() != ")":
-            raise _Unsupported
-        self.depth -= 1
-        return node
+    def _move(self, number: int, character: str) -> int:
+        """The set that a character leads to from another one."""
+        assert self._program is not None
+        key = self._sets[number]
+        states = _states(key)
+        ahead = [state + 1 for state in states if _accepts(self._program[state], character)]
+        reached = _key(self._closure(ahead, at_start=False, at_end=False))
+        self._budget.spend(len(states))
+        if self._kept > _MOST_KEPT:
+            self._sets, self._numbers, self._moves, self._ends, self._kept = [], {}, {}, {}, 0
+            number = self._number(key)
+        following = self._moves[number, character] = self._number(reached)
+        return following
 
-    def escape(self) -> _Node:
-        if self.skip("A"):
-            return _Anchor(at_start=True)
-        if self.skip("Z"):
-            return _Anchor(at_start=False)
-        return _Character(self.escaped())
+    def _number(self, key: bytes) -> int:
+        number = self._numbers.setdefault(key, len(self._sets))
+        if number == len(self._sets):
+            self._sets.append(key)
+            self._kept += len(key) // 2
+        return number
 
-    def escaped(self) -> Test:
-        character = self.take()
-        if character in _CLASSES:
-            return _CLASSES[character]
-        if character.isalnum():
-            raise _Unsupported
-        return character.__eq__
-
-    def character_class(self) -> Test:
-        negated = self.skip("^")
-        tests: list[Test] = []
-        while not self.skip("]") or not tests:
-            tests.append(self.class_item("]" if self.pattern[self.at - 1] == "]" and not tests else self.take()))
-        return (lambda c: not any(test(c) for test in tests)) if negated else (lambda c: any(test(c) for test in tests))
-
-    def class_item(self, first: str) -> Test:
-        if first == "\\" and self.peek() in _CLASSES:
-            return _CLASSES[self.take()]
-        low = self.class_literal(first)
-        if self.peek() != "-" or self.pattern[self.at + 1 : self.at + 2] in ("", "]"):
-            return low.__eq__
-        self.take()
-        high = self.class_literal(self.take())
-        if high < low:
-            raise _Unsupported
-        return lambda c: low <= c <= high
-
-    def class_literal(self, character: str) -> str:
-        if character != "\\":
-            return character
-        literal = self.take()
-        if literal.isalnum():
-            raise _Unsupported
-        return literal
+    def _closure(self, start: Iterable[int], *, at_start: bool, at_end: bool) -> set[int]:
+        """All states that are reached without reading a character."""
+        assert self._program is not None
+        seen: set[int] = set()
+        waiting = list(start)
+        looked_at = 0
+        while waiting:
+            state = waiting.pop()
+            looked_at += 1
+            if state in seen:
+                continue
+            seen.add(state)
+            instruction = self._program[state]
+            if isinstance(instruction, Split):
+                waiting.extend(instruction.targets)
+            elif isinstance(instruction, Anchor) and (at_start if instruction.at_start else at_end):
+                waiting.append(state + 1)
+        self._budget.spend(looked_at)
+        return seen
 
 
-def _is_small(digits: str) -> bool:
-    return digits.isascii() and digits.isdigit() and len(digits) <= 3
+def _key(states: Iterable[int]) -> bytes:
+    """A set of states in few bytes: programs are short enough for two each."""
+    return array("H", sorted(states)).tobytes()
+
+
+def _states(key: bytes) -> memoryview:
+    return memoryview(key).cast("H")
+
+
+def _accepts(instruction: Instruction, character: str) -> bool:
+    return isinstance(instruction, Character) and instruction.test(character)

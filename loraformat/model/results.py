@@ -150,17 +150,21 @@ class MergeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """What `verify` compared with the manifest.
+    """What `verify` compared.
 
     Attributes:
-        files: files whose size and hashes were compared.
-        weights: weights whose SHA-256 was computed again.
-        bytes_read: of weights and whole files.
+        files: files that the manifest lists.
+        weights: computed weights that it lists.
+        bytes_read: bytes of the output that were compared with a digest, a checksum or the base, each counted once.
+        bytes_total: bytes of all files of the output that are there.
+        tensors_of_base: copied tensors that were compared with the base's; None where no base was given.
     """
 
     files: int
     weights: int
     bytes_read: int
+    bytes_total: int
+    tensors_of_base: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ _FEW_FILES = 5
 _FEW_CODES = 8
 _WORST = 5
 _FULLY_KEPT = 0.9995
+MOST_FINDINGS = 1000  # of one report: nobody reads more, and machines are given other forms
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -60,9 +61,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             _say_merge(page, report, report.data)
         case VerifyResult():
             _say_findings(page, report.findings)
-            compared = f"{plural(report.data.files, 'file')}, {plural(report.data.weights, 'weight')}"
-            verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
-            page.say(Piece(report.subject, "bold"), ": ", verdict, f", {compared} compared")
+            _say_verification(page, report, report.data)
         case PlotResult():
             _say_findings(page, report.findings)
             _say_plot(page, report, report.data)
@@ -82,14 +81,14 @@ def render_together(reports: Sequence[Report], *, width: int | None = None, colo
     page.say("")
     if all(isinstance(report.data, InspectResult) for report in reports):
         say_together(page, reports)
-    return _drawn(page.lines, color=color) if page.lines else ""
+    return _drawn(page.lines, color=color)
 
 
 def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
     """Findings alone, a line or two each; "" for none."""
     page = Page()
     _say_findings(page, findings)
-    return _drawn(page.lines, color=color) if page.lines else ""
+    return _drawn(page.lines, color=color)
 
 
 @contextmanager
@@ -125,8 +124,14 @@ def _silent(done: int, total: int) -> None:
 
 
 def _say_findings(page: Page, findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        page.finding(finding)
+    """The findings; of a flood the most severe, in their order, and how many more there are."""
+    shown = set(sorted(range(len(findings)), key=lambda at: findings[at].severity, reverse=True)[:MOST_FINDINGS])
+    for at, finding in enumerate(findings):
+        if at in shown:
+            page.finding(finding)
+    left_out = [finding for at, finding in enumerate(findings) if at not in shown]
+    if left_out:
+        page.say(Piece("not shown: ", "dim"), f"{counts(left_out)} more (--format json lists all of them)")
 
 
 def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
@@ -167,6 +172,20 @@ def _roundtrip(found: RoundTrip) -> str:
     bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
     worst = f"the others within {found.worst:.0%} of the bound ({bound})"
     return f"{counted} read back, {found.exact} bit for bit, {worst}"
+
+
+def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
+    verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+    compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
+    of_base = "" if data.tensors_of_base is None else f", {plural(data.tensors_of_base, 'copied tensor')} with the base"
+    page.say(
+        *(Piece(report.subject, "bold"), ": ", verdict),
+        f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
+    )
+    missed = data.bytes_total - data.bytes_read
+    if missed:
+        text = f"not compared: {nbytes(missed)} ({missed} bytes), copied from the base and without digests"
+        page.say(text if data.tensors_of_base is not None else f"{text} (--base BASE compares them)")
 
 
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
@@ -227,14 +246,15 @@ def _places(report: Report) -> str:
 
 def _drawn(lines: Sequence[Line], *, color: bool) -> str:
     """The lines as one string; rich turns styles into ANSI codes and is never asked to wrap or to read markup."""
+    if not color:
+        return "".join("".join(piece.text for piece in line) + "\n" for line in lines)
     from rich.console import Console
     from rich.text import Text
 
     console = Console(
         file=io.StringIO(),
-        force_terminal=color,
-        color_system="standard" if color else None,
-        no_color=not color,
+        force_terminal=True,
+        color_system="standard",
         width=100_000,
         markup=False,
         highlight=False,

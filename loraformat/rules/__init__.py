@@ -15,6 +15,7 @@ from loraformat.rules import (
     config,
     consistency,
     coverage,
+    exports,
     files,
     layers,
     metadata,
@@ -45,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     settings.base_is_a_path,
     settings.unknown_task,
     settings.conflicting_settings,
+    settings.broken_pattern,
     settings.repeated_target,
     settings.excluded_target,
     settings.ambiguous_pattern,
@@ -63,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     consistency.pattern_without_match,
     shapes.magnitude_shape,
     shapes.no_updates,
+    shapes.no_factors,
     shapes.unusual_dtype,
     consistency.unusual_scale,
     consistency.pattern_not_evaluated,
@@ -73,6 +76,8 @@ RULES: tuple[Rule, ...] = (
     layers.rank_above_dimensions,
     layers.implausible_layer,
     layers.undeclared_magnitude,
+    layers.vanishing_scale,
+    exports.torchtune_export,
     base_model.absent_module,
     base_model.shape_mismatch,
     base_model.guessed_orientation,
@@ -98,6 +103,7 @@ RULES: tuple[Rule, ...] = (
     card.card_without_licence,
     metadata.tokens_without_tokenizer,
     metadata.malformed_tokenizer,
+    metadata.unreadable_tokenizer_file,
     metadata.tokens_without_rows,
     card.card_disagreement,
     card.personal_path,
@@ -160,6 +166,8 @@ def run(
             skipped.append(Skipped(each.code, each.name, reason))
         else:
             findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
+    left_out = (Hit(where, what) for where, what in subject.budget.left_out.items())
+    findings.extend(_stamped(consistency.pattern_not_evaluated, hit) for hit in left_out)
     return in_order(findings), tuple(skipped)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Severity
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Subject:
         read_base: (tensor, start, stop) → those rows of a tensor of the base; None where values may not be read.
         targets: the runtimes given with `--target`.
         max_rank: the greatest rank that the server was told to allow, where the caller says so.
+        budget: the steps of the run; what rules do not evaluate for the want of them becomes LF216.
     """
 
     bundle: Bundle
@@ -53,6 +55,7 @@ class Subject:
     read_base: Callable[[str, int, int], Tensor] | None = None
     targets: tuple[Target, ...] = ()
     max_rank: int | None = None
+    budget: Budget = field(default_factory=Budget)
 
     @cached_property
     def matching(self) -> Matching:

@@ -16,6 +16,15 @@ def _is_vocabulary(name: str) -> bool:
     return is_vocabulary(name)
 
 
+def _in_codes(subject: Subject) -> frozenset[str]:
+    """Weights that the base stores in codes: their names and shapes say nothing about the adapter, LF309 names them."""
+    from loraformat.matching import quantized_weights
+
+    assert subject.base is not None
+    assert subject.adapter is not None
+    return quantized_weights(subject.base, subject.adapter.updates)
+
+
 @rule("LF301", Severity.ERROR, since="0.1.0", needs="base")
 def absent_module(subject: Subject) -> Iterator[Hit]:
     """The adapter updates a weight that the base does not have.
@@ -32,7 +41,10 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
     """
+    in_codes = _in_codes(subject)
     for base_weight, nearest in subject.matching.unmatched.items():
+        if base_weight in in_codes:
+            continue
         hint = f"the base has {nearest[0]}" if nearest else ""
         yield Hit(base_weight, "the base has no such weight", hint)
 
@@ -53,8 +65,11 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
     """
+    in_codes = _in_codes(subject)
     for misfit in subject.matching.misfits:
-        yield Hit(misfit.weight, f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}")
+        if misfit.weight not in in_codes:
+            message = f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}"
+            yield Hit(misfit.weight, message)
 
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
+from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.model.summary import has_scale, rank_of, scale_of
 from loraformat.model.updates import Hadamard, Kronecker, LowRank
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_file
 from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
-
-_PLAIN = re.compile(r"[\w.\-/]+")
 
 
 @rule("LF204", Severity.ERROR, since="0.1.0")
@@ -118,7 +117,7 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     config = subject.adapter.config
-    if config.targets is None or (isinstance(config.targets, str) and _unknown_pattern(config.targets)):
+    if config.targets is None:
         return
     parameters = config.raw.get("target_parameters")
     extra = frozenset(str(name) for name in parameters) if isinstance(parameters, list) else frozenset()
@@ -129,10 +128,16 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
         name
         for name, update in updates_of(subject.adapter)
         if isinstance(update, (LowRank, Hadamard, Kronecker))
-        and not _is_targeted(module_of(name), targets)
-        and not _is_targeted(name, extra)
-        and not _is_targeted(name.removesuffix(".weight"), extra)
+        and not is_one_of(name, extra)
+        and not is_one_of(name.removesuffix(".weight"), extra)
     ]
+    if isinstance(targets, str):
+        selected = selected_by(
+            targets, map(module_of, outside), subject.budget, f"{config_file(subject)}: target_modules"
+        )
+        outside = [name for name in outside if module_of(name) not in selected]
+    else:
+        outside = [name for name in outside if not is_one_of(module_of(name), targets)]
     if outside:
         yield Hit(f"{config_file(subject)}: target_modules", f"does not cover {_some(outside)}")
 
@@ -178,11 +183,16 @@ def pattern_without_match(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, utils/other.py `get_pattern_key`.
     """
     assert subject.adapter is not None
-    modules = {module_of(name) for name in subject.adapter.updates}
-    for field in ("rank_pattern", "alpha_pattern"):
-        patterns = subject.adapter.config.raw.get(field)
-        for key in patterns if isinstance(patterns, Mapping) else ():
-            if not any(ends_with(module, key) for module in modules):
+    modules = dict.fromkeys(module_of(name) for name in subject.adapter.updates)
+    for field, patterns in _patterns(subject):
+        keys = PatternKeys(list(patterns), subject.budget)
+        try:
+            matched = keys.matched_by(modules).union(keys.unread)  # LF216 says what is not evaluated
+        except OutOfSteps:
+            subject.budget.leave_out(f"{config_file(subject)}: {field}", _too_many(len(patterns), len(modules)))
+            continue
+        for key in patterns:
+            if key not in matched:
                 yield Hit(f'{config_file(subject)}: {field}["{key}"]', "matches no module")
 
 
@@ -215,11 +225,12 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF216", Severity.WARNING, since="0.1.0")
 def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
-    r"""A regular expression of the config was not evaluated, because it could take for ever.
+    r"""A regular expression of the config was not evaluated, or not for all modules, because it could take for ever.
 
     ## Why is this bad?
     What the pattern selects is unknown to us, so targets, ranks and alphas that depend on it are not checked.
-    Look-around, back references and flags have no matcher that is sure to end in reasonable time.
+    Look-around, back references and flags have no matcher that is sure to end in reasonable time. All other patterns
+    of an adapter share one budget of steps; where it is used up, the message says how many modules were left out.
 
     ## Example
     `"target_modules": "(.*)\\1_proj"`.
@@ -232,53 +243,56 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     config = subject.adapter.config
-    if isinstance(config.targets, str) and _unknown_pattern(config.targets):
-        yield Hit(f"{config_file(subject)}: target_modules", f'pattern not evaluated: "{config.targets}"')
+    fields = [(name, list(patterns)) for name, patterns in _patterns(subject)]
+    if isinstance(config.targets, str) and not _is_shorthand(config.targets):
+        fields.insert(0, ("target_modules", [config.targets]))
+    for field, patterns in fields:
+        where = f"{config_file(subject)}: {field}"
+        unread = PatternKeys(patterns, subject.budget).unread
+        if unread and subject.budget.left < 0:
+            subject.budget.leave_out(where, f"{len(unread)} patterns were not looked at: it would take too long")
+            continue
+        for key in unread:
+            yield Hit(where, f'pattern not evaluated: "{key}"')
+
+
+def _patterns(subject: Subject) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """`rank_pattern` and `alpha_pattern`, where the config has them."""
+    assert subject.adapter is not None
     for field in ("rank_pattern", "alpha_pattern"):
-        patterns = config.raw.get(field)
-        for key in patterns if isinstance(patterns, Mapping) else ():
-            if not _is_linear(key):
-                yield Hit(f"{config_file(subject)}: {field}", f'pattern not evaluated: "{key}"')
+        patterns = subject.adapter.config.raw.get(field)
+        if isinstance(patterns, Mapping):
+            yield field, patterns
 
 
-def ends_with(module: str, key: str) -> bool:
-    """Whether a pattern key is the end of a module path, from a dot or the start on."""
-    if _PLAIN.fullmatch(key) is None:
-        # A pattern that is not evaluated (None) counts as matching: LF216 reports it.
-        return _fullmatch(rf"(.*\.)?({key})", module) is not False
-    start = len(module) - len(key)
-    if start < 0 or (start > 0 and module[start - 1] != "."):
-        return False
-    # A dot of the key stands for any character, as in every regular expression.
-    return all(sign in (".", found) for sign, found in zip(key, module[start:], strict=True))
+def _too_many(keys: int, modules: int) -> str:
+    return f"{keys} patterns were not compared with {modules} modules: it would take too long"
+
+
+def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: str) -> set[str]:
+    """The modules that a regular expression of the config selects; also those that were not compared with it.
+
+    The latter are counted in the budget's `left_out`, except where the pattern as a whole cannot be evaluated (LF216).
+    """
+    # The matcher is imported only where there is a pattern: most adapters have none.
+    from loraformat.model.patterns import Matcher
+
+    every = set(modules)
+    matcher = Matcher(pattern, budget)
+    if _is_shorthand(pattern) or not matcher.is_linear:
+        return every
+    matches = {module: matcher.fullmatch(module) for module in sorted(every)}
+    unknown = sum(found is None for found in matches.values())
+    if unknown:
+        budget.leave_out(
+            where, f"the pattern was not compared with {unknown} of {len(every)} modules: it would take too long"
+        )
+    return {module for module, found in matches.items() if found is not False}
 
 
 def is_one_of(module: str, names: Collection[str]) -> bool:
     """Whether one of the names is the end of a module path, from a dot or the start on."""
     return module.rpartition(".")[2] in names or any(suffix in names for suffix in _suffixes(module))
-
-
-def _is_targeted(name: str, targets: frozenset[str] | str) -> bool:
-    if isinstance(targets, str):
-        return _is_shorthand(targets) or _fullmatch(targets, name) is not False
-    return is_one_of(name, targets)
-
-
-def _unknown_pattern(pattern: str) -> bool:
-    return not _is_shorthand(pattern) and not _is_linear(pattern)
-
-
-def _fullmatch(pattern: str, text: str) -> bool | None:
-    # The matcher is imported only where there is a pattern: most adapters have none.
-    from loraformat.model.patterns import fullmatch
-
-    return fullmatch(pattern, text)
-
-
-def _is_linear(pattern: str) -> bool:
-    from loraformat.model.patterns import is_linear
-
-    return is_linear(pattern)
 
 
 def _is_shorthand(target: str) -> bool:

@@ -123,7 +123,8 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
     values that they can hold, and names and shapes cannot be compared.
 
     ## Example
-    config.json with `"quantization_config": {"quant_method": "bitsandbytes"}`.
+    config.json with `"quantization_config": {"quant_method": "bitsandbytes"}`, a `hf_quant_config.json` of ModelOpt, or
+    `qweight` and `scales` beside each other.
 
     ## Use instead
     The model in full precision for merging; quantize the result again.
@@ -131,11 +132,16 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
     ## Source
     Dettmers et al. 2023, arXiv 2305.14314; transformers 5.23.0, quantizers/.
     """
+    from loraformat.matching import quantization_of, quantized_weights
+
     assert subject.base is not None
-    settings = subject.base.config.get("quantization_config")
-    if isinstance(settings, dict):
-        method = settings.get("quant_method", "unknown method")
-        yield Hit("config.json: quantization_config", f"the base is quantized ({method})")
+    assert subject.adapter is not None
+    found = quantization_of(subject.base)
+    if found is None:
+        return
+    count = len(quantized_weights(subject.base, subject.adapter.updates))
+    compared = f"; {count} weights of the adapter are stored in codes and were not compared" if count else ""
+    yield Hit(found.where, f"the base is quantized: {found.scheme}{compared}")
 
 
 @rule("LF310", Severity.INFO, since="0.1.0", needs="base")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.summary import scale_of
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.config import config_file
 from loraformat.rules.shapes import is_exchanged
 
 _MOST_LAYERS = 10_000
 _LONG_NUMBER = re.compile("[0-9]{5}")  # no shorter one is beyond _MOST_LAYERS
 # The layer of a weight in a stack of numbered ones.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.([0-9]{1,5})(?=\.|\Z)").search
+_LEAST_SCALE, _GREATEST_SCALE = 1e-6, 1e6
 _FEWEST_LAYERS = 4  # with fewer, nothing says which layer is the odd one
 
 
@@ -184,6 +188,11 @@ def implausible_layer(subject: Subject) -> Iterator[Hit]:
     The deepest model in transformers 5.23.0 has a few hundred layers.
     """
     assert subject.adapter is not None
+    named = subject.adapter.config.raw.get("layers_to_transform")
+    numbers = [number for number in (named if isinstance(named, list) else [named]) if isinstance(number, int)]
+    if max(numbers, default=0) >= _MOST_LAYERS:
+        message = f"expected layers below {_MOST_LAYERS}, found {max(numbers)}"
+        yield Hit(f"{config_file(subject)}: layers_to_transform", message)
     for name in subject.adapter.updates:
         if _LONG_NUMBER.search(name) is None:
             continue
@@ -191,6 +200,34 @@ def implausible_layer(subject: Subject) -> Iterator[Hit]:
         if any(len(part.lstrip("0")) > len(str(_MOST_LAYERS)) - 1 for part in parts):
             yield Hit(name, f"expected a layer below {_MOST_LAYERS}")
             return
+
+
+@rule("LF232", Severity.WARNING, since="0.1.0")
+def vanishing_scale(subject: Subject) -> Iterator[Hit]:
+    """The scale of an update is so small that nothing of it is left, or so large that nothing else is.
+
+    ## Why is this bad?
+    The adapter loads, and the model answers like the base, or like noise. Somebody mistook a unit, or edited a config.
+
+    ## Example
+    `"lora_alpha": 1e-300`.
+
+    ## Use instead
+    The alpha of the training run; usual scales lie between 0.01 and 100.
+
+    ## Source
+    bfloat16 has 8 bits and float32 24: an update below 2^-24 of its factors' size is lost in either.
+    """
+    assert subject.adapter is not None
+    odd: dict[float, list[str]] = defaultdict(list)
+    for group in subject.adapter.alike:
+        scale = scale_of(group.update)
+        if scale is not None and scale != 0 and not _LEAST_SCALE <= abs(scale) <= _GREATEST_SCALE:
+            odd[scale].extend(group.weights)
+    for scale, names in odd.items():
+        if math.isfinite(scale):
+            message = f"expected a scale between {_LEAST_SCALE:g} and {_GREATEST_SCALE:g}, found {scale:g}"
+            yield Hit(config_file(subject), f"{message}: {first_of(sorted(names))}")
 
 
 @rule("LF230", Severity.ERROR, since="0.1.0")

@@ -6,10 +6,20 @@ import re
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
+from loraformat.errors import LoraFormatError
+from loraformat.model.bundle import JsonFile
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_file
 from loraformat.rules.shapes import base_rows, is_vocabulary_table, table_rows, updates_of
 from loraformat.rules.vocabulary import faults_of, tokens_of
+
+# Source: transformers 5.23.0, tokenization_utils_base.py; sentencepiece models are not JSON.
+_TOKENIZER_FILES = frozenset(
+    {
+        *("added_tokens.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model"),
+        *("tokenizer_config.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model"),
+    }
+)
 
 
 @rule("LF501", Severity.WARNING, since="0.1.0", needs="base")
@@ -98,6 +108,41 @@ def malformed_tokenizer(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for name, fault in faults_of(subject.adapter.tokenizer):
         yield Hit(name, fault)
+
+
+@rule("LF511", Severity.WARNING, since="0.1.0")
+def unreadable_tokenizer_file(subject: Subject) -> Iterator[Hit]:
+    """A tokenizer file beside the adapter is a folder, or is not JSON although its name says so.
+
+    ## Why is this bad?
+    A folder is not copied, and a file that does not parse makes the tokenizer's library fail: what was merged or
+    converted then has no tokenizer, or one that does not load.
+
+    ## Example
+    `tokenizer_config.json` that was cut short by a full disk.
+
+    ## Use instead
+    The tokenizer as its library saved it: `tokenizer.save_pretrained(…)`.
+
+    ## Source
+    transformers 5.23.0, tokenization_utils_base.py `from_pretrained`.
+    """
+    for name in subject.bundle.folders:
+        if name in _TOKENIZER_FILES:
+            yield Hit(name, "expected a file, found a folder")
+    for name, file in subject.bundle.files.items():
+        # tokenizer.json is read by LF505.
+        # An empty one is LF030's.
+        is_json = isinstance(file, JsonFile) and file.nbytes > 0
+        if name in _TOKENIZER_FILES and name != "tokenizer.json" and is_json:
+            assert isinstance(file, JsonFile)
+            try:
+                value = file.load()
+            except LoraFormatError as error:
+                yield Hit(name, error.message)
+            else:
+                if not isinstance(value, dict):
+                    yield Hit(name, "expected a JSON object")
 
 
 @rule("LF506", Severity.WARNING, since="0.1.0", needs="base")

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import module_of
+from loraformat.model.bundle import Json
+from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, config_file, peft_config
-from loraformat.rules.consistency import ends_with, is_one_of
+from loraformat.rules.consistency import is_one_of
+
+if TYPE_CHECKING:
+    from loraformat.model.patterns import Matcher
 
 NEWEST_PEFT = (0, 21)
+_LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 # peft 0.21.2, utils/peft_types.py `TaskType`.
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
@@ -61,6 +70,49 @@ def unknown_task(subject: Subject) -> Iterator[Hit]:
     task = peft_config(subject).get("task_type")
     if isinstance(task, str) and task not in _TASKS:
         yield Hit(f"{PEFT_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
+
+
+@rule("LF117", Severity.ERROR, since="0.1.0")
+def broken_pattern(subject: Subject) -> Iterator[Hit]:
+    """A regular expression of the config is not one: Python's `re` refuses it.
+
+    ## Why is this bad?
+    PEFT raises an error when it compares the expression with the first module, and loads nothing.
+
+    ## Example
+    `"target_modules": "(q_proj|v_proj"`.
+
+    ## Use instead
+    The expression with its bracket closed, or a list of names.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`; utils/other.py `get_pattern_key`.
+    """
+    raw = peft_config(subject)
+    for field in ("target_modules", "exclude_modules"):
+        pattern = raw.get(field)
+        if isinstance(pattern, str) and (fault := _fault(pattern)):
+            yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+    for field in ("rank_pattern", "alpha_pattern"):
+        patterns = raw.get(field)
+        for pattern in patterns if isinstance(patterns, dict) else ():
+            if fault := _fault(f"({pattern})"):
+                yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+
+
+def _fault(pattern: str) -> str:
+    """What is wrong with a regular expression; nothing where it is right, or too long to be compiled in no time."""
+    if len(pattern) > _LONGEST_PATTERN:
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except re.error as error:
+        return error.msg
+    except (RecursionError, OverflowError, MemoryError):
+        return ""
+    return ""
 
 
 @rule("LF108", Severity.ERROR, since="0.1.0")
@@ -134,11 +186,17 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     excluded = peft_config(subject).get("exclude_modules")
     names = frozenset(name for name in excluded if isinstance(name, str)) if isinstance(excluded, list) else ()
-    for weight in subject.adapter.updates:
-        module = module_of(weight)
-        is_out = _matches(excluded, module) if isinstance(excluded, str) else is_one_of(module, names)
+    where = f"{PEFT_FILE}: exclude_modules"
+    matcher = _matcher(excluded, subject.budget) if isinstance(excluded, str) else None
+    modules = dict.fromkeys(module_of(weight) for weight in subject.adapter.updates)
+    for number, module in enumerate(modules):
+        is_out = matcher.fullmatch(module) if matcher is not None else is_one_of(module, names)
+        if is_out is None:
+            left = len(modules) - number
+            subject.budget.leave_out(where, f"the pattern was not compared with {left} of {len(modules)} modules")
+            return
         if is_out:
-            yield Hit(f"{PEFT_FILE}: exclude_modules", f"leaves out {module}, for which there are tensors")
+            yield Hit(where, f"leaves out {module}, for which there are tensors")
             return
 
 
@@ -162,14 +220,29 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = peft_config(subject).get(field)
-        if not isinstance(patterns, dict) or not 2 <= len(patterns) <= 200:
+        if not isinstance(patterns, dict) or len(patterns) < 2:
             continue
-        for module in dict.fromkeys(module_of(weight) for weight in subject.adapter.updates):
-            keys = [key for key in patterns if ends_with(module, key)]
-            if len({str(patterns[key]) for key in keys}) > 1:
-                found = " and ".join(f'"{key}"' for key in keys[:2])
-                yield Hit(f"{PEFT_FILE}: {field}", f"{found} both match {module}, with different values")
-                break
+        modules = dict.fromkeys(module_of(weight) for weight in subject.adapter.updates)
+        keys = PatternKeys(list(patterns), subject.budget)
+        try:
+            ambiguous = next(_ambiguous(keys, patterns, modules), None)
+        except OutOfSteps:
+            told = f"{len(patterns)} patterns were not compared with {len(modules)} modules: it would take too long"
+            subject.budget.leave_out(f"{PEFT_FILE}: {field}", told)
+            continue
+        if ambiguous is not None:
+            module, first, other = ambiguous
+            found = f'"{first}" and "{other}" both match {module}, with different values'
+            yield Hit(f"{PEFT_FILE}: {field}", found)
+
+
+def _ambiguous(keys: PatternKeys, values: Mapping[str, Json], modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Modules with the two first keys that match them and state different values."""
+    for module in modules:
+        first, *others = keys.all_matches(module) or ("",)
+        other = next((key for key in others if str(values[key]) != str(values[first])), None)
+        if other is not None:
+            yield module, first, other
 
 
 @rule("LF112", Severity.WARNING, since="0.1.0")
@@ -297,7 +370,7 @@ def _is_place(name: str) -> bool:
     )
 
 
-def _matches(pattern: str, module: str) -> bool:
-    from loraformat.model.patterns import fullmatch
+def _matcher(pattern: str, budget: Budget) -> Matcher:
+    from loraformat.model.patterns import Matcher
 
-    return fullmatch(pattern, module) is True
+    return Matcher(pattern, budget)

@@ -171,6 +171,29 @@ def no_updates(subject: Subject) -> Iterator[Hit]:
         yield Hit("", "expected at least one update, found none")
 
 
+@rule("LF231", Severity.ERROR, since="0.1.0")
+def no_factors(subject: Subject) -> Iterator[Hit]:
+    """The adapter has not a single pair of factors: all that it does is to replace weights of the base.
+
+    ## Why is this bad?
+    Somebody saved the model's own weights under the adapter's name. A merge would put them in the place of the base's,
+    which looks like success and has nothing to do with LoRA.
+
+    ## Example
+    `adapter_model.safetensors` with `model.layers.0.self_attn.q_proj.weight`, and no `lora_A` anywhere.
+
+    ## Use instead
+    The adapter's own state: `get_peft_model_state_dict(model)`, or `model.save_pretrained(…)` of the PEFT model.
+
+    ## Source
+    peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
+    """
+    assert subject.adapter is not None
+    updates = [update for _, update in updates_of(subject.adapter)]
+    if updates and subject.adapter.config.targets and all(isinstance(update, Replace) for update in updates):
+        yield Hit("", f"expected pairs of factors, found {len(updates)} whole weights and nothing else")
+
+
 @rule("LF214", Severity.ERROR, since="0.1.0")
 def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     """A tensor of an update has a type that is no floating-point type of 16 bits or more.

@@ -6,23 +6,44 @@ import os
 import re
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Store, Writer
+from loraformat.storage.base import Source, Store, Writer
+from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
-from loraformat.storage.local import LocalStore
+from loraformat.storage.faults import kind_of
+from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
+from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.staging import require_space, stage
+from loraformat.storage.staging import MARKER, require_space, stage
+from loraformat.storage.targets import ANYONE, is_restricted, permissions_for, refuse_existing_file
 
 __all__ = [
+    "ALGORITHM",
+    "ANYONE",
+    "CHECKPOINT_SUFFIXES",
+    "MARKER",
     "PAGE_NBYTES",
+    "WEIGHT_SUFFIXES",
+    "Hash",
     "LocalStore",
     "MemoryStore",
+    "Run",
+    "Source",
     "Store",
     "Writer",
     "address_of",
+    "copy_blocks",
+    "digest_of",
+    "digest_of_range",
+    "is_restricted",
+    "kind_of",
     "memory_at",
+    "new_hash",
     "open_store",
+    "permissions_for",
+    "refuse_existing_file",
     "require_space",
     "stage",
+    "uncovered",
 ]
 
 
@@ -32,14 +53,14 @@ def open_store(uri: str) -> Store:
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
     if uri.startswith("hf://"):
-        from loraformat.storage.hub import HubStore
+        from loraformat.storage.hub import open_repository
 
-        return HubStore(uri)
+        return open_repository(uri)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     if scheme:
         raise StorageError(
             f"{scheme[1]}:// is not supported in this version", where=uri, hint="download it and give the folder"
         )
-    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", uri) and not os.path.lexists(uri):
+    if re.fullmatch(r"[\w.\-]+/[\w.\-]+(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
         raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
     return LocalStore(uri)

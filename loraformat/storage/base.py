@@ -16,12 +16,12 @@ class Writer(Protocol):
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put `data` at `offset`; any order, from any thread."""
 
-    def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+    def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """Put `nbytes` bytes of `source`'s file `path` at `offset`, inside the kernel where both are local."""
 
 
-class Store(Protocol):
-    """The files of one folder (not of its subfolders), or one file alone."""
+class Source(Protocol):
+    """What can be read of one folder (not of its subfolders), or of one file alone. One opening is one state of it."""
 
     uri: str
 
@@ -36,6 +36,10 @@ class Store(Protocol):
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` from `offset` on. Raises StorageError when the file ends before."""
+
+
+class Store(Source, Protocol):
+    """A folder that can be written to as well."""
 
     def create(self, path: str, size: int | None = None) -> AbstractContextManager[Writer]:
         """A new file; `size`, where known, is reserved first, so that a full disk shows at once."""

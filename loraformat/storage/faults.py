@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,16 @@ _REASONS = {
     errno.EROFS: "the file system is read-only",
     errno.EMFILE: "too many open files",
 }
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+)
 
 
 @contextmanager
@@ -59,3 +70,8 @@ def checked_total(where: str, size: int | None, written: int) -> None:
     """Raises: StorageError: fewer bytes were written than `size`, which was announced."""
     if size is not None and written < size:
         raise StorageError(f"{size} bytes were announced, {written} were written", where=where)
+
+
+def kind_of(mode: int) -> str:
+    """What an `st_mode` of lstat is, as a noun: "a file", "a folder", "a symbolic link", "a FIFO" ..."""
+    return next((noun for is_kind, noun in _KINDS if is_kind(mode)), "something else")

@@ -5,53 +5,106 @@ huggingface_hub is imported when the first repository is opened, and nowhere els
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import quote
 
+from loraformat import strict_json
 from loraformat.diagnostics import show
-from loraformat.errors import StorageError
+from loraformat.errors import InvalidJson, StorageError
 from loraformat.storage.base import Writer
 from loraformat.storage.faults import checked_name, checked_range
+from loraformat.storage.http import Answer, Client
+from loraformat.storage.local import LocalStore
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 SCHEME = "hf://"
-_TIMEOUT_S = 30
 _HEAD_NBYTES = 128 << 10  # of a safetensors file: the header of nearly all shards lies in it
 _MOST_AT_ONCE = 32 << 20
+_MOST_INFO_NBYTES = 64 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _URI = re.compile(r"hf://([\w.\-]+/[\w.\-]+)(?:@(refs/[\w.\-]+/[\w.\-]+|[^/@]+))?((?:/[^/]+)*)/?")
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _LIBRARIES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
+_LOGIN = "log in with `hf auth login` if it is private"
+
+
+def open_repository(uri: str) -> HubStore | CachedRepository:
+    """The files of a repository: of the Hub, or with HF_HUB_OFFLINE of the cache of the Hub's own tools.
+
+    Args:
+        uri: hf://owner/name, with @revision (branch, tag or commit) and /folder if wanted.
+
+    Raises: StorageError: no such address or repository, no access, no connection, nothing in the cache.
+    """
+    with _told_as(uri):
+        from huggingface_hub import constants
+
+    return CachedRepository(uri) if constants.HF_HUB_OFFLINE else HubStore(uri)
 
 
 class HubStore:
     """The files of a repository, or of one folder of it, at one commit. Read only.
 
     The revision is resolved once; every byte is then asked for by the commit, which stands in `uri`, so that a branch
-    that moves in between changes nothing. The token that the Hub's own tools use goes to the Hub alone.
+    that moves in between changes nothing. The token that the Hub's own tools use goes to the Hub alone. Answers are
+    bounded in bytes and time; what is busy or cut is asked for again.
 
     Args:
-        uri: hf://owner/name, with @revision (branch, tag or commit) and /folder if wanted.
+        uri: see `open_repository`.
+        endpoint: where the Hub is; None for the Hub's own tools to say.
+        wait: how to pass some seconds before a request is made again.
+        patience_s: seconds for a whole answer without a body.
 
-    Raises: StorageError: no such address or repository, no access, no connection, or HF_HUB_OFFLINE is set.
+    Raises: StorageError: no such address or repository, no access, no connection.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        endpoint: str | None = None,
+        wait: Callable[[float], None] = time.sleep,
+        patience_s: float | None = None,
+    ) -> None:
         self._repository, revision, self._folder = _parsed(uri)
         self._heads: dict[str, bytes] = {}
         with _told_as(uri):
-            self._api = _api()
-            info = self._api.model_info(self._repository, revision=revision, files_metadata=True, timeout=_TIMEOUT_S)
-        if _COMMIT.fullmatch(info.sha or "") is None:
-            raise StorageError("the Hub did not name the commit", where=uri)
-        self._commit = str(info.sha)
-        self._sizes = {each.rfilename: each.size for each in info.siblings or () if isinstance(each.size, int)}
-        self.uri = f"{SCHEME}{self._repository}@{self._commit}{f'/{self._folder}' if self._folder else ''}"
+            self._api, self._client = _connected(endpoint, wait, patience_s)
+            self._commit, self._sizes = self._listed(revision)
+        self.uri = _pinned(self._repository, self._commit, self._folder)
         if self._folder and not any(name.startswith(f"{self._folder}/") for name in self._sizes):
             raise StorageError("the repository has no such folder", where=uri)
+
+    def _listed(self, revision: str | None) -> tuple[str, dict[str, int]]:
+        """The commit of a revision, and its files by name → size in bytes."""
+        at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+        url = f"{self._api.endpoint}/api/models/{self._repository}{at}?blobs=true"
+        answer = self._client.get(url, {}, most=_MOST_INFO_NBYTES)
+        _check_status(answer)
+        if answer.headers.get("content-type", "").startswith("text/html"):
+            raise StorageError("a web page came in the place of the Hub's answer: the login page of a proxy?")
+        try:
+            info = strict_json.parse(answer.body, "the Hub's answer", limit=_MOST_INFO_NBYTES)
+        except InvalidJson as error:
+            raise StorageError(f"the Hub's answer is not strict JSON: {error.message}") from error
+        fields = info if isinstance(info, dict) else {}
+        commit, siblings = fields.get("sha"), fields.get("siblings")
+        if not isinstance(commit, str) or _COMMIT.fullmatch(commit) is None:
+            raise StorageError("the Hub did not name the commit")
+        sizes: dict[str, int] = {}
+        for each in siblings if isinstance(siblings, list) else ():
+            name, size = (each.get("rfilename"), each.get("size")) if isinstance(each, dict) else (None, None)
+            if isinstance(name, str) and type(size) is int and size >= 0:
+                sizes[name] = size
+        return commit, sizes
 
     def files(self) -> Mapping[str, int]:
         """See Store."""
@@ -95,14 +148,19 @@ class HubStore:
     def _range(self, path: str, start: int, nbytes: int) -> bytes:
         if nbytes == 0:
             return b""
-        where = f"{self.uri}/{path}"
-        with _told_as(where):
-            content, status = _fetched(self._api, self._repository, self._commit, self._inside(path), start, nbytes)
-        if status != 206 and len(content) != nbytes:
-            raise StorageError("the server does not serve parts of files", where=where)
-        if len(content) != nbytes:
-            raise StorageError(f"{nbytes} bytes were asked for, {len(content)} came", where=where)
-        return content
+        size = self._size(path)
+        with _told_as(f"{self.uri}/{path}"):
+            url = _address(self._api, self._repository, self._commit, self._inside(path))
+            wanted = {"Range": f"bytes={start}-{start + nbytes - 1}"}
+            answer = self._client.get(url, wanted, most=nbytes, least=nbytes)
+            _check_status(answer)
+            if answer.status == 206:
+                _check_range(answer, start, nbytes, size)
+            elif nbytes != size or len(answer.body) != nbytes:
+                is_page = answer.headers.get("content-type", "").startswith("text/html")
+                page = "a web page came in the place of the file: the login page of a proxy?"
+                raise StorageError(page if is_page else "the server does not serve parts of files")
+        return answer.body
 
     def _inside(self, path: str) -> str:
         return f"{self._folder}/{path}" if self._folder else path
@@ -116,38 +174,86 @@ def _parsed(uri: str) -> tuple[str, str | None, str]:
     return found[1], found[2], folder
 
 
-def _api() -> HfApi:
-    from huggingface_hub import HfApi, constants
-
-    if constants.HF_HUB_OFFLINE:
-        raise StorageError("HF_HUB_OFFLINE is set, so the Hub is not asked", hint="unset it, or give a local folder")
-    return HfApi(library_name="loraformat")
+def _pinned(repository: str, commit: str, folder: str) -> str:
+    return f"{SCHEME}{repository}@{commit}{f'/{folder}' if folder else ''}"
 
 
-def _fetched(api: HfApi, repository: str, commit: str, path: str, start: int, nbytes: int) -> tuple[bytes, int]:
-    """The answer to one request, and its status."""
-    from huggingface_hub import hf_hub_url, utils
+class CachedRepository(LocalStore):
+    """The files of a repository, or of one folder of it, as they lie in the cache of huggingface_hub. Read only.
+
+    Raises: StorageError: the cache does not have the repository at that revision, or only a part of it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        repository, revision, folder = _parsed(uri)
+        with _told_as(uri):
+            snapshot = _snapshot(repository, revision)
+        super().__init__(os.path.join(snapshot, *folder.split("/")) if folder else snapshot)
+        self.uri = _pinned(repository, os.path.basename(snapshot), folder)
+
+    def create(self, path: str, size: int | None = None) -> NoReturn:  # noqa: ARG002 - a Store
+        """Raises: StorageError, always."""
+        raise StorageError("nothing is written to the Hub", where=f"{self.uri}/{path}", hint="write a folder")
+
+    def remove(self, path: str) -> NoReturn:
+        """Raises: StorageError, always."""
+        raise StorageError("nothing is removed from the Hub", where=f"{self.uri}/{path}")
+
+
+def _snapshot(repository: str, revision: str | None) -> str:
+    """The folder of a commit in the cache."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        found = snapshot_download(repository, revision=revision, local_files_only=True, library_name="loraformat")
+    except errors.LocalEntryNotFoundError as error:
+        asked = repository if revision is None else f"{repository} --revision {revision}"
+        message = "HF_HUB_OFFLINE is set, and the cache does not have all of this repository (offline)"
+        raise StorageError(message, hint=f"hf download {asked}, or unset it, or give a local folder") from error
+    return str(found)
+
+
+def _connected(endpoint: str | None, wait: Callable[[float], None], patience_s: float | None) -> tuple[HfApi, Client]:
+    from huggingface_hub import HfApi, utils
 
     http: Any = utils  # it does not mark what it exports
-    url = hf_hub_url(repository, path, revision=commit, endpoint=api.endpoint)
-    headers = {**http.build_hf_headers(library_name="loraformat"), "Range": f"bytes={start}-{start + nbytes - 1}"}
-    # An encoding would count its own bytes.
-    headers = {**headers, "Accept-Encoding": "identity"}
-    with _answer(http.get_session(), url, headers) as response:
-        http.hf_raise_for_status(response)
-        status = int(response.status_code)
-        if status != 206 and int(response.headers.get("Content-Length", nbytes + 1)) > nbytes:
-            return b"", status  # a whole file, which may be gigabytes: not read
-        return b"".join(
-            response.iter_bytes() if hasattr(response, "iter_bytes") else response.iter_content(1 << 16)
-        ), status
+    headers = http.build_hf_headers(library_name="loraformat")
+    client = Client(http.get_session(), headers, wait)
+    return HfApi(endpoint=endpoint, library_name="loraformat"), (
+        client if patience_s is None else replace(client, patience_s=patience_s)
+    )
 
 
-def _answer(session: Any, url: str, headers: Mapping[str, str]) -> Any:  # noqa: ANN401 - of httpx or of requests
-    """The answer before its body is read, by either library that huggingface_hub uses."""
-    if hasattr(session, "stream") and callable(session.stream):
-        return session.stream("GET", url, headers=headers, timeout=_TIMEOUT_S)
-    return session.get(url, headers=headers, timeout=_TIMEOUT_S, stream=True)
+def _address(api: HfApi, repository: str, commit: str, path: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return str(hf_hub_url(repository, path, revision=commit, endpoint=api.endpoint))
+
+
+def _check_status(answer: Answer) -> None:
+    """Raises: StorageError: the answer is not the one that was asked for."""
+    if 200 <= answer.status < 300:
+        return
+    code = answer.headers.get("x-error-code", "")
+    said = show(code, 40) if code else f"status {answer.status}"
+    if answer.status in (401, 403, 404):
+        raise StorageError(f"no such repository or revision, or no access to it ({said}); {_LOGIN}")
+    raise StorageError(f"the Hub cannot be read ({said})")
+
+
+def _check_range(answer: Answer, start: int, nbytes: int, size: int) -> None:
+    """Raises: StorageError: the bytes are others than those that were asked for."""
+    stated = answer.headers.get("content-range", "")
+    found = _RANGE.fullmatch(stated)
+    wanted = f"bytes {start}-{start + nbytes - 1}/{size}"
+    if found is None or (int(found[1]), int(found[2])) != (start, start + nbytes - 1):
+        raise StorageError(
+            f"{wanted} were asked for, the server sent {show(stated, 80) or 'some that it does not name'}"
+        )
+    if found[3] != "*" and int(found[3]) != size:
+        raise StorageError(f"the Hub listed {size} bytes, the server says {int(found[3])}")
+    if len(answer.body) != nbytes:
+        raise StorageError(f"{nbytes} bytes were asked for, {len(answer.body)} came")
 
 
 @contextmanager
@@ -164,10 +270,4 @@ def _told_as(where: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    name = type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if name in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError") or status in (401, 403, 404):
-        return (
-            f"no such repository or revision, or no access to it ({name}); log in with `hf auth login` if it is private"
-        )
-    return f"the Hub cannot be read ({name}{f', status {status}' if status else ''})"
+    return f"the Hub cannot be read ({type(error).__name__})"

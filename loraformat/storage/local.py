@@ -12,10 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
-from loraformat.storage.faults import checked_name, checked_range, checked_total, told_as
+from loraformat.storage.faults import checked_name, checked_range, checked_total, kind_of, told_as
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # Files that this package keeps in a folder for the time of a run; they are not part of its content.
 OWN_PREFIX = ".loraformat-"
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".npz")
+# Of files that are read as weights: a link of such a name may leave its folder. None of them is ever copied unread.
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz", ".gguf")
+
 _READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
@@ -37,11 +40,11 @@ class LocalStore:
     """The regular files of one folder, or one file alone as a store with one entry.
 
     Nothing is ever mapped into memory: a file that shrinks while it is read is an error, not a SIGBUS. A file that is
-    another one at a later read (identity, size or time of change) is an error too. FIFOs, devices and folders are
-    neither listed nor opened. A symbolic link is followed inside the folder and into the `blobs` of the Hub cache that
-    the folder belongs to; one that leads elsewhere is followed for weight files only, whose content is parsed and never
-    copied as it is: the author of a folder must not choose which of the reader's files become part of a model. Reads
-    and writes may come from any thread.
+    another one at a later read than when it was listed or first read (identity, size, time of change) is an error too.
+    FIFOs, devices and folders are neither listed nor opened. A symbolic link is followed inside the folder and into the
+    `blobs` of the Hub cache that the folder belongs to; one that leads elsewhere is followed for weight files only,
+    whose content is parsed and never copied as it is: the author of a folder must not choose which of the reader's
+    files become part of a model. Reads and writes may come from any thread.
 
     Raises: StorageError: there is no such file or folder, or it is neither.
     """
@@ -50,6 +53,7 @@ class LocalStore:
         self.uri = uri
         self._seen: dict[str, tuple[int, ...]] = {}
         self._unfinished: set[str] = set()
+        self._permissions = 0o777
         with told_as(uri):
             path = os.path.abspath(uri)
             mode = os.stat(uri).st_mode
@@ -72,11 +76,14 @@ class LocalStore:
         """Regular files by name → size in bytes, sorted; without those that belong to a run of this package."""
         with told_as(self.uri):
             if self._only is not None:
-                return {self._only: os.stat(self._path(self._only)).st_size}
-            with os.scandir(self._folder) as entries:
-                found = {entry.name: _regular_size(entry) for entry in entries}
-        listed = {name: size for name, size in found.items() if size is not None and not self._is_hidden(name)}
-        return dict(sorted(listed.items()))
+                found = {self._only: os.stat(self._path(self._only))}
+            else:
+                with os.scandir(self._folder) as entries:
+                    found = {entry.name: status for entry in entries if (status := _regular(entry)) is not None}
+        listed = {name: status for name, status in sorted(found.items()) if not self._is_hidden(name)}
+        for name, status in listed.items():
+            self._seen.setdefault(name, _identity(status))
+        return {name: status.st_size for name, status in listed.items()}
 
     def folders(self) -> tuple[str, ...]:
         """See Store."""
@@ -116,7 +123,7 @@ class LocalStore:
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
         with told_as(target):
-            fd = os.open(partial, _CREATE_FLAGS, 0o666)
+            fd = os.open(partial, _CREATE_FLAGS, 0o666 & self._permissions)
         self._unfinished.add(unfinished)
         try:
             with told_as(target):
@@ -145,6 +152,18 @@ class LocalStore:
     def _is_hidden(self, name: str) -> bool:
         return name.startswith(OWN_PREFIX) or name in self._unfinished
 
+    def kinds(self) -> Mapping[str, str]:
+        """Everything in the folder, sorted: name → what it is ("a file", "a folder", "a symbolic link", "a FIFO" ...).
+
+        A link inside the folder, or into the Hub cache that it belongs to, is what it leads to.
+        """
+        found = {}
+        with told_as(self.uri), os.scandir(self._folder) as entries:
+            for entry in entries:
+                is_inner = entry.is_symlink() and self._is_inside(entry.path)
+                found[entry.name] = kind_of(entry.stat(follow_symlinks=is_inner).st_mode)
+        return dict(sorted(found.items()))
+
     def own_and_other_names(self) -> list[str]:
         """Names of everything in the folder, files of a run of this package included, sorted."""
         with told_as(self.uri):
@@ -161,6 +180,20 @@ class LocalStore:
         with self._opened(path):
             return self._seen[path]
 
+    def check_inside(self, path: str) -> None:
+        """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
+        full = self._path(checked_name(path, self.uri))
+        if self._only is None and os.path.islink(full) and not self._is_inside(full):
+            raise _leaves(full)
+
+    def mode(self, path: str) -> int:
+        """The mode bits of a file, or of what a link leads to.
+
+        Raises: StorageError: there is none.
+        """
+        with told_as(self._path(path)):
+            return os.stat(self._path(checked_name(path, self.uri))).st_mode
+
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
 
@@ -171,15 +204,14 @@ class LocalStore:
         if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
         if os.path.islink(path) and not self._may_follow(path):
-            hint = "copy the file into the folder, if it is meant"
-            raise StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
+            raise _leaves(path)
         with told_as(path):
             fd = os.open(path, _READ_FLAGS)
             try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise StorageError("not a regular file", where=path)
-                identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+                identity = _identity(status)
                 if self._seen.setdefault(name, identity) != identity:
                     raise StorageError("the file changed while it was in use", where=path)
                 yield fd, status.st_size
@@ -187,12 +219,16 @@ class LocalStore:
                 os.close(fd)
 
     def _may_follow(self, path: str) -> bool:
-        if self._only is not None or path.lower().endswith(_WEIGHTS):
+        if self._only is not None or path.lower().endswith(WEIGHT_SUFFIXES):
             return True  # the user named this very file, or it is read as weights
+        return self._is_inside(path)
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a link leads to a file of the folder, or into the `blobs` of the Hub cache that it belongs to."""
         target, folder = os.path.realpath(path), os.path.realpath(self._folder)
         repository, found, _ = f"{folder}{os.sep}".rpartition(f"{os.sep}snapshots{os.sep}")
         roots = [folder, *([os.path.join(repository, "blobs")] if found else [])]
-        return any(target.startswith(root + os.sep) for root in roots)
+        return os.path.exists(target) and any(target.startswith(root + os.sep) for root in roots)
 
     def _check_progress(self, name: str, count: int, offset: int) -> None:
         if count <= 0:
@@ -210,7 +246,14 @@ class HiddenFolder(LocalStore):
 
     A file counts when it is complete, for this store; after a run that was killed its journal tells which are. A file
     that is there already is replaced as in any other folder.
+
+    Args:
+        permissions: mode bits that files may have, beside what the umask takes away.
     """
+
+    def __init__(self, uri: str, permissions: int = 0o777) -> None:
+        super().__init__(uri)
+        self._permissions = permissions
 
     def _name_to_write(self, path: str) -> str:
         return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path
@@ -268,7 +311,7 @@ class LocalWriter:
         while done < view.nbytes:
             done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
 
-    def clone_from(self, source: Store, path: str) -> bool:
+    def clone_from(self, source: Source, path: str) -> bool:
         """Share all bytes of `source`'s file `path`, where the file system can; False where nothing was done."""
         if not isinstance(source, LocalStore):
             return False
@@ -283,7 +326,7 @@ class LocalWriter:
             self._count(os.fstat(fd).st_size)
         return True
 
-    def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+    def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         done = 0
         if isinstance(source, LocalStore) and self._direct is None:
@@ -314,12 +357,21 @@ class LocalWriter:
             self.written += nbytes
 
 
-def _regular_size(entry: os.DirEntry[str]) -> int | None:
+def _leaves(path: str) -> StorageError:
+    hint = "copy the file into the folder, if it is meant"
+    return StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
+
+
+def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         status = entry.stat()
     except OSError:  # a link to nothing, or to itself
         return None
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _reserve(fd: int, size: int | None) -> None:

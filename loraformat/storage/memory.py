@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Store
+from loraformat.storage.base import Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.faults import checked_name, checked_range, checked_total
 
@@ -81,6 +81,6 @@ class MemoryWriter:
             self.data[offset : offset + view.nbytes] = view
             self.written += view.nbytes
 
-    def copy_from(self, source: Store, path: str, source_offset: int, offset: int, nbytes: int) -> None:
+    def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         copy_blocks(self, source, path, source_offset, offset, nbytes)

@@ -5,19 +5,36 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from loraformat.errors import StorageError
 from loraformat.storage.faults import told_as
 from loraformat.storage.interrupts import Deferral
 from loraformat.storage.local import OWN_PREFIX, HiddenFolder, LocalStore
+from loraformat.storage.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
+
+# In a folder that a run has not finished, or in which it keeps an old output for a moment: the name of the output.
+MARKER = f"{OWN_PREFIX}output"
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_MOST_MARKER_NBYTES = 4096
+_OLD = "old"
 
 
 @contextmanager
-def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: bool = False) -> Iterator[LocalStore]:
+def stage(
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    resume: bool = False,
+    names: Collection[str] = (),
+    is_ours: Callable[[str], bool] | None = None,
+    permissions: int = ANYONE,
+    on_cleared: Callable[[int], None] | None = None,
+) -> Iterator[LocalStore]:
     """A store for the files of the folder `target`, which appears under its name when the block ends without exception.
 
     Until then the files are in `.{name}.loraformat-{random}.partial` beside it. On any exception, KeyboardInterrupt
@@ -26,28 +43,33 @@ def stage(target: str, *, overwrite: bool, inputs: Sequence[str] = (), resume: b
 
     Args:
         target: a folder that does not exist, in one that does.
-        overwrite: replace what stands there. The old content stays until the new one is complete.
+        overwrite: replace what stands there, if it is an empty folder, one that holds nothing but files of `names`, or
+            one of which `is_ours` says so. The old content stays until the new one is complete.
         inputs: what the run reads; `target` may not be, contain, or lie inside one of them, with `overwrite` or not.
         resume: give the folder of a killed run back with what is in it, and keep it where a signal ends the block.
+        names: of the files that the run will write.
+        is_ours: whether the folder at a path is an earlier output that may be replaced.
+        permissions: mode bits that the folder and its files may have, beside what the umask takes away.
+        on_cleared: called with the bytes of an unfinished output of an earlier run that was removed.
 
     Raises: StorageError: any of these, or another run is writing to `target`.
     """
-    path = _resolved(target)
-    _refuse_inputs(target, path, inputs)
-    _refuse_existing(target, path, overwrite)
+    path = resolved(target)
+    refuse_inputs(target, path, inputs)
+    refuse_existing_folder(target, path, overwrite, names, is_ours)
     with Deferral() as signals, _locked(target, path):
-        partial = _reclaim(path, keep_one=resume) or _sibling(path, os.urandom(4).hex())
-        _refuse_existing(target, path, overwrite)
+        partial = _reclaim(path, keep_one=resume, on_cleared=on_cleared) or _sibling(path, os.urandom(4).hex())
+        refuse_existing_folder(target, path, overwrite, names, is_ours)
         keep = False
         try:
             with told_as(target):
-                os.makedirs(partial, exist_ok=True)
+                _mark(partial, path, permissions)
             with signals.delivered():
-                yield HiddenFolder(partial)
+                yield HiddenFolder(partial, permissions)
             with told_as(target):
                 _remove_own(partial)
                 _sync(partial)
-                _refuse_existing(target, path, overwrite)
+                refuse_existing_folder(target, path, overwrite, names, is_ours)
                 _put_in_place(partial, path)
         except BaseException as error:
             keep = resume and not isinstance(error, Exception)
@@ -67,56 +89,6 @@ def require_space(target: str, nbytes: int) -> None:
     free = status.f_bavail * status.f_frsize
     if free < nbytes:
         raise StorageError(f"no space: {nbytes} bytes are needed, {free} are free", where=target)
-
-
-def _resolved(target: str) -> str:
-    """The absolute path of `target`, its parent free of links; the last component may be a link."""
-    if "\0" in target:
-        raise StorageError("not a path", where=target.replace("\0", "\\x00"))
-    parent, name = os.path.split(os.path.abspath(target))
-    if not name:
-        raise StorageError("no folder name", where=target)
-    if not os.path.isdir(parent):
-        raise StorageError("the folder that should contain it does not exist", where=target, hint=f"create {parent}")
-    return os.path.join(os.path.realpath(parent), name)
-
-
-def _refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
-    for given in inputs:
-        if "://" in given or not os.path.exists(given):
-            continue
-        outputs = {path, os.path.realpath(path)}
-        source = os.path.realpath(given)
-        if any(_is_in(output, source) or _is_in(source, output) for output in outputs):
-            raise StorageError(f"the output is, contains, or lies inside the input {given}", where=target)
-
-
-def _is_in(inner: str, outer: str) -> bool:
-    """Whether `inner` is `outer` or lies in it, by path and by identity (bind mounts, case-blind file systems)."""
-    while True:
-        if inner == outer or _is_same(inner, outer):
-            return True
-        parent = os.path.dirname(inner)
-        if parent == inner:
-            return False
-        inner = parent
-
-
-def _is_same(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False
-
-
-def _refuse_existing(target: str, path: str, overwrite: bool) -> None:
-    if not os.path.lexists(path):
-        return
-    if not overwrite:
-        raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
-    real = os.path.realpath(path)
-    if any(_is_in(os.path.realpath(kept), real) for kept in (os.curdir, os.path.expanduser("~"))):
-        raise StorageError("the output contains the current or the home folder: it is not replaced", where=target)
 
 
 def _sibling(path: str, word: str) -> str:
@@ -168,30 +140,68 @@ def _is_same_file(fd: int, path: str) -> bool:
     return os.path.samestat(os.fstat(fd), found)
 
 
-def _reclaim(path: str, *, keep_one: bool) -> str | None:
+def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
+    """Make a folder that is known by its content to belong to the output `path`, also after a power cut."""
+    os.makedirs(folder, permissions, exist_ok=True)
+    marker = os.path.join(folder, MARKER)
+    if not os.path.lexists(marker):
+        fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, os.fsencode(os.path.basename(path)))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _belongs_to(folder: str, path: str) -> bool:
+    """Whether a run to `path` made a folder; one that is empty was made by a run that was killed at once."""
+    try:
+        fd = os.open(os.path.join(folder, MARKER), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return not os.listdir(folder)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, _MOST_MARKER_NBYTES) == os.fsencode(os.path.basename(path))
+    finally:
+        os.close(fd)
+
+
+def _reclaim(path: str, *, keep_one: bool, on_cleared: Callable[[int], None] | None) -> str | None:
     """Remove what killed runs left beside `path`; give an old output back that was moved aside and not replaced.
+
+    What was left is known by its content. A folder with a name like that may belong to an output of another name.
 
     Returns: with `keep_one` the newest unfinished output, which is not removed, if there is one.
     """
     parent, name = os.path.split(path)
-    prefix, suffix = f".{name}.loraformat-", ".partial"
-    lock = os.path.basename(_sibling(path, "lock"))
+    pattern = re.compile(rf"\.{re.escape(name)}\.loraformat-[0-9a-f]{{8}}(-{_OLD})?\.partial", re.DOTALL)
     unfinished: list[str] = []
     for found in sorted(os.listdir(parent)):
-        if not (found.startswith(prefix) and found.endswith(suffix)) or found == lock:
-            continue
         left = os.path.join(parent, found)
-        is_old = found.endswith(f"-old{suffix}")
-        if is_old and not os.path.lexists(path):
-            os.rename(left, path)
-        elif keep_one and not is_old and os.path.isdir(left) and not os.path.islink(left):
+        match = pattern.fullmatch(found)
+        if match is None or os.path.islink(left) or not os.path.isdir(left) or not _belongs_to(left, path):
+            continue
+        if match[1] is None:
             unfinished.append(left)
-        else:
-            _remove(left)
+            continue
+        old = os.path.join(left, _OLD)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        _remove_tree(left)
     unfinished.sort(key=lambda left: os.stat(left).st_mtime_ns)
-    for left in unfinished[:-1]:
-        _remove(left)
-    return unfinished[-1] if unfinished else None
+    kept = unfinished.pop() if unfinished and keep_one else None
+    for left in unfinished:
+        nbytes = _nbytes(left)
+        _remove_tree(left)
+        if on_cleared is not None:
+            on_cleared(nbytes)
+    return kept
+
+
+def _nbytes(folder: str) -> int:
+    with os.scandir(folder) as entries:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
 
 
 def _remove_own(partial: str) -> None:
@@ -201,25 +211,23 @@ def _remove_own(partial: str) -> None:
 
 
 def _put_in_place(partial: str, path: str) -> None:
-    aside = _sibling(path, f"{os.urandom(4).hex()}-old")
+    """Rename the output to its name; what stands there goes into a marked folder until the new output has the name."""
+    if not os.path.lexists(path):
+        os.rename(partial, path)
+        _sync(os.path.dirname(path))
+        return
+    aside = _sibling(path, f"{os.urandom(4).hex()}-{_OLD}")
+    old = os.path.join(aside, _OLD)
     try:
-        if os.path.lexists(path):
-            os.rename(path, aside)
+        _mark(aside, path)
+        _sync(aside)
+        os.rename(path, old)
         os.rename(partial, path)
         _sync(os.path.dirname(path))
     finally:
-        if os.path.lexists(aside) and not os.path.lexists(path):
-            os.rename(aside, path)
-    if os.path.lexists(aside):
-        _remove(aside)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        _remove_tree(path)
-    else:
-        with suppress(OSError):
-            os.unlink(path)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        _remove_tree(aside)
 
 
 def _sync(folder: str) -> None:

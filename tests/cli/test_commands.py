@@ -209,9 +209,18 @@ def test_an_existing_output_is_refused_without_overwrite(example: Path, tmp_path
     refused = run(*arguments)
     assert refused.exit_code == 3
     assert "--overwrite" in refused.stderr
+    assert run(*arguments, "--overwrite").exit_code == 3
     assert (out / "mine").read_text() == "keep"
-    assert run(*arguments, "--overwrite").exit_code == 0
-    expected = ["config.json", "loraformat.manifest.json", "model.safetensors", "tokenizer.json"]
+    (out / "mine").unlink()
+    for _ in range(2):  # an empty folder, and an earlier output
+        assert run(*arguments, "--overwrite").exit_code == 0
+    expected = [
+        "config.json",
+        "loraformat.digests.json",
+        "loraformat.manifest.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert sorted(path.name for path in out.iterdir()) == expected
 
 
@@ -335,7 +344,7 @@ def test_verify_compares_a_merge_with_its_manifest(example: Path, tmp_path: Path
 
 def test_merge_options_that_change_bytes_are_in_the_manifest(example: Path, tmp_path: Path) -> None:
     more = ("--dtype", "bfloat16", "--rounding", "stochastic", "--seed", 3, "--accumulate", "float64")
-    files = ("--max-shard-size", "20kB", "--verify", "full", "--hash")
+    files = ("--max-shard-size", "20kB", "--verify", "full", "--hash", "sha256")
     result = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "out", *more, *files)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "out" / "loraformat.manifest.json").read_text())

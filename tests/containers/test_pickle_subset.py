@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.containers.pickle_subset import Storage, View, read_pickle
+from loraformat.containers.pickle_subset import IntegerKey, Storage, View, read_pickle
 from loraformat.containers.pickle_writer import write_pickle
+from loraformat.containers.state_dict import find_state_dict
 from loraformat.errors import UnsafePickle
 from loraformat.model.tensors import DType
 
@@ -33,7 +34,16 @@ PLAIN = st.recursive(
 
 @given(PLAIN)
 def test_plain_values_come_back(value: object) -> None:
-    assert read_pickle(pickle.dumps(value, protocol=2), "x") == value
+    assert read_pickle(pickle.dumps(value, protocol=2), "x") == with_number_keys(value)
+
+
+def with_number_keys(value: object) -> object:
+    if isinstance(value, dict):
+        keys = (key if isinstance(key, str) else IntegerKey.of(key) for key in value)
+        return dict(zip(keys, map(with_number_keys, value.values()), strict=True))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(with_number_keys, value))
+    return value
 
 
 def test_an_ordered_dict_is_a_dict() -> None:
@@ -205,6 +215,60 @@ def test_memory_is_bounded_by_the_memo() -> None:
     data = b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", number) for number in range(1_000_001)) + b"."
     with pytest.raises(UnsafePickle, match="more than 1000000 values"):
         read_pickle(data, "x")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def test_keys_that_collide_as_integers_do_not_slow_a_dict_down() -> None:
+    """All are multiples of the modulus of Python's hash of integers: each look would visit all keys before."""
+    keys = (number * (2**61 - 1) for number in range(200_000))
+    items = b"".join(b"\x8a\x0b" + key.to_bytes(11, "little") + b"N" for key in keys)
+    found = read_pickle(b"\x80\x02}(" + items + b"u.", "x")
+    assert isinstance(found, dict)
+    assert len(found) == 200_000
+
+
+def test_a_number_and_its_text_are_two_keys_and_no_json() -> None:
+    data = b"\x80\x02}(" + text("5") + b"K\x01K\x05K\x02u."
+    found = read_pickle(data, "x")
+    assert found == {"5": 1, IntegerKey.of(5): 2}
+    with pytest.raises(UnsafePickle, match="as a number and as a text"):
+        find_state_dict({"a": found}, "x")
+
+
+def test_dicts_that_hold_each_other_are_counted_once_each() -> None:
+    """Three levels of 20,000 references each are eight million million visits."""
+    shared: dict[object, object] = {}
+    for _ in range(3):
+        shared = {IntegerKey.of(number): shared for number in range(20_000)}
+    with pytest.raises(UnsafePickle, match="more than 1000000 values"):
+        find_state_dict({"a": shared}, "x")
+
+
+def test_sizes_that_many_calls_share_are_not_read_for_each() -> None:
+    """A tuple of a million numbers, and a hundred thousand calls with it."""
+    sizes = b"(" + b"K\x01" * 1_000_000 + b"t\x85q\x00"
+    calls = b"ctorch\nSize\nq\x01h\x00R" + b"h\x01h\x00R" * 100_000
+    with pytest.raises(UnsafePickle, match="with arguments"):
+        read_pickle(b"\x80\x02](" + sizes + calls + b"e.", "x")
+
+
+def test_attributes_that_many_objects_share_are_not_read_for_each() -> None:
+    state = b"}(" + b"".join(text(str(number)) + b"N" for number in range(10)) + b"uq\x00"
+    with pytest.raises(UnsafePickle, match="sets attributes"):
+        read_pickle(b"\x80\x02]" + state + b"a}h\x00b.", "x")
+
+
+@pytest.mark.parametrize("others", [b"ctorch\nBFloat16Storage\n", b"ctorch.storage\nUntypedStorage\n"])
+def test_a_storage_with_two_dtypes_is_refused(others: bytes) -> None:
+    """Torch reads it with the dtype that it met first, so two readers may see two values."""
+    first = STORAGE.replace(b"ctorch\nFloatStorage\n", b"ctorch\nHalfStorage\n")
+    second = STORAGE.replace(b"ctorch\nFloatStorage\n", others)
+    assert isinstance(read_pickle(b"\x80\x02](" + first * 2 + b"e.", "x"), list)
+    with pytest.raises(UnsafePickle, match="two dtypes"):
+        read_pickle(b"\x80\x02](" + first + second + b"e.", "x")
 
 
 TREES = st.dictionaries(

@@ -72,6 +72,38 @@ def test_a_dialect_that_is_not_read_is_refused_by_name(files: dict[str, object],
         formats.detect(bundle(files))
 
 
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in", "kohya"),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", "ComfyUI"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", "diffusers"),
+        ("double_blocks.0.processor.qkv", "FLUX"),
+        ("model.decoder.layers.0.self_attention.linear_qkv", "NeMo"),
+        ("blk.0.attn_q", "llama.cpp"),
+    ],
+)
+def test_a_single_file_of_another_dialect_is_refused_by_what_it_looks_like(name: str, dialect: str) -> None:
+    """With --alpha it would become a folder of PEFT's under names that no base has."""
+    content = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(4, 2)}
+    found = bundle({"x.safetensors": content}, single=True)
+    with pytest.raises(UnknownFormat, match=f"looks like.*{dialect}"):
+        formats.detect(found)
+
+
+def test_torchtune_s_own_file_is_refused_by_name() -> None:
+    content = {f"layers.0.attn.q_proj.lora_{part}.weight": torch.ones(2, 2) for part in "ab"}
+    with pytest.raises(UnknownFormat, match="torchtune"):
+        formats.detect(bundle({"adapter_0.pt": content}, single=True))
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.q_proj", "layers.0.attn.wq", "transformer.h.0.attn.c_attn"])
+def test_names_of_hand_written_code_are_nobody_s_dialect(name: str) -> None:
+    content = {f"{name}.lora_A": torch.ones(2, 4), f"{name}.lora_B": torch.ones(4, 2)}
+    found, _ = formats.detect(bundle({"x.pt": content}, single=True))
+    assert found.NAME in ("dump", "loralib")
+
+
 def test_what_is_wrong_with_the_only_weight_file_comes_through() -> None:
     def fail() -> None:
         raise NotATensorFile("this is a Git-LFS pointer", where="x.pt")

@@ -49,6 +49,17 @@ def test_old_mlx_vlm_multiplied_by_alpha_as_it_is() -> None:
     close(dense(adapter.updates["q.weight"][0]), 0.1 * (A.double() @ B.double()).T)
 
 
+def test_the_two_factors_that_an_old_mlx_vlm_file_may_mean_are_both_named() -> None:
+    """By Blaizzy/mlx-vlm#845 alpha is divided by the rank; the file does not say before or after."""
+    config = {"rank": 2, "alpha": 16, "dropout": 0}
+    (note,) = read({"q.A": A, "q.B": B}, config).notes
+    assert (note.code, "16 or 8" in note.message) == ("LF244", True)
+    files = {"adapters.safetensors": tensors({"q.A": A, "q.B": B}), "adapter_config.json": config}
+    for scale in (8, 16):
+        said = mlx.read(bundle(files), hints=Hints(scale=scale))
+        assert (said.updates["q.weight"][0].scale, said.notes) == (scale, ())
+
+
 def test_arrays_of_mlx_examples_have_the_constant_of_their_code() -> None:
     files = {"adapters.npz": tensors(PAIR, "npz")}
     adapter = mlx.read(bundle(files))

@@ -45,6 +45,8 @@ def saved(folder: Path, tensors: dict[str, Tensor], **config: Any) -> str:
     folder.mkdir()
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors saves private files, from which private ones are made, with a finding
     return str(folder)
 
 

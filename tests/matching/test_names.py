@@ -116,6 +116,21 @@ def test_nearest_names_share_the_tail_first() -> None:
     assert nearest("zzz", names) == ()
 
 
+def test_a_wrong_base_of_many_names_is_told_at_once() -> None:
+    """Each name against each other took minutes; what hangs runs into the time limit of the suite."""
+    layers = range(20_000)
+    names = {f"model.layers.{layer}.self_attn.q_proj.weight": (4, 4) for layer in layers}
+    stored = {f"transformer.h.{layer}.attn.q_attn.weight": (4, 4) for layer in layers}
+    found = match(adapter(names), base(stored))
+    assert len(found.unmatched) == 20_000
+    assert found.unmatched["model.layers.7.self_attn.q_proj.weight"] == ("transformer.h.7.attn.q_attn.weight",)
+
+
+def test_the_nearest_name_of_the_same_layer_comes_first() -> None:
+    stored = [f"transformer.h.{layer}.self_attn.{kind}_proj.weight" for layer in range(100) for kind in "qkv"]
+    assert nearest("model.layers.41.self_attn.k_proj.weight", stored)[0] == "transformer.h.41.self_attn.k_proj.weight"
+
+
 @pytest.mark.parametrize(
     ("config", "flag", "shape", "expected"),
     [

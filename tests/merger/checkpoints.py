@@ -15,7 +15,7 @@ from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
-from loraformat.storage import open_store, stage
+from loraformat.storage import stage
 
 
 def weights(seed: int = 0, dtype: torch.dtype = torch.float32, *, tied: bool = False) -> dict[str, Tensor]:
@@ -61,10 +61,12 @@ def save_base(folder: Path, tensors: Mapping[str, Tensor], settings: Mapping[str
     return folder
 
 
-def adapter_folder(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0) -> Path:
+def adapter_folder(
+    folder: Path, shapes: dict[str, tuple[int, ...]], rank: int = 3, scale: float = 1.0, seed: int = 3
+) -> Path:
     """A LoRA as PEFT saves it, for base weights of the given shapes."""
     folder.mkdir()
-    g = torch.Generator().manual_seed(3)
+    g = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, (rows, cols) in shapes.items():
         module = "base_model.model." + name.removesuffix(".weight")
@@ -112,7 +114,7 @@ def merge_and_tell(
     checkpoint = repeated(open_checkpoint(str(base)), adapters)
     sources = [AdapterSource("memory", "none") for _ in adapters]
     plan = plan_merge(checkpoint, adapters, sources, **planned)
-    inputs = Inputs(store=open_store(str(base)), base=checkpoint, adapters=adapters)
+    inputs = Inputs(base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
         return write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
-from loraformat.errors import ConfigError, LoraFormatError, MergeError, MissingFile
+from loraformat.errors import MergeError, StorageError
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.jobs.verify import verify
@@ -29,12 +30,12 @@ from loraformat.merger import (
     Limits,
     Source,
     Trust,
-    check,
     plan_merge,
     run_merge,
 )
 from loraformat.merger.journal import fingerprint_of
-from loraformat.merger.manifest import MANIFEST
+from loraformat.merger.verify import check
+from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore
@@ -101,7 +102,7 @@ def test_what_is_not_finite_in_the_base_must_be_the_same_in_the_output(
     change = str(adapter_folder(tmp_path / "adapter", {name: (24, 24)}))
     adapters, checkpoint = [open_adapter(change).adapter], open_checkpoint(str(base))
     plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
-    opened = Inputs(store=LocalStore(str(base)), base=checkpoint, adapters=adapters)
+    opened = Inputs(base=checkpoint, adapters=adapters)
     merge(str(base), [change], str(out))
     check.check_output(plan, opened, LocalStore(str(out)), full=True)
     merged = load_file(out / "model.safetensors")
@@ -147,7 +148,7 @@ def test_one_wrong_bit_is_found_by_the_full_check(
     checkpoint = open_checkpoint(base)
     adapters = [one.adapter for one in opened]
     plan = plan_merge(checkpoint, adapters, [AdapterSource(change, "peft")])
-    merged = Inputs(store=LocalStore(base), base=checkpoint, adapters=adapters)
+    merged = Inputs(base=checkpoint, adapters=adapters)
     source = Source(LocalStore(change), tuple(opened[0].bundle.files))
     (tmp_path / "out").mkdir()
     output = Faulty(str(tmp_path / "out"), name, byte)
@@ -166,66 +167,34 @@ def test_the_full_check_reads_stacks_and_scalars(tmp_path: Path) -> None:
 
 def test_the_manifest_names_everything_and_nothing_of_the_machine(inputs: tuple[str, str], tmp_path: Path) -> None:
     base, change = inputs
-    merge(base, [change], str(tmp_path / "out"), hash_files=True)
+    merge(base, [change], str(tmp_path / "out"), digests="sha256")
     text = (tmp_path / "out" / MANIFEST).read_text()
     manifest = json.loads(text)
     assert list(check_schema("manifest", manifest)) == []
     assert str(tmp_path) not in text
-    assert {entry["name"] for entry in manifest["outputs"]} == set(os.listdir(tmp_path / "out")) - {MANIFEST}
+    files = set(os.listdir(tmp_path / "out")) - {MANIFEST, DIGESTS}
+    assert {entry["name"] for entry in manifest["outputs"]} == files
     for entry in manifest["outputs"]:
         data = (tmp_path / "out" / entry["name"]).read_bytes()
-        assert (entry["nbytes"], entry["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert entry["nbytes"] == len(data)
+        if not entry["name"].endswith(".safetensors"):
+            assert entry["blake3"] == blake3(data).hexdigest()
     assert sorted(manifest["weights"]) == sorted(NAMES)
     (term,) = manifest["weights"][NAMES[0]]["terms"]
     assert (term["formula"], term["scale"]) == ("W + s*B@A", 2.0)
+    shards = [path.read_bytes() for path in (tmp_path / "out").glob("*.safetensors")]
+    assert not any(make(data).hexdigest() in text for data in shards for make in (hashlib.sha256, blake3))
 
 
-def test_verify_accepts_what_was_written_and_names_what_was_changed(inputs: tuple[str, str], tmp_path: Path) -> None:
-    base, change = inputs
-    out = tmp_path / "out"
-    merge(base, [change], str(out))
-    assert verify(str(out)).findings == ()
-    shard = next(path for path in sorted(out.glob("*.safetensors")) if NAMES[0] in load_file(path))
-    tensors = load_file(shard)
-    tensors[NAMES[0]][0, 0] += 1
-    save_file(tensors, shard, metadata={"format": "pt"})
-    (out / "stray").write_text("x")
-    (out / "tokenizer.json").unlink()
-    found = {(one.where, one.code) for one in verify(str(out)).findings}
-    assert {(NAMES[0], "LF804"), ("stray", "LF804"), ("tokenizer.json", "LF804")} <= found
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_verify_finds_one_wrong_bit_of_a_merged_weight(inputs: tuple[str, str], tmp_path: Path, name: str) -> None:
-    out = tmp_path / "out"
-    merge(inputs[0], [inputs[1]], str(out))
-    tensor = open_checkpoint(str(out)).tensors[name]
-    flip(out / tensor.file, tensor.span.end - 1)
-    assert [(one.where, one.code) for one in verify(str(out)).findings] == [(name, "LF804")]
-
-
-def test_verify_does_not_believe_a_manifest_that_was_changed(inputs: tuple[str, str], tmp_path: Path) -> None:
-    """Whichever byte it is: the folder never passes."""
-    out = tmp_path / "out"
-    merge(inputs[0], [inputs[1]], str(out))
-    whole = (out / MANIFEST).read_bytes()
-    for offset in range(0, len(whole), 97):
-        flip(out / MANIFEST, offset)
-        assert not passes(out), offset
-        (out / MANIFEST).write_bytes(whole)
-    (out / MANIFEST).write_bytes(whole.replace(b"\n", b"\r\n"))
-    assert not passes(out)
-    less = json.loads(whole)
-    del less["weights"][NAMES[0]]
-    (out / MANIFEST).write_text(json.dumps(less, indent=2, sort_keys=True) + "\n")
-    assert [one.where for one in verify(str(out)).findings] == [MANIFEST]
-
-
-def passes(out: Path) -> bool:
+def test_an_output_is_as_private_as_its_most_private_input(inputs: tuple[str, str], tmp_path: Path) -> None:
+    os.chmod(Path(inputs[1], "adapter_model.safetensors"), 0o600)
+    before = os.umask(0o022)
     try:
-        return not verify(str(out)).findings
-    except LoraFormatError:
-        return False
+        report = merge(inputs[0], [inputs[1]], str(tmp_path / "out"))
+    finally:
+        os.umask(before)
+    assert "LF815" in {one.code for one in report.findings}
+    assert {path.stat().st_mode & 0o077 for path in [tmp_path / "out", *(tmp_path / "out").iterdir()]} == {0}
 
 
 def test_the_manifest_tells_all_that_changes_bytes(inputs: tuple[str, str], tmp_path: Path) -> None:
@@ -269,22 +238,6 @@ def fingerprint(inputs: tuple[str, str], *, dtype: str | None = None, strength: 
         **options,
     )
     return fingerprint_of(plan, [], "1")
-
-
-def test_a_file_that_was_cut_short_is_named(inputs: tuple[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    merge(inputs[0], [inputs[1]], str(out))
-    shard = min(out.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-4])
-    assert shard.name in {one.where for one in verify(str(out)).findings}
-
-
-def test_verify_needs_a_manifest(tmp_path: Path) -> None:
-    with pytest.raises(MissingFile):
-        verify(str(tmp_path))
-    (tmp_path / MANIFEST).write_text("{}")
-    with pytest.raises(ConfigError):
-        verify(str(tmp_path))
 
 
 def command(base: Path, change: Path, out: Path, *more: str) -> list[str]:
@@ -352,3 +305,76 @@ def test_other_options_or_inputs_do_not_go_on_from_what_is_there(
     (left / ".loraformat-journal.json").write_text(json.dumps(journal))
     merge(str(base), [str(change)], str(tmp_path / "out"), resume=True)
     assert contents(tmp_path / "out") == whole
+
+
+def _replaced(path: Path, data: bytes) -> None:
+    """Another file of the same size under the same name, as an update of a model or an attacker leaves it."""
+    other = path.with_name("new")
+    other.write_bytes(data)
+    os.replace(other, path)
+
+
+@pytest.mark.parametrize(
+    ("moment", "name"),
+    [
+        ("announce", "model.safetensors"),
+        ("announce", "config.json"),
+        ("announce", "generation_config.json"),
+        ("progress", "model.safetensors"),
+    ],
+)
+def test_a_base_that_is_swapped_after_planning_is_refused(tmp_path: Path, moment: str, name: str) -> None:
+    """P4: what was planned from is what is merged, or nothing is written."""
+    base = save_base(tmp_path / "base", weights(), {**config(), "vocab_size": 11})
+    (base / "generation_config.json").write_text('{"top_k": 1}')
+    change = adapter_folder(tmp_path / "adapter", dict.fromkeys(NAMES[:1], (24, 24)))
+    swapped = bytearray((base / name).read_bytes())
+    swapped[-2] ^= 1
+    calls = []
+
+    def swap(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            _replaced(base / name, bytes(swapped))
+
+    with pytest.raises(StorageError, match="changed while it was in use"):
+        merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", **{moment: swap})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_is_swapped_after_planning_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    change = adapter_folder(tmp_path / "adapter", dict.fromkeys(NAMES[:1], (24, 24)))
+    path = change / "adapter_model.safetensors"
+    swapped = bytearray(path.read_bytes())
+    swapped[-1] ^= 1
+    with pytest.raises(StorageError, match="changed while it was in use"):
+        merge(str(base), [str(change)], str(tmp_path / "out"), announce=lambda _: _replaced(path, bytes(swapped)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["vocab.npz", "vocab.NPZ", "notes.gguf", "extra.bin", "notes.txt"])
+def test_a_link_that_leaves_the_base_is_never_copied(inputs: tuple[str, str], tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"TOP SECRET")
+    Path(inputs[0], name).symlink_to(tmp_path / "secret")
+    with suppress(StorageError):
+        merge(inputs[0], [inputs[1]], str(tmp_path / "out"))
+    assert all(b"SECRET" not in path.read_bytes() for path in tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("where", ["base", "adapter"])
+def test_a_name_that_is_not_utf_8_is_left_out_by_name(inputs: tuple[str, str], tmp_path: Path, where: str) -> None:
+    folder = inputs[0] if where == "base" else inputs[1]
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.txt"), "wb") as file:
+        file.write(b"x")
+    report = merge(inputs[0], [inputs[1]], str(tmp_path / "out"))
+    assert verify(str(tmp_path / "out")).findings == ()
+    assert ("LF802" in {one.code for one in report.findings}) == (where == "base")
+
+
+def test_a_weight_file_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    os.rename(base / "model.safetensors", os.path.join(os.fsencode(base), b"caf\xe9.safetensors"))
+    change = adapter_folder(tmp_path / "adapter", {NAMES[0]: (24, 24)})
+    with pytest.raises(MergeError, match="not UTF-8"):
+        merge(str(base), [str(change)], str(tmp_path / "out"))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.model.patterns import fullmatch, is_linear
+from loraformat.budget import Budget
+from loraformat.model.patterns import Matcher, fullmatch, is_linear
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj", "q_proj", "blocks.3.attn.qkv", "")
 
@@ -82,3 +83,44 @@ def test_a_quantifier_with_nothing_to_repeat_is_no_literal(pattern: str) -> None
 @pytest.mark.parametrize("pattern", ["{}", "{a}", "a{", "{1", "{1,2,3}"])
 def test_braces_that_are_no_quantifier_are_literals(pattern: str) -> None:
     assert fullmatch(pattern, pattern) is (re.fullmatch(pattern, pattern) is not None) is True
+
+
+def test_groups_that_hold_nothing_are_not_repeated_for_ever() -> None:
+    """A thousand times a thousand times a thousand repetitions of nothing; what hangs runs into the time limit."""
+    assert not is_linear("(((){999}){999}){999}")
+
+
+def test_one_pattern_for_many_names_costs_what_their_differences_cost() -> None:
+    budget = Budget()
+    matcher = Matcher(r"(.?){990}q_proj", budget)
+    names = [f"model.layers.{number}.self_attn.q_proj" for number in range(3000)]
+    assert all(matcher.fullmatch(name) for name in names)
+    assert Budget().left - budget.left < 1000 * len(names)
+
+
+def test_beyond_its_budget_a_matcher_does_not_answer() -> None:
+    matcher = Matcher("(a|b)*c", Budget(100))
+    answers = [matcher.fullmatch("ab" * 20 + "c") for _ in range(10)]
+    assert answers[-1] is None
+    assert False not in answers
+
+
+def test_the_steps_that_a_pattern_takes_do_not_depend_on_what_was_matched_before_it() -> None:
+    """Programs are kept between runs; budgets must not notice."""
+
+    def steps() -> int:
+        budget = Budget()
+        Matcher("x(a|b)+[c-f]{2,40}", budget).fullmatch("xabcdef")
+        return Budget().left - budget.left
+
+    assert steps() == steps() > 0
+
+
+@given(st.text("abc-]^\\\\dw[", max_size=8), st.text("abc-]^1", min_size=1, max_size=1))
+def test_classes_agree_with_re(inside: str, character: str) -> None:
+    found = fullmatch(f"[{inside}]", character)
+    if found is None:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert found == bool(re.fullmatch(f"[{inside}]", character))

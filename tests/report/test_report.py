@@ -27,7 +27,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 from loraformat.model.verdicts import Skipped, ValidateResult
-from loraformat.report import RENDERERS, Report, render
+from loraformat.report import RENDERERS, Report, render, render_all
 from loraformat.report.page import columns_of, shorten
 from loraformat.report.text import progress, render_findings
 from loraformat.report.words import counts
@@ -214,3 +214,21 @@ def test_json_needs_neither_torch_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def flood(count: int) -> tuple[Finding, ...]:
+    worst = replace(finding(), where="m.zz")
+    return (*(replace(finding(Severity.WARNING), where=f"m.{number:06}") for number in range(count)), worst)
+
+
+def test_of_a_flood_the_worst_is_shown_and_the_rest_is_counted() -> None:
+    text = render(report("validate", findings=flood(50_000)))
+    assert text.count("warning[LF202]") == 999
+    assert "m.zz: error[LF202]" in text
+    assert "not shown: 49,001 warnings more (--format json lists all of them)" in text
+    assert "1 error, 50,000 warnings" in text
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl", "sarif", "junit", "gitlab", "concise"])
+def test_reports_for_machines_hold_all_of_a_flood(form: str) -> None:
+    assert render_all([report("validate", findings=flood(2000))], form).count("m.001999") >= 1

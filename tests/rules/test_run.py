@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle
+from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.updates import LowRank
 from loraformat.rules import MOST_HITS, RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
 
 EMPTY = Subject(bundle=Bundle("", {}), format="x", adapter=Adapter(config=AdapterConfig(), updates={}))
@@ -35,6 +38,10 @@ def reads_values(subject: Subject) -> Iterator[Hit]:
 
 
 MINE = (two_hits, wants_a_base, reads_values)
+
+
+def zeros(*shape: int) -> LazyTensor:
+    return LazyTensor(shape, DType.F32, lambda start, stop: pytest.fail("values are not needed"))
 
 
 def error(code: str, severity: Severity = Severity.ERROR) -> Finding:
@@ -110,3 +117,19 @@ def test_a_flood_of_one_kind_is_counted_and_not_listed() -> None:
     findings, _ = run(EMPTY, (a_flood,))
     assert len(findings) == MOST_HITS + 1
     assert f"and {100_000 - MOST_HITS} more like this" in [finding.message for finding in findings]
+
+
+def test_what_the_budget_of_a_run_leaves_out_is_a_finding_with_numbers() -> None:
+    names = {f"layers.{number}.q_proj.weight": (LowRank(zeros(4, 2), zeros(2, 4), 1.0),) for number in range(50)}
+    config = AdapterConfig(targets="(.?){900}q_proj", raw={"rank_pattern": {"[a-f]+x": 4}})
+    subject = Subject(
+        bundle=Bundle("", {}), format="peft", adapter=Adapter(config=config, updates=names), budget=Budget(20_000)
+    )
+    findings, _ = run(subject)
+    told = {found.where: found.message for found in findings if found.code == "LF216"}
+    assert (
+        told["adapter_config.json: target_modules"]
+        == "the pattern was not compared with 50 of 50 modules: it would take too long"
+    )
+    assert "1 patterns were not" in told["adapter_config.json: rank_pattern"]
+    assert not [found for found in findings if found.code in ("LF208", "LF211")]

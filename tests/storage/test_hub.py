@@ -6,84 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hub_server import COMMIT, Hub
 
 from loraformat.errors import StorageError
 from loraformat.storage import open_store
+from loraformat.storage.hub import CachedRepository
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 ADAPTER = FIXTURES / "bad" / "LF302-shape-mismatch"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """Repositories, and what was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.files: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str | None]] = []
-        self.sent = 0
-        self.serves_ranges = True
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *arguments: Any) -> None:
-        return
-
-    def do_GET(self) -> None:
-        path, wanted = self.path.partition("?")[0], self.headers.get("Range")
-        self.server.asked.append((path, wanted))
-        if path in (
-            "/api/models/org/base",
-            "/api/models/org/base/revision/v1",
-            f"/api/models/org/base/revision/{COMMIT}",
-        ):
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.server.files.items()]
-            self.answer(200, json.dumps({"id": "org/base", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith(f"/org/base/resolve/{COMMIT}/"):
-            data = self.server.files[path.partition(f"{COMMIT}/")[2]]
-            if wanted and self.server.serves_ranges:
-                first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
-                self.answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
-            else:
-                self.answer(200, data)
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        self.server.sent += len(body)
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for path in (ADAPTER / "base").iterdir():
-            server.files[path.name] = path.read_bytes()
-        # Weights that must not be fetched: the header says where they are, and that is all that is needed.
-        weights = server.files["model.safetensors"]
-        server.files["sub/model.safetensors"] = weights
-        server.files["big.bin"] = bytes(5_000_000)
-        yield server
-        server.shutdown()
 
 
 def environment(hub: Hub, **more: str) -> dict[str, str]:
@@ -145,11 +78,52 @@ def test_a_server_without_ranges_is_refused_rather_than_downloaded(hub: Hub) -> 
     assert "parts of files" in done.stderr
 
 
-def test_offline_means_offline(hub: Hub) -> None:
-    done = validate(hub, "hf://org/base", HF_HUB_OFFLINE="1")
+def test_offline_means_offline(hub: Hub, tmp_path: Path) -> None:
+    done = validate(hub, "hf://org/base", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
     assert done.returncode == 3
     assert "HF_HUB_OFFLINE" in done.stderr
+    assert "hf download org/base" in done.stderr
     assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    "address", ["hf://org/base", f"hf://org/base@{COMMIT}", "hf://org/base@v1", "hf://org/base/sub"]
+)
+def test_offline_what_the_cache_has_is_read(hub: Hub, tmp_path: Path, address: str) -> None:
+    """As the Hub's own tools lay it out: names in snapshots are links into blobs."""
+    cache = tmp_path / "hub" / "models--org--base"
+    snapshot = cache / "snapshots" / COMMIT
+    for number, (name, data) in enumerate(hub.files.items()):
+        blob, link = cache / "blobs" / f"{number}", snapshot / name
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    for branch in ("main", "v1"):
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / branch).write_text(COMMIT)
+    done = validate(hub, address, "--format", "json", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert [f for f in document["findings"] if f["code"] == "LF302"]
+    assert document["data"]["base"].startswith(f"hf://org/base@{COMMIT}")
+    assert hub.asked == []
+
+
+def test_nothing_is_written_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--base" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    store = CachedRepository(f"hf://org/base@{COMMIT}")
+    assert store.read("config.json") == b"{}"
+    with pytest.raises(StorageError, match="nothing is written"):
+        store.create("config.json")
+    with pytest.raises(StorageError, match="nothing is removed"):
+        store.remove("config.json")
+    assert os.listdir(snapshot) == ["config.json"]
 
 
 def test_no_connection_is_told(hub: Hub) -> None:
@@ -179,3 +153,10 @@ def test_a_name_of_the_hub_without_its_scheme_is_not_asked_for_there() -> None:
     with pytest.raises(StorageError) as caught:
         open_store("org/base")
     assert caught.value.hint == "for the Hub write hf://org/base"
+
+
+@pytest.mark.parametrize("address", ["org/base", "org/base@v1"])
+def test_a_plain_name_is_offered_as_an_address_of_the_hub(address: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        open_store(address)
+    assert f"hf://{address}" in caught.value.hint

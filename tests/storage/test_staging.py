@@ -4,6 +4,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import socket
 import stat
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -11,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from loraformat.errors import StorageError
-from loraformat.storage import stage
+from loraformat.storage import MARKER, LocalStore, MemoryStore, permissions_for, stage
 
 
 def write(target: Path, text: str = "new", *, overwrite: bool = False, inputs: tuple[str, ...] = ()) -> None:
-    with stage(str(target), overwrite=overwrite, inputs=inputs) as store, store.create("a") as writer:
+    with stage(str(target), overwrite=overwrite, inputs=inputs, names={"a"}) as store, store.create("a") as writer:
         writer.write(text.encode())
 
 
@@ -41,7 +42,7 @@ def test_files_are_made_durable_under_the_names_that_they_keep(tmp_path: Path, m
 
     monkeypatch.setattr(os, "fsync", noted)
     write(tmp_path / "out")
-    assert synced[0] == "a"
+    assert synced[:2] == [MARKER, "a"]
     assert synced[-1] == tmp_path.name
 
 
@@ -57,32 +58,87 @@ def test_any_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "empty folder", "link", "dead link"])
-def test_an_existing_output_is_refused_and_replaced_on_request(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("names", [[], ["a"]])
+def test_an_earlier_output_is_refused_and_replaced_on_request(tmp_path: Path, names: list[str]) -> None:
+    """An empty folder, and one that holds nothing but files that this run writes."""
+    target = tmp_path / "out"
+    target.mkdir()
+    for name in names:
+        (target / name).write_text("old")
+    with pytest.raises(StorageError, match=r"exists already .*--overwrite"):
+        write(target)
+    write(target, overwrite=True)
+    assert content(target) == {"a": "new"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def _made(path: Path, kind: str) -> None:
+    """Something at a path that no run made."""
+    if kind == "a file":
+        path.write_text("kept")
+    elif kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(path))
+    elif kind == "a symbolic link":
+        path.symlink_to("elsewhere")
+    elif kind == "a dead link":
+        path.symlink_to("absent")
+    elif kind == "a folder of others":
+        path.mkdir()
+        (path / "a").write_text("kept")
+        (path / "thesis.tex").write_text("kept")
+    elif kind == "a folder of folders":
+        (path / "a").mkdir(parents=True)
+    else:
+        path.mkdir()
+        (path / "a").symlink_to("../elsewhere/kept")
+
+
+STRANGE = ["a file", "a FIFO", "a socket", "a symbolic link", "a dead link"]
+
+
+@pytest.mark.parametrize("kind", [*STRANGE, "a folder of others", "a folder of folders", "a folder of links"])
+def test_what_is_no_output_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)  # the address of a socket is short
     target, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("kept")
-    if kind == "file":
-        target.write_text("old")
-    elif "folder" in kind:
-        target.mkdir()
-        if kind == "folder":
-            (target / "old").write_text("old")
-    else:
-        target.symlink_to("elsewhere" if kind == "link" else "absent")
-    with pytest.raises(StorageError, match=r"exists already .*--overwrite"):
-        write(target)
-    assert os.path.lexists(target)
-    write(target, overwrite=True)
-    assert content(target) == {"a": "new"}
-    assert not target.is_symlink()
+    _made(target, kind)
+    before = os.lstat(target)
+    monkeypatch.chdir("/")
+    for overwrite in (False, True):
+        with pytest.raises(
+            StorageError, match="not replaced" if overwrite or kind in STRANGE[1:] else "exists already"
+        ):
+            write(target, overwrite=overwrite)
+    assert os.lstat(target) == before
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "out"]
     assert content(elsewhere) == {"kept": "kept"}
 
 
+def test_an_earlier_output_is_replaced_whatever_else_is_in_it(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "other").write_text("old")
+    with (
+        stage(str(target), overwrite=True, is_ours=lambda path: path == str(target)) as store,
+        store.create("a") as writer,
+    ):
+        writer.write(b"new")
+    assert content(target) == {"a": "new"}
+
+
+@pytest.mark.parametrize("target", ["/", "/proc"])
+def test_the_root_and_mount_points_are_not_replaced(target: str) -> None:
+    with pytest.raises(StorageError, match=r"root of the file system|mount point"):
+        write(Path(target), overwrite=True)
+
+
 def test_a_failed_overwrite_keeps_the_old_output(tmp_path: Path) -> None:
     write(tmp_path / "out", "old")
-    with pytest.raises(KeyboardInterrupt), stage(str(tmp_path / "out"), overwrite=True):
+    with pytest.raises(KeyboardInterrupt), stage(str(tmp_path / "out"), overwrite=True, names={"a"}):
         raise KeyboardInterrupt
     assert content(tmp_path / "out") == {"a": "old"}
     assert os.listdir(tmp_path) == ["out"]
@@ -154,7 +210,7 @@ def test_a_second_run_to_the_same_output_is_refused(tmp_path: Path) -> None:
 
 
 def _stage_and_wait(target: str, ready: Connection) -> None:
-    with stage(target, overwrite=True) as store, store.create("a") as writer:
+    with stage(target, overwrite=True, names={"a"}) as store, store.create("a") as writer:
         writer.write(b"half")
         ready.send(os.getpid())
         signal.pause()
@@ -180,19 +236,25 @@ def test_what_a_killed_run_left_is_reclaimed(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [near.name, "out"]
 
 
+def put_aside(folder: Path) -> None:
+    """As a run leaves an old output that is killed between the two renames of an overwrite."""
+    old = folder / ".out.loraformat-01234567-old.partial" / "old"
+    old.mkdir(parents=True)
+    (old / "a").write_text("old")
+    (old.parent / MARKER).write_text("out")
+
+
 def test_an_old_output_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
     """A run killed between the two renames of an overwrite, then one that fails."""
-    aside = tmp_path / ".out.loraformat-0123-old.partial"
-    aside.mkdir()
-    (aside / "a").write_text("old")
-    with pytest.raises(ZeroDivisionError), stage(str(tmp_path / "out"), overwrite=True):
+    put_aside(tmp_path)
+    with pytest.raises(ZeroDivisionError), stage(str(tmp_path / "out"), overwrite=True, names={"a"}):
         raise ZeroDivisionError
     assert content(tmp_path / "out") == {"a": "old"}
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_an_old_output_that_came_back_is_not_replaced_unasked(tmp_path: Path) -> None:
-    (tmp_path / ".out.loraformat-0123-old.partial").mkdir()
+    put_aside(tmp_path)
     with pytest.raises(StorageError, match="exists already"):
         write(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
@@ -244,7 +306,7 @@ def test_every_file_is_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "rename", recorded_rename)
     write(tmp_path / "out")
-    assert events == ["file", "folder", "rename", "folder"]
+    assert events == ["file", "file", "folder", "rename", "folder"]  # the first is what marks the folder
 
 
 def unfinished(folder: Path, name: str = ".out.loraformat-0123abcd.partial") -> Path:
@@ -252,7 +314,70 @@ def unfinished(folder: Path, name: str = ".out.loraformat-0123abcd.partial") -> 
     left.mkdir()
     (left / "done").write_text("kept")
     (left / ".loraformat-note").write_text("ours")
+    (left / MARKER).write_text("out")
     return left
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_runs_to_other_outputs_left_stays(tmp_path: Path, resume: bool) -> None:
+    """Also where the other output is called like a leftover of this one."""
+    others = [
+        unfinished(tmp_path, name)
+        for name in (".out.loraformat-v2.loraformat-0123abcd.partial", ".out.loraformat-01234567.partial")
+    ]
+    (others[0] / MARKER).write_text("out.loraformat-v2")
+    (others[1] / MARKER).write_text("another")
+    foreign = tmp_path / ".out.loraformat-89abcdef.partial"
+    foreign.mkdir()
+    (foreign / "mine").write_text("kept")
+    (tmp_path / ".out.loraformat-v2.loraformat-lock.partial").write_text("1")
+    before = sorted(os.listdir(tmp_path))
+    with stage(str(tmp_path / "out"), overwrite=False, resume=resume) as store:
+        assert list(store.files()) == []
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "out"])
+
+
+def test_an_unfinished_output_that_is_removed_is_told(tmp_path: Path) -> None:
+    unfinished(tmp_path)
+    told: list[int] = []
+    with stage(str(tmp_path / "out"), overwrite=False, on_cleared=told.append):
+        pass
+    assert told == [len("kept") + len("ours") + len("out")]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "modes"), [(0o777, (0o755, 0o644)), (0o770, (0o750, 0o640)), (0o700, (0o700, 0o600))]
+)
+def test_an_output_is_as_private_as_it_is_asked_to_be(tmp_path: Path, permissions: int, modes: tuple[int, int]) -> None:
+    before = os.umask(0o022)
+    try:
+        with stage(str(tmp_path / "out"), overwrite=False, permissions=permissions) as store:
+            with store.create("a") as writer:
+                writer.write(b"new")
+            (partial,) = tmp_path.glob(".out.loraformat-????????.partial")
+            assert stat.S_IMODE(partial.stat().st_mode) == modes[0]
+    finally:
+        os.umask(before)
+    found = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out", tmp_path / "out" / "a")]
+    assert tuple(found) == modes
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "granted"),
+    [(0o755, 0o644, 0o777), (0o755, 0o600, 0o700), (0o700, 0o644, 0o700), (0o755, 0o640, 0o770), (0o750, 0o644, 0o770)],
+)
+def test_an_output_is_as_private_as_its_inputs(tmp_path: Path, folder: int, file: int, granted: int) -> None:
+    place = tmp_path / "in"
+    place.mkdir()
+    for name in ("open", "private"):
+        (place / name).write_text("x")
+        (place / name).chmod(0o644)
+    (place / "private").chmod(file)
+    place.chmod(folder)
+    store = LocalStore(str(place))
+    assert permissions_for([(store, ["open", "private"])]) == granted
+    assert permissions_for([(MemoryStore(), ["x"])]) == 0o777
 
 
 def test_resume_gives_the_folder_of_a_killed_run_back(tmp_path: Path) -> None:

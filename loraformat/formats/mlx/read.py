@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.findings import announced_but_absent, scale_by_definition, unpaired_factors
+from loraformat.formats.fields import place
+from loraformat.formats.findings import (
+    announced_but_absent,
+    scale_by_definition,
+    scale_of_two_versions,
+    unpaired_factors,
+)
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, OWN_FILES, WEIGHTS, MlxConfig, parse
 from loraformat.formats.mlx.experts import experts_of
@@ -49,13 +55,18 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     """
     file = _weights(bundle)
     config = _config(bundle, file)
-    scale = agreed(config.scale, _hinted(config, hints), "a scale of", CONFIG)
     rank = agreed(config.rank, hints.rank, "rank", CONFIG)
+    # The user decides between the two factors that an old mlx-vlm file may mean.
+    is_chosen = config.is_raw_alpha and hints.scale is not None
+    scale = hints.scale if is_chosen else agreed(config.scale, _hinted(config, hints), "a scale of", CONFIG)
     tensors = file.open()
     modules, found = _sorted(tensors.entries, file.name)
     if config.scale is None and scale is None and file.name.endswith(".npz"):
         scale = _EXAMPLES_SCALE
         found.notes.append(scale_by_definition(file.name, scale, "mlx-examples/lora"))
+    if config.is_raw_alpha and not is_chosen and scale is not None and rank not in (None, 1):
+        assert rank is not None
+        found.notes.append(scale_of_two_versions(place(CONFIG, "alpha"), scale, scale / rank, "mlx-vlm"))
     for module, parts in modules.items():
         _layer(module, parts, scale, config, hints, found)
     plain = [weight for weight, update in found.updates.items() if update.magnitude is None]

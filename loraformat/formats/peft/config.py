@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.base import Hints
@@ -95,9 +96,9 @@ class PeftConfig:
     alpha: float | None = None
     scaling: Scaling = field(default_factory=Scaling)
     ranks: Mapping[str, int] = field(default_factory=dict)
-    rank_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", []))
+    rank_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", [], Budget()))
     alphas: Mapping[str, float] = field(default_factory=dict)
-    alpha_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", []))
+    alpha_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", [], Budget()))
     is_dora: bool = False
     parameters: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
@@ -149,15 +150,16 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         key: as_number(item, f'{place(CONFIG, "alpha_pattern")}["{key}"]')
         for key, item in _object(raw, "alpha_pattern").items()
     }
+    budget = hints.budget or Budget()
     return replace(
         _common(raw, peft_type),
         rank=rank,
         alpha=optional_number(raw, "lora_alpha" if peft_type == "LORA" else "alpha", CONFIG),
         scaling=Scaling(by_root=_flag(raw, "use_rslora")),
         ranks=ranks,
-        rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), list(ranks)),
+        rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), list(ranks), budget),
         alphas=alphas,
-        alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), list(alphas)),
+        alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), list(alphas), budget),
         is_dora=_flag(raw, "use_dora"),
         parameters=_names(raw, "target_parameters"),
         layers=layers_of(raw),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat.budget import Budget
 from loraformat.errors import FormatError
 from loraformat.formats.base import Hints
 from loraformat.formats.peft.config import PeftConfig
@@ -56,7 +57,9 @@ def read_tuned(tuner: Tuner, found: Sorted, shared: Parts, config: PeftConfig, h
     }
     for parts in (*layers.values(), shared):
         _check_axes(parts, {**tuner.parts, **tuner.shared}, tuner.empty)
-    source = Source(raw=config.raw, shared=shared, layers=layers, weights=hints.weights)
+    source = Source(
+        raw=config.raw, shared=shared, layers=layers, weights=hints.weights, budget=hints.budget or Budget()
+    )
     if tuner.check is not None:
         tuner.check(source)
     for module, parts in found.modules.items():

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from loraformat.budget import Budget
 from loraformat.formats.canonical import Slots
-from loraformat.formats.peft.patterns import PatternKeys
 from loraformat.model.bundle import Json
+from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.model.updates import LowRank
 
 Version = tuple[int, int]
@@ -127,8 +128,11 @@ def patterns_decide(settings: Mapping[str, Json], modules: Iterable[str], versio
         return True
     if version < SINCE["rank_pattern"] or any(key.startswith("^") for key in keys):
         return False
-    lookup = PatternKeys("", list(dict.fromkeys(keys)))
-    return all(set(lookup.matches(module)) <= {module} for module in modules)
+    lookup = PatternKeys(list(dict.fromkeys(keys)), Budget())
+    try:
+        return all(set(lookup.plain_matches(module)) <= {module} for module in modules)
+    except OutOfSteps:
+        return False
 
 
 def _keys(settings: Mapping[str, Json], name: str) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from loraformat.budget import Budget
 from loraformat.errors import FormatError, UnsupportedUpdate
 from loraformat.formats.fields import (
     Config,
@@ -22,11 +24,13 @@ from loraformat.model.updates import Update
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from loraformat.model.patterns import Matcher
+
 Parts = Mapping[str, LazyTensor]
 Chains = dict[str, tuple[Update, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """An adapter, as far as the reader of one of its modules needs it.
 
@@ -35,12 +39,22 @@ class Source:
         shared: tensors that belong to all modules, by name.
         layers: module → part → tensor, all modules.
         weights: names and stored shapes of the base's tensors, or None where there is no base.
+        budget: the steps of the run.
     """
 
     raw: Config
     shared: Parts
     layers: Mapping[str, Parts]
     weights: Mapping[str, tuple[int, ...]] | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @cached_property
+    def feedforward(self) -> Matcher | None:
+        """`feedforward_modules` of IA3, where it is a regular expression."""
+        from loraformat.model.patterns import Matcher
+
+        named = self.raw.get("feedforward_modules")
+        return Matcher(named, self.budget) if isinstance(named, str) else None
 
     def number(self, name: str, default: float) -> float:
         """A number of the config."""

@@ -6,11 +6,12 @@ Source: peft 0.21.2, tuners/ia3/layer.py `Linear.merge`, `_ConvNd.merge`; tuners
 
 from __future__ import annotations
 
+from loraformat.diagnostics import show
+from loraformat.errors import ConfigError
 from loraformat.formats.fields import as_texts, place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import is_end
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
-from loraformat.model.patterns import fullmatch
 from loraformat.model.updates import Scaled
 
 
@@ -28,12 +29,14 @@ def _is_feedforward(source: Source, module: str, shape: tuple[int, ...]) -> bool
     """(out, 1) is for outputs, (1, in) for inputs; a convolution has (1, n, 1, …) for both, and the config decides."""
     if len(shape) == 2 and shape[0] != shape[1]:
         return shape[0] == 1
-    named = source.raw.get("feedforward_modules")
-    if isinstance(named, str):
-        return fullmatch(named, module) is True
-    return named is not None and any(
-        is_end(name, module) for name in as_texts(named, place(CONFIG, "feedforward_modules"))
-    )
+    named, where = source.raw.get("feedforward_modules"), place(CONFIG, "feedforward_modules")
+    if source.feedforward is not None:
+        matches = source.feedforward.fullmatch(module)
+        if matches is None:
+            message = f"the pattern is not evaluated for {show(module)}, so which side it scales is not known"
+            raise ConfigError(message, where=where, hint="write full module names")
+        return matches
+    return named is not None and any(is_end(name, module) for name in as_texts(named, where))
 
 
 IA3 = Tuner(

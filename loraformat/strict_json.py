@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, Union
 
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson
-from loraformat.model.bundle import Json
+
+Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
 
 DEEPEST = 64
 MOST_DIGITS = 20
 MOST_CONTAINERS = 4_000_000  # lists and objects; as Python values they take some hundred times the bytes of `{},`
 
-# A string, ended or not: always a match from a quote on, so the scan is linear.
-_STRING = re.compile(rb'"(?:[^"\\]+|\\.)*(?:"|\\?\Z)', re.DOTALL)
-_STRING_OR_BRACKET = re.compile(_STRING.pattern + rb"|[\[\]{}]", re.DOTALL)
+# A string without escapes, ended or not: always a match from a quote on, so the scan is linear. A repeated group, as
+# escapes would need, takes some hundred bytes of memory for each turn.
+_STRING = re.compile(rb'"[^"]*"?')
+_STRING_OR_BRACKET = re.compile(_STRING.pattern + rb"|[\[\]{}]")
 _LONG_INTEGER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -88,7 +90,9 @@ def _place(data: bytes, offset: int) -> tuple[int, int]:
 
 
 def _check_nesting(data: bytes, where: str) -> None:
-    brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
+    # The same length, so that places stay; pairs from the left on, as a reader of strings takes them.
+    plain = data.replace(b"\\\\", b"  ").replace(b'\\"', b"  ") if b"\\" in data else data
+    brackets = _STRING.sub(b"", plain).translate(None, _NOT_BRACKETS)
     if len(brackets) > 2 * MOST_CONTAINERS:
         raise InvalidJson(f"more than {MOST_CONTAINERS} lists and objects", where=where)
     for _ in range(DEEPEST):
@@ -98,7 +102,7 @@ def _check_nesting(data: bytes, where: str) -> None:
     if not brackets:
         return
     depth = 0
-    for match in _STRING_OR_BRACKET.finditer(data):
+    for match in _STRING_OR_BRACKET.finditer(plain):
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
         if depth > DEEPEST:
             line, column = _place(data, match.start())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.containers import read_raw_rows, read_rows
+from loraformat.containers import weight_of
 from loraformat.errors import MergeError
 from loraformat.merger.apply import apply, blocks_of
-from loraformat.merger.copies import Inputs, as_matrix
+from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import Edit
 from loraformat.merger.steps import Steps, compute_dtype
 from loraformat.merger.windows import read_window
-from loraformat.model.checkpoint import StoredTensor
+from loraformat.model.checkpoint import BaseWeight, StoredTensor
 from loraformat.model.floats import decoded, unit_in_last_place
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Store
@@ -50,7 +50,7 @@ def compare_rows(
 
     start, stop = rows
     base, exact = _again(edit, steps, inputs, start, stop)
-    found = _values(output, as_matrix(stored, edit.row_axes), start, stop).reshape(exact.shape)
+    found = _values(weight_of(output, edit.tensor, stored).as_matrix(edit.row_axes), start, stop).reshape(exact.shape)
     if _are_near(exact, found, DType[edit.dtype]):
         return
     lost = _LOST[compute_dtype(edit, inputs, accumulate)]
@@ -77,9 +77,9 @@ def _again(edit: Edit, steps: Steps, inputs: Inputs, start: int, stop: int) -> t
 
         window = read_window(inputs, edit, start, stop, torch.float64)
         return window.numpy().copy(), apply(window, start, *steps.get()).numpy()
-    stored = as_matrix(inputs.base.tensors[edit.source], edit.row_axes)
-    there = max(0, min(stop, stored.shape[0] if stored.shape else 1) - start)
-    base = _values(inputs.store, stored, start, start + there).reshape(there, edit.matrix[1])
+    weight = inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+    there = max(0, min(stop, weight.rows) - start)
+    base = _values(weight, start, start + there).reshape(there, edit.matrix[1])
     base = np.pad(base, ((0, stop - start - there), (0, 0))) if there < stop - start else base
     left, right = steps.factors()
     exact = left[start:stop] @ right
@@ -87,13 +87,13 @@ def _again(edit: Edit, steps: Steps, inputs: Inputs, start: int, stop: int) -> t
     return base, exact
 
 
-def _values(store: Store, stored: StoredTensor, start: int, stop: int) -> Floats:
+def _values(weight: BaseWeight, start: int, stop: int) -> Floats:
     """Rows of a tensor as float64, in any shape."""
     import numpy as np
 
-    if stored.strides is None and stored.dtype.is_floating:
-        return decoded(read_raw_rows(store, stored, start, stop), stored.dtype)
-    return np.asarray(read_rows(store, stored, start, stop).double().numpy())
+    if weight.is_copyable and weight.dtype.is_floating:
+        return decoded(weight.raw(start, stop), weight.dtype)
+    return np.asarray(weight.read(start, stop).double().numpy())
 
 
 def _are_near(exact: Floats, found: Floats, dtype: DType) -> bool:

@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 from loraformat.containers import open_weights, read_rows
-from loraformat.containers.prints import tensor_sha256
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.apply import blocks_of
-from loraformat.merger.compare import compare_rows
 from loraformat.merger.copies import Inputs, columns_of, copies_views
-from loraformat.merger.independent import check_with_library
 from loraformat.merger.plain import is_plain, reads_with_torch
 from loraformat.merger.plan import Edit, MergePlan, ShardPlan
 from loraformat.merger.steps import Steps
+from loraformat.merger.verify.compare import compare_rows
+from loraformat.merger.verify.safetensors_library import check_with_library
 from loraformat.merger.windows import Limits, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType
-from loraformat.storage.local import LocalStore
+from loraformat.storage import LocalStore, digest_of_range
 
 _SAMPLES = 32
 _PLAIN_ROWS = 16  # of a plain edit, which stay in the cache of a processor through all that numpy does with them
@@ -47,7 +46,7 @@ def check_output(
 
     Args:
         full: every value; and every safetensors file is read with the safetensors library too.
-        digests: SHA-256 of computed tensors as they were written; compared with what is read where `full`.
+        digests: of computed tensors as they were written; compared with what is read where `full`.
 
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
@@ -101,7 +100,7 @@ def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None
 
 def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str) -> _Task:
     def check() -> None:
-        if stored.strides is None and tensor_sha256(output, stored) != digest:
+        if stored.strides is None and digest_of_range(output, stored.file, *stored.span) != digest:
             raise MergeError(
                 f"{name}: the bytes in the file are not those that were written",
                 where=stored.file,
@@ -160,7 +159,7 @@ def _compare_views(name: str, inputs: Inputs, output: LocalStore, stored: Stored
     rows = source.shape[0] if source.shape else 1
     step = max(1, _BLOCK_NBYTES // max(1, columns_of(source.shape) * source.dtype.itemsize))
     for start, stop in blocks_of(0, rows if full else min(rows, step), step):
-        before, after = (read_rows(s, t, start, stop) for s, t in ((inputs.store, source), (output, stored)))
+        before, after = inputs.base.weights[name].read(start, stop), read_rows(output, stored, start, stop)
         if not torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)):
             raise _differs(name, stored)
 

@@ -1,13 +1,14 @@
 """strict_json: what is refused, and that everything else is what the standard library reads."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.containers.strict_json import dump, parse
 from loraformat.errors import InvalidJson
+from loraformat.strict_json import dump, parse
 
 FAULTS = {
     "empty": (b"", "line 1, column 1"),
@@ -101,3 +102,26 @@ def test_any_bytes_are_a_value_or_invalid_json(data: bytes) -> None:
 
 def test_dump_is_deterministic() -> None:
     assert dump({"b": [1, "é"], "a": {}}) == b'{\n  "a": {},\n  "b": [\n    1,\n    "\\u00e9"\n  ]\n}\n'
+
+
+def test_escapes_take_no_more_memory_than_what_stands_for_itself() -> None:
+    """Two million of them; a regular expression took some hundred bytes for each."""
+
+    def peak(text: bytes) -> int:
+        data = b'{"a": "' + text + b'"}'
+        tracemalloc.start()
+        parse(data, "x", limit=1 << 30)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(b"\\n" * 2_000_000) < 2 * peak(b"nn" * 2_000_000)
+
+
+@given(st.lists(st.sampled_from(["[", "]", "{", "}", '"', "\\", "\\\\", '\\"', "a"]), max_size=12).map("".join))
+def test_brackets_after_escapes_in_strings_are_counted_as_json_has_it(inside: str) -> None:
+    """Seventy levels with such a string in front are too deep, and sixty are not, whatever the string holds."""
+    string = json.dumps(inside)
+    assert parse(f"[{string}, {'[' * 60}{']' * 60}]".encode(), "x")
+    with pytest.raises(InvalidJson, match="deeper"):
+        parse(f"[{string}, {'[' * 70}{']' * 70}]".encode(), "x")

@@ -1,0 +1,142 @@
+"""What an output may be written to: what stands there, what may be replaced, and who may read the result."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from loraformat.diagnostics import show
+from loraformat.errors import StorageError
+from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.local import LocalStore
+
+ANYONE = 0o777
+_OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, 0o070), (stat.S_IROTH, stat.S_IXOTH, 0o007))
+
+
+def resolved(target: str) -> str:
+    """The absolute path of `target`, its parent free of links; the last component may be a link.
+
+    Raises: StorageError: it is no path, or its parent folder does not exist.
+    """
+    if "\0" in target:
+        raise StorageError("not a path", where=target.replace("\0", "\\x00"))
+    parent, name = os.path.split(os.path.abspath(target))
+    if not name:
+        raise StorageError("this is the root of the file system: it is never written to", where=target)
+    if not os.path.isdir(parent):
+        raise StorageError("the folder that should contain it does not exist", where=target, hint=f"create {parent}")
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
+    """Raises: StorageError: `path` is, contains, or lies inside one of the paths that a run reads."""
+    for given in inputs:
+        if "://" in given or not os.path.exists(given):
+            continue
+        outputs = {path, os.path.realpath(path)}
+        source = os.path.realpath(given)
+        if any(_is_in(output, source) or _is_in(source, output) for output in outputs):
+            raise StorageError(f"the output is, contains, or lies inside the input {given}", where=target)
+
+
+def refuse_existing_folder(
+    target: str, path: str, overwrite: bool, names: Collection[str] = (), is_ours: Callable[[str], bool] | None = None
+) -> None:
+    """See `stage` for what may be replaced.
+
+    Raises: StorageError: something stands at `path` that may not be replaced, with the reason.
+    """
+    if not os.path.lexists(path):
+        return
+    _refuse_places(target, path)
+    with told_as(target):
+        kind = kind_of(os.lstat(path).st_mode)
+        if not overwrite and kind in ("a file", "a folder"):
+            raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
+        if kind != "a folder":
+            hint = "give another name, or remove it yourself"
+            raise StorageError(
+                f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
+            )
+        with os.scandir(path) as entries:
+            others = sorted(each.name for each in entries if each.name not in names or not _is_file(each))
+    if not others or (is_ours is not None and is_ours(path)):
+        return
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    raise StorageError(
+        f"the folder holds {show(others[0], 100)}{more}, which this run would not write: it is not replaced",
+        where=target,
+        hint="--overwrite replaces an earlier output; give another name, or remove the folder yourself",
+    )
+
+
+def refuse_existing_file(target: str, *, overwrite: bool) -> None:
+    """Raises: StorageError: something stands at `target` that is no regular file, or one that is not to be replaced."""
+    if not os.path.lexists(target):
+        return
+    with told_as(target):
+        kind = kind_of(os.lstat(target).st_mode)
+    if kind != "a file":
+        raise StorageError(f"the output is a file, and {kind} stands there: it is not replaced", where=target)
+    if not overwrite:
+        raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
+
+
+def permissions_for(sources: Iterable[tuple[object, Iterable[str]]]) -> int:
+    """The mode bits that an output made from these files may have: it is never more readable than any of them.
+
+    A file that group or others cannot read, by its own mode or that of the folder that it lies in, takes their bits
+    away. What is not on this machine takes none.
+
+    Args:
+        sources: (store, names of the files that were read).
+    """
+    granted = ANYONE
+    for store, names in sources:
+        if isinstance(store, LocalStore):
+            folder = os.stat(store.folder).st_mode
+            for mode in (*(store.mode(name) for name in names), None):
+                for may_read, may_enter, bits in _OTHERS:
+                    if not folder & may_enter or (mode is not None and not mode & may_read):
+                        granted &= ~bits
+    return granted
+
+
+def is_restricted(permissions: int) -> bool:
+    """Whether files will be less readable than the umask of this process would leave them."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    readable = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+    return (ANYONE & ~umask & readable) != (permissions & ~umask & readable)
+
+
+def _refuse_places(target: str, path: str) -> None:
+    real = os.path.realpath(path)
+    if os.path.ismount(path):
+        raise StorageError("the output is a mount point: it is not replaced", where=target)
+    if any(_is_in(os.path.realpath(kept), real) for kept in (os.curdir, os.path.expanduser("~"))):
+        raise StorageError("the output contains the current or the home folder: it is not replaced", where=target)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def _is_in(inner: str, outer: str) -> bool:
+    """Whether `inner` is `outer` or lies in it, by path and by identity (bind mounts, case-blind file systems)."""
+    while True:
+        if inner == outer or _is_same(inner, outer):
+            return True
+        parent = os.path.dirname(inner)
+        if parent == inner:
+            return False
+        inner = parent
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

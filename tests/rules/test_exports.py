@@ -1,0 +1,89 @@
+"""Adapters that torchtune exported, with the base that decides whether the export is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loraformat.errors import AdapterRefused
+from loraformat.jobs.merge import merge
+from loraformat.jobs.validate import validate
+
+PREFIX = "base_model.model.model.layers.0.self_attn"
+
+
+def exported(folder: Path, *, with_own_file: bool = True, dora: bool = False) -> str:
+    """What torchtune's checkpointer leaves: PEFT's files, and its own beside them."""
+    folder.mkdir()
+    tensors = {}
+    for name in ("q_proj", "v_proj"):
+        tensors[f"{PREFIX}.{name}.lora_A.weight"] = torch.randn(2, 8)
+        tensors[f"{PREFIX}.{name}.lora_B.weight"] = torch.randn(8, 2)
+        if dora:
+            tensors[f"{PREFIX}.{name}.lora_magnitude_vector"] = torch.rand(8) + 1
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "use_dora": dora}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "a/b"}))
+    if with_own_file:
+        own = {f"layers.0.attn.q_proj.lora_{part}.weight": torch.randn(2, 2) for part in "ab"}
+        torch.save(own, folder / "adapter_model.pt")
+    return str(folder)
+
+
+def base(folder: Path, model_type: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    names = [f"model.layers.0.self_attn.{name}.weight" for name in ("q_proj", "k_proj", "v_proj")]
+    save_file({name: torch.randn(8, 8) for name in names}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "dora", "is_refused"), [("llama", False, False), ("qwen2", False, True), ("llama", True, True)]
+)
+def test_the_base_decides_whether_the_export_is_right(
+    tmp_path: Path, model_type: str, dora: bool, is_refused: bool
+) -> None:
+    change, model = exported(tmp_path / "a", dora=dora), base(tmp_path / "b", model_type)
+    assert ("LF243" in {one.code for one in validate(change, base=model).findings}) == is_refused
+    if is_refused:
+        with pytest.raises(AdapterRefused, match="torchtune"):
+            merge(model, [change], str(tmp_path / "out"))
+    else:
+        merge(model, [change], str(tmp_path / "out"))
+
+
+def test_without_a_base_it_is_not_known(tmp_path: Path) -> None:
+    assert "LF243" in {one.code for one in validate(exported(tmp_path / "a")).findings}
+    assert "LF243" not in {one.code for one in validate(exported(tmp_path / "b", with_own_file=False)).findings}
+
+
+def test_whole_weights_under_the_name_of_an_adapter_are_not_merged(tmp_path: Path) -> None:
+    change, model = exported(tmp_path / "a", with_own_file=False), base(tmp_path / "b", "llama")
+    weights = {"model.layers.0.self_attn.q_proj.weight": torch.randn(8, 8)}
+    save_file(weights, Path(change) / "adapter_model.safetensors")
+    with pytest.raises(AdapterRefused, match="LF231"):
+        merge(model, [change], str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    merge(model, [change], str(tmp_path / "out"), force=True)
+
+
+@pytest.mark.parametrize("layers", [99999999, [0, 99999999]])
+def test_layers_that_no_model_has_are_named(tmp_path: Path, layers: object) -> None:
+    change = Path(exported(tmp_path / "a", with_own_file=False))
+    config = json.loads((change / "adapter_config.json").read_text())
+    config["layers_to_transform"] = layers
+    (change / "adapter_config.json").write_text(json.dumps(config))
+    assert "99999999" in " ".join(one.message for one in validate(str(change)).findings)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"])
+def test_a_folder_in_the_place_of_a_tokenizer_file_is_named(tmp_path: Path, name: str) -> None:
+    change = Path(exported(tmp_path / "a", with_own_file=False))
+    (change / name).mkdir()
+    found = [(one.where, one.message) for one in validate(str(change)).findings if one.code == "LF511"]
+    assert found == [(name, "expected a file, found a folder")]
