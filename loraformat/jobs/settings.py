@@ -104,9 +104,16 @@ def read_settings(path: str) -> Settings:
 
 
 def passed_over(start: str, settings: Settings) -> str:
-    """The path of a loraformat.toml in the folder `start` that is not obeyed; "" where there is none."""
-    path = os.path.join(os.path.realpath(start), NAMES[0])
-    return path if os.path.lexists(path) and path != settings.source else ""
+    """The nearest loraformat.toml upward that is not obeyed, below the settings that are; "" where there is none."""
+    for folder in _upward(os.path.realpath(start)):
+        path = os.path.join(folder, NAMES[0])
+        if settings.source and folder == os.path.dirname(settings.source):
+            break
+        if os.path.lexists(path):
+            return path
+        if os.path.lexists(os.path.join(folder, ".git")):
+            break
+    return ""
 
 
 def _upward(folder: str) -> Iterator[str]:

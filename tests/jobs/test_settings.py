@@ -162,6 +162,7 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
         ("validate = 3\n", "expected a table"),
         ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 stands there twice"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "loraformat.toml"
