@@ -20,7 +20,7 @@ from loraformat.model.bundle import JsonFile
 from loraformat.model.pictures import Picture, Subject
 from loraformat.model.results import PlotResult
 from loraformat.report import Report
-from loraformat.storage import LocalStore
+from loraformat.storage import LocalStore, permissions_for
 
 FORMS = {".html": "html", ".htm": "html", ".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
@@ -84,6 +84,7 @@ def plot(
     picture = _picture(base, studied)
     data = _drawn(picture, form)
     name = os.path.basename(out)
+    store = LocalStore(store.folder, _permissions(studied))
     with store.create(name, len(data)) as writer:
         writer.write(data)
     main = studied[-1][2]
@@ -105,6 +106,12 @@ def plot(
     )
 
 
+def _permissions(studied: Sequence[tuple[str, int | None, Studied]]) -> int:
+    """The mode bits of the picture: it is never more readable than what it shows."""
+    bundles = [one.opened.bundle for _, _, one in studied]
+    return permissions_for([(bundle.opened, bundle.files) for bundle in bundles])
+
+
 def _form(out: str) -> str:
     ending = os.path.splitext(out)[1].lower()
     if ending not in FORMS:
@@ -118,10 +125,11 @@ def _form(out: str) -> str:
 def _store(out: str, *, overwrite: bool) -> LocalStore:
     """The folder of the output, looked at before any work is done."""
     folder = os.path.dirname(out) or "."
-    if os.path.lexists(out) and (not overwrite or os.path.isdir(out)):
-        hint = "" if os.path.isdir(out) else "replace it with --overwrite"
-        raise StorageError("the output exists already", where=out, hint=hint)
-    return LocalStore(folder)
+    store = LocalStore(folder)
+    store.check_target(os.path.basename(out))
+    if os.path.lexists(out) and not overwrite:
+        raise StorageError("the output exists already", where=out, hint="replace it with --overwrite")
+    return store
 
 
 def _refuse_missing_extra(form: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from loraformat.model.bundle import Json
-from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.checkpoint import Checkpoint, StoredTensor
 
 # The end of a tensor's name after its module → the scheme that writes it, most telling first.
 # Source: transformers 5.23.0 quantizers/; compressed-tensors 0.20.1; bitsandbytes 0.50.2; hqq 0.2.8.
@@ -49,7 +49,8 @@ def quantization_of(base: Checkpoint) -> Quantization | None:
         found = next((name for name in base.tensors if name.endswith(suffix) and _is_side(base, name, suffix)), None)
         if found is not None:
             return Quantization(scheme, found)
-    return None
+    codes = next((name for name, stored in base.tensors.items() if _is_codes(name, stored)), None)
+    return None if codes is None else Quantization("a method that nothing names", codes)
 
 
 def quantized_weights(base: Checkpoint, weights: Iterable[str]) -> frozenset[str]:
@@ -64,7 +65,7 @@ def quantized_weights(base: Checkpoint, weights: Iterable[str]) -> frozenset[str
         suffix = next((suffix for suffix, _ in _SIDE_TENSORS if name.endswith(suffix)), "")
         if suffix and _is_side(base, name, suffix):
             modules.add(name.removesuffix(suffix))
-        elif name.endswith(".weight") and not stored.dtype.is_floating:
+        elif _is_codes(name, stored):
             modules.add(name.removesuffix(".weight"))
     tails = {tail for module in modules for tail in _tails(module)}
     found = set()
@@ -81,6 +82,10 @@ def _tails(module: str) -> Iterator[str]:
     """A module path and its ends of at least two parts: `model.layers.0.q_proj`, `layers.0.q_proj`, `0.q_proj`."""
     parts = module.split(".")
     return (".".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
+
+
+def _is_codes(name: str, stored: StoredTensor) -> bool:
+    return name.endswith(".weight") and len(stored.shape) > 1 and not stored.dtype.is_floating
 
 
 def _is_side(base: Checkpoint, name: str, suffix: str) -> bool:

@@ -189,8 +189,10 @@ def no_factors(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
     """
     assert subject.adapter is not None
+    config = subject.adapter.config
+    is_of_factors = subject.format == "peft" and config.raw.get("peft_type") in ("LORA", "ADALORA", "LOHA", "LOKR")
     updates = [update for _, update in updates_of(subject.adapter)]
-    if updates and subject.adapter.config.targets and all(isinstance(update, Replace) for update in updates):
+    if is_of_factors and config.targets and updates and all(isinstance(update, Replace) for update in updates):
         yield Hit("", f"expected pairs of factors, found {len(updates)} whole weights and nothing else")
 
 

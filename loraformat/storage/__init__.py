@@ -14,7 +14,7 @@ from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_o
 from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.staging import MARKER, require_space, stage
-from loraformat.storage.targets import ANYONE, is_restricted, permissions_for, refuse_existing_file
+from loraformat.storage.targets import ANYONE, is_restricted, permissions_for
 
 __all__ = [
     "ALGORITHM",
@@ -40,7 +40,6 @@ __all__ = [
     "new_hash",
     "open_store",
     "permissions_for",
-    "refuse_existing_file",
     "require_space",
     "stage",
     "uncovered",

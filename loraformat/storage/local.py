@@ -46,14 +46,18 @@ class LocalStore:
     whose content is parsed and never copied as it is: the author of a folder must not choose which of the reader's
     files become part of a model. Reads and writes may come from any thread.
 
+    Args:
+        uri: the path of a folder or a file.
+        permissions: mode bits that files which are written may have, beside what the umask takes away.
+
     Raises: StorageError: there is no such file or folder, or it is neither.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, permissions: int = 0o777) -> None:
         self.uri = uri
         self._seen: dict[str, tuple[int, ...]] = {}
         self._unfinished: set[str] = set()
-        self._permissions = 0o777
+        self._permissions = permissions
         with told_as(uri):
             path = os.path.abspath(uri)
             mode = os.stat(uri).st_mode
@@ -118,8 +122,12 @@ class LocalStore:
 
     @contextmanager
     def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
-        """See Store. The bytes are on the disk before the name is there; an existing file is replaced."""
+        """See Store. The bytes are on the disk before the name is there; an existing file is replaced.
+
+        Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
+        """
         target = self._path(checked_name(path, self.uri))
+        self.check_target(path)
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
         with told_as(target):
@@ -143,6 +151,17 @@ class LocalStore:
             os.close(fd)
             self._unfinished.discard(unfinished)
             self._seen.pop(path, None)
+
+    def check_target(self, path: str) -> None:
+        """Raises: StorageError: a link, a folder, a device or the like stands where a file is to be written."""
+        target = self._path(checked_name(path, self.uri))
+        if not os.path.lexists(target):
+            return
+        with told_as(target):
+            kind = kind_of(os.lstat(target).st_mode)
+        if kind != "a file":
+            text = f"the output is a file, and {kind} stands there: it is not replaced"
+            raise StorageError(text, where=target, hint="give another name, or remove it yourself")
 
     def _name_to_write(self, path: str) -> str:
         """The name under which a file is made before it gets the name `path`."""
@@ -246,14 +265,7 @@ class HiddenFolder(LocalStore):
 
     A file counts when it is complete, for this store; after a run that was killed its journal tells which are. A file
     that is there already is replaced as in any other folder.
-
-    Args:
-        permissions: mode bits that files may have, beside what the umask takes away.
     """
-
-    def __init__(self, uri: str, permissions: int = 0o777) -> None:
-        super().__init__(uri)
-        self._permissions = permissions
 
     def _name_to_write(self, path: str) -> str:
         return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path

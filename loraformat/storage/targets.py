@@ -72,18 +72,6 @@ def refuse_existing_folder(
     )
 
 
-def refuse_existing_file(target: str, *, overwrite: bool) -> None:
-    """Raises: StorageError: something stands at `target` that is no regular file, or one that is not to be replaced."""
-    if not os.path.lexists(target):
-        return
-    with told_as(target):
-        kind = kind_of(os.lstat(target).st_mode)
-    if kind != "a file":
-        raise StorageError(f"the output is a file, and {kind} stands there: it is not replaced", where=target)
-    if not overwrite:
-        raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
-
-
 def permissions_for(sources: Iterable[tuple[object, Iterable[str]]]) -> int:
     """The mode bits that an output made from these files may have: it is never more readable than any of them.
 

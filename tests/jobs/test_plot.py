@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -398,3 +400,16 @@ def test_the_command_tells_what_it_wrote(tmp_path: Path, adapter: Path, form: st
         assert report["data"]["nbytes"] == (tmp_path / "a.html").stat().st_size
     else:
         assert "self-contained" in result.stdout
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_a_picture_is_as_private_as_its_adapter(adapter: Path, tmp_path: Path, mode: int) -> None:
+    for file in adapter.iterdir():
+        file.chmod(mode)
+    adapter.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        plot([str(adapter)], str(tmp_path / "out.html"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out.html").stat().st_mode) == mode

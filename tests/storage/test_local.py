@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -229,3 +230,25 @@ def test_a_link_that_leaves_the_folder_is_followed_for_weights_only(tmp_path: Pa
         with pytest.raises(StorageError, match="leaves the folder"), store.descriptor(name):
             pass
     assert store.read("model.safetensors") == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a symbolic link", "a folder", "a socket"])
+def test_a_file_replaces_nothing_but_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As root, a report to /dev/null would otherwise put a file in the place of the device."""
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / "out"
+    if kind == "a FIFO":
+        os.mkfifo(target)
+    elif kind == "a symbolic link":
+        (tmp_path / "kept").write_text("kept")
+        target.symlink_to("kept")
+    elif kind == "a folder":
+        target.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("out")
+    before, names = os.lstat(target), sorted(os.listdir(tmp_path))
+    with pytest.raises(StorageError, match=f"{kind} stands there"), LocalStore(str(tmp_path)).create("out") as writer:
+        writer.write(b"new")
+    assert os.lstat(target) == before
+    assert sorted(os.listdir(tmp_path)) == names
