@@ -186,7 +186,7 @@ def loop_of_links(folder: Path) -> None:
 
 
 def escapes_everywhere(folder: Path) -> None:
-    nasty = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\r::error::x"
+    nasty = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp\u2066\U000e0041\uffff\r::error::x ##[error]y ##vso[task]z"
     weights = factors(f"base_model.model.{nasty}", __metadata__={nasty: nasty})
     peft(folder, weights, {"base_model_name_or_path": nasty, "task_type": nasty, nasty: nasty})
     (folder / f"{nasty}.txt".replace("/", "")).write_text(nasty)

@@ -26,7 +26,9 @@ ROOT = Path(__file__).parent.parent
 BAD = sorted((ROOT / "fixtures" / "bad").glob("*/adapter"))
 GOOD = sorted(path for path in (ROOT / "fixtures" / "good").glob("*/*") if path.is_dir())
 VERBS = ("validate", "inspect")
-FORBIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f\u2028\u2029\ufeff]")
+FORBIDDEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f\u2028\u2029\ufeff\uffff\U000e0000-\U000e007f]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +216,7 @@ def test_p9_nothing_that_a_terminal_acts_on_is_printed(hostile: list[Path], argu
     for folder in (each for each in hostile if each.parent.name.endswith("everywhere")):
         result = run(*arguments, folder, "--format", form)
         assert not FORBIDDEN.search(result.stdout + result.stderr)
-        assert not re.search(r"^\s*::error::x", result.stdout + result.stderr, re.MULTILINE)
+        assert not re.search(r"::error|##\w*\[", result.stdout + result.stderr)
         assert form == "text" or result.stdout.isascii()
 
 

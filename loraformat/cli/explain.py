@@ -12,7 +12,7 @@ def command(code: str | None) -> None:
 
     `explain targets` lists the runtimes of `validate --target`, `explain vllm` what is known of one.
     """
-    from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets
+    from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets, nearest_to
 
     if code is None:
         for each, name, severity in known_codes():
@@ -24,5 +24,6 @@ def command(code: str | None) -> None:
         return
     page = explain(code.upper()) or explain_target(code)
     if page is None:
-        raise click.UsageError(f"{code} is no code; `loraformat explain` lists them")
+        near = nearest_to(code)
+        raise click.UsageError(f"{code} is not a code{f', {near}' if near else ''}; `loraformat explain` lists them")
     click.echo(page, nl=False)

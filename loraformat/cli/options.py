@@ -76,7 +76,7 @@ def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
     kind = _ASSUMABLE[key]
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parsed = None
     if not _is(parsed, kind):
         raise click.BadParameter(f"{value!r}: expected {_WORDS[kind]}")

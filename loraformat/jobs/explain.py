@@ -63,16 +63,22 @@ def checked_codes(texts: Sequence[str], where: str) -> tuple[str, ...]:
 
 
 def _checked(text: str, where: str) -> str:
-    code, known = text.upper(), pages()
-    if code.startswith("LF") and any(each.startswith(code) for each in known):
+    code = text.upper()
+    if code.startswith("LF") and any(each.startswith(code) for each in pages()):
         return code
+    hint = nearest_to(text) or "`loraformat explain` lists all codes"
+    raise UsageError(f'expected a code or its beginning, found "{show(text, _LONGEST)}"', where=where, hint=hint)
+
+
+def nearest_to(text: str) -> str:
+    """Which code is like a text, "the nearest is LF105 (missing-base-model)", by code or name; "" for none."""
+    known = pages()
     spelled = {page.name: page.code for page in known.values()} | {each: each for each in known}
     asked = text[:_LONGEST].lower().replace("_", "-")
     near = get_close_matches(asked, [each.lower() for each in spelled], 1, 0.5)
     found = next((each for each in spelled if each.lower() in near), "")
     meant = spelled.get(found, "")
-    hint = f"the nearest is {meant} ({known[meant].name})" if meant else "`loraformat explain` lists all codes"
-    raise UsageError(f'expected a code or its beginning, found "{show(text, _LONGEST)}"', where=where, hint=hint)
+    return f"the nearest is {meant} ({known[meant].name})" if meant else ""
 
 
 def known_targets() -> list[tuple[str, str]]:

@@ -77,9 +77,9 @@ def find_settings(start: str, judged: Sequence[str] = ()) -> Settings:
     Raises: ConfigError (LF103): a file that is no TOML. UsageError (LF021): an unknown key or code, a value of the
         wrong kind, a file that is no regular one or is too large, or that is a link into what is judged.
     """
-    theirs = [_extent(path) for path in judged if "://" not in path]
+    theirs = [path for path in judged if not path.startswith("hf://")]
     for folder in _upward(os.path.realpath(start)):
-        if any(_is_inside(folder, each) for each in theirs):
+        if any(_brings(path, folder) for path in theirs):
             continue
         is_repository = os.path.lexists(os.path.join(folder, ".git"))
         if is_repository or os.path.lexists(os.path.join(folder, "pyproject.toml")):
@@ -104,9 +104,16 @@ def read_settings(path: str) -> Settings:
 
 
 def passed_over(start: str, settings: Settings) -> str:
-    """The path of a loraformat.toml in the folder `start` that is not obeyed; "" where there is none."""
-    path = os.path.join(os.path.realpath(start), NAMES[0])
-    return path if os.path.lexists(path) and path != settings.source else ""
+    """The nearest loraformat.toml upward that is not obeyed, below the settings that are; "" where there is none."""
+    for folder in _upward(os.path.realpath(start)):
+        path = os.path.join(folder, NAMES[0])
+        if settings.source and folder == os.path.dirname(settings.source):
+            break
+        if os.path.lexists(path):
+            return path
+        if os.path.lexists(os.path.join(folder, ".git")):
+            break
+    return ""
 
 
 def _upward(folder: str) -> Iterator[str]:
@@ -119,10 +126,12 @@ def _upward(folder: str) -> Iterator[str]:
         folder = parent
 
 
-def _extent(path: str) -> str:
-    """The folder that what is judged brings with it: its own, or that of a file."""
+def _brings(path: str, folder: str) -> bool:
+    """Whether a folder comes with what is judged: it lies in the judged folder, or is that of the judged file."""
     real = os.path.realpath(path)
-    return real if os.path.isdir(real) else os.path.dirname(real)
+    if os.path.isdir(real):
+        return _is_inside(folder, real)
+    return folder in (os.path.realpath(os.path.dirname(path)), os.path.dirname(real))
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -138,7 +147,7 @@ def _found(path: str, name: str, judged: Sequence[str]) -> Settings | None:
     if table is None:
         return None
     real = os.path.realpath(path)
-    if any(_is_inside(real, each) for each in judged):
+    if any(_is_inside(real, os.path.realpath(each)) for each in judged):
         raise UsageError("a link into what is judged", where=path, hint="name a file with --config, or use --isolated")
     return _settings(table, path)
 

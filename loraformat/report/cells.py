@@ -10,7 +10,7 @@ from statistics import median
 
 from loraformat.model.records import WeightRecord, module_kind
 from loraformat.model.summary import layer_of
-from loraformat.report.words import known, number
+from loraformat.report.words import known, middle, number
 
 MOST_COLUMNS = 160
 MOST_ROWS = 60
@@ -154,7 +154,7 @@ def _margins(
 
 def _margin(group: Sequence[WeightRecord], metric: Metric) -> tuple[float, float] | None:
     found = known(getattr(weight, metric.name) for weight in group)
-    return (median(found), max(found)) if found else None
+    return (middle(found) or 0.0, max(found)) if found else None
 
 
 def margin_label(margin: tuple[float, float] | None) -> str:

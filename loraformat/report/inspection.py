@@ -54,7 +54,8 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     if summary.targets is not None:
         facts.append(("targets", _targets(summary.targets)))
     share = "" if result.share is None else f" ({result.share:.2%} of base and adapter)"
-    facts.append(("parameters", parameters(summary) + share))
+    total = f" = {amount(summary.parameters)}" if len(summary.parameters_by_kind) > 1 else ""
+    facts.append(("parameters", parameters(summary) + total + share))
     facts.extend(_vocabulary(summary))
     facts.extend(_figures(result))
     if summary.unclaimed:

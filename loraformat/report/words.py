@@ -68,10 +68,9 @@ _NAMES = {
 
 
 def parameters(summary: Summary) -> str:
-    """How many parameters are of which kind: "4,096 LoRA + 6,080 full = 10,176"."""
+    """How many parameters are of which kind: "4,096 LoRA + 6,080 full"; "0" for none."""
     kinds = [f"{amount(count)} {_NAMES.get(kind, kind)}" for kind, count in summary.parameters_by_kind.items()]
-    total = f" = {amount(summary.parameters)}" if len(kinds) > 1 else ""
-    return " + ".join(kinds) + total if kinds else "0"
+    return " + ".join(kinds) or "0"
 
 
 def shape(sizes: Sequence[int]) -> str:

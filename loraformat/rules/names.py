@@ -44,7 +44,12 @@ def deceptive_name(subject: Subject) -> Iterator[Hit]:
 
 def _unseen(name: str) -> str:
     character = next((character for character in name if show(character) != character), None)
-    return "" if character is None else f"an invisible or control character, U+{ord(character):04X}"
+    if character is None:
+        return ""
+    point = ord(character)
+    if 0xDC80 <= point <= 0xDCFF:  # as Python decodes a byte of a file name that its encoding does not have
+        return f"not UTF-8, the byte 0x{point - 0xDC00:02X}"
+    return f"an invisible or control character, U+{point:04X}"
 
 
 def _reason(name: str) -> str:

@@ -215,7 +215,9 @@ def test_a_number_that_is_none_is_a_fault_of_the_option(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 5000, "[" * 100_000, ""], ids=lambda value: value[:9]
+)
 @pytest.mark.parametrize("key", ["alpha", "scale", "rank"])
 def test_an_assumption_that_is_no_number_is_a_fault_of_the_option(tmp_path: Path, key: str, value: str) -> None:
     done = call(tmp_path, "convert", "a", "--to", "native", "-o", "out", "--assume", f"{key}={value}")

@@ -93,6 +93,19 @@ def test_settings_of_the_project_hold_unless_it_is_isolated(tmp_path: Path, monk
     assert run(WARNED, "--config", "other.toml").exit_code == 0
 
 
+def test_settings_that_are_passed_over_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loraformat.toml in a folder that is no root of a project, from a folder below it."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "loraformat.toml").write_text('[validate]\nfail-on = "warning"\n')
+    monkeypatch.chdir(tmp_path / "sub")
+    told = run(WARNED)
+    assert told.exit_code == 0
+    assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+    assert run(WARNED, "--isolated").stderr == ""
+    (tmp_path / "pyproject.toml").touch()
+    assert run(WARNED).exit_code == 1
+
+
 def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in FAULTY.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -62,8 +62,14 @@ def test_nothing_above_the_repository_is_looked_at(tmp_path: Path) -> None:
     assert find_settings(str(repository(tmp_path / "inner"))) == Settings()
 
 
-@pytest.mark.parametrize("judged", [".", "../adapter", "sub/..", "adapter_model.safetensors", "sub", "link"])
-@pytest.mark.parametrize("start", [".", "sub"])
+@pytest.mark.parametrize(
+    ("judged", "start"),
+    [
+        *((judged, start) for judged in (".", "../adapter", "sub/..", "sub", "link") for start in (".", "sub")),
+        ("adapter_model.safetensors", "."),
+        ("linked.bin", "."),
+    ],
+)
 def test_what_is_judged_has_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: str, start: str) -> None:
     """A cloned adapter has a `.git` and whatever files its author wants; the caller's project is around it."""
     project = repository(tmp_path / "project")
@@ -72,12 +78,23 @@ def test_what_is_judged_has_no_say(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (adapter / "sub").mkdir()
     (adapter / "link").symlink_to(adapter)
     (adapter / "adapter_model.safetensors").touch()
+    (tmp_path / "elsewhere.bin").touch()
+    (adapter / "linked.bin").symlink_to(tmp_path / "elsewhere.bin")
     for folder in (adapter, adapter / "sub"):
         (folder / "loraformat.toml").write_text('[validate]\nfail-on = "never"\n')
         (folder / "pyproject.toml").write_text('[tool.loraformat.validate]\nfail-on = "never"\n')
     monkeypatch.chdir(adapter)
     judged_folders = [judged, "."] if judged == "sub" else [judged]
     assert find_settings(start, judged_folders).target == ("vllm",)
+
+
+def test_a_judged_file_beside_the_project_leaves_its_settings_alone(tmp_path: Path) -> None:
+    project = repository(tmp_path / "project")
+    (project / "loraformat.toml").write_text(TEXT)
+    (tmp_path / "lora.bin").touch()
+    assert find_settings(str(project), [str(tmp_path / "lora.bin")]).target == ("vllm",)
+    (project / "lora.bin").symlink_to(tmp_path / "lora.bin")
+    assert find_settings(str(project), [str(project / "lora.bin")]) == Settings()
 
 
 def test_settings_that_are_a_link_into_what_is_judged_are_refused(tmp_path: Path) -> None:
@@ -145,6 +162,7 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
         ("validate = 3\n", "expected a table"),
         ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 stands there twice"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "loraformat.toml"
