@@ -307,15 +307,22 @@ class _Parser:
 
     def class_item(self, first: str) -> Test | _Range:
         if first == "\\" and self.peek() in _CLASSES:
-            return _CLASSES[self.take()]
+            found = _CLASSES[self.take()]
+            if self.begins_range():
+                raise _Unsupported
+            return found
         low = self.class_literal(first)
-        if self.peek() != "-" or self.pattern[self.at + 1 : self.at + 2] in ("", "]"):
+        if not self.begins_range():
             return low, low
         self.take()
         high = self.class_literal(self.take())
         if high < low:
             raise _Unsupported
         return low, high
+
+    def begins_range(self) -> bool:
+        """Whether a hyphen follows that is not the last character of its class."""
+        return self.peek() == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("", "]")
 
     def class_literal(self, character: str) -> str:
         if character != "\\":
