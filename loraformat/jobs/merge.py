@@ -311,6 +311,7 @@ def _report(
             retained=total_share(tallies),
             retention=retentions(tallies),
             verified=verified,
+            checked=None if outcome is None else outcome.checked,
         ),
         findings=(*prepared.findings, *lost),
         written=() if outcome is None else tuple(os.path.join(out, name) for name in names),
