@@ -79,6 +79,7 @@ class HubStore:
         with _told_as(uri):
             self._api, self._client = _connected(endpoint, wait, patience_s)
             self._commit, self._sizes = self._listed(revision)
+        self._files = self._inside_folder()
         self.uri = _pinned(self._repository, self._commit, self._folder)
         if self._folder and not any(name.startswith(f"{self._folder}/") for name in self._sizes):
             raise StorageError("the repository has no such folder", where=uri)
@@ -108,6 +109,9 @@ class HubStore:
 
     def files(self) -> Mapping[str, int]:
         """See Store."""
+        return self._files
+
+    def _inside_folder(self) -> dict[str, int]:
         prefix = f"{self._folder}/" if self._folder else ""
         found = {name.removeprefix(prefix): size for name, size in self._sizes.items() if name.startswith(prefix)}
         return dict(sorted((name, size) for name, size in found.items() if "/" not in name))
