@@ -124,7 +124,7 @@ class HubStore:
 
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
-        size = self._size(path)
+        size = self.size(path)
         count = size - offset if nbytes is None else nbytes
         checked_range(path, size, offset, count)
         if offset + count <= min(size, _HEAD_NBYTES):
@@ -143,7 +143,8 @@ class HubStore:
         """Raises: StorageError, always."""
         raise StorageError("nothing is written to the Hub", where=f"{self.uri}/{path}", hint="write a folder")
 
-    def _size(self, path: str) -> int:
+    def size(self, path: str) -> int:
+        """See Store."""
         size = self.files().get(checked_name(path, self.uri))
         if size is None:
             raise StorageError("no such file", where=f"{self.uri}/{show(path)}")
@@ -152,7 +153,7 @@ class HubStore:
     def _range(self, path: str, start: int, nbytes: int) -> bytes:
         if nbytes == 0:
             return b""
-        size = self._size(path)
+        size = self.size(path)
         with _told_as(f"{self.uri}/{path}"):
             url = _address(self._api, self._repository, self._commit, self._inside(path))
             wanted = {"Range": f"bytes={start}-{start + nbytes - 1}"}
