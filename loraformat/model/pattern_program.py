@@ -86,8 +86,13 @@ def compiled(pattern: str) -> Program:
     try:
         emitter.emit(_Parser(pattern).whole())
     except _Unsupported:
-        return Program(None, len(pattern) + emitter.emitted)
-    return Program((*emitter.program, Accept()), len(pattern) + emitter.emitted)
+        return Program(None, _cost(pattern, emitter))
+    return Program((*emitter.program, Accept()), _cost(pattern, emitter))
+
+
+def _cost(pattern: str, emitter: _Emitter) -> int:
+    """Reading a character of a pattern and writing an instruction each take the time of ten looks at a state."""
+    return 10 * (len(pattern) + emitter.emitted)
 
 
 class _Emitter:
