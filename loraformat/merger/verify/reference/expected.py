@@ -141,7 +141,9 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     for number, home in enumerate(homes):
         if number not in unfollowed:
             source = plan.adapters[number]
-            for share, is_stated in _shares(number, home, Scales(home.adapter, source), source.strength):
+            for share, is_stated in _shares(
+                number, home, Scales(home.adapter, source, inputs.bundle(number)), source.strength
+            ):
                 shares.setdefault(share.run.tensor, []).append(share)
                 unscaled += not is_stated
     expected = {name: _expected(name, name, (), tensors) for name in tensors}

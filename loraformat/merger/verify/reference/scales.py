@@ -13,7 +13,7 @@ from loraformat.budget import Budget
 from loraformat.containers import open_bundle
 from loraformat.merger.plan import AdapterSource
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Json, JsonFile
+from loraformat.model.bundle import Bundle, Json, JsonFile
 from loraformat.model.of_base import Projected
 from loraformat.model.patterns import Matcher
 from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
@@ -42,8 +42,8 @@ class Scales:
     Formats without a formula, and what lies beyond the budget for patterns, have none: `of` gives None then.
     """
 
-    def __init__(self, adapter: Adapter, source: AdapterSource) -> None:
-        self._adapter, self._source = adapter, source
+    def __init__(self, adapter: Adapter, source: AdapterSource, bundle: Bundle | None = None) -> None:
+        self._adapter, self._source, self._bundle = adapter, source, bundle
         formulas: dict[str, Callable[[str, Update], float | None]] = {
             "peft": self._peft,
             "native": self._native,
@@ -122,6 +122,8 @@ class Scales:
         raw = self._adapter.config.raw
         inner = raw.get("lora_parameters")
         fields = inner if isinstance(inner, Mapping) else raw
+        if fields is raw and raw and self._source.scale is not None:
+            return self._source.scale  # of the two that an old mlx-vlm file may mean, the caller's
         stated = _number(fields, "alpha" if fields is raw else "scale")
         if stated is not None:
             return stated
@@ -149,7 +151,7 @@ class Scales:
     @cached_property
     def _stated(self) -> tuple[float | None, float | None]:
         """(rank, alpha) as the one tensor file and the settings beside it have them."""
-        bundle = open_bundle(self._source.uri)
+        bundle = self._bundle or open_bundle(self._source.uri)
         said = dict(_leaves(self._adapter.config.raw))
         for file in bundle.tensor_files()[:1]:
             said.update(file.open().metadata)
