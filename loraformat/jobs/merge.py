@@ -36,7 +36,7 @@ from loraformat.merger import (
     weight_nbytes,
 )
 from loraformat.merger.findings import kept_private, merged_again, unfinished_cleared
-from loraformat.merger.manifest import adapter_digest, history_of, is_output, read_manifest
+from loraformat.merger.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
@@ -263,7 +263,7 @@ def _write(
         overwrite=overwrite,
         inputs=sources,
         resume=trust.resume,
-        is_ours=is_output,
+        written=names_written,
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
     ) as output:

@@ -16,7 +16,7 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import MANIFEST, OpenedFiles
+from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
 from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import row_blocks
@@ -144,12 +144,13 @@ def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
     return cast("dict[str, Any]", value) if is_sound else None
 
 
-def is_output(path: str) -> bool:
-    """Whether a merge wrote the folder at `path`: it has a manifest that fits its schema."""
+def names_written(path: str) -> set[str]:
+    """Names of the files that a merge wrote into the folder at `path`, as its manifest says; none where it has none."""
     try:
-        return read_manifest(LocalStore(path)) is not None
+        manifest = read_manifest(LocalStore(path))
     except StorageError:
-        return False
+        return set()
+    return set() if manifest is None else {MANIFEST, DIGESTS, *(entry["name"] for entry in manifest["outputs"])}
 
 
 def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:

@@ -150,8 +150,10 @@ def _base_names(plan: MergePlan, inputs: Inputs) -> list[str]:
 
 def _identities(source: Source) -> list[Any]:
     store = source.store
+    if not isinstance(store, LocalStore):
+        return [store.uri, *source.names]  # a repository is named with its commit
     # Without the device, whose number another start of the machine may change.
-    return [[name, *(store.identity(name)[1:] if isinstance(store, LocalStore) else ())] for name in source.names]
+    return [[name, *store.identity(name)[1:]] for name in source.names]
 
 
 def _prints(source: Source, read: Map) -> list[dict[str, Any]]:

@@ -42,7 +42,11 @@ def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
 
 
 def refuse_existing_folder(
-    target: str, path: str, overwrite: bool, names: Collection[str] = (), is_ours: Callable[[str], bool] | None = None
+    target: str,
+    path: str,
+    overwrite: bool,
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
 ) -> None:
     """See `stage` for what may be replaced.
 
@@ -61,8 +65,10 @@ def refuse_existing_folder(
                 f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
             )
         with os.scandir(path) as entries:
-            others = sorted(each.name for each in entries if each.name not in names or not _is_file(each))
-    if not others or (is_ours is not None and is_ours(path)):
+            found = {each.name: _is_file(each) for each in entries}
+    known = names if written is None else {*names, *written(path)}
+    others = sorted(name for name, is_file in found.items() if name not in known or not is_file)
+    if not others:
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     raise StorageError(
