@@ -255,7 +255,7 @@ def _write(
     )
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
-    permissions = permissions_of(inputs, used, plan)
+    permissions = permissions_of(inputs, used, plan, out)
     if is_restricted(permissions):
         meet((kept_private(out, permissions),))
     with stage(

@@ -223,13 +223,14 @@ class LocalStore:
         if self._only is None and os.path.islink(full) and not self._is_inside(full):
             raise _leaves(full)
 
-    def mode(self, path: str) -> int:
-        """The mode bits of a file, or of what a link leads to.
+    def statuses(self, path: str) -> tuple[list[os.stat_result], os.stat_result]:
+        """The folder of a file and the file itself, or those that a link leads to.
 
         Raises: StorageError: there is none.
         """
-        with told_as(self._path(path)):
-            return os.stat(self._path(checked_name(path, self.uri))).st_mode
+        full = self._path(checked_name(path, self.uri))
+        with told_as(full):
+            return [os.stat(os.path.dirname(os.path.realpath(full)))], os.stat(full)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)

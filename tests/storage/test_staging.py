@@ -390,8 +390,42 @@ def test_an_output_is_as_private_as_its_inputs(tmp_path: Path, folder: int, file
     (place / "private").chmod(file)
     place.chmod(folder)
     store = LocalStore(str(place))
-    assert permissions_for([(store, ["open", "private"])]) == granted
-    assert permissions_for([(MemoryStore(), ["x"])]) == 0o777
+    assert permissions_for([(store, ["open", "private"])], str(tmp_path / "out")) == granted
+    assert permissions_for([(MemoryStore(), ["x"])], str(tmp_path / "out")) == 0o777
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "granted"), [(0o755, 0o640, 0o700), (0o750, 0o644, 0o700), (0o755, 0o644, 0o777)]
+)
+def test_another_group_than_that_of_the_inputs_reads_only_what_all_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: int, file: int, granted: int
+) -> None:
+    place = tmp_path / "in"
+    place.mkdir()
+    (place / "a").write_text("x")
+    (place / "a").chmod(file)
+    place.chmod(folder)
+    group = place.stat().st_gid
+    monkeypatch.setattr(os, "getegid", lambda: group + 1)
+    store = LocalStore(str(place))
+    assert permissions_for([(store, ["a"])], str(tmp_path / "out")) == granted
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2755)  # what is made in it gets its group
+    assert permissions_for([(store, ["a"])], str(shared / "out")) == (0o777 if granted == 0o777 else 0o770)
+
+
+def test_the_folder_that_a_link_leads_into_counts(tmp_path: Path) -> None:
+    """The blobs of a cache of the Hub, say."""
+    repository = tmp_path / "models"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / "c").mkdir(parents=True)
+    (repository / "blobs" / "a").write_text("x")
+    (repository / "blobs" / "a").chmod(0o644)
+    (repository / "snapshots" / "c" / "a").symlink_to("../../blobs/a")
+    (repository / "blobs").chmod(0o700)
+    store = LocalStore(str(repository / "snapshots" / "c"))
+    assert permissions_for([(store, ["a"])], str(tmp_path / "out")) == 0o700
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a link"])
