@@ -130,18 +130,22 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
-    """The manifest of a folder that a merge wrote; None where there is none, or not one that fits its schema.
+    """The manifest of a folder that a merge wrote; None where there is none, or not as it was written.
 
     Raises: StorageError: it cannot be read.
     """
     if MANIFEST not in store.files():
         return None
+    if store.size(MANIFEST) > MOST_NBYTES:
+        return None
+    data = store.read(MANIFEST)
     try:
-        value = strict_json.parse(store.read(MANIFEST), MANIFEST, limit=MOST_NBYTES)
+        value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
     except InvalidJson:
         return None
     is_sound = isinstance(value, dict) and next(schema.check("manifest", value), None) is None
-    return cast("dict[str, Any]", value) if is_sound else None
+    manifest = cast("dict[str, Any]", value)
+    return manifest if is_sound and is_as_written(data, manifest) else None
 
 
 def names_written(path: str) -> set[str]:

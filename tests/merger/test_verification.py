@@ -165,6 +165,29 @@ def test_a_merged_folder_as_base_keeps_its_history_and_verifies(inputs: tuple[st
         assert verify(str(tmp_path / name)).data.bytes_read == verify(str(tmp_path / name)).data.bytes_total
 
 
+@pytest.mark.parametrize("change_of", ["cut", "edited", "no text", "large"])
+def test_a_base_whose_manifest_is_damaged_is_not_one_without_history(
+    inputs: tuple[str, str], tmp_path: Path, change_of: str
+) -> None:
+    base, change = inputs
+    one, two = tmp_path / "one", tmp_path / "two"
+    merge(base, [change], str(one))
+    data = (one / MANIFEST).read_bytes()
+    changed = {
+        "cut": data[: len(data) // 2],
+        "edited": data.replace(b'"strength": 1.0', b'"strength": 2.0'),
+        "no text": b"\xff" * 100,
+        "large": b"{",
+    }
+    (one / MANIFEST).write_bytes(changed[change_of])
+    if change_of == "large":
+        os.truncate(one / MANIFEST, 1 << 29)  # without blocks on the disk
+    report = merge(str(one), [change], str(two))
+    assert "LF816" in {each.code for each in report.findings}
+    assert verify(str(two)).findings == ()
+    assert "LF816" not in {each.code for each in merge(base, [change], str(tmp_path / "three")).findings}
+
+
 def test_an_adapter_is_known_again_in_another_container(inputs: tuple[str, str], tmp_path: Path) -> None:
     base, change = inputs
     merge(base, [change], str(tmp_path / "one"))
