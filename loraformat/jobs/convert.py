@@ -96,7 +96,7 @@ def convert(
     read = _with_ties(read, checkpoint)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
     losses = (*changes, *target.losses(adapter, options))
-    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)])
+    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
     if is_restricted(permissions) and not dry_run:
         findings = (*findings, kept_private(out, permissions))
     if announce is not None:
