@@ -18,8 +18,16 @@ from typing import IO, Any
 import click
 
 from loraformat import __version__
+from loraformat.cli.refusals import (
+    INTERNAL_ERROR,
+    WANTS_JSON,
+    asks_for_json,
+    exit_code_of,
+    finding_of,
+    print_json,
+)
 from loraformat.diagnostics import show
-from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate, UsageError
+from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
 
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
@@ -39,17 +47,6 @@ COMMANDS = {
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
 }
 
-# The first class that fits decides; the same in every output format.
-EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (UsageError, 2),
-    (AdapterRefused, 1),
-    (MergeError, 1),
-    (UnsupportedUpdate, 1),
-    (LoraFormatError, 3),
-    (OSError, 3),
-    (KeyboardInterrupt, 130),
-)
-INTERNAL_ERROR = 70
 _IMPORT_POLL_S = 0.05
 _LONGEST_FAULT = 2000
 
@@ -108,10 +105,15 @@ class LazyGroup(click.Group):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:  # noqa: ANN401 - click's own
         """As click has it; what it quotes of the command line is safe to print."""
+        wants_json = asks_for_json(args)  # click takes from `args` what it has parsed
         try:
-            return super().make_context(info_name, args, *more, **named)
+            ctx = super().make_context(info_name, args, *more, **named)
         except click.UsageError as error:
+            if error.ctx is not None:
+                error.ctx.meta[WANTS_JSON] = wants_json
             raise _Fault(error) from error
+        ctx.meta[WANTS_JSON] = wants_json
+        return ctx
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -152,6 +154,7 @@ class _Fault(click.UsageError):
 
     def __init__(self, error: click.UsageError) -> None:
         self._is_help = isinstance(error, click.exceptions.NoArgsIsHelpError)
+        self._said = error.format_message()
         said = error.format_message()
         if not self._is_help:
             said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
@@ -163,6 +166,7 @@ class _Fault(click.UsageError):
             click.echo(self.format_message(), file=file, err=True)
         else:
             super().show(file)
+            print_json(self.ctx, [UsageError(self._said).finding()])
 
 
 def _interrupted(ctx: click.Context) -> str:
@@ -177,7 +181,7 @@ def _told(error: BaseException, ctx: click.Context) -> int:
         from loraformat.engine.resources import as_out_of_resources
 
         error = as_out_of_resources(error) or error
-    code = next((number for kind, number in EXIT_CODES if isinstance(error, kind)), None)
+    code = exit_code_of(error)
     if os.environ.get("LORAFORMAT_DEBUG"):
         import traceback
 
@@ -191,6 +195,9 @@ def _told(error: BaseException, ctx: click.Context) -> int:
         click.echo(f"error: {show(error)}", err=True)
     elif isinstance(error, SystemExit):
         raise error
+    if not isinstance(error, KeyboardInterrupt):
+        more = error.findings if isinstance(error, AdapterRefused) else ()
+        print_json(ctx, [finding_of(error, f"{type(error).__name__}: {error}"), *more])
     if code is not None:
         return code
     kind = show(type(error).__name__)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraformat.cli import options
+from loraformat.cli.refusals import exit_code_of_all, judge_each
+
+if TYPE_CHECKING:
+    from loraformat.report import Report
 
 # As loraformat.jobs.figures.SORT_KEYS, which help must not import.
 SORT_KEYS = (
@@ -76,10 +80,10 @@ def command(
     from loraformat.report.text import progress
 
     view = View(sort=sort, group=group, heat=heat)
-    reports = []
-    for adapter in adapters:
+
+    def judge(adapter: str) -> Report:
         with progress(f"reading {base}") as advance:
-            report = inspect(
+            return inspect(
                 adapter,
                 base=base,
                 norms=norms or heat,
@@ -91,8 +95,13 @@ def command(
                 jobs=options.threads(jobs),
                 progress=advance,
             )
-        reports.append(report)
+
+    reports, errors = judge_each("inspect", adapters, judge)
+    if errors and len(reports) == 1:
+        raise errors[0]
     options.present_all(reports, output_format)
+    if errors:
+        click.get_current_context().exit(exit_code_of_all(errors))
     if fail_on != "never":
         from loraformat.diagnostics import Severity
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loraformat.cli.refusals import COMMAND, PRINTED
+
 if TYPE_CHECKING:
     from loraformat.diagnostics import Finding
     from loraformat.jobs.subject import Assumptions
@@ -120,11 +122,22 @@ jobs = click.option(
 source_format = click.option(
     "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."
 )
+
+
+def remember(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The value as it is; a refusal in JSON names the command and its subject."""
+    del param
+    ctx.meta[COMMAND] = ctx
+    return value
+
+
 output_format = click.option(
     "--format",
     "output_format",
     type=click.Choice(["text", "json"]),
     default="text",
+    is_eager=True,
+    callback=remember,
     help="Form of the report on stdout.",
 )
 out = click.option("-o", "--out", required=True, metavar="OUT", help="Folder to write; it appears whole or not at all.")
@@ -209,6 +222,9 @@ def _columns() -> int:
 
 def say(text: str) -> None:
     """Print text on stdout as it is: no wrapping, no colours."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        ctx.meta[PRINTED] = True
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraformat.cli import options
+from loraformat.cli.refusals import exit_code_of_all, judge_each
+from loraformat.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +68,8 @@ def runtime(value: str) -> str:
     "output_format",
     type=click.Choice(FORMS),
     default="text",
+    is_eager=True,
+    callback=options.remember,
     help="Form of the report on stdout.",
 )
 @click.option(
@@ -112,8 +116,8 @@ def command(
     with options.collector_at_rest():
         from loraformat.jobs.validate import validate
 
-        found = [
-            validate(
+        def judge(adapter: str) -> Report:
+            return validate(
                 adapter,
                 base=judged["base"],
                 deep=judged["deep"],
@@ -126,20 +130,32 @@ def command(
                 max_lora_rank=max_lora_rank or settings.max_lora_rank,
                 format=judged["source_format"],
             )
-            for adapter in folders
-        ]
+
+        found, errors = judge_each("validate", folders, judge)
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
-    for form, path in reports:
-        options.write_text(path, _rendered(found, form, severity))
+    unwritten = [error for form, path in reports if (error := _write_report(path, _rendered(found, form, severity)))]
     if output_format in ("text", "json") and len(found) == 1:
         options.present(found[0], output_format)
     else:
         options.say(_rendered(found, output_format, severity))
+    if unwritten:
+        raise unwritten[0]
+    if errors:
+        ctx.exit(exit_code_of_all(errors))
     if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
         ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
+
+
+def _write_report(path: str, text: str) -> StorageError | None:
+    """Write a report file; the error where that fails, so that the other reports are written all the same."""
+    try:
+        options.write_text(path, text)
+    except StorageError as error:
+        return error
+    return None
 
 
 def _settings(config: str | None, isolated: bool, judged: Sequence[str]) -> Settings:
