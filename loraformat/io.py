@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,31 @@ from loraformat.storage import ANYONE, stage
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# The files of the formats that are folders, the one that such a folder must have first.
+_FOLDERS = (
+    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "adapters.npz"),
+    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
+)
+
+
+def folder_of(uri: str) -> str:
+    """The folder of an adapter, for the path of one of its files; any other URI as it is."""
+    folder, name = os.path.split(uri)
+    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
+    return (folder or ".") if is_part and os.path.isfile(uri) else uri
+
+
+def open_files(uri: str, *, format: str | None = None) -> Bundle:  # noqa: A002
+    """The files of an adapter: of a folder, of the folder that a file belongs to, or one file.
+
+    A weight file beside its config is taken for its folder, since the config says the scale; not where the format was
+    chosen.
+
+    Raises: StorageError: there is no such folder or file.
+    """
+    return open_bundle(uri if format is not None else folder_of(uri))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +72,7 @@ def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints())
 
     Raises: StorageError, ContainerError, FormatError and their subclasses.
     """
-    return read_bundle(open_bundle(uri), format=format, hints=hints)
+    return read_bundle(open_files(uri, format=format), format=format, hints=hints)
 
 
 def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002

@@ -20,11 +20,13 @@ import click
 from loraformat import __version__
 from loraformat.cli.refusals import (
     INTERNAL_ERROR,
+    LONGEST_FAULT,
     WANTS_JSON,
     asks_for_json,
     exit_code_of,
     finding_of,
     print_json,
+    say_error,
 )
 from loraformat.diagnostics import show
 from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
@@ -48,7 +50,6 @@ COMMANDS = {
 }
 
 _IMPORT_POLL_S = 0.05
-_LONGEST_FAULT = 2000
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -157,7 +158,7 @@ class _Fault(click.UsageError):
         self._said = error.format_message()
         said = error.format_message()
         if not self._is_help:
-            said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
+            said = "\n".join(show(line, LONGEST_FAULT) for line in said.splitlines())
         super().__init__(said, error.ctx)
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -186,9 +187,9 @@ def _told(error: BaseException, ctx: click.Context) -> int:
         import traceback
 
         for line in "".join(traceback.format_exception(error)).splitlines():
-            click.echo(show(line, _LONGEST_FAULT), err=True)
+            click.echo(show(line, LONGEST_FAULT), err=True)
     if isinstance(error, LoraFormatError):
-        click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
+        say_error(error)
     elif isinstance(error, KeyboardInterrupt):
         click.echo(_interrupted(ctx), err=True)
     elif isinstance(error, OSError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraformat.cli import options
-from loraformat.cli.refusals import exit_code_of_all, judge_each
+from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
 
 if TYPE_CHECKING:
     from loraformat.report import Report
@@ -27,6 +27,7 @@ SORT_KEYS = (
 
 @click.command("inspect")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@options.recursive
 @options.base_values
 @click.option("--norms", is_flag=True, help="Add ‖ΔW‖ of each weight; reads the factors.")
 @click.option("--spectrum", is_flag=True, help="Add singular values and effective ranks; has --norms too.")
@@ -56,6 +57,7 @@ SORT_KEYS = (
 @options.output_format
 def command(
     adapters: tuple[str, ...],
+    recursive: bool,
     base: str | None,
     norms: bool,
     spectrum: bool,
@@ -71,11 +73,13 @@ def command(
 ) -> None:
     """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
 
-    Reads headers only, without --norms or --spectrum. JSON about several adapters is a list of reports.
+    Reads headers only, without --norms or --spectrum. A folder stands for the adapters below it too: checkpoints of a
+    run, adapters that PEFT keeps in subfolders. JSON about several adapters is a list of reports.
 
     inspect shows and does not judge: it prints findings, errors too, and exits with 0 all the same. --fail-on makes the
     exit code 1 for them; `validate` runs every rule.
     """
+    from loraformat.jobs.discovery import discover
     from loraformat.jobs.inspect import View, inspect
     from loraformat.report.text import progress
 
@@ -96,11 +100,15 @@ def command(
                 progress=advance,
             )
 
-    reports, errors = judge_each("inspect", adapters, judge)
+    discovery = discover(adapters, recursive=recursive and source_format is None)
+    options.note(discovery.notes)
+    reports, errors = judge_each("inspect", discovery.adapters, judge, discovery.errors)
     if errors and len(reports) == 1:
         raise errors[0]
     options.present_all(reports, output_format)
     if errors:
+        if output_format != "text":
+            say_errors(errors)
         click.get_current_context().exit(exit_code_of_all(errors))
     if fail_on != "never":
         from loraformat.diagnostics import Severity

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LONGEST_NOTE = 1000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -118,6 +119,12 @@ base_values = click.option(
 )
 jobs = click.option(
     "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+)
+recursive = click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether a folder stands for the adapters below it too, down to 16 levels.",
 )
 source_format = click.option(
     "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."
@@ -241,6 +248,14 @@ def write_text(path: str, text: str) -> None:
     store = open_store(folder or ".")
     with store.create(name, len(data)) as writer:
         writer.write(data)
+
+
+def note(lines: Sequence[str]) -> None:
+    """Say on stderr what was passed over."""
+    from loraformat.diagnostics import show
+
+    for line in lines:
+        click.echo(f"note: {show(line, _LONGEST_NOTE)}", err=True)
 
 
 def announce(findings: tuple[Finding, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -32,7 +32,7 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (KeyboardInterrupt, 130),
 )
 INTERNAL_ERROR = 70
-UNREADABLE = 3
+LONGEST_FAULT = 2000
 
 # In the context's meta: whether JSON was asked for, whether stdout has it already, and the context of the command.
 WANTS_JSON = "loraformat.wants_json"
@@ -93,30 +93,50 @@ def finding_of(error: BaseException, text: str) -> Finding:
 
 
 def judge_each(
-    job: str, adapters: Iterable[str], judge: Callable[[str], Report]
+    job: str, adapters: Iterable[str], judge: Callable[[str], Report], known: Mapping[str, LoraFormatError]
 ) -> tuple[list[Report], list[LoraFormatError]]:
     """The report of each adapter, and what could not be opened: that is a report with the error as its finding.
+
+    Args:
+        known: adapter → its error, for those that are not asked for any more.
 
     Raises: UsageError, OutOfResources: the rest would end the same way.
     """
     reports: list[Report] = []
     errors: list[LoraFormatError] = []
     for adapter in adapters:
-        report, error = _judged(job, adapter, judge)
+        report, error = _judged(job, adapter, judge, known.get(adapter))
         reports.append(report)
         errors += [error] if error else []
     return reports, errors
 
 
-def _judged(job: str, adapter: str, judge: Callable[[str], Report]) -> tuple[Report, LoraFormatError | None]:
+def _judged(
+    job: str, adapter: str, judge: Callable[[str], Report], known: LoraFormatError | None
+) -> tuple[Report, LoraFormatError | None]:
     from loraformat.report import Report
 
     try:
+        if known is not None:
+            raise known
         return judge(adapter), None
     except (UsageError, OutOfResources):
         raise
     except LoraFormatError as error:
         return Report(job=job, subject=adapter, findings=(error.finding(),)), error
+
+
+def say_errors(errors: Sequence[LoraFormatError]) -> None:
+    """Each error in a line on stderr."""
+    for error in errors:
+        say_error(error)
+
+
+def say_error(error: LoraFormatError) -> None:
+    """An error in a line on stderr, safe to print."""
+    from loraformat.diagnostics import show
+
+    click.echo(f"error[{error.code}] {show(error, LONGEST_FAULT)}", err=True)
 
 
 def exit_code_of_all(errors: Sequence[LoraFormatError]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraformat.cli import options
-from loraformat.cli.refusals import exit_code_of_all, judge_each
+from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
 from loraformat.errors import StorageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def runtime(value: str) -> str:
 
 @click.command("validate")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@options.recursive
 @options.base
 @click.option("--deep", is_flag=True, help="Also run the rules that read values.")
 @click.option(
@@ -91,6 +92,7 @@ def command(
     ctx: click.Context,
     /,
     adapters: tuple[str, ...],
+    recursive: bool,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     target: tuple[str, ...],
@@ -104,15 +106,17 @@ def command(
 ) -> None:
     """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
 
-    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed.
+    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed. A folder
+    stands for the adapters below it too: checkpoints of a run, adapters that PEFT keeps in subfolders.
     Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
     from loraformat.errors import NothingChecked
-    from loraformat.jobs.settings import folders_of
+    from loraformat.jobs.discovery import discover
 
-    folders = folders_of(adapters)
-    settings = _settings(config, isolated, folders)
+    discovery = discover(adapters, recursive=recursive and judged["source_format"] is None)
+    settings = _settings(config, isolated, (*adapters, *discovery.adapters))
+    options.note(discovery.notes)
     with options.collector_at_rest():
         from loraformat.jobs.validate import validate
 
@@ -131,7 +135,7 @@ def command(
                 format=judged["source_format"],
             )
 
-        found, errors = judge_each("validate", folders, judge)
+        found, errors = judge_each("validate", discovery.adapters, judge, discovery.errors)
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
     unwritten = [error for form, path in reports if (error := _write_report(path, _rendered(found, form, severity)))]
@@ -142,6 +146,8 @@ def command(
     if unwritten:
         raise unwritten[0]
     if errors:
+        if output_format != "text":
+            say_errors(errors)
         ctx.exit(exit_code_of_all(errors))
     if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
         ctx.exit(2)

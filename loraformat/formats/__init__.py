@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,11 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         reasons = "; ".join(f"{each.NAME} ({match.because})" for each, match in best)
         raise AmbiguousFormat(f"several formats fit: {reasons}", where=bundle.uri, hint="choose with --from")
     return best[0]
+
+
+def has_marker(names: Collection[str]) -> bool:
+    """Whether a folder of these files is an adapter, sound or not: one is a file that only adapters have."""
+    return any(tell in names for tells in _TELLS.values() for tell in tells)
 
 
 def may_be(name: str, bundle: Bundle) -> bool:

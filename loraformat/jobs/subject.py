@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle, open_checkpoint
+from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
-from loraformat.io import Opened, read_bundle
+from loraformat.io import Opened, open_files, read_bundle
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 
@@ -62,7 +62,7 @@ def open_subject(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    return subject_of(open_bundle(uri), base=base, assumptions=assumptions, format=format)
+    return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
 
 
 def subject_of(

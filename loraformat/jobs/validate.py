@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
-from loraformat.io import read_bundle
+from loraformat.io import open_files, read_bundle
 from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
 from loraformat.model.bundle import Bundle
@@ -83,7 +82,7 @@ def validate(
     select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
     reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
-    bundle = open_bundle(adapter)
+    bundle = open_files(adapter, format=format)
     budget = Budget()
     hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)

@@ -10,6 +10,7 @@ from loraformat.storage.base import Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.faults import kind_of
+from loraformat.storage.folders import Folder, folders_below
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
 from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.memory import MemoryStore
@@ -23,6 +24,7 @@ __all__ = [
     "MARKER",
     "PAGE_NBYTES",
     "WEIGHT_SUFFIXES",
+    "Folder",
     "Hash",
     "LocalStore",
     "MemoryStore",
@@ -34,6 +36,7 @@ __all__ = [
     "copy_blocks",
     "digest_of",
     "digest_of_range",
+    "folders_below",
     "is_restricted",
     "kind_of",
     "memory_at",
