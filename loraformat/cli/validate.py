@@ -139,6 +139,8 @@ def command(
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
     unwritten = [error for form, path in reports if (error := _write_report(path, _rendered(found, form, severity)))]
+    if errors and output_format == "text" and len(found) == 1:
+        raise errors[0]
     if output_format in ("text", "json") and len(found) == 1:
         options.present(found[0], output_format)
     else:

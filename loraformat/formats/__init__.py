@@ -126,9 +126,16 @@ def _refuse_unread(bundle: Bundle) -> None:
 
 
 def _unknown(bundle: Bundle) -> UnknownFormat:
+    from loraformat.formats.foreign import described, first_names
+
+    what, hint = described(bundle)
+    tensors = first_names(bundle)
+    if what:
+        return UnknownFormat(f"this is {what}{f': {tensors}' if tensors else ''}", where=bundle.uri, hint=hint)
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     looked_for = (
         "lora_config.json, adapter_config.json, lit_model.pth.lora, or one tensor file with pairs of lora_A and lora_B"
     )
-    return UnknownFormat(f"no format fits: looked for {looked_for}; found {seen or 'no files'}", where=bundle.uri)
+    text = f"no format fits: looked for {looked_for}; found {seen or 'no files'}{f'; {tensors}' if tensors else ''}"
+    return UnknownFormat(text, where=bundle.uri)

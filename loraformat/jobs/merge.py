@@ -13,7 +13,7 @@ from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_files, read_bundle
 from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, subject_of, with_alpha
+from loraformat.jobs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -126,6 +126,7 @@ def merge(
     """
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     chosen = [with_strength(adapter) for adapter in adapters]
+    refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
     prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:

@@ -54,8 +54,9 @@ def test_a_folder_of_two_formats_is_ambiguous() -> None:
 
 
 def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
-    files = {"config.json": {}, "model.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
-    with pytest.raises(UnknownFormat, match=r"looked for lora_config\.json.*found config\.json, model\.safetensors$"):
+    files = {"notes.json": {}, "net.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
+    seen = r"found net\.safetensors, notes\.json; net\.safetensors holds q\.weight$"
+    with pytest.raises(UnknownFormat, match=rf"looked for lora_config\.json.*{seen}"):
         formats.detect(bundle(files))
     with pytest.raises(UnknownFormat, match="found no files"):
         formats.detect(bundle({}))
