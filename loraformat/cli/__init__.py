@@ -47,6 +47,8 @@ COMMANDS = {
     "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
+    "help": ("loraformat.cli.help", "Show this list, or the options of a command."),
+    "version": ("loraformat.cli.version", "Show the version."),
 }
 
 _IMPORT_POLL_S = 0.05
@@ -123,6 +125,8 @@ class LazyGroup(click.Group):
 
         Hooks and globs put names that strangers chose on the command line, and may have left out the `--` before them.
         """
+        if args[0] not in COMMANDS and args[0][:1] != "-":
+            ctx.fail(_no_command(args[0]))
         name, command, rest = super().resolve_command(ctx, args)
         options = rest[: rest.index("--")] if "--" in rest else rest
         path = next((each for each in options if each[:1] == "-" and len(each) > 1 and os.path.lexists(each)), None)
@@ -140,6 +144,8 @@ class LazyGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
+            if ctx.parent is not None:  # a command of the demo, which ends as well
+                raise
             # The reader of stdout has gone: nobody is left to tell, and Python must not complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
@@ -168,6 +174,16 @@ class _Fault(click.UsageError):
         else:
             super().show(file)
             print_json(self.ctx, [UsageError(self._said).finding()])
+
+
+def _no_command(name: str) -> str:
+    """What is said of a first word that is not a command: a path is one that was meant for some command."""
+    from loraformat.diagnostics import did_you_mean
+
+    if os.path.lexists(name) or name.startswith("hf://"):
+        return f"{name!r} is a path, not a command. Did you mean loraformat inspect {name}?"
+    near = did_you_mean(name, COMMANDS).strip()
+    return f"{name!r} is not a command.{f' {near[0].upper()}{near[1:]}' if near else ''}"
 
 
 def _interrupted(ctx: click.Context) -> str:

@@ -19,7 +19,7 @@ from loraformat.cli import options
 @options.assume
 @options.container
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
+    "--dtype", type=options.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
 )
 @click.option("--plain", is_flag=True, help="Bake rsLoRA and patterns into one rank and one alpha / rank.")
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")

@@ -32,7 +32,7 @@ def command(ctx: click.Context, out: str | None) -> None:
         for step in steps():
             click.echo(f"\n# {step.says}\n$ loraformat {shlex.join(step.arguments)}")
             sys.stdout.flush()
-            code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False) or 0
+            code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False, parent=ctx) or 0
             if code != step.exit_code:
                 raise click.ClickException(f"the demo expected exit code {step.exit_code}, found {code}")
         click.echo(f"\ndemo: OK: {compare()}; the example stays in {show(folder)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from loraformat.cli import options
+
 
 @click.command("explain")
 @click.argument("code", required=False)
@@ -25,5 +27,7 @@ def command(code: str | None) -> None:
     page = explain(code.upper()) or explain_target(code)
     if page is None:
         near = nearest_to(code)
-        raise click.UsageError(f"{code} is not a code{f', {near}' if near else ''}; `loraformat explain` lists them")
+        runtime = options.nearest_to(code, [name for name, _ in known_targets()])
+        said = f"{code} is not a code{f', {near}' if near and not runtime else ''}; `loraformat explain` lists them."
+        raise click.UsageError(f"{said}{runtime}")
     click.echo(page, nl=False)

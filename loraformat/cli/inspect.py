@@ -34,19 +34,19 @@ SORT_KEYS = (
 @click.option("--heat", is_flag=True, help="Draw a row of signs over the layers for each module kind; has --norms too.")
 @click.option(
     "--sort",
-    type=click.Choice(SORT_KEYS),
+    type=options.Choice(SORT_KEYS),
     default="weight",
     help="Order of the weights: by name, the least kept first, or the largest figure first.",
 )
 @click.option(
     "--group",
-    type=click.Choice(["auto", "module", "layer", "none"]),
+    type=options.Choice(["auto", "module", "layer", "none"]),
     default="auto",
     help="Weights in text: by module where they are many (auto), by layer, or each.",
 )
 @click.option(
     "--fail-on",
-    type=click.Choice(["error", "warning", "never"]),
+    type=options.Choice(["error", "warning", "never"]),
     default="never",
     help="Least severity of a finding that makes the exit code 1.  [default: never]",
 )

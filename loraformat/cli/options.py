@@ -15,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,12 +45,33 @@ _ASSUMABLE: dict[str, type] = {
 }
 
 
+class Choice(click.Choice[str]):
+    """One of some words; of one that is none, the nearest is named."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's own
+        """As click has it."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            words = list(map(str, self.choices))
+            raise click.BadParameter(f"{error.message}{nearest_to(str(value), words)}", ctx=ctx, param=param) from error
+
+
+def nearest_to(text: str, words: Iterable[str]) -> str:
+    """` Did you mean json?`, to end a message with; "" where no word is like the text."""
+    from loraformat.diagnostics import did_you_mean
+
+    found = did_you_mean(text, words).strip()
+    return f" {found[0].upper()}{found[1:]}" if found else ""
+
+
 def size(value: str) -> int:
     """A number of bytes: 1500000, 200MB (10⁶), 64MiB (2²⁰), 1G."""
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?)?B?\s*", value.upper(), re.ASCII)
-    if not found:
-        raise click.BadParameter(f"{value!r} is not a size; write 500MB or 1GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise click.BadParameter(f"{value!r} is not a size of at least 1 byte; write 500MB or 1GiB")
+    return count
 
 
 def finite(value: str) -> float:
@@ -75,7 +96,9 @@ def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
     """KEY=VALUE, the value as JSON, as (key, value)."""
     key, separator, text = value.partition("=")
     if not separator or key not in _ASSUMABLE:
-        raise click.BadParameter(f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}")
+        raise click.BadParameter(
+            f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}.{nearest_to(key, _ASSUMABLE)}"
+        )
     kind = _ASSUMABLE[key]
     try:
         parsed = json.loads(text)
@@ -141,7 +164,7 @@ def remember(ctx: click.Context, param: click.Parameter, value: str) -> str:
 output_format = click.option(
     "--format",
     "output_format",
-    type=click.Choice(["text", "json"]),
+    type=Choice(["text", "json"]),
     default="text",
     is_eager=True,
     callback=remember,
@@ -150,7 +173,7 @@ output_format = click.option(
 out = click.option("-o", "--out", required=True, metavar="OUT", help="Folder to write; it appears whole or not at all.")
 container = click.option(
     "--container",
-    type=click.Choice(["safetensors", "pt"]),
+    type=Choice(["safetensors", "pt"]),
     help="Container of the weight files; by default that of the source or the format's own.",
 )
 force = click.option("--force", is_flag=True, help="Let errors about config and metadata pass as warnings.")

@@ -24,18 +24,21 @@ def report_file(value: str) -> tuple[str, str]:
     """FORM=FILE as (form, path)."""
     form, separator, path = value.partition("=")
     if not separator or form not in FORMS or not path:
-        raise click.BadParameter(f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}")
+        raise click.BadParameter(
+            f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}.{options.nearest_to(form, FORMS)}"
+        )
     return form, path
 
 
 def runtime(value: str) -> str:
     """NAME or NAME==VERSION of a runtime in the table."""
-    from loraformat.rules.targets import parse
+    from loraformat.rules.targets import names, parse
 
     try:
         parse(value)
     except ValueError as error:
-        raise click.BadParameter(f"{value!r}: {error}") from error
+        near = options.nearest_to(value.partition("==")[0], names())
+        raise click.BadParameter(f"{value!r}: {error}.{near}") from error
     return value
 
 
@@ -58,7 +61,7 @@ def runtime(value: str) -> str:
 @click.option("--ignore", multiple=True, metavar="CODE", help="Leave out rules with this code or prefix; repeatable.")
 @click.option(
     "--fail-on",
-    type=click.Choice(["error", "warning", "never"]),
+    type=options.Choice(["error", "warning", "never"]),
     help="Least severity that makes the exit code 1.  [default: error]",
 )
 @options.alpha
@@ -67,7 +70,7 @@ def runtime(value: str) -> str:
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(FORMS),
+    type=options.Choice(FORMS),
     default="text",
     is_eager=True,
     callback=options.remember,

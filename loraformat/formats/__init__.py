@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraformat.diagnostics import show
-from loraformat.errors import AmbiguousFormat, UnknownFormat
+from loraformat.diagnostics import did_you_mean, show
+from loraformat.errors import AmbiguousFormat, UnknownFormat, UsageError
 from loraformat.formats.base import Format, Match
 from loraformat.formats.fields import readable
 from loraformat.model.bundle import Bundle
@@ -56,11 +56,11 @@ def _imported(name: str) -> Format:
 
 
 def get(name: str) -> Format:
-    """The format called `name`. Raises UnknownFormat (LF010)."""
+    """The format called `name`. Raises UsageError (LF021), with the nearest name."""
     if name in _NAMES:
         return _imported(name)
-    known = ", ".join(_NAMES)
-    raise UnknownFormat(f"there is no format {show(name, 40)}", hint=f"the formats are {known}")
+    hint = f"{did_you_mean(name, _NAMES)}the formats are {', '.join(_NAMES)}"
+    raise UsageError(f'there is no format "{show(name, 40)}"', hint=hint)
 
 
 def detect(bundle: Bundle) -> tuple[Format, Match]:

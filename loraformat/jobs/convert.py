@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
 from loraformat.diagnostics import Finding, show
-from loraformat.errors import ConfigError
+from loraformat.errors import UsageError
 from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.base import Format, WriteOptions
 from loraformat.formats.peft.versions import OLDEST, Version, text_of
@@ -146,24 +146,29 @@ def convert(
 
 
 def _write_options(to: str, container: str | None, peft_version: str | None) -> WriteOptions:
-    """Raises: ConfigError (LF103): an option that the format does not have."""
+    """Raises: UsageError (LF021): an option that the format does not have."""
     target: Format = formats.get(to)
+    if not target.WRITES:
+        known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
+        raise UsageError(
+            f"{to} is only read, not written", where="--to", hint=f"the formats that are written are {known}"
+        )
     if container is not None and target.WRITES and container not in target.CONTAINERS:
-        raise ConfigError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
+        raise UsageError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
-        raise ConfigError("--peft-version is for --to peft", where="command line")
+        raise UsageError("--peft-version is for --to peft", where="command line")
     return WriteOptions(container=container, peft_version=version)
 
 
 def _version(text: str) -> Version:
-    """(0, 10) for "0.10" or "0.10.0". Raises: ConfigError (LF103)."""
+    """(0, 10) for "0.10" or "0.10.0". Raises: UsageError (LF021)."""
     parts = text.split(".")
     if not (2 <= len(parts) <= 3 and all(part.isascii() and part.isdigit() and len(part) < 4 for part in parts)):
-        raise ConfigError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
+        raise UsageError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
     version = (int(parts[0]), int(parts[1]))
     if version < OLDEST:
-        raise ConfigError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
+        raise UsageError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
     return version
 
 
@@ -186,7 +191,7 @@ def _prepared(adapter: Adapter, wanted: _Wanted) -> tuple[Adapter, tuple[Finding
         losses.extend(found)
     if wanted.dtype is not None:
         if wanted.dtype not in DTYPES:
-            raise ConfigError(f"expected one of {', '.join(DTYPES)}, found {wanted.dtype}", where="--dtype")
+            raise UsageError(f"expected one of {', '.join(DTYPES)}, found {wanted.dtype}", where="--dtype")
         adapter, found = cast(adapter, DTYPES[wanted.dtype])
         losses.extend(found)
     return adapter, tuple(losses)

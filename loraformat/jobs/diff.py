@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from loraformat.containers import open_checkpoint
-from loraformat.errors import ConfigError, MissingFile, UnknownFormat
+from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
 from loraformat.formats.base import Hints
 from loraformat.io import Opened, open_adapter
 from loraformat.jobs.diff_adapters import update_difference
@@ -47,7 +47,7 @@ def diff(
         StorageError, ContainerError, FormatError: one of them cannot be read.
     """
     if group not in GROUPINGS:
-        raise ConfigError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
+        raise UsageError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
     hints = with_alpha(alpha, assumptions).hints()
     first, second = (_opened(uri, hints) for uri in (before, after))
     if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):

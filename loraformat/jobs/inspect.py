@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
@@ -189,7 +189,7 @@ def result_of(studied: Studied, view: View = View()) -> InspectResult:
 def _check(view: View) -> None:
     for name, value, known in (("sort", view.sort, SORT_KEYS), ("group", view.group, GROUPINGS)):
         if value not in known:
-            raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {value!r}", where="inspect")
+            raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}", where="inspect")
 
 
 def _with_values(opened: Opened, base: Checkpoint | None, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

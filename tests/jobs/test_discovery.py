@@ -134,7 +134,7 @@ def test_more_adapters_than_the_bound_are_an_error_never_ok(tmp_path: Path, monk
     monkeypatch.setattr(discovery, "MOST_ADAPTERS", 3)
     told = run("validate", tmp_path)
     assert told.exit_code == 3
-    assert "more than 3 adapters below" in told.stdout
+    assert "more than 3 adapters below" in told.stderr
 
 
 @pytest.mark.parametrize("verb", ["validate", "inspect"])
