@@ -15,7 +15,7 @@ from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.storage import ANYONE, stage
+from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ class Opened:
     adapter: Adapter
 
 
-def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
+def open_adapter(uri: Location, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
     """Detect and read an adapter; headers only.
 
     Args:
@@ -72,7 +72,7 @@ def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints())
 
     Raises: StorageError, ContainerError, FormatError and their subclasses.
     """
-    return read_bundle(open_files(uri, format=format), format=format, hints=hints)
+    return read_bundle(open_files(uri_of(uri), format=format), format=format, hints=hints)
 
 
 def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
@@ -84,7 +84,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     return Opened(bundle.uri, bundle, chosen, found.because, chosen.read(bundle, hints=hints))
 
 
-def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
+def load_adapter(uri: Location, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
     """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` is called.
 
     Args:
@@ -99,13 +99,13 @@ def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = N
 
 def save_adapter(
     adapter: Adapter,
-    target: str,
+    target: Location,
     *,
     to: str,
     container: str | None = None,
     peft_version: tuple[int, int] | None = None,
     overwrite: bool = False,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[Location] = (),
     permissions: int = ANYONE,
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
@@ -126,14 +126,15 @@ def save_adapter(
 
     Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
     """
+    out = uri_of(target)
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
     names = frozenset(bundle.files)
-    with stage(target, overwrite=overwrite, inputs=inputs, names=names, permissions=permissions) as store:
+    with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
-            check(bundle_of_store(store, target))
+            check(bundle_of_store(store, out))
         return written
 
 

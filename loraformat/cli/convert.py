@@ -17,6 +17,11 @@ from loraformat.cli import options
 @options.base
 @options.alpha
 @options.assume
+@click.option(
+    "--base-model",
+    metavar="NAME[@REVISION]",
+    help="What the adapter was trained on, as the Hub calls it; written into the config.",
+)
 @options.container
 @click.option(
     "--dtype", type=options.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
@@ -38,6 +43,7 @@ def command(
     base: str | None,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
+    base_model: str | None,
     container: str | None,
     dtype: str | None,
     plain: bool,
@@ -66,6 +72,7 @@ def command(
             base=base,
             alpha=alpha,
             assumptions=options.assumptions(assume),
+            base_model=base_model,
             container=options.CONTAINERS[container],
             dtype=dtype,
             plain=plain,

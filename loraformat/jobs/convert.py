@@ -11,6 +11,7 @@ from loraformat.diagnostics import Finding, show
 from loraformat.errors import UsageError
 from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.base import Format, WriteOptions
+from loraformat.formats.losses import dropped_metadata
 from loraformat.formats.peft.versions import OLDEST, Version, text_of
 from loraformat.formats.repairs import mended
 from loraformat.io import refuse_losses, save_adapter
@@ -26,8 +27,10 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors_of
 from loraformat.report import Report
-from loraformat.storage import is_restricted, permissions_for
+from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
 
+# Findings about what the source calls its base, which `base_model` replaces.
+_ABOUT_THE_NAME = ("LF105", "LF501")
 DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
 
@@ -41,14 +44,15 @@ class _Wanted:
 
 
 def convert(
-    source: str,
-    out: str,
+    source: Location,
+    out: Location,
     *,
     to: str,
     format: str | None = None,  # noqa: A002
-    base: str | None = None,
+    base: Location | None = None,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
+    base_model: str | None = None,
     container: str | None = None,
     dtype: str | None = None,
     plain: bool = False,
@@ -71,6 +75,7 @@ def convert(
         format: name of the format to read, to skip detection.
         base: the base, where names, shapes, copies or tied tables are decided by it.
         alpha, assumptions: what the files do not say; a contradiction is an error.
+        base_model: "NAME" or "NAME@REVISION" of the base, to be written instead of what the source says.
         container: "safetensors" or "torch", where the format leaves the choice.
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
@@ -87,14 +92,21 @@ def convert(
     Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
         ContainerError, FormatError.
     """
+    source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
     target, options = formats.get(to), _write_options(to, container, peft_version)
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
+    name = None if base_model is None else _base_model(base_model)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
+    if name is not None:
+        found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
     read, repairs = mend(opened.adapter, checkpoint, to)
     findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
     read = _with_ties(read, checkpoint)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
+    if name is not None:
+        adapter, replaced = _with_base_model(adapter, *name)
+        changes = (*changes, *replaced)
     losses = (*changes, *target.losses(adapter, options))
     permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)])
     if is_restricted(permissions) and not dry_run:
@@ -159,6 +171,31 @@ def _write_options(to: str, container: str | None, peft_version: str | None) -> 
     if version is not None and to != "peft":
         raise UsageError("--peft-version is for --to peft", where="command line")
     return WriteOptions(container=container, peft_version=version)
+
+
+def _base_model(text: str) -> tuple[str, str | None]:
+    """(name, revision) of `NAME@REVISION`. Raises: UsageError (LF021)."""
+    name, at, revision = text.removeprefix("hf://").partition("@")
+    if not name.strip() or (at and not revision.strip()) or not text.isprintable():
+        raise UsageError(
+            f'expected NAME or NAME@REVISION, found "{show(text, 60)}"',
+            where="--base-model",
+            hint="for example meta-llama/Llama-3.1-8B@main",
+        )
+    return name, revision or None
+
+
+def _with_base_model(adapter: Adapter, name: str, revision: str | None) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter with the name of its base, and what its source called it, where that was something else."""
+    before = adapter.config
+    after = replace(before, base_model=name, base_revision=revision)
+    old = [
+        value
+        for value, new in ((before.base_model, name), (before.base_revision, revision))
+        if value not in (None, new)
+    ]
+    losses = (dropped_metadata("", [f"the base's former name {'@'.join(map(str, old))}"]),) if old else ()
+    return replace(adapter, config=after), losses
 
 
 def _version(text: str) -> Version:

@@ -16,7 +16,7 @@ from loraformat.model.estimates import EstimateResult, MemoryEstimate, TargetEst
 from loraformat.model.records import module_kind
 from loraformat.model.summary import layer_of
 from loraformat.report import Report
-from loraformat.storage import open_store
+from loraformat.storage import Location, listed, open_store, uri_of
 
 ALL_LINEAR = "all-linear"
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,7 +28,7 @@ _COMPUTED, _GRADIENT, _OPTIMIZER = 2, 2, 12
 _QUANTIZED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
-def estimate(base: str, *, rank: int, targets: Sequence[str]) -> Report:
+def estimate(base: Location, *, rank: int, targets: Sequence[str]) -> Report:
     """Parameters, size and training memory of a LoRA adapter for a base; no value is read.
 
     Args:
@@ -46,6 +46,7 @@ def estimate(base: str, *, rank: int, targets: Sequence[str]) -> Report:
     """
     if rank < 1:
         raise UsageError(f"rank: expected at least 1, found {rank}", where="estimate")
+    base, targets = uri_of(base), listed(targets, "module names")
     source, weights, parameters = _weights(base)
     chosen = _chosen(weights, targets, base)
     result = _result(source, rank, weights, parameters, chosen)

@@ -22,6 +22,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.model.verdicts import Skipped
 from loraformat.report import Report
+from loraformat.storage import Location, uri_of
 
 if TYPE_CHECKING:
     from loraformat.jobs.changes import Changes
@@ -64,9 +65,9 @@ class Studied:
 
 
 def inspect(
-    adapter: str,
+    adapter: Location,
     *,
-    base: str | Checkpoint | None = None,
+    base: Location | Checkpoint | None = None,
     norms: bool = False,
     spectrum: bool = False,
     view: View = View(),
@@ -96,9 +97,10 @@ def inspect(
         AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
     """
     _check(view)
+    adapter = uri_of(adapter)
     studied = study(
         adapter,
-        base=base,
+        base=base if base is None or isinstance(base, Checkpoint) else uri_of(base),
         norms=norms or spectrum,
         spectrum=spectrum,
         assumptions=with_alpha(alpha, assumptions),

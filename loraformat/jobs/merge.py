@@ -44,7 +44,7 @@ from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
 from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report
-from loraformat.storage import is_restricted, require_space, stage
+from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 
@@ -68,9 +68,9 @@ class _Prepared:
 
 
 def merge(
-    base: str,
-    adapters: Sequence[str],
-    out: str,
+    base: Location,
+    adapters: Sequence[Location],
+    out: Location,
     *,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
@@ -124,6 +124,7 @@ def merge(
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
+    base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])

@@ -20,16 +20,16 @@ from loraformat.model.bundle import JsonFile
 from loraformat.model.pictures import Picture, Subject
 from loraformat.model.results import PlotResult
 from loraformat.report import Report
-from loraformat.storage import LocalStore, permissions_for
+from loraformat.storage import LocalStore, Location, listed, permissions_for, uri_of, uri_or_none
 
 FORMS = {".html": "html", ".htm": "html", ".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
 
 def plot(
-    adapters: Sequence[str],
-    out: str,
+    adapters: Sequence[Location],
+    out: Location,
     *,
-    base: str | None = None,
+    base: Location | None = None,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
@@ -56,6 +56,7 @@ def plot(
     Raises: UsageError (LF021): the ending is none of FORMS. StorageError: the file exists or cannot be written.
         StorageError, ContainerError, FormatError where an adapter cannot be read.
     """
+    adapters, out, base = listed(adapters), uri_of(out), uri_or_none(base)
     form, store = _form(out), _store(out, overwrite=overwrite)
     _refuse_missing_extra(form)
     assumed = with_alpha(alpha, assumptions)

@@ -13,6 +13,7 @@ from loraformat.storage.faults import kind_of
 from loraformat.storage.folders import Folder, folders_below
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
 from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
+from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.staging import MARKER, require_space, stage
 from loraformat.storage.targets import ANYONE, is_restricted, permissions_for
@@ -27,6 +28,7 @@ __all__ = [
     "Folder",
     "Hash",
     "LocalStore",
+    "Location",
     "MemoryStore",
     "Run",
     "Source",
@@ -39,6 +41,7 @@ __all__ = [
     "folders_below",
     "is_restricted",
     "kind_of",
+    "listed",
     "memory_at",
     "new_hash",
     "open_store",
@@ -46,6 +49,8 @@ __all__ = [
     "require_space",
     "stage",
     "uncovered",
+    "uri_of",
+    "uri_or_none",
 ]
 
 
