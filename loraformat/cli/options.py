@@ -260,17 +260,13 @@ def say(text: str) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """A file with this text, which is there whole or not at all; an existing one is replaced.
+    """Text into a file, which is there whole or not at all, or through a link, a pipe or a device; see `write_to`.
 
     Raises: StorageError: it cannot be written.
     """
-    from loraformat.storage import open_store
+    from loraformat.storage import write_to
 
-    folder, name = os.path.split(path)
-    data = text.encode("utf-8")
-    store = open_store(folder or ".")
-    with store.create(name, len(data)) as writer:
-        writer.write(data)
+    write_to(path, text.encode("utf-8"))
 
 
 def note(lines: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.staging import MARKER, require_space, stage
 from loraformat.storage.targets import ANYONE, is_restricted, permissions_for
+from loraformat.storage.through import write_to
 
 __all__ = [
     "ALGORITHM",
@@ -51,6 +52,7 @@ __all__ = [
     "uncovered",
     "uri_of",
     "uri_or_none",
+    "write_to",
 ]
 
 
