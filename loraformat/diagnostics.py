@@ -69,6 +69,17 @@ def show(text: object, limit: int = 400) -> str:
     return safe if len(raw) <= limit else f"{safe}… ({len(raw) - limit} more characters)"
 
 
+_VERBS = {"is": "are", "was": "were", "has": "have", "does": "do"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """A count with a noun, and a verb, that agree with it: "1 weight is", "2 weights are"."""
+    words = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if not verb:
+        return words
+    return f"{words} {verb if count == 1 else _VERBS[verb]}"
+
+
 def did_you_mean(text: str, names: Iterable[str]) -> str:
     """`did you mean peft? `, the one of `names` that is most like a text; "" where none is."""
     from difflib import get_close_matches

@@ -324,7 +324,7 @@ def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> N
             while not list(tmp_path.glob(".out.loraformat-*.partial")) and child.poll() is None:
                 os.sched_yield()
             os.kill(child.pid, number)
-            _, said = child.communicate(timeout=60)
+            _, said = child.communicate()
         assert child.returncode == code, said
         assert said.splitlines()[-1] == "interrupted: no partial output is left"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
@@ -374,5 +374,5 @@ except (Terminated, KeyboardInterrupt) as error:
 def test_a_signal_does_not_strike_in_the_middle_of_an_import(number: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "struck.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nWHOLE = True\n")
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (child.stdout.splitlines(), child.returncode) == (["imported True", said], 0), child.stderr

@@ -113,7 +113,6 @@ def test_an_address_of_the_hub_lies_in_no_folder(tmp_path: Path) -> None:
     assert find_settings(str(tmp_path), ["hf://owner/name"]).target == ("vllm",)
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["loraformat.toml", "pyproject.toml"])
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "socket", "link to a fifo"])
 def test_settings_that_are_no_regular_file_are_refused_without_waiting(tmp_path: Path, name: str, kind: str) -> None:
