@@ -47,6 +47,7 @@ COMMANDS = {
     "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
+    "completion": ("loraformat.cli.completion", "Print the script for completion in bash, zsh or fish."),
     "help": ("loraformat.cli.help", "Show this list, or the options of a command."),
     "version": ("loraformat.cli.version", "Show the version."),
 }
@@ -125,12 +126,12 @@ class LazyGroup(click.Group):
 
         Hooks and globs put names that strangers chose on the command line, and may have left out the `--` before them.
         """
-        if args[0] not in COMMANDS and args[0][:1] != "-":
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
             ctx.fail(_no_command(args[0]))
         name, command, rest = super().resolve_command(ctx, args)
         options = rest[: rest.index("--")] if "--" in rest else rest
         path = next((each for each in options if each[:1] == "-" and len(each) > 1 and os.path.lexists(each)), None)
-        if path is not None:
+        if path is not None and not ctx.resilient_parsing:
             ctx.fail(f"{path!r} is an option and also the name of a file; put -- before paths, or write ./{path}")
         return name, command, rest
 

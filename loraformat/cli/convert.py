@@ -6,12 +6,18 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("convert")
-@click.argument("source")
-@click.option("--to", required=True, metavar="FORMAT", help="Format to write: native, peft, mlx or loralib.")
+@click.argument("source", shell_complete=completers.paths)
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    shell_complete=completers.formats,
+    help="Format to write: native, peft, mlx or loralib.",
+)
 @options.out
 @options.source_format
 @options.base

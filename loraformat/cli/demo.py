@@ -11,9 +11,17 @@ from contextlib import contextmanager
 
 import click
 
+from loraformat.cli import completers
+
 
 @click.command("demo")
-@click.option("-o", "--out", metavar="FOLDER", help="Where to make the example; by default a new temporary folder.")
+@click.option(
+    "-o",
+    "--out",
+    metavar="FOLDER",
+    shell_complete=completers.paths,
+    help="Where to make the example; by default a new temporary folder.",
+)
 @click.pass_context
 def command(ctx: click.Context, out: str | None) -> None:
     """Inspect, validate, convert and merge a small example that is made on the spot, and check the result."""

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 EXIT_ON = ("never", "values", "metadata", "any")
 
 
 @click.command("diff")
-@click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
+@click.argument("before", shell_complete=completers.paths, metavar="A")
+@click.argument("after", shell_complete=completers.paths, metavar="B")
 @click.option(
     "--group",
     type=options.Choice(["auto", "module", "layer", "none"]),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("explain")
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=completers.codes)
 def command(code: str | None) -> None:
     """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
 

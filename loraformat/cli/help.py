@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from loraformat.cli import completers
+
 
 @click.command("help")
-@click.argument("name", required=False, metavar="[COMMAND]")
+@click.argument("name", required=False, metavar="[COMMAND]", shell_complete=completers.commands)
 @click.pass_context
 def command(ctx: click.Context, name: str | None) -> None:
     """Show the commands, or the options of COMMAND, as `loraformat COMMAND --help` does."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ SORT_KEYS = (
 
 
 @click.command("inspect")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
 @options.recursive
 @options.base_values
 @click.option("--norms", is_flag=True, help="Add ‖ΔW‖ of each weight; reads the factors.")

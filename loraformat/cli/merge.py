@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("merge")
-@click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@click.argument("base", shell_complete=completers.paths)
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
 @options.out
 @options.alpha
 @options.assume

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from loraformat.cli import completers
 from loraformat.cli.refusals import COMMAND, PRINTED
 
 if TYPE_CHECKING:
@@ -133,11 +134,13 @@ assume = click.option(
 base = click.option(
     "--base",
     metavar="BASE",
+    shell_complete=completers.paths,
     help="The base model: a folder, one weight file, or hf://owner/name. Only headers are read.",
 )
 base_values = click.option(
     "--base",
     metavar="BASE",
+    shell_complete=completers.paths,
     help="The base model: a folder or one weight file. Headers are read; with norms, the weights that change.",
 )
 jobs = click.option(
@@ -150,7 +153,11 @@ recursive = click.option(
     help="Whether a folder stands for the adapters below it too, down to 16 levels.",
 )
 source_format = click.option(
-    "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."
+    "--from",
+    "source_format",
+    metavar="FORMAT",
+    shell_complete=completers.formats,
+    help="Read as this format, without detection.",
 )
 
 
@@ -170,7 +177,14 @@ output_format = click.option(
     callback=remember,
     help="Form of the report on stdout.",
 )
-out = click.option("-o", "--out", required=True, metavar="OUT", help="Folder to write; it appears whole or not at all.")
+out = click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="OUT",
+    shell_complete=completers.paths,
+    help="Folder to write; it appears whole or not at all.",
+)
 container = click.option(
     "--container",
     type=Choice(["safetensors", "pt"]),

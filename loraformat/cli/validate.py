@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
 from loraformat.errors import StorageError
 
@@ -43,7 +43,7 @@ def runtime(value: str) -> str:
 
 
 @click.command("validate")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
 @options.recursive
 @options.base
 @click.option("--deep", is_flag=True, help="Also run the rules that read values.")
@@ -52,13 +52,24 @@ def runtime(value: str) -> str:
     type=runtime,
     multiple=True,
     metavar="RUNTIME",
+    shell_complete=completers.runtimes,
     help="Where it is to be loaded: vllm, peft==0.10 …; repeatable. `loraformat explain targets` lists all.",
 )
 @click.option("--max-lora-rank", type=click.IntRange(min=1), help="Greatest rank that the runtime is told to allow.")
 @click.option(
-    "--select", multiple=True, metavar="CODE", help="Run only rules with this code or prefix (LF2, lf2); repeatable."
+    "--select",
+    multiple=True,
+    metavar="CODE",
+    shell_complete=completers.codes,
+    help="Run only rules with this code or prefix (LF2, lf2); repeatable.",
 )
-@click.option("--ignore", multiple=True, metavar="CODE", help="Leave out rules with this code or prefix; repeatable.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="CODE",
+    shell_complete=completers.codes,
+    help="Leave out rules with this code or prefix; repeatable.",
+)
 @click.option(
     "--fail-on",
     type=options.Choice(["error", "warning", "never"]),
@@ -81,12 +92,14 @@ def runtime(value: str) -> str:
     "reports",
     type=report_file,
     metavar="FORM=FILE",
+    shell_complete=completers.reports,
     multiple=True,
     help="Write the report to a file too, in any of the forms; repeatable.",
 )
 @click.option(
     "--config",
     metavar="FILE",
+    shell_complete=completers.paths,
     help="Settings; by default loraformat.toml or pyproject.toml of the project's root, never of what is judged.",
 )
 @click.option("--isolated", is_flag=True, help="Use no settings file.")
