@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Not --quiet: PyTorch is a download of hundreds of megabytes, and somebody is waiting.
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard loraformat/merger/kernel*.[ch])
 
 .PHONY: demo test check clean
@@ -23,6 +24,7 @@ clean:
 	rm -rf $(VENV) dist build
 
 $(BIN)/python:
+	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads (PyTorch is the largest)"
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that a change of the source needs no new installation.

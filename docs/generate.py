@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: pages of docs, the outputs in docs/inspect.md, parts of README.md.
+"""Writes all text that is made from the source: pages of docs, the outputs in pages of docs, parts of README.md.
 
 Run: python docs/generate.py.
 """
@@ -24,6 +24,7 @@ from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 
 ROOT = Path(__file__).parent.parent
+WALKS = ("inspect.md", "validate.md")
 TARGET = ROOT / "docs" / "rules"
 
 FAMILIES = {
@@ -97,9 +98,7 @@ def readme(text: str) -> str:
     """README.md with the output of its commands as it is now, and the table of formats."""
     with _checkout():
         text = re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
-    text = _replaced(text, "| name | what it is | writes |\n|---|---|---|\n", _format_rows("docs/formats/"))
-    head, rows = _matrix()
-    return re.sub(r"\| from \\ to \|.*\n(\|.*\n)*", lambda _: head + rows, text)
+    return _replaced(text, "| name | what it is | writes |\n|---|---|---|\n", _format_rows("docs/formats/"))
 
 
 def _replaced(text: str, head: str, rows: str) -> str:
@@ -107,7 +106,7 @@ def _replaced(text: str, head: str, rows: str) -> str:
 
 
 def walk(text: str) -> str:
-    """docs/inspect.md with the output of its commands as it is now."""
+    """A page of docs with the output of its commands as it is now."""
     with _checkout():
         return re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
 
@@ -185,8 +184,9 @@ def main() -> None:
         (TARGET / name).write_text(text, encoding="utf-8")
     (ROOT / "docs" / "formats" / "README.md").write_text(formats_page(), encoding="utf-8")
     (ROOT / "docs" / "cli.md").write_text(cli(), encoding="utf-8")
-    example = ROOT / "docs" / "inspect.md"
-    example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in WALKS:
+        example = ROOT / "docs" / name
+        example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -69,6 +69,25 @@ def show(text: object, limit: int = 400) -> str:
     return safe if len(raw) <= limit else f"{safe}… ({len(raw) - limit} more characters)"
 
 
+_VERBS = {"is": "are", "was": "were", "has": "have", "does": "do"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """A count with a noun, and a verb, that agree with it: "1 weight is", "2 weights are"."""
+    words = f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if not verb:
+        return words
+    return f"{words} {verb if count == 1 else _VERBS[verb]}"
+
+
+def did_you_mean(text: str, names: Iterable[str]) -> str:
+    """`did you mean peft? `, the one of `names` that is most like a text; "" where none is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(text[:_LONGEST_ASKED].lower(), list(names), 1, 0.5)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def json_text(value: object, *, indent: int | None = None, is_compact: bool = False) -> str:
     r"""A value as JSON text in ASCII, sorted, the same bytes for the same value; no CI system finds a command in it.
 
@@ -81,6 +100,8 @@ def json_text(value: object, *, indent: int | None = None, is_compact: bool = Fa
         text = _SURROGATES.sub(lambda found: f"\\{found[0]}" if found[1] else found[0], text)
     return _COMMAND.sub(_spelled, text) if _COMMAND.search(text) else text
 
+
+_LONGEST_ASKED = 60
 
 # The actions/runner takes `::name::` at the start of a line and `##[name]` anywhere in it, Azure's agent `##vso[name]`
 # anywhere (ActionCommand.cs, Command.cs), TeamCity `##teamcity[name]`. A line may start with any name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,10 +15,35 @@ from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.storage import ANYONE, stage
+from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# The files of the formats that are folders, the one that such a folder must have first.
+_FOLDERS = (
+    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "adapters.npz"),
+    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
+)
+
+
+def folder_of(uri: str) -> str:
+    """The folder of an adapter, for the path of one of its files; any other URI as it is."""
+    folder, name = os.path.split(uri)
+    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
+    return (folder or ".") if is_part and os.path.isfile(uri) else uri
+
+
+def open_files(uri: str, *, format: str | None = None) -> Bundle:  # noqa: A002
+    """The files of an adapter: of a folder, of the folder that a file belongs to, or one file.
+
+    A weight file beside its config is taken for its folder, since the config says the scale; not where the format was
+    chosen.
+
+    Raises: StorageError: there is no such folder or file.
+    """
+    return open_bundle(uri if format is not None else folder_of(uri))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +62,7 @@ class Opened:
     adapter: Adapter
 
 
-def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
+def open_adapter(uri: Location, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
     """Detect and read an adapter; headers only.
 
     Args:
@@ -46,7 +72,7 @@ def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints())
 
     Raises: StorageError, ContainerError, FormatError and their subclasses.
     """
-    return read_bundle(open_bundle(uri), format=format, hints=hints)
+    return read_bundle(open_files(uri_of(uri), format=format), format=format, hints=hints)
 
 
 def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
@@ -58,7 +84,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     return Opened(bundle.uri, bundle, chosen, found.because, chosen.read(bundle, hints=hints))
 
 
-def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
+def load_adapter(uri: Location, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
     """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` is called.
 
     Args:
@@ -73,13 +99,13 @@ def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = N
 
 def save_adapter(
     adapter: Adapter,
-    target: str,
+    target: Location,
     *,
     to: str,
     container: str | None = None,
     peft_version: tuple[int, int] | None = None,
     overwrite: bool = False,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[Location] = (),
     permissions: int = ANYONE,
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
@@ -100,14 +126,15 @@ def save_adapter(
 
     Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
     """
+    out = uri_of(target)
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
     names = frozenset(bundle.files)
-    with stage(target, overwrite=overwrite, inputs=inputs, names=names, permissions=permissions) as store:
+    with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
-            check(bundle_of_store(store, target))
+            check(bundle_of_store(store, out))
         return written
 
 

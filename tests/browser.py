@@ -56,7 +56,7 @@ def visit(address: str, folder: Path) -> Seen:
         "--dump-dom",
         address,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     shutil.rmtree(folder / "profile", ignore_errors=True)
     return Seen(done.stdout, console, _requested(log))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.diagnostics import Severity, show
+from loraformat import validate
+from loraformat.diagnostics import Severity, counted, show
+
+BAD = Path(__file__).parent.parent / "fixtures" / "bad"
 
 ANY_TEXT = st.text(st.characters(), max_size=500) | st.text("\x1b[]\x9b\u202e\u2066\u200b\r\n\x07\ud800a", max_size=50)
 
@@ -33,3 +40,23 @@ def test_long_text_is_cut_and_says_so() -> None:
 def test_severities_have_an_order() -> None:
     assert max(Severity.WARNING, Severity.ERROR, Severity.INFO) is Severity.ERROR
     assert sorted(Severity) == [Severity.INFO, Severity.WARNING, Severity.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("count", "verb", "said"),
+    [(0, "is", "0 weights are"), (1, "is", "1 weight is"), (2, "was", "2 weights were"), (1, "", "1 weight")],
+)
+def test_a_count_agrees_with_its_noun_and_verb(count: int, verb: str, said: str) -> None:
+    assert counted(count, "weight", verb) == said
+
+
+@pytest.mark.parametrize("case", sorted(BAD.iterdir()), ids=lambda case: case.name)
+def test_no_message_counts_one_thing_in_the_plural(case: Path) -> None:
+    """None of the bad examples provokes a "1 weights are"."""
+    expect = json.loads((case / "expect.json").read_text(encoding="utf-8"))
+    target = expect.get("target", [])
+    base = next((str(path) for path in case.iterdir() if path.name.startswith("base")), None)
+    report = validate(case / "adapter", base=base, deep=True, target=[target] if isinstance(target, str) else target)
+    assert not [
+        each.message for each in report.findings if re.search(r"\b1 [a-z]+s (are|were|have|do)\b", each.message)
+    ]

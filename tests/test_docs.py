@@ -41,8 +41,10 @@ def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     assert page == generate.readme(page)
 
 
-def test_the_walk_through_inspect_shows_what_its_commands_print(generate: ModuleType) -> None:
-    page = (ROOT / "docs" / "inspect.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["inspect.md", "validate.md"])
+def test_a_walk_shows_what_its_commands_print(generate: ModuleType, name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert "$ loraformat" in page
     assert page == generate.walk(page)
 
 

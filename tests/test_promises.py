@@ -66,7 +66,7 @@ print("done")
 
 def guarded(folders: list[Path], cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", GUARD, *map(str, folders)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=250, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def test_p1_nothing_of_a_file_is_executed(hostile: list[Path], tmp_path: Path) -> None:
@@ -80,6 +80,7 @@ def test_p1_nothing_of_a_file_is_executed(hostile: list[Path], tmp_path: Path) -
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))  # seconds of work, whatever else the machine does
 from loraformat.cli import main
 main(sys.argv[1:], prog_name="loraformat")
 """
@@ -90,7 +91,7 @@ main(sys.argv[1:], prog_name="loraformat")
 def test_p2_there_is_always_an_answer_in_a_gigabyte(maker: object, verb: str, hostile: list[Path]) -> None:
     (folder,) = (each for each in hostile if each.parent.name == maker.__name__)  # type: ignore[attr-defined]
     command = [sys.executable, "-c", LIMITED, verb, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode in (0, 1, 3), done.stderr[-300:]
     assert "Traceback" not in done.stderr
     assert done.returncode == 0 or (done.stdout + done.stderr).strip()

@@ -18,8 +18,18 @@ from typing import IO, Any
 import click
 
 from loraformat import __version__
+from loraformat.cli.refusals import (
+    INTERNAL_ERROR,
+    LONGEST_FAULT,
+    WANTS_JSON,
+    asks_for_json,
+    exit_code_of,
+    finding_of,
+    print_json,
+    say_error,
+)
 from loraformat.diagnostics import show
-from loraformat.errors import AdapterRefused, LoraFormatError, MergeError, UnsupportedUpdate, UsageError
+from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
 
 # Command → (module, one line of help). Nothing is imported until a command is chosen.
 COMMANDS = {
@@ -37,21 +47,12 @@ COMMANDS = {
     "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
     "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
     "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
+    "completion": ("loraformat.cli.completion", "Print the script for completion in bash, zsh or fish."),
+    "help": ("loraformat.cli.help", "Show this list, or the options of a command."),
+    "version": ("loraformat.cli.version", "Show the version."),
 }
 
-# The first class that fits decides; the same in every output format.
-EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
-    (UsageError, 2),
-    (AdapterRefused, 1),
-    (MergeError, 1),
-    (UnsupportedUpdate, 1),
-    (LoraFormatError, 3),
-    (OSError, 3),
-    (KeyboardInterrupt, 130),
-)
-INTERNAL_ERROR = 70
 _IMPORT_POLL_S = 0.05
-_LONGEST_FAULT = 2000
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
 KEPT = "loraformat.kept"
@@ -108,10 +109,15 @@ class LazyGroup(click.Group):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:  # noqa: ANN401 - click's own
         """As click has it; what it quotes of the command line is safe to print."""
+        wants_json = asks_for_json(args)  # click takes from `args` what it has parsed
         try:
-            return super().make_context(info_name, args, *more, **named)
+            ctx = super().make_context(info_name, args, *more, **named)
         except click.UsageError as error:
+            if error.ctx is not None:
+                error.ctx.meta[WANTS_JSON] = wants_json
             raise _Fault(error) from error
+        ctx.meta[WANTS_JSON] = wants_json
+        return ctx
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -120,10 +126,12 @@ class LazyGroup(click.Group):
 
         Hooks and globs put names that strangers chose on the command line, and may have left out the `--` before them.
         """
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
+            ctx.fail(_no_command(args[0]))
         name, command, rest = super().resolve_command(ctx, args)
         options = rest[: rest.index("--")] if "--" in rest else rest
         path = next((each for each in options if each[:1] == "-" and len(each) > 1 and os.path.lexists(each)), None)
-        if path is not None:
+        if path is not None and not ctx.resilient_parsing:
             ctx.fail(f"{path!r} is an option and also the name of a file; put -- before paths, or write ./{path}")
         return name, command, rest
 
@@ -137,6 +145,8 @@ class LazyGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:
+            if ctx.parent is not None:  # a command of the demo, which ends as well
+                raise
             # The reader of stdout has gone: nobody is left to tell, and Python must not complain at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
@@ -152,9 +162,10 @@ class _Fault(click.UsageError):
 
     def __init__(self, error: click.UsageError) -> None:
         self._is_help = isinstance(error, click.exceptions.NoArgsIsHelpError)
+        self._said = error.format_message()
         said = error.format_message()
         if not self._is_help:
-            said = "\n".join(show(line, _LONGEST_FAULT) for line in said.splitlines())
+            said = "\n".join(show(line, LONGEST_FAULT) for line in said.splitlines())
         super().__init__(said, error.ctx)
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -163,6 +174,17 @@ class _Fault(click.UsageError):
             click.echo(self.format_message(), file=file, err=True)
         else:
             super().show(file)
+            print_json(self.ctx, [UsageError(self._said).finding()])
+
+
+def _no_command(name: str) -> str:
+    """What is said of a first word that is not a command: a path is one that was meant for some command."""
+    from loraformat.diagnostics import did_you_mean
+
+    if os.path.lexists(name) or name.startswith("hf://"):
+        return f"{name!r} is a path, not a command. Did you mean loraformat inspect {name}?"
+    near = did_you_mean(name, COMMANDS).strip()
+    return f"{name!r} is not a command.{f' {near[0].upper()}{near[1:]}' if near else ''}"
 
 
 def _interrupted(ctx: click.Context) -> str:
@@ -177,20 +199,23 @@ def _told(error: BaseException, ctx: click.Context) -> int:
         from loraformat.engine.resources import as_out_of_resources
 
         error = as_out_of_resources(error) or error
-    code = next((number for kind, number in EXIT_CODES if isinstance(error, kind)), None)
+    code = exit_code_of(error)
     if os.environ.get("LORAFORMAT_DEBUG"):
         import traceback
 
         for line in "".join(traceback.format_exception(error)).splitlines():
-            click.echo(show(line, _LONGEST_FAULT), err=True)
+            click.echo(show(line, LONGEST_FAULT), err=True)
     if isinstance(error, LoraFormatError):
-        click.echo(f"error[{error.code}] {show(error, _LONGEST_FAULT)}", err=True)
+        say_error(error)
     elif isinstance(error, KeyboardInterrupt):
         click.echo(_interrupted(ctx), err=True)
     elif isinstance(error, OSError):
         click.echo(f"error: {show(error)}", err=True)
     elif isinstance(error, SystemExit):
         raise error
+    if not isinstance(error, KeyboardInterrupt):
+        more = error.findings if isinstance(error, AdapterRefused) else ()
+        print_json(ctx, [finding_of(error, f"{type(error).__name__}: {error}"), *more])
     if code is not None:
         return code
     kind = show(type(error).__name__)

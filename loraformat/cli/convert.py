@@ -6,20 +6,31 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("convert")
-@click.argument("source")
-@click.option("--to", required=True, metavar="FORMAT", help="Format to write: native, peft, mlx or loralib.")
+@click.argument("source", shell_complete=completers.paths)
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    shell_complete=completers.formats,
+    help="Format to write: native, peft, mlx or loralib.",
+)
 @options.out
 @options.source_format
 @options.base
 @options.alpha
 @options.assume
+@click.option(
+    "--base-model",
+    metavar="NAME[@REVISION]",
+    help="What the adapter was trained on, as the Hub calls it; written into the config.",
+)
 @options.container
 @click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
+    "--dtype", type=options.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
 )
 @click.option("--plain", is_flag=True, help="Bake rsLoRA and patterns into one rank and one alpha / rank.")
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
@@ -38,6 +49,7 @@ def command(
     base: str | None,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
+    base_model: str | None,
     container: str | None,
     dtype: str | None,
     plain: bool,
@@ -66,6 +78,7 @@ def command(
             base=base,
             alpha=alpha,
             assumptions=options.assumptions(assume),
+            base_model=base_model,
             container=options.CONTAINERS[container],
             dtype=dtype,
             plain=plain,

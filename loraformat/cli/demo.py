@@ -11,9 +11,17 @@ from contextlib import contextmanager
 
 import click
 
+from loraformat.cli import completers
+
 
 @click.command("demo")
-@click.option("-o", "--out", metavar="FOLDER", help="Where to make the example; by default a new temporary folder.")
+@click.option(
+    "-o",
+    "--out",
+    metavar="FOLDER",
+    shell_complete=completers.paths,
+    help="Where to make the example; by default a new temporary folder.",
+)
 @click.pass_context
 def command(ctx: click.Context, out: str | None) -> None:
     """Inspect, validate, convert and merge a small example that is made on the spot, and check the result."""
@@ -32,7 +40,7 @@ def command(ctx: click.Context, out: str | None) -> None:
         for step in steps():
             click.echo(f"\n# {step.says}\n$ loraformat {shlex.join(step.arguments)}")
             sys.stdout.flush()
-            code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False) or 0
+            code = group.main(list(step.arguments), prog_name="loraformat", standalone_mode=False, parent=ctx) or 0
             if code != step.exit_code:
                 raise click.ClickException(f"the demo expected exit code {step.exit_code}, found {code}")
         click.echo(f"\ndemo: OK: {compare()}; the example stays in {show(folder)}")

@@ -6,17 +6,17 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 EXIT_ON = ("never", "values", "metadata", "any")
 
 
 @click.command("diff")
-@click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
+@click.argument("before", shell_complete=completers.paths, metavar="A")
+@click.argument("after", shell_complete=completers.paths, metavar="B")
 @click.option(
     "--group",
-    type=click.Choice(["auto", "module", "layer", "none"]),
+    type=options.Choice(["auto", "module", "layer", "none"]),
     default="auto",
     help="Weights in text: by module where they are many (auto), by layer, or each.",
 )
@@ -30,7 +30,7 @@ EXIT_ON = ("never", "values", "metadata", "any")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs; short for --exit-on any.")
 @click.option(
     "--exit-on",
-    type=click.Choice(EXIT_ON),
+    type=options.Choice(EXIT_ON),
     default="never",
     help="What makes the exit code 1: different values, different metadata, or any of the two.  [default: never]",
 )

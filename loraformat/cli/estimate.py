@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("estimate")
-@click.argument("base", metavar="BASE_OR_CONFIG")
+@click.argument("base", shell_complete=completers.paths, metavar="BASE_OR_CONFIG")
 @click.option("--rank", type=click.IntRange(1, 1 << 16), required=True, help="Rank of every factor pair.")
 @click.option(
     "--targets",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from loraformat.cli import completers, options
+
 
 @click.command("explain")
-@click.argument("code", required=False)
+@click.argument("code", required=False, shell_complete=completers.codes)
 def command(code: str | None) -> None:
     """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
 
@@ -25,5 +27,7 @@ def command(code: str | None) -> None:
     page = explain(code.upper()) or explain_target(code)
     if page is None:
         near = nearest_to(code)
-        raise click.UsageError(f"{code} is not a code{f', {near}' if near else ''}; `loraformat explain` lists them")
+        runtime = options.nearest_to(code, [name for name, _ in known_targets()])
+        said = f"{code} is not a code{f', {near}' if near and not runtime else ''}; `loraformat explain` lists them."
+        raise click.UsageError(f"{said}{runtime}")
     click.echo(page, nl=False)

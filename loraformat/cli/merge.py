@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("merge")
-@click.argument("base")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@click.argument("base", shell_complete=completers.paths)
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
 @options.out
 @options.alpha
 @options.assume
@@ -37,19 +37,19 @@ from loraformat.cli import options
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=options.Choice(["float32", "bfloat16", "float16"]),
     help="Write every floating tensor in this dtype; by default each keeps the base's.",
 )
 @click.option(
     "--accumulate",
-    type=click.Choice(["float32", "float64"]),
+    type=options.Choice(["float32", "float64"]),
     default="float64",
     show_default=True,
     help="Precision of the sums; the result is rounded once either way.",
 )
 @click.option(
     "--rounding",
-    type=click.Choice(["nearest", "stochastic"]),
+    type=options.Choice(["nearest", "stochastic"]),
     default="nearest",
     show_default=True,
     help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
@@ -63,7 +63,7 @@ from loraformat.cli import options
 )
 @click.option(
     "--verify",
-    type=click.Choice(["none", "sample", "full"]),
+    type=options.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
     help="How much of the output is read back and compared with a reference computed anew before it gets its name.",
@@ -71,7 +71,7 @@ from loraformat.cli import options
 @click.option(
     "--hash",
     "digests",
-    type=click.Choice(["blake3", "sha256"]),
+    type=options.Choice(["blake3", "sha256"]),
     default="blake3",
     show_default=True,
     help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "

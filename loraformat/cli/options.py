@@ -15,12 +15,15 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from loraformat.cli import completers
+from loraformat.cli.refusals import COMMAND, PRINTED
 
 if TYPE_CHECKING:
     from loraformat.diagnostics import Finding
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LONGEST_NOTE = 1000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -42,12 +46,33 @@ _ASSUMABLE: dict[str, type] = {
 }
 
 
+class Choice(click.Choice[str]):
+    """One of some words; of one that is none, the nearest is named."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ANN401 - click's own
+        """As click has it."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            words = list(map(str, self.choices))
+            raise click.BadParameter(f"{error.message}{nearest_to(str(value), words)}", ctx=ctx, param=param) from error
+
+
+def nearest_to(text: str, words: Iterable[str]) -> str:
+    """` Did you mean json?`, to end a message with; "" where no word is like the text."""
+    from loraformat.diagnostics import did_you_mean
+
+    found = did_you_mean(text, words).strip()
+    return f" {found[0].upper()}{found[1:]}" if found else ""
+
+
 def size(value: str) -> int:
     """A number of bytes: 1500000, 200MB (10⁶), 64MiB (2²⁰), 1G."""
     found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMG]I?)?B?\s*", value.upper(), re.ASCII)
-    if not found:
-        raise click.BadParameter(f"{value!r} is not a size; write 500MB or 1GiB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise click.BadParameter(f"{value!r} is not a size of at least 1 byte; write 500MB or 1GiB")
+    return count
 
 
 def finite(value: str) -> float:
@@ -72,7 +97,9 @@ def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
     """KEY=VALUE, the value as JSON, as (key, value)."""
     key, separator, text = value.partition("=")
     if not separator or key not in _ASSUMABLE:
-        raise click.BadParameter(f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}")
+        raise click.BadParameter(
+            f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}.{nearest_to(key, _ASSUMABLE)}"
+        )
     kind = _ASSUMABLE[key]
     try:
         parsed = json.loads(text)
@@ -107,30 +134,60 @@ assume = click.option(
 base = click.option(
     "--base",
     metavar="BASE",
+    shell_complete=completers.paths,
     help="The base model: a folder, one weight file, or hf://owner/name. Only headers are read.",
 )
 base_values = click.option(
     "--base",
     metavar="BASE",
+    shell_complete=completers.paths,
     help="The base model: a folder or one weight file. Headers are read; with norms, the weights that change.",
 )
 jobs = click.option(
     "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
 )
-source_format = click.option(
-    "--from", "source_format", metavar="FORMAT", help="Read as this format, without detection."
+recursive = click.option(
+    "--recursive/--no-recursive",
+    default=True,
+    show_default=True,
+    help="Whether a folder stands for the adapters below it too, down to 16 levels.",
 )
+source_format = click.option(
+    "--from",
+    "source_format",
+    metavar="FORMAT",
+    shell_complete=completers.formats,
+    help="Read as this format, without detection.",
+)
+
+
+def remember(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The value as it is; a refusal in JSON names the command and its subject."""
+    del param
+    ctx.meta[COMMAND] = ctx
+    return value
+
+
 output_format = click.option(
     "--format",
     "output_format",
-    type=click.Choice(["text", "json"]),
+    type=Choice(["text", "json"]),
     default="text",
+    is_eager=True,
+    callback=remember,
     help="Form of the report on stdout.",
 )
-out = click.option("-o", "--out", required=True, metavar="OUT", help="Folder to write; it appears whole or not at all.")
+out = click.option(
+    "-o",
+    "--out",
+    required=True,
+    metavar="OUT",
+    shell_complete=completers.paths,
+    help="Folder to write; it appears whole or not at all.",
+)
 container = click.option(
     "--container",
-    type=click.Choice(["safetensors", "pt"]),
+    type=Choice(["safetensors", "pt"]),
     help="Container of the weight files; by default that of the source or the format's own.",
 )
 force = click.option("--force", is_flag=True, help="Let errors about config and metadata pass as warnings.")
@@ -209,22 +266,29 @@ def _columns() -> int:
 
 def say(text: str) -> None:
     """Print text on stdout as it is: no wrapping, no colours."""
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        ctx.meta[PRINTED] = True
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def write_text(path: str, text: str) -> None:
-    """A file with this text, which is there whole or not at all; an existing one is replaced.
+    """Text into a file, which is there whole or not at all, or through a link, a pipe or a device; see `write_to`.
 
     Raises: StorageError: it cannot be written.
     """
-    from loraformat.storage import open_store
+    from loraformat.storage import write_to
 
-    folder, name = os.path.split(path)
-    data = text.encode("utf-8")
-    store = open_store(folder or ".")
-    with store.create(name, len(data)) as writer:
-        writer.write(data)
+    write_to(path, text.encode("utf-8"))
+
+
+def note(lines: Sequence[str]) -> None:
+    """Say on stderr what was passed over."""
+    from loraformat.diagnostics import show
+
+    for line in lines:
+        click.echo(f"note: {show(line, _LONGEST_NOTE)}", err=True)
 
 
 def announce(findings: tuple[Finding, ...]) -> None:

@@ -6,16 +6,17 @@ from typing import Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("plot")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "-o",
     "--out",
     required=True,
     metavar="FILE",
+    shell_complete=completers.paths,
     help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears whole or not at all.",
 )
 @options.base_values

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
+from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
+from loraformat.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,23 +24,27 @@ def report_file(value: str) -> tuple[str, str]:
     """FORM=FILE as (form, path)."""
     form, separator, path = value.partition("=")
     if not separator or form not in FORMS or not path:
-        raise click.BadParameter(f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}")
+        raise click.BadParameter(
+            f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}.{options.nearest_to(form, FORMS)}"
+        )
     return form, path
 
 
 def runtime(value: str) -> str:
     """NAME or NAME==VERSION of a runtime in the table."""
-    from loraformat.rules.targets import parse
+    from loraformat.rules.targets import names, parse
 
     try:
         parse(value)
     except ValueError as error:
-        raise click.BadParameter(f"{value!r}: {error}") from error
+        near = options.nearest_to(value.partition("==")[0], names())
+        raise click.BadParameter(f"{value!r}: {error}.{near}") from error
     return value
 
 
 @click.command("validate")
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
+@options.recursive
 @options.base
 @click.option("--deep", is_flag=True, help="Also run the rules that read values.")
 @click.option(
@@ -46,16 +52,27 @@ def runtime(value: str) -> str:
     type=runtime,
     multiple=True,
     metavar="RUNTIME",
+    shell_complete=completers.runtimes,
     help="Where it is to be loaded: vllm, peft==0.10 …; repeatable. `loraformat explain targets` lists all.",
 )
 @click.option("--max-lora-rank", type=click.IntRange(min=1), help="Greatest rank that the runtime is told to allow.")
 @click.option(
-    "--select", multiple=True, metavar="CODE", help="Run only rules with this code or prefix (LF2, lf2); repeatable."
+    "--select",
+    multiple=True,
+    metavar="CODE",
+    shell_complete=completers.codes,
+    help="Run only rules with this code or prefix (LF2, lf2); repeatable.",
 )
-@click.option("--ignore", multiple=True, metavar="CODE", help="Leave out rules with this code or prefix; repeatable.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    metavar="CODE",
+    shell_complete=completers.codes,
+    help="Leave out rules with this code or prefix; repeatable.",
+)
 @click.option(
     "--fail-on",
-    type=click.Choice(["error", "warning", "never"]),
+    type=options.Choice(["error", "warning", "never"]),
     help="Least severity that makes the exit code 1.  [default: error]",
 )
 @options.alpha
@@ -64,8 +81,10 @@ def runtime(value: str) -> str:
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(FORMS),
+    type=options.Choice(FORMS),
     default="text",
+    is_eager=True,
+    callback=options.remember,
     help="Form of the report on stdout.",
 )
 @click.option(
@@ -73,12 +92,14 @@ def runtime(value: str) -> str:
     "reports",
     type=report_file,
     metavar="FORM=FILE",
+    shell_complete=completers.reports,
     multiple=True,
     help="Write the report to a file too, in any of the forms; repeatable.",
 )
 @click.option(
     "--config",
     metavar="FILE",
+    shell_complete=completers.paths,
     help="Settings; by default loraformat.toml or pyproject.toml of the project's root, never of what is judged.",
 )
 @click.option("--isolated", is_flag=True, help="Use no settings file.")
@@ -87,6 +108,7 @@ def command(
     ctx: click.Context,
     /,
     adapters: tuple[str, ...],
+    recursive: bool,
     select: tuple[str, ...],
     ignore: tuple[str, ...],
     target: tuple[str, ...],
@@ -100,20 +122,22 @@ def command(
 ) -> None:
     """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
 
-    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed.
+    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed. A folder
+    stands for the adapters below it too: checkpoints of a run, adapters that PEFT keeps in subfolders.
     Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
     from loraformat.errors import NothingChecked
-    from loraformat.jobs.settings import folders_of
+    from loraformat.jobs.discovery import discover
 
-    folders = folders_of(adapters)
-    settings = _settings(config, isolated, folders)
+    discovery = discover(adapters, recursive=recursive and judged["source_format"] is None)
+    settings = _settings(config, isolated, (*adapters, *discovery.adapters))
+    options.note(discovery.notes)
     with options.collector_at_rest():
         from loraformat.jobs.validate import validate
 
-        found = [
-            validate(
+        def judge(adapter: str) -> Report:
+            return validate(
                 adapter,
                 base=judged["base"],
                 deep=judged["deep"],
@@ -126,20 +150,36 @@ def command(
                 max_lora_rank=max_lora_rank or settings.max_lora_rank,
                 format=judged["source_format"],
             )
-            for adapter in folders
-        ]
+
+        found, errors = judge_each("validate", discovery.adapters, judge, discovery.errors)
     least = fail_on or settings.fail_on
     severity = None if least == "never" else Severity(least)
-    for form, path in reports:
-        options.write_text(path, _rendered(found, form, severity))
+    unwritten = [error for form, path in reports if (error := _write_report(path, _rendered(found, form, severity)))]
+    if errors and output_format == "text" and len(found) == 1:
+        raise errors[0]
     if output_format in ("text", "json") and len(found) == 1:
         options.present(found[0], output_format)
     else:
         options.say(_rendered(found, output_format, severity))
+    if unwritten:
+        raise unwritten[0]
+    if errors:
+        if output_format != "text":
+            say_errors(errors)
+        ctx.exit(exit_code_of_all(errors))
     if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
         ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
+
+
+def _write_report(path: str, text: str) -> StorageError | None:
+    """Write a report file; the error where that fails, so that the other reports are written all the same."""
+    try:
+        options.write_text(path, text)
+    except StorageError as error:
+        return error
+    return None
 
 
 def _settings(config: str | None, isolated: bool, judged: Sequence[str]) -> Settings:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import click
 
-from loraformat.cli import options
+from loraformat.cli import completers, options
 
 
 @click.command("verify")
-@click.argument("out")
-@click.option("--base", metavar="BASE", help="The base of the merge; what was copied from it is compared with it.")
+@click.argument("out", shell_complete=completers.paths)
+@click.option(
+    "--base",
+    metavar="BASE",
+    shell_complete=completers.paths,
+    help="The base of the merge; what was copied from it is compared with it.",
+)
 @options.jobs
 @options.output_format
 @click.pass_context

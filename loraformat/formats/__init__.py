@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraformat.diagnostics import show
-from loraformat.errors import AmbiguousFormat, UnknownFormat
+from loraformat.diagnostics import did_you_mean, show
+from loraformat.errors import AmbiguousFormat, UnknownFormat, UsageError
 from loraformat.formats.base import Format, Match
 from loraformat.formats.fields import readable
 from loraformat.model.bundle import Bundle
@@ -56,11 +56,11 @@ def _imported(name: str) -> Format:
 
 
 def get(name: str) -> Format:
-    """The format called `name`. Raises UnknownFormat (LF010)."""
+    """The format called `name`. Raises UsageError (LF021), with the nearest name."""
     if name in _NAMES:
         return _imported(name)
-    known = ", ".join(_NAMES)
-    raise UnknownFormat(f"there is no format {show(name, 40)}", hint=f"the formats are {known}")
+    hint = f"{did_you_mean(name, _NAMES)}the formats are {', '.join(_NAMES)}"
+    raise UsageError(f'there is no format "{show(name, 40)}"', hint=hint)
 
 
 def detect(bundle: Bundle) -> tuple[Format, Match]:
@@ -83,6 +83,11 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         reasons = "; ".join(f"{each.NAME} ({match.because})" for each, match in best)
         raise AmbiguousFormat(f"several formats fit: {reasons}", where=bundle.uri, hint="choose with --from")
     return best[0]
+
+
+def has_marker(names: Collection[str]) -> bool:
+    """Whether a folder of these files is an adapter, sound or not: one is a file that only adapters have."""
+    return any(tell in names for tells in _TELLS.values() for tell in tells)
 
 
 def may_be(name: str, bundle: Bundle) -> bool:
@@ -121,9 +126,16 @@ def _refuse_unread(bundle: Bundle) -> None:
 
 
 def _unknown(bundle: Bundle) -> UnknownFormat:
+    from loraformat.formats.foreign import described, first_names
+
+    what, hint = described(bundle)
+    tensors = first_names(bundle)
+    if what:
+        return UnknownFormat(f"this is {what}{f': {tensors}' if tensors else ''}", where=bundle.uri, hint=hint)
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     looked_for = (
         "lora_config.json, adapter_config.json, lit_model.pth.lora, or one tensor file with pairs of lora_A and lora_B"
     )
-    return UnknownFormat(f"no format fits: looked for {looked_for}; found {seen or 'no files'}", where=bundle.uri)
+    text = f"no format fits: looked for {looked_for}; found {seen or 'no files'}{f'; {tensors}' if tensors else ''}"
+    return UnknownFormat(text, where=bundle.uri)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeAlias
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, Severity, counted
 
 P = ParamSpec("P")
 
@@ -193,7 +193,7 @@ def undeclared_replacement(where: str, names: list[str]) -> Said:
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`.
     """
-    return where, f"{len(names)} weights are replaced that the config does not name: {listed(names)}"
+    return where, f"{counted(len(names), 'weight', 'is')} replaced that the config does not name: {listed(names)}"
 
 
 @kind("LF225", Severity.ERROR)
@@ -272,7 +272,7 @@ def base_weights_beside(where: str, names: list[str]) -> Said:
     """
     return (
         where,
-        f"{len(names)} weights beside the factors were taken for the base's and left out: {listed(names)}",
+        f"{counted(len(names), 'weight', 'is')} left out beside the factors, taken for the base's: {listed(names)}",
         "--base compares them with the base's",
     )
 
@@ -316,7 +316,11 @@ def transposed_factors(where: str, names: list[str]) -> Said:
     ## Source
     peft 0.21.2, tuners/lora/layer.py `update_layer`: A (rank, in), B (out, rank).
     """
-    return where, f"the factors of {len(names)} modules are transposed: {listed(names)}", "convert turns them back"
+    return (
+        where,
+        f"the factors of {counted(len(names), 'module')} are transposed: {listed(names)}",
+        "convert turns them back",
+    )
 
 
 @kind("LF244", Severity.WARNING)

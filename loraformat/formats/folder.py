@@ -30,6 +30,11 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy"
 _TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
 
 
+def is_training_state(name: str) -> bool:
+    """Whether a file has the name of what a trainer keeps to go on: optimizer, scheduler, random state, arguments."""
+    return name.lower().startswith(_TRAINING_STATE)
+
+
 def tokenizer_files(bundle: Bundle) -> dict[str, RawFile]:
     """The tokenizer files of the folder, by name."""
     return {name: _raw(file) for name, file in bundle.files.items() if name in TOKENIZER_FILES and _is_raw(file)}
@@ -67,7 +72,7 @@ def _raw(file: File) -> RawFile:
 
 def _is_harmless(name: str) -> bool:
     lower = name.lower()
-    return not (lower.startswith(".") or lower.endswith(_PICKLES) or lower.startswith(_TRAINING_STATE))
+    return not (lower.startswith(".") or lower.endswith(_PICKLES) or is_training_state(name))
 
 
 def json_file(name: str, value: dict[str, Json]) -> JsonFile:

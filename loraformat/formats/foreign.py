@@ -1,9 +1,15 @@
-"""Dialects that are not read, told by the names of their tensors, so that they are not taken for hand-written code."""
+"""What is not read, by name: other dialects, and folders and files that are something else than an adapter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+
+from loraformat.diagnostics import show
+from loraformat.errors import LoraFormatError
+from loraformat.formats.fields import readable
+from loraformat.formats.folder import is_training_state
+from loraformat.model.bundle import Bundle, TensorFile
 
 # The names of a file → whose they are. Each is a spelling that no transformer of a single person's code has.
 # Source: sd-scripts, networks/lora.py; diffusers 0.42.1, loaders/lora_conversion_utils.py; ComfyUI, comfy/lora.py;
@@ -34,3 +40,94 @@ def dialect_of(names: Iterable[str]) -> tuple[str, str] | None:
             if pattern.match(name):
                 return whose, name
     return None
+
+
+_FIRST = 3
+_GGUF_HEAD_NBYTES = 1 << 16
+# Names under which save_pretrained writes a model. Source: transformers 5, utils/__init__.py, `SAFE_WEIGHTS_NAME` ...
+_MODEL_FILE = re.compile(
+    r"(model|pytorch_model|consolidated|diffusion_pytorch_model)([-.][\w.-]*)?\.(safetensors|bin|pth|pt)"
+)
+# Weights that every language model has, under the names of most.
+_MODEL_WEIGHT = re.compile(r"(.*\.)?(embed_tokens|wte|tok_embeddings|word_embeddings|lm_head|token_embedding)\.weight")
+_OPTIMIZER = re.compile(r"(.*\.)?(exp_avg|exp_avg_sq|momentum_buffer)$")
+_EXPECTED = "an adapter is expected here"
+
+
+def described(bundle: Bundle) -> tuple[str, str]:
+    """(what a bundle is that is no adapter, what to do); "" and "" where nobody can tell."""
+    pipeline = readable(bundle, "model_index.json")
+    if isinstance(pipeline, Mapping):
+        of = _named(pipeline.get("_class_name"))
+        return f"a diffusers pipeline{of}", f"{_EXPECTED}: pipelines and their adapters are not read yet"
+    gguf = next((name for name in bundle.files if name.lower().endswith(".gguf")), None)
+    if gguf is not None:
+        kind = _kind_of_gguf(bundle, gguf)
+        return f"a GGUF {kind}", f"GGUF is not read: give the {kind} that it was made from"
+    weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
+    if not weights:
+        is_state = bool(bundle.tensor_files())
+        return (
+            ("the state of an optimizer or a trainer", f"{_EXPECTED}: give the folder with its weights and its config")
+            if is_state
+            else ("", "")
+        )
+    names = _names(weights[0])
+    if _is_optimizer(weights[0], names):
+        return "the state of an optimizer", f"{_EXPECTED}: give the file with the weights"
+    if is_full_model(bundle):
+        config = readable(bundle, "config.json")
+        listed = config.get("architectures") if isinstance(config, Mapping) else None
+        of = _named(listed[0] if isinstance(listed, list) and listed else None)
+        return f"a full model{of}", f"{_EXPECTED}: merge takes the base first, merge BASE ADAPTER -o OUT"
+    return "", ""
+
+
+def _is_optimizer(file: TensorFile, names: Sequence[str]) -> bool:
+    if names:
+        return any(map(_OPTIMIZER.match, names)) and not any(map(_MODEL_WEIGHT.match, names))
+    try:
+        return any(key.rpartition(".")[2] == "param_groups" for key in file.open().extras)
+    except LoraFormatError:
+        return False
+
+
+def is_full_model(bundle: Bundle) -> bool:
+    """Whether the files are a model and no adapter, by its config, the names of its files or of its weights."""
+    weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
+    if not weights or dialect_of(names := _names(weights[0])) or any("lora" in name.lower() for name in names):
+        return False
+    config = readable(bundle, "config.json")
+    if isinstance(config, Mapping) and ("model_type" in config or "architectures" in config):
+        return True
+    return any(_MODEL_FILE.fullmatch(file.name) for file in weights) or any(map(_MODEL_WEIGHT.match, names))
+
+
+def first_names(bundle: Bundle) -> str:
+    """What the tensors of the first weight file are called, for a message; "" where there are none."""
+    file = next((each for each in bundle.tensor_files() if not is_training_state(each.name)), None)
+    names = [] if file is None else _names(file)
+    if file is None or not names:
+        return ""
+    more = f" and {len(names) - _FIRST} more" if len(names) > _FIRST else ""
+    return f"{show(file.name, 60)} holds {', '.join(show(name, 80) for name in names[:_FIRST])}{more}"
+
+
+def _names(file: TensorFile) -> list[str]:
+    try:
+        return list(file.open().entries)
+    except LoraFormatError:  # what is wrong with it is said by the rules
+        return []
+
+
+def _named(name: object) -> str:
+    return f" ({show(name, 60)})" if isinstance(name, str) and name else ""
+
+
+def _kind_of_gguf(bundle: Bundle, name: str) -> str:
+    """Whether a GGUF file says that it is an adapter: a key, its type 8 (text), a length of eight bytes, the text."""
+    if bundle.opened is None:
+        return "model"
+    head = bundle.opened.read(name, 0, min(_GGUF_HEAD_NBYTES, bundle.files[name].nbytes))
+    _, found, value = head.partition(b"general.type")
+    return "adapter" if found and value[12:19] == b"adapter" else "model"

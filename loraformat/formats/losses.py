@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, Severity, counted
 from loraformat.formats.findings import Said, kind, listed
 
 
@@ -26,7 +26,10 @@ def folded_scale(where: str, names: list[str], error: float) -> Said:
     IEEE 754: a rounded product is off by at most half a unit in the last place.
     """
     bound = "exact" if not error else f"each value off by at most {error:.1e} of itself"
-    return where, f"the factor of {len(names)} weights was worked into their tensors, {bound}: {listed(names)}"
+    return (
+        where,
+        f"the factor of {counted(len(names), 'weight')} was worked into their tensors, {bound}: {listed(names)}",
+    )
 
 
 @kind("LF702", Severity.ERROR)
@@ -107,7 +110,7 @@ def unclaimed_tensor_lost(where: str, names: list[str]) -> Said:
     ## Source
     The page of the source format in docs/formats/.
     """
-    return where, f"{len(names)} tensors were not understood and would be lost: {listed(names)}"
+    return where, f"{counted(len(names), 'tensor', 'was')} not understood and would be lost: {listed(names)}"
 
 
 @kind("LF704", Severity.WARNING)
@@ -146,7 +149,7 @@ def padded_ranks(where: str, names: list[str], rank: int) -> Said:
     ## Source
     B @ A does not change by columns of B and rows of A that are zero.
     """
-    return where, f"the ranks of {len(names)} weights were filled up to {rank} with zeros: {listed(names)}"
+    return where, f"the ranks of {counted(len(names), 'weight')} were filled up to {rank} with zeros: {listed(names)}"
 
 
 @kind("LF708", Severity.INFO)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, base_shape, read_pairs, the_file
@@ -33,7 +34,9 @@ def sniff(bundle: Bundle) -> Match | None:
     pairs = {} if file is None else pairs_of(file.open().entries, MINLORA)[0]
     if file is None or not pairs:
         return None
-    return Match(certain=True, because=f"{file.name} has parametrizations.weight.0.lora_A for {len(pairs)} modules")
+    return Match(
+        certain=True, because=f"{file.name} has parametrizations.weight.0.lora_A for {counted(len(pairs), 'module')}"
+    )
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
@@ -32,7 +33,9 @@ def sniff(bundle: Bundle) -> Match | None:
     pairs = {} if file is None else pairs_of(file.open().entries, RASCHKA)[0]
     if file is None or not pairs or not all(_fits(pair) for pair in pairs.values()):
         return None
-    return Match(certain=True, because=f"{file.name} has .lora.A of shape (in, rank) for {len(pairs)} modules")
+    return Match(
+        certain=True, because=f"{file.name} has .lora.A of shape (in, rank) for {counted(len(pairs), 'module')}"
+    )
 
 
 def _fits(pair: Pair) -> bool:

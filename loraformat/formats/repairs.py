@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, Severity, counted
 from loraformat.formats.findings import Kind, Said, foreign_name_part, kind, redundant_copy, transposed_factors
 
 
@@ -101,7 +101,7 @@ def renamed_modules(where: str, count: int, before: str, after: str) -> Said:
     ## Source
     transformers 4.52, release notes: vision-language models renamed; vllm issues 34591, 39369.
     """
-    return where, f'{count} modules renamed as the base has them: "{before}" → "{after}"'
+    return where, f'{counted(count, "module")} renamed as the base has them: "{before}" → "{after}"'
 
 
 REPAIRS = (cleaned_names, turned_factors, dropped_copies, whole_number, renamed_modules)

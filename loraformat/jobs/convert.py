@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
 from loraformat.diagnostics import Finding, show
-from loraformat.errors import ConfigError
+from loraformat.errors import UsageError
 from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.base import Format, WriteOptions
+from loraformat.formats.losses import dropped_metadata
 from loraformat.formats.peft.versions import OLDEST, Version, text_of
 from loraformat.formats.repairs import mended
 from loraformat.io import refuse_losses, save_adapter
@@ -26,8 +27,10 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors_of
 from loraformat.report import Report
-from loraformat.storage import is_restricted, permissions_for
+from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
 
+# Findings about what the source calls its base, which `base_model` replaces.
+_ABOUT_THE_NAME = ("LF105", "LF501")
 DTYPES = {"float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16}
 
 
@@ -41,14 +44,15 @@ class _Wanted:
 
 
 def convert(
-    source: str,
-    out: str,
+    source: Location,
+    out: Location,
     *,
     to: str,
     format: str | None = None,  # noqa: A002
-    base: str | None = None,
+    base: Location | None = None,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
+    base_model: str | None = None,
     container: str | None = None,
     dtype: str | None = None,
     plain: bool = False,
@@ -71,6 +75,7 @@ def convert(
         format: name of the format to read, to skip detection.
         base: the base, where names, shapes, copies or tied tables are decided by it.
         alpha, assumptions: what the files do not say; a contradiction is an error.
+        base_model: "NAME" or "NAME@REVISION" of the base, to be written instead of what the source says.
         container: "safetensors" or "torch", where the format leaves the choice.
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
@@ -87,14 +92,21 @@ def convert(
     Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
         ContainerError, FormatError.
     """
+    source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
     target, options = formats.get(to), _write_options(to, container, peft_version)
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
+    name = None if base_model is None else _base_model(base_model)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
+    if name is not None:
+        found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
     read, repairs = mend(opened.adapter, checkpoint, to)
     findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
     read = _with_ties(read, checkpoint)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
+    if name is not None:
+        adapter, replaced = _with_base_model(adapter, *name)
+        changes = (*changes, *replaced)
     losses = (*changes, *target.losses(adapter, options))
     permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
     if is_restricted(permissions) and not dry_run:
@@ -146,24 +158,54 @@ def convert(
 
 
 def _write_options(to: str, container: str | None, peft_version: str | None) -> WriteOptions:
-    """Raises: ConfigError (LF103): an option that the format does not have."""
+    """Raises: UsageError (LF021): an option that the format does not have."""
     target: Format = formats.get(to)
+    if not target.WRITES:
+        known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
+        raise UsageError(
+            f"{to} is only read, not written", where="--to", hint=f"the formats that are written are {known}"
+        )
     if container is not None and target.WRITES and container not in target.CONTAINERS:
-        raise ConfigError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
+        raise UsageError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
-        raise ConfigError("--peft-version is for --to peft", where="command line")
+        raise UsageError("--peft-version is for --to peft", where="command line")
     return WriteOptions(container=container, peft_version=version)
 
 
+def _base_model(text: str) -> tuple[str, str | None]:
+    """(name, revision) of `NAME@REVISION`. Raises: UsageError (LF021)."""
+    name, at, revision = text.removeprefix("hf://").partition("@")
+    if not name.strip() or (at and not revision.strip()) or not text.isprintable():
+        raise UsageError(
+            f'expected NAME or NAME@REVISION, found "{show(text, 60)}"',
+            where="--base-model",
+            hint="for example meta-llama/Llama-3.1-8B@main",
+        )
+    return name, revision or None
+
+
+def _with_base_model(adapter: Adapter, name: str, revision: str | None) -> tuple[Adapter, tuple[Finding, ...]]:
+    """The adapter with the name of its base, and what its source called it, where that was something else."""
+    before = adapter.config
+    after = replace(before, base_model=name, base_revision=revision)
+    old = [
+        value
+        for value, new in ((before.base_model, name), (before.base_revision, revision))
+        if value not in (None, new)
+    ]
+    losses = (dropped_metadata("", [f"the base's former name {'@'.join(map(str, old))}"]),) if old else ()
+    return replace(adapter, config=after), losses
+
+
 def _version(text: str) -> Version:
-    """(0, 10) for "0.10" or "0.10.0". Raises: ConfigError (LF103)."""
+    """(0, 10) for "0.10" or "0.10.0". Raises: UsageError (LF021)."""
     parts = text.split(".")
     if not (2 <= len(parts) <= 3 and all(part.isascii() and part.isdigit() and len(part) < 4 for part in parts)):
-        raise ConfigError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
+        raise UsageError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
     version = (int(parts[0]), int(parts[1]))
     if version < OLDEST:
-        raise ConfigError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
+        raise UsageError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
     return version
 
 
@@ -186,7 +228,7 @@ def _prepared(adapter: Adapter, wanted: _Wanted) -> tuple[Adapter, tuple[Finding
         losses.extend(found)
     if wanted.dtype is not None:
         if wanted.dtype not in DTYPES:
-            raise ConfigError(f"expected one of {', '.join(DTYPES)}, found {wanted.dtype}", where="--dtype")
+            raise UsageError(f"expected one of {', '.join(DTYPES)}, found {wanted.dtype}", where="--dtype")
         adapter, found = cast(adapter, DTYPES[wanted.dtype])
         losses.extend(found)
     return adapter, tuple(losses)

@@ -60,7 +60,8 @@ def steps() -> tuple[Step, ...]:
         Step("is it sound? Its files do not say alpha, so its scale is unknown", ("validate", "adapter"), exit_code=1),
         Step("with alpha, and against its base", ("validate", "adapter", "--base", "base", *alpha)),
         Step(
-            "as a PEFT adapter", ("convert", "adapter", "--to", "peft", *alpha, "--base", "base", "-o", "adapter-peft")
+            "as a PEFT adapter that names its base",
+            ("convert", "adapter", "--to", "peft", *alpha, "--base-model", "me/tiny-llama", "-o", "adapter-peft"),
         ),
         Step("into the base", ("merge", "base", "adapter-peft", "-o", "merged")),
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from loraformat.containers import open_checkpoint
-from loraformat.errors import ConfigError, MissingFile, UnknownFormat
+from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
 from loraformat.formats.base import Hints
 from loraformat.io import Opened, open_adapter
 from loraformat.jobs.diff_adapters import update_difference
@@ -16,14 +16,15 @@ from loraformat.jobs.subject import Assumptions, with_alpha
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.differences import DiffResult, FieldDifference, WeightDifference
 from loraformat.report import Report
+from loraformat.storage import Location, uri_of
 
 _SHARED_FIELDS = ("base_model", "base_revision", "vocab_size", "fan_in_fan_out", "layers")
 GROUPINGS = ("auto", "module", "layer", "none")
 
 
 def diff(
-    before: str,
-    after: str,
+    before: Location,
+    after: Location,
     *,
     tolerance: float = 0.0,
     group: str = "auto",
@@ -47,7 +48,8 @@ def diff(
         StorageError, ContainerError, FormatError: one of them cannot be read.
     """
     if group not in GROUPINGS:
-        raise ConfigError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
+        raise UsageError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
+    before, after = uri_of(before), uri_of(after)
     hints = with_alpha(alpha, assumptions).hints()
     first, second = (_opened(uri, hints) for uri in (before, after))
     if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):

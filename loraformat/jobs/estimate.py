@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from loraformat.containers import checkpoint_of_store
 from loraformat.containers.bundles import load_json
-from loraformat.errors import ConfigError, MissingFile
+from loraformat.errors import ConfigError, MissingFile, UsageError
 from loraformat.matching import is_vocabulary, nearest
 from loraformat.model.adapter import module_of
 from loraformat.model.blueprints import blueprint
@@ -16,7 +16,7 @@ from loraformat.model.estimates import EstimateResult, MemoryEstimate, TargetEst
 from loraformat.model.records import module_kind
 from loraformat.model.summary import layer_of
 from loraformat.report import Report
-from loraformat.storage import open_store
+from loraformat.storage import Location, listed, open_store, uri_of
 
 ALL_LINEAR = "all-linear"
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -28,7 +28,7 @@ _COMPUTED, _GRADIENT, _OPTIMIZER = 2, 2, 12
 _QUANTIZED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
-def estimate(base: str, *, rank: int, targets: Sequence[str]) -> Report:
+def estimate(base: Location, *, rank: int, targets: Sequence[str]) -> Report:
     """Parameters, size and training memory of a LoRA adapter for a base; no value is read.
 
     Args:
@@ -39,12 +39,14 @@ def estimate(base: str, *, rank: int, targets: Sequence[str]) -> Report:
             as in `target_parameters`.
 
     Raises:
-        ConfigError (LF103): a target matches nothing, or a field of config.json is not what it must be.
+        UsageError (LF021): a target matches nothing.
+        ConfigError (LF103): a field of config.json is not what it must be.
         FormatError (LF012): config.json alone does not tell the weights of this architecture.
         StorageError, ContainerError: the base cannot be read.
     """
     if rank < 1:
-        raise ConfigError(f"rank: expected at least 1, found {rank}", where="estimate")
+        raise UsageError(f"rank: expected at least 1, found {rank}", where="estimate")
+    base, targets = uri_of(base), listed(targets, "module names")
     source, weights, parameters = _weights(base)
     chosen = _chosen(weights, targets, base)
     result = _result(source, rank, weights, parameters, chosen)
@@ -93,7 +95,7 @@ def _chosen(weights: Mapping[str, tuple[int, ...]], targets: Sequence[str], wher
         if not found:
             kinds = sorted({module_kind(name) for name, shape in weights.items() if _can_be(shape)})
             near = nearest(target, kinds) or kinds[:12]
-            raise ConfigError(
+            raise UsageError(
                 f'target "{target}" matches no weight of two or more axes', where=where, hint=f"try {', '.join(near)}"
             )
         chosen |= found

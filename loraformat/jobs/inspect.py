@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
@@ -22,6 +22,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Rows, tensors_of
 from loraformat.model.verdicts import Skipped
 from loraformat.report import Report
+from loraformat.storage import Location, uri_of
 
 if TYPE_CHECKING:
     from loraformat.jobs.changes import Changes
@@ -64,9 +65,9 @@ class Studied:
 
 
 def inspect(
-    adapter: str,
+    adapter: Location,
     *,
-    base: str | Checkpoint | None = None,
+    base: Location | Checkpoint | None = None,
     norms: bool = False,
     spectrum: bool = False,
     view: View = View(),
@@ -96,9 +97,10 @@ def inspect(
         AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
     """
     _check(view)
+    adapter = uri_of(adapter)
     studied = study(
         adapter,
-        base=base,
+        base=base if base is None or isinstance(base, Checkpoint) else uri_of(base),
         norms=norms or spectrum,
         spectrum=spectrum,
         assumptions=with_alpha(alpha, assumptions),
@@ -189,7 +191,7 @@ def result_of(studied: Studied, view: View = View()) -> InspectResult:
 def _check(view: View) -> None:
     for name, value, known in (("sort", view.sort, SORT_KEYS), ("group", view.group, GROUPINGS)):
         if value not in known:
-            raise ConfigError(f"{name}: expected one of {', '.join(known)}, found {value!r}", where="inspect")
+            raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}", where="inspect")
 
 
 def _with_values(opened: Opened, base: Checkpoint | None, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

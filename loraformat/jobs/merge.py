@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_bundle, open_checkpoint
+from loraformat.containers import bytes_of, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
-from loraformat.io import Opened, read_bundle
+from loraformat.io import Opened, open_files, read_bundle
 from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, subject_of, with_alpha
+from loraformat.jobs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -44,7 +44,7 @@ from loraformat.model.results import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
 from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report
-from loraformat.storage import is_restricted, require_space, stage
+from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 
@@ -68,9 +68,9 @@ class _Prepared:
 
 
 def merge(
-    base: str,
-    adapters: Sequence[str],
-    out: str,
+    base: Location,
+    adapters: Sequence[Location],
+    out: Location,
     *,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
@@ -124,8 +124,10 @@ def merge(
     Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
+    base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     chosen = [with_strength(adapter) for adapter in adapters]
+    refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
     prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force)
     if announce is not None:
@@ -164,7 +166,7 @@ def _prepare(
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
-        bundle = open_bundle(uri)
+        bundle = open_files(uri)
         said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
-from loraformat.errors import ConfigError, LoraFormatError, StorageError
+from loraformat.errors import LoraFormatError, StorageError, UsageError
 from loraformat.jobs.inspect import Studied, result_of, study
 from loraformat.jobs.subject import Assumptions, with_alpha
 from loraformat.model.adapter import Adapter
@@ -20,16 +20,16 @@ from loraformat.model.bundle import JsonFile
 from loraformat.model.pictures import Picture, Subject
 from loraformat.model.results import PlotResult
 from loraformat.report import Report
-from loraformat.storage import LocalStore, permissions_for
+from loraformat.storage import LocalStore, Location, listed, permissions_for, uri_of, uri_or_none
 
 FORMS = {".html": "html", ".htm": "html", ".svg": "svg", ".png": "png", ".pdf": "pdf"}
 
 
 def plot(
-    adapters: Sequence[str],
-    out: str,
+    adapters: Sequence[Location],
+    out: Location,
     *,
-    base: str | None = None,
+    base: Location | None = None,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
@@ -53,9 +53,10 @@ def plot(
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
-    Raises: ConfigError (LF103): the ending is none of FORMS. StorageError: the file exists or cannot be written.
+    Raises: UsageError (LF021): the ending is none of FORMS. StorageError: the file exists or cannot be written.
         StorageError, ContainerError, FormatError where an adapter cannot be read.
     """
+    adapters, out, base = listed(adapters), uri_of(out), uri_or_none(base)
     form, store = _form(out), _store(out, overwrite=overwrite)
     _refuse_missing_extra(form)
     assumed = with_alpha(alpha, assumptions)
@@ -116,9 +117,7 @@ def _form(out: str) -> str:
     ending = os.path.splitext(out)[1].lower()
     if ending not in FORMS:
         known = ", ".join(FORMS)
-        raise ConfigError(
-            f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out
-        )
+        raise UsageError(f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out)
     return FORMS[ending]
 
 

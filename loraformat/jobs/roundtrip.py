@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraformat.algebra.agreement import Agreement, agreement
+from loraformat.diagnostics import counted
 from loraformat.errors import RoundTripFailed
 from loraformat.formats.base import Hints
 from loraformat.io import read_bundle
@@ -26,7 +27,7 @@ def compare(written: Bundle, wanted: Adapter, *, to: str, hints: Hints, roundoff
     found = read_bundle(written, format=to, hints=Hints(weights=hints.weights)).adapter
     lacking = sorted(wanted.updates.keys() ^ found.updates.keys())
     if lacking:
-        raise _failed(f"{len(lacking)} weights are changed in one and not in the other", lacking)
+        raise _failed(f"{counted(len(lacking), 'weight', 'is')} changed in one and not in the other", lacking)
     exact, worst = 0, 0.0
     for weight, chain in wanted.updates.items():
         compared = _chain(found.updates[weight], chain, roundoff)

@@ -16,11 +16,6 @@ from loraformat.errors import ConfigError, UsageError
 # In a project's root the first of them decides.
 NAMES = ("loraformat.toml", "pyproject.toml")
 _LARGEST = 1 << 20
-# The files of the formats that are folders, the one that a folder must have first.
-_FOLDERS = (
-    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
-    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
-)
 _FAIL_ON = ("error", "warning", "never")
 
 
@@ -150,17 +145,6 @@ def _found(path: str, name: str, judged: Sequence[str]) -> Settings | None:
     if any(_is_inside(real, os.path.realpath(each)) for each in judged):
         raise UsageError("a link into what is judged", where=path, hint="name a file with --config, or use --isolated")
     return _settings(table, path)
-
-
-def folders_of(paths: Sequence[str]) -> tuple[str, ...]:
-    """The adapters that paths stand for, each once, in their order: a file of a folder stands for the folder."""
-    return tuple(dict.fromkeys(_folder_of(path) for path in paths))
-
-
-def _folder_of(path: str) -> str:
-    folder, name = os.path.split(path)
-    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
-    return (folder or ".") if is_part and os.path.isfile(path) else path
 
 
 def _table(path: str, name: str) -> Mapping[str, Any] | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraformat import rules
+from loraformat import formats, rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle, open_checkpoint
-from loraformat.diagnostics import Finding
-from loraformat.errors import ConfigError
+from loraformat.containers import open_checkpoint
+from loraformat.diagnostics import Finding, show
+from loraformat.errors import LoraFormatError, UsageError
 from loraformat.formats.base import Hints
-from loraformat.io import Opened, read_bundle
+from loraformat.formats.foreign import is_full_model
+from loraformat.io import Opened, open_files, read_bundle
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 
@@ -40,13 +42,32 @@ class Assumptions:
 
 
 def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
-    """`--alpha` and `--assume` as one; ConfigError (LF103) where they disagree."""
+    """`--alpha` and `--assume` as one; UsageError (LF021) where they disagree."""
     known = assumptions or Assumptions()
     if alpha is None:
         return known
     if known.alpha is not None and known.alpha != alpha:
-        raise ConfigError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
     return replace(known, alpha=alpha)
+
+
+def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
+    """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
+    files = _files(base)
+    if files is None or files.is_single_file or not formats.has_marker(files.files):
+        return
+    model = next((uri for uri in adapters if (found := _files(uri)) is not None and is_full_model(found)), None)
+    if model is not None:
+        text = f"{show(base, 200)} is an adapter and {show(model, 200)} a full model: are the arguments exchanged?"
+        raise UsageError(text, where="merge", hint="write merge BASE ADAPTER -o OUT")
+
+
+def _files(uri: str) -> Bundle | None:
+    """The files at a path; None where there are none to see, which is said where they are read."""
+    try:
+        return None if uri.startswith("hf://") else open_files(uri)
+    except LoraFormatError:
+        return None
 
 
 def open_base(uri: str | None) -> Checkpoint | None:
@@ -62,7 +83,7 @@ def open_subject(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    return subject_of(open_bundle(uri), base=base, assumptions=assumptions, format=format)
+    return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
 
 
 def subject_of(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
-from loraformat.io import read_bundle
+from loraformat.io import open_files, read_bundle
 from loraformat.jobs.places import with_lines
 from loraformat.jobs.subject import Assumptions, open_base, with_alpha
 from loraformat.model.bundle import Bundle
@@ -19,6 +18,7 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.summary import summarize
 from loraformat.model.verdicts import IgnoredFinding, Skipped, ValidateResult
 from loraformat.report import Report
+from loraformat.storage import Location, listed, uri_of, uri_or_none
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +48,9 @@ class _Choice:
 
 
 def validate(
-    adapter: str,
+    adapter: Location,
     *,
-    base: str | None = None,
+    base: Location | None = None,
     deep: bool = False,
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
@@ -80,15 +80,16 @@ def validate(
 
     Raises: StorageError where the path cannot be opened; UsageError: no such target or code; errors about `base`.
     """
-    select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
+    adapter, base = uri_of(adapter), uri_or_none(base)
+    select, ignore = _codes(listed(select, "codes"), "select"), _codes(listed(ignore, "codes"), "ignore")
     reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
-    bundle = open_bundle(adapter)
+    bundle = open_files(adapter, format=format)
     budget = Budget()
     hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
     choice = _Choice(select=select, ignore=ignore, reasons=reasons)
-    wanted = tuple(_target(text) for text in target)
+    wanted = tuple(_target(text) for text in listed(target, "runtimes"))
     try:
         opened = read_bundle(bundle, format=format, hints=hints)
     except (ContainerError, FormatError) as error:

@@ -22,7 +22,18 @@ from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.results import VerifyResult
 from loraformat.report import Report
-from loraformat.storage import ALGORITHM, LocalStore, Run, Store, digest_of_range, open_store, uncovered
+from loraformat.storage import (
+    ALGORITHM,
+    LocalStore,
+    Location,
+    Run,
+    Store,
+    digest_of_range,
+    open_store,
+    uncovered,
+    uri_of,
+    uri_or_none,
+)
 from loraformat.storage.local import OWN_PREFIX
 
 
@@ -56,7 +67,7 @@ class _Check:
     names_tensors: bool = False
 
 
-def verify(out: str, *, base: str | None = None, jobs: int = 1) -> Report:
+def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Report:
     """Compare the folder `out` with what was written about it: names, sizes, headers, and digests of all bytes.
 
     The manifest and the list of digests each have a digest of themselves, so that what they say is not believed where
@@ -70,6 +81,7 @@ def verify(out: str, *, base: str | None = None, jobs: int = 1) -> Report:
     Raises: StorageError: there is no such folder; MissingFile (LF101): it has no manifest; ConfigError (LF103),
         InvalidJson (LF005): the manifest is none; what `open_checkpoint` raises for the base.
     """
+    out, base = uri_of(out), uri_or_none(base)
     store = open_store(out)
     manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}

@@ -2,7 +2,7 @@
 
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_of
-from loraformat.matching.nearest import nearest
+from loraformat.matching.nearest import is_namesake, nearest
 from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
@@ -17,6 +17,7 @@ __all__ = [
     "Quantization",
     "Tie",
     "is_embedding",
+    "is_namesake",
     "is_vocabulary",
     "match",
     "nearest",

@@ -56,6 +56,12 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> tuple[str, 
     return Nearest(ending or names).of(name, count) or tuple(ending[:count])
 
 
+def is_namesake(name: str, other: str) -> bool:
+    """Whether two names may be of one weight: the same module and parameter at the end, the same numbers before."""
+    ends = [each.rsplit(".", 2)[-2:] for each in (name, other)]
+    return ends[0] == ends[1] and _numbers(name) == _numbers(other)
+
+
 def _keep(names: list[str], name: str) -> None:
     if len(names) < _MOST_ALIKE:
         names.append(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from loraformat.diagnostics import counted
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.matching import WHOLE, Matching, Part, Tie, match, quantization_of, quantized_weights
 from loraformat.merger.limits import check_part, check_strength
@@ -157,7 +158,8 @@ def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
         first, near = next(iter(found.unmatched.items()))
         known = f"; nearest in the base: {', '.join(near)}" if near else "; the base has no name like it"
         raise UnmatchedUpdate(
-            f"{len(found.unmatched)} of {len(adapter.updates)} updates match no base weight, first {first}{known}",
+            f"no base weight matches {len(found.unmatched)} of {counted(len(adapter.updates), 'update')}, "
+            f"first {first}{known}",
             where=where,
             hint="is this the base that the adapter was trained on?",
         )
@@ -179,7 +181,7 @@ def _refuse_quantized(adapter: Adapter, base: Checkpoint, where: str) -> None:
     if quantization is not None and names:
         text = (
             f"the base is quantized ({quantization.scheme}, says {quantization.where}): {len(names)} of "
-            f"{len(adapter.updates)} updates are for weights that it stores in codes, first {names[0]}"
+            f"{counted(len(adapter.updates), 'update', 'is')} for weights that it stores in codes, first {names[0]}"
         )
         raise UnsupportedUpdate(text, where=where, hint=_UNQUANTIZED)
 

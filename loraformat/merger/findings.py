@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.formats.findings import Said, kind, listed
 
 
@@ -114,7 +114,10 @@ def whole_matrices(where: str, count: int, nbytes: int) -> Said:
     peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
     tuners/osf/layer.py; tuners/frod/layer.py.
     """
-    return where, f"{count} weights are decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32"
+    return (
+        where,
+        f"{counted(count, 'weight', 'is')} decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32",
+    )
 
 
 @kind("LF812", Severity.INFO)

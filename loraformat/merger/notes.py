@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, counted
 from loraformat.matching import TIE_KEYS, is_embedding
 from loraformat.merger.findings import left_out, unlike_peft, whole_matrices
 from loraformat.merger.plan import Edit, MergePlan, Term
@@ -26,7 +26,8 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     if plan.left_out:
         yield left_out(plan.base, plan.left_out)
     if base.layers:
-        text = f"{len(base.layers)} layers of their own are written; PEFT adds the updates of all copies of a layer up"
+        layers = counted(len(base.layers), "separate layer", "is")
+        text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
         yield unlike_peft(plan.base, text)
     yield from _unlike_peft(plan, adapters)
     decomposed = [edit for edit in plan.edits if any(_is_from_base(edit, adapters))]

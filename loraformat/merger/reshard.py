@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loraformat.errors import MergeError
+from loraformat.errors import MergeError, UsageError
 from loraformat.merger.plan import PlannedTensor, ShardPlan, nbytes_of
 
 INDEX = "model.safetensors.index.json"
@@ -15,8 +15,10 @@ def resharded(shards: Sequence[ShardPlan], most_nbytes: int) -> tuple[tuple[Shar
 
     A tensor that is larger has a file of its own. Names are those that transformers gives; one file has no index.
 
-    Raises: MergeError (LF801): the output is not of safetensors.
+    Raises: MergeError (LF801): the output is not of safetensors. UsageError (LF021): no byte is allowed.
     """
+    if most_nbytes < 1:
+        raise UsageError(f"expected at least 1 byte, found {most_nbytes}", where="--max-shard-size")
     if any(shard.container != "safetensors" for shard in shards):
         raise MergeError(
             "only safetensors files are divided anew", where="--max-shard-size", hint="add --container safetensors"

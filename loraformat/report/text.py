@@ -27,12 +27,14 @@ from loraformat.report.base import Report
 from loraformat.report.difference import say_difference
 from loraformat.report.estimation import say_estimate
 from loraformat.report.inspection import say_inspection, say_together
-from loraformat.report.page import STYLES, Line, Page, Piece
+from loraformat.report.page import STYLES, Line, Page, Piece, columns_of, shorten
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
 _FEW_CODES = 8
 _WORST = 5
+_NARROWEST_LABEL = 12
+_NARROWEST_BAR, _WIDEST_BAR = 10, 40
 _FULLY_KEPT = 0.9995
 MOST_FINDINGS = 1000  # of one report: nobody reads more, and machines are given other forms
 
@@ -105,10 +107,19 @@ def progress(total_label: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
-    label = TextColumn("{task.description}", markup=False)
-    columns = (label, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bars = Bars(*columns, console=Console(stderr=True), transient=True)
-    task = bars.add_task(show(total_label), total=None)
+    console = Console(stderr=True)
+    label = shorten(show(total_label), max(_NARROWEST_LABEL, console.width // 3))
+    # As rich draws them: "123.4/567.8 GB", "0:12:34", "123.4 MB/s", each with a space before it.
+    spare = console.width - columns_of(label) - 1 - _NARROWEST_BAR
+    figures = []
+    for figure, columns in ((DownloadColumn(), 15), (TimeRemainingColumn(), 8), (TransferSpeedColumn(), 11)):
+        if columns > spare:
+            break
+        spare -= columns
+        figures.append(figure)
+    bar = BarColumn(bar_width=min(_WIDEST_BAR, _NARROWEST_BAR + max(0, spare)))
+    bars = Bars(TextColumn("{task.description}", markup=False), bar, *figures, console=console, transient=True)
+    task = bars.add_task(label, total=None)
 
     def advance(done: int, total: int) -> None:
         bars.start()  # not before: what is said on stderr until then would run into the bar

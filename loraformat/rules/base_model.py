@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Severity
 from loraformat.rules.base import Hit, Subject, first_of, rule
@@ -45,8 +45,18 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     for base_weight, nearest in subject.matching.unmatched.items():
         if base_weight in in_codes:
             continue
-        hint = f"the base has {nearest[0]}" if nearest else ""
-        yield Hit(base_weight, "the base has no such weight", hint)
+        yield Hit(base_weight, "the base has no such weight", _instead(base_weight, nearest))
+
+
+def _instead(weight: str, nearest: Sequence[str]) -> str:
+    """What the base has: the same module of the same layer under another name, or else only something like it."""
+    if not nearest:
+        return ""
+    from loraformat.matching import is_namesake
+
+    if is_namesake(weight, nearest[0]):
+        return f"the base has {nearest[0]}"
+    return f"the nearest name in the base is that of another weight, {nearest[0]}"
 
 
 @rule("LF302", Severity.ERROR, since="0.1.0", needs="base")

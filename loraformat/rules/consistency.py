@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.model.summary import has_scale, rank_of, scale_of
@@ -250,7 +250,9 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
         where = f"{config_file(subject)}: {field}"
         unread = PatternKeys(patterns, subject.budget).unread
         if unread and subject.budget.left < 0:
-            subject.budget.leave_out(where, f"{len(unread)} patterns were not looked at: it would take too long")
+            subject.budget.leave_out(
+                where, f"{counted(len(unread), 'pattern', 'was')} not looked at: it would take too long"
+            )
             continue
         for key in unread:
             yield Hit(where, f'pattern not evaluated: "{key}"')
@@ -285,7 +287,8 @@ def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: str
     unknown = sum(found is None for found in matches.values())
     if unknown:
         budget.leave_out(
-            where, f"the pattern was not compared with {unknown} of {len(every)} modules: it would take too long"
+            where,
+            f"the pattern was not compared with {unknown} of {counted(len(every), 'module')}: it would take too long",
         )
     return {module for module, found in matches.items() if found is not False}
 

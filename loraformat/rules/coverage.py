@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
@@ -140,7 +140,11 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
     if found is None:
         return
     count = len(quantized_weights(subject.base, subject.adapter.updates))
-    compared = f"; {count} weights of the adapter are stored in codes and were not compared" if count else ""
+    compared = (
+        f"; {counted(count, 'weight')} of the adapter, stored in codes, {'was' if count == 1 else 'were'} not compared"
+        if count
+        else ""
+    )
     yield Hit(found.where, f"the base is quantized: {found.scheme}{compared}")
 
 

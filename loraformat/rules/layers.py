@@ -7,7 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.summary import scale_of
 from loraformat.model.updates import LowRank
@@ -80,7 +80,7 @@ def missing_layer(subject: Subject) -> Iterator[Hit]:
         absent = sorted(between - layers)
         if len(layers) >= _FEWEST_LAYERS and 0 < 8 * len(absent) <= max(8, len(layers)):
             listed = ", ".join(str(layer) for layer in absent[:5])
-            yield Hit(kind, f"adapted in {len(layers)} layers, but not in {listed}")
+            yield Hit(kind, f"adapted in {counted(len(layers), 'layer')}, but not in {listed}")
 
 
 @rule("LF219", Severity.WARNING, since="0.1.0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.summary import kind_of, rank_of
 from loraformat.model.updates import Diff
@@ -90,7 +90,7 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
         for line in target.lines_for("LF602"):
             names = [name for name in replaced if not set(name.split(".")) & set(line.allowed)]
             if names:
-                yield hit_of(target, line, names[0], f"{len(names)} weights are replaced")
+                yield hit_of(target, line, names[0], f"{counted(len(names), 'weight', 'is')} replaced")
 
 
 @rule("LF603", Severity.ERROR, since="0.1.0", needs="target")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import Json
 from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
@@ -193,7 +193,9 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
         is_out = matcher.fullmatch(module) if matcher is not None else is_one_of(module, names)
         if is_out is None:
             left = len(modules) - number
-            subject.budget.leave_out(where, f"the pattern was not compared with {left} of {len(modules)} modules")
+            subject.budget.leave_out(
+                where, f"the pattern was not compared with {left} of {counted(len(modules), 'module')}"
+            )
             return
         if is_out:
             yield Hit(where, f"leaves out {module}, for which there are tensors")
@@ -227,7 +229,8 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
         try:
             ambiguous = next(_ambiguous(keys, patterns, modules), None)
         except OutOfSteps:
-            told = f"{len(patterns)} patterns were not compared with {len(modules)} modules: it would take too long"
+            of = counted(len(modules), "module")
+            told = f"{len(patterns)} patterns were not compared with {of}: it would take too long"
             subject.budget.leave_out(f"{PEFT_FILE}: {field}", told)
             continue
         if ambiguous is not None:

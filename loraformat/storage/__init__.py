@@ -10,11 +10,14 @@ from loraformat.storage.base import Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.faults import kind_of
+from loraformat.storage.folders import Folder, folders_below
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
 from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
+from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.staging import MARKER, require_space, stage
 from loraformat.storage.targets import ANYONE, is_restricted, permissions_for
+from loraformat.storage.through import write_to
 
 __all__ = [
     "ALGORITHM",
@@ -23,8 +26,10 @@ __all__ = [
     "MARKER",
     "PAGE_NBYTES",
     "WEIGHT_SUFFIXES",
+    "Folder",
     "Hash",
     "LocalStore",
+    "Location",
     "MemoryStore",
     "Run",
     "Source",
@@ -34,8 +39,10 @@ __all__ = [
     "copy_blocks",
     "digest_of",
     "digest_of_range",
+    "folders_below",
     "is_restricted",
     "kind_of",
+    "listed",
     "memory_at",
     "new_hash",
     "open_store",
@@ -43,6 +50,9 @@ __all__ = [
     "require_space",
     "stage",
     "uncovered",
+    "uri_of",
+    "uri_or_none",
+    "write_to",
 ]
 
 

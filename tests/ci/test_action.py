@@ -77,6 +77,15 @@ def test_it_finds_adapters_and_fails_on_a_faulty_one(action: dict[str, Any], wor
     assert summary.startswith("### loraformat: 2 adapters: 1 error")
 
 
+def test_it_finds_adapters_in_loraformats_own_layout(action: dict[str, Any], workspace: Path) -> None:
+    shutil.rmtree(workspace / "adapters" / "faulty")
+    shutil.copytree(ROOT / "fixtures" / "minigpt" / "lora_adapter", workspace / "adapters" / "native")
+    code, log, outputs, _ = run(action, workspace)
+    assert code == 1
+    assert "LF206" in log
+    assert len(json.loads(Path(outputs["json-file"]).read_text())["reports"]) == 2
+
+
 def test_it_passes_where_nothing_is_wrong(action: dict[str, Any], workspace: Path) -> None:
     code, _, outputs, _ = run(action, workspace, paths="adapters/good one")
     assert (code, outputs["result"]) == (0, "passed")

@@ -16,6 +16,20 @@ from loraformat.cli import main
 ROOT = Path(__file__).parent.parent.parent
 
 
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    known: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), known)
+    assert known["report"].ok
+    assert (tmp_path / "minigpt-merged" / "model.pt").is_file()
+
+
 def example(sign: str) -> Any:
     """The YAML of the README that contains `sign`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -185,7 +185,7 @@ def test_an_assumption_that_is_none_is_a_usage_error(example: Path, given: str) 
 def test_assuming_twice_or_against_alpha_is_refused(example: Path) -> None:
     adapter = example / "adapter"
     assert run("inspect", adapter, "--assume", "alpha=1", "--assume", "alpha=2").exit_code == 2
-    assert run("inspect", adapter, "--alpha", 1, "--assume", "alpha=2").exit_code == 3
+    assert run("inspect", adapter, "--alpha", 1, "--assume", "alpha=2").exit_code == 2
 
 
 def test_round_trip_through_peft_gives_the_same_merge(example: Path, tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_an_interrupted_merge_leaves_nothing(example: Path, tmp_path: Path) -> N
             while not list(tmp_path.glob(".out.loraformat-*.partial")) and child.poll() is None:
                 os.sched_yield()
             os.kill(child.pid, number)
-            _, said = child.communicate(timeout=60)
+            _, said = child.communicate()
         assert child.returncode == code, said
         assert said.splitlines()[-1] == "interrupted: no partial output is left"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
@@ -374,7 +374,7 @@ except (Terminated, KeyboardInterrupt) as error:
 def test_a_signal_does_not_strike_in_the_middle_of_an_import(number: int, said: str, tmp_path: Path) -> None:
     (tmp_path / "struck.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nWHOLE = True\n")
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (child.stdout.splitlines(), child.returncode) == (["imported True", said], 0), child.stderr
 
 

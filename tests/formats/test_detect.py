@@ -7,7 +7,7 @@ import torch
 from bundles import bundle
 
 from loraformat import formats
-from loraformat.errors import AmbiguousFormat, InvalidJson, NotATensorFile, UnknownFormat
+from loraformat.errors import AmbiguousFormat, InvalidJson, NotATensorFile, UnknownFormat, UsageError
 from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
 
@@ -16,7 +16,7 @@ PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
 
 def test_formats_are_got_by_name() -> None:
     assert [formats.get(each.NAME) for each in formats.FORMATS] == list(formats.FORMATS)
-    with pytest.raises(UnknownFormat, match=r"no format kohya.*native, peft, mlx, loralib"):
+    with pytest.raises(UsageError, match=r"no format \"kohya\".*native, peft, mlx, loralib"):
         formats.get("kohya")
 
 
@@ -54,8 +54,9 @@ def test_a_folder_of_two_formats_is_ambiguous() -> None:
 
 
 def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
-    files = {"config.json": {}, "model.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
-    with pytest.raises(UnknownFormat, match=r"looked for lora_config\.json.*found config\.json, model\.safetensors$"):
+    files = {"notes.json": {}, "net.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
+    seen = r"found net\.safetensors, notes\.json; net\.safetensors holds q\.weight$"
+    with pytest.raises(UnknownFormat, match=rf"looked for lora_config\.json.*{seen}"):
         formats.detect(bundle(files))
     with pytest.raises(UnknownFormat, match="found no files"):
         formats.detect(bundle({}))

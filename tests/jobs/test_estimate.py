@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from loraformat.cli import main
-from loraformat.errors import ConfigError, LoraFormatError
+from loraformat.errors import LoraFormatError, UsageError
 from loraformat.jobs.estimate import estimate
 from loraformat.model.estimates import EstimateResult
 from loraformat.schema import check
@@ -126,7 +126,7 @@ def test_peft_makes_as_many_parameters(tmp_path: Path, targets: list[str] | str)
 
 
 def test_a_target_that_matches_nothing_names_what_there_is(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'"q_porj" matches no weight.*q_proj'):
+    with pytest.raises(UsageError, match=r'"q_porj" matches no weight.*q_proj'):
         estimated(config_file(tmp_path, LLAMA_7B), 8, "q_porj")
 
 

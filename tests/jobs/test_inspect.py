@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
-from loraformat.errors import ConfigError
+from loraformat.errors import UsageError
 from loraformat.jobs.inspect import View, inspect
 from loraformat.schema import check
 
@@ -166,10 +167,12 @@ def test_values_that_are_read_are_judged(folders: tuple[Path, Path]) -> None:
 
 def test_several_adapters_are_shown_one_after_the_other_and_then_together(folders: tuple[Path, Path]) -> None:
     adapter, _ = folders
-    text = run(adapter, adapter, "--norms").stdout
+    other = adapter.with_name("other")
+    shutil.copytree(adapter, other)
+    text = run(adapter, other, "--norms").stdout
     assert text.count("read as") == 2
     assert text.splitlines()[-3].split()[:3] == ["adapter", "format", "rank"]
-    both = json.loads(run(adapter, adapter, "--norms", "--format", "json").stdout)
+    both = json.loads(run(adapter, other, "--norms", "--format", "json").stdout)
     assert list(check("reports", both)) == []
     assert [each["job"] for each in both["reports"]] == ["inspect", "inspect"]
 
@@ -183,7 +186,7 @@ def test_the_order_asked_for_is_that_of_the_records(folders: tuple[Path, Path]) 
 
 
 def test_an_order_that_there_is_not_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="expected one of weight, norm"):
+    with pytest.raises(UsageError, match="expected one of weight, norm"):
         inspect("nothing", view=View(sort="size"))
 
 

@@ -15,7 +15,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
-from loraformat.errors import ConfigError, StorageError
+from loraformat.errors import StorageError, UsageError
 from loraformat.jobs.inspect import inspect
 from loraformat.jobs.plot import plot
 from loraformat.schema import check
@@ -379,7 +379,7 @@ def test_existing_files_are_kept_and_the_ending_tells_the_form(tmp_path: Path, a
     assert out.read_text() == "mine"
     plot([str(adapter)], str(out), overwrite=True)
     assert out.read_text().startswith("<!doctype html>")
-    with pytest.raises(ConfigError, match=r"\.html"):
+    with pytest.raises(UsageError, match=r"\.html"):
         plot([str(adapter)], str(tmp_path / "a.docx"))
 
 

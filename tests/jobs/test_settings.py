@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from loraformat.errors import ConfigError, UsageError
-from loraformat.jobs.settings import Settings, find_settings, folders_of, read_settings
+from loraformat.jobs.discovery import discover
+from loraformat.jobs.settings import Settings, find_settings, read_settings
 from loraformat.jobs.validate import validate
 
 BAD = Path(__file__).parent.parent.parent / "fixtures" / "bad"
@@ -112,7 +113,6 @@ def test_an_address_of_the_hub_lies_in_no_folder(tmp_path: Path) -> None:
     assert find_settings(str(tmp_path), ["hf://owner/name"]).target == ("vllm",)
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", ["loraformat.toml", "pyproject.toml"])
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder", "socket", "link to a fifo"])
 def test_settings_that_are_no_regular_file_are_refused_without_waiting(tmp_path: Path, name: str, kind: str) -> None:
@@ -224,8 +224,8 @@ def test_an_adapter_that_cannot_be_read_is_never_ignored() -> None:
 def test_files_stand_for_their_folder_once(tmp_path: Path) -> None:
     folder = BAD / "LF105-missing-base-model" / "adapter"
     config, weights = str(folder / "adapter_config.json"), str(folder / "adapter_model.safetensors")
-    assert folders_of([weights, config, str(folder)]) == (str(folder),)
+    assert discover([weights, config, str(folder)]).adapters == (str(folder),)
     alone = tmp_path / "adapter_model.safetensors"
     alone.write_bytes(b"")
-    assert folders_of([str(alone)]) == (str(alone),)
-    assert folders_of(["nothing/adapter_config.json"]) == ("nothing/adapter_config.json",)
+    assert discover([str(alone)]).adapters == (str(alone),)
+    assert discover(["nothing/adapter_config.json"]).adapters == ("nothing/adapter_config.json",)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from loraformat.cli import main
 from loraformat.engine import open_device
-from loraformat.errors import ConfigError
+from loraformat.errors import UsageError
 from loraformat.jobs.merge import merge
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
@@ -64,5 +64,5 @@ def test_a_device_that_is_not_there_is_refused_and_nothing_written(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", ""])
 def test_a_name_that_means_no_device_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no device"):
+    with pytest.raises(UsageError, match="is not a device"):
         open_device(name)

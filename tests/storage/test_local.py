@@ -55,7 +55,6 @@ def test_only_regular_files_are_listed_and_opened(tmp_path: Path) -> None:
             store.read(name)
 
 
-@pytest.mark.timeout(20)
 def test_a_fifo_or_device_is_no_store(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero")):

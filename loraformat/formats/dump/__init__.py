@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraformat.diagnostics import counted
 from loraformat.formats.base import Match
 from loraformat.formats.dump.read import read
 from loraformat.formats.pairs.read import the_file
@@ -32,4 +33,4 @@ def sniff(bundle: Bundle) -> Match | None:
     if not pairs:
         return None
     first = min(pairs)
-    return Match(certain=False, because=f"{file.name} has factors for {len(pairs)} modules, first {first}")
+    return Match(certain=False, because=f"{file.name} has factors for {counted(len(pairs), 'module')}, first {first}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraformat.diagnostics import counted
 from loraformat.formats.base import Match
 from loraformat.formats.loralib.read import SETTINGS, read
 from loraformat.formats.loralib.write import losses, write
@@ -34,4 +35,6 @@ def sniff(bundle: Bundle) -> Match | None:
     if file is None or not are_loralib(file.open().entries):
         return None
     pairs, _ = pairs_of(file.open().entries)
-    return Match(certain=False, because=f"{file.name} has .lora_A of shape (rank, in) for {len(pairs)} modules")
+    return Match(
+        certain=False, because=f"{file.name} has .lora_A of shape (rank, in) for {counted(len(pairs), 'module')}"
+    )

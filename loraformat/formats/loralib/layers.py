@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
 from loraformat.formats.blocks import block_columns
@@ -82,7 +83,7 @@ def _merged(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ...] | 
     if enabled is None or sum(enabled) != count or b.shape[0] % count:
         given = "" if hints.enable_lora is None else f", enable_lora gives {sum(hints.enable_lora)}"
         raise ConfigError(
-            f"{count} parts of the rows are adapted, and which ones the file does not say{given}",
+            f"the factors are of {counted(count, 'part')} of the rows, and the file does not say of which{given}",
             where=module,
             hint="--assume enable_lora=[true,false,true] for query and value of three",
         )

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, counted
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.formats import factors
 from loraformat.formats.base import NO_HINTS, Hints
@@ -130,10 +130,12 @@ def _rows(weight: str, values: LazyTensor, config: NativeConfig, *, follows_tie:
     stated = config.rows.get(weight)
     count = values.shape[0] if values.shape else 0
     if stated is None:
-        raise ConfigError(f"the file has {count} rows for this weight, the config does not say which", where=where)
+        raise ConfigError(
+            f"the file has {counted(count, 'row')} for this weight, the config does not say which", where=where
+        )
     indices = tuple(range(stated, stated + count)) if isinstance(stated, int) else stated
     if len(indices) != count:
-        raise ConfigError(f"{len(indices)} row numbers for {count} rows", where=where)
+        raise ConfigError(f"{counted(len(indices), 'row number')} for {counted(count, 'row')}", where=where)
     return Rows(indices, values, follows_tie)
 
 

@@ -1,0 +1,40 @@
+"""What the hint of LF301 names: the same module under another name, or plainly something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from loraformat import validate
+
+
+def hint(adapter: str, base: str, tmp_path: Path) -> str:
+    (tmp_path / "base").mkdir()
+    # Another weight beside it, so that no change of one prefix explains the name.
+    save_file({base: torch.zeros(4, 4), "other.weight": torch.zeros(4, 4)}, tmp_path / "base" / "model.safetensors")
+    factors = {f"{module}.lora_{side}": torch.ones(4, 4) for module in (adapter, "other") for side in "AB"}
+    torch.save(factors, tmp_path / "adapter.pt")
+    report = validate(tmp_path / "adapter.pt", base=tmp_path / "base", alpha=4.0)
+    (found,) = (finding for finding in report.findings if finding.code == "LF301")
+    assert found.where == f"{adapter}.weight"
+    return found.hint
+
+
+def test_the_same_module_under_another_name_is_what_the_base_has(tmp_path: Path) -> None:
+    said = hint("decoder.layers.1.attn.q_proj", "model.inner.layers.1.self_attn.q_proj.weight", tmp_path)
+    assert said == "the base has model.inner.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "base"),
+    [
+        ("model.layers.9.self_attn.q_proj", "model.layers.1.self_attn.q_proj.weight"),
+        ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj.weight"),
+    ],
+)
+def test_another_layer_or_module_is_not_said_to_be_it(adapter: str, base: str, tmp_path: Path) -> None:
+    said = hint(adapter, base, tmp_path)
+    assert said == f"the nearest name in the base is that of another weight, {base}"

@@ -1,0 +1,72 @@
+"""The library takes path objects wherever it takes paths, and no bare text where it takes several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loraformat
+from loraformat.errors import UsageError
+from loraformat.jobs.diff import diff
+from loraformat.jobs.estimate import estimate
+from loraformat.jobs.plot import plot
+from loraformat.jobs.verify import verify
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+ADAPTER = FIXTURES / "minigpt" / "lora_adapter"
+BASE = FIXTURES / "minigpt" / "base"
+GOOD = FIXTURES / "good" / "peft" / "tiny-llama"
+
+
+def test_path_objects_are_taken_from_end_to_end(tmp_path: Path) -> None:
+    adapter = loraformat.load_adapter(ADAPTER, alpha=1.0)
+    loraformat.save_adapter(adapter, tmp_path / "saved", to="peft", inputs=[ADAPTER])
+    peft, merged = tmp_path / "peft", tmp_path / "merged"
+    reports = [
+        loraformat.inspect(ADAPTER, base=BASE, alpha=1.0),
+        loraformat.validate(ADAPTER, base=BASE, alpha=1.0),
+        loraformat.convert(ADAPTER, peft, to="peft", base=BASE, alpha=1.0),
+        loraformat.merge(BASE, [peft], merged),
+        verify(merged, base=BASE),
+        diff(tmp_path / "saved", peft),
+        plot([peft], tmp_path / "page.html", base=BASE),
+        estimate(BASE, rank=4, targets=["q_proj"]),
+    ]
+    assert all(report.ok for report in reports)
+    assert [report.subject for report in reports] == [
+        *map(str, (ADAPTER, ADAPTER, ADAPTER, BASE, merged, tmp_path / "saved", peft, BASE))
+    ]
+    assert all(isinstance(path, str) for report in reports for path in report.written)
+
+
+@pytest.mark.parametrize("one", [str(GOOD), GOOD, b"adapter"])
+def test_one_adapter_alone_is_not_a_list_of_adapters(one: Any, tmp_path: Path) -> None:
+    """Text is a sequence of its letters, each of which would be taken for an adapter."""
+    with pytest.raises(UsageError, match="expected a list of paths"):
+        loraformat.merge(BASE, one, tmp_path / "out")
+    with pytest.raises(UsageError, match="expected a list of paths"):
+        plot(one, tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("option", ["select", "ignore", "target"])
+def test_one_word_alone_is_not_a_list_of_words(option: str) -> None:
+    with pytest.raises(UsageError, match=r'expected a list of .*, found "vllm" alone \(write \["vllm"\]\)'):
+        loraformat.validate(GOOD, **{option: "vllm"})
+
+
+def test_one_target_alone_is_not_a_list_of_targets() -> None:
+    with pytest.raises(UsageError, match='write \\["all-linear"\\]'):
+        estimate(BASE, rank=4, targets="all-linear")
+
+
+@pytest.mark.parametrize("value", [3, None, b"adapter", ["adapter"]])
+def test_what_is_not_a_path_is_named_by_its_type(value: Any) -> None:
+    with pytest.raises(UsageError, match=f"found {type(value).__name__}"):
+        loraformat.inspect(value)
+
+
+def test_an_address_of_the_hub_that_pathlib_has_joined_is_named() -> None:
+    with pytest.raises(UsageError, match='give "hf://owner/name"'):
+        loraformat.inspect(Path("hf://owner/name"))
