@@ -192,7 +192,7 @@ def _prepare(
 
 
 def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Finding]:
-    """LF814 for each adapter that the manifest of the base names; LF816 where it cannot be read."""
+    """LF814 for each adapter that the manifest of the base names; LF819 where it cannot be read."""
     manifest = read_manifest(base.store)
     if manifest is None and MANIFEST in base.store.files():
         yield history_unknown(MANIFEST)

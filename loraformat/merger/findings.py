@@ -181,7 +181,7 @@ def merged_again(where: str, adapter: str) -> Said:
     return where, f"{adapter} was merged into this base before"
 
 
-@kind("LF816", Severity.WARNING)
+@kind("LF819", Severity.WARNING)
 def history_unknown(where: str) -> Said:
     """The base has a `loraformat.manifest.json` that is not the one that a merge wrote.
 
@@ -221,6 +221,25 @@ def kept_private(where: str, permissions: int) -> Said:
     return where, f"an input is private, so the output is too: files of mode {permissions & 0o666:04o} at most"
 
 
+@kind("LF820", Severity.WARNING)
+def vanishing_strength(adapter: str, strength: float) -> Said:
+    """An adapter is merged at a strength at which nothing of it is left.
+
+    ## Why is this bad?
+    The output is the base again, as if the adapter had been merged.
+
+    ## Example
+    `loraformat merge base adapter=0 -o out`.
+
+    ## Use instead
+    Leave the adapter out, or give it the strength that was meant.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return adapter, f"merged at the strength {strength:g}, which leaves nothing of it"
+
+
 FINDINGS = (
     left_out,
     update_lost_to_rounding,
@@ -232,4 +251,5 @@ FINDINGS = (
     merged_again,
     kept_private,
     history_unknown,
+    vanishing_strength,
 )

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding, counted
 from loraformat.matching import TIE_KEYS, is_embedding
-from loraformat.merger.findings import left_out, unlike_peft, whole_matrices
+from loraformat.merger.findings import left_out, unlike_peft, vanishing_strength, whole_matrices
 from loraformat.merger.plan import Edit, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.of_base import Recoded
 from loraformat.model.updates import FromBase, Replace, Rows, Update
 
+_LEAST_STRENGTH = 1e-6
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -25,6 +26,9 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     """
     if plan.left_out:
         yield left_out(plan.base, plan.left_out)
+    for source in plan.adapters:
+        if abs(source.strength) < _LEAST_STRENGTH:
+            yield vanishing_strength(source.uri, source.strength)
     if base.layers:
         layers = counted(len(base.layers), "separate layer", "is")
         text = f"{layers} written; PEFT adds the updates of all copies of a layer up"

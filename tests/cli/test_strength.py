@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
 from loraformat.errors import StorageError
+from loraformat.jobs.merge import merge
 from loraformat.jobs.strength import with_strength
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -62,3 +64,11 @@ def test_two_adapters_at_their_strengths(tmp_path: Path) -> None:
     assert "strength 0.7" in result.output
     merged = load_file(out / "model.safetensors")[f"{Q}.weight"]
     assert torch.allclose(merged, weight + 0.7 * factors["a"] - 2 * factors["b"], atol=1e-5)
+
+
+@pytest.mark.parametrize(("strength", "is_said"), [("0", True), ("-0.0", True), ("1e-300", True), ("0.01", False)])
+def test_a_strength_that_leaves_nothing_is_warned_of(tmp_path: Path, strength: str, is_said: bool) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    change = adapter_folder(tmp_path / "adapter", {"model.layers.0.q_proj.weight": (24, 24)})
+    report = merge(str(base), [f"{change}={strength}"], str(tmp_path / "out"))
+    assert ("LF820" in {one.code for one in report.findings}) == is_said

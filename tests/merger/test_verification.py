@@ -183,9 +183,9 @@ def test_a_base_whose_manifest_is_damaged_is_not_one_without_history(
     if change_of == "large":
         os.truncate(one / MANIFEST, 1 << 29)  # without blocks on the disk
     report = merge(str(one), [change], str(two))
-    assert "LF816" in {each.code for each in report.findings}
+    assert "LF819" in {each.code for each in report.findings}
     assert verify(str(two)).findings == ()
-    assert "LF816" not in {each.code for each in merge(base, [change], str(tmp_path / "three")).findings}
+    assert "LF819" not in {each.code for each in merge(base, [change], str(tmp_path / "three")).findings}
 
 
 def test_an_adapter_is_known_again_in_another_container(inputs: tuple[str, str], tmp_path: Path) -> None:
