@@ -16,6 +16,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
+        self.commit = COMMIT
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.sent = 0
@@ -44,12 +45,12 @@ class Answer(BaseHTTPRequestHandler):
         elif path in (
             "/api/models/org/base",
             "/api/models/org/base/revision/v1",
-            f"/api/models/org/base/revision/{COMMIT}",
+            f"/api/models/org/base/revision/{self.server.commit}",
         ):
             siblings = [{"rfilename": name, "size": len(data)} for name, data in self.server.files.items()]
-            self.answer(200, json.dumps({"id": "org/base", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith(f"/org/base/resolve/{COMMIT}/"):
-            data = self.server.files[path.partition(f"{COMMIT}/")[2]]
+            self.answer(200, json.dumps({"id": "org/base", "sha": self.server.commit, "siblings": siblings}).encode())
+        elif path.startswith(f"/org/base/resolve/{self.server.commit}/"):
+            data = self.server.files[path.partition(f"{self.server.commit}/")[2]]
             if wanted and self.server.serves_ranges:
                 first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
                 self.answer(206, data[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(data)}"})

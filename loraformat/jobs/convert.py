@@ -108,7 +108,7 @@ def convert(
         adapter, replaced = _with_base_model(adapter, *name)
         changes = (*changes, *replaced)
     losses = (*changes, *target.losses(adapter, options))
-    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)])
+    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
     if is_restricted(permissions) and not dry_run:
         findings = (*findings, kept_private(out, permissions))
     if announce is not None:

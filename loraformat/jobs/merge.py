@@ -35,8 +35,8 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.findings import kept_private, merged_again, unfinished_cleared
-from loraformat.merger.manifest import adapter_digest, history_of, is_output, read_manifest
+from loraformat.merger.findings import history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
@@ -192,8 +192,11 @@ def _prepare(
 
 
 def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Finding]:
-    """LF814 for each adapter that the manifest of the base names."""
-    history = history_of(read_manifest(base.store))
+    """LF814 for each adapter that the manifest of the base names; LF816 where it cannot be read."""
+    manifest = read_manifest(base.store)
+    if manifest is None and MANIFEST in base.store.files():
+        yield history_unknown(MANIFEST)
+    history = history_of(manifest)
     known = {adapter["digest"] for merge in history for adapter in merge["adapters"]}
     for one in opened if known else ():
         if adapter_digest(one.adapter) in known:
@@ -257,7 +260,7 @@ def _write(
     )
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
-    permissions = permissions_of(inputs, used, plan)
+    permissions = permissions_of(inputs, used, plan, out)
     if is_restricted(permissions):
         meet((kept_private(out, permissions),))
     with stage(
@@ -265,7 +268,7 @@ def _write(
         overwrite=overwrite,
         inputs=sources,
         resume=trust.resume,
-        is_ours=is_output,
+        written=names_written,
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
     ) as output:

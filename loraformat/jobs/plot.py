@@ -85,7 +85,7 @@ def plot(
     picture = _picture(base, studied)
     data = _drawn(picture, form)
     name = os.path.basename(out)
-    store = LocalStore(store.folder, _permissions(studied))
+    store = LocalStore(store.folder, _permissions(studied, out))
     with store.create(name, len(data)) as writer:
         writer.write(data)
     main = studied[-1][2]
@@ -107,10 +107,10 @@ def plot(
     )
 
 
-def _permissions(studied: Sequence[tuple[str, int | None, Studied]]) -> int:
+def _permissions(studied: Sequence[tuple[str, int | None, Studied]], out: str) -> int:
     """The mode bits of the picture: it is never more readable than what it shows."""
     bundles = [one.opened.bundle for _, _, one in studied]
-    return permissions_for([(bundle.opened, bundle.files) for bundle in bundles])
+    return permissions_for([(bundle.opened, bundle.files) for bundle in bundles], out)
 
 
 def _form(out: str) -> str:

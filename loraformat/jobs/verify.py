@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 from loraformat import schema
@@ -52,12 +54,17 @@ class _Seen:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """Bytes of a file that must have a digest; `message` is said at `where` if they have another."""
+    """Bytes of a file that must have a digest; `message` is said at `where` if they have another.
+
+    Attributes:
+        names_tensors: whether the tensors that have bytes there are told too.
+    """
 
     file: str
     run: Run
     where: str
     message: str
+    names_tensors: bool = False
 
 
 def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Report:
@@ -88,11 +95,14 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     seen, tensors = _Seen(), _Tensors(store)
     for name, nbytes in sizes.items():
         is_covered = not uncovered([(run.offset, run.end) for run in runs.get(name, ())], nbytes)
-        findings.extend(_file_findings(store, outputs[name], seen, tensors, is_covered=is_covered))
-    findings.extend(_missing_weights(manifest, tensors.found))
-    findings.extend(_compared(store, _checks(manifest, runs, sizes, tensors.found), seen, jobs))
+        findings.extend(_file_findings(store, outputs[name], nbytes, seen, tensors, is_covered=is_covered))
+    findings.extend(_missing_weights(manifest, tensors))
+    checks, overlapping = _checks(manifest, runs, sizes, tensors.found)
+    findings += overlapping
+    findings.extend(_compared(store, checks, tensors.found, seen, jobs))
     checkpoint = None if base is None else checkpoint_of_store(open_store(base), base)
-    copied = [name for name in sorted(tensors.found) if name not in _computed(manifest, tensors.found)]
+    computed = _computed(manifest, tensors.found)
+    copied = [name for name in sorted(tensors.found) if name not in computed]
     if checkpoint is not None:
         layers = manifest["base"].get("layers")
         findings.extend(tensors_unlike_base(store, tensors.found, copied, checkpoint, layers, jobs=jobs))
@@ -119,13 +129,14 @@ class _Tensors:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.found: dict[str, StoredTensor] = {}
+        self.unreadable: list[str] = []
 
     def add(self, name: str) -> None:
         """Read the header of a file; one that cannot be read adds nothing, its hash has told already."""
         try:
             self.found |= open_weights(self._store, [name])[1]
         except (ContainerError, FormatError):
-            return
+            self.unreadable.append(name)
 
 
 def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
@@ -155,7 +166,11 @@ def _runs(store: Store) -> tuple[Mapping[str, tuple[Run, ...]], list[Finding]]:
     is_sound = isinstance(record, dict) and next(schema.check("digests", record), None) is None
     if not is_sound or not is_as_rendered(data, cast("dict[str, Any]", record)):
         return {}, [output_changed(DIGESTS, "the list of digests is not the one that was written")]
-    return runs_of(cast("dict[str, Any]", record)), []
+    runs = runs_of(cast("dict[str, Any]", record))
+    for found in runs.values():
+        if any(one.end > other.offset for one, other in pairwise(found)):
+            return {}, [output_changed(DIGESTS, "digests of bytes that overlap, or in another order than was written")]
+    return runs, []
 
 
 def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Finding]:
@@ -174,10 +189,10 @@ def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Fin
 
 
 def _file_findings(
-    store: Store, entry: Mapping[str, Any], seen: _Seen, tensors: _Tensors, *, is_covered: bool
+    store: Store, entry: Mapping[str, Any], nbytes: int, seen: _Seen, tensors: _Tensors, *, is_covered: bool
 ) -> Iterator[Finding]:
     """What size and header of a file say; the checksums of a `.pt` file where there are no better digests."""
-    name, nbytes = entry["name"], store.files()[entry["name"]]
+    name = entry["name"]
     if nbytes != entry["nbytes"]:
         yield output_changed(name, f"{nbytes} bytes, {entry['nbytes']} were written")
     if "header_sha256" not in entry:
@@ -193,10 +208,15 @@ def _file_findings(
         yield output_changed(name, f"the file is damaged: {error.message}")
 
 
-def _missing_weights(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[Finding]:
-    for name in sorted(manifest["weights"]):
-        if name not in tensors:
-            yield output_changed(name, "the weight is missing")
+def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors) -> Iterator[Finding]:
+    """Computed weights that are not there; where a file cannot be read, how many those are that it may have held."""
+    missing = sorted(manifest["weights"].keys() - tensors.found.keys())
+    if missing and tensors.unreadable:
+        count = f"{len(missing)} computed weights" if len(missing) > 1 else "1 computed weight"
+        yield output_changed(tensors.unreadable[0], f"cannot be read, and {count} were not found elsewhere")
+        return
+    for name in missing:
+        yield output_changed(name, "the weight is missing")
 
 
 def _checks(
@@ -204,40 +224,67 @@ def _checks(
     runs: Mapping[str, tuple[Run, ...]],
     sizes: Mapping[str, int],
     tensors: Mapping[str, StoredTensor],
-) -> list[_Check]:
-    """All digests that are known, those of the manifest first."""
+) -> tuple[list[_Check], list[Finding]]:
+    """All digests that are known, those of the manifest first; and weights in bytes that partly are another's too."""
     checks: list[_Check] = []
-    for name, entry in sorted(manifest["weights"].items()):
-        if name in tensors:
-            run = Run(*tensors[name].span, entry[ALGORITHM])
-            checks.append(_Check(tensors[name].file, run, name, "the values are not those that were written"))
+    overlapping: list[Finding] = []
+    last = Run(0, 0, "")
+    for place, name, digest in sorted(_weights(manifest, tensors)):
+        file, run = place[0], Run(*place[1:], digest)
+        is_same = run[:2] == last[:2]
+        if checks and checks[-1].file == file and run.offset < last.end and not is_same:
+            overlapping.append(output_changed(name, "it shares some of its bytes with another weight"))
+            continue
+        checks.append(_Check(file, run, name, "the values are not those that were written"))
+        last = run
     for entry in manifest["outputs"]:
         if ALGORITHM in entry and sizes.get(entry["name"]) == entry["nbytes"]:
             run = Run(0, entry["nbytes"], entry[ALGORITHM])
             checks.append(_Check(entry["name"], run, entry["name"], "the bytes are not those that were written"))
     for name, found in runs.items():
         for run in found if name in sizes else ():
-            message = f"bytes {run.offset} to {run.end} are not those that were written{_inside(name, run, tensors)}"
-            checks.append(_Check(name, run, name, message))
-    return [check for check in checks if check.run.end <= sizes.get(check.file, 0)]
+            message = f"bytes {run.offset} to {run.end} are not those that were written"
+            checks.append(_Check(name, run, name, message, names_tensors=True))
+    return [check for check in checks if check.run.end <= sizes.get(check.file, 0)], overlapping
 
 
-def _inside(name: str, run: Run, tensors: Mapping[str, StoredTensor]) -> str:
-    """Which tensors have bytes in a run, for a message."""
-    names = [
-        key
-        for key, tensor in tensors.items()
-        if tensor.file == name and tensor.span.offset < run.end and run.offset < tensor.span.end
-    ]
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f" ({names[0]}{more})" if names else ""
+def _weights(
+    manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> Iterator[tuple[tuple[str, int, int], str, str]]:
+    """Each computed tensor: (file, offset, bytes), name and digest."""
+    for name, entry in manifest["weights"].items():
+        if name in tensors:
+            yield (tensors[name].file, *tensors[name].span), name, entry[ALGORITHM]
 
 
-def _compared(store: Store, checks: Iterable[_Check], seen: _Seen, jobs: int) -> Iterator[Finding]:
+class _Places:
+    """Which tensors have bytes where, for messages."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._starts: dict[str, list[tuple[int, int, str]]] = {}
+        for name, tensor in tensors.items():
+            self._starts.setdefault(tensor.file, []).append((tensor.span.offset, tensor.span.end, name))
+        for several in self._starts.values():
+            several.sort()
+
+    def inside(self, file: str, run: Run) -> str:
+        """The first tensor with bytes in a run, and how many more there are."""
+        starts = self._starts.get(file, [])
+        first, stop = bisect_right(starts, (run.offset, 0, "")), bisect_left(starts, (run.end, 0, ""))
+        names = [name for _, end, name in starts[max(0, first - 1) : stop] if end > run.offset]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        return f" ({names[0]}{more})" if names else ""
+
+
+def _compared(
+    store: Store, checks: Iterable[_Check], tensors: Mapping[str, StoredTensor], seen: _Seen, jobs: int
+) -> Iterator[Finding]:
     """Read every range once, whatever knows a digest of it; one finding for each range that is not what it was."""
     ranges: dict[tuple[str, int, int], list[_Check]] = {}
     for check in checks:
         ranges.setdefault((check.file, check.run.offset, check.run.nbytes), []).append(check)
+
+    places = _Places(tensors)
 
     def found(place: tuple[str, int, int]) -> str:
         return digest_of_range(store, *place)
@@ -248,7 +295,8 @@ def _compared(store: Store, checks: Iterable[_Check], seen: _Seen, jobs: int) ->
         seen.add(name, offset, offset + nbytes)
         bad = next((check for check in ranges[place] if check.run.digest != digest), None)
         if bad is not None:
-            yield output_changed(bad.where, bad.message)
+            named = places.inside(name, bad.run) if bad.names_tensors else ""
+            yield output_changed(bad.where, bad.message + named)
 
 
 def _computed(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> set[str]:

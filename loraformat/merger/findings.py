@@ -181,6 +181,26 @@ def merged_again(where: str, adapter: str) -> Said:
     return where, f"{adapter} was merged into this base before"
 
 
+@kind("LF816", Severity.WARNING)
+def history_unknown(where: str) -> Said:
+    """The base has a `loraformat.manifest.json` that is not the one that a merge wrote.
+
+    ## Why is this bad?
+    What was merged into the base before cannot be read from it. The same adapter would be merged again without a
+    warning, and the manifest of the output does not tell of the earlier merges.
+
+    ## Example
+    A manifest that was cut off, edited, or damaged on the way.
+
+    ## Use instead
+    `loraformat verify` the base; copy it again, or merge it anew.
+
+    ## Source
+    The digest of itself that a manifest holds.
+    """
+    return where, "the manifest of the base is not the one that was written: what was merged before is not known"
+
+
 @kind("LF815", Severity.INFO)
 def kept_private(where: str, permissions: int) -> Said:
     """The output is readable by fewer users than new files usually are, since one of the inputs is.
@@ -211,4 +231,5 @@ FINDINGS = (
     unfinished_cleared,
     merged_again,
     kept_private,
+    history_unknown,
 )

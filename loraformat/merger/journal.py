@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from loraformat.containers import strict_json
@@ -13,7 +14,7 @@ from loraformat.errors import LoraFormatError
 from loraformat.merger.execute import Written
 from loraformat.merger.plan import MergePlan, ShardPlan
 from loraformat.merger.retention import Tally
-from loraformat.storage import MARKER, Run, digest_of_range, uncovered
+from loraformat.storage import MARKER, Run, digest_of, digest_of_range, uncovered
 from loraformat.storage.local import OWN_PREFIX, LocalStore
 
 JOURNAL = f"{OWN_PREFIX}journal.json"
@@ -26,7 +27,7 @@ def fingerprint_of(plan: MergePlan, identities: Sequence[Any], version: str) -> 
     """One hash over all that decides about the output's bytes.
 
     Args:
-        identities: of each input, for every file: name, inode, size, time of change.
+        identities: of each input, for every file: name, inode, size, times of change; or where it is, with its commit.
         version: of this package.
     """
     facts = {"version": version, "plan": plan.to_json(), "inputs": identities}
@@ -78,23 +79,29 @@ class Journal:
             return {}
         try:
             known = strict_json.parse(self._output.read(JOURNAL), JOURNAL, limit=_MOST_NBYTES)
-            if not isinstance(known, dict) or known.get("fingerprint") != self._fingerprint:
+            if not isinstance(known, dict) or known != _signed(self._fingerprint, known["files"]):
                 return {}
             return {name: _written(name, entry) for name, entry in dict(known["files"]).items()}  # type: ignore[arg-type]
         except (LoraFormatError, LookupError, TypeError, ValueError, AttributeError):
             return {}
 
     def _write(self) -> None:
-        data = json.dumps({"fingerprint": self._fingerprint, "files": self._files}).encode()
+        data = json.dumps(_signed(self._fingerprint, self._files)).encode()
         with self._output.create(JOURNAL, len(data)) as writer:
             writer.write(data)
+
+
+def _signed(fingerprint: str, files: Any) -> dict[str, Any]:  # noqa: ANN401 - as it was read
+    """The journal's values with a digest of themselves: figures of complete files are not measured again."""
+    values = {"fingerprint": fingerprint, "files": files}
+    return {**values, "digest": digest_of(json.dumps(values, sort_keys=True).encode())}
 
 
 def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
     try:
-        nbytes = output.files().get(name, -1)
+        nbytes = output.files().get(name, -1) if output.is_own(name) else -1
         is_covered = nbytes >= 0 and not uncovered([(run.offset, run.end) for run in runs], nbytes)
         return is_covered and all(
             run.end <= nbytes and digest_of_range(output, name, run.offset, run.nbytes) == run.digest for run in runs
@@ -117,4 +124,8 @@ def _written(name: str, entry: Mapping[str, Any]) -> Written:
     if any(run.offset < 0 or run.nbytes < 0 for run in runs):
         raise ValueError(name)
     tallies = {tensor: Tally(**values) for tensor, values in entry["tallies"].items()}
+    if not all(0 <= abs(figure) < math.inf for tally in tallies.values() for figure in astuple(tally)):
+        raise ValueError(name)
+    if any(tally.whole < 0 for tally in tallies.values()):
+        raise ValueError(name)
     return Written(tallies, {str(tensor): str(digest) for tensor, digest in entry["digests"].items()}, {name: runs})

@@ -16,7 +16,7 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.copies import Inputs
 from loraformat.merger.plan import AdapterSource, MergePlan, Term
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import MANIFEST, OpenedFiles
+from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
 from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import row_blocks
@@ -130,26 +130,31 @@ def adapter_digest(adapter: Adapter) -> str:
 
 
 def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
-    """The manifest of a folder that a merge wrote; None where there is none, or not one that fits its schema.
+    """The manifest of a folder that a merge wrote; None where there is none, or not as it was written.
 
     Raises: StorageError: it cannot be read.
     """
     if MANIFEST not in store.files():
         return None
+    if store.size(MANIFEST) > MOST_NBYTES:
+        return None
+    data = store.read(MANIFEST)
     try:
-        value = strict_json.parse(store.read(MANIFEST), MANIFEST, limit=MOST_NBYTES)
+        value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
     except InvalidJson:
         return None
     is_sound = isinstance(value, dict) and next(schema.check("manifest", value), None) is None
-    return cast("dict[str, Any]", value) if is_sound else None
+    manifest = cast("dict[str, Any]", value)
+    return manifest if is_sound and is_as_written(data, manifest) else None
 
 
-def is_output(path: str) -> bool:
-    """Whether a merge wrote the folder at `path`: it has a manifest that fits its schema."""
+def names_written(path: str) -> set[str]:
+    """Names of the files that a merge wrote into the folder at `path`, as its manifest says; none where it has none."""
     try:
-        return read_manifest(LocalStore(path)) is not None
+        manifest = read_manifest(LocalStore(path))
     except StorageError:
-        return False
+        return set()
+    return set() if manifest is None else {MANIFEST, DIGESTS, *(entry["name"] for entry in manifest["outputs"])}
 
 
 def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:

@@ -134,10 +134,10 @@ def _sha256_of(source: Source, read: Map) -> dict[str, str]:
     return dict(zip(names, read(lambda name: file_sha256(source.store, name), names), strict=True))
 
 
-def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan) -> int:
-    """The mode bits that the output of a plan may have; see `storage.permissions_for`."""
+def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan, out: str) -> int:
+    """The mode bits that the output `out` of a plan may have; see `storage.permissions_for`."""
     used = [(one.store, one.names) for one in sources]
-    return permissions_for([(inputs.store, _base_names(plan, inputs)), *used])
+    return permissions_for([(inputs.store, _base_names(plan, inputs)), *used], out)
 
 
 def _base_names(plan: MergePlan, inputs: Inputs) -> list[str]:
@@ -150,8 +150,10 @@ def _base_names(plan: MergePlan, inputs: Inputs) -> list[str]:
 
 def _identities(source: Source) -> list[Any]:
     store = source.store
+    if not isinstance(store, LocalStore):
+        return [store.uri, *source.names]  # a repository is named with its commit
     # Without the device, whose number another start of the machine may change.
-    return [[name, *(store.identity(name)[1:] if isinstance(store, LocalStore) else ())] for name in source.names]
+    return [[name, *store.identity(name)[1:]] for name in source.names]
 
 
 def _prints(source: Source, read: Map) -> list[dict[str, Any]]:

@@ -194,15 +194,28 @@ class LocalStore:
             return sorted(os.listdir(self._folder))
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
-        with told_as(self._path(checked_name(path, self.uri))), suppress(FileNotFoundError):
-            os.unlink(self._path(path))
+        """Remove a file, or a folder with all that is in it, if it is there."""
+        full = self._path(checked_name(path, self.uri))
+        with told_as(full), suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.lstat(full).st_mode):
+                _remove_folder(full)
+            else:
+                os.unlink(full)
         self._seen.pop(path, None)
 
+    def is_own(self, path: str) -> bool:
+        """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
+        with told_as(self._path(path)):
+            status = os.lstat(self._path(checked_name(path, self.uri)))
+        return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
     def identity(self, path: str) -> tuple[int, ...]:
-        """What tells a file from another one under its name: device, inode, size in bytes, time of change in ns."""
-        with self._opened(path):
-            return self._seen[path]
+        """What tells a file from another one under its name: device, inode, size in bytes, times of change in ns.
+
+        The second of the times is that of the system itself, which no program sets.
+        """
+        with self._opened(path) as (fd, _):
+            return (*self._seen[path], os.fstat(fd).st_ctime_ns)
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
@@ -210,13 +223,14 @@ class LocalStore:
         if self._only is None and os.path.islink(full) and not self._is_inside(full):
             raise _leaves(full)
 
-    def mode(self, path: str) -> int:
-        """The mode bits of a file, or of what a link leads to.
+    def statuses(self, path: str) -> tuple[list[os.stat_result], os.stat_result]:
+        """The folder of a file and the file itself, or those that a link leads to.
 
         Raises: StorageError: there is none.
         """
-        with told_as(self._path(path)):
-            return os.stat(self._path(checked_name(path, self.uri))).st_mode
+        full = self._path(checked_name(path, self.uri))
+        with told_as(full):
+            return [os.stat(os.path.dirname(os.path.realpath(full)))], os.stat(full)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -372,6 +386,12 @@ class LocalWriter:
     def _count(self, nbytes: int) -> None:
         with self._lock:
             self.written += nbytes
+
+
+def _remove_folder(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path)
 
 
 def _leaves(path: str) -> StorageError:

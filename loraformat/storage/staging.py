@@ -6,9 +6,11 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.faults import told_as
 from loraformat.storage.interrupts import Deferral
@@ -20,6 +22,7 @@ MARKER = f"{OWN_PREFIX}output"
 
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _MOST_MARKER_NBYTES = 4096
+_MOST_LOCK_NBYTES = 20
 _OLD = "old"
 
 
@@ -31,7 +34,7 @@ def stage(
     inputs: Sequence[str] = (),
     resume: bool = False,
     names: Collection[str] = (),
-    is_ours: Callable[[str], bool] | None = None,
+    written: Callable[[str], Collection[str]] | None = None,
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
 ) -> Iterator[LocalStore]:
@@ -43,12 +46,12 @@ def stage(
 
     Args:
         target: a folder that does not exist, in one that does.
-        overwrite: replace what stands there, if it is an empty folder, one that holds nothing but files of `names`, or
-            one of which `is_ours` says so. The old content stays until the new one is complete.
+        overwrite: replace what stands there, if it is a folder that holds nothing but files of `names` and files that
+            an earlier run wrote. The old content stays until the new one is complete.
         inputs: what the run reads; `target` may not be, contain, or lie inside one of them, with `overwrite` or not.
         resume: give the folder of a killed run back with what is in it, and keep it where a signal ends the block.
         names: of the files that the run will write.
-        is_ours: whether the folder at a path is an earlier output that may be replaced.
+        written: gives the names of files that an earlier run wrote into the folder at a path.
         permissions: mode bits that the folder and its files may have, beside what the umask takes away.
         on_cleared: called with the bytes of an unfinished output of an earlier run that was removed.
 
@@ -56,20 +59,21 @@ def stage(
     """
     path = resolved(target)
     refuse_inputs(target, path, inputs)
-    refuse_existing_folder(target, path, overwrite, names, is_ours)
+    refuse_existing_folder(target, path, overwrite, names, written)
     with Deferral() as signals, _locked(target, path):
         partial = _reclaim(path, keep_one=resume, on_cleared=on_cleared) or _sibling(path, os.urandom(4).hex())
-        refuse_existing_folder(target, path, overwrite, names, is_ours)
+        refuse_existing_folder(target, path, overwrite, names, written)
         keep = False
         try:
             with told_as(target):
                 _mark(partial, path, permissions)
+                _restrict(partial, permissions)
             with signals.delivered():
                 yield HiddenFolder(partial, permissions)
             with told_as(target):
                 _remove_own(partial)
                 _sync(partial)
-                refuse_existing_folder(target, path, overwrite, names, is_ours)
+                refuse_existing_folder(target, path, overwrite, names, written)
                 _put_in_place(partial, path)
         except BaseException as error:
             keep = resume and not isinstance(error, Exception)
@@ -113,7 +117,12 @@ def _locked(target: str, path: str) -> Iterator[None]:
 
 def _take_lock(target: str, lock: str) -> int:
     while True:
-        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ELOOP):
+                raise
+            raise _no_lock(target, lock) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -124,12 +133,28 @@ def _take_lock(target: str, lock: str) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
+        if not _is_lock(fd):
+            os.close(fd)
+            raise _no_lock(target, lock)
         if _is_same_file(fd, lock):
             with suppress(OSError):  # a full disk shows soon enough; the number is only for the other run's message
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
             return fd
         os.close(fd)  # the run before us removed it between our open and our lock
+
+
+def _no_lock(target: str, lock: str) -> StorageError:
+    return StorageError("something else stands where its lock must be", where=target, hint=f"remove {show(lock)}")
+
+
+def _is_lock(fd: int) -> bool:
+    """Whether a file is a lock of ours: one of its own, with no more in it than a number.
+
+    It is emptied and removed; another name of it may be that of a file that somebody needs.
+    """
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_size <= _MOST_LOCK_NBYTES
 
 
 def _is_same_file(fd: int, path: str) -> bool:
@@ -153,18 +178,36 @@ def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
             os.close(fd)
 
 
+def _restrict(folder: str, permissions: int) -> None:
+    """Take mode bits from a folder and the files in it: what an earlier run left may be more readable than it may."""
+    with os.scandir(folder) as entries:
+        files = [entry.path for entry in entries if entry.is_file(follow_symlinks=False)]
+    for path in (folder, *files):
+        mode = stat.S_IMODE(os.lstat(path).st_mode)
+        if mode & ANYONE & ~permissions:
+            os.chmod(path, mode & ~(ANYONE & ~permissions))
+
+
 def _belongs_to(folder: str, path: str) -> bool:
-    """Whether a run to `path` made a folder; one that is empty was made by a run that was killed at once."""
+    """Whether a run of this user to `path` made a folder; one that is empty was made by a run that was killed at once.
+
+    What others made is neither believed nor removed.
+    """
     try:
-        fd = os.open(os.path.join(folder, MARKER), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return not os.listdir(folder)
+        if os.lstat(folder).st_uid != os.geteuid():
+            return False
+        if not os.listdir(folder):
+            return True
+        marker = os.path.join(folder, MARKER)
+        if not stat.S_ISREG(os.lstat(marker).st_mode):
+            return False
+        fd = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(fd, _MOST_MARKER_NBYTES) == os.fsencode(os.path.basename(path))
+        finally:
+            os.close(fd)
     except OSError:
         return False
-    try:
-        return os.read(fd, _MOST_MARKER_NBYTES) == os.fsencode(os.path.basename(path))
-    finally:
-        os.close(fd)
 
 
 def _reclaim(path: str, *, keep_one: bool, on_cleared: Callable[[int], None] | None) -> str | None:

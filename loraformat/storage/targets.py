@@ -12,7 +12,8 @@ from loraformat.storage.faults import kind_of, told_as
 from loraformat.storage.local import LocalStore
 
 ANYONE = 0o777
-_OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, 0o070), (stat.S_IROTH, stat.S_IXOTH, 0o007))
+_GROUP = 0o070
+_OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, _GROUP), (stat.S_IROTH, stat.S_IXOTH, 0o007))
 
 
 def resolved(target: str) -> str:
@@ -42,7 +43,11 @@ def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
 
 
 def refuse_existing_folder(
-    target: str, path: str, overwrite: bool, names: Collection[str] = (), is_ours: Callable[[str], bool] | None = None
+    target: str,
+    path: str,
+    overwrite: bool,
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
 ) -> None:
     """See `stage` for what may be replaced.
 
@@ -61,8 +66,10 @@ def refuse_existing_folder(
                 f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
             )
         with os.scandir(path) as entries:
-            others = sorted(each.name for each in entries if each.name not in names or not _is_file(each))
-    if not others or (is_ours is not None and is_ours(path)):
+            found = {each.name: _is_file(each) for each in entries}
+    known = names if written is None else {*names, *written(path)}
+    others = sorted(name for name, is_file in found.items() if name not in known or not is_file)
+    if not others:
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     raise StorageError(
@@ -72,23 +79,47 @@ def refuse_existing_folder(
     )
 
 
-def permissions_for(sources: Iterable[tuple[object, Iterable[str]]]) -> int:
+def permissions_for(sources: Iterable[tuple[object, Iterable[str]]], target: str) -> int:
     """The mode bits that an output made from these files may have: it is never more readable than any of them.
 
     A file that group or others cannot read, by its own mode or that of the folder that it lies in, takes their bits
-    away. What is not on this machine takes none.
+    away. The group of the output may be another than that of a file; it is then one of the others. What is not on this
+    machine takes none.
 
     Args:
         sources: (store, names of the files that were read).
+        target: the path of the output.
     """
-    granted = ANYONE
+    granted, group = ANYONE, _group_at(target)
     for store, names in sources:
         if isinstance(store, LocalStore):
-            folder = os.stat(store.folder).st_mode
-            for mode in (*(store.mode(name) for name in names), None):
-                for may_read, may_enter, bits in _OTHERS:
-                    if not folder & may_enter or (mode is not None and not mode & may_read):
-                        granted &= ~bits
+            granted &= _granted([os.stat(store.folder)], group, is_folder=True)
+            for folders, file in (store.statuses(name) for name in names):
+                granted &= _granted([file], group) & _granted(folders, group, is_folder=True)
+    return granted
+
+
+def _group_at(target: str) -> int:
+    """The group that a new file or folder at `target` gets."""
+    parent = os.path.dirname(os.path.abspath(target))
+    try:
+        status = os.stat(parent)
+    except OSError:  # told where the output is made
+        return os.getegid()
+    return status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()
+
+
+def _granted(found: Iterable[os.stat_result], group: int, *, is_folder: bool = False) -> int:
+    """The bits of those who may read files, or enter folders, that are found so."""
+    granted = ANYONE
+    for status in found:
+        for of_file, of_folder, bits in _OTHERS:
+            is_known = bits != _GROUP or status.st_gid == group
+            needed = (
+                (of_folder if is_folder else of_file) if is_known else (stat.S_IXOTH if is_folder else stat.S_IROTH)
+            )
+            if not status.st_mode & needed:
+                granted &= ~bits
     return granted
 
 

@@ -8,12 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from checkpoints import adapter_folder, config, contents, save_base, weights
+from hub_server import COMMIT, Hub
 
 from loraformat.containers import open_weights
 from loraformat.jobs.merge import merge
@@ -165,6 +168,87 @@ def test_a_byte_that_flipped_in_a_complete_file_is_not_taken_over(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["link", "second name"])
+def test_a_complete_file_that_also_stands_elsewhere_is_not_taken_over(
+    inputs: tuple[str, str], tmp_path: Path, kind: str
+) -> None:
+    """An output that is whole today would change when the other file does."""
+    base, change = inputs
+    left = interrupted(inputs, tmp_path / "out")
+    name = min(journal_of(left))
+    elsewhere = tmp_path / f"elsewhere-{name}"
+    (left / name).rename(elsewhere)
+    if kind == "link":
+        (left / name).symlink_to(elsewhere)
+    else:
+        os.link(elsewhere, left / name)
+    report = merge(base, [change], str(tmp_path / "out"), resume=True)
+    assert name not in codes(report)["LF812"]
+    assert not (tmp_path / "out" / name).is_symlink()
+    assert not (tmp_path / "out" / name).samefile(elsewhere)
+
+
+@pytest.mark.parametrize("inputs", ["safetensors"], indirect=True)  # a .pt file has checksums
+def test_an_input_that_changed_in_place_is_not_resumed_from(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Its size and time are those of before, as some programs that copy leave them."""
+    base, change = inputs
+    left = interrupted(inputs, tmp_path / "out")
+    path = Path(base, min(journal_of(left)))
+    status = path.stat()
+    tensors = open_weights(LocalStore(base), [path.name])[1]
+    offset = next(tensor.span.end for key, tensor in tensors.items() if key in NAMES) - 1
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes([path.read_bytes()[offset] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    merge(base, [change], str(tmp_path / "out"), resume=True, verify="none")
+    merge(base, [change], str(tmp_path / "whole"), verify="none")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_repository_that_moved_on_is_not_resumed_from(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Names and sizes of its files are those of before, and so is its address."""
+    base, change = inputs
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0"}
+    address, out = "hf://org/base", tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, base, address, str(out), "1", "0.6", "1", "{}"]
+    resumed = [sys.executable, "-m", "loraformat", "merge", base, address, "-o", str(out), "--resume"]
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        environment["HF_ENDPOINT"] = server.endpoint
+        server.files |= contents(Path(change))
+        assert subprocess.run(command, check=False, env=environment).returncode == -signal.SIGKILL
+        shutil.rmtree(change)
+        tensors = weights()
+        adapter_folder(Path(change), {name: tuple(tensors[name].shape) for name in NAMES}, seed=4)
+        server.files |= contents(Path(change))
+        server.commit = COMMIT[::-1]
+        done = subprocess.run(resumed, check=False, env=environment, capture_output=True, text=True)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert "nothing to resume" in done.stderr
+    merge(base, [change], str(tmp_path / "whole"))
+    for name in sorted(path.name for path in out.iterdir() if "loraformat" not in path.name):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_leftover_with_folders_in_it_is_resumed(inputs: tuple[str, str], tmp_path: Path) -> None:
+    base, change = inputs
+    left = interrupted(inputs, tmp_path / "out")
+    (left / "sub" / "deep").mkdir(parents=True)
+    (left / "sub" / "deep" / "file").write_text("x")
+    report = merge(base, [change], str(tmp_path / "out"), resume=True)
+    assert "complete files" in codes(report)["LF812"]
+    merge(base, [change], str(tmp_path / "whole"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def signed(journal: dict[str, object]) -> bytes:
+    """A journal with the digest of what it says now."""
+    values = {key: value for key, value in journal.items() if key != "digest"}
+    return json.dumps({**values, "digest": blake3(json.dumps(values, sort_keys=True).encode()).hexdigest()}).encode()
+
+
 def damaged(journal: dict[str, object]) -> Iterator[bytes]:
     """Journals of a wrong form, and ones that claim more than they prove."""
     yield from (b"", b"[]", b"null", b"{", b"[" * 100_000, b'{"fingerprint": 1}', b'{"files": []}', b"\xff" * 9)
@@ -183,9 +267,15 @@ def damaged(journal: dict[str, object]) -> Iterator[bytes]:
         {**entry, "tallies": {"x": {"kept": 1}}},
         {**entry, "digests": None},
     ):
-        yield json.dumps({**journal, "files": {**files, name: changed}}).encode()
-    yield json.dumps({**journal, "files": {**files, "../../elsewhere": entry, "absent": entry}}).encode()
-    yield json.dumps({**journal, "files": [name]}).encode()
+        yield signed({**journal, "files": {**files, name: changed}})
+    tensor, tally = next(iter(entry["tallies"].items()))
+    for figure in ("a", [], None, -1e300):
+        wrong = {**entry, "tallies": {**entry["tallies"], tensor: dict.fromkeys(tally, figure)}}
+        yield signed({**journal, "files": {**files, name: wrong}})
+    yield signed({**journal, "files": {**files, "../../elsewhere": entry, "absent": entry}})
+    yield signed({**journal, "files": [name]})
+    for part in ({"digests": {tensor: "0" * 64}}, {"digests": {}}, {"tallies": {}}):  # of itself it has another digest
+        yield json.dumps({**journal, "files": {**files, name: {**entry, **part}}}).encode()
 
 
 def test_a_damaged_journal_proves_nothing(tmp_path: Path) -> None:

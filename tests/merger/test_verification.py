@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,29 @@ def test_a_merged_folder_as_base_keeps_its_history_and_verifies(inputs: tuple[st
         assert verify(str(tmp_path / name)).data.bytes_read == verify(str(tmp_path / name)).data.bytes_total
 
 
+@pytest.mark.parametrize("change_of", ["cut", "edited", "no text", "large"])
+def test_a_base_whose_manifest_is_damaged_is_not_one_without_history(
+    inputs: tuple[str, str], tmp_path: Path, change_of: str
+) -> None:
+    base, change = inputs
+    one, two = tmp_path / "one", tmp_path / "two"
+    merge(base, [change], str(one))
+    data = (one / MANIFEST).read_bytes()
+    changed = {
+        "cut": data[: len(data) // 2],
+        "edited": data.replace(b'"strength": 1.0', b'"strength": 2.0'),
+        "no text": b"\xff" * 100,
+        "large": b"{",
+    }
+    (one / MANIFEST).write_bytes(changed[change_of])
+    if change_of == "large":
+        os.truncate(one / MANIFEST, 1 << 29)  # without blocks on the disk
+    report = merge(str(one), [change], str(two))
+    assert "LF816" in {each.code for each in report.findings}
+    assert verify(str(two)).findings == ()
+    assert "LF816" not in {each.code for each in merge(base, [change], str(tmp_path / "three")).findings}
+
+
 def test_an_adapter_is_known_again_in_another_container(inputs: tuple[str, str], tmp_path: Path) -> None:
     base, change = inputs
     merge(base, [change], str(tmp_path / "one"))
@@ -237,3 +261,63 @@ def test_verify_needs_a_manifest(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{}")
     with pytest.raises(ConfigError):
         verify(str(tmp_path))
+
+
+def rewritten_digests(out: Path, runs_of: Callable[[list[list]], list[list]]) -> None:
+    """The list of digests with other runs, and the digest of itself that belongs to them."""
+    record = json.loads((out / DIGESTS).read_bytes())
+    for entry in record["files"].values():
+        entry["runs"] = runs_of(entry["runs"])
+    del record["digest"]
+    text = json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n"
+    record["digest"] = blake3(text.encode()).hexdigest()
+    (out / DIGESTS).write_text(json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n")
+
+
+@pytest.mark.parametrize("kind", ["reversed", "twice", "overlapping"])
+def test_digests_of_bytes_that_overlap_are_not_computed(inputs: tuple[str, str], tmp_path: Path, kind: str) -> None:
+    """A short list of them would ask for the same gigabytes again and again."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    changes = {
+        "reversed": lambda runs: runs[::-1],
+        "twice": lambda runs: [*runs, *runs],
+        "overlapping": lambda runs: [*runs, [0, sum(run[1] for run in runs), runs[0][2]]],
+    }
+    rewritten_digests(out, lambda runs: runs)
+    assert passes(out)
+    rewritten_digests(out, changes[kind])
+    (found,) = verify(str(out)).findings
+    assert (found.code, found.where) == ("LF804", DIGESTS)
+    assert "overlap" in found.message
+
+
+def test_weights_that_share_a_part_of_their_bytes_are_told(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Many names of one large storage would be read as often."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out), container="torch")
+    path = next(path for path in sorted(out.glob("*.bin")) if any(name in torch.load(path) for name in NAMES))
+    tensors = torch.load(path)
+    name = next(name for name in NAMES if name in tensors)
+    whole = torch.zeros(100)
+    torch.save({**tensors, name: whole[:50], "other": whole}, path)
+    manifest = json.loads((out / MANIFEST).read_bytes())
+    manifest["weights"]["other"] = manifest["weights"][name]
+    (out / MANIFEST).write_text(json.dumps(manifest))
+    assert any("shares some of its bytes" in found.message for found in verify(str(out)).findings)
+
+
+def test_a_manifest_of_nothing_is_none(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """Nothing was compared then, which is not OK."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    manifest = json.loads((out / MANIFEST).read_bytes())
+    for path in out.iterdir():
+        path.unlink()
+    del manifest["sha256"]
+    manifest |= {"outputs": [], "weights": {}}
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    with pytest.raises(ConfigError, match="outputs"):
+        verify(str(out))

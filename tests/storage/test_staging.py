@@ -20,6 +20,11 @@ def write(target: Path, text: str = "new", *, overwrite: bool = False, inputs: t
         writer.write(text.encode())
 
 
+def write_text(store: LocalStore, name: str, text: str) -> None:
+    with store.create(name) as writer:
+        writer.write(text.encode())
+
+
 def content(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.iterdir()}
 
@@ -118,16 +123,25 @@ def test_what_is_no_output_is_never_replaced(tmp_path: Path, monkeypatch: pytest
     assert content(elsewhere) == {"kept": "kept"}
 
 
-def test_an_earlier_output_is_replaced_whatever_else_is_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{}, {"notes": "kept"}])
+def test_an_earlier_output_is_replaced_and_nothing_else_with_it(tmp_path: Path, others: dict[str, str]) -> None:
     target = tmp_path / "out"
     target.mkdir()
-    (target / "other").write_text("old")
-    with (
-        stage(str(target), overwrite=True, is_ours=lambda path: path == str(target)) as store,
-        store.create("a") as writer,
-    ):
-        writer.write(b"new")
-    assert content(target) == {"a": "new"}
+    for name, text in {"old": "old", **others}.items():
+        (target / name).write_text(text)
+
+    def replaced() -> None:
+        with stage(
+            str(target), overwrite=True, written=lambda path: {"old"} if path == str(target) else set()
+        ) as store:
+            write_text(store, "a", "new")
+
+    if others:
+        with pytest.raises(StorageError, match="holds notes, which this run would not write"):
+            replaced()
+    else:
+        replaced()
+    assert content(target) == ({"old": "old", **others} if others else {"a": "new"})
 
 
 @pytest.mark.parametrize("target", ["/", "/proc"])
@@ -376,8 +390,115 @@ def test_an_output_is_as_private_as_its_inputs(tmp_path: Path, folder: int, file
     (place / "private").chmod(file)
     place.chmod(folder)
     store = LocalStore(str(place))
-    assert permissions_for([(store, ["open", "private"])]) == granted
-    assert permissions_for([(MemoryStore(), ["x"])]) == 0o777
+    assert permissions_for([(store, ["open", "private"])], str(tmp_path / "out")) == granted
+    assert permissions_for([(MemoryStore(), ["x"])], str(tmp_path / "out")) == 0o777
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "granted"), [(0o755, 0o640, 0o700), (0o750, 0o644, 0o700), (0o755, 0o644, 0o777)]
+)
+def test_another_group_than_that_of_the_inputs_reads_only_what_all_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: int, file: int, granted: int
+) -> None:
+    place = tmp_path / "in"
+    place.mkdir()
+    (place / "a").write_text("x")
+    (place / "a").chmod(file)
+    place.chmod(folder)
+    group = place.stat().st_gid
+    monkeypatch.setattr(os, "getegid", lambda: group + 1)
+    store = LocalStore(str(place))
+    assert permissions_for([(store, ["a"])], str(tmp_path / "out")) == granted
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2755)  # what is made in it gets its group
+    assert permissions_for([(store, ["a"])], str(shared / "out")) == (0o777 if granted == 0o777 else 0o770)
+
+
+def test_the_folder_that_a_link_leads_into_counts(tmp_path: Path) -> None:
+    """The blobs of a cache of the Hub, say."""
+    repository = tmp_path / "models"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / "c").mkdir(parents=True)
+    (repository / "blobs" / "a").write_text("x")
+    (repository / "blobs" / "a").chmod(0o644)
+    (repository / "snapshots" / "c" / "a").symlink_to("../../blobs/a")
+    (repository / "blobs").chmod(0o700)
+    store = LocalStore(str(repository / "snapshots" / "c"))
+    assert permissions_for([(store, ["a"])], str(tmp_path / "out")) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a link"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_leftover_with_another_kind_of_marker_stays(tmp_path: Path, kind: str, resume: bool) -> None:
+    left = unfinished(tmp_path)
+    (left / MARKER).unlink()
+    if kind == "a folder":
+        (left / MARKER).mkdir()
+    elif kind == "a FIFO":
+        os.mkfifo(left / MARKER)
+    else:
+        (tmp_path / "name").write_text("out")
+        (left / MARKER).symlink_to(tmp_path / "name")
+    held = os.open(left / MARKER, os.O_RDWR) if kind == "a FIFO" else None
+    try:
+        with stage(str(tmp_path / "out"), overwrite=False, resume=resume) as store:
+            write_text(store, "a", "new")
+    finally:
+        if held is not None:
+            os.close(held)
+    assert content(tmp_path / "out") == {"a": "new"}
+    assert (left / "done").read_text() == "kept"
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_leftover_that_another_user_made_is_neither_used_nor_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool, resume: bool
+) -> None:
+    """In a folder that several may write to, it holds what somebody else chose."""
+    left = unfinished(tmp_path)
+    if is_empty:
+        for path in left.iterdir():
+            path.unlink()
+    before = os.lstat(left)
+    monkeypatch.setattr(os, "geteuid", lambda: before.st_uid + 1)
+    with stage(str(tmp_path / "out"), overwrite=False, resume=resume) as store:
+        write_text(store, "a", "new")
+    assert content(tmp_path / "out") == {"a": "new"}
+    assert os.lstat(left) == before
+
+
+def test_a_leftover_becomes_as_private_as_the_run_that_goes_on_with_it(tmp_path: Path) -> None:
+    left = unfinished(tmp_path)
+    left.chmod(0o755)
+    (left / "done").chmod(0o644)
+    with stage(str(tmp_path / "out"), overwrite=False, permissions=0o700, resume=True) as store:
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (left, left / "done")] == [0o700, 0o600]
+        write_text(store, "a", "new")
+    assert (tmp_path / "out" / "done").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("kind", ["a second name", "a folder", "a FIFO", "a link", "other content"])
+def test_what_is_no_lock_is_neither_emptied_nor_removed(tmp_path: Path, kind: str) -> None:
+    lock, kept = tmp_path / ".out.loraformat-lock.partial", tmp_path / "kept"
+    kept.write_text("1")
+    if kind == "a second name":
+        os.link(kept, lock)
+    elif kind == "a folder":
+        lock.mkdir()
+    elif kind == "a FIFO":
+        os.mkfifo(lock)
+    elif kind == "a link":
+        lock.symlink_to(kept)
+    else:
+        lock.write_text("what somebody wrote, and a lock is not")
+    before = os.lstat(lock)
+    with pytest.raises(StorageError, match="stands where its lock must be"):
+        write(tmp_path / "out")
+    assert os.lstat(lock) == before
+    assert kept.read_text() == "1"
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_gives_the_folder_of_a_killed_run_back(tmp_path: Path) -> None:

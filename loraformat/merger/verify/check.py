@@ -17,6 +17,7 @@ from loraformat.merger.verify.reference import (
     Computed,
     Expected,
     Reference,
+    check_described,
     check_plan,
     needs_all_rows,
     needs_torch,
@@ -68,10 +69,13 @@ def check_output(
     chosen = changed if full else {name: changed[name] for name in _sampled(changed)}
     copies = {name: reference.tensors[name] for name in _spread(copied, len(copied) if full else _COPIES)}
     compared = _Compared(reference, chosen, copies, full=full)
-    checks = _checks(plan, inputs, output, compared, digests or {})
+    weights = {shard.target: open_weights(output, [shard.target])[1] for shard in plan.shards}
+    files = {name: file for file, tensors in weights.items() for name in tensors}
+    checks = _checks(plan, inputs, output, compared, digests or {}, weights)
     with one_thread_each() if _needs_torch(plan, compared) else nullcontext():
         for _ in open_engine(jobs).map(lambda task: task(), checks):
             pass
+    check_described(plan, inputs, output, reference, files)
     names = {name for shard in plan.shards for name in (*(one.name for one in shard.tensors), *shard.aliases)}
     return Checked(
         changed=len(changed) + len(names - known),
@@ -114,10 +118,15 @@ def _needs_torch(plan: MergePlan, compared: _Compared) -> bool:
 
 
 def _checks(
-    plan: MergePlan, inputs: Inputs, output: LocalStore, compared: _Compared, digests: Mapping[str, str]
+    plan: MergePlan,
+    inputs: Inputs,
+    output: LocalStore,
+    compared: _Compared,
+    digests: Mapping[str, str],
+    weights: Mapping[str, Mapping[str, StoredTensor]],
 ) -> Iterator[_Task]:
     for shard in plan.shards:
-        _, tensors = open_weights(output, [shard.target])
+        tensors = weights[shard.target]
         _check_header(shard, tensors)
         if compared.full and shard.container == "safetensors":
             yield lambda shard=shard, tensors=tensors: check_with_library(output, shard, tensors)  # type: ignore[misc]

@@ -24,13 +24,16 @@ from loraformat.merger import (
     AdapterSource,
     Arithmetic,
     Inputs,
+    MergePlan,
     apply,
     build,
     compute,
     copies,
     edits,
+    folder,
     plain,
     plan_merge,
+    run,
     stack,
     steps,
 )
@@ -361,6 +364,65 @@ def test_a_head_that_must_leave_its_table_and_does_not_is_found(
     monkeypatch.setattr(build, "edits_of", tied)
     with pytest.raises(MergeError, match=r"lm_head\.weight: the output lacks this tensor"):
         merge_and_tell(base, tmp_path / "out", change)
+
+
+def described(kind: str, place: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """A base, an adapter and options with which the files beside the weights must change."""
+    tensors, options = weights(tied=kind == "tie"), {}
+    settings = config(tied=kind == "tie", torch_dtype="float32")
+    change = adapter_folder(place / "adapter", {Q: tuple(tensors[Q].shape)})
+    file = change / "adapter_model.safetensors"
+    prefix = "base_model.model."
+    if kind == "tie":
+        factors = {"lora_A": torch.ones(3, 24), "lora_B": torch.ones(70, 3)}
+        save_file({f"{prefix}lm_head.{name}.weight": factor for name, factor in factors.items()}, file)
+        (change / "adapter_config.json").write_text(
+            (change / "adapter_config.json").read_text().replace("q_proj", "lm_head")
+        )
+    elif kind == "vocabulary":
+        tables = {f"{prefix}{name}.weight": torch.ones(75, 24) for name in ("model.embed_tokens", "lm_head")}
+        save_file({**load_file(file), **tables}, file)
+    elif kind == "tokenizer":
+        (change / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
+    else:
+        options = {"dtype": "bfloat16"}
+    return save_base(place / "base", tensors, settings, shards=2), change, options
+
+
+@MODES
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        ("tie", r"config\.json: tie_word_embeddings is True, it must be False"),
+        ("vocabulary", r"config\.json: vocab_size is 70, it must be 75"),
+        ("dtype", r"config\.json: torch_dtype is 'float32', it must be 'bfloat16'"),
+        ("tokenizer", r"tokenizer\.json: it is not the adapter's"),
+        ("index", r"index\.json: it does not name the files"),
+    ],
+)
+def test_files_beside_the_weights_that_say_something_else_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, match: str, mode: str
+) -> None:
+    """The weights are right, and the model that is loaded with these files is another one."""
+    base, change, options = described(kind, tmp_path)
+    merge(str(base), [str(change)], str(tmp_path / "right"), verify=mode, **options)
+    real = run.write_others
+
+    def wrong(plan: MergePlan, inputs: Inputs, output: LocalStore) -> Any:
+        runs = real(plan, inputs, output)
+        for name in ("config.json", "tokenizer.json"):
+            folder.put(output, name, (base / name).read_bytes())
+        if kind == "index":
+            index = output.read(str(plan.index)).replace(b"00001", b"00003").replace(b"00002", b"00001")
+            folder.put(output, str(plan.index), index)
+        if kind != "tokenizer" and "tokenizer.json" in inputs.adapters[0].tokenizer:
+            folder.put(output, "tokenizer.json", inputs.adapters[0].tokenizer["tokenizer.json"].read())
+        if kind in ("index", "tokenizer"):
+            folder.put(output, "config.json", (tmp_path / "right" / "config.json").read_bytes())
+        return runs
+
+    monkeypatch.setattr(run, "write_others", wrong)
+    refused(str(base), str(change), tmp_path / "out", match, verify=mode, **options)
 
 
 @MODES

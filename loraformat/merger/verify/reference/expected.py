@@ -98,12 +98,14 @@ class Reference:
         sites: where the weights of each adapter stand.
         unfollowed: index of an adapter → why the reference cannot tell where its updates land.
         unscaled: how many updates have a factor that no formula gives, and count as the reader has them.
+        has_parted: whether names of one table go separate ways.
     """
 
     tensors: Mapping[str, Expected]
     sites: Sequence[_Home]
     unfollowed: Mapping[int, str]
     unscaled: int
+    has_parted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +148,15 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
             ):
                 shares.setdefault(share.run.tensor, []).append(share)
                 unscaled += not is_stated
-    expected = {name: _expected(name, name, (), tensors) for name in tensors}
+    expected, has_parted = {name: _expected(name, name, (), tensors) for name in tensors}, False
     for table in joined(tables, lambda one, other: _is_one(one, other, inputs, tensors)):
+        has_parted = has_parted or _parts(table, shares)
         expected |= {one.name: one for one in _of_table(table, shares, tensors)}
     expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
     if plan.files.dtype is not None:
         wanted = DType[plan.files.dtype]
         expected = {n: replace(one, dtype=wanted) if one.dtype.is_floating else one for n, one in expected.items()}
-    return Reference(expected, homes, unfollowed, unscaled)
+    return Reference(expected, homes, unfollowed, unscaled, has_parted)
 
 
 def _homes(inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> tuple[list[_Home], dict[int, str], list[Table]]:
@@ -227,6 +230,12 @@ def _expected(name: str, origin: str, shares: Sequence[Share], tensors: Mapping[
     if shape[:1] != source.shape[:1]:  # what lands on the whole table lands on all of its new rows
         shares = [replace(share, run=replace(share.run, count=shape[0])) for share in shares]
     return Expected(name, origin, source, source.dtype, shape, tuple(shares), axes)
+
+
+def _parts(table: Table, shares: Mapping[str, list[Share]]) -> bool:
+    """Whether updates reach a table that has several names, and do not follow it."""
+    updated = [shares[name] for name in table.names if shares.get(name)]
+    return bool(updated) and not stays_one([[share.update for share in several] for several in updated])
 
 
 def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str, StoredTensor]) -> Iterator[Expected]:

@@ -1,0 +1,94 @@
+"""What config.json and the index of an output must say about its weights; what is missing there makes another model.
+
+Source: transformers 5.23.0, configuration_utils.py, for the keys and for what is meant where one is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loraformat.errors import MergeError
+from loraformat.merger.copies import Inputs
+from loraformat.merger.plan import MergePlan
+from loraformat.merger.verify.reference.expected import HINT, Reference
+from loraformat.model.bundle import Json, OpenedFiles
+from loraformat.model.tensors import DType
+from loraformat.strict_json import parse
+
+_CONFIG = "config.json"
+_INDEX = ".index.json"
+_MOST_NBYTES = 100_000_000
+_TIES = ("tie_word_embeddings", "weight_tying")
+_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_DTYPES = ("dtype", "torch_dtype")
+
+
+def check_described(
+    plan: MergePlan, inputs: Inputs, output: OpenedFiles, reference: Reference, found: Mapping[str, str]
+) -> None:
+    """Compare what the files beside the weights say about them with what is in them.
+
+    Args: found: tensor → weight file of the output, by the headers that were read back.
+
+    Raises: MergeError (LF801): a size, a tie, a count of layers or a dtype in config.json is another one; the index
+        does not name the files that the tensors are in; a tokenizer file is not the adapter's.
+    """
+    for name in output.files():
+        if name.endswith(_INDEX) and _object(output, name).get("weight_map") != found:
+            raise _error(name, "it does not name the files in which the tensors are")
+    if inputs.base.config:
+        written, wanted = _object(output, _CONFIG), dict(_wanted(plan, inputs, reference))
+        for path, value in wanted.items():
+            if _at(written, path) != value:
+                text = f"{'.'.join(path)} is {_at(written, path)!r}, it must be {value!r}"
+                raise _error(_CONFIG, text)
+    tokenizers = {name: file for one in inputs.adapters for name, file in one.tokenizer.items()}
+    for name, file in tokenizers.items():
+        if output.read(name) != file.read():
+            raise _error(name, "it is not the adapter's")
+
+
+def _wanted(plan: MergePlan, inputs: Inputs, reference: Reference) -> Iterator[tuple[tuple[str, ...], Json]]:
+    """Paths of keys in config.json → what must stand there."""
+    resized = [one for one in reference.tensors.values() if one.shape[:1] != one.source.shape[:1]]
+    sizes = {one.source.shape[0]: one.shape[0] for one in resized}
+    is_tied: list[tuple[str, ...]] = []
+    for path, level in _levels(inputs.base.config):
+        size = level.get("vocab_size")
+        if isinstance(size, int) and not reference.unfollowed:
+            yield (*path, "vocab_size"), sizes.get(size, size)
+        if plan.files.dtype is not None:
+            for key in _DTYPES:
+                if level.get(key) is not None:
+                    yield (*path, key), DType[plan.files.dtype].torch_name
+        for key in _COUNTS if inputs.base.layers else ():
+            if key in level:
+                yield (*path, key), len(inputs.base.layers)
+        is_tied += [(*path, key) for key in _TIES if isinstance(level.get(key), bool)]
+    claims = is_tied or [("tie_word_embeddings",)]
+    yield from ((claim, False) for claim in claims if reference.has_parted)
+
+
+def _levels(config: Mapping[str, Json]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Json]]]:
+    yield (), config
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping):
+        yield ("text_config",), nested
+
+
+def _object(output: OpenedFiles, name: str) -> Mapping[str, Any]:
+    value = parse(output.read(name), name, limit=_MOST_NBYTES) if name in output.files() else None
+    if not isinstance(value, dict):
+        raise _error(name, "it is no JSON object")
+    return value
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - as it was read
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _error(name: str, message: str) -> MergeError:
+    return MergeError(f"{name}: {message}", where="verify", hint=HINT)
