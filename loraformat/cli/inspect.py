@@ -100,7 +100,7 @@ def command(
                 progress=advance,
             )
 
-    discovery = discover(adapters, recursive=recursive and source_format is None)
+    discovery = discover(adapters, recursive=recursive, format=source_format)
     options.note(discovery.notes)
     reports, errors = judge_each("inspect", discovery.adapters, judge, discovery.errors)
     if errors and len(reports) == 1:

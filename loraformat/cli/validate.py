@@ -130,7 +130,7 @@ def command(
     from loraformat.errors import NothingChecked
     from loraformat.jobs.discovery import discover
 
-    discovery = discover(adapters, recursive=recursive and judged["source_format"] is None)
+    discovery = discover(adapters, recursive=recursive, format=judged["source_format"])
     settings = _settings(config, isolated, (*adapters, *discovery.adapters))
     options.note(discovery.notes)
     with options.collector_at_rest():

@@ -34,7 +34,7 @@ class Discovery:
     notes: tuple[str, ...] = ()
 
 
-def discover(paths: Sequence[str], *, recursive: bool = True) -> Discovery:
+def discover(paths: Sequence[str], *, recursive: bool = True, format: str | None = None) -> Discovery:  # noqa: A002
     """The adapters that `paths` stand for.
 
     A file of an adapter's folder stands for that folder. A folder stands for itself where it is an adapter, and for
@@ -43,8 +43,11 @@ def discover(paths: Sequence[str], *, recursive: bool = True) -> Discovery:
 
     Args:
         paths: folders, files, addresses of the Hub; what does not exist is returned as it is.
-        recursive: False takes every path as it is.
+        recursive: False takes every folder as it is.
+        format: where it was chosen, every path is taken as it is.
     """
+    if format is not None:
+        return Discovery(adapters=tuple(dict.fromkeys(paths)))
     adapters: dict[str, None] = {}
     errors: dict[str, StorageError] = {}
     notes: list[str] = []

@@ -67,6 +67,14 @@ def test_a_file_of_an_adapter_stands_for_its_folder_and_nothing_below(run_of_a_t
     assert discover([str(run_of_a_trainer / "adapter_model.safetensors")]).adapters == (str(run_of_a_trainer),)
 
 
+@pytest.mark.parametrize("verb", ["validate", "inspect"])
+def test_a_file_is_taken_as_it_is_where_its_format_was_chosen(verb: str, run_of_a_trainer: Path) -> None:
+    weights = run_of_a_trainer / "adapter_model.safetensors"
+    assert discover([str(weights)], format="dump").adapters == (str(weights),)
+    told = run(verb, weights, "--from", "dump", "--alpha", 4, "--format", "json")
+    assert json.loads(told.stdout)["format"] == "dump"
+
+
 def test_adapters_of_peft_lie_one_in_a_subfolder(tmp_path: Path) -> None:
     put(tmp_path / "style")
     put(tmp_path / "facts")
