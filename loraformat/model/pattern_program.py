@@ -239,8 +239,10 @@ class _Parser:
     def braces(self) -> tuple[int, int | None] | None:
         end = self.pattern.find("}", self.at)
         low, comma, high = self.pattern[self.at + 1 : max(end, self.at + 1)].partition(",")
-        if end < 0 or not (low or comma) or not all(digits == "" or _is_small(digits) for digits in (low, high)):
+        if end < 0 or not (low or comma) or not all(_are_digits(text) for text in (low, high)):
             return None
+        if not all(text == "" or _is_small(text) for text in (low, high)):
+            raise _Unsupported
         self.at = end + 1
         least = int(low or 0)
         most = (int(high) if high else None) if comma else least
@@ -336,6 +338,11 @@ class _Parser:
         if literal.isalnum():
             raise _Unsupported
         return literal
+
+
+def _are_digits(text: str) -> bool:
+    """What `re` takes for a bound of a repeat, or for none; with anything else the brace stands for itself."""
+    return text == "" or (text.isascii() and text.isdigit())
 
 
 def _is_small(digits: str) -> bool:

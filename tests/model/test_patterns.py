@@ -132,3 +132,11 @@ def test_a_range_from_or_to_a_class_is_not_read(pattern: str) -> None:
     with pytest.raises(re.error, match="bad character range"):
         re.compile(pattern)
     assert fullmatch(pattern, "1") is None
+
+
+@pytest.mark.parametrize("pattern", ["a{0620,1}", "a{0000000620,0000000001}", "{a{0620,1}"])
+def test_bounds_with_leading_zeros_are_bounds(pattern: str) -> None:
+    """Python's `re` reads them as numbers, and refuses these."""
+    with pytest.raises(re.error, match="min repeat"):
+        re.compile(pattern)
+    assert fullmatch(pattern, "a") is None
