@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from loraformat import formats
 from loraformat.containers import bundle_of_store, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
-from loraformat.errors import AdapterRefused, NonFiniteValue
+from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
+from loraformat.naming import TASKS
 from loraformat.storage import ANYONE, stage
 
 if TYPE_CHECKING:
@@ -55,7 +56,18 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
         chosen, found = formats.detect(bundle)
     else:
         chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
-    return Opened(bundle.uri, bundle, chosen, found.because, chosen.read(bundle, hints=hints))
+    adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    return Opened(bundle.uri, bundle, chosen, found.because, adapter)
+
+
+def _with_task(adapter: Adapter, task: str | None) -> Adapter:
+    """The adapter with the task that the caller states; ConfigError (LF103) where it states another with a head."""
+    stated = adapter.config.task
+    if task is None or stated == task:
+        return adapter
+    if stated in TASKS:
+        raise ConfigError(f"the adapter says {stated}, --assume says task={task}", where="command line")
+    return replace(adapter, config=replace(adapter.config, task=task))
 
 
 def load_adapter(uri: str, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002

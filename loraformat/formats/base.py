@@ -37,6 +37,7 @@ class Hints:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
         fan_in_fan_out: whether the base stores weights as (in, out).
         enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
+        task: the task whose class the adapter was trained on, in PEFT's word: "SEQ_CLS".
         weights: names of the base's tensors with their shapes, from `--base`.
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
@@ -46,6 +47,7 @@ class Hints:
     scale: float | None = None
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
     budget: Budget | None = None
 

@@ -27,7 +27,7 @@ from loraformat.merger import (
     findings_of,
     permissions_of,
     plan_merge,
-    repeated,
+    as_written,
     retentions,
     rounding_findings,
     run_merge,
@@ -173,7 +173,7 @@ def _prepare(
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
     read = [one.adapter for one in opened]
-    checkpoint = repeated(checkpoint, read)
+    checkpoint = as_written(checkpoint, read)
     plan = plan_merge(
         checkpoint,
         read,

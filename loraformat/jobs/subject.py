@@ -24,6 +24,7 @@ class Assumptions:
     scale: float | None = None
     fan_in_fan_out: bool | None = None
     enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
 
     def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
         """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
@@ -34,6 +35,7 @@ class Assumptions:
             scale=self.scale,
             fan_in_fan_out=self.fan_in_fan_out,
             enable_lora=self.enable_lora,
+            task=self.task,
             weights=weights,
             budget=budget,
         )

@@ -5,6 +5,7 @@ from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_o
 from loraformat.matching.nearest import nearest
 from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
+from loraformat.matching.tasks import why_headless, with_task_head
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
 __all__ = [
@@ -26,4 +27,6 @@ __all__ = [
     "replicated",
     "tie_claim",
     "ties_of",
+    "why_headless",
+    "with_task_head",
 ]

@@ -13,6 +13,7 @@ from loraformat.matching.layers import replicated
 from loraformat.matching.nearest import Nearest
 from loraformat.matching.orientation import is_stack_transposed, is_stored_transposed
 from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
+from loraformat.matching.tasks import with_task_head
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
@@ -90,7 +91,7 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     else, where no name lands, on what one prefix more or less for all of them gives, or in a base whose class nobody
     knows one prefix in the place of another, where shapes fit and no second home does.
     """
-    base = replicated(base, adapter.config.layers)
+    base = with_task_head(replicated(base, adapter.config.layers), adapter)
     ties = ties_of(base, adapter.updates)
     atlas = _Atlas(base, ties)
     rename = _one_prefix(adapter.updates, base, atlas)
@@ -181,7 +182,7 @@ class _Atlas:
 
 def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
     """(removed, added): the one prefix by which all names of an adapter land, see `match`; two times "" for none."""
-    base = replicated(base, adapter.config.layers)
+    base = with_task_head(replicated(base, adapter.config.layers), adapter)
     prefix = _one_prefix(adapter.updates, base, _Atlas(base, ties_of(base, adapter.updates)))
     return prefix.removed, prefix.added
 
@@ -337,5 +338,7 @@ def _is_product(update: LowRank) -> bool:
 
 
 def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Equal shapes, or a matrix with another number of rows (a resized vocabulary, another number of labels)."""
+    """Equal shapes, or another number of rows: a resized vocabulary, other labels, or a head of which there are none."""
+    if stored[:1] == (0,):
+        return new[1:] == stored[1:]
     return new == stored or (len(new) == 2 and len(stored) == 2 and new[1] == stored[1])

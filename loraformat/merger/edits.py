@@ -82,10 +82,14 @@ def edits_of(
     resized = {
         name: (base.tensors[edit.source].shape[0], edit.shape[0])
         for name, edit in edits.items()
-        if edit.shape != base.tensors[edit.source].shape
+        if edit.shape != base.tensors[edit.source].shape and not _is_new_head(name, base)
     }
     check_resized(base, resized)
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _is_new_head(name: str, base: Checkpoint) -> bool:
+    return base.task is not None and name in base.task.head
 
 
 def _terms(

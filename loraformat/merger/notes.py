@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding
 from loraformat.matching import TIE_KEYS, is_embedding
-from loraformat.merger.findings import left_out, unlike_peft, whole_matrices
+from loraformat.merger.build import ADAPTER_CONFIG
+from loraformat.merger.findings import (
+    adapter_of_base_left_out,
+    left_out,
+    task_head_written,
+    unlike_peft,
+    whole_matrices,
+)
 from loraformat.merger.plan import Edit, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
@@ -23,8 +30,13 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     Args:
         base: as it is written, its layers repeated where the adapters want that.
     """
-    if plan.left_out:
-        yield left_out(plan.base, plan.left_out)
+    files = [name for name in plan.left_out if name != ADAPTER_CONFIG]
+    if files:
+        yield left_out(plan.base, files)
+    if ADAPTER_CONFIG in plan.left_out:
+        yield adapter_of_base_left_out(plan.base, ADAPTER_CONFIG)
+    if base.task is not None:
+        yield task_head_written(plan.base, base.task.name, base.task.head, base.task.dropped)
     if base.layers:
         text = f"{len(base.layers)} layers of their own are written; PEFT adds the updates of all copies of a layer up"
         yield unlike_peft(plan.base, text)

@@ -41,11 +41,16 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
     """
+    from loraformat.matching import why_headless
+
+    assert subject.base is not None
+    assert subject.adapter is not None
     in_codes = _in_codes(subject)
     for base_weight, nearest in subject.matching.unmatched.items():
         if base_weight in in_codes:
             continue
-        hint = f"the base has {nearest[0]}" if nearest else ""
+        headless = why_headless(base_weight, subject.base, subject.adapter)
+        hint = headless or (f"the base has {nearest[0]}" if nearest else "")
         yield Hit(base_weight, "the base has no such weight", hint)
 
 
