@@ -52,6 +52,13 @@ def test_files_are_sorted_and_have_sizes(store: Store) -> None:
     assert list(store.files().items()) == [("C", 0), ("a", 1), ("b", 2)]
 
 
+def test_the_size_of_one_file_is_that_of_the_list(store: Store) -> None:
+    put(store, "a", b"hello")
+    assert store.size("a") == store.files()["a"] == 5
+    with pytest.raises(StorageError, match="no such file"):
+        store.size("b")
+
+
 def test_a_file_appears_only_when_it_is_complete(store: Store) -> None:
     with store.create("a") as writer:
         writer.write(b"half")

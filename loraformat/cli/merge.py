@@ -66,7 +66,7 @@ from loraformat.cli import options
     type=click.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
-    help="How much of the output is read back and computed again before it gets its name.",
+    help="How much of the output is read back and compared with a reference computed anew before it gets its name.",
 )
 @click.option(
     "--hash",

@@ -97,7 +97,7 @@ def is_safetensors(store: Source, path: str) -> bool:
     """Whether a weight file is to be read as safetensors."""
     if path.lower().endswith(".safetensors"):
         return True
-    return looks_like_safetensors(store.read(path, 0, min(9, store.files().get(path, 9))))
+    return looks_like_safetensors(store.read(path, 0, min(9, store.size(path))))
 
 
 def json_limit(name: str) -> int:

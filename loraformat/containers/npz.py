@@ -53,9 +53,7 @@ def read_arrays(store: Source, path: str) -> dict[str, LazyTensor]:
         ContainerError (LF001): an array of a dtype that is not read, or one whose size is not that of its record.
         StorageError (LF020): the file cannot be read.
     """
-    nbytes = store.files().get(path)
-    if nbytes is None:
-        nbytes = len(store.read(path))
+    nbytes = store.size(path)
     if store.read(path, 0, min(nbytes, 4)) != b"PK\x03\x04":
         raise NotATensorFile("the file is not the zip that savez writes", where=path)
     records = read_directory(store, path, nbytes, has_folder=False)

@@ -56,7 +56,7 @@ def read_header(store: Source, path: str) -> Header:
         InvalidHeader (LF003): a rule of the format is broken.
         StorageError (LF020): the file cannot be read.
     """
-    nbytes = _size(store, path)
+    nbytes = store.size(path)
     head = store.read(path, 0, min(nbytes, HEAD_NBYTES))
     if not looks_like_safetensors(head):
         refuse_foreign(head, path, zip_is_foreign=True)
@@ -91,12 +91,6 @@ def _lazy(store: Source, path: str, entry: Entry) -> LazyTensor:
         lambda start, stop: read_rows(store, stored(path, entry), start, stop),
         lambda start, stop: read_raw_rows(store, stored(path, entry), start, stop),
     )
-
-
-def _size(store: Source, path: str) -> int:
-    nbytes = store.files().get(path)
-    # Not there: the store's own message says why.
-    return len(store.read(path)) if nbytes is None else nbytes
 
 
 def _data_start(head: bytes, nbytes: int, where: str) -> int:

@@ -100,9 +100,7 @@ def check_records(store: Source, path: str) -> None:
 
 
 def _sized(store: Source, path: str) -> int:
-    nbytes = store.files().get(path)
-    if nbytes is None:
-        nbytes = len(store.read(path))  # not there: the store's own message says why
+    nbytes = store.size(path)
     head = store.read(path, 0, min(nbytes, HEAD_NBYTES))
     refuse_foreign(head, path, zip_is_foreign=False)
     if not head.startswith(b"PK\x03\x04"):

@@ -248,7 +248,11 @@ def _write(
         if progress is not None:
             progress(min(done, total), total)
 
-    inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in prepared.opened])
+    inputs = Inputs(
+        base=prepared.base,
+        adapters=[one.adapter for one in prepared.opened],
+        bundles=[one.bundle for one in prepared.opened],
+    )
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan)
@@ -311,6 +315,7 @@ def _report(
             retained=total_share(tallies),
             retention=retentions(tallies),
             verified=verified,
+            checked=None if outcome is None else outcome.checked,
         ),
         findings=(*prepared.findings, *lost),
         written=() if outcome is None else tuple(os.path.join(out, name) for name in names),

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 
+# A config of some bytes must not make millions of names; no model that was trained with replicated layers comes near.
+_MOST_TENSORS = 500_000
 _LAYER = re.compile(r"^(.*?\.)?(layers|layer|h|blocks)\.(\d{1,9})\.(.*)$", re.DOTALL)
 
 
@@ -15,7 +17,7 @@ def replicated(base: Checkpoint, layers: tuple[int, ...] | None) -> Checkpoint:
     """The base with its stack of layers replaced: layer n holds the tensors of stored layer `layers[n]`.
 
     A base that has been replicated already, or `layers` None, comes back as it is. So does a base that lacks one of the
-    layers: the updates of that layer then match nothing.
+    layers, or would have half a million tensors: the updates of new layers then match nothing.
 
     Source: peft 0.21.2, tuners/tuners_utils.py `replicate_layers`.
     """
@@ -24,7 +26,9 @@ def replicated(base: Checkpoint, layers: tuple[int, ...] | None) -> Checkpoint:
     copies: dict[int, list[int]] = {}
     for number, source in enumerate(layers):
         copies.setdefault(source, []).append(number)
-    if copies.keys() - {_layer(name) for name in base.tensors}:
+    sources = [_layer(name) for name in base.tensors]
+    count = sum(1 if source is None else len(copies.get(source, ())) for source in sources)
+    if copies.keys() - set(sources) or count > _MOST_TENSORS:
         return base
     names = {name: list(_names(name, copies)) for name in base.tensors}
     tensors = {new: _own(base.tensors[old]) for old, several in names.items() for new in several}

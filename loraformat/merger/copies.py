@@ -13,7 +13,7 @@ from loraformat.containers import bytes_of
 from loraformat.merger.plan import Term
 from loraformat.merger.retention import Tally
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import OpenedFiles
+from loraformat.model.bundle import Bundle, OpenedFiles
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, WeightFile
 from loraformat.model.tensors import Entry
 from loraformat.model.updates import Update
@@ -31,15 +31,21 @@ class Inputs:
     Attributes:
         base: with the one opening of its files.
         adapters: as `MergePlan.adapters`.
+        bundles: the files of each adapter, by the opening through which it was read; none for adapters in memory.
     """
 
     base: Checkpoint
     adapters: Sequence[Adapter]
+    bundles: Sequence[Bundle] = ()
 
     @property
     def store(self) -> OpenedFiles:
         """The base's files, as they were when it was opened."""
         return self.base.store
+
+    def bundle(self, number: int) -> Bundle | None:
+        """The files of an adapter; None where it is in memory."""
+        return self.bundles[number] if self.bundles else None
 
     def update(self, term: Term) -> Update:
         """The update that a term of the plan means."""

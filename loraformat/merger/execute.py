@@ -18,6 +18,7 @@ from loraformat.merger.retention import Tally
 from loraformat.merger.steps import Steps
 from loraformat.merger.windows import Limits, windows
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results import Checked
 from loraformat.model.tensors import DType, Entry
 from loraformat.storage import PAGE_NBYTES, Run, digest_of
 from loraformat.storage.base import Store, Writer
@@ -31,11 +32,13 @@ class Written:
         tallies: of each edited tensor that is not replaced.
         digests: of each edited tensor, the digest of its bytes in the file.
         runs: output file → digests of its bytes, by offset: of all of them unless copied bytes were left out.
+        checked: how much of all files was compared with the inputs, once it was.
     """
 
     tallies: dict[str, Tally] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
+    checked: Checked | None = None
 
 
 OnWritten = Callable[[ShardPlan, Written], None]

@@ -89,7 +89,7 @@ def run_merge(
     )
     if trust.verify != "none":
         is_full = trust.verify == "full"
-        check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
+        written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
     base_prints, *adapters = [_prints(one, read) for one in (base, *sources)]
     prints = {"base": base_prints, "adapters": adapters}
     outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))

@@ -27,6 +27,9 @@ class OpenedFiles(Protocol):
     def folders(self) -> tuple[str, ...]:
         """Names of the subfolders."""
 
+    def size(self, path: str) -> int:
+        """Size of a file in bytes."""
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """A range of a file, or all from `offset` on."""
 

@@ -180,6 +180,7 @@ def _plain_text(key: str) -> str | None:
 
 
 def _is_linear(key: str, budget: Budget) -> bool:
+    """Whether a key can be evaluated: alone, for PEFT puts it between parentheses which its own might close, and so."""
     from loraformat.model.patterns import Matcher
 
-    return Matcher(rf"(.*\.)?({key})$", budget).is_linear
+    return all(Matcher(pattern, budget).is_linear for pattern in (key, rf"(.*\.)?({key})$"))

@@ -86,8 +86,13 @@ def compiled(pattern: str) -> Program:
     try:
         emitter.emit(_Parser(pattern).whole())
     except _Unsupported:
-        return Program(None, len(pattern) + emitter.emitted)
-    return Program((*emitter.program, Accept()), len(pattern) + emitter.emitted)
+        return Program(None, _cost(pattern, emitter))
+    return Program((*emitter.program, Accept()), _cost(pattern, emitter))
+
+
+def _cost(pattern: str, emitter: _Emitter) -> int:
+    """Reading a character of a pattern and writing an instruction each take the time of ten looks at a state."""
+    return 10 * (len(pattern) + emitter.emitted)
 
 
 class _Emitter:
@@ -307,15 +312,22 @@ class _Parser:
 
     def class_item(self, first: str) -> Test | _Range:
         if first == "\\" and self.peek() in _CLASSES:
-            return _CLASSES[self.take()]
+            found = _CLASSES[self.take()]
+            if self.begins_range():
+                raise _Unsupported
+            return found
         low = self.class_literal(first)
-        if self.peek() != "-" or self.pattern[self.at + 1 : self.at + 2] in ("", "]"):
+        if not self.begins_range():
             return low, low
         self.take()
         high = self.class_literal(self.take())
         if high < low:
             raise _Unsupported
         return low, high
+
+    def begins_range(self) -> bool:
+        """Whether a hyphen follows that is not the last character of its class."""
+        return self.peek() == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("", "]")
 
     def class_literal(self, character: str) -> str:
         if character != "\\":

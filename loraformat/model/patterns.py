@@ -14,6 +14,7 @@ from loraformat.budget import Budget
 from loraformat.model.pattern_program import Accept, Anchor, Character, Instruction, Split, compiled
 
 _LONGEST_TEXT = 2000
+_FIXED_COST = 20
 _MOST_KEPT = 2_000_000  # states of the sets that a matcher remembers, two bytes each
 
 
@@ -51,7 +52,8 @@ class Matcher:
 
     def fullmatch(self, text: str) -> bool | None:
         """Whether the whole text matches, as `re.fullmatch` says; None where it was not evaluated."""
-        if self._program is None or len(text) > _LONGEST_TEXT or "\n" in text or not self._budget.spend(len(text)):
+        cost = _FIXED_COST + len(text)
+        if self._program is None or len(text) > _LONGEST_TEXT or "\n" in text or not self._budget.spend(cost):
             return None
         if not text:
             return self._accepts(self._closure([0], at_start=True, at_end=True))
@@ -113,7 +115,7 @@ class Matcher:
                 waiting.extend(instruction.targets)
             elif isinstance(instruction, Anchor) and (at_start if instruction.at_start else at_end):
                 waiting.append(state + 1)
-        self._budget.spend(looked_at)
+        self._budget.spend(_FIXED_COST + looked_at)
         return seen
 
 

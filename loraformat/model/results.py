@@ -118,6 +118,26 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What of an output was compared before it got its name.
+
+    Attributes:
+        changed: tensors that are no copies.
+        followed: of how many of them the reference can tell what they must be.
+        compared: how many of them were compared with it, in all or in some rows.
+        copied, copies_compared: copies, and how many were compared with the base, in all or in part.
+        unscaled: updates whose factor no formula of their format gives, so that the reader's was taken for right.
+    """
+
+    changed: int
+    followed: int
+    compared: int
+    copied: int
+    copies_compared: int
+    unscaled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
     """What `merge` wrote, or would write.
 
@@ -132,6 +152,7 @@ class MergeResult:
         retained: the share of all updates together that survived rounding; None where nothing was added or written.
         retention: the same for each touched weight that is not replaced, sorted by name.
         verified: how the output was compared with the inputs before it got its name: "none", "sample" or "full".
+        checked: how much of it was compared; None where nothing was.
     """
 
     base: str
@@ -146,6 +167,7 @@ class MergeResult:
     retained: float | None = None
     retention: tuple[Retention, ...] = ()
     verified: str = "none"
+    checked: Checked | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from loraformat.diagnostics import Finding, Severity, show
 from loraformat.model.differences import DiffResult
 from loraformat.model.estimates import EstimateResult
 from loraformat.model.results import (
+    Checked,
     ConvertResult,
     InspectResult,
     MergeResult,
@@ -203,6 +204,8 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         f"{amount(result.tensors_copied)} copied",
     )
     _say_retention(page, result)
+    if result.checked is not None:
+        page.say(Piece("checked ", "dim"), _checked(result.checked))
     size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
         page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
@@ -220,6 +223,20 @@ def _say_retention(page: Page, result: MergeResult) -> None:
         return
     rows = [[one.weight, _percent(one.share), _percent(one.unchanged), number(one.largest)] for one in worst]
     page.table(["least kept", "kept", "unchanged", "largest"], rows)
+
+
+def _checked(found: Checked) -> str:
+    """What was compared before the output got its name, and what could not be."""
+    copies = "1 copy" if found.copied == 1 else f"{amount(found.copied)} copies"
+    told = (
+        f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against a reference computed anew, "
+        f"{amount(found.copies_compared)} of {copies} against the base"
+    )
+    unknown = found.changed - found.followed
+    told += f"; of {amount(unknown)} the reference cannot tell where their updates land" if unknown else ""
+    return told + (
+        f"; {plural(found.unscaled, 'scale')} without a formula, as the reader has it" if found.unscaled else ""
+    )
 
 
 def _say_plot(page: Page, report: Report, result: PlotResult) -> None:

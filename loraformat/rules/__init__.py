@@ -166,8 +166,12 @@ def run(
             skipped.append(Skipped(each.code, each.name, reason))
         else:
             findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
-    left_out = (Hit(where, what) for where, what in subject.budget.left_out.items())
-    findings.extend(_stamped(consistency.pattern_not_evaluated, hit) for hit in left_out)
+    reporter = consistency.pattern_not_evaluated
+    for where, what in subject.budget.left_out.items():
+        if reporter in rules:
+            findings.append(_stamped(reporter, Hit(where, what)))
+        else:  # nobody asked for that rule, and still a rule that was asked for did not look at everything
+            skipped.append(Skipped(reporter.code, reporter.name, f"{where}: {what}"))
     return in_order(findings), tuple(skipped)
 
 

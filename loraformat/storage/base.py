@@ -31,6 +31,9 @@ class Source(Protocol):
     def folders(self) -> tuple[str, ...]:
         """Names of subfolders, sorted; hidden ones left out. Their content cannot be reached from here."""
 
+    def size(self, path: str) -> int:
+        """Bytes of one file, without looking at the others. Raises StorageError where there is none."""
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """A range of a file, or from `offset` to its end. A range that the file does not have raises StorageError."""
 

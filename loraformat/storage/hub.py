@@ -79,6 +79,7 @@ class HubStore:
         with _told_as(uri):
             self._api, self._client = _connected(endpoint, wait, patience_s)
             self._commit, self._sizes = self._listed(revision)
+        self._files = self._inside_folder()
         self.uri = _pinned(self._repository, self._commit, self._folder)
         if self._folder and not any(name.startswith(f"{self._folder}/") for name in self._sizes):
             raise StorageError("the repository has no such folder", where=uri)
@@ -108,6 +109,9 @@ class HubStore:
 
     def files(self) -> Mapping[str, int]:
         """See Store."""
+        return self._files
+
+    def _inside_folder(self) -> dict[str, int]:
         prefix = f"{self._folder}/" if self._folder else ""
         found = {name.removeprefix(prefix): size for name, size in self._sizes.items() if name.startswith(prefix)}
         return dict(sorted((name, size) for name, size in found.items() if "/" not in name))
@@ -120,7 +124,7 @@ class HubStore:
 
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
-        size = self._size(path)
+        size = self.size(path)
         count = size - offset if nbytes is None else nbytes
         checked_range(path, size, offset, count)
         if offset + count <= min(size, _HEAD_NBYTES):
@@ -139,7 +143,8 @@ class HubStore:
         """Raises: StorageError, always."""
         raise StorageError("nothing is written to the Hub", where=f"{self.uri}/{path}", hint="write a folder")
 
-    def _size(self, path: str) -> int:
+    def size(self, path: str) -> int:
+        """See Store."""
         size = self.files().get(checked_name(path, self.uri))
         if size is None:
             raise StorageError("no such file", where=f"{self.uri}/{show(path)}")
@@ -148,7 +153,7 @@ class HubStore:
     def _range(self, path: str, start: int, nbytes: int) -> bytes:
         if nbytes == 0:
             return b""
-        size = self._size(path)
+        size = self.size(path)
         with _told_as(f"{self.uri}/{path}"):
             url = _address(self._api, self._repository, self._commit, self._inside(path))
             wanted = {"Range": f"bytes={start}-{start + nbytes - 1}"}

@@ -96,6 +96,11 @@ class LocalStore:
         with told_as(self.uri), os.scandir(self._folder) as entries:
             return tuple(sorted(each.name for each in entries if each.is_dir() and not each.name.startswith(".")))
 
+    def size(self, path: str) -> int:
+        """See Store."""
+        with self._opened(path) as (_, size):
+            return size
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
         with self._opened(path) as (fd, size):

@@ -27,6 +27,10 @@ class MemoryStore:
         """See Store."""
         return ()
 
+    def size(self, path: str) -> int:
+        """See Store."""
+        return len(self._content(path))
+
     def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
         """See Store."""
         data = self._content(path)

@@ -218,6 +218,9 @@ def test_large_files_use_zip64() -> None:
         def files(self) -> dict[str, int]:
             return {NAME: layout.nbytes}
 
+        def size(self, path: str) -> int:
+            return layout.nbytes
+
         def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
             assert nbytes is not None
             assert nbytes < 1 << 20

@@ -95,7 +95,7 @@ def test_replicated_layers_are_a_list(pairs: list[list[int]] | None, layers: tup
     assert read(layer("m.q", 4, 4), layer_replication=pairs).config.layers == layers
 
 
-@pytest.mark.parametrize("pairs", [[[0, 10**9]], [[0]], [3], "0-2", [[2, 2]], [[0, 100_000], [0, 100_000]]])
+@pytest.mark.parametrize("pairs", [[[0, 10**9]], [[0]], [3], "0-2", [[2, 2]], [[0, 10_000], [0, 1]], [[0, 32]] * 400])
 def test_no_list_of_layers_is_refused(pairs: object) -> None:
     with pytest.raises(ConfigError, match="layer_replication"):
         read(layer("m.q", 4, 4), layer_replication=pairs)
@@ -138,3 +138,10 @@ def test_what_only_training_needs_is_left_out_with_a_note() -> None:
     adapter = read({**layer("m.q", 4, 4), **extra})
     assert [note.code for note in adapter.notes] == ["LF203"]
     assert (list(adapter.updates), adapter.unclaimed) == (["m.q.weight"], {})
+
+
+def test_too_many_names_of_blocks_are_refused() -> None:
+    """Each would be looked for in the name of each module."""
+    blocks = {"target_modules_bd_a": [f"x{number}" for number in range(1001)], "nblocks": 1}
+    with pytest.raises(ConfigError, match="more than 1000 names"):
+        read(layer("m.q", 4, 4), use_bdlora=blocks)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from loraformat.budget import Budget
 from loraformat.errors import ConfigError
-from loraformat.formats.peft.patterns import PatternKeys, is_end, is_inside
+from loraformat.formats.peft.patterns import Ends, Inside, PatternKeys
 
 MODULES = st.from_regex(r"[ab_]{1,3}(\.[ab_01]{1,3}){0,3}", fullmatch=True)
 KEYS = st.from_regex(r"\^?[ab.]{1,4}(\*|\+|\||\\\.|\(a|b\)|[01])?[ab]{0,2}\$?", fullmatch=True)
@@ -50,9 +50,9 @@ def test_many_modules_with_as_many_plain_keys_each_find_their_own() -> None:
 
 
 def test_too_many_steps_are_an_error() -> None:
-    keys = PatternKeys("rank_pattern", ["(a|b)*" * 100], Budget(1000))
+    keys = PatternKeys("rank_pattern", ["(a|b)*" * 100], Budget(100_000))
     with pytest.raises(ConfigError, match="too large"):
-        keys.first_match("ab" * 100)
+        [keys.first_match("ab" * length) for length in range(1000)]
 
 
 @pytest.mark.parametrize("spell", [lambda module: f"^{module}", lambda module: f"^{re.escape(module)}$", re.escape])
@@ -86,8 +86,27 @@ def test_keys_of_many_shapes_are_refused_and_not_compared_for_ever() -> None:
         [table.first_match(f"b{number:014}") for number in range(20_000)]
 
 
-def test_names_select_ends_and_runs_of_components() -> None:
-    assert is_end("q_proj", "layers.0.q_proj")
-    assert not is_end("proj", "layers.0.q_proj")
-    assert is_inside("model.embed_tokens", "embed_tokens")
-    assert not is_inside("model.embed_tokens_2", "embed_tokens")
+@given(MODULES, st.lists(MODULES, max_size=6, unique=True))
+def test_names_select_the_modules_that_they_end(module: str, names: list[str]) -> None:
+    assert Ends(names).of(module) == [name for name in names if f".{module}".endswith(f".{name}")]
+
+
+@given(MODULES, st.lists(MODULES, max_size=6, unique=True))
+def test_names_select_the_paths_that_they_are_inside_of(path: str, names: list[str]) -> None:
+    assert Inside(names, Budget()).of(path) == {name for name in names if f".{name}." in f".{path}."}
+
+
+def test_many_names_for_many_modules_are_looked_up_and_not_compared() -> None:
+    """What compares each with each runs into the time limit of the suite."""
+    names = [f"layers.{number}.mlp.experts" for number in range(50_000)]
+    paths = [f"model.layers.{number}.mlp.experts.w1" for number in range(20_000)]
+    inside, ends = Inside(names, Budget()), Ends(names)
+    assert all(inside.of(path) == {names[number]} for number, path in enumerate(paths))
+    assert all(ends.of(path.removesuffix(".w1")) == [names[number]] for number, path in enumerate(paths))
+
+
+def test_names_of_many_lengths_for_long_paths_are_refused() -> None:
+    names = [".".join("a" * count) for count in range(1, 900)]
+    inside = Inside(names, Budget(100_000), "modules_to_save")
+    with pytest.raises(ConfigError, match="too many names"):
+        [inside.of(".".join("a" * 900)) for _ in range(100)]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import hostile
 
-from loraformat.containers import strict_json
+from loraformat.budget import Budget
+from loraformat.containers import strict_json, yaml
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
 from loraformat.containers.pickle_subset import read_pickle
@@ -21,6 +22,7 @@ from loraformat.errors import LoraFormatError
 from loraformat.jobs.inspect import inspect
 from loraformat.jobs.validate import validate
 from loraformat.model.bundle import RawFile
+from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.model.patterns import fullmatch, is_linear
 from loraformat.report import FORMS, render_all
 from loraformat.rules.vocabulary import read_vocabulary
@@ -97,6 +99,32 @@ def expression(data: bytes) -> None:
         assert found is None or found == (compiled.fullmatch(name) is not None), (pattern, name)
 
 
+def yaml_text(data: bytes) -> None:
+    """What is accepted is a value of JSON, which can be written and read again."""
+    value = yaml.parse(data, "x")
+    assert strict_json.parse(strict_json.dump(value), "x") == value
+
+
+def pattern_keys(data: bytes) -> None:
+    """Keys of `rank_pattern`, one a line: the first that matches is the one that PEFT's expression matches."""
+    import re
+    import warnings
+
+    keys = list(dict.fromkeys(data.decode("utf-8", "replace").split("\n")[:8]))
+    table = PatternKeys(keys, Budget(200_000))
+    for module in ("q", "a.q_proj", "m.a-b.q_proj", ""):
+        try:
+            found = table.first_match(module)
+        except OutOfSteps:
+            return
+        if table.unread or any(len(key) > 30 for key in keys):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wanted = next((key for key in keys if re.match(rf"(.*\.)?({key})$", module)), None)
+        assert found == wanted, (keys, module, found, wanted)
+
+
 def whole_folder(data: bytes) -> None:
     """A PEFT folder whose config and weights come from the bytes; validated, inspected and told in every form."""
     cut = struct.unpack_from("<H", data)[0] if len(data) >= 2 else 0
@@ -142,6 +170,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         index,
         tokenizer,
         expression,
+        yaml_text,
+        pattern_keys,
         whole_folder,
     )
 }
@@ -184,6 +214,7 @@ TOKENS = (
     *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80"),
     *(b".*", b"(", b")+", b"|", b"{2,3}", b"[a-z]", b"\\d", b"(?:", b"^", b"$", b"*?", b"{0}", b"[^", b"\\"),
     *(b'"r":', b'"rank_pattern":', b'"lora_alpha":', b'"target_modules":', b'"LORA"', b'"LOHA"', b'"modules_to_save":'),
+    *(b"%YAML 1.", b"---\n", b"- ", b": ", b"&a ", b"*a", b"!!int ", b"0x", b":59", b"\\U0001", b"\\.", b"\\-"),
     *(b'"vocab":', b'"merges":', b'"model":', b'"added_tokens":', b'"id":', b'"content":', b'"normalizer":'),
 )
 
@@ -195,6 +226,17 @@ def seeds(name: str) -> list[bytes]:
         return [path.read_bytes() for path in sorted(good.rglob("*.safetensors"))[:6]] + [hostile.factors()]
     if name == "torch_zip":
         return [path.read_bytes() for path in sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]]
+    if name == "yaml_text":
+        return [
+            b"lora_r: 8\nlora_alpha: 16.0\nlora_query: true\nout_dir: 'a: b'\nlist: [1, 2.5e3, null]\n",
+            b'%YAML 1.1\n---\na: 1:30:59\nb: 0x1F\nc: "\\u00e9\\n"\nd: |\n  text\n  more\n',
+        ]
+    if name == "pattern_keys":
+        return [
+            b"^m.a-b.q_proj\nq_proj\n.*q",
+            b"m\\.a\\-b\\.q_proj$\n^q$\n(a|m)\\.q_proj",
+            b"a.q_proj\na-b\\.[a-q]_proj",
+        ]
     if name == "pickle_subset":
         import zipfile
 

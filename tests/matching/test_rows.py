@@ -88,6 +88,12 @@ def test_who_decides_the_orientation_of_experts(
     assert (found.landings["e.w"][0].transposed, found.misfits) == (turned, ())
 
 
+def test_a_few_bytes_of_config_do_not_make_millions_of_names() -> None:
+    shapes = {f"model.layers.0.mlp.experts.{n}.w1": (4, 4) for n in range(200)}
+    assert len(replicated(base(shapes), (0,) * 1000).tensors) == 200_000
+    assert len(replicated(base(shapes), (0,) * 10_000).tensors) == 200
+
+
 def test_repeated_layers_are_copies_under_new_numbers() -> None:
     shapes = {f"model.layers.{n}.q.weight": (4, 4 + n) for n in range(3)} | {"lm_head.weight": (9, 4)}
     found = replicated(base(shapes), (0, 2, 2))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loraformat.containers import open_checkpoint
 from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, repeated, write_others, write_weights
+from loraformat.merger.verify import check_output
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
@@ -108,16 +109,20 @@ def merge_and_tell(
     *adapters: Adapter,
     jobs: int = 1,
     memory_nbytes: int = 1 << 24,
+    strengths: Sequence[float] = (),
     **planned: object,
 ) -> Written:
-    """A merge without the job around it: the files, and what is known of them."""
+    """A merge without the job around it, compared with the reference: the files, and what is known of them."""
     checkpoint = repeated(open_checkpoint(str(base)), adapters)
-    sources = [AdapterSource("memory", "none") for _ in adapters]
+    factors = strengths or [1.0] * len(adapters)
+    sources = [AdapterSource("memory", "none", strength=factor) for factor in factors]
     plan = plan_merge(checkpoint, adapters, sources, **planned)
     inputs = Inputs(base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
-        return write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
+        written = write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
+        check_output(plan, inputs, output, full=True, digests=written.digests)
+        return written
 
 
 def load(folder: Path) -> dict[str, Tensor]:

@@ -124,3 +124,11 @@ def test_classes_agree_with_re(inside: str, character: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert found == bool(re.fullmatch(f"[{inside}]", character))
+
+
+@pytest.mark.parametrize("pattern", [r"[\d-[]", r"[\w-.]", r"[\d-a]", r"[a-\d]"])
+def test_a_range_from_or_to_a_class_is_not_read(pattern: str) -> None:
+    """Python's `re` refuses it."""
+    with pytest.raises(re.error, match="bad character range"):
+        re.compile(pattern)
+    assert fullmatch(pattern, "1") is None

@@ -17,6 +17,7 @@ from loraformat.diagnostics import Finding, Severity
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.records import weight_records
 from loraformat.model.results import (
+    Checked,
     ConvertResult,
     InspectResult,
     MergedAdapter,
@@ -214,6 +215,15 @@ def test_json_needs_neither_torch_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_merge_says_what_was_checked_and_what_could_not_be() -> None:
+    found = Checked(changed=9, followed=9, compared=7, copied=1, copies_compared=1, unscaled=0)
+    text = render(report("merge", data=replace(MERGED, checked=found)), "text")
+    assert "checked 7 of 9 changed tensors against a reference computed anew, 1 of 1 copy against the base\n" in text
+    less = replace(found, followed=7, unscaled=2)
+    text = render(report("merge", data=replace(MERGED, checked=less)), "text")
+    assert "of 2 the reference cannot tell where their updates land; 2 scales without a formula" in text
 
 
 def flood(count: int) -> tuple[Finding, ...]:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from loraformat.errors import AdapterRefused
 from loraformat.jobs.merge import merge
+from loraformat.jobs.subject import Assumptions
 from loraformat.jobs.validate import validate
 
 PREFIX = "base_model.model.model.layers.0.self_attn"
@@ -87,3 +88,23 @@ def test_a_folder_in_the_place_of_a_tokenizer_file_is_named(tmp_path: Path, name
     (change / name).mkdir()
     found = [(one.where, one.message) for one in validate(str(change)).findings if one.code == "LF511"]
     assert found == [(name, "expected a file, found a folder")]
+
+
+@pytest.mark.parametrize(("assumed", "factor"), [(None, 16.0), (8.0, 8.0)])
+def test_the_scale_of_an_old_mlx_vlm_adapter_is_the_caller_s_to_choose(
+    tmp_path: Path, assumed: float | None, factor: float
+) -> None:
+    """Also for the check of what was written, which has a formula of its own."""
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"rank": 2, "alpha": 16, "dropout": 0}))
+    a, b = torch.randn(8, 2), torch.randn(2, 8)
+    module = "model.layers.0.self_attn.q_proj"
+    save_file({f"{module}.A": a, f"{module}.B": b}, folder / "adapters.safetensors")
+    model = base(tmp_path / "b", "llama")
+    report = merge(model, [str(folder)], str(tmp_path / "out"), assumptions=Assumptions(scale=assumed), verify="full")
+    assert ("LF244" in {one.code for one in report.findings}) == (assumed is None)
+    before, after = (
+        load_file(Path(path) / "model.safetensors")[f"{module}.weight"] for path in (model, tmp_path / "out")
+    )
+    assert torch.allclose(after - before, factor * (a @ b).T, atol=1e-4)

@@ -119,13 +119,16 @@ def test_a_flood_of_one_kind_is_counted_and_not_listed() -> None:
     assert f"and {100_000 - MOST_HITS} more like this" in [finding.message for finding in findings]
 
 
-def test_what_the_budget_of_a_run_leaves_out_is_a_finding_with_numbers() -> None:
+def unfinished() -> Subject:
     names = {f"layers.{number}.q_proj.weight": (LowRank(zeros(4, 2), zeros(2, 4), 1.0),) for number in range(50)}
     config = AdapterConfig(targets="(.?){900}q_proj", raw={"rank_pattern": {"[a-f]+x": 4}})
-    subject = Subject(
+    return Subject(
         bundle=Bundle("", {}), format="peft", adapter=Adapter(config=config, updates=names), budget=Budget(20_000)
     )
-    findings, _ = run(subject)
+
+
+def test_what_the_budget_of_a_run_leaves_out_is_a_finding_with_numbers() -> None:
+    findings, _ = run(unfinished())
     told = {found.where: found.message for found in findings if found.code == "LF216"}
     assert (
         told["adapter_config.json: target_modules"]
@@ -133,3 +136,12 @@ def test_what_the_budget_of_a_run_leaves_out_is_a_finding_with_numbers() -> None
     )
     assert "1 patterns were not" in told["adapter_config.json: rank_pattern"]
     assert not [found for found in findings if found.code in ("LF208", "LF211")]
+
+
+def test_what_is_left_out_is_told_where_that_rule_was_not_asked_for_too() -> None:
+    """Otherwise `--select LF208` would be OK without having looked at every module."""
+    findings, skipped = run(unfinished(), select(RULES, ["LF208"]))
+    assert findings == ()
+    (left_out,) = skipped
+    assert left_out.code == "LF216"
+    assert "target_modules: the pattern was not compared with 50 of 50 modules" in left_out.reason

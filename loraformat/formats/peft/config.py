@@ -28,7 +28,7 @@ from loraformat.formats.fields import (
 )
 from loraformat.formats.peft.forms import Blocks, blocks_of, layers_of, recipe_of
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.patterns import PatternKeys, is_end, lookup
+from loraformat.formats.peft.patterns import Ends, Inside, PatternKeys, lookup
 from loraformat.formats.peft.tuners import REFUSED, TUNERS
 from loraformat.formats.scaling import MAX_RANK, Scaling, agreed
 from loraformat.model.bundle import Json
@@ -80,6 +80,7 @@ class PeftConfig:
         recipe: how the initialisation changed the base (see FromBase), or None.
         blocks: which factors are block-diagonal (`use_bdlora`), or None.
         version: `peft_version`.
+        saved, token_ends: names of `modules_to_save` and `trainable_token_indices`, ready for lookup.
         token_indices: `trainable_token_indices`: one list for the embedding, or lists by module name; None for none.
     """
 
@@ -104,6 +105,8 @@ class PeftConfig:
     layers: tuple[int, ...] | None = None
     recipe: str | None = None
     blocks: Blocks | None = None
+    saved: Inside
+    token_ends: Ends | None = None
 
     def rank_of(self, module: str) -> int:
         """The declared rank of a module."""
@@ -119,7 +122,8 @@ class PeftConfig:
         """The row numbers of a module's trained tokens, in the order of the rows, or None."""
         if self.token_indices is None or isinstance(self.token_indices, tuple):
             return self.token_indices
-        return next((rows for name, rows in self.token_indices.items() if is_end(name, module)), None)
+        assert self.token_ends is not None
+        return next((self.token_indices[name] for name in self.token_ends.of(module)), None)
 
     def required_modules(self) -> tuple[str, ...]:
         """`modules_to_save` without those that PEFT adds by itself for a task, whether the model has them or not."""
@@ -136,8 +140,9 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     raw = as_object(value, CONFIG)
     peft_type = _peft_type(raw)
     _refuse(raw)
+    budget = hints.budget or Budget()
     if peft_type in TUNERS:
-        return _common(raw, peft_type)
+        return _common(raw, peft_type, budget)
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", place(CONFIG, "r"))
     if rank is None:
@@ -150,9 +155,8 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         key: as_number(item, f'{place(CONFIG, "alpha_pattern")}["{key}"]')
         for key, item in _object(raw, "alpha_pattern").items()
     }
-    budget = hints.budget or Budget()
     return replace(
-        _common(raw, peft_type),
+        _common(raw, peft_type, budget),
         rank=rank,
         alpha=optional_number(raw, "lora_alpha" if peft_type == "LORA" else "alpha", CONFIG),
         scaling=Scaling(by_root=_flag(raw, "use_rslora")),
@@ -168,15 +172,18 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     )
 
 
-def _common(raw: Config, peft_type: str) -> PeftConfig:
+def _common(raw: Config, peft_type: str, budget: Budget) -> PeftConfig:
     """What all adapters have; rank and scale are the tuner's own business."""
     rows = "token_indices" if peft_type == "TRAINABLE_TOKENS" else "trainable_token_indices"
+    indices, saved = _token_indices(raw, rows), _names(raw, "modules_to_save")
     return PeftConfig(
         raw=raw,
         peft_type=peft_type,
         targets=names_or_pattern(raw, "target_modules", CONFIG),
-        modules_to_save=_names(raw, "modules_to_save"),
-        token_indices=_token_indices(raw, rows),
+        modules_to_save=saved,
+        saved=Inside(saved, budget, place(CONFIG, "modules_to_save")),
+        token_indices=indices,
+        token_ends=Ends(indices) if isinstance(indices, dict) else None,
         bias=_bias(raw),
         ensures_tying=_flag(raw, "ensure_weight_tying"),
         fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", CONFIG),

@@ -18,7 +18,8 @@ from loraformat.model.tensors import LazyTensor
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MAX_LAYERS = 100_000
+_MAX_LAYERS = 10_000
+_MAX_PARTS = 1_000  # each is looked for in each module's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +110,6 @@ def blocks_of(raw: Config) -> Blocks | None:
         return None
     fields = as_object(value, where)
     a, b = (fields.get(name) or [] for name in ("target_modules_bd_a", "target_modules_bd_b"))
+    if any(isinstance(names, list) and len(names) > _MAX_PARTS for names in (a, b)):
+        raise ConfigError(f"more than {_MAX_PARTS} names", where=where)
     return Blocks(as_texts(a, where), as_texts(b, where), as_integer(fields.get("nblocks", 1), where, 1, 65_536))

@@ -15,6 +15,7 @@ from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.fields import place
 from loraformat.formats.peft.config import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
+from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
@@ -59,8 +60,9 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
             outer = path.removesuffix(f"{_WRAPPED}.out_proj")
             layers[path] = Nested(f"{outer}.out_proj.weight", f"{outer}.out_proj", times=_OUT_PROJ_TIMES)
             layers[outer] = Nested(f"{outer}.in_proj_weight", outer)
+    targets = _Targets(config)
     for path in [path for path in found.modules if path not in layers] if config.parameters else ():
-        parameter = _parameter(path, config, found.modules.keys())
+        parameter = _parameter(path, targets, found.modules.keys())
         if parameter is not None:
             layers[path] = Nested(parameter, parameter, is_parameter=True)
     for path in found.modules:
@@ -69,15 +71,40 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
     return layers
 
 
-def _parameter(path: str, config: PeftConfig, paths: AbstractSet[str]) -> str | None:
+class _Targets:
+    """`target_parameters` and `target_modules`, ready for lookup."""
+
+    def __init__(self, config: PeftConfig) -> None:
+        self._owned: dict[str, list[str]] = {}
+        for target in config.parameters:
+            owner, _, name = target.rpartition(".")
+            self._owned.setdefault(owner, []).append(name)
+        self._owners = Ends(owner for owner in self._owned if owner)
+        self._modules = Ends(config.targets if isinstance(config.targets, tuple) else ())
+
+    def parameters_of(self, module: str, *, is_stack: bool) -> list[str]:
+        """Names of the parameters of a module that are targeted.
+
+        A target without a module means the parameter of that name wherever it is; which modules have one the file does
+        not say, so it counts only for stacks of experts, and for them only where no target names them.
+        """
+        owned = [name for owner in self._owners.of(module) for name in self._owned[owner]]
+        return list(dict.fromkeys(owned or (self._owned.get("", []) if is_stack else [])))
+
+    def has_module(self, module: str) -> bool:
+        """Whether the module itself is targeted, by a name."""
+        return bool(self._modules.of(module))
+
+
+def _parameter(path: str, targets: _Targets, paths: AbstractSet[str]) -> str | None:
     """The parameter that a module path stands for: its depth in wrappers says which of those that are targeted."""
     module = path
     while module.endswith(_WRAPPED):
         module = module.removesuffix(_WRAPPED)
     depth = (len(path) - len(module)) // len(_WRAPPED)
     is_stack = module.rpartition(".")[2] == "experts" or module + _WRAPPED in paths
-    names = _targeted(module, config.parameters, is_stack=is_stack)
-    if not names or (depth == 0 and _is_targeted_module(module, config)):
+    names = targets.parameters_of(module, is_stack=is_stack)
+    if not names or (depth == 0 and targets.has_module(module)):
         return None
     if len(names) > 1 and not set(names) <= set(_REGISTERED):
         raise UnsupportedUpdate(
@@ -89,27 +116,6 @@ def _parameter(path: str, config: PeftConfig, paths: AbstractSet[str]) -> str | 
     if depth >= len(ordered):
         raise ConfigError(f"target_parameters does not tell what {path} is", where=place(CONFIG, "target_parameters"))
     return f"{module}.{ordered[depth]}"
-
-
-def _targeted(module: str, targets: tuple[str, ...], *, is_stack: bool) -> list[str]:
-    """Names of the parameters of a module that are targeted.
-
-    A target without a module means the parameter of that name wherever it is; which modules have one the file does not
-    say, so it counts only for stacks of experts, and for them only where no target names them.
-    """
-    owned, bare = [], []
-    for target in targets:
-        owner, _, name = target.rpartition(".")
-        if not owner:
-            bare.append(name)
-        elif module == owner or module.endswith(f".{owner}"):
-            owned.append(name)
-    return list(dict.fromkeys(owned or (bare if is_stack else ())))
-
-
-def _is_targeted_module(module: str, config: PeftConfig) -> bool:
-    names = config.targets if isinstance(config.targets, tuple) else ()
-    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def stacked(a: LazyTensor, b: LazyTensor, rank: int, scale: float | None, recent: Recent) -> LowRank:

@@ -5,12 +5,13 @@ Source: peft 0.21.2, utils/other.py `get_pattern_key`; tuners/tuners_utils.py `c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from loraformat.budget import Budget
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError
 from loraformat.model import pattern_keys
+from loraformat.model.pattern_keys import ends_of
 
 
 class PatternKeys:
@@ -40,14 +41,45 @@ class PatternKeys:
             raise self._not_evaluated(error.key, "it is too large for so many or so long names") from error
 
 
-def is_end(name: str, module: str) -> bool:
-    """Whether `name` is the module or its end from a dot on, as names in `target_modules` select."""
-    return module == name or module.endswith(f".{name}")
+class Ends:
+    """Names that select a module which they are, or whose end they are from a dot on, as `target_modules` does."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._orders: dict[str, int] = {}
+        for order, name in enumerate(names):
+            self._orders.setdefault(name, order)
+
+    def of(self, module: str) -> list[str]:
+        """The names that select a module, in their order."""
+        found = [end for end in ends_of(module) if end in self._orders] if self._orders else []
+        return sorted(found, key=self._orders.__getitem__)
 
 
-def is_inside(path: str, name: str) -> bool:
-    """Whether `name` is a run of components of `path`, as names in `modules_to_save` select."""
-    return f".{name}." in f".{path}."
+class Inside:
+    """Names that select a path of which they are a run of components, as `modules_to_save` does."""
+
+    def __init__(self, names: Iterable[str], budget: Budget, where: str = "") -> None:
+        self._names: dict[str, dict[int, set[str]]] = {}
+        self._budget, self._where = budget, where
+        for name in names:
+            first, others = name.partition(".")[0], name.count(".")
+            self._names.setdefault(first, {}).setdefault(others + 1, set()).add(name)
+
+    def of(self, path: str) -> set[str]:
+        """The names that select a path.
+
+        Raises: ConfigError (LF103): the names and paths together are too many.
+        """
+        if not self._names:
+            return set()
+        parts = path.split(".")
+        found: set[str] = set()
+        for start, first in enumerate(parts):
+            for count, names in self._names.get(first, {}).items():
+                if not self._budget.spend(count):
+                    raise ConfigError("too many names for so many modules; they are not evaluated", where=self._where)
+                found |= {".".join(parts[start : start + count])} & names
+        return found
 
 
 def lookup(values: Mapping[str, int] | Mapping[str, float], keys: PatternKeys, module: str) -> float | None:

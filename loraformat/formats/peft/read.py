@@ -18,7 +18,6 @@ from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.nested import turns_square_experts
-from loraformat.formats.peft.patterns import is_inside
 from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
 from loraformat.formats.peft.tuners import TUNERS
 from loraformat.formats.peft.turned import turn_back
@@ -86,11 +85,8 @@ def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> It
     unknown = [name for name, value in config.raw.items() if name not in known and value]
     if unknown:
         yield unknown_setting(CONFIG, sorted(unknown))
-    missing = [
-        name
-        for name in config.required_modules()
-        if not any(is_inside(module_of(weight), name) for weight in found.weights)
-    ]
+    present = {name for weight in found.weights for name in config.saved.of(module_of(weight))}
+    missing = [name for name in config.required_modules() if name not in present]
     if missing:
         yield announced_but_absent(where, "the config lists them in modules_to_save", missing)
     plain = [weight for weight, update in built.low_ranks.items() if update.magnitude is None]

@@ -8,7 +8,6 @@ from loraformat.formats.findings import redundant_copy, undeclared_replacement
 from loraformat.formats.peft.config import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.layers import Built
-from loraformat.formats.peft.patterns import is_inside
 from loraformat.model.adapter import module_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Replace
@@ -32,7 +31,7 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     wrapped = {module_of(weight) for weight in (*built.layer_weights(), *built.rows)}
     for weight, parts in found.weights.items():
         module = module_of(weight)
-        is_saved = any(is_inside(module, name) for name in config.modules_to_save)
+        is_saved = bool(config.saved.of(module))
         is_known = is_saved or weight.endswith((".weight", ".bias"))
         chosen = _chosen(weight, parts, is_wrapped=module in wrapped) if is_known and not _is_adapters(weight) else None
         for part in parts:

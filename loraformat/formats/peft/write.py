@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
 from loraformat.formats import factors
 from loraformat.formats.bake import uniform
@@ -16,7 +17,7 @@ from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_
 from loraformat.formats.losses import dropped_setting, unknown_scale, unsupported_update, unsupported_updates
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
 from loraformat.formats.peft.layers import rows_are_private
-from loraformat.formats.peft.patterns import is_inside
+from loraformat.formats.peft.patterns import Inside
 from loraformat.formats.peft.settings import saved_modules, settings
 from loraformat.formats.peft.versions import (
     SINCE,
@@ -124,9 +125,10 @@ def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
         if each.follows_tie is rows_are_private(rows.values()):
             kind = "that a tied partner shares" if each.follows_tie else "that a tied partner does not share"
             yield unsupported_update(weight, f"a set of rows {kind}", "PEFT")
-    for name in saved_modules(slots):
-        for weight in low_ranks:
-            if is_inside(module_of(weight), name) and module_of(weight) != name:
+    saved = Inside(saved_modules(slots), Budget())
+    for weight in low_ranks:
+        for name in sorted(saved.of(module_of(weight))):
+            if module_of(weight) != name:
                 yield unsupported_update(weight, f"a low-rank update inside the saved module {name}", "PEFT")
 
 

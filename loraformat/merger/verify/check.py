@@ -1,29 +1,40 @@
-"""The output read back before it gets its name, and compared with the inputs."""
+"""The output read back before it gets its name, and compared with the reference and with the base."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from loraformat.containers import open_weights, read_rows
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
-from loraformat.merger.apply import blocks_of
-from loraformat.merger.copies import Inputs, columns_of, copies_views
-from loraformat.merger.plain import is_plain, reads_with_torch
-from loraformat.merger.plan import Edit, MergePlan, ShardPlan
-from loraformat.merger.steps import Steps
+from loraformat.merger.copies import Inputs
+from loraformat.merger.plan import Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.verify.compare import compare_rows
+from loraformat.merger.verify.reference import (
+    Computed,
+    Expected,
+    Reference,
+    check_plan,
+    needs_all_rows,
+    needs_torch,
+    reference_of,
+)
 from loraformat.merger.verify.safetensors_library import check_with_library
-from loraformat.merger.windows import Limits, unit_of, windows
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.tensors import DType
+from loraformat.model.results import Checked
+from loraformat.model.tensors import row_blocks
 from loraformat.storage import LocalStore, digest_of_range
 
-_SAMPLES = 32
-_PLAIN_ROWS = 16  # of a plain edit, which stay in the cache of a processor through all that numpy does with them
-_BLOCK_NBYTES = 1 << 20
+# A sample: so many tensors at most, and of each so many rows; few tensors where a row needs a whole matrix.
+_SAMPLES, _COSTLY_SAMPLES = 256, 16
+_SAMPLE_ROWS = 3
+_COPIES = 32
+_COPY_NBYTES = 1 << 20
+# Rows that are compared at a time stay in the cache of a processor through all that numpy does with them.
+_CACHE_NBYTES = 1 << 20
 _TASK_NBYTES = 32 << 20
 
 _Task = Callable[[], None]
@@ -37,12 +48,12 @@ def check_output(
     full: bool,
     digests: Mapping[str, str] | None = None,
     jobs: int = 1,
-) -> None:
-    """Compare the weight files of an output with what they were made from, in blocks, by `jobs` threads.
+) -> Checked:
+    """Compare the weight files of an output with a reference that is computed anew, in blocks, by `jobs` threads.
 
-    Computed values are computed again in float64 and may differ by one unit in the last place of the output's dtype
-    (and by what sums in float32 lose, where sums are made so); copied ones must be equal. A sample is one tile of some
-    tensors, the same at every run.
+    Which tensors change, and by which rows of which updates, is compared for all of them. Computed values may differ
+    from the reference by what rounding to the output's dtype does (and by what sums in float32 lose, where sums are
+    made so); copied ones must be equal. A sample is some rows of some tensors, the same at every run.
 
     Args:
         full: every value; and every safetensors file is read with the safetensors library too.
@@ -50,43 +61,74 @@ def check_output(
 
     Raises: MergeError (LF801): something differs; ContainerError: a file cannot be read.
     """
-    checks = _checks(plan, inputs, output, full=full, digests=digests or {})
-    with one_thread_each() if _needs_torch(plan, inputs, full=full) else nullcontext():
+    reference = reference_of(plan, inputs)
+    known = check_plan(plan, reference)
+    changed = {name: reference.tensors[name] for name in sorted(known) if not reference.tensors[name].is_copy}
+    copied = [name for name in sorted(known) if reference.tensors[name].is_copy]
+    chosen = changed if full else {name: changed[name] for name in _sampled(changed)}
+    copies = {name: reference.tensors[name] for name in _spread(copied, len(copied) if full else _COPIES)}
+    compared = _Compared(reference, chosen, copies, full=full)
+    checks = _checks(plan, inputs, output, compared, digests or {})
+    with one_thread_each() if _needs_torch(plan, compared) else nullcontext():
         for _ in open_engine(jobs).map(lambda task: task(), checks):
             pass
+    names = {name for shard in plan.shards for name in (*(one.name for one in shard.tensors), *shard.aliases)}
+    return Checked(
+        changed=len(changed) + len(names - known),
+        followed=len(changed),
+        compared=len(chosen),
+        copied=len(copied),
+        copies_compared=len(copies),
+        unscaled=reference.unscaled,
+    )
 
 
-def _needs_torch(plan: MergePlan, inputs: Inputs, *, full: bool) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What is compared: tensors that change, and copies, in full or in part."""
+
+    reference: Reference
+    changed: Mapping[str, Expected]
+    copies: Mapping[str, Expected]
+    full: bool
+
+
+def _spread(names: Sequence[str], count: int) -> Sequence[str]:
+    return names[:: max(1, -(-len(names) // max(1, count)))]
+
+
+def _sampled(changed: Mapping[str, Expected]) -> Iterator[str]:
+    """As many tensors as a sample has, from first to last; few of those of which a row needs a whole matrix."""
+    costly = [name for name, expected in changed.items() if needs_all_rows(expected)]
+    yield from _spread(costly, _COSTLY_SAMPLES)
+    yield from _spread([name for name in changed if name not in set(costly)], _SAMPLES)
+
+
+def _needs_torch(plan: MergePlan, compared: _Compared) -> bool:
     """Whether a task may ask for torch, which is then imported before there are threads."""
-    reads_with_library = full and any(shard.container == "safetensors" for shard in plan.shards)
     return (
-        reads_with_library
-        or copies_views(inputs)
-        or any(not is_plain(edit, inputs) or reads_with_torch(edit, inputs) for edit in plan.edits)
+        (compared.full and any(shard.container == "safetensors" for shard in plan.shards))
+        or any(needs_torch(expected) for expected in compared.changed.values())
+        or any(one.source.strides is not None for one in compared.copies.values())
     )
 
 
 def _checks(
-    plan: MergePlan, inputs: Inputs, output: LocalStore, *, full: bool, digests: Mapping[str, str]
+    plan: MergePlan, inputs: Inputs, output: LocalStore, compared: _Compared, digests: Mapping[str, str]
 ) -> Iterator[_Task]:
-    in_all = sum(len(shard.tensors) for shard in plan.shards)
     for shard in plan.shards:
         _, tensors = open_weights(output, [shard.target])
         _check_header(shard, tensors)
-        if full and shard.container == "safetensors":
+        if compared.full and shard.container == "safetensors":
             yield lambda shard=shard, tensors=tensors: check_with_library(output, shard, tensors)  # type: ignore[misc]
-        edits = {edit.tensor: edit for edit in shard.edits}
-        for name in _chosen(sorted(edits), len(plan.edits), full):
-            if full and name in digests:
-                yield _hash_check(output, tensors[name], digests[name], name)
-            yield from _edit_checks(edits[name], plan, inputs, output, tensors[name], full=full)
-        copied = [tensor.name for tensor in shard.tensors if tensor.name not in edits]
-        for name in _chosen(copied, in_all, full):
-            yield from _copy_checks(name, inputs, output, tensors[name], full=full)
-
-
-def _chosen(names: Sequence[str], in_all: int, full: bool) -> Sequence[str]:
-    return names if full else names[:: max(1, in_all // _SAMPLES)]
+        for name, stored in tensors.items():
+            if compared.full and name in digests:
+                yield _hash_check(output, stored, digests[name], name)
+            if name in compared.changed:
+                computed = Computed(compared.changed[name], compared.reference, inputs)
+                yield from _value_checks(computed, output, stored, plan.arithmetic, full=compared.full)
+            elif name in compared.copies:
+                yield from _copy_checks(compared.copies[name], inputs, output, stored, full=compared.full)
 
 
 def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None:
@@ -110,58 +152,74 @@ def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str
     return check
 
 
-def _edit_checks(
-    edit: Edit, plan: MergePlan, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
+def _value_checks(
+    computed: Computed, output: LocalStore, stored: StoredTensor, arithmetic: Arithmetic, *, full: bool
 ) -> Iterator[_Task]:
-    steps, unit = Steps(edit, inputs, DType.F64), unit_of(edit, inputs)
-    accumulate = plan.arithmetic.accumulate
+    unit, (rows, cols) = computed.unit, computed.expected.matrix
+    height = max(1, _CACHE_NBYTES // (8 * max(1, cols)) // unit) * unit
 
     def check(start: int, stop: int) -> None:
-        for low, high in blocks_of(start, stop, _PLAIN_ROWS if steps.is_plain else unit):
-            compare_rows(edit, steps, inputs, output, stored, (low, high), accumulate)
+        for low in range(start, stop, height):
+            compare_rows(computed, output, stored, (low, min(low + height, stop)), arithmetic)
 
-    for start, stop in windows(edit, inputs, Limits()) if full else _one_tile(edit, unit):
-        yield lambda start=start, stop=stop: check(start, stop)  # type: ignore[misc]
+    def check_some() -> None:
+        for start in _some_rows(computed):
+            check(start, min(start + unit, rows))
 
-
-def _one_tile(edit: Edit, unit: int) -> Iterator[tuple[int, int]]:
-    """The tile that the tensor's name picks; none where it has no rows."""
-    rows = edit.matrix[0]
-    tiles = -(-rows // unit)
-    if tiles:
-        start = int.from_bytes(hashlib.sha256(edit.tensor.encode()).digest()[:8], "little") % tiles * unit
-        yield start, min(start + unit, rows)
-
-
-def _copy_checks(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> Iterator[_Task]:
-    source = inputs.base.tensors[name]
-    if source.strides is not None or stored.strides is not None:
-        yield lambda: _compare_views(name, inputs, output, stored, full=full)
+    if not full:
+        yield check_some
         return
-    nbytes = stored.span.nbytes if full else min(stored.span.nbytes, _BLOCK_NBYTES)
-    for start, stop in blocks_of(0, nbytes, _TASK_NBYTES):
-        yield lambda start=start, stop=stop: _compare_bytes(name, inputs, output, stored, start, stop)  # type: ignore[misc]
+    step = max(1, _TASK_NBYTES // (8 * max(1, cols)) // height) * height
+    for start in range(0, rows, step):
+        yield lambda start=start: check(start, min(start + step, rows))  # type: ignore[misc]
 
 
-def _compare_bytes(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, start: int, stop: int) -> None:
-    source = inputs.base.tensors[name]
-    for low, high in blocks_of(start, stop, _BLOCK_NBYTES):
-        before = inputs.store.read(source.file, source.span.offset + low, high - low)
-        if output.read(stored.file, stored.span.offset + low, high - low) != before:
-            raise _differs(name, stored)
+def _some_rows(computed: Computed) -> list[int]:
+    """The first rows of the units that the tensor's name picks: in one of its updates each, where it has any."""
+    expected, rows = computed.expected, computed.expected.matrix[0]
+    spans = [(share.run.at, share.run.count) for share in expected.shares] or [(0, rows)]
+    picked = set()
+    for number in range(_SAMPLE_ROWS if rows else 0):
+        digest = hashlib.sha256(f"{number} {expected.name}".encode()).digest()
+        which, where = (int.from_bytes(digest[half : half + 8], "little") for half in (0, 8))
+        at, count = spans[which % len(spans)]
+        picked.add(min(at + where % max(1, count), rows - 1) // computed.unit * computed.unit)
+    return sorted(picked)
 
 
-def _compare_views(name: str, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> None:
+def _copy_checks(
+    one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
+) -> Iterator[_Task]:
+    if one.source.strides is not None or stored.strides is not None:
+        yield lambda: _compare_views(one, inputs, output, stored, full=full)
+        return
+    nbytes = stored.span.nbytes if full else min(stored.span.nbytes, _COPY_NBYTES)
+    for start in range(0, nbytes, _TASK_NBYTES):
+        yield lambda start=start: _compare_bytes(one, inputs, output, stored, start, min(start + _TASK_NBYTES, nbytes))  # type: ignore[misc]
+
+
+def _compare_bytes(
+    one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, start: int, stop: int
+) -> None:
+    source = one.source
+    for low in range(start, stop, _COPY_NBYTES):
+        nbytes = min(_COPY_NBYTES, stop - low)
+        before = inputs.store.read(source.file, source.span.offset + low, nbytes)
+        if output.read(stored.file, stored.span.offset + low, nbytes) != before:
+            raise _differs(one.name, stored)
+
+
+def _compare_views(one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> None:
     """Rows of a tensor that is not stored in the order of its elements in one of the files."""
     import torch
 
-    source = inputs.base.tensors[name]
-    rows = source.shape[0] if source.shape else 1
-    step = max(1, _BLOCK_NBYTES // max(1, columns_of(source.shape) * source.dtype.itemsize))
-    for start, stop in blocks_of(0, rows if full else min(rows, step), step):
-        before, after = inputs.base.weights[name].read(start, stop), read_rows(output, stored, start, stop)
+    blocks = list(row_blocks(one.source.shape, one.source.dtype.itemsize, _COPY_NBYTES))
+    for start, stop in blocks if full else blocks[:1]:
+        before, after = (
+            read_rows(store, tensor, start, stop) for store, tensor in ((inputs.store, one.source), (output, stored))
+        )
         if not torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)):
-            raise _differs(name, stored)
+            raise _differs(one.name, stored)
 
 
 def _differs(name: str, stored: StoredTensor) -> MergeError:

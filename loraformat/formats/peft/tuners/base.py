@@ -12,12 +12,14 @@ from loraformat.errors import FormatError, UnsupportedUpdate
 from loraformat.formats.fields import (
     Config,
     as_text,
+    as_texts,
     optional_boolean,
     optional_integer,
     optional_number,
     place,
 )
 from loraformat.formats.peft.keys import CONFIG
+from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Update
 
@@ -55,6 +57,12 @@ class Source:
 
         named = self.raw.get("feedforward_modules")
         return Matcher(named, self.budget) if isinstance(named, str) else None
+
+    @cached_property
+    def feedforward_names(self) -> Ends:
+        """`feedforward_modules` of IA3, where it is a list of names."""
+        named, where = self.raw.get("feedforward_modules"), place(CONFIG, "feedforward_modules")
+        return Ends(() if named is None else as_texts(named, where))
 
     def number(self, name: str, default: float) -> float:
         """A number of the config."""

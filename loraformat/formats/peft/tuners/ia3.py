@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError
-from loraformat.formats.fields import as_texts, place
+from loraformat.formats.fields import place
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.patterns import is_end
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
 from loraformat.model.updates import Scaled
 
@@ -29,14 +28,14 @@ def _is_feedforward(source: Source, module: str, shape: tuple[int, ...]) -> bool
     """(out, 1) is for outputs, (1, in) for inputs; a convolution has (1, n, 1, …) for both, and the config decides."""
     if len(shape) == 2 and shape[0] != shape[1]:
         return shape[0] == 1
-    named, where = source.raw.get("feedforward_modules"), place(CONFIG, "feedforward_modules")
     if source.feedforward is not None:
         matches = source.feedforward.fullmatch(module)
         if matches is None:
             message = f"the pattern is not evaluated for {show(module)}, so which side it scales is not known"
+            where = place(CONFIG, "feedforward_modules")
             raise ConfigError(message, where=where, hint="write full module names")
         return matches
-    return named is not None and any(is_end(name, module) for name in as_texts(named, where))
+    return bool(source.feedforward_names.of(module))
 
 
 IA3 = Tuner(

@@ -1,0 +1,11 @@
+"""A second opinion on a merge: what the output must be, told from headers, configs and the formulas of the formats.
+
+Nothing here is shared with what plans and computes a merge but the types of its data. What the plan says is compared
+with it, never taken from it.
+"""
+
+from loraformat.merger.verify.reference.agreement import check_plan
+from loraformat.merger.verify.reference.expected import Expected, Reference, reference_of
+from loraformat.merger.verify.reference.tensors import Computed, needs_all_rows, needs_torch
+
+__all__ = ["Computed", "Expected", "Reference", "check_plan", "needs_all_rows", "needs_torch", "reference_of"]

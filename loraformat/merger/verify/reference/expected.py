@@ -1,0 +1,266 @@
+"""What the weight files of a merge must hold: every tensor of the output, and the updates that land on its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from loraformat.containers import bytes_of, read_rows
+from loraformat.errors import MergeError
+from loraformat.merger.copies import Inputs
+from loraformat.merger.plan import MergePlan
+from loraformat.merger.verify.reference.layers import stack_of, with_layers
+from loraformat.merger.verify.reference.scales import Scales, has_scale
+from loraformat.merger.verify.reference.sites import (
+    NotFollowed,
+    Renaming,
+    Run,
+    Site,
+    Sites,
+    is_turned,
+    may_be_absent,
+    renaming_of,
+)
+from loraformat.merger.verify.reference.sources import headers
+from loraformat.merger.verify.reference.ties import Table, follows, joined, stays_one, tables_of
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import StoredTensor
+from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.updates import LowRank, Replace, Rows, Update
+
+HINT = "this is an error of loraformat: please report it"
+
+_BLOCK_NBYTES = 4 << 20
+# Two ways to make a factor of alpha and rank round at most once each.
+_SAME_SCALE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One update as it meets one tensor.
+
+    Attributes:
+        adapter, weight, index: which update it is.
+        is_turned: whether the tensor is stored as (in, out).
+        run: which rows of it go where.
+        factor: scale and strength together; 1 for kinds that have none.
+        strength: of its adapter.
+    """
+
+    adapter: int
+    weight: str
+    index: int
+    update: Update
+    is_turned: bool
+    run: Run
+    factor: float
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A tensor of the output.
+
+    Attributes:
+        origin, source: the base's tensor that it starts from; the name is another for a head that leaves its table.
+        dtype, shape: of the output.
+        shares: the updates on it, in order; () where only the dtype changes, or nothing.
+        axes: how many leading axes make the rows that shares count: 2 for a stack of experts, else 1.
+    """
+
+    name: str
+    origin: str
+    source: StoredTensor
+    dtype: DType
+    shape: tuple[int, ...]
+    shares: tuple[Share, ...] = ()
+    axes: int = 1
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether its bytes are those of a tensor of the base, `origin`."""
+        return not self.shares and self.dtype is self.source.dtype
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(rows, cols); a vector has one column, a scalar one row."""
+        return math.prod(self.shape[: self.axes]), math.prod(self.shape[self.axes :])
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """All tensors of an output.
+
+    Attributes:
+        tensors: by name.
+        sites: where the weights of each adapter stand.
+        unfollowed: index of an adapter → why the reference cannot tell where its updates land.
+        unscaled: how many updates have a factor that no formula gives, and count as the reader has them.
+    """
+
+    tensors: Mapping[str, Expected]
+    sites: Sequence[_Home]
+    unfollowed: Mapping[int, str]
+    unscaled: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """Where the weights of one adapter stand in a base."""
+
+    adapter: Adapter
+    sites: Sites
+    renaming: Renaming
+    config: Mapping[str, Json]
+
+    def find(self, weight: str) -> tuple[Site, bool] | None:
+        """The place of a weight, and whether it is stored as (in, out)."""
+        name = self.renaming(weight)
+        site = None if name is None else self.sites.find(name)
+        if name is None or site is None:
+            return None
+        chain = self.adapter.updates.get(weight, ())
+        return site, is_turned(name, chain, site, self.config, self.adapter)
+
+
+def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
+    """What the output of a merge must be, from the headers of its inputs.
+
+    Args: plan: of which only what the caller asked for is looked at: adapters, strengths, dtype.
+
+    Raises: MergeError (LF801): an update has another factor than the formula of its format gives.
+    """
+    tensors = dict(headers(inputs))
+    for stack in {stack_of(adapter) for adapter in inputs.adapters} - {None}:
+        tensors = with_layers(tensors, stack or ())
+    homes, unfollowed, tables = _homes(inputs, tensors)
+    shares: dict[str, list[Share]] = {}
+    unscaled = 0
+    for number, home in enumerate(homes):
+        if number not in unfollowed:
+            source = plan.adapters[number]
+            for share, is_stated in _shares(
+                number, home, Scales(home.adapter, source, inputs.bundle(number)), source.strength
+            ):
+                shares.setdefault(share.run.tensor, []).append(share)
+                unscaled += not is_stated
+    expected = {name: _expected(name, name, (), tensors) for name in tensors}
+    for table in joined(tables, lambda one, other: _is_one(one, other, inputs, tensors)):
+        expected |= {one.name: one for one in _of_table(table, shares, tensors)}
+    expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
+    if plan.files.dtype is not None:
+        wanted = DType[plan.files.dtype]
+        expected = {n: replace(one, dtype=wanted) if one.dtype.is_floating else one for n, one in expected.items()}
+    return Reference(expected, homes, unfollowed, unscaled)
+
+
+def _homes(inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> tuple[list[_Home], dict[int, str], list[Table]]:
+    """(where the weights of each adapter stand, why that cannot be told of some, tables with several names)."""
+    homes: list[_Home] = []
+    unfollowed: dict[int, str] = {}
+    every: list[Table] = []
+    for number, adapter in enumerate(inputs.adapters):
+        tables = tables_of(tensors, inputs.base.config, adapter.updates)
+        sites, renaming = Sites(tensors, inputs.base.config, tables), Renaming()
+        try:
+            renaming = renaming_of(adapter, sites)
+        except NotFollowed as reason:
+            unfollowed[number] = str(reason)
+        homes.append(_Home(adapter, sites, renaming, inputs.base.config))
+        every += tables
+    return homes, unfollowed, every
+
+
+def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterator[tuple[Share, bool]]:
+    """Every update of an adapter on every tensor that it reaches, and whether a formula gave its factor."""
+    for weight, chain in home.adapter.updates.items():
+        found = home.find(weight)
+        if found is None and may_be_absent(chain):
+            continue
+        if found is None:
+            raise MergeError(f"{weight}: the reference finds no tensor that it lands on", where="verify", hint=HINT)
+        site, turned = found
+        for index, update in enumerate(chain):
+            factor, is_stated = _factor(weight, update, scales)
+            for run in site.runs or _whole(site, update):
+                yield Share(number, weight, index, update, turned, run, factor * strength, strength), is_stated
+
+
+def _factor(weight: str, update: Update, scales: Scales) -> tuple[float, bool]:
+    if not has_scale(update):
+        return 1.0, True
+    used, stated = update.scale, scales.of(weight, update)
+    if used is None:
+        raise MergeError(f"{weight}: merged without a scale", where="verify", hint=HINT)
+    if stated is not None and not math.isclose(used, stated, rel_tol=_SAME_SCALE):
+        raise MergeError(
+            f"{weight}: merged with the scale {used:.17g}, and by the formula of its format it is {stated:.17g}",
+            where="verify",
+            hint=HINT,
+        )
+    return (used, False) if stated is None else (stated, True)
+
+
+def _whole(site: Site, update: Update) -> Iterator[Run]:
+    """The rows of a weight that is a tensor of its own; for a stack those of each expert."""
+    shape = site.shape
+    if isinstance(update, LowRank) and update.is_stack and len(shape) == 3:
+        yield from (Run(site.tensor, shape[1], at=shape[1] * number, expert=number) for number in range(shape[0]))
+        return
+    is_one = isinstance(update, LowRank) and not update.kernel and len(shape) == 3
+    yield Run(site.tensor, math.prod(shape[: 2 if is_one else 1]))
+
+
+def _expected(name: str, origin: str, shares: Sequence[Share], tensors: Mapping[str, StoredTensor]) -> Expected:
+    source = tensors[origin]
+    shape, axes = source.shape, 1
+    for share in shares:
+        update = share.update
+        if len(shape) == 3 and isinstance(update, LowRank) and not update.kernel:
+            axes = 2
+        if isinstance(update, Replace):
+            shape = update.shape
+        elif isinstance(update, Rows):
+            shape = (max(shape[0], *(row + 1 for row in update.indices)), *shape[1:])
+    if shape[:1] != source.shape[:1]:  # what lands on the whole table lands on all of its new rows
+        shares = [replace(share, run=replace(share.run, count=shape[0])) for share in shares]
+    return Expected(name, origin, source, source.dtype, shape, tuple(shares), axes)
+
+
+def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str, StoredTensor]) -> Iterator[Expected]:
+    """The names of a table that updates reach: together while all follow it, else each for itself.
+
+    A name that leaves takes with it what the others are replaced by, where that follows the table.
+
+    Args: shares: of every tensor; those of the table are taken out.
+    """
+    found = {name: shares.pop(name, []) for name in table.names}
+    updated = [several for several in found.values() if several]
+    if not updated:
+        return
+    if stays_one([[share.update for share in several] for several in updated]):
+        for name in table.names:
+            if name in tensors:
+                yield _expected(name, name, updated[0], tensors)
+        return
+    for name, own in found.items():
+        others = [share for other, several in found.items() if other != name for share in several]
+        has_values = any(isinstance(share.update, (Replace, Rows)) for share in own)
+        every = own if has_values else [*(share for share in others if follows(share.update)), *own]
+        if every or name not in tensors:
+            yield _expected(name, name if name in tensors else table.stored, every, tensors)
+
+
+def _is_one(stored: str, name: str, inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether a name of a table has its values: it has no others, or equal ones."""
+    one, other = tensors[stored], tensors.get(name)
+    if other is None or other is one or one.storage is not None:
+        return True
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    for rows in row_blocks(one.shape, one.dtype.itemsize, _BLOCK_NBYTES):
+        if bytes_of(read_rows(inputs.store, one, *rows)) != bytes_of(read_rows(inputs.store, other, *rows)):
+            return False
+    return True
