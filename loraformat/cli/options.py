@@ -33,7 +33,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 2
 
 
 _WORDS = {
-    float: "a finite number", int: "an integer", bool: "true or false", tuple: "a list of true and false",
+    float: "a finite number",
+    int: "an integer",
+    bool: "true or false",
+    tuple: "a list of true and false",
     str: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS",
 }
 _TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

@@ -338,7 +338,7 @@ def _is_product(update: LowRank) -> bool:
 
 
 def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Equal shapes, or another number of rows: a resized vocabulary, other labels, or a head of which there are none."""
+    """Equal shapes, or another number of rows: a resized vocabulary, other labels, a head that the base lacks."""
     if stored[:1] == (0,):
         return new[1:] == stored[1:]
     return new == stored or (len(new) == 2 and len(stored) == 2 and new[1] == stored[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Json
@@ -12,6 +13,9 @@ from loraformat.model.checkpoint import BaseWeight, Checkpoint, StoredTensor, Ta
 from loraformat.model.tensors import DType, Span
 from loraformat.model.updates import Replace
 from loraformat.naming import TASKS, TaskClass, spelling_of, task_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def with_task_head(base: Checkpoint, adapter: Adapter) -> Checkpoint:
@@ -57,7 +61,7 @@ _HEAD_MODULES = ("score", "classifier", "qa_outputs", "classification_head")
 
 
 def _of_unknown_class(weight: str, base: Checkpoint) -> str:
-    if weight.split(".")[0] not in _HEAD_MODULES:
+    if weight.split(".", maxsplit=1)[0] not in _HEAD_MODULES:
         return ""
     model_type = base.config.get("model_type")
     what = f'the model_type "{model_type}"' if isinstance(model_type, str) else "a base without model_type"
@@ -170,8 +174,8 @@ def _empty(name: str, stored: StoredTensor) -> BaseWeight:
     def nothing(start: int, stop: int, buffer: memoryview) -> None:
         assert start == stop == len(buffer) == 0
 
-    def none(start: int, stop: int) -> object:
-        raise AssertionError(f"{name} has no rows in the base")
+    def none(*rows: int) -> Tensor:
+        raise AssertionError(f"{name} has no rows in the base, and rows {rows} were asked for")
 
     weight = BaseWeight(
         name=name,
@@ -180,7 +184,7 @@ def _empty(name: str, stored: StoredTensor) -> BaseWeight:
         dtype=stored.dtype,
         read=none,
         read_into=nothing,
-        as_matrix=lambda row_axes: weight,
+        as_matrix=lambda _: weight,
     )
     return weight
 

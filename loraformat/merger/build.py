@@ -209,7 +209,9 @@ def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
     if base.index is None:
         return None
     renamed = any(shard.source != shard.target for shard in shards)
-    added = any(tensor.name not in base.tensors for shard in shards for tensor in shard.tensors) or base.task is not None
+    added = (
+        any(tensor.name not in base.tensors for shard in shards for tensor in shard.tensors) or base.task is not None
+    )
     resized = any(not shard.verbatim for shard in shards)
     if not (renamed or added or resized):
         return None

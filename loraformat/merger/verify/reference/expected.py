@@ -23,6 +23,7 @@ from loraformat.merger.verify.reference.sites import (
     renaming_of,
 )
 from loraformat.merger.verify.reference.sources import headers
+from loraformat.merger.verify.reference.tasks import with_head
 from loraformat.merger.verify.reference.ties import Table, follows, joined, stays_one, tables_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
@@ -135,6 +136,8 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     tensors = dict(headers(inputs))
     for stack in {stack_of(adapter) for adapter in inputs.adapters} - {None}:
         tensors = with_layers(tensors, stack or ())
+    if inputs.base.task is not None:
+        tensors = with_head(tensors, inputs.base.task.name, inputs.base.config, inputs.adapters)
     homes, unfollowed, tables = _homes(inputs, tensors)
     shares: dict[str, list[Share]] = {}
     unscaled = 0
