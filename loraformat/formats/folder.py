@@ -27,7 +27,10 @@ TOKENIZER_FILES = (
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".distcp")
 
-_TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
+_TRAINING_STATE = (
+    *("optimizer", "scheduler", "scaler", "sampler", "rng_state", "random_states", "trainer_state", "training_args"),
+    *("zero_pp_rank", "mp_rank", "bf16_zero_pp_rank"),
+)
 
 
 def tokenizer_files(bundle: Bundle) -> dict[str, RawFile]:
@@ -56,6 +59,11 @@ def left_behind(bundle: Bundle, own: Collection[str]) -> Iterator[Finding]:
         yield file_left_behind(bundle.uri, names)
 
 
+def is_training_state(name: str) -> bool:
+    """Whether a file is what a trainer needs to go on, by its name."""
+    return name.lower().startswith(_TRAINING_STATE)
+
+
 def _is_raw(file: File) -> bool:
     return not isinstance(file, TensorFile)
 
@@ -67,7 +75,7 @@ def _raw(file: File) -> RawFile:
 
 def _is_harmless(name: str) -> bool:
     lower = name.lower()
-    return not (lower.startswith(".") or lower.endswith(_PICKLES) or lower.startswith(_TRAINING_STATE))
+    return not (lower.startswith(".") or lower.endswith(_PICKLES) or is_training_state(lower))
 
 
 def json_file(name: str, value: dict[str, Json]) -> JsonFile:

@@ -14,6 +14,7 @@ from loraformat.formats.canonical import vocabulary_of
 from loraformat.formats.fields import optional_text, place
 from loraformat.formats.findings import announced_but_absent, not_only_tensors, unknown_setting
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.peft.beside import notes_of, read_beside
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
@@ -25,7 +26,7 @@ from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
-from loraformat.model.updates import Update
+from loraformat.model.updates import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
@@ -50,6 +51,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         found = sort(entries, file.name, part_names(tuner))
         built = read_tuned(tuner, found, shared, config, hints)
     read_wholes(found, config, built)
+    beside = read_beside(bundle, built.layer_weights())
+    built.notes.extend(notes_of(beside, built.replaces))
+    built.replaces = {**{weight: Replace(value) for weight, value in beside.weights.items()}, **built.replaces}
     updates = built.updates()
     notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
     if tensors.wrapper or tensors.extras:
@@ -60,7 +64,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         tokenizer=tokenizer_files(bundle),
         carried=carried_files(bundle, OWN_FILES),
         unclaimed={name: tensors.entries[name] for name in sorted(built.unclaimed)},
-        notes=(*notes, *left_behind(bundle, (CONFIG, file.name))),
+        notes=(*notes, *left_behind(bundle, (CONFIG, file.name, *beside.files))),
     )
 
 
