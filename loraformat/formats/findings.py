@@ -360,9 +360,8 @@ def trained_beside(files: list[str], names: list[str]) -> Said:
     ## Source
     LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
     """
-    return files[
-        0
-    ], f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them: {listed(names)}"
+    text = f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them"
+    return files[0], f"{text}: {listed(names)}"
 
 
 @kind("LF246", Severity.WARNING)
