@@ -196,6 +196,9 @@ _ROLES = {
 }
 
 
+# What vision-language and audio classes of transformers call the language model inside them.
+_LANGUAGE_MODELS = frozenset({"language_model", "text_model"})
+
 # A path of more components is nobody's, and each would be looked for in all names of the base.
 _MOST_PREFIXES = 32
 
@@ -208,6 +211,14 @@ class _Prefix:
 
     def __call__(self, weight: str) -> str:
         return self.added + weight.removeprefix(self.removed)
+
+    @property
+    def is_wrapping(self) -> bool:
+        """Whether the two differ by what a class with other inputs puts around the same language model."""
+        before, after = (
+            [part for part in side.split(".") if part not in _LANGUAGE_MODELS] for side in (self.removed, self.added)
+        )
+        return before == after
 
     @property
     def keeps_numbers(self) -> bool:
@@ -239,8 +250,9 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
     candidates.extend(_Prefix(removed=removed) for removed in shorter)
     if found := _only_home(candidates, chains, atlas):
         return found
-    if candidates or tied_names(base.config) is not None:
+    if candidates:
         return _Prefix()
+    is_known = tied_names(base.config) is not None
     exchanged = (
         _Prefix(added=name[: -len(first) + len(removed)], removed=removed)
         for removed in _prefixes(first)
@@ -251,7 +263,8 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
     fitting = [
         prefix
         for prefix in exchanged
-        if prefix.keeps_numbers and prefix.keeps_roles and _has_shapes(chains, prefix, atlas)
+        if (prefix.is_wrapping or (not is_known and prefix.keeps_numbers and prefix.keeps_roles))
+        and _has_shapes(chains, prefix, atlas)
     ]
     return _only_home(fitting, chains, atlas) or _Prefix()
 

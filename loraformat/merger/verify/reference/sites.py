@@ -215,7 +215,9 @@ def renaming_of(adapter: Adapter, sites: Sites) -> Renaming:
             raise NotFollowed(f"too many prefixes may lead from {first} to the base's names")
         every += [one] if serves else []
     plain = [one for one in every if not one.here or not one.there]
-    others = [] if plain or sites.is_known else [one for one in every if _is_likely(one, chains, sites)]
+    others = [] if plain else [one for one in every if _is_around(one, chains, sites)]
+    if not (plain or others or sites.is_known):
+        others = [one for one in every if _is_likely(one, chains, sites)]
     found: dict[object, Renaming] = {}
     for one in plain or others:
         found.setdefault(tuple(sites.find(one(weight) or "") for weight in chains), one)
@@ -242,6 +244,13 @@ def _serves(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: S
         if name is None or sites.find(name) is None:
             return False, number
     return True, len(chains)
+
+
+def _is_around(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: Sites) -> bool:
+    """Whether two prefixes are one, but for the name of a language model inside of another model."""
+    one, other = (re.sub(r"(^|\.)(?:(?:language|text)_model\.)+", r"\1", s) for s in (renaming.here, renaming.there))
+    shapes = ((chain, sites.find(renaming(weight) or "")) for weight, chain in chains.items())
+    return one == other and all(site is not None and fits(chain[0], site.shape) for chain, site in shapes)
 
 
 def _is_likely(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: Sites) -> bool:
