@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import formats
-from loraformat.containers import bundle_of_store, open_bundle, save_bundle
+from loraformat.containers import bundle_of_store, open_adapter_files, save_bundle
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
+from loraformat.formats.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
@@ -47,7 +48,7 @@ def open_adapter(uri: str, *, format: str | None = None, hints: Hints = Hints())
 
     Raises: StorageError, ContainerError, FormatError and their subclasses.
     """
-    return read_bundle(open_bundle(uri), format=format, hints=hints)
+    return read_bundle(open_adapter_files(uri), format=format, hints=hints)
 
 
 def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hints()) -> Opened:  # noqa: A002
@@ -57,6 +58,8 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     else:
         chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
     adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    if bundle.named:
+        adapter = replace(adapter, notes=(found_below(bundle.named, bundle.uri), *adapter.notes))
     return Opened(bundle.uri, bundle, chosen, found.because, adapter)
 
 

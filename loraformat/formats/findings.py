@@ -384,6 +384,25 @@ def unread_beside(where: str, reason: str) -> Said:
     return where, f"not read: {reason}"
 
 
+@kind("LF248", Severity.INFO)
+def found_below(where: str, folder: str) -> Said:
+    """The folder that was named holds no adapter itself; the only one below it was taken.
+
+    ## Why it matters
+    If another was meant, it is not there yet, or lies deeper.
+
+    ## Example
+    `run/`, into which PEFT saved the adapter "policy" as `run/policy/`; a trainer's folder with one `checkpoint-500/`.
+
+    ## Use instead
+    Name the folder of the adapter.
+
+    ## Source
+    peft 0.21.2, peft_model.py `save_pretrained`: an adapter that is not called "default" gets a folder of its name.
+    """
+    return where, f"the adapter was read from {folder}"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -400,4 +419,5 @@ FINDINGS = (
     scale_of_two_versions,
     trained_beside,
     unread_beside,
+    found_below,
 )

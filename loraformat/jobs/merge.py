@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_bundle, open_checkpoint
+from loraformat.containers import bytes_of, open_adapter_files, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
@@ -164,7 +164,7 @@ def _prepare(
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
-        bundle = open_bundle(uri)
+        bundle = open_adapter_files(uri)
         said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle, open_checkpoint
+from loraformat.containers import open_adapter_files, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
@@ -64,7 +64,7 @@ def open_subject(
     format: str | None = None,  # noqa: A002
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    return subject_of(open_bundle(uri), base=base, assumptions=assumptions, format=format)
+    return subject_of(open_adapter_files(uri), base=base, assumptions=assumptions, format=format)
 
 
 def subject_of(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat import rules
 from loraformat.budget import Budget
-from loraformat.containers import open_bundle
+from loraformat.containers import open_adapter_files
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import read_bundle
@@ -83,7 +83,7 @@ def validate(
     select, ignore = _codes(select, "select"), _codes(ignore, "ignore")
     reasons = dict(zip(_codes(tuple(reasons or {}), "reasons"), (reasons or {}).values(), strict=True))
     checkpoint = open_base(base)
-    bundle = open_bundle(adapter)
+    bundle = open_adapter_files(adapter)
     budget = Budget()
     hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)

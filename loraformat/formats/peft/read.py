@@ -16,7 +16,8 @@ from loraformat.formats.findings import announced_but_absent, not_only_tensors, 
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.peft.beside import notes_of, read_beside
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
-from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
+from loraformat.formats.peft.files import weights_of
+from loraformat.formats.peft.keys import CONFIG, OWN_FILES, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.nested import turns_square_experts
 from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
@@ -25,7 +26,7 @@ from loraformat.formats.peft.turned import turn_back
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
-from loraformat.model.bundle import Bundle, JsonFile, TensorFile
+from loraformat.model.bundle import Bundle, JsonFile
 from loraformat.model.updates import Replace, Update
 
 
@@ -39,7 +40,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
     """
     config = _config(bundle, hints)
-    file = _weights(bundle)
+    file = weights_of(bundle)
     tensors = file.open()
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
@@ -64,7 +65,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         tokenizer=tokenizer_files(bundle),
         carried=carried_files(bundle, OWN_FILES),
         unclaimed={name: tensors.entries[name] for name in sorted(built.unclaimed)},
-        notes=(*notes, *left_behind(bundle, (CONFIG, file.name, *beside.files))),
+        notes=(*notes, *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
     )
 
 
@@ -73,15 +74,6 @@ def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
     if not isinstance(file, JsonFile):
         raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint="it lies beside the weights in the folder")
     return parse(file.load(), hints)
-
-
-def _weights(bundle: Bundle) -> TensorFile:
-    """The file that PEFT would load: safetensors before the pickle."""
-    for name in WEIGHTS.values():
-        file = bundle.files.get(name)
-        if isinstance(file, TensorFile):
-            return file
-    raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri)
 
 
 def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> Iterator[Finding]:
