@@ -25,6 +25,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import DType
+from loraformat.naming import scales_if_tied
 from loraformat.storage import WEIGHT_SUFFIXES
 
 # With it in the folder transformers takes the merged model for an adapter, and loads the base that the file names.
@@ -231,8 +232,8 @@ def _config_patch(config: Mapping[str, Json], found: Edits) -> tuple[tuple[tuple
         for old, new in found.resized.values():
             if level.get("vocab_size") == old and ((*path, "vocab_size"), new) not in patch:
                 patch.append(((*path, "vocab_size"), new))
-        if found.untied:
+        if found.untied and not scales_if_tied(config):
             patch.extend(((*path, key), False) for key in TIE_KEYS if level.get(key) is True)
-    if found.untied and config and tie_claim(config) is None:
+    if found.untied and config and tie_claim(config) is None and not scales_if_tied(config):
         patch.append((("tie_word_embeddings",), False))
     return tuple(patch)

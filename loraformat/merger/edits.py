@@ -13,6 +13,8 @@ from loraformat.merger.parting import (
     check_may_untie,
     check_resized,
     check_tie_is_known,
+    check_untied,
+    grown_biases,
     own_terms,
     really_tied,
 )
@@ -85,6 +87,8 @@ def edits_of(
         if edit.shape != base.tensors[edit.source].shape and not _is_new_head(name, base)
     }
     check_resized(base, resized)
+    check_untied(edits, untied)
+    edits |= {edit.tensor: edit for edit in grown_biases(base, resized)}
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
 
 

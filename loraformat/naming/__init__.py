@@ -2,7 +2,7 @@
 
 from loraformat.naming.litgpt import Family, family_of
 from loraformat.naming.tasks import TASKS, TaskClass, task_classes
-from loraformat.naming.ties import architecture_of, parts_cleanly, tied_names
+from loraformat.naming.ties import architecture_of, parts_cleanly, scales_if_tied, tied_names
 from loraformat.naming.transformers import Spelled, Spelling, spelling_of
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "architecture_of",
     "family_of",
     "parts_cleanly",
+    "scales_if_tied",
     "spelling_of",
     "task_classes",
     "tied_names",

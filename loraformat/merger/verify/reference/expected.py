@@ -82,7 +82,7 @@ class Expected:
     @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of a tensor of the base, `origin`."""
-        return not self.shares and self.dtype is self.source.dtype
+        return not self.shares and self.dtype is self.source.dtype and self.shape == self.source.shape
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -153,6 +153,7 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     for table in joined(tables, lambda one, other: _is_one(one, other, inputs, tensors)):
         expected |= {one.name: one for one in _of_table(table, shares, tensors)}
     expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
+    expected |= {one.name: one for one in _longer_biases(expected)}
     if plan.files.dtype is not None:
         wanted = DType[plan.files.dtype]
         expected = {n: replace(one, dtype=wanted) if one.dtype.is_floating else one for n, one in expected.items()}
@@ -230,6 +231,15 @@ def _expected(name: str, origin: str, shares: Sequence[Share], tensors: Mapping[
     if shape[:1] != source.shape[:1]:  # what lands on the whole table lands on all of its new rows
         shares = [replace(share, run=replace(share.run, count=shape[0])) for share in shares]
     return Expected(name, origin, source, source.dtype, shape, tuple(shares), axes)
+
+
+def _longer_biases(expected: Mapping[str, Expected]) -> Iterator[Expected]:
+    """A bias with a value for each token, as long as the tables are now; new values are zero."""
+    grown = {one.source.shape[0]: one.shape[0] for one in expected.values() if one.shape[:1] != one.source.shape[:1]}
+    for name, one in expected.items():
+        count = one.shape[-1] if one.shape else 0
+        if name.split(".")[-1] == "final_logits_bias" and one.shape == (1, count) and count in grown:
+            yield replace(one, shape=(1, grown[count]), axes=2)
 
 
 def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str, StoredTensor]) -> Iterator[Expected]:
