@@ -61,6 +61,16 @@ class Misfit:
     update_shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the weight is a convolution's in groups, of which the update has the inputs of all together."""
+        (rows, cols, *kernel), (height, width, *size) = _conv(self.update_shape), _conv(self.stored_shape)
+        return (rows, kernel) == (height, size) != (rows, []) and width > 0 and cols > width and cols % width == 0
+
+
+def _conv(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if len(shape) > 2 else (0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Matching:
@@ -149,6 +159,10 @@ class _Atlas:
         tie = self._tie_of.get(name)
         if tie is not None:
             return Place(self._base.tensors[tie.stored].shape, (Piece(name),))
+        module, _, parameter = name.rpartition(".")
+        wrapped = f"{module}.base_layer.{parameter}"  # in a base that was saved with adapters in it
+        if wrapped in self._base.tensors:
+            return Place(self._base.tensors[wrapped].shape, (Piece(wrapped),))
         if not self._spelling.rules:
             return None
         place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
@@ -162,7 +176,7 @@ class _Atlas:
     def _tied_head(self, name: str) -> Place | None:
         """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""
         for tie, longer in self._longer_names.get(name, ()):
-            if longer is not None:
+            if longer is not None and longer not in self._base.tensors:
                 return Place(self._base.tensors[tie.stored].shape, (Piece(longer),))
         return None
 

@@ -74,7 +74,10 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     for misfit in subject.matching.misfits:
         if misfit.weight not in in_codes:
             message = f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}"
-            yield Hit(misfit.weight, message)
+            yield Hit(misfit.weight, message, _OF_GROUPS if misfit.is_grouped else "")
+
+
+_OF_GROUPS = "the base's is a grouped (depthwise) convolution, and the update was trained as if it were not"
 
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")

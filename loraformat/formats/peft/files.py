@@ -13,7 +13,7 @@ from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.formats.peft.keys import WEIGHTS
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile, Tensors
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import DType, LazyTensor
 
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 _INDEXES = ("adapter_model.safetensors.index.json", "adapter_model.bin.index.json")
@@ -42,6 +42,21 @@ class AdapterWeights:
                 raise FormatError(f"{show(twice, 200)} stands in two parts of the adapter", where=file.name)
             entries.update(tensors.entries)
         return Tensors(first.container, entries, first.metadata, first.wrapper, first.extras)
+
+
+_EIGHT_BITS = (DType.F8_E4M3, DType.F8_E5M2)
+
+
+def upcast(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The tensors, those in 8-bit floating point as float32: their values are numbers, which PEFT upcasts.
+
+    Source: peft 0.21.2, tuners/tuners_utils.py `cast_adapter_dtype`.
+    """
+    return {name: _wide(one) if one.dtype in _EIGHT_BITS else one for name, one in entries.items()}
+
+
+def _wide(tensor: LazyTensor) -> LazyTensor:
+    return LazyTensor(tensor.shape, DType.F32, lambda start, stop: tensor.read(start, stop).float())
 
 
 def weights_of(bundle: Bundle) -> AdapterWeights:

@@ -6,6 +6,7 @@ Source: peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`; tuners/
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import MissingFile
@@ -16,7 +17,7 @@ from loraformat.formats.findings import announced_but_absent, not_only_tensors, 
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.peft.beside import notes_of, read_beside
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
-from loraformat.formats.peft.files import weights_of
+from loraformat.formats.peft.files import upcast, weights_of
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.nested import turns_square_experts
@@ -42,6 +43,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     config = _config(bundle, hints)
     file = weights_of(bundle)
     tensors = file.open()
+    tensors = replace(tensors, entries=upcast(tensors.entries))
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
         found = sort(tensors.entries, file.name)
@@ -101,7 +103,7 @@ def _hub_config(
         base_revision=optional_text(raw, "revision", CONFIG),
         task=optional_text(raw, "task_type", CONFIG),
         declared_ranks={
-            weight: config.rank_of(built.scaled_as.get(weight, module_of(weight)))
+            weight: config.rank_of(built.scaled_as.get(weight, module_of(weight))) * built.parts.get(weight, 1)
             for weight in sorted(built.ranked_weights())
         },
         targets=config.targets,

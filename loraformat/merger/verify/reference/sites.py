@@ -96,6 +96,10 @@ class Sites:
         for table in self._tables:
             if weight in table.names:
                 return Site(self._tensors[table.stored].shape, tensor=weight)
+        *path, last = weight.split(".")
+        inner = ".".join([*path, "base_layer", last])
+        if inner in self._tensors:
+            return Site(self._tensors[inner].shape, tensor=inner)
         if not self._spelling.rules:
             return None
         return self._in_memory.get(weight) or self._by_older_name(weight) or self._head(weight)
@@ -180,7 +184,7 @@ class Sites:
     def _head(self, weight: str) -> Site | None:
         for table in self._tables:
             longer = [name for name in table.names if name.endswith(f".{weight}")]
-            if len(longer) == 1:
+            if len(longer) == 1 and longer[0] not in self._tensors:
                 return Site(self._tensors[table.stored].shape, tensor=longer[0])
         return None
 
