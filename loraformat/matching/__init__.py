@@ -3,6 +3,7 @@
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_of
 from loraformat.matching.nearest import nearest
+from loraformat.matching.orientation import is_class_known
 from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
 from loraformat.matching.tasks import why_headless, with_task_head
@@ -17,6 +18,7 @@ __all__ = [
     "Part",
     "Quantization",
     "Tie",
+    "is_class_known",
     "is_embedding",
     "is_vocabulary",
     "match",

@@ -242,6 +242,29 @@ def adapter_of_base_left_out(base: str, name: str) -> Said:
     return base, f"{name} was not copied: with it, the output would be loaded as an adapter"
 
 
+@kind("LF818", Severity.INFO)
+def stored_transposed(base: str, names: Sequence[str]) -> Said:
+    """Updates were transposed for weights of a base whose class is not known, because they fit only so.
+
+    ## Why it matters
+    Layers like `Conv1D` of GPT-2 store (in, out). PEFT knows them by their class and transposes; from files only the
+    shapes can tell.
+
+    ## Example
+    `c_fc.weight` of shape (16, 64) in a class of its own, with an update of shape (64, 16).
+
+    ## Use instead
+    Nothing to do, if these layers are `Conv1D`. A square weight is told by `fan_in_fan_out` alone (LF303).
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `Linear`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
+    """
+    return (
+        base,
+        f"{len(names)} weights are stored as (in, out), as the shapes of their updates say: {listed(list(names))}",
+    )
+
+
 FINDINGS = (
     left_out,
     update_lost_to_rounding,
@@ -254,4 +277,5 @@ FINDINGS = (
     kept_private,
     task_head_written,
     adapter_of_base_left_out,
+    stored_transposed,
 )

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding
-from loraformat.matching import TIE_KEYS, is_embedding
+from loraformat.matching import TIE_KEYS, is_class_known, is_embedding
 from loraformat.merger.build import ADAPTER_CONFIG
 from loraformat.merger.findings import (
     adapter_of_base_left_out,
     left_out,
+    stored_transposed,
     task_head_written,
     unlike_peft,
     whole_matrices,
@@ -35,6 +36,9 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
         yield left_out(plan.base, files)
     if ADAPTER_CONFIG in plan.left_out:
         yield adapter_of_base_left_out(plan.base, ADAPTER_CONFIG)
+    transposed = sorted({edit.tensor for edit in plan.edits if any(term.transposed for term in edit.terms)})
+    if transposed and not is_class_known(base.config):
+        yield stored_transposed(plan.base, transposed)
     if base.task is not None:
         yield task_head_written(plan.base, base.task.name, base.task.head, base.task.dropped)
     if base.layers:

@@ -183,9 +183,7 @@ def _beside(
         if name in taken or _is_half(name, dialect):
             continue
         weight = weight_name(name, modules)
-        known = (
-            hints.weights is not None and weight.startswith(before) and after + weight[len(before) :] in hints.weights
-        )
+        known = weight.startswith(before) and after + weight[len(before) :] in (hints.weights or {})
         is_bias = dialect.keeps_biases and not is_whole_model and weight.endswith(".bias")
         if known or is_bias or weight in dialect.replaced:
             found.updates[weight] = (Replace(tensor),)

@@ -86,7 +86,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         UnsupportedUpdate (LF013): a wrapped layer whose parameter no name tells.
     """
     built, recent = Built(), Recent()
-    nested = nested_layers(found, config)
+    nested = nested_layers(found, config, hints.weights)
     where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
     for module, parts in found.modules.items():
         meaning = nested.get(module) or Nested(f"{module}.weight", module)

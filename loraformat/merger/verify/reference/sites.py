@@ -16,7 +16,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.updates import LowRank, Replace, Rotated, Rows, Scaled, Update
-from loraformat.naming import Spelled, spelling_of, tied_names
+from loraformat.naming import Spelled, spelling_of, task_classes, tied_names
 
 # Layers of the class Conv1D, which stores (in, out), in the models that have them.
 _CONV1D = {"c_attn", "c_proj", "c_fc"}
@@ -322,6 +322,6 @@ def _is_expert_turned(config: Mapping[str, Json], adapter: Adapter) -> bool:
 def _is_conv1d(weight: str, config: Mapping[str, Json], adapter: Adapter) -> bool:
     """The class of the layer decides; in a model that nobody names, what the adapter says of its base."""
     kind = config.get("model_type")
-    if kind is None:
+    if kind is None or not (kind in _CONV1D_OF or tied_names(config) is not None or task_classes(config)):
         return bool(adapter.config.fan_in_fan_out)
     return weight.split(".")[-2:][0] in _CONV1D_OF.get(str(kind), set())
