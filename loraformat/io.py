@@ -58,6 +58,8 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     else:
         chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
     adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    if hints.transposed is not None:
+        adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
     if bundle.named:
         adapter = replace(adapter, notes=(found_below(bundle.named, bundle.uri), *adapter.notes))
     return Opened(bundle.uri, bundle, chosen, found.because, adapter)

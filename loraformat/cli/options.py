@@ -35,7 +35,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 2
 _WORDS = {
     float: "a finite number",
     int: "an integer",
-    bool: "true or false",
+    bool: "true, false or a list of module names",
     tuple: "a list of true and false",
     str: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS",
 }
@@ -76,7 +76,7 @@ def tolerance(value: str) -> float:
     return number
 
 
-def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...]]:
+def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...] | tuple[str, ...]]:
     """KEY=VALUE, the value as JSON, as (key, value)."""
     key, separator, text = value.partition("=")
     if not separator or key not in _ASSUMABLE:
@@ -86,6 +86,8 @@ def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...]]:
         parsed = text if kind is str else json.loads(text)
     except (ValueError, RecursionError):
         parsed = None
+    if key == "fan_in_fan_out" and isinstance(parsed, list) and parsed and all(isinstance(one, str) for one in parsed):
+        return key, tuple(parsed)
     if not _is(parsed, kind):
         raise click.BadParameter(f"{value!r}: expected {_WORDS[kind]}")
     found: float | bool | str | tuple[bool, ...] = kind(parsed)
@@ -111,8 +113,8 @@ assume = click.option(
     type=assumption,
     metavar="KEY=VALUE",
     multiple=True,
-    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out=, enable_lora=[true,false,true], "
-    "task=SEQ_CLS. "
+    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out= (true, false or a list of modules), "
+    "enable_lora=[true,false,true], task=SEQ_CLS. "
     "Fills gaps, never contradicts.",
 )
 base = click.option(

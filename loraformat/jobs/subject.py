@@ -22,7 +22,7 @@ class Assumptions:
     alpha: float | None = None
     rank: int | None = None
     scale: float | None = None
-    fan_in_fan_out: bool | None = None
+    fan_in_fan_out: bool | tuple[str, ...] | None = None
     enable_lora: tuple[bool, ...] | None = None
     task: str | None = None
 
@@ -33,7 +33,8 @@ class Assumptions:
             alpha=self.alpha,
             rank=self.rank,
             scale=self.scale,
-            fan_in_fan_out=self.fan_in_fan_out,
+            fan_in_fan_out=None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out,
+            transposed=self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None,
             enable_lora=self.enable_lora,
             task=self.task,
             weights=weights,

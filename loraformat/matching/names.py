@@ -15,7 +15,7 @@ from loraformat.matching.orientation import is_stack_transposed, is_stored_trans
 from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
 from loraformat.matching.tasks import with_task_head
 from loraformat.matching.ties import Tie, ties_of
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.pattern_keys import ends_of
 from loraformat.model.updates import (
@@ -122,7 +122,7 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
         else:
             turned, is_guess = is_stored_transposed(
-                name, updates, place.shape, base.config, adapter.config.fan_in_fan_out
+                name, updates, place.shape, base.config, adapter.config.claims_transposed(module_of(weight))
             )
         turned = turned or place.is_turned
         landings[weight] = tuple(

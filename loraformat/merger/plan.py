@@ -24,7 +24,7 @@ class AdapterSource:
     alpha: float | None = None
     rank: int | None = None
     scale: float | None = None
-    fan_in_fan_out: bool | None = None
+    fan_in_fan_out: bool | tuple[str, ...] | None = None
     enable_lora: tuple[bool, ...] | None = None
     task: str | None = None
     strength: float = 1.0

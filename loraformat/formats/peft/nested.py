@@ -6,6 +6,7 @@ Source: peft 0.21.2, tuners/lora/layer.py `ParamWrapper`, `MultiheadAttention`; 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple

@@ -323,5 +323,5 @@ def _is_conv1d(weight: str, config: Mapping[str, Json], adapter: Adapter) -> boo
     """The class of the layer decides; in a model that nobody names, what the adapter says of its base."""
     kind = config.get("model_type")
     if kind is None or not (kind in _CONV1D_OF or tied_names(config) is not None or task_classes(config)):
-        return bool(adapter.config.fan_in_fan_out)
+        return bool(adapter.config.claims_transposed(weight.removesuffix(".weight")))
     return weight.split(".")[-2:][0] in _CONV1D_OF.get(str(kind), set())
