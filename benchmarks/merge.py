@@ -36,9 +36,10 @@ model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
 PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out, max_shard_size="1GB")
 """
 SHARES = """
-import functools, hashlib, os, sys, time, types
+import functools, os, sys, time
 from loraformat.jobs.merge import merge
-from loraformat.merger import compute, digests
+from loraformat.merger import compute, copies, digests
+from loraformat.storage import new_hash
 from loraformat.storage.local import LocalStore, LocalWriter
 spent = {}
 def timed(key, real):
@@ -53,12 +54,11 @@ def timed(key, real):
     return call
 class Hash:
     def __init__(self):
-        self._real = hashlib.sha256()
+        self._real = new_hash()
         self.update, self.hexdigest = timed("hash", self._real.update), self._real.hexdigest
-digests.hashlib = types.SimpleNamespace(sha256=Hash)
+digests.new_hash = copies.new_hash = Hash
 LocalStore.read_into = timed("read", LocalStore.read_into)
 LocalWriter.write_at = timed("write", LocalWriter.write_at)
-LocalWriter.copy_from = timed("copy (reads and writes too)", LocalWriter.copy_from)
 compute.Computer._computed = timed("arithmetic", compute.Computer._computed)
 os.fsync = timed("sync", os.fsync)
 start, before = time.perf_counter(), time.process_time()
@@ -152,11 +152,12 @@ def cost_of_options(folder: Path, runs: int) -> None:
     tell("\noption (all-linear, warm)          wall s  cpu s  peak MB  read GB  written GB  /none")
     variants = {"--verify none": ("--verify", "none")}
     variants |= {"--verify sample": (), "--verify full": ("--verify", "full")}
-    variants |= {"--verify none --hash": ("--verify", "none", "--hash")}
+    variants |= {"--verify none --no-hash": ("--verify", "none", "--no-hash")}
+    variants |= {"--verify none --hash sha256": ("--verify", "none", "--hash", "sha256")}
     variants |= {"--verify none --accumulate float32": ("--verify", "none", "--accumulate", "float32")}
     for rank in (16, 64):
         if rank == 64:
-            variants = {name: more for name, more in variants.items() if "--hash" not in name and "none" in name}
+            variants = {name: more for name, more in variants.items() if "hash" not in name and "none" in name}
         found: dict[str, list[Run]] = {name: [] for name in variants}
         for _ in range(runs):
             for name, more in variants.items():

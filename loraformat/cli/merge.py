@@ -77,7 +77,7 @@ from loraformat.cli import options
     help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "
     "Hub has it.",
 )
-@click.option("--no-hash", "digests", flag_value="none", help="No digests of copied bytes; verify cannot compare them.")
+@click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
 @click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.force
@@ -100,6 +100,7 @@ def command(
     max_shard_size: int | None,
     verify: str,
     digests: str,
+    no_hash: bool,
     resume: bool,
     dry_run: bool,
     force: bool,
@@ -133,7 +134,7 @@ def command(
             seed=seed,
             max_shard_nbytes=max_shard_size,
             verify=verify,
-            digests=digests,
+            digests="none" if no_hash else digests,
             resume=resume,
             dry_run=dry_run,
             force=force,

@@ -77,7 +77,7 @@ def verify(out: str, *, base: str | None = None, jobs: int = 1) -> Report:
     for name, nbytes in sizes.items():
         is_covered = not uncovered([(run.offset, run.end) for run in runs.get(name, ())], nbytes)
         findings.extend(_file_findings(store, outputs[name], seen, tensors, is_covered=is_covered))
-    findings.extend(_missing_weights(manifest, tensors.found))
+    findings.extend(_missing_weights(manifest, tensors))
     findings.extend(_compared(store, _checks(manifest, runs, sizes, tensors.found), seen, jobs))
     checkpoint = None if base is None else checkpoint_of_store(open_store(base), base)
     copied = [name for name in sorted(tensors.found) if name not in _computed(manifest, tensors.found)]
@@ -107,13 +107,14 @@ class _Tensors:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.found: dict[str, StoredTensor] = {}
+        self.unreadable: list[str] = []
 
     def add(self, name: str) -> None:
         """Read the header of a file; one that cannot be read adds nothing, its hash has told already."""
         try:
             self.found |= open_weights(self._store, [name])[1]
         except (ContainerError, FormatError):
-            return
+            self.unreadable.append(name)
 
 
 def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
@@ -181,10 +182,15 @@ def _file_findings(
         yield output_changed(name, f"the file is damaged: {error.message}")
 
 
-def _missing_weights(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> Iterator[Finding]:
-    for name in sorted(manifest["weights"]):
-        if name not in tensors:
-            yield output_changed(name, "the weight is missing")
+def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors) -> Iterator[Finding]:
+    """Computed weights that are not there; where a file cannot be read, how many those are that it may have held."""
+    missing = sorted(manifest["weights"].keys() - tensors.found.keys())
+    if missing and tensors.unreadable:
+        count = f"{len(missing)} computed weights" if len(missing) > 1 else "1 computed weight"
+        yield output_changed(tensors.unreadable[0], f"cannot be read, and {count} were not found elsewhere")
+        return
+    for name in missing:
+        yield output_changed(name, "the weight is missing")
 
 
 def _checks(

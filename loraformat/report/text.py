@@ -184,7 +184,9 @@ def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
         f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
     )
     missed = data.bytes_total - data.bytes_read
-    if missed:
+    if missed and not report.ok:
+        page.say(f"not compared: {nbytes(missed)} ({missed} bytes)")
+    elif missed:
         text = f"not compared: {nbytes(missed)} ({missed} bytes), copied from the base and without digests"
         page.say(text if data.tensors_of_base is not None else f"{text} (--base BASE compares them)")
 

@@ -376,3 +376,24 @@ def test_a_signal_does_not_strike_in_the_middle_of_an_import(number: int, said: 
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, str(tmp_path)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (child.stdout.splitlines(), child.returncode) == (["imported True", said], 0), child.stderr
+
+
+@pytest.mark.parametrize(("option", "is_all"), [((), True), (("--hash", "sha256"), True), (("--no-hash",), False)])
+def test_verify_says_what_was_compared(example: Path, tmp_path: Path, option: tuple[str, ...], is_all: bool) -> None:
+    out = tmp_path / "out"
+    merged = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", out, *option)
+    assert merged.exit_code == 0, merged.stderr
+    verified = run("verify", out)
+    assert verified.exit_code == 0
+    assert ("not compared" in verified.stdout) != is_all
+    against = run("verify", out, "--base", example / "base")
+    assert (against.exit_code, "not compared" in against.stdout) == (0, False)
+
+
+def test_verify_of_a_damaged_file_is_one_page_not_a_list_of_weights(example: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", out).exit_code == 0
+    os.truncate(out / "model.safetensors", (out / "model.safetensors").stat().st_size - 5)
+    verified = run("verify", out)
+    assert verified.exit_code == 1
+    assert verified.stdout.count("error[LF804]") == 3  # its size, its header, what it held

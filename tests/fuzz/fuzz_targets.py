@@ -21,7 +21,9 @@ from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError
 from loraformat.jobs.inspect import inspect
 from loraformat.jobs.validate import validate
-from loraformat.model.bundle import RawFile
+from loraformat.jobs.verify import verify
+from loraformat.merger.manifest import history_of, read_manifest
+from loraformat.model.bundle import DIGESTS, MANIFEST, RawFile
 from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
 from loraformat.model.patterns import fullmatch, is_linear
 from loraformat.report import FORMS, render_all
@@ -160,6 +162,16 @@ class _folder:  # noqa: N801 - used like a function
         return None
 
 
+def records(data: bytes) -> None:
+    """What a merge writes about its output: as the manifest of a base, and both by verify."""
+    cut = struct.unpack_from("<I", data)[0] if len(data) >= 4 else 0
+    files = {MANIFEST: data[4 : 4 + cut], DIGESTS: data[4 + cut :], "config.json": b"{}"}
+    for adapter in (each for merge in history_of(read_manifest(MemoryStore(files))) for each in merge["adapters"]):
+        assert len(adapter["digest"]) >= 64
+    with _folder(files) as path:
+        verify(str(path))
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -172,6 +184,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         expression,
         yaml_text,
         pattern_keys,
+        records,
         whole_folder,
     )
 }
@@ -219,52 +232,86 @@ TOKENS = (
 )
 
 
+# Inputs that are written here; the others come from the fixtures.
+_WRITTEN: Mapping[str, list[bytes]] = {
+    "yaml_text": [
+        b"lora_r: 8\nlora_alpha: 16.0\nlora_query: true\nout_dir: 'a: b'\nlist: [1, 2.5e3, null]\n",
+        b'%YAML 1.1\n---\na: 1:30:59\nb: 0x1F\nc: "\\u00e9\\n"\nd: |\n  text\n  more\n',
+    ],
+    "pattern_keys": [
+        b"^m.a-b.q_proj\nq_proj\n.*q",
+        b"m\\.a\\-b\\.q_proj$\n^q$\n(a|m)\\.q_proj",
+        b"a.q_proj\na-b\\.[a-q]_proj",
+    ],
+    "index": [b'{"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}'],
+    "expression": [
+        rb".*\.(q|v)_proj",
+        rb"(model\.)?layers\.\d+\.[a-z_]{2,9}",
+        rb"(a|aa)+$",
+        rb"[^.]+\.q_proj",
+        rb"\w*?x{0,2}",
+    ],
+}
+
+
 def seeds(name: str) -> list[bytes]:
     """Good and remarkable inputs of a target."""
+    if name in _WRITTEN:
+        return _WRITTEN[name]
     good, bad = FIXTURES / "good", FIXTURES / "bad"
     if name == "safetensors_header":
         return [path.read_bytes() for path in sorted(good.rglob("*.safetensors"))[:6]] + [hostile.factors()]
     if name == "torch_zip":
         return [path.read_bytes() for path in sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]]
-    if name == "yaml_text":
-        return [
-            b"lora_r: 8\nlora_alpha: 16.0\nlora_query: true\nout_dir: 'a: b'\nlist: [1, 2.5e3, null]\n",
-            b'%YAML 1.1\n---\na: 1:30:59\nb: 0x1F\nc: "\\u00e9\\n"\nd: |\n  text\n  more\n',
-        ]
-    if name == "pattern_keys":
-        return [
-            b"^m.a-b.q_proj\nq_proj\n.*q",
-            b"m\\.a\\-b\\.q_proj$\n^q$\n(a|m)\\.q_proj",
-            b"a.q_proj\na-b\\.[a-q]_proj",
-        ]
     if name == "pickle_subset":
         import zipfile
 
         archives = sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]
         found = [zipfile.ZipFile(path) for path in archives]
         return [each.read(next(n for n in each.namelist() if n.endswith("data.pkl"))) for each in found]
+    if name == "records":
+        return [_records(), _records(shard=b"x")]
     if name == "strict_text":
         return [path.read_bytes() for path in sorted(good.rglob("*.json"))[:6]]
-    if name == "index":
-        return [b'{"metadata": {"total_size": 8}, "weight_map": {"w": "a.safetensors"}}']
     if name == "tokenizer":
         paths = [*sorted(good.rglob("tokenizer.json"))[:3], *sorted(bad.rglob("tokenizer.json"))[:3]]
         byte_pairs = {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"], "type": "BPE"}
         return [path.read_bytes() for path in paths] + [json.dumps({"model": byte_pairs, "added_tokens": []}).encode()]
-    if name == "expression":
-        return [
-            rb".*\.(q|v)_proj",
-            rb"(model\.)?layers\.\d+\.[a-z_]{2,9}",
-            rb"(a|aa)+$",
-            rb"[^.]+\.q_proj",
-            rb"\w*?x{0,2}",
-        ]
     adapters = [path.parent for path in sorted([*good.rglob("adapter_config.json"), *bad.rglob("adapter_config.json")])]
     found = [(path / "adapter_config.json", path / "adapter_model.safetensors") for path in adapters]
     pairs = [(one.read_bytes(), two.read_bytes()) for one, two in found if two.is_file()] + [
         (CONFIG, hostile.factors())
     ]
     return [struct.pack("<H", len(one)) + one + two for one, two in pairs if len(one) < 65536 and len(two) < 20_000]
+
+
+def _records(shard: bytes = b"") -> bytes:
+    """A manifest and digests as a merge writes them."""
+    name = "a.safetensors" if shard else "config.json"
+    options = {"accumulate": "float64", "rounding": "nearest", "seed": 0, "container": None, "dtype": None}
+    said = {"alpha": None, "rank": None, "scale": None, "fan_in_fan_out": None, "strength": 1.0, "format": "peft"}
+    used = {**said, "files": [], "digest": "0" * 64}
+    tool = {"name": "loraformat", "version": "0"}
+    manifest = {
+        "schema": "loraformat.manifest/1",
+        "job": "merge",
+        "tool": tool,
+        "options": {**options, "max_shard_nbytes": None},
+        "base": {"files": [{"name": name, "nbytes": 2}], "layers": [0, 0]},
+        "adapters": [used],
+        "history": [{"tool": tool, "options": options, "adapters": [used]}],
+        "outputs": [{"name": name, "nbytes": 2, "blake3": "0" * 64}],
+        "weights": {"w": {"dtype": "F32", "blake3": "0" * 64, "terms": []}},
+        "sha256": "0" * 64,
+    }
+    digests = {
+        "schema": "loraformat.digests/1",
+        "algorithm": "blake3",
+        "files": {name: {"nbytes": 2, "runs": [[0, 2, "0" * 64]]}},
+        "digest": "0" * 64,
+    }
+    first = json.dumps(manifest).encode()
+    return struct.pack("<I", len(first)) + first + json.dumps(digests).encode()
 
 
 def call(name: str, data: bytes) -> None:

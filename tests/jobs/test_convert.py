@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from strategies import values
 from torch import Tensor
 
-from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, RoundTripFailed
+from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, RoundTripFailed, StorageError
 from loraformat.formats import peft
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
@@ -260,3 +261,22 @@ def test_an_old_peft_gets_only_fields_that_it_knows(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert not {"use_rslora", "alpha_pattern", "rank_pattern", "megatron_core", *newer} & config.keys()
     assert config["lora_alpha"] / config["r"] == pytest.approx(16 / 2**0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["notes.gguf", "notes.txt", "NOTES.GGUF"])
+def test_a_link_that_leaves_the_adapter_is_never_copied(tmp_path: Path, name: str) -> None:
+    """Whatever its suffix: its author must not choose which of the reader's files are published."""
+    (tmp_path / "secret").write_bytes(b"TOP SECRET")
+    source = saved(tmp_path / "in", factors())
+    (tmp_path / "in" / name).symlink_to(tmp_path / "secret")
+    with contextlib.suppress(StorageError):
+        convert(source, str(tmp_path / "out"), to="peft")
+    assert all(b"SECRET" not in path.read_bytes() for path in tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("name", ["loraformat.manifest.json", "loraformat.digests.json"])
+def test_what_a_merge_wrote_about_its_output_is_not_carried(tmp_path: Path, name: str) -> None:
+    source = saved(tmp_path / "in", factors())
+    (tmp_path / "in" / name).write_text("{}")
+    convert(source, str(tmp_path / "out"), to="peft")
+    assert not (tmp_path / "out" / name).exists()
