@@ -74,7 +74,7 @@ def parse(value: Json, hints: Hints = NO_HINTS) -> MlxConfig:
         raise UnsupportedUpdate(f'fine_tune_type "{kind}" is {why}', where=place(CONFIG, "fine_tune_type"))
     where = place(CONFIG, "lora_parameters")
     if "lora_parameters" not in raw:
-        if "alpha" not in raw and hints.scale is None:
+        if "alpha" not in raw and hints.scale is None and hints.alpha is None:
             raise ConfigError("the field is missing", where=where, hint="give the factor itself with --assume scale=S")
         if "alpha" not in raw:
             return MlxConfig(raw=raw, is_dora=kind == "dora", base_model=optional_text(raw, "model", CONFIG))
