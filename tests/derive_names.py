@@ -105,7 +105,7 @@ def relevant_configs(known: set[str]) -> Iterator[type]:
         text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("modeling_*.py"))
         inner = {part.model_type for part in config_class.sub_configs.values() if hasattr(part, "model_type")}
         classes = set(re.findall(r"^class (\w+)\(", text, re.MULTILINE))
-        if known & {model_type, *inner, *classes} or "AutoModel.from_config" in text:
+        if known & {model_type, *inner, *classes} or "AutoModel.from_config" in text or "load_backbone(" in text:
             yield config_class
 
 

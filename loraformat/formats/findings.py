@@ -388,8 +388,8 @@ def unread_beside(where: str, reason: str) -> Said:
 def found_below(where: str, folder: str) -> Said:
     """The folder that was named holds no adapter itself; the only one below it was taken.
 
-    ## Why it matters
-    If another was meant, it is not there yet, or lies deeper.
+    ## Why is this bad?
+    It is not. But if another was meant, it is not there yet, or lies deeper.
 
     ## Example
     `run/`, into which PEFT saved the adapter "policy" as `run/policy/`; a trainer's folder with one `checkpoint-500/`.
