@@ -6,13 +6,17 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard loraformat/merger/kernel*.[ch])
 
-.PHONY: demo test check clean
+.PHONY: demo test test-architectures check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest -n 2
+
+# Every class that the installed transformers builds from a tiny config; minutes, and no part of the suite.
+test-architectures: $(VENV)/installed-test
+	$(BIN)/python tests/scan_architectures.py
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import formats
-from loraformat.containers import bundle_of_store, open_bundle, save_bundle
+from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
-from loraformat.errors import AdapterRefused, NonFiniteValue
+from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
+from loraformat.formats.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
+from loraformat.naming import TASKS
 from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 
 if TYPE_CHECKING:
@@ -39,11 +41,11 @@ def open_files(uri: str, *, format: str | None = None) -> Bundle:  # noqa: A002
     """The files of an adapter: of a folder, of the folder that a file belongs to, or one file.
 
     A weight file beside its config is taken for its folder, since the config says the scale; not where the format was
-    chosen.
+    chosen. A folder that only contains the one of an adapter stands for that one.
 
-    Raises: StorageError: there is no such folder or file.
+    Raises: StorageError: there is no such folder or file; and as `open_adapter_files`.
     """
-    return open_bundle(uri if format is not None else folder_of(uri))
+    return open_bundle(uri) if format is not None else open_adapter_files(folder_of(uri))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,22 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
         chosen, found = formats.detect(bundle)
     else:
         chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
-    return Opened(bundle.uri, bundle, chosen, found.because, chosen.read(bundle, hints=hints))
+    adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    if hints.transposed is not None:
+        adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
+    if bundle.named:
+        adapter = replace(adapter, notes=(found_below(bundle.named, bundle.uri), *adapter.notes))
+    return Opened(bundle.uri, bundle, chosen, found.because, adapter)
+
+
+def _with_task(adapter: Adapter, task: str | None) -> Adapter:
+    """The adapter with the task that the caller states; ConfigError (LF103) where it states another with a head."""
+    stated = adapter.config.task
+    if task is None or stated == task:
+        return adapter
+    if stated in TASKS:
+        raise ConfigError(f"the adapter says {stated}, --assume says task={task}", where="command line")
+    return replace(adapter, config=replace(adapter.config, task=task))
 
 
 def load_adapter(uri: Location, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002

@@ -105,7 +105,7 @@ def relevant_configs(known: set[str]) -> Iterator[type]:
         text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("modeling_*.py"))
         inner = {part.model_type for part in config_class.sub_configs.values() if hasattr(part, "model_type")}
         classes = set(re.findall(r"^class (\w+)\(", text, re.MULTILINE))
-        if known & {model_type, *inner, *classes} or "AutoModel.from_config" in text:
+        if known & {model_type, *inner, *classes} or "AutoModel.from_config" in text or "load_backbone(" in text:
             yield config_class
 
 
@@ -117,11 +117,31 @@ def model(model_class: Any, config_class: Any, known: set[str]) -> dict[str, Any
     try:
         with torch.device("meta"):
             return described(model_class(small(config_class())), known)
-    except Exception as error:  # noqa: BLE001 - a class that cannot be made without files or other packages has no entry
+    except Exception as error:  # noqa: BLE001 - the default config may be of no model, or a package may be missing
         print(f"{model_class.__name__}: {type(error).__name__}: {str(error)[:80]}", file=sys.stderr)
-        return None
+        return by_class(model_class, config_class, known)
     finally:
         signal.alarm(0)
+
+
+def by_class(model_class: Any, config_class: Any, known: set[str]) -> dict[str, Any] | None:
+    """As `described`, without an instance: the rules of the class, and those of the bare model inside it."""
+    if type(model_class).__name__ == "DummyObject":  # stands for a class whose package is not installed
+        return None
+    prefix, name, kind = model_class.base_model_prefix, model_class.__name__, config_class.model_type
+    own = next((each for each in (name, kind) if each in known), None)
+    bare = [each for each in bare_models(model_class) if each in known and each != name]
+    parts = [[None, own]] if own else []
+    parts += [["", bare[0]]] if bare and prefix else []
+    if all(scope is None and each == kind for scope, each in parts):
+        return None
+    return {"prefix": prefix, "parts": parts}
+
+
+def bare_models(model_class: Any) -> list[str]:
+    """Classes that the constructor of a class makes for its bare model: `self.model = DetrModel(config)`."""
+    source = inspect.getsource(model_class.__init__)
+    return re.findall(rf"self\.{re.escape(model_class.base_model_prefix or '-')} = (\w+)[(.]", source)
 
 
 def too_slow(*_: object) -> None:

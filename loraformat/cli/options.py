@@ -36,13 +36,21 @@ _LONGEST_NOTE = 1000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
-_WORDS = {float: "a finite number", int: "an integer", bool: "true or false", tuple: "a list of true and false"}
+_WORDS = {
+    float: "a finite number",
+    int: "an integer",
+    bool: "true, false or a list of module names",
+    tuple: "a list of true and false",
+    str: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS",
+}
+_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 _ASSUMABLE: dict[str, type] = {
     "alpha": float,
     "rank": int,
     "scale": float,
     "fan_in_fan_out": bool,
     "enable_lora": tuple,
+    "task": str,
 }
 
 
@@ -93,7 +101,7 @@ def tolerance(value: str) -> float:
     return number
 
 
-def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
+def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...] | tuple[str, ...]]:
     """KEY=VALUE, the value as JSON, as (key, value)."""
     key, separator, text = value.partition("=")
     if not separator or key not in _ASSUMABLE:
@@ -102,16 +110,20 @@ def assumption(value: str) -> tuple[str, float | bool | tuple[bool, ...]]:
         )
     kind = _ASSUMABLE[key]
     try:
-        parsed = json.loads(text)
+        parsed = text if kind is str else json.loads(text)
     except (ValueError, RecursionError):
         parsed = None
+    if key == "fan_in_fan_out" and isinstance(parsed, list) and parsed and all(isinstance(one, str) for one in parsed):
+        return key, tuple(parsed)
     if not _is(parsed, kind):
         raise click.BadParameter(f"{value!r}: expected {_WORDS[kind]}")
-    found: float | bool | tuple[bool, ...] = kind(parsed)
+    found: float | bool | str | tuple[bool, ...] = kind(parsed)
     return key, found
 
 
 def _is(value: object, kind: type) -> bool:
+    if kind is str:
+        return value in _TASKS
     if kind is tuple:
         return isinstance(value, list) and bool(value) and all(isinstance(item, bool) for item in value)
     if kind is bool or isinstance(value, bool):
@@ -128,7 +140,8 @@ assume = click.option(
     type=assumption,
     metavar="KEY=VALUE",
     multiple=True,
-    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out=, enable_lora=[true,false,true]. "
+    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out= (true, false or a list of modules), "
+    "enable_lora=[true,false,true], task=SEQ_CLS. "
     "Fills gaps, never contradicts.",
 )
 base = click.option(

@@ -11,6 +11,7 @@ from loraformat.containers.bundles import bundle_of_store, open_bundle, open_ten
 from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
 from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
+from loraformat.containers.located import open_adapter_files
 from loraformat.containers.rows import bytes_of, read_raw_rows, read_rows, read_rows_into
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Source
@@ -22,6 +23,7 @@ __all__ = [
     "check_records",
     "checkpoint_of_store",
     "combine_crc32",
+    "open_adapter_files",
     "open_bundle",
     "open_checkpoint",
     "open_tensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_sto
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
 # Source: NVIDIA ModelOpt 0.47.0 `hf_quant_config.json`; AutoGPTQ `quantize_config.json`; AutoAWQ `quant_config.json`.
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+# The same weights in another dtype or format: `model.fp16.safetensors` beside `model.safetensors`.
+# Source: transformers 5.23.0, utils/hub.py `_add_variant`.
+_VARIANT = re.compile(r"(?:pytorch_)?model\.[\w-]+?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
 
 
@@ -121,8 +125,10 @@ def _index_name(sizes: Mapping[str, int], suffix: str) -> str | None:
 
 
 def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
-    """`model*.safetensors` or `pytorch_model*.bin`, or else the only file."""
+    """`model*.safetensors` or `pytorch_model*.bin` without their variants, or else the only file."""
     usual = [name for name in names if name.lower().startswith(("model", "pytorch_model"))]
+    plain = [name for name in usual if not _VARIANT.fullmatch(name.lower())]
+    usual = plain or usual
     if usual:
         return tuple(usual)
     if len(names) > 1:

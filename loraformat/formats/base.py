@@ -36,7 +36,9 @@ class Hints:
     Attributes:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
         fan_in_fan_out: whether the base stores weights as (in, out).
+        transposed: the modules of which that is so, by their ends, where it is not so of all; None where nobody says.
         enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
+        task: the task whose class the adapter was trained on, in PEFT's word: "SEQ_CLS".
         weights: names of the base's tensors with their shapes, from `--base`.
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
@@ -45,9 +47,17 @@ class Hints:
     rank: int | None = None
     scale: float | None = None
     fan_in_fan_out: bool | None = None
+    transposed: tuple[str, ...] | None = None
     enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
     budget: Budget | None = None
+
+    def is_transposed(self, module: str) -> bool | None:
+        """Whether the base stores the weight of a module as (in, out); None where nobody says."""
+        if self.transposed is None:
+            return self.fan_in_fan_out
+        return any(f".{module}".endswith(f".{name}") for name in self.transposed)
 
     def __post_init__(self) -> None:
         """Raises: UsageError (LF021): alpha or scale is NaN or infinite."""

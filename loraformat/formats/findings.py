@@ -346,6 +346,67 @@ def scale_of_two_versions(where: str, taken: float, other: float, source: str) -
     )
 
 
+@kind("LF245", Severity.WARNING)
+def trained_beside(files: list[str], names: list[str]) -> Said:
+    """Other weight files of the folder hold whole weights that were trained with the adapter; they are part of it.
+
+    ## Why is this bad?
+    The trained model has these weights, so `merge` and `convert` apply them. PEFT and serving engines do not load them:
+    the code that wrote the files has to, or they run a model that nobody trained.
+
+    ## Example
+    `non_lora_trainables.bin` of LLaVA, with the projector between vision and language.
+
+    ## Use instead
+    `loraformat convert` to the same format, which writes one file that PEFT loads. If a file is not part of the
+    adapter, move it out of the folder.
+
+    ## Source
+    LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
+    """
+    text = f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them"
+    return files[0], f"{text}: {listed(names)}"
+
+
+@kind("LF246", Severity.WARNING)
+def unread_beside(where: str, reason: str) -> Said:
+    """A weight file beside the adapter was not read.
+
+    ## Why is this bad?
+    If it holds weights that were trained with the adapter, what is made of the adapter lacks them.
+
+    ## Example
+    `pytorch_model.bin` beside `adapter_model.safetensors`: a whole model, or the state of a training run.
+
+    ## Use instead
+    Move the file out of the folder if it does not belong to the adapter. If it does, save its weights alone, under the
+    names of the base, into `non_lora_trainables.bin` or any safetensors file.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return where, f"not read: {reason}"
+
+
+@kind("LF248", Severity.INFO)
+def found_below(where: str, folder: str) -> Said:
+    """The folder that was named holds no adapter itself; the only one below it was taken.
+
+    ## Why is this bad?
+    It is not. But if another was meant, it is not there yet, or lies deeper.
+
+    ## Example
+    `run/`, into which PEFT saved the adapter "policy" as `run/policy/`; a trainer's folder with one `checkpoint-500/`.
+
+    ## Use instead
+    Name the folder of the adapter.
+
+    ## Source
+    peft 0.21.2, peft_model.py `save_pretrained`: an adapter that is not called "default" gets a folder of its name.
+    """
+    return where, f"the adapter was read from {folder}"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -360,4 +421,7 @@ FINDINGS = (
     scale_by_definition,
     transposed_factors,
     scale_of_two_versions,
+    trained_beside,
+    unread_beside,
+    found_below,
 )

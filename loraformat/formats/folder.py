@@ -27,7 +27,10 @@ TOKENIZER_FILES = (
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".distcp")
 
-_TRAINING_STATE = ("optimizer", "scheduler", "scaler", "rng_state", "trainer_state", "training_args")
+_TRAINING_STATE = (
+    *("optimizer", "scheduler", "scaler", "sampler", "rng_state", "random_states", "trainer_state", "training_args"),
+    *("zero_pp_rank", "mp_rank", "bf16_zero_pp_rank"),
+)
 
 
 def is_training_state(name: str) -> bool:

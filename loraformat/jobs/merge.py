@@ -23,11 +23,11 @@ from loraformat.merger import (
     ShardPlan,
     Trust,
     Written,
+    as_written,
     file_names,
     findings_of,
     permissions_of,
     plan_merge,
-    repeated,
     retentions,
     rounding_findings,
     run_merge,
@@ -175,7 +175,7 @@ def _prepare(
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
     read = [one.adapter for one in opened]
-    checkpoint = repeated(checkpoint, read)
+    checkpoint = as_written(checkpoint, read)
     plan = plan_merge(
         checkpoint,
         read,

@@ -24,8 +24,9 @@ class Assumptions:
     alpha: float | None = None
     rank: int | None = None
     scale: float | None = None
-    fan_in_fan_out: bool | None = None
+    fan_in_fan_out: bool | tuple[str, ...] | None = None
     enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
 
     def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
         """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
@@ -34,8 +35,10 @@ class Assumptions:
             alpha=self.alpha,
             rank=self.rank,
             scale=self.scale,
-            fan_in_fan_out=self.fan_in_fan_out,
+            fan_in_fan_out=None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out,
+            transposed=self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None,
             enable_lora=self.enable_lora,
+            task=self.task,
             weights=weights,
             budget=budget,
         )

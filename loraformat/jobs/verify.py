@@ -104,8 +104,8 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     computed = _computed(manifest, tensors.found)
     copied = [name for name in sorted(tensors.found) if name not in computed]
     if checkpoint is not None:
-        layers = manifest["base"].get("layers")
-        findings.extend(tensors_unlike_base(store, tensors.found, copied, checkpoint, layers, jobs=jobs))
+        changes = {key: manifest["base"].get(key) for key in ("layers", "names")}
+        findings.extend(tensors_unlike_base(store, tensors.found, copied, checkpoint, **changes, jobs=jobs))
         for name in copied:
             seen.add(tensors.found[name].file, tensors.found[name].span.offset, tensors.found[name].span.end)
     total = sum(sizes.values())

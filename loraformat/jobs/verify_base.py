@@ -22,6 +22,7 @@ def tensors_unlike_base(
     copied: Sequence[str],
     base: Checkpoint,
     layers: Sequence[int] | None = None,
+    names: Mapping[str, str] | None = None,
     *,
     jobs: int = 1,
 ) -> Iterator[Finding]:
@@ -30,12 +31,13 @@ def tensors_unlike_base(
     Args:
         tensors: all of the output.
         copied: names of those that were copied.
+        names: where the merge renamed weights: name in the output → name in the base.
         layers: where the merge replicated layers: the base's layer that each of the output's copies.
     """
     checkpoint = replicated(base, None if layers is None else tuple(layers))
 
     def fault(name: str) -> str:
-        source, written = checkpoint.weights.get(name), weight_of(output, name, tensors[name])
+        source, written = checkpoint.weights.get((names or {}).get(name, name)), weight_of(output, name, tensors[name])
         if source is None:
             return "the base has no such tensor"
         if (source.dtype, source.shape) != (written.dtype, written.shape):

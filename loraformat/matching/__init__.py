@@ -3,8 +3,10 @@
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_of
 from loraformat.matching.nearest import is_namesake, nearest
+from loraformat.matching.orientation import is_class_known
 from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, Part
+from loraformat.matching.tasks import why_headless, with_task_head
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Part",
     "Quantization",
     "Tie",
+    "is_class_known",
     "is_embedding",
     "is_namesake",
     "is_vocabulary",
@@ -27,4 +30,6 @@ __all__ = [
     "replicated",
     "tie_claim",
     "ties_of",
+    "why_headless",
+    "with_task_head",
 ]

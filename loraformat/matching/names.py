@@ -13,8 +13,9 @@ from loraformat.matching.layers import replicated
 from loraformat.matching.nearest import Nearest
 from loraformat.matching.orientation import is_stack_transposed, is_stored_transposed
 from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
+from loraformat.matching.tasks import with_task_head
 from loraformat.matching.ties import Tie, ties_of
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.pattern_keys import ends_of
 from loraformat.model.updates import (
@@ -60,6 +61,16 @@ class Misfit:
     update_shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
 
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the weight is a convolution's in groups, of which the update has the inputs of all together."""
+        (rows, cols, *kernel), (height, width, *size) = _conv(self.update_shape), _conv(self.stored_shape)
+        return (rows, kernel) == (height, size) != (rows, []) and width > 0 and cols > width and cols % width == 0
+
+
+def _conv(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape if len(shape) > 2 else (0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Matching:
@@ -90,7 +101,7 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
     else, where no name lands, on what one prefix more or less for all of them gives, or in a base whose class nobody
     knows one prefix in the place of another, where shapes fit and no second home does.
     """
-    base = replicated(base, adapter.config.layers)
+    base = with_task_head(replicated(base, adapter.config.layers), adapter)
     ties = ties_of(base, adapter.updates)
     atlas = _Atlas(base, ties)
     rename = _one_prefix(adapter.updates, base, atlas)
@@ -111,7 +122,7 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
         else:
             turned, is_guess = is_stored_transposed(
-                name, updates, place.shape, base.config, adapter.config.fan_in_fan_out
+                name, updates, place.shape, base.config, adapter.config.claims_transposed(module_of(weight))
             )
         turned = turned or place.is_turned
         landings[weight] = tuple(
@@ -148,6 +159,10 @@ class _Atlas:
         tie = self._tie_of.get(name)
         if tie is not None:
             return Place(self._base.tensors[tie.stored].shape, (Piece(name),))
+        module, _, parameter = name.rpartition(".")
+        wrapped = f"{module}.base_layer.{parameter}"  # in a base that was saved with adapters in it
+        if wrapped in self._base.tensors:
+            return Place(self._base.tensors[wrapped].shape, (Piece(wrapped),))
         if not self._spelling.rules:
             return None
         place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
@@ -161,7 +176,7 @@ class _Atlas:
     def _tied_head(self, name: str) -> Place | None:
         """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""
         for tie, longer in self._longer_names.get(name, ()):
-            if longer is not None:
+            if longer is not None and longer not in self._base.tensors:
                 return Place(self._base.tensors[tie.stored].shape, (Piece(longer),))
         return None
 
@@ -181,7 +196,7 @@ class _Atlas:
 
 def prefix_of(adapter: Adapter, base: Checkpoint) -> tuple[str, str]:
     """(removed, added): the one prefix by which all names of an adapter land, see `match`; two times "" for none."""
-    base = replicated(base, adapter.config.layers)
+    base = with_task_head(replicated(base, adapter.config.layers), adapter)
     prefix = _one_prefix(adapter.updates, base, _Atlas(base, ties_of(base, adapter.updates)))
     return prefix.removed, prefix.added
 
@@ -195,6 +210,9 @@ _ROLES = {
 }
 
 
+# What vision-language and audio classes of transformers call the language model inside them.
+_LANGUAGE_MODELS = frozenset({"language_model", "text_model"})
+
 # A path of more components is nobody's, and each would be looked for in all names of the base.
 _MOST_PREFIXES = 32
 
@@ -207,6 +225,14 @@ class _Prefix:
 
     def __call__(self, weight: str) -> str:
         return self.added + weight.removeprefix(self.removed)
+
+    @property
+    def is_wrapping(self) -> bool:
+        """Whether the two differ by what a class with other inputs puts around the same language model."""
+        before, after = (
+            [part for part in side.split(".") if part not in _LANGUAGE_MODELS] for side in (self.removed, self.added)
+        )
+        return before == after
 
     @property
     def keeps_numbers(self) -> bool:
@@ -238,8 +264,9 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
     candidates.extend(_Prefix(removed=removed) for removed in shorter)
     if found := _only_home(candidates, chains, atlas):
         return found
-    if candidates or tied_names(base.config) is not None:
+    if candidates:
         return _Prefix()
+    is_known = tied_names(base.config) is not None
     exchanged = (
         _Prefix(added=name[: -len(first) + len(removed)], removed=removed)
         for removed in _prefixes(first)
@@ -250,7 +277,8 @@ def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atl
     fitting = [
         prefix
         for prefix in exchanged
-        if prefix.keeps_numbers and prefix.keeps_roles and _has_shapes(chains, prefix, atlas)
+        if (prefix.is_wrapping or (not is_known and prefix.keeps_numbers and prefix.keeps_roles))
+        and _has_shapes(chains, prefix, atlas)
     ]
     return _only_home(fitting, chains, atlas) or _Prefix()
 
@@ -337,5 +365,7 @@ def _is_product(update: LowRank) -> bool:
 
 
 def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Equal shapes, or a matrix with another number of rows (a resized vocabulary, another number of labels)."""
+    """Equal shapes, or another number of rows: a resized vocabulary, other labels, a head that the base lacks."""
+    if stored[:1] == (0,):
+        return new[1:] == stored[1:]
     return new == stored or (len(new) == 2 and len(stored) == 2 and new[1] == stored[1])

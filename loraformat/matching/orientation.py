@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
 from loraformat.model.updates import FACTORS, LowRank, Replace, Rows, Update
+from loraformat.naming import task_classes, tied_names
 
 # Architectures whose `Conv1D` layers store (in, out), and the names of those layers.
 # Source: transformers 5.23.0, pytorch_utils.py `Conv1D` and its users in models/*/modeling_*.py.
@@ -55,9 +56,9 @@ def is_stored_transposed(
 ) -> tuple[bool, bool]:
     """(transposed, is_guess) of one weight.
 
-    In the architectures that have `Conv1D` layers, those layers are. Elsewhere the shape decides, where config.json
-    names no architecture or the adapter says `fan_in_fan_out`: a Llama with one transposed weight is a damaged Llama.
-    For a square weight of an architecture that config.json does not name the flag decides, and that is a guess.
+    In the architectures that have `Conv1D` layers, those layers are. Elsewhere the shape decides, where the class is
+    not known or the adapter says `fan_in_fan_out`: a Llama with one transposed weight is a damaged Llama. For a square
+    weight of a class that is not known the flag decides, and that is a guess.
 
     Args:
         weight: name of the weight.
@@ -76,12 +77,17 @@ def is_stored_transposed(
     if is_known:
         layer = weight.split(".")[-2] if "." in weight else ""
         return layer in CONV1D[str(model_type)], False
-    may_turn = bool(fan_in_fan_out) or model_type is None
+    is_known = is_class_known(config)
     if not _fits(first, stored):
-        return may_turn and _fits(first, stored[::-1]), False
+        return (bool(fan_in_fan_out) or not is_known) and _fits(first, stored[::-1]), False
     if stored[0] == stored[1] and fan_in_fan_out:
-        return model_type is None, model_type is None
+        return not is_known, not is_known
     return False, False
+
+
+def is_class_known(config: Mapping[str, Json]) -> bool:
+    """Whether transformers has the class or the model type that config.json names, so that its layers are known."""
+    return tied_names(config) is not None or bool(task_classes(config))
 
 
 def _fits(update: Update, shape: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPl
 from loraformat.merger.preview import Opened, Preview, previews_of
 from loraformat.merger.retention import retentions, rounding_findings, total_share
 from loraformat.merger.run import Source, Trust, permissions_of, run_merge, source_of
-from loraformat.merger.stack import repeated
+from loraformat.merger.stack import as_written
 from loraformat.merger.windows import Limits
 
 __all__ = [
@@ -24,12 +24,12 @@ __all__ = [
     "Source",
     "Trust",
     "Written",
+    "as_written",
     "file_names",
     "findings_of",
     "permissions_of",
     "plan_merge",
     "previews_of",
-    "repeated",
     "retentions",
     "rounding_findings",
     "run_merge",

@@ -20,13 +20,16 @@ from loraformat.merger.plan import (
     ShardPlan,
 )
 from loraformat.merger.reshard import resharded
-from loraformat.merger.stack import layer_counts, repeated
+from loraformat.merger.stack import as_written, layer_counts, task_settings
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import DType
+from loraformat.naming import scales_if_tied
 from loraformat.storage import WEIGHT_SUFFIXES
 
+# With it in the folder transformers takes the merged model for an adapter, and loads the base that the file names.
+ADAPTER_CONFIG = "adapter_config.json"
 # Files of a base that hold weights in another form: after the merge they would be stale.
 _STALE_SUFFIXES = (*WEIGHT_SUFFIXES, ".h5", ".msgpack", ".onnx", ".index.json")
 
@@ -55,7 +58,7 @@ def plan_merge(
 
     Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
-    base = repeated(base, adapters)
+    base = as_written(base, adapters)
     found = edits_of(base, adapters, [source.strength for source in sources], same)
     if dtype is not None:
         found = in_dtype(found, base, dtype)
@@ -63,11 +66,13 @@ def plan_merge(
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
     _check_names(base)
     stale = {name for name in base.others if _is_stale(name, base) or not _is_text(name)}
-    kept_back = stale | tokenizers.keys() | {MANIFEST, DIGESTS}
+    adapter_of_base = {ADAPTER_CONFIG} & base.others.keys()
+    kept_back = stale | adapter_of_base | tokenizers.keys() | {MANIFEST, DIGESTS}
     copies = [CopiedFile(name) for name in base.others if name not in kept_back]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
-    patch = (
+    patch: tuple[tuple[tuple[str, ...], Json], ...] = (
         *_config_patch(base.config, found),
+        *task_settings(base),
         *layer_counts(base),
         *(dtype_patch(base.config, dtype) if dtype is not None else ()),
     )
@@ -86,7 +91,7 @@ def plan_merge(
         copies=tuple(sorted((c for c in copies if c.name not in rewritten), key=lambda copied: copied.name)),
         config_patch=patch,
         index=index,
-        left_out=(*sorted(stale), *(f"{name}/" for name in base.folders)),
+        left_out=(*sorted(stale | adapter_of_base), *(f"{name}/" for name in base.folders)),
         arithmetic=arithmetic or Arithmetic(),
         files=FileOptions(container, None if dtype is None else dtype.safetensors, max_shard_nbytes),
     )
@@ -121,7 +126,7 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
     tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
     edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
     unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
-    is_whole = len(names) == len(file.names) and not base.layers
+    is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
     verbatim = wanted == file.container == "safetensors" and unchanged and is_whole
     return ShardPlan(
         source=file.name,
@@ -134,6 +139,11 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
         metadata=_metadata(file, wanted),
         edits=edits,
     )
+
+
+def _is_other(file: str, base: Checkpoint) -> bool:
+    """Whether the head of a task changes which tensors a file holds, or their names."""
+    return base.task is not None and file in base.task.rewritten
 
 
 def _is_like(edit: Edit, stored: StoredTensor) -> bool:
@@ -200,7 +210,9 @@ def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
     if base.index is None:
         return None
     renamed = any(shard.source != shard.target for shard in shards)
-    added = any(tensor.name not in base.tensors for shard in shards for tensor in shard.tensors)
+    added = (
+        any(tensor.name not in base.tensors for shard in shards for tensor in shard.tensors) or base.task is not None
+    )
     resized = any(not shard.verbatim for shard in shards)
     if not (renamed or added or resized):
         return None
@@ -220,8 +232,8 @@ def _config_patch(config: Mapping[str, Json], found: Edits) -> tuple[tuple[tuple
         for old, new in found.resized.values():
             if level.get("vocab_size") == old and ((*path, "vocab_size"), new) not in patch:
                 patch.append(((*path, "vocab_size"), new))
-        if found.untied:
+        if found.untied and not scales_if_tied(config):
             patch.extend(((*path, key), False) for key in TIE_KEYS if level.get(key) is True)
-    if found.untied and config and tie_claim(config) is None:
+    if found.untied and config and tie_claim(config) is None and not scales_if_tied(config):
         patch.append((("tie_word_embeddings",), False))
     return tuple(patch)

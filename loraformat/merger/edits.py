@@ -14,6 +14,8 @@ from loraformat.merger.parting import (
     check_may_untie,
     check_resized,
     check_tie_is_known,
+    check_untied,
+    grown_biases,
     own_terms,
     really_tied,
 )
@@ -83,10 +85,16 @@ def edits_of(
     resized = {
         name: (base.tensors[edit.source].shape[0], edit.shape[0])
         for name, edit in edits.items()
-        if edit.shape != base.tensors[edit.source].shape
+        if edit.shape != base.tensors[edit.source].shape and not _is_new_head(name, base)
     }
     check_resized(base, resized)
+    check_untied(edits, untied)
+    edits |= {edit.tensor: edit for edit in grown_biases(base, resized)}
     return Edits(dict(sorted(edits.items())), tuple(untied), resized)
+
+
+def _is_new_head(name: str, base: Checkpoint) -> bool:
+    return base.task is not None and name in base.task.head
 
 
 def _terms(

@@ -240,6 +240,73 @@ def vanishing_strength(adapter: str, strength: float) -> Said:
     return adapter, f"merged at the strength {strength:g}, which leaves nothing of it"
 
 
+@kind("LF816", Severity.INFO)
+def task_head_written(base: str, name: str, head: Sequence[str], dropped: Sequence[str]) -> Said:
+    """The adapter brought the head of a task that the base lacks, and the output is a model of that task.
+
+    ## Why it matters
+    The output is what PEFT's `merge_and_unload` and `save_pretrained` write: the trained head, the class that has it in
+    `architectures` of config.json, as many labels as the head has rows, and no weight that the class does not have.
+    The labels are called LABEL_0, LABEL_1 and so on, since an adapter does not store their names.
+
+    ## Example
+    A reward model: an adapter with `"task_type": "SEQ_CLS"` and `score.weight`, trained on a causal language model.
+    The output has `score.weight` and no `lm_head.weight`.
+
+    ## Use instead
+    Write the names of the labels into `id2label` and `label2id` of config.json. A class that finds the last token by
+    the padding needs `pad_token_id` there too.
+
+    ## Source
+    peft 0.21.2, peft_model.py `PeftModelForSequenceClassification`; transformers 5.23.0, models/auto/modeling_auto.py.
+    """
+    left = f"; left out, which {name} does not have: {listed(list(dropped))}" if dropped else ""
+    return base, f"written as {name} with the adapter's {listed(list(head))}{left}"
+
+
+@kind("LF817", Severity.INFO)
+def adapter_of_base_left_out(base: str, name: str) -> Said:
+    """The base folder holds the files of an adapter too, and its config was not copied.
+
+    ## Why it matters
+    transformers and PEFT take a folder with adapter_config.json for an adapter: they would load the base that the file
+    names, and not the merged model.
+
+    ## Example
+    A folder of a trainer's run, with the model and an adapter that was saved into the same place.
+
+    ## Use instead
+    Nothing to do. That adapter was not merged; to merge it, give it as an adapter.
+
+    ## Source
+    peft issue 1381; transformers 5.23.0, modeling_utils.py `from_pretrained`.
+    """
+    return base, f"{name} was not copied: with it, the output would be loaded as an adapter"
+
+
+@kind("LF818", Severity.INFO)
+def stored_transposed(base: str, names: Sequence[str]) -> Said:
+    """Updates were transposed for weights of a base whose class is not known, because they fit only so.
+
+    ## Why it matters
+    Layers like `Conv1D` of GPT-2 store (in, out). PEFT knows them by their class and transposes; from files only the
+    shapes can tell.
+
+    ## Example
+    `c_fc.weight` of shape (16, 64) in a class of its own, with an update of shape (64, 16).
+
+    ## Use instead
+    Nothing to do, if these layers are `Conv1D`. A square weight is told by `fan_in_fan_out` alone (LF303).
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `Linear`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
+    """
+    return (
+        base,
+        f"{len(names)} weights are stored as (in, out), as the shapes of their updates say: {listed(list(names))}",
+    )
+
+
 FINDINGS = (
     left_out,
     update_lost_to_rounding,
@@ -252,4 +319,7 @@ FINDINGS = (
     kept_private,
     history_unknown,
     vanishing_strength,
+    task_head_written,
+    adapter_of_base_left_out,
+    stored_transposed,
 )

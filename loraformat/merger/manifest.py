@@ -60,14 +60,16 @@ def build_manifest(
     """
     edits = {edit.tensor: edit for edit in plan.edits}
     used = zip(plan.adapters, inputs.adapters, prints["adapters"], strict=True)
-    layers = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
+    base: dict[str, Any] = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
+    if inputs.base.task is not None and inputs.base.task.renamed:
+        base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
     return {
         "schema": SCHEMA,
         # Not an import: the root package names everything, so importing it would be importing every layer above.
         "tool": {"name": "loraformat", "version": sys.modules["loraformat"].__version__},
         "job": "merge",
         "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
-        "base": {"files": prints["base"], **layers},
+        "base": {"files": prints["base"], **base},
         "adapters": [
             {**_assumed(source), "files": files, "digest": adapter_digest(adapter)} for source, adapter, files in used
         ],

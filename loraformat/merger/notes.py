@@ -6,8 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding, counted
-from loraformat.matching import TIE_KEYS, is_embedding
-from loraformat.merger.findings import left_out, unlike_peft, vanishing_strength, whole_matrices
+from loraformat.matching import TIE_KEYS, is_class_known, is_embedding
+from loraformat.merger.build import ADAPTER_CONFIG
+from loraformat.merger.findings import (
+    adapter_of_base_left_out,
+    left_out,
+    stored_transposed,
+    task_head_written,
+    unlike_peft,
+    vanishing_strength,
+    whole_matrices,
+)
 from loraformat.merger.plan import Edit, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
@@ -24,8 +33,16 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     Args:
         base: as it is written, its layers repeated where the adapters want that.
     """
-    if plan.left_out:
-        yield left_out(plan.base, plan.left_out)
+    files = [name for name in plan.left_out if name != ADAPTER_CONFIG]
+    if files:
+        yield left_out(plan.base, files)
+    if ADAPTER_CONFIG in plan.left_out:
+        yield adapter_of_base_left_out(plan.base, ADAPTER_CONFIG)
+    transposed = sorted({edit.tensor for edit in plan.edits if any(term.transposed for term in edit.terms)})
+    if transposed and not is_class_known(base.config):
+        yield stored_transposed(plan.base, transposed)
+    if base.task is not None:
+        yield task_head_written(plan.base, base.task.name, base.task.head, base.task.dropped)
     for source in plan.adapters:
         if abs(source.strength) < _LEAST_STRENGTH:
             yield vanishing_strength(source.uri, source.strength)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.matching import Tie, is_vocabulary, tie_claim
-from loraformat.merger.plan import Term
+from loraformat.merger.plan import Edit, Term
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import Replace, Rows, Update
 from loraformat.naming import architecture_of, parts_cleanly, tied_names
@@ -107,13 +107,46 @@ def check_resized(base: Checkpoint, resized: Mapping[str, tuple[int, int]]) -> N
     for name, (old, new) in resized.items():
         if not _is_table(name, base):
             continue
-        behind = [other for other in _tables(base, old) if other not in resized and other != name]
+        behind = [
+            other for other in _tables(base, old) if other not in resized and other != name and not _is_zero_bias(other)
+        ]
         if behind:
             raise MergeError(
                 f"{name} has {new} rows with the update, {behind[0]} keeps {old}",
                 where="merge",
                 hint="the adapter must bring both tables: save it with save_embedding_layers=True",
             )
+
+
+def check_untied(edits: Mapping[str, Edit], untied: Iterable[tuple[str, ...]]) -> None:
+    """Refuse names of one table that get different numbers of rows as they part: such a checkpoint does not load.
+
+    Raises: MergeError (LF801).
+    """
+    for names in untied:
+        rows = {edits[name].shape[0]: name for name in names if name in edits}
+        if len(rows) > 1:
+            (one, first), (other, second), *_ = sorted(rows.items())
+            raise MergeError(
+                f"{second} has {other} rows with the update, {first} keeps {one}",
+                where="merge",
+                hint="the adapter must bring both tables: save it with save_embedding_layers=True",
+            )
+
+
+def grown_biases(base: Checkpoint, resized: Mapping[str, tuple[int, int]]) -> Iterator[Edit]:
+    """The biases that BART's kin add to their logits, with a zero for each new token, as transformers resizes them.
+
+    Source: transformers 5.23.0, models/bart/modeling_bart.py `_resize_final_logits_bias`.
+    """
+    for old, new in {sizes for name, sizes in resized.items() if _is_table(name, base)}:
+        for name in _tables(base, old):
+            if _is_zero_bias(name):
+                yield Edit(name, name, base.tensors[name].dtype.safetensors, (1, new), (), row_axes=2)
+
+
+def _is_zero_bias(name: str) -> bool:
+    return name.endswith("final_logits_bias")
 
 
 _HEAD_BIASES = ("lm_head.bias", "predictions.bias", "predictions.decoder.bias")

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from loraformat.matching import WHOLE, Part
+from loraformat.model.bundle import Json
 from loraformat.model.tensors import DType
 
 
@@ -23,8 +24,9 @@ class AdapterSource:
     alpha: float | None = None
     rank: int | None = None
     scale: float | None = None
-    fan_in_fan_out: bool | None = None
+    fan_in_fan_out: bool | tuple[str, ...] | None = None
     enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
     strength: float = 1.0
 
 
@@ -173,7 +175,7 @@ class MergePlan:
     adapters: tuple[AdapterSource, ...]
     shards: tuple[ShardPlan, ...]
     copies: tuple[CopiedFile, ...]
-    config_patch: tuple[tuple[tuple[str, ...], int | bool | str], ...] = ()
+    config_patch: tuple[tuple[tuple[str, ...], Json], ...] = ()
     index: str | None = None
     left_out: tuple[str, ...] = ()
     arithmetic: Arithmetic = Arithmetic()

@@ -12,7 +12,7 @@ from loraformat.merger.apply import Addition, apply
 from loraformat.merger.copies import Inputs
 from loraformat.merger.edits import edits_of
 from loraformat.merger.plan import Edit, Term
-from loraformat.merger.stack import repeated
+from loraformat.merger.stack import as_written
 from loraformat.merger.steps import Steps, compute_dtype
 from loraformat.merger.windows import Limits, read_window, windows
 from loraformat.model.adapter import Adapter
@@ -110,7 +110,7 @@ def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:
 
     Raises: MergeError, UnsupportedUpdate: a merge would not be made.
     """
-    checkpoint = repeated(base, [adapter])
+    checkpoint = as_written(base, [adapter])
     inputs = Inputs(base=checkpoint, adapters=[adapter])
     found: list[Preview] = []
     taken: set[tuple[str, Part]] = set()

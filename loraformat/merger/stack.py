@@ -1,11 +1,11 @@
-"""Merging onto a stack of repeated layers: the base as it will be written, and what config.json then says."""
+"""The base as it will be written: its layers repeated, the head of a task in it, and what config.json then says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from loraformat.errors import MergeError
-from loraformat.matching import replicated
+from loraformat.matching import replicated, with_task_head
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
@@ -13,7 +13,24 @@ from loraformat.model.checkpoint import Checkpoint
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def repeated(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+def as_written(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
+    """The base with the layers and the head that the adapters were trained on; itself where they are its own.
+
+    Raises: as `_repeated`.
+    """
+    base = _repeated(base, adapters)
+    for adapter in adapters:
+        base = with_task_head(base, adapter)
+    return base
+
+
+def task_settings(base: Checkpoint) -> Iterator[tuple[tuple[str, ...], Json]]:
+    """The changes to config.json that the head of a task needs, as (path of keys, value)."""
+    for key, value in base.task.config.items() if base.task is not None else ():
+        yield (key,), value
+
+
+def _repeated(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
     """The base with the layers that the adapters were trained on; the base itself where they are its own.
 
     Raises: MergeError (LF801): the adapters were trained on different stacks, or config.json lists something for each

@@ -28,6 +28,7 @@ class AdapterConfig:
         tied: groups of weights that share one table; () for "none are tied"; None for unknown.
         fan_in_fan_out: the source's claim that weights are stored (in, out); None where it makes none. Shapes decide
             first, this flag only for a square weight of an unknown architecture.
+        transposed: the modules of which that is claimed, by their ends, where it is not of all; None for no such list.
         turns_square_experts: whether stacked experts whose matrices are square are stored as the transposes of the
             updates; None for "as the architecture has it".
         layers: for an adapter on a stack with repeated layers: which of the base's layers each of its layers copies;
@@ -45,9 +46,16 @@ class AdapterConfig:
     base_vocab_size: int | None = None
     tied: tuple[tuple[str, ...], ...] | None = None
     fan_in_fan_out: bool | None = None
+    transposed: tuple[str, ...] | None = None
     turns_square_experts: bool | None = None
     layers: tuple[int, ...] | None = None
     raw: Mapping[str, Json] = field(default_factory=dict)
+
+    def claims_transposed(self, module: str) -> bool | None:
+        """Whether the weight of a module is claimed to be stored as (in, out)."""
+        if self.transposed is None:
+            return self.fan_in_fan_out
+        return any(f".{module}".endswith(f".{name}") for name in self.transposed)
 
 
 @dataclass(frozen=True, slots=True)

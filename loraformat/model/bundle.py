@@ -101,6 +101,7 @@ class Bundle:
         uri: where it came from, for messages; empty for a bundle in memory.
         is_single_file: whether the user named one file rather than a folder.
         folders: names of its subfolders, which are not looked into.
+        named: the folder above, where that is the one that the user named; else "".
         opened: the files on disk, through which all of `files` are read; None for a bundle in memory.
     """
 
@@ -109,6 +110,7 @@ class Bundle:
     is_single_file: bool = False
     folders: tuple[str, ...] = ()
     opened: OpenedFiles | None = None
+    named: str = ""
 
     def json(self, name: str) -> Json:
         """The parsed content of `name`; the file must be there and be a JsonFile."""

@@ -112,6 +112,27 @@ class BaseWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskHead:
+    """How a base differs from its files because the adapter was trained on a class with the head of a task.
+
+    Attributes:
+        name: the class: "LlamaForSequenceClassification".
+        head: weights that the base lacks and the adapter brings; in the base they have no rows.
+        dropped: stored weights that the class does not have.
+        renamed: stored name → name in the class, where they differ.
+        rewritten: weight files whose tensors are not those of the file any more.
+        config: what config.json has to say, by key.
+    """
+
+    name: str
+    head: tuple[str, ...]
+    dropped: tuple[str, ...]
+    renamed: Mapping[str, str]
+    rewritten: frozenset[str]
+    config: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base model.
 
@@ -124,6 +145,7 @@ class Checkpoint:
         others: every other regular file beside the weights (config.json and index included) → size.
         folders: names of subfolders, which are not looked into.
         layers: for a base whose layers were repeated: which stored layer each copies; else ().
+        task: for a base that gets the head of a task: what that changes; else None.
         quantization_files: JSON files beside config.json in which tools say that a base is quantized → values.
         weights: name → weight with its values, for all `tensors`; empty for headers without files.
         opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
@@ -138,6 +160,7 @@ class Checkpoint:
     others: Mapping[str, int] = field(default_factory=dict)
     folders: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    task: TaskHead | None = None
     quantization_files: Mapping[str, Json] = field(default_factory=dict)
     weights: Mapping[str, BaseWeight] = field(default_factory=dict)
     opened: OpenedFiles | None = None

@@ -18,6 +18,8 @@ from loraformat.naming.tables import table
 from loraformat.naming.ties import architecture_of
 
 _TABLE = "transformers_names.json"
+# Names of the oldest checkpoints, which transformers renames for every class.
+_LEGACY = "legacy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ def _spelling(architecture: str, model_type: str, text_type: str) -> Spelling:
     known = {name for _, name in parts}
     if text_type in rules_of and text_type not in known and text_type not in model.get("covers", ()):
         parts.append([None, text_type])
+    if any((architecture, model_type, text_type)):
+        parts.append([None, _LEGACY])
     rules = [_rule(rule, scope, prefix) for scope, name in parts for rule in _entries(rules_of, name)]
     return Spelling(tuple(rules), prefix)
 

@@ -41,11 +41,16 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
     """
+    from loraformat.matching import why_headless
+
+    assert subject.base is not None
+    assert subject.adapter is not None
     in_codes = _in_codes(subject)
     for base_weight, nearest in subject.matching.unmatched.items():
         if base_weight in in_codes:
             continue
-        yield Hit(base_weight, "the base has no such weight", _instead(base_weight, nearest))
+        headless = why_headless(base_weight, subject.base, subject.adapter)
+        yield Hit(base_weight, "the base has no such weight", headless or _instead(base_weight, nearest))
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:
@@ -79,7 +84,10 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     for misfit in subject.matching.misfits:
         if misfit.weight not in in_codes:
             message = f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}"
-            yield Hit(misfit.weight, message)
+            yield Hit(misfit.weight, message, _OF_GROUPS if misfit.is_grouped else "")
+
+
+_OF_GROUPS = "the base's is a grouped (depthwise) convolution, and the update was trained as if it were not"
 
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")

@@ -44,6 +44,17 @@ def test_alpha_in_its_place_is_refused_as_mlx_does() -> None:
         read(PAIR, {"lora_parameters": {"rank": 2, "alpha": 16, "dropout": 0}})
 
 
+def test_a_config_without_lora_parameters_needs_the_scale_from_the_caller() -> None:
+    config = {"model": "somebody/model", "num_layers": 4}
+    with pytest.raises(ConfigError) as caught:
+        read(PAIR, config)
+    assert caught.value.hint == "give the factor itself with --assume scale=S"
+    adapter = read(PAIR, config, Hints(scale=20))
+    close(dense(adapter.updates["q.weight"][0]), 20 * (A.double() @ B.double()).T)
+    assert adapter.config.base_model == "somebody/model"
+    assert read(PAIR, config, Hints(alpha=8, rank=2)).updates["q.weight"][0].scale == 4
+
+
 def test_old_mlx_vlm_multiplied_by_alpha_as_it_is() -> None:
     adapter = read({"q.A": A, "q.B": B}, {"rank": 2, "alpha": 0.1, "dropout": 0})
     close(dense(adapter.updates["q.weight"][0]), 0.1 * (A.double() @ B.double()).T)

@@ -11,7 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.merger import AdapterSource, Inputs, Limits, Written, plan_merge, repeated, write_others, write_weights
+from loraformat.merger import (
+    AdapterSource,
+    Inputs,
+    Limits,
+    Written,
+    as_written,
+    plan_merge,
+    write_others,
+    write_weights,
+)
 from loraformat.merger.verify import check_output
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
@@ -113,7 +122,7 @@ def merge_and_tell(
     **planned: object,
 ) -> Written:
     """A merge without the job around it, compared with the reference: the files, and what is known of them."""
-    checkpoint = repeated(open_checkpoint(str(base)), adapters)
+    checkpoint = as_written(open_checkpoint(str(base)), adapters)
     factors = strengths or [1.0] * len(adapters)
     sources = [AdapterSource("memory", "none", strength=factor) for factor in factors]
     plan = plan_merge(checkpoint, adapters, sources, **planned)

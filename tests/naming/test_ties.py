@@ -18,9 +18,9 @@ CLASSES = [
     ("modernbert", "ModernBertForMaskedLM", True),
     ("llava", "LlavaForConditionalGeneration", True),
     ("bert", "BertForMaskedLM", False),
-    ("bart", "BartForConditionalGeneration", False),
-    ("t5", "T5ForConditionalGeneration", False),
-    ("whisper", "WhisperForConditionalGeneration", False),
+    ("t5", "T5ForConditionalGeneration", True),
+    ("whisper", "WhisperForConditionalGeneration", True),
+    ("marian", "MarianMTModel", False),
     ("bert", "BertForSequenceClassification", False),
     ("llama", "LlamaModel", False),
 ]
@@ -43,6 +43,14 @@ def test_a_class_ties_what_the_table_says(module: str, name: str, is_clean: bool
     config = {"architectures": [name]}
     assert tied_names(config) == (getattr(code, name)._tied_weights_keys or {})
     assert parts_cleanly(config) is is_clean
+
+
+def test_a_class_ties_what_its_bare_model_ties_too() -> None:
+    shared = "model.shared.weight"
+    config = {"architectures": ["BartForConditionalGeneration"]}
+    halves = {f"model.{half}.embed_tokens.weight": shared for half in ("encoder", "decoder")}
+    assert tied_names(config) == {"lm_head.weight": shared, **halves}
+    assert parts_cleanly(config)
 
 
 @pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": ["SomebodysForCausalLM"]}])

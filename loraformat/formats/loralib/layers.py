@@ -64,13 +64,13 @@ def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int
         raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the weight {shape}", where=module)
     if shape == turned and is_called_table:
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
-    if shape == turned != straight and hints.fan_in_fan_out is None:
+    if shape == turned != straight and hints.is_transposed(module) is None:
         raise ConfigError(
             f"the weight {shape} is that of an embedding or of a layer that is stored as (in, out)",
             where=module,
-            hint="--assume fan_in_fan_out=true for a layer, false for an embedding",
+            hint='--assume fan_in_fan_out=true for a layer, false for an embedding, ["fc2"] for these layers',
         )
-    if shape == turned != straight and not hints.fan_in_fan_out:
+    if shape == turned != straight and not hints.is_transposed(module):
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
     return Layer(LowRank(b, a, None), rank)
 

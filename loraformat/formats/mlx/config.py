@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.fields import (
     Config,
     as_object,
@@ -59,12 +60,12 @@ def looks_like_mlx(value: Json) -> bool:
     return "lora_parameters" in value or "fine_tune_type" in value or {"rank", "alpha"} <= value.keys()
 
 
-def parse(value: Json) -> MlxConfig:
+def parse(value: Json, hints: Hints = NO_HINTS) -> MlxConfig:
     """The config of an adapter.
 
     Raises:
         UnsupportedUpdate (LF013): `fine_tune_type` is neither "lora" nor "dora".
-        ConfigError (LF103): a field with a wrong type, or no `scale`.
+        ConfigError (LF103): a field with a wrong type, or neither `scale` nor a hint about it.
     """
     raw = as_object(value, CONFIG)
     kind = optional_text(raw, "fine_tune_type", CONFIG) or "lora"
@@ -73,8 +74,10 @@ def parse(value: Json) -> MlxConfig:
         raise UnsupportedUpdate(f'fine_tune_type "{kind}" is {why}', where=place(CONFIG, "fine_tune_type"))
     where = place(CONFIG, "lora_parameters")
     if "lora_parameters" not in raw:
+        if "alpha" not in raw and hints.scale is None and hints.alpha is None:
+            raise ConfigError("the field is missing", where=where, hint="give the factor itself with --assume scale=S")
         if "alpha" not in raw:
-            raise ConfigError("the field is missing", where=where)
+            return MlxConfig(raw=raw, is_dora=kind == "dora", base_model=optional_text(raw, "model", CONFIG))
         return MlxConfig(
             raw=raw,
             rank=optional_integer(raw, "rank", CONFIG, 1, MAX_RANK),

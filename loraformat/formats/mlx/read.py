@@ -54,7 +54,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor.
     """
     file = _weights(bundle)
-    config = _config(bundle, file)
+    config = _config(bundle, file, hints)
     rank = agreed(config.rank, hints.rank, "rank", CONFIG)
     # The user decides between the two factors that an old mlx-vlm file may mean.
     is_chosen = config.is_raw_alpha and hints.scale is not None
@@ -97,10 +97,10 @@ def _weights(bundle: Bundle) -> TensorFile:
     raise MissingFile(f"neither {WEIGHTS} nor {ARRAYS} is there", where=bundle.uri)
 
 
-def _config(bundle: Bundle, weights: TensorFile) -> MlxConfig:
+def _config(bundle: Bundle, weights: TensorFile, hints: Hints) -> MlxConfig:
     file = bundle.files.get(CONFIG)
     if isinstance(file, JsonFile):
-        return parse(file.load())
+        return parse(file.load(), hints)
     if bundle.is_single_file or weights.name.endswith(".npz"):
         return MlxConfig(raw={})
     hint = "it lies beside the weights; name the file alone and give --assume scale=S to do without"

@@ -177,12 +177,13 @@ def _beside(
     is_whole_model = bool(copies) and set(copies.values()) == pairs.keys()
     taken = {name for pair in pairs.values() for name in pair.names} | copies.keys()
     modules = list(pairs)
+    before, after = prefix_in(modules, hints)
     found = _Beside()
     for name, tensor in tensors.entries.items():
         if name in taken or _is_half(name, dialect):
             continue
         weight = weight_name(name, modules)
-        known = hints.weights is not None and weight in hints.weights
+        known = weight.startswith(before) and after + weight[len(before) :] in (hints.weights or {})
         is_bias = dialect.keeps_biases and not is_whole_model and weight.endswith(".bias")
         if known or is_bias or weight in dialect.replaced:
             found.updates[weight] = (Replace(tensor),)
@@ -195,6 +196,26 @@ def _beside(
 
 def _is_half(name: str, dialect: Dialect) -> bool:
     return clean(name).endswith(tuple(end for spelling in dialect.spellings for end in (spelling.a, spelling.b)))
+
+
+def prefix_in(modules: Sequence[str], hints: Hints) -> tuple[str, str]:
+    """(prefix, what the base has in its place), where all adapted weights are in the base so; twice "" for none.
+
+    The first of them decides which prefixes are tried; the matcher takes the same one for all names of the adapter.
+    """
+    weights = [f"{module}.weight" for module in modules]
+    if not hints.weights or not weights or any(weight in hints.weights for weight in weights):
+        return "", ""
+    first = weights[0]
+    longer = [("", name.removesuffix(first)) for name in hints.weights if name.endswith(f".{first}")]
+    parts = first.split(".")
+    shorter = [(".".join(parts[:cut]) + ".", "") for cut in range(1, len(parts) - 1)]
+    fitting = [
+        (before, after)
+        for before, after in (*longer, *shorter)
+        if all(w.startswith(before) and after + w[len(before) :] in hints.weights for w in weights)
+    ]
+    return fitting[0] if len(fitting) == 1 else ("", "")
 
 
 def base_shape(module: str, pair: Pair, hints: Hints) -> tuple[int, ...] | None:

@@ -53,6 +53,7 @@ KNOWN_FIELDS = frozenset(
     [
         *REFUSED_FIELDS,
         *("kasa_config", "layer_replication", "target_parameters", "use_bdlora"),
+        *("enable_lora", "merge_weights"),
         *("alpha", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config"),
         *("decompose_both", "decompose_factor", "ensure_weight_tying", "eva_config", "exclude_modules"),
         *("fan_in_fan_out", "inference_mode", "init_lora_weights", "init_weights", "layers_pattern"),
@@ -79,6 +80,7 @@ class PeftConfig:
         layers: `layer_replication`: which layer of the base each layer copies.
         recipe: how the initialisation changed the base (see FromBase), or None.
         blocks: which factors are block-diagonal (`use_bdlora`), or None.
+        enabled: `enable_lora` of PEFT before 0.3: which parts of a joined layer are adapted.
         version: `peft_version`.
         saved, token_ends: names of `modules_to_save` and `trainable_token_indices`, ready for lookup.
         token_indices: `trainable_token_indices`: one list for the embedding, or lists by module name; None for none.
@@ -105,6 +107,7 @@ class PeftConfig:
     layers: tuple[int, ...] | None = None
     recipe: str | None = None
     blocks: Blocks | None = None
+    enabled: tuple[bool, ...] | None = None
     saved: Inside
     token_ends: Ends | None = None
 
@@ -169,6 +172,7 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         layers=layers_of(raw),
         recipe=recipe_of(raw),
         blocks=blocks_of(raw),
+        enabled=_enabled(raw),
     )
 
 
@@ -215,6 +219,15 @@ def _refuse(raw: Config) -> None:
             where=place(CONFIG, "init_lora_weights"),
             hint="convert it to plain LoRA with PEFT: save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
+
+
+def _enabled(raw: Config) -> tuple[bool, ...] | None:
+    value, where = raw.get("enable_lora"), place(CONFIG, "enable_lora")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(part, bool) for part in value):
+        raise ConfigError("expected a list of true and false", where=where)
+    return tuple(part for part in value if isinstance(part, bool))
 
 
 def _object(raw: Config, name: str) -> dict[str, Json]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from loraformat.errors import ConfigError
+from loraformat.errors import ConfigError, UnsupportedUpdate
+from loraformat.formats.blocks import block_columns
 from loraformat.formats.fields import Config, as_integer, as_object, as_texts, place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.model.bundle import Json
@@ -113,3 +114,43 @@ def blocks_of(raw: Config) -> Blocks | None:
     if any(isinstance(names, list) and len(names) > _MAX_PARTS for names in (a, b)):
         raise ConfigError(f"more than {_MAX_PARTS} names", where=where)
     return Blocks(as_texts(a, where), as_texts(b, where), as_integer(fields.get("nblocks", 1), where, 1, 65_536))
+
+
+def merged_parts(module: str, a: LazyTensor, b: LazyTensor, enabled: tuple[bool, ...]) -> tuple[LazyTensor, LazyTensor]:
+    """(a, b) of a joined layer of which some parts are adapted, as one pair with zeros between the parts.
+
+    B is that of a convolution in groups, (rows of all adapted parts, rank, 1); A holds the ranks of all of them.
+
+    Raises: ConfigError (LF103): the shapes are not those of as many parts.
+
+    Source: peft 0.2.0, tuners/lora.py `MergedLinear`, whose convolution always has two groups.
+    """
+    places = [number for number, is_on in enumerate(enabled) if is_on]
+    count = len(places)
+    rows, rank, _ = b.shape if len(b.shape) == 3 else (*b.shape[:2], 0)
+    if len(a.shape) != 2 or a.shape[0] != rank * count or rows % count:
+        raise ConfigError(
+            f"A {a.shape} and B {b.shape} are not those of the {count} parts that enable_lora names", where=module
+        )
+    flat, height = b.reshape(rows, rank), rows // count
+    blocks = [
+        (flat.rows(order * height, (order + 1) * height), [(place * height, (place + 1) * height)])
+        for order, place in enumerate(places)
+    ]
+    return a, block_columns(blocks, height * len(enabled))
+
+
+def check_groups(module: str, a: LazyTensor, b: LazyTensor) -> None:
+    """Refuse the factors of a convolution in groups, whose B has the ranks of one group only.
+
+    Raises: UnsupportedUpdate (LF013).
+
+    Source: peft 0.21.2, tuners/lora/layer.py `_ConvNd.update_layer`.
+    """
+    if len(a.shape) < 3 or len(b.shape) != len(a.shape) or not b.shape[1]:
+        return
+    if b.shape[1] != a.shape[0] and a.shape[0] % b.shape[1] == 0:
+        groups = a.shape[0] // b.shape[1]
+        raise UnsupportedUpdate(
+            f"LoRA on a grouped (depthwise) convolution of {groups} groups is not read", where=module
+        )

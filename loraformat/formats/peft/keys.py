@@ -88,6 +88,11 @@ def parse(name: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Key:
     return Key(owner, part, adapter, has_prefix, wrappers)
 
 
+def is_whole(key: Key) -> bool:
+    """Whether a tensor is a weight of the model, or a copy of one, and no part of an adapter layer."""
+    return key.part in _WHOLES
+
+
 def _without_prefix(name: str) -> tuple[str, bool, tuple[str, ...]]:
     rest = name[len(PREFIX) :]
     if name.startswith(PREFIX) and not rest.startswith(PREFIX) and not _MAY_BE_WRAPPED(rest):

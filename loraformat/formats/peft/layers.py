@@ -12,7 +12,7 @@ from loraformat.formats.base import Hints
 from loraformat.formats.fields import place
 from loraformat.formats.findings import unpaired_factors
 from loraformat.formats.peft.config import PeftConfig
-from loraformat.formats.peft.forms import with_diagonal
+from loraformat.formats.peft.forms import check_groups, merged_parts, with_diagonal
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.nested import Nested, Recent, check_layout, nested_layers, stacked
 from loraformat.formats.peft.tuners.lycoris import product
@@ -31,6 +31,7 @@ class Built:
 
     Attributes:
         scaled_as: weight → the name by which patterns know its module.
+        parts: weight → how many adapted parts its update joins, each of the declared rank.
     """
 
     replaces: dict[str, Replace] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Built:
     differences: dict[str, Diff] = field(default_factory=dict)
     from_bases: dict[str, FromBase] = field(default_factory=dict)
     scaled_as: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
     others: dict[str, tuple[Update, ...]] = field(default_factory=dict)
     unclaimed: list[str] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
@@ -84,7 +86,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         UnsupportedUpdate (LF013): a wrapped layer whose parameter no name tells.
     """
     built, recent = Built(), Recent()
-    nested = nested_layers(found, config)
+    nested = nested_layers(found, config, hints.weights)
     where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
     for module, parts in found.modules.items():
         meaning = nested.get(module) or Nested(f"{module}.weight", module)
@@ -93,7 +95,10 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
         if module in nested:
             claimed = _nested_layer(meaning, parts, rank, scale, built, recent)
         else:
-            claimed = _layer(module, _plain(module, parts, config), scale, built)
+            plain = _plain(module, parts, config)
+            if config.enabled and "A" in parts and plain.get("B") is not parts.get("B"):
+                built.parts[f"{module}.weight"] = sum(config.enabled)
+            claimed = _layer(module, plain, scale, built)
             claimed |= read_rows(module, parts, config, built)
             claimed |= {"diagonal"} if config.recipe == "kasa" and "A" in claimed else set()
         if meaning.weight in built.low_ranks:
@@ -141,6 +146,9 @@ def _plain(module: str, parts: Parts, config: PeftConfig) -> Parts:
     if "A" not in parts or "B" not in parts:
         return parts
     a, b = parts["A"], parts["B"]
+    check_groups(module, a, b)
+    if config.enabled and any(config.enabled) and len(b.shape) == 3:
+        a, b = merged_parts(module, a, b, config.enabled)
     if config.recipe == "kasa" and "diagonal" in parts:
         a = with_diagonal(a, parts["diagonal"])
     if config.blocks is not None:

@@ -6,7 +6,7 @@ Source: peft 0.21.2, tuners/lora/layer.py `ParamWrapper`, `MultiheadAttention`; 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,10 +49,15 @@ class Nested(NamedTuple):
     times: float = 1.0
 
 
-def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
+def nested_layers(
+    found: Sorted, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Nested]:
     """Module path as it stands in the file → what it means, for all that are no plain layers.
 
-    Raises: UnsupportedUpdate (LF013): a wrapped layer whose parameter no name tells.
+    Args:
+        shapes: of the base's tensors, which tell several parameters of one module apart.
+
+    Raises: UnsupportedUpdate (LF013): a wrapped layer whose parameter neither name nor shape tells.
     """
     layers: dict[str, Nested] = {}
     for path in found.modules:
@@ -62,7 +67,9 @@ def nested_layers(found: Sorted, config: PeftConfig) -> dict[str, Nested]:
             layers[outer] = Nested(f"{outer}.in_proj_weight", outer)
     targets = _Targets(config)
     for path in [path for path in found.modules if path not in layers] if config.parameters else ():
-        parameter = _parameter(path, targets, found.modules.keys())
+        parameter = _parameter(path, targets, found.modules, shapes or {})
+        if parameter is not None and any(parameter == other.weight for other in layers.values()):
+            raise UnsupportedUpdate(f"two adapter layers of one module fit {parameter}", where=path)
         if parameter is not None:
             layers[path] = Nested(parameter, parameter, is_parameter=True)
     for path in found.modules:
@@ -96,7 +103,12 @@ class _Targets:
         return bool(self._modules.of(module))
 
 
-def _parameter(path: str, targets: _Targets, paths: AbstractSet[str]) -> str | None:
+def _parameter(
+    path: str,
+    targets: _Targets,
+    paths: Mapping[str, Mapping[str, LazyTensor]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> str | None:
     """The parameter that a module path stands for: its depth in wrappers says which of those that are targeted."""
     module = path
     while module.endswith(_WRAPPED):
@@ -107,15 +119,28 @@ def _parameter(path: str, targets: _Targets, paths: AbstractSet[str]) -> str | N
     if not names or (depth == 0 and targets.has_module(module)):
         return None
     if len(names) > 1 and not set(names) <= set(_REGISTERED):
+        fitting = [name for name in names if _fits(paths[path], shapes.get(f"{module}.{name}", ()))]
+        if len(fitting) == 1:
+            return f"{module}.{fitting[0]}"
         raise UnsupportedUpdate(
             f"several parameters of one module are targeted, and in which order it has {', '.join(sorted(names))} "
             "is not known",
             where=module,
+            hint="" if shapes else "--base tells them apart where their shapes do",
         )
     ordered = sorted(names, key=lambda name: -_REGISTERED.index(name) if len(names) > 1 else 0)
     if depth >= len(ordered):
         raise ConfigError(f"target_parameters does not tell what {path} is", where=place(CONFIG, "target_parameters"))
     return f"{module}.{ordered[depth]}"
+
+
+def _fits(parts: Mapping[str, LazyTensor], shape: tuple[int, ...]) -> bool:
+    """Whether the factors of a parameter are those of one of this shape, as it is stored or transposed."""
+    if not {"A", "B"} <= parts.keys() or len(shape) not in (2, 3):
+        return False
+    sizes = (parts["B"].shape[0], parts["A"].shape[-1])
+    count = shape[0] if len(shape) == 3 else 1
+    return shape[-2:] in (sizes, sizes[::-1]) and parts["A"].shape[0] % count == 0
 
 
 def stacked(a: LazyTensor, b: LazyTensor, rank: int, scale: float | None, recent: Recent) -> LowRank:

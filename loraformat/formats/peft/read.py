@@ -6,6 +6,7 @@ Source: peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`; tuners/
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import MissingFile
@@ -14,8 +15,10 @@ from loraformat.formats.canonical import vocabulary_of
 from loraformat.formats.fields import optional_text, place
 from loraformat.formats.findings import announced_but_absent, not_only_tensors, unknown_setting
 from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.peft.beside import notes_of, read_beside
 from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
-from loraformat.formats.peft.keys import CONFIG, OWN_FILES, WEIGHTS, Sorted, sort
+from loraformat.formats.peft.files import upcast, weights_of
+from loraformat.formats.peft.keys import CONFIG, OWN_FILES, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.nested import turns_square_experts
 from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
@@ -24,8 +27,8 @@ from loraformat.formats.peft.turned import turn_back
 from loraformat.formats.peft.wholes import read_wholes
 from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
-from loraformat.model.bundle import Bundle, JsonFile, TensorFile
-from loraformat.model.updates import Update
+from loraformat.model.bundle import Bundle, JsonFile
+from loraformat.model.updates import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
@@ -38,8 +41,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
     """
     config = _config(bundle, hints)
-    file = _weights(bundle)
+    file = weights_of(bundle)
     tensors = file.open()
+    tensors = replace(tensors, entries=upcast(tensors.entries))
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
         found = sort(tensors.entries, file.name)
@@ -50,6 +54,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         found = sort(entries, file.name, part_names(tuner))
         built = read_tuned(tuner, found, shared, config, hints)
     read_wholes(found, config, built)
+    beside = read_beside(bundle, built.layer_weights())
+    built.notes.extend(notes_of(beside, built.replaces))
+    built.replaces = {**{weight: Replace(value) for weight, value in beside.weights.items()}, **built.replaces}
     updates = built.updates()
     notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
     if tensors.wrapper or tensors.extras:
@@ -60,7 +67,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         tokenizer=tokenizer_files(bundle),
         carried=carried_files(bundle, OWN_FILES),
         unclaimed={name: tensors.entries[name] for name in sorted(built.unclaimed)},
-        notes=(*notes, *left_behind(bundle, (CONFIG, file.name))),
+        notes=(*notes, *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
     )
 
 
@@ -69,15 +76,6 @@ def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
     if not isinstance(file, JsonFile):
         raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint="it lies beside the weights in the folder")
     return parse(file.load(), hints)
-
-
-def _weights(bundle: Bundle) -> TensorFile:
-    """The file that PEFT would load: safetensors before the pickle."""
-    for name in WEIGHTS.values():
-        file = bundle.files.get(name)
-        if isinstance(file, TensorFile):
-            return file
-    raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri)
 
 
 def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> Iterator[Finding]:
@@ -105,7 +103,7 @@ def _hub_config(
         base_revision=optional_text(raw, "revision", CONFIG),
         task=optional_text(raw, "task_type", CONFIG),
         declared_ranks={
-            weight: config.rank_of(built.scaled_as.get(weight, module_of(weight)))
+            weight: config.rank_of(built.scaled_as.get(weight, module_of(weight))) * built.parts.get(weight, 1)
             for weight in sorted(built.ranked_weights())
         },
         targets=config.targets,

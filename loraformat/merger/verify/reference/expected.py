@@ -23,6 +23,7 @@ from loraformat.merger.verify.reference.sites import (
     renaming_of,
 )
 from loraformat.merger.verify.reference.sources import headers
+from loraformat.merger.verify.reference.tasks import with_head
 from loraformat.merger.verify.reference.ties import Table, follows, joined, stays_one, tables_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
@@ -81,7 +82,7 @@ class Expected:
     @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of a tensor of the base, `origin`."""
-        return not self.shares and self.dtype is self.source.dtype
+        return not self.shares and self.dtype is self.source.dtype and self.shape == self.source.shape
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -137,6 +138,8 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     tensors = dict(headers(inputs))
     for stack in {stack_of(adapter) for adapter in inputs.adapters} - {None}:
         tensors = with_layers(tensors, stack or ())
+    if inputs.base.task is not None:
+        tensors = with_head(tensors, inputs.base.task.name, inputs.base.config, inputs.adapters)
     homes, unfollowed, tables = _homes(inputs, tensors)
     shares: dict[str, list[Share]] = {}
     unscaled = 0
@@ -153,6 +156,7 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
         has_parted = has_parted or _parts(table, shares)
         expected |= {one.name: one for one in _of_table(table, shares, tensors)}
     expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
+    expected |= {one.name: one for one in _longer_biases(expected)}
     if plan.files.dtype is not None:
         wanted = DType[plan.files.dtype]
         expected = {n: replace(one, dtype=wanted) if one.dtype.is_floating else one for n, one in expected.items()}
@@ -236,6 +240,15 @@ def _parts(table: Table, shares: Mapping[str, list[Share]]) -> bool:
     """Whether updates reach a table that has several names, and do not follow it."""
     updated = [shares[name] for name in table.names if shares.get(name)]
     return bool(updated) and not stays_one([[share.update for share in several] for several in updated])
+
+
+def _longer_biases(expected: Mapping[str, Expected]) -> Iterator[Expected]:
+    """A bias with a value for each token, as long as the tables are now; new values are zero."""
+    grown = {one.source.shape[0]: one.shape[0] for one in expected.values() if one.shape[:1] != one.source.shape[:1]}
+    for name, one in expected.items():
+        count = one.shape[-1] if one.shape else 0
+        if name.split(".")[-1] == "final_logits_bias" and one.shape == (1, count) and count in grown:
+            yield replace(one, shape=(1, grown[count]), axes=2)
 
 
 def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str, StoredTensor]) -> Iterator[Expected]:

@@ -16,7 +16,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.updates import LowRank, Replace, Rotated, Rows, Scaled, Update
-from loraformat.naming import Spelled, spelling_of, tied_names
+from loraformat.naming import Spelled, spelling_of, task_classes, tied_names
 
 # Layers of the class Conv1D, which stores (in, out), in the models that have them.
 _CONV1D = {"c_attn", "c_proj", "c_fc"}
@@ -96,6 +96,10 @@ class Sites:
         for table in self._tables:
             if weight in table.names:
                 return Site(self._tensors[table.stored].shape, tensor=weight)
+        *path, last = weight.split(".")
+        inner = ".".join([*path, "base_layer", last])
+        if inner in self._tensors:
+            return Site(self._tensors[inner].shape, tensor=inner)
         if not self._spelling.rules:
             return None
         return self._in_memory.get(weight) or self._by_older_name(weight) or self._head(weight)
@@ -180,7 +184,7 @@ class Sites:
     def _head(self, weight: str) -> Site | None:
         for table in self._tables:
             longer = [name for name in table.names if name.endswith(f".{weight}")]
-            if len(longer) == 1:
+            if len(longer) == 1 and longer[0] not in self._tensors:
                 return Site(self._tensors[table.stored].shape, tensor=longer[0])
         return None
 
@@ -215,7 +219,9 @@ def renaming_of(adapter: Adapter, sites: Sites) -> Renaming:
             raise NotFollowed(f"too many prefixes may lead from {first} to the base's names")
         every += [one] if serves else []
     plain = [one for one in every if not one.here or not one.there]
-    others = [] if plain or sites.is_known else [one for one in every if _is_likely(one, chains, sites)]
+    others = [] if plain else [one for one in every if _is_around(one, chains, sites)]
+    if not (plain or others or sites.is_known):
+        others = [one for one in every if _is_likely(one, chains, sites)]
     found: dict[object, Renaming] = {}
     for one in plain or others:
         found.setdefault(tuple(sites.find(one(weight) or "") for weight in chains), one)
@@ -242,6 +248,13 @@ def _serves(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: S
         if name is None or sites.find(name) is None:
             return False, number
     return True, len(chains)
+
+
+def _is_around(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: Sites) -> bool:
+    """Whether two prefixes are one, but for the name of a language model inside of another model."""
+    one, other = (re.sub(r"(^|\.)(?:(?:language|text)_model\.)+", r"\1", s) for s in (renaming.here, renaming.there))
+    shapes = ((chain, sites.find(renaming(weight) or "")) for weight, chain in chains.items())
+    return one == other and all(site is not None and fits(chain[0], site.shape) for chain, site in shapes)
 
 
 def _is_likely(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: Sites) -> bool:
@@ -309,6 +322,6 @@ def _is_expert_turned(config: Mapping[str, Json], adapter: Adapter) -> bool:
 def _is_conv1d(weight: str, config: Mapping[str, Json], adapter: Adapter) -> bool:
     """The class of the layer decides; in a model that nobody names, what the adapter says of its base."""
     kind = config.get("model_type")
-    if kind is None:
-        return bool(adapter.config.fan_in_fan_out)
+    if kind is None or not (kind in _CONV1D_OF or tied_names(config) is not None or task_classes(config)):
+        return bool(adapter.config.claims_transposed(weight.removesuffix(".weight")))
     return weight.split(".")[-2:][0] in _CONV1D_OF.get(str(kind), set())

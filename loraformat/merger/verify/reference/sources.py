@@ -56,7 +56,7 @@ def reads_with_torch(factor: LazyTensor) -> bool:
 def headers(inputs: Inputs) -> Mapping[str, StoredTensor]:
     """The tensors of the base's files as they are called there, whatever was done to their names since."""
     base = inputs.base
-    if not base.layers:
+    if not base.layers and base.task is None:
         return base.tensors
     _, tensors = open_weights(inputs.store, base.files)
     if base.index is None:

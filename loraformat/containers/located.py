@@ -1,0 +1,66 @@
+"""The folder of an adapter, where the one that was named only contains it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loraformat.containers.bundles import open_bundle
+from loraformat.diagnostics import show
+from loraformat.errors import FormatError, MissingFile
+from loraformat.model.bundle import Bundle
+from loraformat.storage import LocalStore
+
+_CONFIGS = ("adapter_config.json", "lora_config.json")
+_WEIGHTS = ("adapter_model", "lora_weights", "adapters.safetensors", "adapters.npz")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz")
+# Subfolders that are looked into; a folder with more of them is no run of a trainer.
+_MOST_FOLDERS = 1000
+
+
+def open_adapter_files(uri: str) -> Bundle:
+    """The files of the adapter at `uri`: of that folder, or of the one folder directly below it that holds an adapter.
+
+    PEFT saves an adapter that is not called "default" into a folder of its name, trainers save into `checkpoint-N`.
+
+    Raises:
+        FormatError (LF012): several folders below hold an adapter; all are named.
+        MissingFile (LF101): the config lies in the folder and the weights in one below, which has no config.
+        StorageError: there is no such folder or file.
+    """
+    bundle = open_bundle(uri)
+    if bundle.is_single_file or not isinstance(bundle.opened, LocalStore) or _has_weights(bundle):
+        return bundle
+    has_config = any(name in bundle.files for name in _CONFIGS)
+    if not has_config and bundle.tensor_files():
+        return bundle
+    found = list(_adapters_below(bundle))
+    if not found:
+        return bundle
+    names = ", ".join(show(os.path.basename(one.uri), 60) for one in found[:8])
+    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    if len(found) > 1:
+        raise FormatError(
+            f"{len(found)} folders below hold an adapter: {names}{more}", where=uri, hint="give the one that you mean"
+        )
+    if has_config and not any(name in found[0].files for name in _CONFIGS):
+        config = next(name for name in _CONFIGS if name in bundle.files)
+        raise MissingFile(
+            f"{config} lies here and the weights in {names}", where=uri, hint="copy the config beside the weights"
+        )
+    return replace(found[0], named=uri)
+
+
+def _adapters_below(bundle: Bundle) -> Iterator[Bundle]:
+    for name in bundle.folders[:_MOST_FOLDERS]:
+        path = os.path.join(bundle.uri, name)
+        if os.path.islink(path):
+            continue
+        below = open_bundle(path)
+        if _has_weights(below):
+            yield below
+
+
+def _has_weights(bundle: Bundle) -> bool:
+    return any(name.startswith(_WEIGHTS) and name.endswith(_SUFFIXES) for name in bundle.files)
