@@ -51,6 +51,19 @@ def test_equal_adapters_give_equal_configs(adapter: Adapter) -> None:
     assert again.files["lora_config.json"].read() == first.read()
 
 
+@pytest.mark.parametrize("ranks", [(1, 3), (3, 1)])
+def test_an_alpha_that_several_modules_may_share_is_written_once_and_again(ranks: tuple[int, int]) -> None:
+    """Two neighbouring floats give the same scale at rank 3."""
+    scale = 48.455817815506215
+    updates = {
+        f"layers.{number}.q.weight": (LowRank(lazy(2, rank), lazy(rank, 2), scale / rank),)
+        for number, rank in enumerate(ranks)
+    }
+    adapter = Adapter(config=AdapterConfig(), updates=updates)
+    first = native.write(adapter)
+    assert native.write(native.read(first)).files["lora_config.json"].read() == first.files["lora_config.json"].read()
+
+
 def test_a_hand_written_folder_is_read_without_a_scale() -> None:
     adapter = native.read(bundle(hand_written()))
     updates = adapter.updates["blocks.0.attention.q_proj.weight"]

@@ -135,7 +135,10 @@ def _ranks(adapter: Adapter) -> dict[str, Json]:
     scaling = Scaling(by_root=raw.get("scaling") == BY_ROOT or raw.get("use_rslora") is True)
     preferred = stated_alphas(raw)
     rank = most_common((update.rank for update in updates.values()), default=stated_rank(raw))
-    alphas = {module: _alpha(update, scaling, preferred) for module, update in updates.items()}
+    alphas: dict[str, float] = {}
+    for module, update in updates.items():
+        # Of several alphas that give a scale, the one that a module before has, so that what is read is written again.
+        alphas[module] = _alpha(update, scaling, [*preferred, *dict.fromkeys(alphas.values())])
     alpha = most_common(alphas.values(), default=next(iter(preferred), float(rank)))
     ranks: dict[str, Json] = {module: update.rank for module, update in updates.items() if update.rank != rank}
     others: dict[str, Json] = {module: value for module, value in alphas.items() if value != alpha}

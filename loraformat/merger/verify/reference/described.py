@@ -66,8 +66,12 @@ def _wanted(plan: MergePlan, inputs: Inputs, reference: Reference) -> Iterator[t
             if key in level:
                 yield (*path, key), len(inputs.base.layers)
         is_tied += [(*path, key) for key in _TIES if isinstance(level.get(key), bool)]
-    claims = is_tied or [("tie_word_embeddings",)]
-    yield from ((claim, False) for claim in claims if reference.has_parted)
+    if reference.has_parted:
+        # In these classes the key means that the head's input is scaled, and no longer that there is one table.
+        # Source: transformers 5.23.0, models/t5/configuration_t5.py `__post_init__`.
+        is_kept = inputs.base.config.get("model_type") in ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+        for claim in is_tied or ([] if is_kept else [("tie_word_embeddings",)]):
+            yield claim, _at(inputs.base.config, claim) if is_kept else False
 
 
 def _levels(config: Mapping[str, Json]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Json]]]:
