@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,6 +34,8 @@ class LocalEngine:
         if self.jobs <= 1:
             yield from map(function, items)
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         pending: deque[Future[R]] = deque()
         pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="loraformat", initializer=_compute_alone)
         try:
