@@ -66,7 +66,7 @@ from loraformat.cli import completers, options
     type=options.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
-    help="How much of the output is read back and compared with a reference computed anew before it gets its name.",
+    help="How much of the output is compared with a reference computed anew before it is moved into place.",
 )
 @click.option(
     "--hash",

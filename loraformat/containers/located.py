@@ -15,7 +15,7 @@ from loraformat.storage import LocalStore
 _CONFIGS = ("adapter_config.json", "lora_config.json")
 _WEIGHTS = ("adapter_model", "lora_weights", "adapters.safetensors", "adapters.npz")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".npz")
-# Subfolders that are looked into; a folder with more of them is no run of a trainer.
+# Subfolders that are looked into; a folder with more of them is not the run of a trainer.
 _MOST_FOLDERS = 1000
 
 

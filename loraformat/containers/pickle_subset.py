@@ -133,7 +133,7 @@ class _Machine:
         self.data, self.where = data, where
         self.position = 0
         self.stack: list[object] = []
-        # A list, since pickles number their values from 0 on: see `IntegerKey` for why it is no dict.
+        # A list, since pickles number their values from 0 on: see `IntegerKey` for why it is not a dict.
         self.memo: list[object] = []
         self.storages: dict[str, Symbol] = {}
 

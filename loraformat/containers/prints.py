@@ -37,7 +37,7 @@ def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
 
     Raises: ContainerError and StorageError, as for reading it.
     """
-    nbytes = store.files().get(name, 0)
+    nbytes = store.size(name)
     if not name.lower().endswith(CHECKPOINT_SUFFIXES):
         return FilePrint(name, nbytes, sha256=file_sha256(store, name))
     return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
@@ -67,7 +67,7 @@ def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
 
 def file_sha256(store: Source, name: str) -> str:
     """SHA-256 of all bytes of a file."""
-    nbytes, total = store.files().get(name, 0), hashlib.sha256()
+    nbytes, total = store.size(name), hashlib.sha256()
     buffer = memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
     for start in range(0, nbytes, _BLOCK_NBYTES):
         block = buffer[: min(_BLOCK_NBYTES, nbytes - start)]

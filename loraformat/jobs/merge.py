@@ -111,7 +111,7 @@ def merge(
         rounding: "nearest", or "stochastic" for outputs of 16 bits.
         seed: of stochastic rounding; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
-        verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
+        verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
             has it), or "none" (of what is computed alone).
         resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.

@@ -101,7 +101,7 @@ def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
     try:
-        nbytes = output.files().get(name, -1) if output.is_own(name) else -1
+        nbytes = output.size(name) if output.is_own(name) else -1
         is_covered = nbytes >= 0 and not uncovered([(run.offset, run.end) for run in runs], nbytes)
         return is_covered and all(
             run.end <= nbytes and digest_of_range(output, name, run.offset, run.nbytes) == run.digest for run in runs

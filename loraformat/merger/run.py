@@ -32,7 +32,7 @@ class Trust:
     """What a merge does so that its output can be relied on.
 
     Attributes:
-        verify: "none", "sample" or "full": how much of the output is read back and compared before it gets its name.
+        verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3": of every byte that is written; "sha256": that, and of whole files, as the Hub has it; "none":
             of what is computed alone.
         resume: whether an interrupted run's complete files are used.
@@ -166,4 +166,4 @@ def _print(store: OpenedFiles, name: str) -> dict[str, Any]:
     try:
         return {**plain_print(print_of(store, name, whole=False)), "name": shown}
     except ContainerError:
-        return {"name": shown, "nbytes": store.files()[name]}
+        return {"name": shown, "nbytes": store.size(name)}

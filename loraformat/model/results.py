@@ -119,7 +119,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What of an output was compared before it got its name.
+    """What of an output was compared before it was moved into place.
 
     Attributes:
         changed: tensors that are no copies.
@@ -151,7 +151,7 @@ class MergeResult:
         plan: the whole plan as JSON values, where nothing was written.
         retained: the share of all updates together that survived rounding; None where nothing was added or written.
         retention: the same for each touched weight that is not replaced, sorted by name.
-        verified: how the output was compared with the inputs before it got its name: "none", "sample" or "full".
+        verified: how the output was compared before it was moved into place: "none", "sample" or "full".
         checked: how much of it was compared; None where nothing was.
     """
 

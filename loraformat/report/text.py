@@ -239,7 +239,7 @@ def _say_retention(page: Page, result: MergeResult) -> None:
 
 
 def _checked(found: Checked) -> str:
-    """What was compared before the output got its name, and what could not be."""
+    """What was compared before the output was moved into place, and what could not be."""
     copies = "1 copy" if found.copied == 1 else f"{amount(found.copied)} copies"
     told = (
         f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against a reference computed anew, "

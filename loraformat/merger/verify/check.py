@@ -1,4 +1,4 @@
-"""The output read back before it gets its name, and compared with the reference and with the base."""
+"""The output read back before it is moved into place, and compared with the reference and with the base."""
 
 from __future__ import annotations
 

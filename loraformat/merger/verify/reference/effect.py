@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,7 @@ class Landed:
     first: int = 0
 
 
-class Effect:
+class Effect(ABC):
     """An update on rows of a tensor. Values are computed when they are asked for first, and kept.
 
     Attributes:
@@ -72,6 +73,7 @@ class Effect:
         self.landed, self.matrix = landed, matrix
         self._lock = Lock()
 
+    @abstractmethod
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:
         """Rows `low:high` after the update.
 
@@ -79,7 +81,6 @@ class Effect:
             value: after the updates before.
             origin: before all of them, but for replaced rows.
         """
-        raise NotImplementedError
 
     def slack(self, origin: Floats) -> Floats | float:  # noqa: ARG002
         """How far values may be from these since they hang on a rounding that two right ways may decide differently."""
@@ -90,7 +91,7 @@ class Effect:
         with self._lock:
             self.prepare()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most effects need nothing beforehand
         """Compute what all rows need, where it is not there."""
 
 

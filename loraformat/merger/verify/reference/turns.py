@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,9 +25,9 @@ class _Turn(Effect):
 
     is_sum = False
 
+    @abstractmethod
     def of(self, weight: Floats, low: int, high: int) -> Floats:
         """W after it: rows `low:high` of W and all of its columns, or where it is turned such columns and all rows."""
-        raise NotImplementedError
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:
         before = origin if self.is_sum else value
