@@ -14,8 +14,8 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("loraformat/merger/kernel.c")
-LIBRARY = Path("loraformat/merger/_kernel.so")
+SOURCE = Path("loraformat/merger/compute/kernel.c")
+LIBRARY = Path("loraformat/merger/compute/_kernel.so")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
 
 

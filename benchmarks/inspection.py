@@ -44,7 +44,7 @@ END = "\nprint(time.perf_counter() - start)\n"
 NORMS = (
     START
     + """
-from loraformat.jobs.figures import figures_of
+from loraformat.jobs.measure.figures import figures_of
 records = figures_of(adapter, jobs=int(sys.argv[2]))
 """
     + END
@@ -52,7 +52,7 @@ records = figures_of(adapter, jobs=int(sys.argv[2]))
 SPECTRA = (
     START
     + """
-from loraformat.jobs.figures import figures_of
+from loraformat.jobs.measure.figures import figures_of
 records = figures_of(adapter, spectrum=True, jobs=int(sys.argv[2]))
 """
     + END
@@ -88,7 +88,7 @@ BASE = (
     START
     + """
 from loraformat.containers import open_checkpoint
-from loraformat.jobs.changes import changes_of
+from loraformat.jobs.measure.changes import changes_of
 changes_of(open_checkpoint(sys.argv[1] + "/base"), adapter, jobs=int(sys.argv[2]))
 """
     + END

@@ -38,9 +38,11 @@ PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(out
 SHARES = """
 import functools, os, sys, time
 from loraformat.jobs.merge import merge
-from loraformat.merger import compute, copies, digests
+from loraformat.merger.compute import computer
+from loraformat.merger.write import tasks
+from loraformat.merger.write import digests
 from loraformat.storage import new_hash
-from loraformat.storage.local import LocalStore, LocalWriter
+from loraformat.storage.local.store import LocalStore, LocalWriter
 spent = {}
 def timed(key, real):
     @functools.wraps(real)
@@ -56,10 +58,10 @@ class Hash:
     def __init__(self):
         self._real = new_hash()
         self.update, self.hexdigest = timed("hash", self._real.update), self._real.hexdigest
-digests.new_hash = copies.new_hash = Hash
+digests.new_hash = tasks.new_hash = Hash
 LocalStore.read_into = timed("read", LocalStore.read_into)
 LocalWriter.write_at = timed("write", LocalWriter.write_at)
-compute.Computer._computed = timed("arithmetic", compute.Computer._computed)
+computer.Computer._computed = timed("arithmetic", computer.Computer._computed)
 os.fsync = timed("sync", os.fsync)
 start, before = time.perf_counter(), time.process_time()
 merge(sys.argv[1], [sys.argv[2]], sys.argv[3], jobs=2, verify="none")

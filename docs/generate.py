@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
-from loraformat.formats.base import KINDS
+from loraformat.formats.kit.base import KINDS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 

@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "loraformat.model.adapter",
     "AdapterConfig": "loraformat.model.adapter",
-    "Diff": "loraformat.model.updates",
+    "Diff": "loraformat.model.updates.kinds",
     "Finding": "loraformat.diagnostics",
-    "Hadamard": "loraformat.model.updates",
-    "Kronecker": "loraformat.model.updates",
+    "Hadamard": "loraformat.model.updates.kinds",
+    "Kronecker": "loraformat.model.updates.kinds",
     "LazyTensor": "loraformat.model.tensors",
     "LoraFormatError": "loraformat.errors",
-    "LowRank": "loraformat.model.updates",
-    "Replace": "loraformat.model.updates",
+    "LowRank": "loraformat.model.updates.kinds",
+    "Replace": "loraformat.model.updates.kinds",
     "Report": "loraformat.report",
-    "Rows": "loraformat.model.updates",
+    "Rows": "loraformat.model.updates.kinds",
     "Severity": "loraformat.diagnostics",
     "convert": "loraformat.jobs.convert",
     "inspect": "loraformat.jobs.inspect",
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.validate import validate
     from loraformat.model.adapter import Adapter, AdapterConfig
     from loraformat.model.tensors import LazyTensor
-    from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
+    from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
     from loraformat.report import Report
 
 __all__ = [

@@ -11,8 +11,8 @@ from loraformat import formats
 from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
-from loraformat.formats.base import Format, Hints, Match, WriteOptions
-from loraformat.formats.findings import found_below
+from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
+from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor

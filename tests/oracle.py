@@ -7,8 +7,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates import (
+from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
+from loraformat.model.updates.kinds import (
     Diff,
     Hadamard,
     Kronecker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from strategies import lazy
 
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates import Diff, FromBase, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, Update
+from loraformat.model.updates.kinds import Diff, FromBase, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, Update
 
 LAYER = "model.layers.0.q_proj.weight"
 PLAIN = LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, LowRank, Magnitude, Replace, Rows, Update
+from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace, Rows, Update
 
 KINDS = frozenset({"linear", "conv", "embedding", "table", "rows", "bias", "norm", "difference"})
 

@@ -23,9 +23,9 @@ OWNERS = {
     "click": ("cli/",),
     "jsonschema": ("schema.py",),
     "huggingface_hub": ("storage/hub.py",),
-    "rich": ("report/text.py",),
-    "jinja2": ("report/html.py",),
-    "matplotlib": ("report/figure.py",),
+    "rich": ("report/terminal/text.py",),
+    "jinja2": ("report/page/html.py",),
+    "matplotlib": ("report/page/figure.py",),
     "yaml": ("containers/yaml.py",),
 }
 BANNED_IMPORTS = {

@@ -18,7 +18,7 @@ from loraformat import formats
 from loraformat.containers import open_bundle
 from loraformat.diagnostics import Severity
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.base import WriteOptions
+from loraformat.formats.kit.base import WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import TensorFile
 

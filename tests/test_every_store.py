@@ -8,7 +8,7 @@ import pytest
 
 from loraformat.errors import StorageError
 from loraformat.storage import LocalStore, MemoryStore, Store
-from loraformat.storage.local import HiddenFolder
+from loraformat.storage.local.store import HiddenFolder
 
 STORES: dict[str, Callable[[Path], Store]] = {
     "local": lambda folder: LocalStore(str(folder)),

@@ -17,7 +17,7 @@ from test_architectures_against_peft import GPT, LM
 
 import loraformat
 from loraformat.errors import AdapterRefused, ConfigError
-from loraformat.jobs.subject import Assumptions
+from loraformat.jobs.inputs.subject import Assumptions
 from loraformat.jobs.verify import verify
 
 transformers = pytest.importorskip("transformers")

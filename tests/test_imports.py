@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraformat.io import load_adapter
-from loraformat.merger.kernel import open_kernel
+from loraformat.merger.compute.kernel import open_kernel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 HEAVY = ("torch", "numpy", "huggingface_hub", "transformers", "peft", "rich", "jsonschema", "yaml", "jinja2")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.model.tensors import DType, row_blocks
-from loraformat.model.updates import Diff, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows, Update, tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias, Union
 from typing_extensions import assert_never
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Update, products_of
+from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Update, products_of
 
 if TYPE_CHECKING:
     from torch import Tensor

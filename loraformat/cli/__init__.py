@@ -31,25 +31,22 @@ from loraformat.cli.refusals import (
 from loraformat.diagnostics import show
 from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
 
-# Command → (module, one line of help). Nothing is imported until a command is chosen.
+# Command → one line of help. The module of a command has its name; none is imported until it is chosen.
 COMMANDS = {
-    "inspect": ("loraformat.cli.inspect", "Show what is in an adapter: format, ranks, scales, parameters, norms."),
-    "diff": (
-        "loraformat.cli.diff",
-        "Compare two adapters, or two checkpoints: what was trained, how much, how low its rank.",
-    ),
-    "plot": ("loraformat.cli.plot", "Draw adapters as one self-contained page, or as a figure."),
-    "estimate": ("loraformat.cli.estimate", "Say what an adapter for a base would cost: parameters, size, memory."),
-    "validate": ("loraformat.cli.validate", "Check an adapter, alone or against its base, for use in CI."),
-    "convert": ("loraformat.cli.convert", "Write an adapter in another format."),
-    "merge": ("loraformat.cli.merge", "Write a base model with adapters merged into it."),
-    "verify": ("loraformat.cli.verify", "Compare a merged model with the manifest that was written into it."),
-    "formats": ("loraformat.cli.formats", "List the formats: what is read, written and lost."),
-    "explain": ("loraformat.cli.explain", "Explain a code such as LF202."),
-    "demo": ("loraformat.cli.demo", "Run the four verbs on an example made on the spot."),
-    "completion": ("loraformat.cli.completion", "Print the script for completion in bash, zsh or fish."),
-    "help": ("loraformat.cli.help", "Show this list, or the options of a command."),
-    "version": ("loraformat.cli.version", "Show the version."),
+    "inspect": "Show what is in an adapter: format, ranks, scales, parameters, norms.",
+    "diff": "Compare two adapters, or two checkpoints: what was trained, how much, how low its rank.",
+    "plot": "Draw adapters as one self-contained page, or as a figure.",
+    "estimate": "Say what an adapter for a base would cost: parameters, size, memory.",
+    "validate": "Check an adapter, alone or against its base, for use in CI.",
+    "convert": "Write an adapter in another format.",
+    "merge": "Write a base model with adapters merged into it.",
+    "verify": "Compare a merged model with the manifest that was written into it.",
+    "formats": "List the formats: what is read, written and lost.",
+    "explain": "Explain a code such as LF202.",
+    "demo": "Run the four verbs on an example made on the spot.",
+    "completion": "Print the script for completion in bash, zsh or fish.",
+    "help": "Show this list, or the options of a command.",
+    "version": "Show the version.",
 }
 
 _IMPORT_POLL_S = 0.05
@@ -79,7 +76,7 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        command = importlib.import_module(f"loraformat.cli.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 
@@ -87,7 +84,7 @@ class LazyGroup(click.Group):
         """The list of commands, without importing them."""
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:  # noqa: ANN401 - click's own
         """As click has it; once a process of our own is done, an interrupt has nothing left to interrupt."""

@@ -49,7 +49,7 @@ def commands(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     from loraformat.cli import COMMANDS
 
     del ctx, param
-    return _starting(incomplete, ((name, line) for name, (_, line) in COMMANDS.items()))
+    return _starting(incomplete, COMMANDS.items())
 
 
 def reports(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

@@ -27,7 +27,7 @@ from loraformat.cli.refusals import COMMAND, PRINTED
 
 if TYPE_CHECKING:
     from loraformat.diagnostics import Finding
-    from loraformat.jobs.subject import Assumptions
+    from loraformat.jobs.inputs.subject import Assumptions
     from loraformat.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,7 +85,7 @@ def size(value: str) -> int:
 
 def finite(value: str) -> float:
     """A number that is neither NaN nor infinite, nor written so large that it would become infinite."""
-    from loraformat.jobs.strength import number_of
+    from loraformat.jobs.inputs.strength import number_of
 
     number = number_of(value)
     if number is None:
@@ -211,7 +211,7 @@ CONTAINERS = {"safetensors": "safetensors", "pt": "torch", None: None}
 
 def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
     """The pairs of --assume as one value; UsageError where a key comes twice."""
-    from loraformat.jobs.subject import Assumptions
+    from loraformat.jobs.inputs.subject import Assumptions
 
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -308,7 +308,7 @@ def announce(findings: tuple[Finding, ...]) -> None:
     """Tell findings on stderr before anything is written."""
     if not findings:
         return
-    from loraformat.report.text import render_findings
+    from loraformat.report.terminal.text import render_findings
 
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     sys.stderr.write(render_findings(findings, color=color))

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from loraformat import strict_json
 from loraformat.containers import safetensors
+from loraformat.containers.adapter_folder import open_adapter_files
 from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
-from loraformat.containers.checksum import combine_crc32
 from loraformat.containers.layout import Layout
-from loraformat.containers.located import open_adapter_files
 from loraformat.containers.rows import bytes_of, read_raw_rows, read_rows, read_rows_into
+from loraformat.containers.torch_file.checksum import combine_crc32
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Source
 
@@ -40,7 +40,7 @@ __all__ = [
 
 def check_records(store: Source, path: str) -> None:
     """See torch_zip, which only those who read a torch file need to import."""
-    from loraformat.containers import torch_zip
+    from loraformat.containers.torch_file import archive as torch_zip
 
     torch_zip.check_records(store, path)
 
@@ -67,6 +67,6 @@ def plan_file(
         assert not aliases
         return safetensors.plan_file(tensors, metadata=metadata)
     assert container == "torch"
-    from loraformat.containers import torch_layout
+    from loraformat.containers.torch_file import layout as torch_layout
 
     return torch_layout.plan_file(tensors, wrapper=wrapper, aliases=aliases, name=name)

@@ -86,7 +86,7 @@ def open_tensors(store: Source, path: str) -> Tensors:
         from loraformat.containers import npz
 
         return Tensors("npz", npz.read_arrays(store, path))
-    from loraformat.containers import torch_zip
+    from loraformat.containers.torch_file import archive as torch_zip
 
     archive = torch_zip.read_archive(store, path)
     entries = torch_zip.lazy_tensors(store, path, archive)
@@ -154,7 +154,7 @@ def _load_yaml(store: Source, name: str, nbytes: int) -> Json:
 def _layout(name: str, tensors: Tensors) -> Layout:
     shapes = {key: (lazy.dtype, lazy.shape) for key, lazy in tensors.entries.items()}
     if tensors.container == "torch":
-        from loraformat.containers import torch_layout
+        from loraformat.containers.torch_file import layout as torch_layout
 
         return torch_layout.plan_file(shapes, wrapper=tensors.wrapper, extras=tensors.extras)
     if tensors.container == "safetensors":

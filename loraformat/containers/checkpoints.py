@@ -172,7 +172,7 @@ def _open(store: Source, name: str, nbytes: int) -> tuple[WeightFile, dict[str, 
         tensors = {key: safetensors.stored(name, entry) for key, entry in header.entries.items()}
         file = WeightFile(name, "safetensors", nbytes, tuple(tensors), header.metadata, header.data_start)
         return file, tensors
-    from loraformat.containers import torch_zip
+    from loraformat.containers.torch_file import archive as torch_zip
 
     archive = torch_zip.read_archive(store, name)
     names = tuple(archive.tensors)

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from loraformat.containers.rows import read_rows
-from loraformat.containers.zip_directory import Record, check_record, read_directory
+from loraformat.containers.torch_file.zip_directory import Record, check_record, read_directory
 from loraformat.diagnostics import show
 from loraformat.errors import ContainerError, InvalidHeader, NotATensorFile
 from loraformat.model.checkpoint import StoredTensor

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraformat.diagnostics import did_you_mean, show
 from loraformat.errors import AmbiguousFormat, UnknownFormat, UsageError
-from loraformat.formats.base import Format, Match
-from loraformat.formats.fields import readable
+from loraformat.formats.kit.base import Format, Match
+from loraformat.formats.kit.fields import readable
 from loraformat.model.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ _UNREAD = {
 def _refuse_unread(bundle: Bundle) -> None:
     """Raises: UnknownFormat (LF010): the file, or the names in it, are those of a dialect that is not read."""
     from loraformat.formats.foreign import dialect_of
-    from loraformat.formats.pairs.read import the_file
+    from loraformat.formats.kit.pairs.read import the_file
 
     file = the_file(bundle)
     found = None if file is None or file.name in _UNREAD else dialect_of(file.open().entries)

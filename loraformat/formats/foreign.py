@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError
-from loraformat.formats.fields import readable
-from loraformat.formats.folder import is_training_state
+from loraformat.formats.kit.fields import readable
+from loraformat.formats.kit.folder import is_training_state
 from loraformat.model.bundle import Bundle, TensorFile
 
 # The names of a file → whose they are. Each is a spelling that no transformer of a single person's code has.

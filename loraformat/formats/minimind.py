@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraformat.formats import factors
-from loraformat.formats.base import NO_HINTS, Hints, Match
-from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
-from loraformat.formats.pairs.spelling import MINIMIND, Pair, pairs_of
-from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import NO_HINTS, Hints, Match
+from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs, the_file
+from loraformat.formats.kit.pairs.spelling import MINIMIND, Pair, pairs_of
+from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
-from loraformat.formats.base import NO_HINTS, Hints, Match
-from loraformat.formats.pairs.read import Dialect, Layer, base_shape, read_pairs, the_file
-from loraformat.formats.pairs.spelling import MINLORA, Pair, pairs_of
-from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
+from loraformat.formats.kit.base import NO_HINTS, Hints, Match
+from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs, the_file
+from loraformat.formats.kit.pairs.spelling import MINLORA, Pair, pairs_of
+from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 NAME = "minlora"
 TITLE = "minLoRA: <module>.parametrizations.weight.0.lora_A and lora_B in one .pt file"

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
-from loraformat.formats.base import NO_HINTS, Hints, Match
-from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
-from loraformat.formats.pairs.spelling import RASCHKA, Pair, pairs_of
-from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
+from loraformat.formats.kit.base import NO_HINTS, Hints, Match
+from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs, the_file
+from loraformat.formats.kit.pairs.spelling import RASCHKA, Pair, pairs_of
+from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 NAME = "raschka"
 TITLE = "LLMs from scratch: <module>.lora.A and .lora.B, both (in, rank) and (rank, out), in one .pth file"

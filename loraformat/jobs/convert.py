@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 from loraformat import formats, rules
 from loraformat.diagnostics import Finding, show
 from loraformat.errors import UsageError
-from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
-from loraformat.formats.base import Format, WriteOptions
-from loraformat.formats.losses import dropped_metadata
-from loraformat.formats.peft.versions import OLDEST, Version, text_of
-from loraformat.formats.repairs import mended
+from loraformat.formats.kit.base import Format, WriteOptions
+from loraformat.formats.kit.losses import dropped_metadata
+from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
+from loraformat.formats.kit.repairs import mended
+from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
 from loraformat.io import refuse_losses, save_adapter
-from loraformat.jobs import roundtrip
-from loraformat.jobs.mend import mend
-from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
-from loraformat.merger.findings import kept_private
+from loraformat.jobs.inputs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.measure import roundtrip
+from loraformat.jobs.repair import mend
+from loraformat.merger.plan.findings import kept_private
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results import ConvertResult, RoundTrip
+from loraformat.model.results.verbs import ConvertResult, RoundTrip
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
-from loraformat.model.updates import tensors_of
+from loraformat.model.updates.kinds import tensors_of
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.containers import open_bundle, save_bundle
-from loraformat.formats.folder import json_file, tensor_file
+from loraformat.formats.kit.folder import json_file, tensor_file
 from loraformat.model.bundle import Bundle, File, Json, TensorFile
 from loraformat.model.tensors import LazyTensor
 from loraformat.storage import stage

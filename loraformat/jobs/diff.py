@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from loraformat.containers import open_checkpoint
 from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
-from loraformat.formats.base import Hints
+from loraformat.formats.kit.base import Hints
 from loraformat.io import Opened, open_adapter
-from loraformat.jobs.diff_adapters import update_difference
-from loraformat.jobs.diff_checkpoints import tensor_differences
-from loraformat.jobs.subject import Assumptions, with_alpha
+from loraformat.jobs.inputs.subject import Assumptions, with_alpha
+from loraformat.jobs.measure.diff_adapters import update_difference
+from loraformat.jobs.measure.diff_checkpoints import tensor_differences
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.differences import DiffResult, FieldDifference, WeightDifference
+from loraformat.model.results.differences import DiffResult, FieldDifference, WeightDifference
 from loraformat.report import Report
 from loraformat.storage import Location, uri_of
 

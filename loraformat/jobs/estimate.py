@@ -12,8 +12,8 @@ from loraformat.errors import ConfigError, MissingFile, UsageError
 from loraformat.matching import is_vocabulary, nearest
 from loraformat.model.adapter import module_of
 from loraformat.model.blueprints import blueprint
-from loraformat.model.estimates import EstimateResult, MemoryEstimate, TargetEstimate
-from loraformat.model.records import module_kind
+from loraformat.model.results.estimates import EstimateResult, MemoryEstimate, TargetEstimate
+from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.summary import layer_of
 from loraformat.report import Report
 from loraformat.storage import Location, listed, open_store, uri_of

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 from loraformat import errors, rules
 from loraformat.diagnostics import Severity, show
 from loraformat.errors import UsageError
-from loraformat.formats import findings, losses, repairs
-from loraformat.merger.findings import FINDINGS as MERGER_FINDINGS
+from loraformat.formats.kit import findings, losses, repairs
+from loraformat.merger.plan.findings import FINDINGS as MERGER_FINDINGS
 from loraformat.rules import targets
 
 _LONGEST = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.formats import FORMATS
-from loraformat.formats.base import KINDS
+from loraformat.formats.kit.base import KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,22 +10,22 @@ from loraformat import rules
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
-from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
-from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.inputs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.records import WeightRecord
-from loraformat.model.results import InspectResult
+from loraformat.model.results.validation import Skipped
+from loraformat.model.results.verbs import InspectResult
+from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import Summary, summarize
 from loraformat.model.tensors import DType
-from loraformat.model.updates import Replace, Rows, tensors_of
-from loraformat.model.verdicts import Skipped
+from loraformat.model.updates.kinds import Replace, Rows, tensors_of
 from loraformat.report import Report
 from loraformat.storage import Location, uri_of
 
 if TYPE_CHECKING:
-    from loraformat.jobs.changes import Changes
+    from loraformat.jobs.measure.changes import Changes
 
 GROUPINGS = ("auto", "module", "layer", "none")
 _REPLACING = ("replace", "rows")
@@ -144,7 +144,7 @@ def study(
     if norms:
         findings = _with_values(opened, checkpoint, findings)
         if checkpoint is not None and not any(finding.code == "LF402" for finding in findings):
-            from loraformat.jobs.changes import changes_of
+            from loraformat.jobs.measure.changes import changes_of
 
             changes = changes_of(
                 checkpoint,

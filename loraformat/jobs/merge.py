@@ -12,8 +12,8 @@ from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_files, read_bundle
-from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
+from loraformat.jobs.inputs.strength import with_strength
+from loraformat.jobs.inputs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -35,12 +35,12 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.findings import history_unknown, kept_private, merged_again, unfinished_cleared
-from loraformat.merger.manifest import adapter_digest, history_of, names_written, read_manifest
+from loraformat.merger.plan.findings import history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results import MergedAdapter, MergeResult
+from loraformat.model.results.verbs import MergedAdapter, MergeResult
 from loraformat.model.summary import has_scale, scale_of, summarize
 from loraformat.model.tensors import DType, row_blocks
 from loraformat.report import Report

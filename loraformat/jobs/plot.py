@@ -13,12 +13,12 @@ from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
 from loraformat.errors import LoraFormatError, StorageError, UsageError
+from loraformat.jobs.inputs.subject import Assumptions, with_alpha
 from loraformat.jobs.inspect import Studied, result_of, study
-from loraformat.jobs.subject import Assumptions, with_alpha
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import JsonFile
-from loraformat.model.pictures import Picture, Subject
-from loraformat.model.results import PlotResult
+from loraformat.model.results.plot_data import Picture, Subject
+from loraformat.model.results.verbs import PlotResult
 from loraformat.report import Report
 from loraformat.storage import LocalStore, Location, listed, permissions_for, uri_of, uri_or_none
 
@@ -133,7 +133,7 @@ def _store(out: str, *, overwrite: bool) -> LocalStore:
 
 def _refuse_missing_extra(form: str) -> None:
     if form != "html":
-        from loraformat.report.figure import require_matplotlib
+        from loraformat.report.page.figure import require_matplotlib
 
         require_matplotlib()
 
@@ -245,9 +245,9 @@ def _cosine_of(one: Adapter, other: Adapter) -> float | None:
 
 def _drawn(picture: Picture, form: str) -> bytes:
     if form == "html":
-        from loraformat.report.html import render_page
+        from loraformat.report.page.html import render_page
 
         return render_page(picture).encode()
-    from loraformat.report.figure import render_figure
+    from loraformat.report.page.figure import render_figure
 
     return render_figure(picture, form)

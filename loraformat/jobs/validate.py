@@ -11,12 +11,12 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import open_files, read_bundle
-from loraformat.jobs.places import with_lines
-from loraformat.jobs.subject import Assumptions, open_base, with_alpha
+from loraformat.jobs.inputs.line_numbers import with_lines
+from loraformat.jobs.inputs.subject import Assumptions, open_base, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
 from loraformat.model.summary import summarize
-from loraformat.model.verdicts import IgnoredFinding, Skipped, ValidateResult
 from loraformat.report import Report
 from loraformat.storage import Location, listed, uri_of, uri_or_none
 

@@ -10,17 +10,17 @@ from typing import Any, cast
 
 from loraformat import schema
 from loraformat.containers import checkpoint_of_store, open_weights, strict_json
-from loraformat.containers.prints import checked_spans, header_sha256
+from loraformat.containers.fingerprints import checked_spans, header_sha256
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
 from loraformat.jobs.verify_base import tensors_unlike_base
-from loraformat.merger.digests import is_as_rendered, runs_of
-from loraformat.merger.findings import output_changed
-from loraformat.merger.manifest import MOST_NBYTES, is_as_written
+from loraformat.merger.plan.findings import output_changed
+from loraformat.merger.write.digests import is_as_rendered, runs_of
+from loraformat.merger.write.manifest import MOST_NBYTES, is_as_written
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.results import VerifyResult
+from loraformat.model.results.verbs import VerifyResult
 from loraformat.report import Report
 from loraformat.storage import (
     ALGORITHM,
@@ -34,7 +34,7 @@ from loraformat.storage import (
     uri_of,
     uri_or_none,
 )
-from loraformat.storage.local import OWN_PREFIX
+from loraformat.storage.local.store import OWN_PREFIX
 
 
 @dataclass(slots=True)

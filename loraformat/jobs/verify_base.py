@@ -8,7 +8,7 @@ from loraformat.containers import bytes_of, weight_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
 from loraformat.matching import replicated
-from loraformat.merger.findings import output_changed
+from loraformat.merger.plan.findings import output_changed
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, StoredTensor
 from loraformat.model.tensors import row_blocks
 from loraformat.storage import Store

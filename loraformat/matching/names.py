@@ -17,8 +17,8 @@ from loraformat.matching.tasks import with_task_head
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.pattern_keys import ends_of
-from loraformat.model.updates import (
+from loraformat.model.patterns.keys import ends_of
+from loraformat.model.updates.kinds import (
     FACTORS,
     Hadamard,
     Kronecker,

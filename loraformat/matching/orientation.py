@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
-from loraformat.model.updates import FACTORS, LowRank, Replace, Rows, Update
+from loraformat.model.updates.kinds import FACTORS, LowRank, Replace, Rows, Update
 from loraformat.naming import task_classes, tied_names
 
 # Architectures whose `Conv1D` layers store (in, out), and the names of those layers.

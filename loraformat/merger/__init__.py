@@ -1,16 +1,16 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
-from loraformat.merger.build import plan_merge
-from loraformat.merger.copies import Inputs
-from loraformat.merger.execute import Written, write_weights
-from loraformat.merger.folder import file_names, weight_nbytes, write_others
-from loraformat.merger.notes import findings_of
-from loraformat.merger.plan import AdapterSource, Arithmetic, MergePlan, ShardPlan
+from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
+from loraformat.merger.compute.windows import Limits
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
+from loraformat.merger.plan.layer_replication import as_written
+from loraformat.merger.plan.notes import findings_of
+from loraformat.merger.plan.planner import plan_merge
 from loraformat.merger.preview import Opened, Preview, previews_of
-from loraformat.merger.retention import retentions, rounding_findings, total_share
-from loraformat.merger.run import Source, Trust, permissions_of, run_merge, source_of
-from loraformat.merger.stack import as_written
-from loraformat.merger.windows import Limits
+from loraformat.merger.write.other_files import file_names, weight_nbytes, write_others
+from loraformat.merger.write.run import Source, Trust, permissions_of, run_merge, source_of
+from loraformat.merger.write.weights import Written, write_weights
 
 __all__ = [
     "AdapterSource",

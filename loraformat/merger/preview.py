@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.matching import Part
-from loraformat.merger.apply import Addition, apply
-from loraformat.merger.copies import Inputs
-from loraformat.merger.edits import edits_of
-from loraformat.merger.plan import Edit, Term
-from loraformat.merger.stack import as_written
-from loraformat.merger.steps import Steps, compute_dtype
-from loraformat.merger.windows import Limits, read_window, windows
+from loraformat.merger.compute.add import Addition, apply
+from loraformat.merger.compute.prepared import Steps, compute_dtype
+from loraformat.merger.compute.windows import Limits, read_window, windows
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import Edit, Term
+from loraformat.merger.plan.edits import edits_of
+from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType
-from loraformat.model.updates import LowRank, Update
+from loraformat.model.updates.kinds import LowRank, Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from functools import cached_property
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Update
+from loraformat.model.updates.kinds import LowRank, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

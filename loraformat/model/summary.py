@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from loraformat.model.adapter import Adapter, Alike, module_of
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import (
+from loraformat.model.updates.kinds import (
     FACTORS,
     FromBase,
     Hadamard,

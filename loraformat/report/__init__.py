@@ -12,7 +12,7 @@ from loraformat.report.json import render_lines as render_json_lines
 from loraformat.report.json import render_list as render_json_list
 
 if TYPE_CHECKING:
-    from loraformat.report.sarif import Described
+    from loraformat.report.ci.sarif import Described
 
 __all__ = ["FORMS", "RENDERERS", "Renderer", "Report", "render", "render_all"]
 
@@ -30,8 +30,8 @@ class Renderer(Protocol):
 
 
 def render_text(report: Report, *, width: int | None = None, color: bool = False) -> str:
-    """See loraformat.report.text, which is not needed where JSON is asked for."""
-    from loraformat.report.text import render as render_page
+    """See loraformat.report.terminal.text, which is not needed where JSON is asked for."""
+    from loraformat.report.terminal.text import render as render_page
 
     return render_page(report, width=width, color=color)
 
@@ -71,14 +71,15 @@ def render_all(
     if form == "jsonl":
         return render_json_lines(reports)
     if form == "junit":
-        from loraformat.report import junit
+        from loraformat.report.ci import junit
 
         return junit.render(reports, fail_on)
     if form == "sarif":
-        from loraformat.report import sarif
+        from loraformat.report.ci import sarif
 
         return sarif.render(reports, pages or {})
-    from loraformat.report import concise, github, gitlab, markdown
+    from loraformat.report import markdown
+    from loraformat.report.ci import concise, github, gitlab
 
     plain = {
         "concise": concise.render,
@@ -93,6 +94,6 @@ def _together(reports: Sequence[Report], width: int | None, color: bool) -> str:
     """What several inspections say side by side, below all of them."""
     if len(reports) < 2 or any(report.job != "inspect" for report in reports):
         return ""
-    from loraformat.report.text import render_together
+    from loraformat.report.terminal.text import render_together
 
     return render_together(reports, width=width, color=color)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from loraformat.diagnostics import Finding, Severity, show
 
 if TYPE_CHECKING:
-    from loraformat.model.results import Result
+    from loraformat.model.results.validation import Skipped
+    from loraformat.model.results.verbs import Result
     from loraformat.model.summary import Summary
-    from loraformat.model.verdicts import Skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ class Report:
 
         [] for other jobs.
         """
-        from loraformat.model.differences import DiffResult
-        from loraformat.model.estimates import EstimateResult
-        from loraformat.model.results import InspectResult
+        from loraformat.model.results.differences import DiffResult
+        from loraformat.model.results.estimates import EstimateResult
+        from loraformat.model.results.verbs import InspectResult
 
         match self.data:
             case InspectResult() | DiffResult():
@@ -72,7 +72,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a caption, the heat map where there are norms, findings and records, all escaped."""
-        from loraformat.model.results import InspectResult
+        from loraformat.model.results.verbs import InspectResult
         from loraformat.report.notebook import drawing_of, table_of
 
         state = "ok" if self.ok else "not ok"

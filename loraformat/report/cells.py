@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from loraformat.model.records import WeightRecord, module_kind
+from loraformat.model.results.weight_figures import WeightRecord, module_kind
 from loraformat.model.summary import layer_of
 from loraformat.report.words import known, middle, number
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from loraformat.diagnostics import Finding, Severity, show
 from loraformat.report.base import Report
-from loraformat.report.concise import totals
+from loraformat.report.ci.concise import totals
 from loraformat.report.words import plural
 
 _MOST_ROWS = 200

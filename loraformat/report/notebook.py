@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from loraformat.model.records import WeightRecord
+from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.report.cells import grid_of, rows_of
-from loraformat.report.heatmap import heat
-from loraformat.report.svg import text
+from loraformat.report.page.heatmap import heat
+from loraformat.report.page.svg import text
 
 MOST_ROWS = 60
 _RAMP = ("#eef3f8", "#dbe8f4", "#bfd8ec", "#9cc5e2", "#73aed5", "#4c95c6", "#2f7ab3", "#1a609c", "#0d477f", "#072c56")

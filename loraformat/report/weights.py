@@ -6,10 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from loraformat.model.records import WeightRecord
-from loraformat.model.results import InspectResult
+from loraformat.model.results.verbs import InspectResult
+from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import layer_of
-from loraformat.report.page import Page, Piece
+from loraformat.report.lines import Page, Piece
 from loraformat.report.words import amount, figure, histogram, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.

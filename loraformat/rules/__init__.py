@@ -8,27 +8,12 @@ from itertools import islice
 
 from loraformat.diagnostics import Finding, Severity, in_order
 from loraformat.errors import AdapterRefused
-from loraformat.model.verdicts import Skipped
-from loraformat.rules import (
-    base_model,
-    card,
-    config,
-    consistency,
-    coverage,
-    exports,
-    files,
-    layers,
-    metadata,
-    names,
-    oddities,
-    runtimes,
-    serving,
-    settings,
-    shapes,
-    spectra,
-    values,
-)
+from loraformat.model.results.validation import Skipped
+from loraformat.rules import base_model, config, consistency, coverage, files, layers, names, settings, shapes
 from loraformat.rules.base import Hit, Rule, Subject, rule
+from loraformat.rules.metadata import card, statements
+from loraformat.rules.runtimes import exports, loading, serving
+from loraformat.rules.values import oddities, spectra, stored
 
 __all__ = ["MOST_HITS", "RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
 
@@ -88,8 +73,8 @@ RULES: tuple[Rule, ...] = (
     coverage.tied_table,
     coverage.quantised_base,
     coverage.base_without_config,
-    values.zero_update,
-    values.non_finite_value,
+    stored.zero_update,
+    stored.non_finite_value,
     spectra.collapsed_rank,
     spectra.norm_outlier,
     spectra.float16_overflow,
@@ -98,28 +83,28 @@ RULES: tuple[Rule, ...] = (
     oddities.unused_component,
     oddities.odd_magnitude,
     oddities.empty_row,
-    metadata.base_model_disagreement,
+    statements.base_model_disagreement,
     card.card_without_base,
     card.card_without_licence,
-    metadata.tokens_without_tokenizer,
-    metadata.malformed_tokenizer,
-    metadata.unreadable_tokenizer_file,
-    metadata.tokens_without_rows,
+    statements.tokens_without_tokenizer,
+    statements.malformed_tokenizer,
+    statements.unreadable_tokenizer_file,
+    statements.tokens_without_rows,
     card.card_disagreement,
     card.personal_path,
     card.leaked_credential,
     card.added_tokens_disagreement,
-    runtimes.rank_above_default,
-    runtimes.unsupported_replacement,
-    runtimes.unsupported_dora,
-    runtimes.unsupported_bias,
-    runtimes.unsupported_module,
-    runtimes.ignored_rslora,
-    runtimes.ignored_alpha_pattern,
-    runtimes.ignored_rank_pattern,
-    runtimes.unconverted_initialisation,
-    runtimes.unsupported_container,
-    runtimes.unsupported_key,
+    loading.rank_above_default,
+    loading.unsupported_replacement,
+    loading.unsupported_dora,
+    loading.unsupported_bias,
+    loading.unsupported_module,
+    loading.ignored_rslora,
+    loading.ignored_alpha_pattern,
+    loading.ignored_rank_pattern,
+    loading.unconverted_initialisation,
+    loading.unsupported_container,
+    loading.unsupported_key,
     serving.unsupported_target_expression,
     serving.unsupported_kind,
     serving.fractional_setting,

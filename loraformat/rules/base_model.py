@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Severity
 from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.metadata.vocabulary import tokens_of
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
-from loraformat.rules.vocabulary import tokens_of
 
 
 def _is_vocabulary(name: str) -> bool:

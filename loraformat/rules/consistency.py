@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from loraformat.budget import Budget
 from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
-from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
+from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
 from loraformat.model.summary import has_scale, rank_of, scale_of
-from loraformat.model.updates import Hadamard, Kronecker, LowRank
+from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_file
 from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
@@ -277,7 +277,7 @@ def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: str
     The latter are counted in the budget's `left_out`, except where the pattern as a whole cannot be evaluated (LF216).
     """
     # The matcher is imported only where there is a pattern: most adapters have none.
-    from loraformat.model.patterns import Matcher
+    from loraformat.model.patterns.matching import Matcher
 
     every = set(modules)
     matcher = Matcher(pattern, budget)

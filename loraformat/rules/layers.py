@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.summary import scale_of
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.config import config_file
 from loraformat.rules.shapes import is_exchanged

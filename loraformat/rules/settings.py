@@ -12,13 +12,13 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import Json
-from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
+from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, config_file, peft_config
 from loraformat.rules.consistency import is_one_of
 
 if TYPE_CHECKING:
-    from loraformat.model.patterns import Matcher
+    from loraformat.model.patterns.matching import Matcher
 
 NEWEST_PEFT = (0, 21)
 _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
@@ -374,6 +374,6 @@ def _is_place(name: str) -> bool:
 
 
 def _matcher(pattern: str, budget: Budget) -> Matcher:
-    from loraformat.model.patterns import Matcher
+    from loraformat.model.patterns.matching import Matcher
 
     return Matcher(pattern, budget)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.adapter import Adapter, Alike
-from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors_of
+from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors_of
 from loraformat.rules.base import Hit, Subject, rule
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ from loraformat.storage.base import Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.faults import kind_of
-from loraformat.storage.folders import Folder, folders_below
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
-from loraformat.storage.local import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
+from loraformat.storage.local.folders import Folder, folders_below
+from loraformat.storage.local.staging import MARKER, require_space, stage
+from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
+from loraformat.storage.local.targets import ANYONE, is_restricted, permissions_for
+from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.staging import MARKER, require_space, stage
-from loraformat.storage.targets import ANYONE, is_restricted, permissions_for
-from loraformat.storage.through import write_to
 
 __all__ = [
     "ALGORITHM",

@@ -20,7 +20,7 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.storage.base import Writer
 from loraformat.storage.faults import checked_name, checked_range
 from loraformat.storage.http import Answer, Client
-from loraformat.storage.local import LocalStore
+from loraformat.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Magnitude, Update
+from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Magnitude, Update
 
 
 def some(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[LazyTensor]:

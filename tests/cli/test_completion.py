@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from loraformat.cli import COMMANDS, main
-from loraformat.cli.completion import SHELLS
+from loraformat.cli.commands.completion import SHELLS
 
 BIN = Path(sys.executable).parent
 

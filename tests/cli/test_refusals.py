@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from loraformat import schema
 from loraformat.cli import main
-from loraformat.cli.validate import FORMS
+from loraformat.cli.commands.validate import FORMS
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 GOOD = FIXTURES / "good" / "peft" / "tiny-llama"

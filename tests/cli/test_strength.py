@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
 from loraformat.errors import StorageError
+from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.merge import merge
-from loraformat.jobs.strength import with_strength
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loraformat.cli import main
-from loraformat.cli.validate import FORMS
+from loraformat.cli.commands.validate import FORMS
 from loraformat.report import FORMS as REPORT_FORMS
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"

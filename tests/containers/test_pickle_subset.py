@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.containers.pickle_subset import IntegerKey, Storage, View, read_pickle
-from loraformat.containers.pickle_writer import write_pickle
-from loraformat.containers.state_dict import find_state_dict
+from loraformat.containers.torch_file.pickle_subset import IntegerKey, Storage, View, read_pickle
+from loraformat.containers.torch_file.pickle_writer import write_pickle
+from loraformat.containers.torch_file.state_dict import find_state_dict
 from loraformat.errors import UnsafePickle
 from loraformat.model.tensors import DType
 

@@ -6,7 +6,8 @@ import zlib
 
 import torch
 
-from loraformat.containers import bytes_of, open_tensors, torch_layout
+from loraformat.containers import bytes_of, open_tensors
+from loraformat.containers.torch_file import layout as torch_layout
 from loraformat.model.bundle import Tensors
 from loraformat.model.tensors import DType
 from loraformat.storage import MemoryStore

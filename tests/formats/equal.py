@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates import LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update, tensors_of
 
 ONE_ULP = 3e-16  # a factor that is divided and multiplied by the rank again
 

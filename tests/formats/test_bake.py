@@ -15,12 +15,12 @@ from torch import Tensor
 from loraformat.diagnostics import Severity
 from loraformat.errors import NonFiniteValue
 from loraformat.formats import loralib, mlx, peft
-from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
-from loraformat.formats.base import Format, WriteOptions
+from loraformat.formats.kit.base import Format, WriteOptions
+from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Diff, LowRank, Magnitude, Replace
+from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace
 
 FLOOR = {DType.F16: 2.0**-25}  # half the smallest number above zero
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from loraformat.diagnostics import Severity
-from loraformat.formats import findings
-from loraformat.formats.findings import FINDINGS, Kind
+from loraformat.formats.kit import findings
+from loraformat.formats.kit.findings import FINDINGS, Kind
 from loraformat.rules import RULES
 
 HEADINGS = ["## Why is this bad?", "## Example", "## Use instead", "## Source"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraformat.errors import ConfigError
 from loraformat.formats import minimind, minlora, raschka
-from loraformat.formats.base import NO_HINTS, Format, Hints
+from loraformat.formats.kit.base import NO_HINTS, Format, Hints
 from loraformat.model.adapter import Adapter
 
 A, B = values(2, 5, seed=1), values(7, 2, seed=2)

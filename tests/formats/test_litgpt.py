@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats import litgpt
-from loraformat.formats.base import NO_HINTS, Hints
+from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter
 
 LLAMA = {"name": "tiny-llama", "mlp_class_name": "LLaMAMLP", "n_head": 4, "n_query_groups": 2, "head_size": 3}

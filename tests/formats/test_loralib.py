@@ -15,9 +15,9 @@ from torch.nn.functional import conv1d
 
 from loraformat.errors import ConfigError
 from loraformat.formats import loralib
-from loraformat.formats.base import NO_HINTS, Hints
+from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates import LowRank, Replace
+from loraformat.model.updates.kinds import LowRank, Replace
 
 ALPHA = Hints(alpha=4)
 

@@ -14,9 +14,9 @@ from strategies import adapters, lazy, values
 
 from loraformat.errors import ConfigError, FormatError
 from loraformat.formats import native, peft
-from loraformat.formats.base import Hints, WriteOptions
+from loraformat.formats.kit.base import Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates import Hadamard, LowRank, Replace, Rows
+from loraformat.model.updates.kinds import Hadamard, LowRank, Replace, Rows
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 

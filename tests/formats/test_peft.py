@@ -13,9 +13,9 @@ from strategies import values
 
 from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats import peft
-from loraformat.formats.base import Hints
+from loraformat.formats.kit.base import Hints
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
+from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}
 P = "base_model.model."

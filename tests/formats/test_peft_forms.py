@@ -11,7 +11,7 @@ from bundles import bundle
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates import FromBase, LowRank
+from loraformat.model.updates.kinds import FromBase, LowRank
 
 P = "base_model.model."
 

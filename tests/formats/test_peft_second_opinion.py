@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loraformat.diagnostics import Severity
 from loraformat.formats import native, peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates import Diff, LowRank, Replace, Rows
+from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
 
 RTOL = 1e-5  # float32 products of small rank
 
@@ -155,7 +155,7 @@ def applied(weight: Tensor, update: Any) -> Tensor:
 def test_peft_loads_what_we_write(case: str, container: str, tmp_path: Path, *, through_native: bool) -> None:
     from peft import PeftModel
 
-    from loraformat.formats.base import WriteOptions
+    from loraformat.formats.kit.base import WriteOptions
 
     model, adapter = saved(case, tmp_path / "source")
     if through_native:

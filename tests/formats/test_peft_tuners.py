@@ -11,13 +11,13 @@ from strategies import values
 
 from loraformat.errors import ConfigError, FormatError, UnsupportedUpdate
 from loraformat.formats import native, peft
-from loraformat.formats.base import Hints
+from loraformat.formats.kit.base import Hints
 from loraformat.formats.peft.tuners import REFUSED, TUNERS
-from loraformat.formats.peft.tuners.rotations import _butterfly_order
+from loraformat.formats.peft.tuners.multiplicative.rotations import _butterfly_order
 from loraformat.model.adapter import Adapter
-from loraformat.model.of_base import Tiled
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Multiplied, Replace, Rotated, Rows, Scaled
+from loraformat.model.updates.base_dependent import Tiled
+from loraformat.model.updates.kinds import LowRank, Multiplied, Replace, Rotated, Rows, Scaled
 
 P = "base_model.model."
 BASE = {"m.q.weight": (6, 4), "m.q.bias": (6,)}

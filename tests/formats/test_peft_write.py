@@ -15,10 +15,10 @@ from strategies import adapters, lazy, values
 
 from loraformat.diagnostics import Severity
 from loraformat.formats import peft
-from loraformat.formats.base import WriteOptions
-from loraformat.formats.peft import versions
+from loraformat.formats.kit.base import WriteOptions
+from loraformat.formats.peft.config import versions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates import Diff, LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace, Rows
 
 P = "base_model.model."
 
@@ -132,7 +132,7 @@ def test_what_other_formats_say_and_peft_does_not_is_listed() -> None:
 
 def test_the_versions_of_fields_are_those_that_the_wheels_say() -> None:
     """A second opinion: derive_peft_versions.py reads them from PEFT's wheels, the oldest of which is 0.6."""
-    runtimes = json.loads((Path(versions.__file__).parents[2] / "rules" / "runtimes.json").read_text(encoding="utf-8"))
+    runtimes = json.loads((Path(versions.__file__).parents[3] / "rules" / "runtimes.json").read_text(encoding="utf-8"))
     derived = {name: since for name, since in runtimes["peft"]["fields"].items() if since}
     ours = {name: versions.text_of(since) for name, since in versions.SINCE.items() if since > (0, 6)}
     assert ours == derived

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat.errors import ConfigError
-from loraformat.formats.base import Hints
-from loraformat.formats.scaling import Scaling, agreed, scale_of
+from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.scaling import Scaling, agreed, scale_of
 
 RANKS = st.integers(1, 512)
 

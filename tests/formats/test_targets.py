@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loraformat.formats.targets import target_names
+from loraformat.formats.kit.targets import target_names
 from loraformat.model.adapter import AdapterConfig
 
 MODULES = ["a.q", "b.q", "b.k"]

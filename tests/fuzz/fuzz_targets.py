@@ -16,18 +16,18 @@ from loraformat.budget import Budget
 from loraformat.containers import strict_json, yaml
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
-from loraformat.containers.pickle_subset import read_pickle
+from loraformat.containers.torch_file.pickle_subset import read_pickle
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError
 from loraformat.jobs.inspect import inspect
 from loraformat.jobs.validate import validate
 from loraformat.jobs.verify import verify
-from loraformat.merger.manifest import history_of, read_manifest
+from loraformat.merger.write.manifest import history_of, read_manifest
 from loraformat.model.bundle import DIGESTS, MANIFEST, RawFile
-from loraformat.model.pattern_keys import OutOfSteps, PatternKeys
-from loraformat.model.patterns import fullmatch, is_linear
+from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
+from loraformat.model.patterns.matching import fullmatch, is_linear
 from loraformat.report import FORMS, render_all
-from loraformat.rules.vocabulary import read_vocabulary
+from loraformat.rules.metadata.vocabulary import read_vocabulary
 from loraformat.storage import MemoryStore
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,9 +11,9 @@ from oracle import merged
 from torch import Tensor
 
 from loraformat.containers import open_checkpoint
-from loraformat.jobs.changes import changes_of
+from loraformat.jobs.measure.changes import changes_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import (
+from loraformat.model.updates.kinds import (
     Diff,
     Hadamard,
     Kronecker,

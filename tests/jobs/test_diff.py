@@ -16,11 +16,11 @@ from loraformat.cli import main
 from loraformat.errors import ConfigError
 from loraformat.jobs.convert import convert
 from loraformat.jobs.diff import diff
-from loraformat.jobs.diff_adapters import update_difference
-from loraformat.model.differences import DiffResult
-from loraformat.model.of_base import Carried, Projected
+from loraformat.jobs.measure.diff_adapters import update_difference
+from loraformat.model.results.differences import DiffResult
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import FromBase, Scaled, Update
+from loraformat.model.updates.base_dependent import Carried, Projected
+from loraformat.model.updates.kinds import FromBase, Scaled, Update
 from loraformat.schema import check
 
 MINIGPT = Path(__file__).parents[2] / "fixtures" / "minigpt"

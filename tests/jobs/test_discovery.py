@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from loraformat.cli import main
-from loraformat.jobs import discovery
-from loraformat.jobs.discovery import discover
+from loraformat.jobs.inputs import discovery
+from loraformat.jobs.inputs.discovery import discover
 
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 PEFT = FIXTURES / "good" / "peft" / "tiny-llama"

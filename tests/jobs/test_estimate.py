@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from loraformat.cli import main
 from loraformat.errors import LoraFormatError, UsageError
 from loraformat.jobs.estimate import estimate
-from loraformat.model.estimates import EstimateResult
+from loraformat.model.results.estimates import EstimateResult
 from loraformat.schema import check
 
 ROOT = Path(__file__).parents[2]

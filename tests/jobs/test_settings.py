@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from loraformat.errors import ConfigError, UsageError
-from loraformat.jobs.discovery import discover
-from loraformat.jobs.settings import Settings, find_settings, read_settings
+from loraformat.jobs.inputs.discovery import discover
+from loraformat.jobs.inputs.settings import Settings, find_settings, read_settings
 from loraformat.jobs.validate import validate
 
 BAD = Path(__file__).parent.parent.parent / "fixtures" / "bad"

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue
-from loraformat.merger.apply import TILE, Addition, add_column_squares, apply, prepare
-from loraformat.merger.multiply import common_unit, row_unit
-from loraformat.model.of_base import Tiled
+from loraformat.merger.compute.add import TILE, Addition, add_column_squares, apply, prepare
+from loraformat.merger.compute.multiply import common_unit, row_unit
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import (
+from loraformat.model.updates.base_dependent import Tiled
+from loraformat.model.updates.kinds import (
     Diff,
     Hadamard,
     Kronecker,

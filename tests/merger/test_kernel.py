@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import HARD, rounded_exactly
 
-from loraformat.merger import compute, kernel
-from loraformat.merger.apply import TILE, Product
-from loraformat.merger.buffers import Block
-from loraformat.merger.kernel import Kernel, Packed, open_kernel
-from loraformat.merger.plan import Arithmetic
-from loraformat.merger.retention import Tally
-from loraformat.merger.rounding import round_nearest
+from loraformat.merger.compute import computer, kernel
+from loraformat.merger.compute.add import TILE, Product
+from loraformat.merger.compute.buffers import Block
+from loraformat.merger.compute.kernel import Kernel, Packed, open_kernel
+from loraformat.merger.compute.retention import Tally
+from loraformat.merger.compute.rounding import round_nearest
+from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -182,7 +182,7 @@ def test_a_merge_without_the_kernel_gives_the_same_bytes(
     base = save_base(tmp_path / "base", tensors, config())
     updates = {"model.layers.0.q_proj.weight": low_rank(24, 24), "model.layers.1.up_proj.weight": low_rank(130, 24)}
     with_kernel = merge_and_tell(base, tmp_path / "with", adapter(updates))
-    monkeypatch.setattr(compute, "open_kernel", lambda: None)
+    monkeypatch.setattr(computer, "open_kernel", lambda: None)
     without = merge_and_tell(base, tmp_path / "without", adapter(updates))
     assert contents(tmp_path / "with") == contents(tmp_path / "without")
     for name, tally in with_kernel.tallies.items():
@@ -208,7 +208,7 @@ def test_a_zero_update_keeps_every_bit(
 ) -> None:
     """All patterns of 16 bits, -0 and every NaN among them."""
     if not is_compiled:
-        monkeypatch.setattr(compute, "open_kernel", lambda: None)
+        monkeypatch.setattr(computer, "open_kernel", lambda: None)
     name = "model.layers.0.q_proj.weight"
     patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
     base = save_base(tmp_path / "base", {name: patterns}, config())
@@ -222,7 +222,7 @@ def test_values_that_are_not_finite_in_the_base_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
 ) -> None:
     if not is_compiled:
-        monkeypatch.setattr(compute, "open_kernel", lambda: None)
+        monkeypatch.setattr(computer, "open_kernel", lambda: None)
     tensors, name = weights(dtype=torch.bfloat16), "model.layers.0.q_proj.weight"
     tensors[name][3, 4], tensors[name][5, 6] = float("nan"), float("-inf")
     base = save_base(tmp_path / "base", tensors, config())

@@ -11,7 +11,7 @@ from oracle import merged
 
 from loraformat.errors import ShapeMismatch, UnmatchedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Modulated, Multiplied, Rotated, Scaled, Update
+from loraformat.model.updates.kinds import Modulated, Multiplied, Rotated, Scaled, Update
 
 Q, UP, DOWN = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.layers.0.down_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -12,9 +12,9 @@ from oracle import merged
 from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
-from loraformat.model.of_base import Carried, Projected, Recoded, Tiled
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, Modulated, Scaled, Update
+from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
+from loraformat.model.updates.kinds import Diff, FromBase, Modulated, Scaled, Update
 
 Q, UP, DOWN = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.layers.0.down_proj.weight"
 BIAS = "model.layers.1.up_proj.bias"

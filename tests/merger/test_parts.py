@@ -15,7 +15,7 @@ from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, LowRank, Magnitude, Replace
+from loraformat.model.updates.kinds import Diff, FromBase, LowRank, Magnitude, Replace
 
 MEMORY, DISK = "model.layers.0.mlp.experts", "model.layers.0.block_sparse_moe.experts"
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}

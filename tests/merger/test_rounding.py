@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from oracle import HARD, merged, rounded_exactly
 
 from loraformat.errors import NonFiniteValue
-from loraformat.merger.plan import Arithmetic
-from loraformat.merger.retention import total_share
-from loraformat.merger.rounding import round_nearest, rounder
+from loraformat.merger.compute.retention import total_share
+from loraformat.merger.compute.rounding import round_nearest, rounder
+from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 Q, UP = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight"
 CHANCE = Arithmetic(rounding="stochastic", seed=7)

@@ -33,13 +33,13 @@ from loraformat.merger import (
     plan_merge,
     run_merge,
 )
-from loraformat.merger.journal import fingerprint_of
 from loraformat.merger.verify import check
+from loraformat.merger.write.journal import fingerprint_of
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
 from loraformat.storage import LocalStore
-from loraformat.storage.local import LocalWriter
+from loraformat.storage.local.store import LocalWriter
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
 
@@ -84,7 +84,7 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
                 save_file(tensors, path, metadata={"format": "pt"})
         real(plan, opened, LocalStore(output.folder), **more)
 
-    monkeypatch.setattr("loraformat.merger.run.check_output", damage)
+    monkeypatch.setattr("loraformat.merger.write.run.check_output", damage)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
         merge(base, [change], str(tmp_path / "out"), verify="full")
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]

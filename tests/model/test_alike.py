@@ -10,7 +10,7 @@ import torch
 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Magnitude, Replace, Update
+from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Update
 
 USUAL = LowRank(LazyTensor.of(torch.ones(6, 2)), LazyTensor.of(torch.ones(2, 4)), 2.0)
 OTHERS: dict[str, LowRank] = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat.budget import Budget
-from loraformat.model.patterns import Matcher, fullmatch, is_linear
+from loraformat.model.patterns.matching import Matcher, fullmatch, is_linear
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj", "q_proj", "blocks.3.attn.qkv", "")
 

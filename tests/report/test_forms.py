@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.jobs.explain import pages
-from loraformat.model.verdicts import Skipped, ValidateResult
+from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.report import FORMS, Report, render_all
 from loraformat.schema import check
 

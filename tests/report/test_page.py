@@ -9,13 +9,13 @@ import pytest
 from browser import Dom, needs_chromium, visit
 
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.pictures import Picture, Subject
-from loraformat.model.records import WeightRecord
-from loraformat.model.results import InspectResult
+from loraformat.model.results.plot_data import Picture, Subject
+from loraformat.model.results.verbs import InspectResult
+from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import summarize
 from loraformat.report.cells import MOST_COLUMNS, Band, grid_of, rows_of
-from loraformat.report.html import render_page
-from loraformat.report.svg import spectra
+from loraformat.report.page.html import render_page
+from loraformat.report.page.svg import spectra
 
 
 def record(name: str, at: int, **more: object) -> WeightRecord:

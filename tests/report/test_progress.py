@@ -10,7 +10,7 @@ import sys
 import pytest
 
 CODE = """
-from loraformat.report.text import progress
+from loraformat.report.terminal.text import progress
 with progress("merging into /a/folder/with/a/rather/long/name/that/nobody/can/read/at/once") as advance:
     advance(500_000_000, 1_000_000_000)
 """

@@ -15,8 +15,8 @@ import pytest
 
 from loraformat.diagnostics import Finding, Severity
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.records import weight_records
-from loraformat.model.results import (
+from loraformat.model.results.validation import Skipped, ValidateResult
+from loraformat.model.results.verbs import (
     Checked,
     ConvertResult,
     InspectResult,
@@ -24,13 +24,13 @@ from loraformat.model.results import (
     MergeResult,
     Result,
 )
+from loraformat.model.results.weight_figures import weight_records
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import LowRank
-from loraformat.model.verdicts import Skipped, ValidateResult
+from loraformat.model.updates.kinds import LowRank
 from loraformat.report import RENDERERS, Report, render, render_all
-from loraformat.report.page import columns_of, shorten
-from loraformat.report.text import progress, render_findings
+from loraformat.report.lines import columns_of, shorten
+from loraformat.report.terminal.text import progress, render_findings
 from loraformat.report.words import counts
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schemas" / "report.schema.json").read_text())

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from loraformat.cli.inspect import SORT_KEYS as OFFERED
-from loraformat.jobs.figures import SORT_KEYS, sorted_by
-from loraformat.model.records import WeightRecord
-from loraformat.model.results import InspectResult
-from loraformat.report.page import Page, columns_of
+from loraformat.cli.commands.inspect import SORT_KEYS as OFFERED
+from loraformat.jobs.measure.figures import SORT_KEYS, sorted_by
+from loraformat.model.results.verbs import InspectResult
+from loraformat.model.results.weight_figures import WeightRecord
+from loraformat.report.lines import Page, columns_of
 from loraformat.report.weights import RAMP, say_heat, say_weights
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat.model.bundle import RawFile
-from loraformat.rules.vocabulary import Vocabulary, read_vocabulary
+from loraformat.rules.metadata.vocabulary import Vocabulary, read_vocabulary
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

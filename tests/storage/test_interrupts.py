@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loraformat.storage import stage
-from loraformat.storage.interrupts import Deferral
+from loraformat.storage.local.interrupts import Deferral
 
 
 class Struck(Exception):

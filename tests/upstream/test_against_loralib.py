@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loraformat.jobs.convert import convert
-from loraformat.jobs.subject import Assumptions
+from loraformat.jobs.inputs.subject import Assumptions
 
 lora = pytest.importorskip("loralib", reason="loralib is not installed")
 
@@ -71,7 +71,7 @@ def base(net: Net, folder: Path) -> str:
 @pytest.mark.parametrize("enabled", [[True, False, True], [True, True, True], [False, True, False]])
 def test_its_files_become_the_updates_that_it_merges(tmp_path: Path, enabled: list[bool], *, wrapped: bool) -> None:
     from loraformat.io import open_adapter
-    from loraformat.jobs.subject import open_base
+    from loraformat.jobs.inputs.subject import open_base
 
     net = trained(enabled)
     state = lora.lora_state_dict(net)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from loraformat.diagnostics import counted
-from loraformat.formats.base import Match
 from loraformat.formats.dump.read import read
-from loraformat.formats.pairs.read import the_file
-from loraformat.formats.pairs.spelling import are_loralib, pairs_of
-from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
+from loraformat.formats.kit.base import Match
+from loraformat.formats.kit.pairs.read import the_file
+from loraformat.formats.kit.pairs.spelling import are_loralib, pairs_of
+from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.bundle import Bundle
 
 NAME = "dump"

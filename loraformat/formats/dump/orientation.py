@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraformat.errors import ConfigError
-from loraformat.formats.pairs.spelling import Pair
+from loraformat.formats.kit.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
 
 PEFT = "A (rank, in), B (out, rank)"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from loraformat.formats import factors
-from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, solve, turned
-from loraformat.formats.pairs.read import Dialect, Layer, base_shape, read_pairs
-from loraformat.formats.pairs.spelling import EVERY, Pair
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs
+from loraformat.formats.kit.pairs.spelling import EVERY, Pair
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loraformat.formats.base import Match
+from loraformat.formats.kit.base import Match
+from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.formats.litgpt.config import WEIGHTS
 from loraformat.formats.litgpt.read import read
-from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.bundle import Bundle
 
 NAME = "litgpt"

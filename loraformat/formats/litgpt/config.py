@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.errors import ConfigError, MissingFile
-from loraformat.formats.base import Hints
-from loraformat.formats.fields import (
+from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.fields import (
     Config,
     as_integer,
     as_object,
@@ -20,7 +20,7 @@ from loraformat.formats.fields import (
     optional_text,
     place,
 )
-from loraformat.formats.scaling import MAX_RANK, agreed
+from loraformat.formats.kit.scaling import MAX_RANK, agreed
 from loraformat.model.bundle import Bundle, JsonFile
 from loraformat.naming import Family, family_of
 

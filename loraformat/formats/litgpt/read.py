@@ -10,17 +10,17 @@ from collections.abc import Mapping
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.blocks import Runs, block_columns, stacked
-from loraformat.formats.findings import not_only_tensors, unpaired_factor
-from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.blocks import Runs, block_columns, stacked
+from loraformat.formats.kit.findings import not_only_tensors, unpaired_factor
+from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.pairs.spelling import LORALIB, Pair, pairs_of
+from loraformat.formats.kit.scaling import Scaling, scale_of
 from loraformat.formats.litgpt.config import OWN_FILES, SETTINGS, WEIGHTS, LitConfig, parse
-from loraformat.formats.pairs.spelling import LORALIB, Pair, pairs_of
-from loraformat.formats.scaling import Scaling, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 # Names that earlier versions had, and today's.
 _RENAMED = {".attn.attn": ".attn.qkv", ".attn.c_attn": ".attn.qkv", ".attn.c_proj": ".attn.proj"}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from loraformat.diagnostics import counted
-from loraformat.formats.base import Match
+from loraformat.formats.kit.base import Match
+from loraformat.formats.kit.pairs.read import the_file
+from loraformat.formats.kit.pairs.spelling import are_loralib, pairs_of
 from loraformat.formats.loralib.read import SETTINGS, read
 from loraformat.formats.loralib.write import losses, write
-from loraformat.formats.pairs.read import the_file
-from loraformat.formats.pairs.spelling import are_loralib, pairs_of
 from loraformat.model.bundle import Bundle
 
 NAME = "loralib"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import counted
 from loraformat.errors import ConfigError
-from loraformat.formats.base import Hints
-from loraformat.formats.blocks import block_columns
-from loraformat.formats.pairs.read import Layer, base_shape
-from loraformat.formats.pairs.spelling import Pair
+from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.blocks import block_columns
+from loraformat.formats.kit.pairs.read import Layer, base_shape
+from loraformat.formats.kit.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

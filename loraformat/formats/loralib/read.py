@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.fields import (
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.fields import (
     as_integer,
     as_object,
     as_texts,
@@ -15,10 +15,10 @@ from loraformat.formats.fields import (
     optional_number,
     place,
 )
+from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs
+from loraformat.formats.kit.pairs.spelling import LORALIB, Pair
+from loraformat.formats.kit.scaling import MAX_RANK, agreed
 from loraformat.formats.loralib.layers import layer
-from loraformat.formats.pairs.read import Dialect, Layer, read_pairs
-from loraformat.formats.pairs.spelling import LORALIB, Pair
-from loraformat.formats.scaling import MAX_RANK, agreed
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, JsonFile
 

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding
-from loraformat.formats.bake import uniform
-from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
-from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.kit.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.kit.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.kit.losses import unknown_scale, unstated_in_file, unsupported_update, unsupported_updates
+from loraformat.formats.kit.normalize import uniform
+from loraformat.formats.kit.scaling import MAX_RANK, Scaling
+from loraformat.formats.kit.update_slots import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
 from loraformat.formats.loralib.read import SETTINGS
-from loraformat.formats.losses import unknown_scale, unstated_in_file, unsupported_update, unsupported_updates
-from loraformat.formats.scaling import MAX_RANK, Scaling
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Bundle, Json
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

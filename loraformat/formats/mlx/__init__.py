@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loraformat.formats.base import Match
-from loraformat.formats.fields import readable
+from loraformat.formats.kit.base import Match
+from loraformat.formats.kit.fields import readable
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, WEIGHTS, looks_like_mlx
 from loraformat.formats.mlx.read import read
 from loraformat.formats.mlx.write import losses, write

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.errors import ConfigError, UnsupportedUpdate
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.fields import (
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.fields import (
     Config,
     as_object,
     as_texts,
@@ -19,7 +19,7 @@ from loraformat.formats.fields import (
     optional_text,
     place,
 )
-from loraformat.formats.scaling import MAX_RANK
+from loraformat.formats.kit.scaling import MAX_RANK
 from loraformat.model.bundle import Json
 
 CONFIG = "adapter_config.json"

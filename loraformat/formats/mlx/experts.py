@@ -6,9 +6,9 @@ Source: mlx-lm 0.32.2, mlx_lm/tuner/lora.py `LoRASwitchLinear`; models/mixtral.p
 from __future__ import annotations
 
 from loraformat.errors import ConfigError, UnsupportedUpdate
-from loraformat.formats.base import Hints
+from loraformat.formats.kit.base import Hints
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 _STACK = "switch_mlp"
 # What the layers of an expert are called in checkpoints: as in MLX, or as in Mixtral.

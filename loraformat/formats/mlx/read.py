@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.fields import place
-from loraformat.formats.findings import (
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.fields import place
+from loraformat.formats.kit.findings import (
     announced_but_absent,
     scale_by_definition,
     scale_of_two_versions,
     unpaired_factors,
 )
-from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.scaling import agreed
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, OWN_FILES, WEIGHTS, MlxConfig, parse
 from loraformat.formats.mlx.experts import experts_of
-from loraformat.formats.scaling import agreed
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Magnitude
+from loraformat.model.updates.kinds import LowRank, Magnitude
 
 # What mlx-examples/lora multiplied by; its files have no config.
 # Source: mlx-examples 2024-01, lora/models.py `LoRALinear.__init__`.

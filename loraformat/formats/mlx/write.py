@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Finding
-from loraformat.formats.bake import uniform
-from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
-from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
-from loraformat.formats.losses import unknown_scale, unsupported_update, unsupported_updates
+from loraformat.formats.kit.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.kit.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.kit.losses import unknown_scale, unsupported_update, unsupported_updates
+from loraformat.formats.kit.normalize import uniform
+from loraformat.formats.kit.scaling import MAX_RANK
+from loraformat.formats.kit.update_slots import Slots, all_slots, faults_of, low_ranks_of, unsaid, unstated_fields
 from loraformat.formats.mlx.config import CONFIG, EMBEDDINGS, OWN_FILES, WEIGHTS
-from loraformat.formats.scaling import MAX_RANK
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, Json
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates.kinds import LowRank
 
 # MLX has no other floating types on every device.
 _DTYPES = (DType.F32, DType.F16, DType.BF16)

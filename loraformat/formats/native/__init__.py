@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraformat.formats.base import Match
+from loraformat.formats.kit.base import Match
 from loraformat.formats.native.names import CONFIG, TABLES, WEIGHTS
 from loraformat.formats.native.read import read
 from loraformat.formats.native.write import losses, write

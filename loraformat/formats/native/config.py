@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraformat.errors import ConfigError, FormatError, UnsupportedUpdate
-from loraformat.formats.base import Hints
-from loraformat.formats.fields import (
+from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.fields import (
     Config,
     as_boolean,
     as_integer,
@@ -19,8 +19,8 @@ from loraformat.formats.fields import (
     optional_text,
     place,
 )
+from loraformat.formats.kit.scaling import MAX_RANK, Scaling, agreed
 from loraformat.formats.native.names import CONFIG
-from loraformat.formats.scaling import MAX_RANK, Scaling, agreed
 from loraformat.model.bundle import Json
 
 MAX_ROWS = 2**31 - 1

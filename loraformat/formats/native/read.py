@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding, counted
 from loraformat.errors import ConfigError, FormatError, MissingFile
-from loraformat.formats import factors
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.canonical import Slots
-from loraformat.formats.fields import names_or_pattern, optional_boolean, optional_integer, optional_text, place
-from loraformat.formats.findings import not_only_tensors, table_too_short, unpaired_factors
-from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.fields import names_or_pattern, optional_boolean, optional_integer, optional_text, place
+from loraformat.formats.kit.findings import not_only_tensors, table_too_short, unpaired_factors
+from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.scaling import agreed, scale_of
+from loraformat.formats.kit.update_slots import Slots
 from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse
 from loraformat.formats.native.names import CONFIG, FACTORS, OWN_FILES, TABLES, WEIGHTS, is_valid, split
-from loraformat.formats.scaling import agreed, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, Json, JsonFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, LowRank, Replace, Rows
+from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
 
 Parts = Mapping[str, LazyTensor]
 

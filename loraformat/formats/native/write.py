@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Finding
-from loraformat.formats import factors
-from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import (
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.kit.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.kit.losses import unknown_scale, unsupported_updates
+from loraformat.formats.kit.scaling import MAX_RANK, Scaling
+from loraformat.formats.kit.targets import target_names
+from loraformat.formats.kit.update_slots import (
     Slots,
     all_slots,
     faults_of,
@@ -17,16 +21,12 @@ from loraformat.formats.canonical import (
     unstated_fields,
     vocabulary_of,
 )
-from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
-from loraformat.formats.losses import unknown_scale, unsupported_updates
 from loraformat.formats.native.config import BY_RANK, BY_ROOT
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
-from loraformat.formats.scaling import MAX_RANK, Scaling
-from loraformat.formats.targets import target_names
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, File, Json
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Rows
+from loraformat.model.updates.kinds import LowRank, Rows
 
 _OWNED = frozenset(
     [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loraformat.formats.base import Match
-from loraformat.formats.fields import readable
+from loraformat.formats.kit.base import Match
+from loraformat.formats.kit.fields import readable
 from loraformat.formats.peft.keys import CONFIG, WEIGHTS
 from loraformat.formats.peft.read import read
 from loraformat.formats.peft.write import losses, write

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import FormatError
-from loraformat.formats.findings import foreign_name_part, listed
+from loraformat.formats.kit.findings import foreign_name_part, listed
 from loraformat.model.tensors import LazyTensor
 
 CONFIG = "adapter_config.json"

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import ConfigError
-from loraformat.formats import factors
-from loraformat.formats.base import Hints
-from loraformat.formats.fields import place
-from loraformat.formats.findings import unpaired_factors
-from loraformat.formats.peft.config import PeftConfig
-from loraformat.formats.peft.forms import check_groups, merged_parts, with_diagonal
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.fields import place
+from loraformat.formats.kit.findings import unpaired_factors
+from loraformat.formats.kit.scaling import scale_of
+from loraformat.formats.peft.config.fields import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
-from loraformat.formats.peft.nested import Nested, Recent, check_layout, nested_layers, stacked
+from loraformat.formats.peft.lora_variants import check_groups, merged_parts, with_diagonal
 from loraformat.formats.peft.tuners.lycoris import product
-from loraformat.formats.scaling import scale_of
+from loraformat.formats.peft.wrapped_layers import Nested, Recent, check_layout, nested_layers, stacked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 Parts = Mapping[str, LazyTensor]
 

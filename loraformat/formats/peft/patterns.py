@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from loraformat.budget import Budget
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError
-from loraformat.model import pattern_keys
-from loraformat.model.pattern_keys import ends_of
+from loraformat.model.patterns import keys as pattern_keys
+from loraformat.model.patterns.keys import ends_of
 
 
 class PatternKeys:

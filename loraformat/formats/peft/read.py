@@ -10,25 +10,25 @@ from dataclasses import replace
 
 from loraformat.diagnostics import Finding
 from loraformat.errors import MissingFile
-from loraformat.formats.base import NO_HINTS, Hints
-from loraformat.formats.canonical import vocabulary_of
-from loraformat.formats.fields import optional_text, place
-from loraformat.formats.findings import announced_but_absent, not_only_tensors, unknown_setting
-from loraformat.formats.folder import carried_files, left_behind, tokenizer_files
-from loraformat.formats.peft.beside import notes_of, read_beside
-from loraformat.formats.peft.config import KNOWN_FIELDS, PeftConfig, parse
+from loraformat.formats.kit.base import NO_HINTS, Hints
+from loraformat.formats.kit.fields import optional_text, place
+from loraformat.formats.kit.findings import announced_but_absent, not_only_tensors, unknown_setting
+from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.scaling import agreed
+from loraformat.formats.kit.update_slots import vocabulary_of
+from loraformat.formats.peft.config.fields import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.files import upcast, weights_of
+from loraformat.formats.peft.full_weights import read_wholes
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
-from loraformat.formats.peft.nested import turns_square_experts
-from loraformat.formats.peft.tuned import part_names, read_tuned, split_shared
+from loraformat.formats.peft.other_weights import notes_of, read_beside
+from loraformat.formats.peft.transposed import turn_back
+from loraformat.formats.peft.tuner_layers import part_names, read_tuned, split_shared
 from loraformat.formats.peft.tuners import TUNERS
-from loraformat.formats.peft.turned import turn_back
-from loraformat.formats.peft.wholes import read_wholes
-from loraformat.formats.scaling import agreed
+from loraformat.formats.peft.wrapped_layers import turns_square_experts
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, JsonFile
-from loraformat.model.updates import Replace, Update
+from loraformat.model.updates.kinds import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

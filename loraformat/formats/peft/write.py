@@ -9,17 +9,15 @@ from collections.abc import Iterator
 
 from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
-from loraformat.formats import factors
-from loraformat.formats.bake import uniform
-from loraformat.formats.base import DEFAULT_OPTIONS, WriteOptions
-from loraformat.formats.canonical import Slots, all_slots, faults_of, slots_of, unsaid, unstated_fields
-from loraformat.formats.folder import bundle_of, json_file, lost_beside, tensor_file
-from loraformat.formats.losses import dropped_setting, unknown_scale, unsupported_update, unsupported_updates
-from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
-from loraformat.formats.peft.layers import rows_are_private
-from loraformat.formats.peft.patterns import Inside
-from loraformat.formats.peft.settings import saved_modules, settings
-from loraformat.formats.peft.versions import (
+from loraformat.formats.kit import factors
+from loraformat.formats.kit.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.kit.folder import bundle_of, json_file, lost_beside, tensor_file
+from loraformat.formats.kit.losses import dropped_setting, unknown_scale, unsupported_update, unsupported_updates
+from loraformat.formats.kit.normalize import uniform
+from loraformat.formats.kit.scaling import MAX_RANK
+from loraformat.formats.kit.update_slots import Slots, all_slots, faults_of, slots_of, unsaid, unstated_fields
+from loraformat.formats.peft.config.settings import saved_modules, settings
+from loraformat.formats.peft.config.versions import (
     SINCE,
     Version,
     downgraded,
@@ -28,11 +26,13 @@ from loraformat.formats.peft.versions import (
     text_of,
     unknown_settings,
 )
-from loraformat.formats.scaling import MAX_RANK
+from loraformat.formats.peft.keys import CONFIG, OWN_FILES, PREFIX, WEIGHTS
+from loraformat.formats.peft.layers import rows_are_private
+from loraformat.formats.peft.patterns import Inside
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, LowRank
+from loraformat.model.updates.kinds import Diff, LowRank
 
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:

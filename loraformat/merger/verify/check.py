@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from loraformat.containers import open_weights, read_rows
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError
-from loraformat.merger.copies import Inputs
-from loraformat.merger.plan import Arithmetic, MergePlan, ShardPlan
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.verify.compare import compare_rows
 from loraformat.merger.verify.reference import (
     Computed,
@@ -25,7 +25,7 @@ from loraformat.merger.verify.reference import (
 )
 from loraformat.merger.verify.safetensors_library import check_with_library
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.results import Checked
+from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import row_blocks
 from loraformat.storage import LocalStore, digest_of_range
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from loraformat.merger.plan import Arithmetic
+    from loraformat.merger.plan.data import Arithmetic
     from loraformat.model.floats import Floats
 
 _ROWS_AT_ONCE = 8

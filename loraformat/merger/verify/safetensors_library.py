@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from loraformat.containers import bytes_of, read_rows
 from loraformat.errors import MergeError
-from loraformat.merger.plan import ShardPlan
+from loraformat.merger.plan.data import ShardPlan
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.storage.local import LocalStore
+from loraformat.storage.local.store import LocalStore
 
 
 def check_with_library(output: LocalStore, shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None:

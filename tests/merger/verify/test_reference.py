@@ -20,28 +20,16 @@ from loraformat.errors import MergeError
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.matching import names, rows
-from loraformat.merger import (
-    AdapterSource,
-    Arithmetic,
-    Inputs,
-    MergePlan,
-    apply,
-    build,
-    compute,
-    copies,
-    edits,
-    folder,
-    plain,
-    plan_merge,
-    run,
-    stack,
-    steps,
-)
+from loraformat.merger import AdapterSource, Arithmetic, Inputs, MergePlan, plan_merge
+from loraformat.merger.compute import add, computer, prepared
+from loraformat.merger.compute import low_rank as products
+from loraformat.merger.plan import edits, layer_replication, planner
 from loraformat.merger.verify import check_output, reference
+from loraformat.merger.write import other_files, run, tasks
 from loraformat.model.adapter import Adapter
-from loraformat.model.results import Checked
+from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker, LowRank, Magnitude, Replace
+from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Magnitude, Replace
 from loraformat.storage import LocalStore
 
 Q, UP = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight"
@@ -74,7 +62,7 @@ def test_what_is_right_passes(
     strength: str,
 ) -> None:
     if not is_compiled:
-        monkeypatch.setattr(compute, "open_kernel", lambda: None)
+        monkeypatch.setattr(computer, "open_kernel", lambda: None)
     report = merge(inputs[0], [inputs[1] + strength], str(tmp_path / "out"), verify=mode)
     assert report.data.checked == Checked(changed=2, followed=2, compared=2, copied=8, copies_compared=8, unscaled=0)
 
@@ -109,12 +97,12 @@ def test_a_flipped_sign_of_the_scale_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, is_compiled: bool
 ) -> None:
     if is_compiled:
-        real = steps.factors_of
-        monkeypatch.setattr(steps, "factors_of", lambda *given: (-real(*given)[0], real(*given)[1]))
+        real = prepared.factors_of
+        monkeypatch.setattr(prepared, "factors_of", lambda *given: (-real(*given)[0], real(*given)[1]))
     else:
-        monkeypatch.setattr(compute, "open_kernel", lambda: None)
-        stated = apply.stated_scale
-        monkeypatch.setattr(apply, "stated_scale", lambda *given: -stated(*given))
+        monkeypatch.setattr(computer, "open_kernel", lambda: None)
+        stated = add.stated_scale
+        monkeypatch.setattr(add, "stated_scale", lambda *given: -stated(*given))
     refused(*inputs, tmp_path / "out", r"(q|up)_proj\.weight: row \d+, column \d+ is .* by the reference", verify=mode)
 
 
@@ -122,8 +110,8 @@ def test_a_flipped_sign_of_the_scale_is_found(
 def test_a_dropped_strength_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    real = plain._oriented
-    monkeypatch.setattr(plain, "_oriented", lambda term, opened: real(replace(term, strength=1.0), opened))
+    real = products._oriented
+    monkeypatch.setattr(products, "_oriented", lambda term, opened: real(replace(term, strength=1.0), opened))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
 
 
@@ -131,9 +119,9 @@ def test_a_dropped_strength_is_found(
 def test_a_strength_that_is_dropped_by_torch_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(compute, "open_kernel", lambda: None)
-    real = apply._low_rank
-    monkeypatch.setattr(apply, "_low_rank", lambda *given: real(*given[:-1], 1.0))
+    monkeypatch.setattr(computer, "open_kernel", lambda: None)
+    real = add._low_rank
+    monkeypatch.setattr(add, "_low_rank", lambda *given: real(*given[:-1], 1.0))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
 
 
@@ -141,8 +129,8 @@ def test_a_strength_that_is_dropped_by_torch_is_found(
 def test_a_strength_that_the_plan_drops_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    real = build.edits_of
-    monkeypatch.setattr(build, "edits_of", lambda base, read, _strengths, same: real(base, read, [1.0], same))
+    real = planner.edits_of
+    monkeypatch.setattr(planner, "edits_of", lambda base, read, _strengths, same: real(base, read, [1.0], same))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "times 1, it must be .* times 0.5", verify=mode)
 
 
@@ -150,7 +138,7 @@ def test_a_strength_that_the_plan_drops_is_found(
 def test_a_scale_by_another_formula_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr("loraformat.formats.scaling.Scaling.factor", lambda _, alpha, rank: alpha / rank**0.5)
+    monkeypatch.setattr("loraformat.formats.kit.scaling.Scaling.factor", lambda _, alpha, rank: alpha / rank**0.5)
     refused(*inputs, tmp_path / "out", r"merged with the scale 3\.46.* formula of its format it is 2", verify=mode)
 
 
@@ -176,7 +164,7 @@ def test_a_wrong_factor_of_dora_is_found(
 ) -> None:
     base = save_base(tmp_path / "base", weights(dtype=torch.bfloat16), config())
     merge_and_tell(base, tmp_path / "right", adapter({Q: dora(24, 24)}))
-    monkeypatch.setattr(apply, "_add", wrong)
+    monkeypatch.setattr(add, "_add", wrong)
     with pytest.raises(MergeError, match=r"q_proj\.weight: row \d+, column \d+ is .* by the reference"):
         merge_and_tell(base, tmp_path / "out", adapter({Q: dora(24, 24)}))
 
@@ -189,7 +177,7 @@ def test_norms_of_columns_that_leave_out_the_update_are_found(tmp_path: Path, mo
     def of_the_base(total: Any, window: Any, *_: Any) -> None:
         total += window.double().square().sum(dim=0, keepdim=True)
 
-    monkeypatch.setattr(steps, "add_column_squares", of_the_base)
+    monkeypatch.setattr(prepared, "add_column_squares", of_the_base)
     with pytest.raises(MergeError, match=r"embed_tokens\.weight: row"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -207,8 +195,8 @@ def test_a_square_weight_that_is_turned_the_wrong_way_is_found(tmp_path: Path, m
 def test_factors_that_are_turned_the_wrong_way_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "h.0.attn.c_proj.weight"
     base = save_base(tmp_path / "base", {name: torch.randn(24, 24)}, {"model_type": "gpt2"})
-    real = plain._oriented
-    monkeypatch.setattr(plain, "_oriented", lambda term, opened: real(replace(term, transposed=False), opened))
+    real = products._oriented
+    monkeypatch.setattr(products, "_oriented", lambda term, opened: real(replace(term, transposed=False), opened))
     with pytest.raises(MergeError, match=r"c_proj\.weight: row \d+, column"):
         merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)}))
 
@@ -241,13 +229,13 @@ def test_experts_that_get_the_update_of_their_neighbour_are_found(
 
         monkeypatch.setattr(edits, "_for_each_expert", shifted)
     else:
-        prepared = apply._low_rank
+        prepared = add._low_rank
 
         def neighbour(update: Any, transposed: Any, dtype: Any, where: Any, part: Any, strength: Any) -> Any:
             other = replace(part, expert=(part.expert + 1) % 3)
             return prepared(update, transposed, dtype, where, other, strength)
 
-        monkeypatch.setattr(apply, "_low_rank", neighbour)
+        monkeypatch.setattr(add, "_low_rank", neighbour)
     with pytest.raises(MergeError, match=r"down_proj: (planned with .* of expert 2 .* of expert 0|row \d+, column)"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -300,12 +288,12 @@ def test_rows_of_a_joined_weight_that_are_exchanged_are_found(tmp_path: Path, mo
 def test_rows_that_are_added_in_another_place_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
     base = save_base(tmp_path / "base", {"mlp.weights_in.weight": torch.randn(40, 24)}, settings)
-    real = apply._low_rank
+    real = add._low_rank
 
     def moved(update: Any, transposed: Any, dtype: Any, where: Any, part: Any, strength: Any) -> Any:
         return real(update, transposed, dtype, where, replace(part, at=20 - part.at), strength)
 
-    monkeypatch.setattr(apply, "_low_rank", moved)
+    monkeypatch.setattr(add, "_low_rank", moved)
     with pytest.raises(MergeError, match=r"weights_in\.weight: row \d+, column"):
         merge_and_tell(base, tmp_path / "out", adapter({"mlp.gate_proj.weight": low_rank(20, 24)}))
 
@@ -314,8 +302,8 @@ def test_layers_that_are_repeated_in_another_order_are_found(tmp_path: Path, mon
     base = save_base(tmp_path / "base", weights(), config(num_hidden_layers=2))
     change = adapter({"model.layers.2.q_proj.weight": low_rank(24, 24)}, layers=(0, 1, 1))
     merge_and_tell(base, tmp_path / "right", change)
-    real = stack.replicated
-    monkeypatch.setattr(stack, "replicated", lambda of, layers: real(of, layers and layers[::-1]))
+    real = layer_replication.replicated
+    monkeypatch.setattr(layer_replication, "replicated", lambda of, layers: real(of, layers and layers[::-1]))
     with pytest.raises(MergeError, match=r"layers\.[02]"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -324,13 +312,13 @@ def test_layers_that_are_repeated_in_another_order_are_found(tmp_path: Path, mon
 def test_an_update_that_is_left_out_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    real = build.edits_of
+    real = planner.edits_of
 
     def without(*given: Any) -> Any:
         found = real(*given)
         return replace(found, edits={name: edit for name, edit in found.edits.items() if name != UP})
 
-    monkeypatch.setattr(build, "edits_of", without)
+    monkeypatch.setattr(planner, "edits_of", without)
     refused(*inputs, tmp_path / "out", rf"{UP}: planned as a copy, it must change", verify=mode)
 
 
@@ -338,14 +326,14 @@ def test_an_update_that_is_left_out_is_found(
 def test_a_tensor_that_no_update_reaches_and_that_is_computed_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    real, other = build.edits_of, "model.layers.1.q_proj.weight"
+    real, other = planner.edits_of, "model.layers.1.q_proj.weight"
 
     def more(*given: Any) -> Any:
         found = real(*given)
         edit = replace(found.edits[Q], tensor=other, source=other)
         return replace(found, edits={**found.edits, other: edit})
 
-    monkeypatch.setattr(build, "edits_of", more)
+    monkeypatch.setattr(planner, "edits_of", more)
     refused(*inputs, tmp_path / "out", rf"{other}: it must be a copy", verify=mode)
 
 
@@ -355,13 +343,13 @@ def test_a_head_that_must_leave_its_table_and_does_not_is_found(
     base = save_base(tmp_path / "base", weights(tied=True), config(tied=True))
     change = adapter({"model.embed_tokens.weight": low_rank(70, 24)})
     merge_and_tell(base, tmp_path / "right", change)
-    real = build.edits_of
+    real = planner.edits_of
 
     def tied(*given: Any) -> Any:
         found = real(*given)
         return replace(found, edits={name: edit for name, edit in found.edits.items() if name != "lm_head.weight"})
 
-    monkeypatch.setattr(build, "edits_of", tied)
+    monkeypatch.setattr(planner, "edits_of", tied)
     with pytest.raises(MergeError, match=r"lm_head\.weight: the output lacks this tensor"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -411,14 +399,14 @@ def test_files_beside_the_weights_that_say_something_else_are_found(
     def wrong(plan: MergePlan, inputs: Inputs, output: LocalStore) -> Any:
         runs = real(plan, inputs, output)
         for name in ("config.json", "tokenizer.json"):
-            folder.put(output, name, (base / name).read_bytes())
+            other_files.put(output, name, (base / name).read_bytes())
         if kind == "index":
             index = output.read(str(plan.index)).replace(b"00001", b"00003").replace(b"00002", b"00001")
-            folder.put(output, str(plan.index), index)
+            other_files.put(output, str(plan.index), index)
         if kind != "tokenizer" and "tokenizer.json" in inputs.adapters[0].tokenizer:
-            folder.put(output, "tokenizer.json", inputs.adapters[0].tokenizer["tokenizer.json"].read())
+            other_files.put(output, "tokenizer.json", inputs.adapters[0].tokenizer["tokenizer.json"].read())
         if kind in ("index", "tokenizer"):
-            folder.put(output, "config.json", (tmp_path / "right" / "config.json").read_bytes())
+            other_files.put(output, "config.json", (tmp_path / "right" / "config.json").read_bytes())
         return runs
 
     monkeypatch.setattr(run, "write_others", wrong)
@@ -431,7 +419,7 @@ def test_a_tensor_that_is_copied_from_the_wrong_place_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, options: dict[str, Any]
 ) -> None:
     merge(inputs[0], [inputs[1]], str(tmp_path / "right"), verify=mode, **options)
-    blocks, write = copies.copy_blocks, copies.Target.write
+    blocks, write = tasks.copy_blocks, tasks.Target.write
 
     def from_before(writer: Any, store: Any, file: str, place: int, *more: Any) -> None:
         blocks(writer, store, file, place - 2, *more)
@@ -440,8 +428,8 @@ def test_a_tensor_that_is_copied_from_the_wrong_place_is_found(
         moved = data if tensor in (Q, UP) else memoryview(bytes(data[2:]) + bytes(data[:2]))
         return write(target, tensor, moved, start, cols)
 
-    monkeypatch.setattr(copies, "copy_blocks", from_before)
-    monkeypatch.setattr(copies.Target, "write", one_late)
+    monkeypatch.setattr(tasks, "copy_blocks", from_before)
+    monkeypatch.setattr(tasks.Target, "write", one_late)
     refused(*inputs, tmp_path / "out", "the copy differs from the base", verify=mode, **options)
 
 
@@ -495,7 +483,7 @@ def test_what_rounds_to_the_nearest_must_be_the_nearest(tmp_path: Path, monkeypa
     product = Hadamard(*(factor for _ in range(2) for factor in (low_rank(24, 24).up, low_rank(24, 24).down)), 0.5)
     change = adapter({Q: product})
     merge_and_tell(base, tmp_path / "right", change)
-    real = compute.rounder
+    real = computer.rounder
 
     def upward(arithmetic: Any, tensor: str) -> Any:
         into = real(arithmetic, tensor)
@@ -507,7 +495,7 @@ def test_what_rounds_to_the_nearest_must_be_the_nearest(tmp_path: Path, monkeypa
 
         return round_up
 
-    monkeypatch.setattr(compute, "rounder", upward)
+    monkeypatch.setattr(computer, "rounder", upward)
     with pytest.raises(MergeError, match=r"q_proj\.weight: row"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -542,7 +530,7 @@ _DATA = {"AdapterSource", "Edit", "Inputs", "MergePlan", "Term"}
 
 def test_the_reference_shares_nothing_with_what_plans_and_computes_but_types() -> None:
     folder = Path(reference.__file__).parent
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not any(name.name.startswith("loraformat") for name in node.names)

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
-from loraformat.merger import AdapterSource, run
+from loraformat.merger import AdapterSource
 from loraformat.merger.verify.reference import scales
 from loraformat.merger.verify.reference.scales import Scales, has_scale
+from loraformat.merger.write import run
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.results import Checked
+from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, LowRank, Scaled
+from loraformat.model.updates.kinds import Diff, LowRank, Scaled
 
 GOOD = Path(__file__).parents[3] / "fixtures" / "good"
 CASES = sorted(path.parent.relative_to(GOOD).as_posix() for path in GOOD.glob("*/*/expect.json"))

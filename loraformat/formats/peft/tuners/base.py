@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
 from loraformat.errors import FormatError, UnsupportedUpdate
-from loraformat.formats.fields import (
+from loraformat.formats.kit.fields import (
     Config,
     as_text,
     as_texts,
@@ -21,12 +21,12 @@ from loraformat.formats.fields import (
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Update
+from loraformat.model.updates.kinds import Update
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraformat.model.patterns import Matcher
+    from loraformat.model.patterns.matching import Matcher
 
 Parts = Mapping[str, LazyTensor]
 Chains = dict[str, tuple[Update, ...]]
@@ -53,7 +53,7 @@ class Source:
     @cached_property
     def feedforward(self) -> Matcher | None:
         """`feedforward_modules` of IA3, where it is a regular expression."""
-        from loraformat.model.patterns import Matcher
+        from loraformat.model.patterns.matching import Matcher
 
         named = self.raw.get("feedforward_modules")
         return Matcher(named, self.budget) if isinstance(named, str) else None

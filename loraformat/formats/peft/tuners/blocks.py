@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
-from loraformat.model.of_base import Tiled
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Diff, LowRank
+from loraformat.model.updates.base_dependent import Tiled
+from loraformat.model.updates.kinds import Diff, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,9 +6,9 @@ What is nothing is in the file as zeros. Source: peft 0.21.2, tuners/glora/layer
 from __future__ import annotations
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, exact, require
-from loraformat.model.of_base import Carried
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, LowRank, Modulated, Scaled, Update
+from loraformat.model.updates.base_dependent import Carried
+from loraformat.model.updates.kinds import Diff, LowRank, Modulated, Scaled, Update
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:

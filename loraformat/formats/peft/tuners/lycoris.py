@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Parts, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Diff, Hadamard, Kronecker
+from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.fields import place
+from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
-from loraformat.model.of_base import ACTIVATIONS, Projected
-from loraformat.model.updates import FromBase, LowRank, Update
+from loraformat.model.updates.base_dependent import ACTIVATIONS, Projected
+from loraformat.model.updates.kinds import FromBase, LowRank, Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.fields import place
+from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Diff, LowRank
+from loraformat.model.updates.kinds import Diff, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.fields import place
+from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, require
 from loraformat.formats.peft.tuners.sparse import places_of, scattered
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates import Diff
+from loraformat.model.updates.kinds import Diff
 
 if TYPE_CHECKING:
     from torch import Tensor

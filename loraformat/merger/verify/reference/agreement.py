@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from loraformat.errors import MergeError
-from loraformat.merger.plan import Edit, MergePlan, Term
+from loraformat.merger.plan.data import Edit, MergePlan, Term
 from loraformat.merger.verify.reference.expected import HINT, Expected, Reference, Share
 
 # Update, orientation, expert, first row of the update and of the tensor, strength.

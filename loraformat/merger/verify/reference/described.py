@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loraformat.errors import MergeError
-from loraformat.merger.copies import Inputs
-from loraformat.merger.plan import MergePlan
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.verify.reference.expected import HINT, Reference
 from loraformat.model.bundle import Json, OpenedFiles
 from loraformat.model.tensors import DType

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from loraformat.containers import bytes_of, read_rows
 from loraformat.errors import MergeError
-from loraformat.merger.copies import Inputs
-from loraformat.merger.plan import MergePlan
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.verify.reference.layers import stack_of, with_layers
 from loraformat.merger.verify.reference.scales import Scales, has_scale
 from loraformat.merger.verify.reference.sites import (
@@ -29,7 +29,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, row_blocks
-from loraformat.model.updates import LowRank, Replace, Rows, Update
+from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update
 
 HINT = "this is an error of loraformat: please report it"
 

@@ -11,12 +11,12 @@ from typing import TypeAlias, TypeGuard, Union
 
 from loraformat.budget import Budget
 from loraformat.containers import open_bundle
-from loraformat.merger.plan import AdapterSource
+from loraformat.merger.plan.data import AdapterSource
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, Json, JsonFile
-from loraformat.model.of_base import Projected
-from loraformat.model.patterns import Matcher
-from loraformat.model.updates import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.patterns.matching import Matcher
+from loraformat.model.updates.base_dependent import Projected
+from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
 
 _Config: TypeAlias = Mapping[str, Json]
 

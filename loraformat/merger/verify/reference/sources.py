@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraformat.containers import open_weights, read_raw_rows, read_rows
-from loraformat.merger.copies import Inputs
+from loraformat.merger.inputs import Inputs
 from loraformat.model.bundle import OpenedFiles
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.floats import decoded, float64_of

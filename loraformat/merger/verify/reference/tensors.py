@@ -8,16 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from loraformat.errors import MergeError
-from loraformat.merger.copies import Inputs
-from loraformat.merger.verify.reference import effects
-from loraformat.merger.verify.reference.effect import Effect, Landed, Matrix
+from loraformat.merger.inputs import Inputs
 from loraformat.merger.verify.reference.expected import HINT, Expected, Reference, Share
+from loraformat.merger.verify.reference.kinds import effects
+from loraformat.merger.verify.reference.kinds.effect import Effect, Landed, Matrix
 from loraformat.merger.verify.reference.sources import as_rows, base_rows, reads_with_torch
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.updates import tensors_of
+from loraformat.model.updates.kinds import tensors_of
 
 if TYPE_CHECKING:
-    from loraformat.merger.verify.reference.effect import Blocks
+    from loraformat.merger.verify.reference.kinds.effect import Blocks
     from loraformat.model.floats import Floats
 
 _BLOCK_NBYTES = 8 << 20

@@ -1,0 +1,117 @@
+"""loraformat inspect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraformat.cli import completers, options
+from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
+
+if TYPE_CHECKING:
+    from loraformat.report import Report
+
+# As loraformat.jobs.measure.figures.SORT_KEYS, which help must not import.
+SORT_KEYS = (
+    "weight",
+    "norm",
+    "relative_norm",
+    "spectral_norm",
+    "effective_rank",
+    "stable_rank",
+    "parameters",
+    "retained_bf16",
+)
+
+
+@click.command("inspect")
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
+@options.recursive
+@options.base_values
+@click.option("--norms", is_flag=True, help="Add ‖ΔW‖ of each weight; reads the factors.")
+@click.option("--spectrum", is_flag=True, help="Add singular values and effective ranks; has --norms too.")
+@click.option("--heat", is_flag=True, help="Draw a row of signs over the layers for each module kind; has --norms too.")
+@click.option(
+    "--sort",
+    type=options.Choice(SORT_KEYS),
+    default="weight",
+    help="Order of the weights: by name, the least kept first, or the largest figure first.",
+)
+@click.option(
+    "--group",
+    type=options.Choice(["auto", "module", "layer", "none"]),
+    default="auto",
+    help="Weights in text: by module where they are many (auto), by layer, or each.",
+)
+@click.option(
+    "--fail-on",
+    type=options.Choice(["error", "warning", "never"]),
+    default="never",
+    help="Least severity of a finding that makes the exit code 1.  [default: never]",
+)
+@options.alpha
+@options.assume
+@options.source_format
+@options.jobs
+@options.output_format
+def command(
+    adapters: tuple[str, ...],
+    recursive: bool,
+    base: str | None,
+    norms: bool,
+    spectrum: bool,
+    heat: bool,
+    sort: str,
+    group: str,
+    fail_on: str,
+    alpha: float | None,
+    assume: tuple[tuple[str, Any], ...],
+    source_format: str | None,
+    jobs: int | None,
+    output_format: str,
+) -> None:
+    """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
+
+    Reads headers only, without --norms or --spectrum. A folder stands for the adapters below it too: checkpoints of a
+    run, adapters that PEFT keeps in subfolders. JSON about several adapters is a list of reports.
+
+    inspect shows and does not judge: it prints findings, errors too, and exits with 0 all the same. --fail-on makes the
+    exit code 1 for them; `validate` runs every rule.
+    """
+    from loraformat.jobs.inputs.discovery import discover
+    from loraformat.jobs.inspect import View, inspect
+    from loraformat.report.terminal.text import progress
+
+    view = View(sort=sort, group=group, heat=heat)
+
+    def judge(adapter: str) -> Report:
+        with progress(f"reading {base}") as advance:
+            return inspect(
+                adapter,
+                base=base,
+                norms=norms or heat,
+                spectrum=spectrum,
+                view=view,
+                alpha=alpha,
+                assumptions=options.assumptions(assume),
+                format=source_format,
+                jobs=options.threads(jobs),
+                progress=advance,
+            )
+
+    discovery = discover(adapters, recursive=recursive, format=source_format)
+    options.note(discovery.notes)
+    reports, errors = judge_each("inspect", discovery.adapters, judge, discovery.errors)
+    if errors and len(reports) == 1:
+        raise errors[0]
+    options.present_all(reports, output_format)
+    if errors:
+        if output_format != "text":
+            say_errors(errors)
+        click.get_current_context().exit(exit_code_of_all(errors))
+    if fail_on != "never":
+        from loraformat.diagnostics import Severity
+
+        if any(report.reaches(Severity(fail_on)) for report in reports):
+            click.get_current_context().exit(1)

@@ -1,0 +1,145 @@
+"""loraformat merge."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from loraformat.cli import completers, options
+
+
+@click.command("merge")
+@click.argument("base", shell_complete=completers.paths)
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@options.out
+@options.alpha
+@options.assume
+@options.container
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:N]",
+    help="Where products of LoRA factors are computed; all else on the CPU. Other devices may differ in the last bit.",
+)
+@click.option(
+    "--memory",
+    type=options.size,
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    help="For windows of the base; Python, torch and the adapters come on top.",
+)
+@click.option(
+    "--dtype",
+    type=options.Choice(["float32", "bfloat16", "float16"]),
+    help="Write every floating tensor in this dtype; by default each keeps the base's.",
+)
+@click.option(
+    "--accumulate",
+    type=options.Choice(["float32", "float64"]),
+    default="float64",
+    show_default=True,
+    help="Precision of the sums; the result is rounded once either way.",
+)
+@click.option(
+    "--rounding",
+    type=options.Choice(["nearest", "stochastic"]),
+    default="nearest",
+    show_default=True,
+    help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
+@click.option(
+    "--max-shard-size",
+    type=options.size,
+    metavar="SIZE",
+    help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
+)
+@click.option(
+    "--verify",
+    type=options.Choice(["none", "sample", "full"]),
+    default="sample",
+    show_default=True,
+    help="How much of the output is compared with a reference computed anew before it is moved into place.",
+)
+@click.option(
+    "--hash",
+    "digests",
+    type=options.Choice(["blake3", "sha256"]),
+    default="blake3",
+    show_default=True,
+    help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "
+    "Hub has it.",
+)
+@click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
+@click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
+@click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
+@options.force
+@options.overwrite
+@options.output_format
+def command(
+    base: str,
+    adapters: tuple[str, ...],
+    out: str,
+    alpha: float | None,
+    assume: tuple[tuple[str, Any], ...],
+    container: str | None,
+    jobs: int | None,
+    device: str,
+    memory: int,
+    dtype: str | None,
+    accumulate: str,
+    rounding: str,
+    seed: int,
+    max_shard_size: int | None,
+    verify: str,
+    digests: str,
+    no_hash: bool,
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    overwrite: bool,
+    output_format: str,
+) -> None:
+    """Write BASE with every ADAPTER merged into it: W + Σ s·BA, in windows of rows, rounded once.
+
+    ADAPTER=0.7 merges an adapter at that strength; a path that exists is taken as it is.
+
+    BASE is a folder with safetensors, .bin shards or one .pt file. The output keeps its files, names and container.
+    """
+    from loraformat.jobs.merge import merge
+    from loraformat.report.terminal.text import progress
+
+    options.interruption_keeps(resume and not dry_run)
+    with progress(f"merging into {out}") as advance:
+        report = merge(
+            base,
+            adapters,
+            out,
+            alpha=alpha,
+            assumptions=options.assumptions(assume),
+            container=options.CONTAINERS[container],
+            jobs=jobs or min(8, os.cpu_count() or 1),
+            device=device,
+            memory_nbytes=memory,
+            dtype=dtype,
+            accumulate=accumulate,
+            rounding=rounding,
+            seed=seed,
+            max_shard_nbytes=max_shard_size,
+            verify=verify,
+            digests="none" if no_hash else digests,
+            resume=resume,
+            dry_run=dry_run,
+            force=force,
+            overwrite=overwrite,
+            announce=options.announce,
+            progress=advance,
+        )
+    options.present(report, output_format, findings=False)

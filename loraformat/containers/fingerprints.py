@@ -1,0 +1,77 @@
+"""What tells one file from another: its size, and hashes of its header or of all its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from loraformat.containers import safetensors
+from loraformat.containers.bundles import is_safetensors
+from loraformat.containers.torch_file import archive
+from loraformat.storage import CHECKPOINT_SUFFIXES, Source
+
+_BLOCK_NBYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrint:
+    """A file, recognisable.
+
+    Attributes:
+        header_sha256: of the header of a weight file: a safetensors header's bytes, or the names, places and CRC-32s of
+            all records of a torch file; None for other files.
+        sha256: of the whole file; None where it was not computed.
+    """
+
+    name: str
+    nbytes: int
+    header_sha256: str | None = None
+    sha256: str | None = None
+
+
+def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
+    """Size and hashes of a file.
+
+    Args:
+        whole: whether all bytes of a weight file are hashed; those of other files always are.
+
+    Raises: ContainerError and StorageError, as for reading it.
+    """
+    nbytes = store.size(name)
+    if not name.lower().endswith(CHECKPOINT_SUFFIXES):
+        return FilePrint(name, nbytes, sha256=file_sha256(store, name))
+    return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
+
+
+def header_sha256(store: Source, name: str) -> str:
+    """See FilePrint."""
+    if is_safetensors(store, name):
+        header = safetensors.read_header(store, name)
+        return hashlib.sha256(store.read(name, 0, header.data_start)).hexdigest()
+    records = archive.read_archive(store, name).records.values()
+    listed = [[record.name, record.offset, record.nbytes, record.crc32] for record in records]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
+    """The (start, stop) of a weight file for which its header's hash or its own checksums, which are checked, speak.
+
+    Raises: ContainerError: a record of a torch file does not have its CRC-32; and as for reading it.
+    """
+    if is_safetensors(store, name):
+        return [(0, safetensors.read_header(store, name).data_start)]
+    archive.check_records(store, name)
+    records = archive.read_archive(store, name).records.values()
+    return [(record.offset, record.offset + record.nbytes) for record in records]
+
+
+def file_sha256(store: Source, name: str) -> str:
+    """SHA-256 of all bytes of a file."""
+    nbytes, total = store.size(name), hashlib.sha256()
+    buffer = memoryview(bytearray(min(_BLOCK_NBYTES, nbytes)))
+    for start in range(0, nbytes, _BLOCK_NBYTES):
+        block = buffer[: min(_BLOCK_NBYTES, nbytes - start)]
+        store.read_into(name, start, block)
+        total.update(block)
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""The zip that torch.save writes: read strictly, written from a layout, nothing in it executed."""

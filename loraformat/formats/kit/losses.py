@@ -1,0 +1,216 @@
+"""What a writer may lose (LF7): one function each, whose docstring is its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from loraformat.diagnostics import Finding, Severity, counted
+from loraformat.formats.kit.findings import Said, kind, listed
+
+
+@kind("LF701", Severity.WARNING)
+def folded_scale(where: str, names: list[str], error: float) -> Said:
+    """The target has one factor for all modules, so the differences were worked into the factors themselves.
+
+    ## Why is this bad?
+    Each changed value is rounded once to its dtype, unless the factor is a power of two. The message says by how much
+    at most.
+
+    ## Example
+    `alpha_pattern` in MLX-LM, which has one `scale`; `--plain`.
+
+    ## Use instead
+    A format with a factor for each module (native, PEFT), or `--dtype float32`.
+
+    ## Source
+    IEEE 754: a rounded product is off by at most half a unit in the last place.
+    """
+    bound = "exact" if not error else f"each value off by at most {error:.1e} of itself"
+    return (
+        where,
+        f"the factor of {counted(len(names), 'weight')} was worked into their tensors, {bound}: {listed(names)}",
+    )
+
+
+@kind("LF702", Severity.ERROR)
+def unsupported_update(where: str, what: str, format_name: str, more: int = 0) -> Said:
+    """The target format cannot express an update of this kind.
+
+    ## Why is this bad?
+    Leaving it out would give another model.
+
+    ## Example
+    A LoHa update in the native format; plain and DoRA modules mixed in one PEFT folder.
+
+    ## Use instead
+    Merge the adapter into its base, or convert to a format that can hold it.
+
+    ## Source
+    The page of the format in docs/formats/.
+    """
+    others = f", nor those of {more} more weights" if more else ""
+    return where, f"{what} cannot be written as {format_name}{others}"
+
+
+@kind("LF703", Severity.INFO)
+def dropped_metadata(where: str, names: list[str]) -> Said:
+    """Fields of the source config, or files, that mean nothing in the target format were left out.
+
+    ## Why is this bad?
+    They do not change the model, but they say how it was trained.
+
+    ## Example
+    PEFT's `lora_dropout` in the native format.
+
+    ## Use instead
+    Keep the source beside the result.
+
+    ## Source
+    The page of the format in docs/formats/.
+    """
+    return where, f"not written: {listed(names, 8)}"
+
+
+@kind("LF705", Severity.ERROR)
+def unknown_scale(where: str, names: list[str]) -> Said:
+    """Nobody stated alpha, so the factor of the update is unknown, and the target format must state it.
+
+    ## Why is this bad?
+    Any guess makes the adapter too strong or too weak.
+
+    ## Example
+    A hand-written `lora_config.json` with `rank` and without `alpha`.
+
+    ## Use instead
+    `--alpha A` with the value from the training code.
+
+    ## Source
+    docs/formats/native.md, N9.
+    """
+    return (
+        where,
+        f"the scale of {listed(names)} is unknown: no alpha is stated",
+        "give the value of training with --alpha",
+    )
+
+
+@kind("LF706", Severity.WARNING)
+def unclaimed_tensor_lost(where: str, names: list[str]) -> Said:
+    """Tensors that the reader did not understand cannot be written.
+
+    ## Why is this bad?
+    Whatever they mean, it would be missing from the result.
+
+    ## Example
+    `model.layers.0.self_attn.q_proj.lora_diag` of an adapter variant that is not supported.
+
+    ## Use instead
+    Remove them from the source if they mean nothing.
+
+    ## Source
+    The page of the source format in docs/formats/.
+    """
+    return where, f"{counted(len(names), 'tensor', 'was')} not understood and would be lost: {listed(names)}"
+
+
+@kind("LF704", Severity.WARNING)
+def reduced_precision(where: str, source: str, target: str, error: float) -> Said:
+    """Values are rounded to a narrower dtype.
+
+    ## Why is this bad?
+    The factors are what was trained, and the products of two rounded factors are off by up to twice as much. Small
+    values lose more in float16, and values beyond 65504 are refused.
+
+    ## Example
+    `--dtype bfloat16` of an adapter in float32.
+
+    ## Use instead
+    Leave `--dtype` out: adapters are small.
+
+    ## Source
+    IEEE 754; the unit roundoffs are 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16) and 2⁻⁵³ (float64) of a value.
+    """
+    return where, f"values in {source} are rounded to {target}, each off by at most {error:.1e} of itself"
+
+
+@kind("LF707", Severity.WARNING)
+def padded_ranks(where: str, names: list[str], rank: int) -> Said:
+    """The target has one rank for all modules, so smaller ones were filled up with zeros.
+
+    ## Why is this bad?
+    It is exact, but the file grows.
+
+    ## Example
+    `rank_pattern` in MLX-LM, which has one `rank`; `--plain`.
+
+    ## Use instead
+    A format with a rank for each module (native, PEFT).
+
+    ## Source
+    B @ A does not change by columns of B and rows of A that are zero.
+    """
+    return where, f"the ranks of {counted(len(names), 'weight')} were filled up to {rank} with zeros: {listed(names)}"
+
+
+@kind("LF708", Severity.INFO)
+def dropped_setting(where: str, version: str, names: list[str]) -> Said:
+    """Settings that the asked version of PEFT does not know were left out; none of them changes what is computed.
+
+    ## Why is this bad?
+    PEFT before 0.14 refuses a config with any field that it does not know.
+
+    ## Example
+    `eva_config` for PEFT 0.10.
+
+    ## Use instead
+    Leave `--peft-version` out where everybody has a newer one.
+
+    ## Source
+    peft 0.14.0, config.py `check_kwargs`; the fields and their versions stand in docs/formats/peft.md.
+    """
+    return where, f"not known to PEFT {version}: {listed(names, 8)}"
+
+
+@kind("LF709", Severity.WARNING)
+def unstated_in_file(where: str, what: str) -> Said:
+    """The target's weight file has no place for something, which stands in a file beside it.
+
+    ## Why is this bad?
+    Whoever loads the weight file alone must know it.
+
+    ## Example
+    Alpha and rank of a loralib file, which stand in lora_settings.json.
+
+    ## Use instead
+    Give the loader the value that the message names.
+
+    ## Source
+    The page of the format in docs/formats/.
+    """
+    return where, what
+
+
+def unsupported_updates(faults: Iterable[tuple[str, str]], format_name: str) -> Iterator[Finding]:
+    """One LF702 for each kind of fault, at the first weight that has it.
+
+    Args:
+        faults: (base weight, what cannot be written).
+    """
+    by_kind: dict[str, list[str]] = {}
+    for weight, what in faults:
+        by_kind.setdefault(what, []).append(weight)
+    for what, weights in by_kind.items():
+        yield unsupported_update(weights[0], what, format_name, len(weights) - 1)
+
+
+LOSSES = (
+    folded_scale,
+    unsupported_update,
+    dropped_metadata,
+    reduced_precision,
+    unknown_scale,
+    unclaimed_tensor_lost,
+    padded_ranks,
+    dropped_setting,
+    unstated_in_file,
+)

@@ -1,0 +1,27 @@
+"""What a format without a writer has in the place of one, and what it says when it is asked to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import UnsupportedUpdate
+from loraformat.formats.kit.base import DEFAULT_OPTIONS, WriteOptions
+from loraformat.formats.kit.losses import unsupported_update
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Bundle
+
+WRITES = False
+CONTAINERS: tuple[str, ...] = ()
+HOLDS: tuple[str, ...] = ()
+LOSES = ""
+
+
+def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
+    """One error: there is no writer."""
+    yield unsupported_update("", "an adapter", "a format that is only read")
+
+
+def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:  # noqa: ARG001
+    """Raises: UnsupportedUpdate (LF013), always."""
+    raise UnsupportedUpdate("this format is read, not written", hint="loraformat formats lists those that are written")

@@ -1,0 +1,65 @@
+"""Alpha and rank on the side of the files, one factor on the side of the hub, and the way between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from loraformat.errors import ConfigError
+from loraformat.formats.kit.base import Hints
+
+T = TypeVar("T", int, float, bool)
+
+MAX_RANK = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How a format makes a factor of alpha and rank: alpha / rank, or alpha / sqrt(rank)."""
+
+    by_root: bool = False
+
+    def factor(self, alpha: float, rank: int) -> float:
+        """The factor by which `up @ down` is multiplied."""
+        return alpha / math.sqrt(rank) if self.by_root else alpha / rank
+
+    def alpha(self, scale: float, rank: int, preferred: Iterable[float] = ()) -> float:
+        """An alpha that gives `scale`: a preferred one if it does so exactly, else an integer, else a float.
+
+        The float is exact up to the last bit of a float64.
+        """
+        wanted = scale * math.sqrt(rank) if self.by_root else scale * rank
+        near = (round(wanted), wanted, math.nextafter(wanted, math.inf), math.nextafter(wanted, -math.inf))
+        for candidate in (*preferred, *near):
+            if self.factor(candidate, rank) == scale:
+                return candidate
+        return wanted
+
+
+def agreed(stated: T | None, hinted: T | None, what: str, where: str) -> T | None:
+    """What the file states, or the caller's hint where it states nothing.
+
+    Raises: ConfigError (LF103): both are there and differ.
+    """
+    if stated is not None and hinted is not None and stated != hinted:
+        message = f"the file states {what} {stated}, the caller {hinted}"
+        raise ConfigError(message, where=where, hint="leave the assumption out, or correct the file")
+    return stated if stated is not None else hinted
+
+
+def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: str) -> float | None:
+    """The factor of one module, or None where nobody stated alpha.
+
+    Args:
+        alpha: what the file states for this module.
+        rank: declared rank of this module, at least 1.
+        hints: its `alpha` and `scale` fill a gap.
+    Raises: ConfigError (LF103): a hint contradicts the file or another hint.
+    """
+    alpha = agreed(alpha, hints.alpha, "alpha", where)
+    stated = None if alpha is None else scaling.factor(alpha, rank)
+    if stated is not None and hints.scale is not None and math.isclose(stated, hints.scale, rel_tol=1e-9):
+        return stated
+    return agreed(stated, hints.scale, "a scale of", where)

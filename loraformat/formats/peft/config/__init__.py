@@ -1,0 +1,1 @@
+"""adapter_config.json: its fields, its patterns, and which version of PEFT wrote it."""

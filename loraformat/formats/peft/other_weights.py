@@ -1,0 +1,92 @@
+"""Weights that were trained with the adapter and saved in files of their own beside it.
+
+Source: LLaVA 1.2, train.py (`non_lora_trainables.bin`); DeepSpeed-Chat and Qwen-VL forks (`non_lora_state_dict.bin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import ContainerError
+from loraformat.formats.kit.findings import trained_beside, unread_beside
+from loraformat.formats.kit.folder import is_training_state
+from loraformat.formats.peft.keys import is_whole, parse
+from loraformat.model.bundle import Bundle, TensorFile
+from loraformat.model.tensors import LazyTensor
+
+# Files that are nothing but trained weights, whatever they are called in there.
+_TRAINED = ("non_lora_trainables", "non_lora_state_dict", "new_embeddings")
+_OWN = ("adapter_model", "adapters.", "ggml-adapter")
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Whole weights out of other files than the adapter's.
+
+    Attributes:
+        weights: weight → its values.
+        files: names of the files that are read.
+    """
+
+    weights: dict[str, LazyTensor] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+
+def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
+    """The whole weights in other weight files of the folder.
+
+    Args:
+        adapted: weights that the adapter's layers update: a file that has those too is a model of its own.
+
+    Raises: ContainerError: a file that can hold nothing but trained weights cannot be read.
+    """
+    found = Beside()
+    for file in bundle.tensor_files():
+        if file.name.lower().startswith(_OWN) or is_training_state(file.name):
+            continue
+        is_trained = file.name.lower().startswith(_TRAINED)
+        try:
+            entries = file.open().entries
+        except ContainerError as error:
+            if is_trained:
+                raise
+            found.notes.append(unread_beside(file.name, f"it is not read as tensors: {error}"))
+            continue
+        _take(file, entries, adapted, found)
+    return found
+
+
+def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collection[str], found: Beside) -> None:
+    weights = {}
+    for name, tensor in entries.items():
+        key = parse(name)
+        if not is_whole(key) or "lora_" in name:
+            found.notes.append(unread_beside(file.name, f"it holds factors of an adapter: {name}"))
+            return
+        if key.part == "plain" and key.owner in adapted:
+            found.notes.append(unread_beside(file.name, f"it is a model of its own, with {key.owner}"))
+            return
+        weights[key.owner] = tensor
+    twice = sorted(weights.keys() & found.weights.keys())
+    if twice:
+        found.notes.append(unread_beside(file.name, f"{found.files[-1]} has {twice[0]} too"))
+        return
+    found.weights.update(weights)
+    found.files.append(file.name)
+
+
+def notes_of(found: Beside, replaced: Collection[str]) -> Iterator[Finding]:
+    """What was read, and what of it the adapter's own file has too.
+
+    Args:
+        replaced: whole weights of the adapter's own file, which PEFT loads last.
+    """
+    yield from found.notes
+    if found.files:
+        yield trained_beside(found.files, sorted(found.weights))
+    both = sorted(found.weights.keys() & set(replaced))
+    if both:
+        yield unread_beside(found.files[0], f"the adapter's own file has {both[0]} too, which counts")

@@ -1,0 +1,1 @@
+"""Tuners of PEFT that multiply the weight: scaling, rotations, changes of basis."""

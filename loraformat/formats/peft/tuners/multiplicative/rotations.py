@@ -1,0 +1,243 @@
+"""Adapters that rotate: OFT, BOFT, HRA and RoAd.
+
+Source: peft 0.21.2, tuners/oft/layer.py `OFTRotationModule.get_weight`; tuners/boft/layer.py `get_delta_weight`,
+`block_butterfly_perm`; tuners/hra/layer.py `get_delta_weight`; tuners/road/layer.py `_prepare_cols`, `_apply_road`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from loraformat.errors import UnsupportedUpdate
+from loraformat.formats.kit.fields import place
+from loraformat.formats.peft.keys import CONFIG
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates.kinds import Multiplied, Rotated, Scaled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# As many as are computed; a series that needs more does not converge.
+_MOST_TERMS = 100
+
+
+def _oft(source: Source, module: str, parts: Parts) -> Chains:
+    linear, table = parts.get("oft_R.weight"), parts.get("oft_embedding_R.weight")
+    stored = linear if linear is not None else table
+    if stored is None:
+        return {}
+    if "oft_block_size" not in source.raw:
+        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=place(CONFIG, "oft_block_size"))
+    count, size = stored.shape[0], (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2
+    require(size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} holds no triangles of a matrix")
+    is_shared = source.flag("block_share")
+    require(count == 1 or not is_shared, module, f"oft_R {stored.shape} holds {count} blocks, block_share means one")
+    terms = (
+        source.integer("num_cayley_neumann_terms", 5, high=_MOST_TERMS)
+        if source.flag("use_cayley_neumann", default=True)
+        else None
+    )
+    is_old = _is_old_series(source)
+    eps = source.number("eps", 6e-5) if source.flag("coft") else None
+
+    def value() -> Tensor:
+        skew = _skew(stored, size, eps)
+        blocks = _cayley_neumann(skew, terms, is_old=is_old) if terms else _cayley(skew)
+        # PEFT multiplies the inputs of a layer by R, so W by Rᵀ, and the rows of a table by R.
+        return blocks.transpose(1, 2) if stored is linear else blocks
+
+    blocks = computed((count, size, size), value)
+    return {f"{module}.weight": (Rotated(blocks, "right", is_shared=is_shared),)}
+
+
+def _is_old_series(source: Source) -> bool:
+    """Whether the Cayley-Neumann series counts its last power twice, as PEFT did before 0.18.
+
+    The version stands in the config since then. Source: peft 0.17.1, tuners/oft/layer.py `_cayley_batch`; 0.21.2,
+    tuners/oft/config.py `check_kwargs`, which refuses such adapters.
+    """
+    if source.raw.get("use_cayley_neumann") is None:
+        return False
+    numbers = source.text("peft_version", "0").split(".")[:2]
+    return not all(part.isdigit() for part in numbers) or [int(part) for part in numbers] < [0, 18]
+
+
+def _skew(stored: LazyTensor, size: int, eps: float | None) -> Tensor:
+    """The skew-symmetric blocks, (count, size, size), of their upper triangles, kept short with `eps` (COFT)."""
+    import torch
+
+    values = double(stored)
+    blocks = torch.zeros(len(values), size, size, dtype=values.dtype)
+    rows, cols = torch.triu_indices(size, size, 1)
+    blocks[:, rows, cols] = values
+    blocks = blocks - blocks.transpose(1, 2)
+    if eps is None:
+        return blocks
+    norms = blocks.norm(dim=(1, 2), keepdim=True)
+    return blocks * (eps / math.sqrt(len(values)) / norms).clamp(max=1).nan_to_num(nan=1.0)
+
+
+def _cayley(skew: Tensor) -> Tensor:
+    """(I - S) (I + S)⁻¹ of each block."""
+    import torch
+
+    unit = torch.eye(skew.shape[-1], dtype=skew.dtype)
+    return torch.linalg.solve(unit + skew, unit - skew, left=False)
+
+
+def _cayley_neumann(skew: Tensor, terms: int, *, is_old: bool) -> Tensor:
+    """PEFT's short form of `_cayley`: I + 2S + 2S² + … + Sⁿ with n = terms - 1 (3 for 3 terms), the last power once.
+
+    Before 0.18 the last power counted twice, and 3 terms were 3.
+    """
+    import torch
+
+    total = torch.eye(skew.shape[-1], dtype=skew.dtype).repeat(len(skew), 1, 1)
+    is_short = is_old or terms <= 2
+    last, power = terms - 1 if is_short else max(terms - 1, 3), skew
+    for exponent in range(1, last + 1):
+        total = total + (1 if exponent == last and not is_short else 2) * power
+        power = power @ skew
+    return total
+
+
+OFT = Tuner(
+    parts={"oft_R.weight": (2,), "oft_embedding_R.weight": (2,)},
+    read=_oft,
+    settings=(
+        *("block_share", "coft", "eps", "init_weights", "module_dropout", "num_cayley_neumann_terms", "oft_block_size"),
+        *("r", "use_cayley_neumann"),
+    ),
+)
+
+
+def _boft(_source: Source, module: str, parts: Parts) -> Chains:
+    stored, factors = parts.get("boft_R"), parts.get("boft_s")
+    if stored is None or factors is None:
+        return {}
+    levels, count, size, width = stored.shape
+    require(size == width, module, f"boft_R {stored.shape} holds no square blocks")
+    has_butterflies = levels == 1 or (size % 2 == 0 and count % 2 ** (levels - 1) == 0)
+    require(has_butterflies, module, f"boft_R {stored.shape} makes no butterflies of {levels} levels")
+    rotations = []
+    for level in range(levels):
+        blocks = computed((count, size, size), _butterfly_blocks(stored, level))
+        order = None if levels == 1 else _butterfly_order(count, size, level)
+        rotations.append(Rotated(blocks, "right", order=order))
+    return {f"{module}.weight": (*rotations, Scaled(factors.reshape(factors.numel)))}
+
+
+def _butterfly_blocks(stored: LazyTensor, level: int) -> Callable[[], Tensor]:
+    def value() -> Tensor:
+        values = double(stored)[level]
+        return _cayley((values - values.transpose(1, 2)) / 2).transpose(1, 2)
+
+    return value
+
+
+def _butterfly_order(count: int, size: int, level: int) -> tuple[int, ...]:
+    """Which column is taken at each place: in runs of half a block, the even runs of a stretch go before the odd ones.
+
+    A stretch is 2^level blocks long.
+    """
+    run, columns = size // 2, count * size
+    stretch = columns // (count // 2**level)
+    runs = stretch // run
+    sorted_runs = [*range(0, runs, 2), *range(1, runs, 2)]
+    places = [
+        start + number * run + offset
+        for start in range(0, columns, stretch)
+        for number in sorted_runs
+        for offset in range(run)
+    ]
+    order = [0] * columns
+    for column, taken in enumerate(places):
+        order[taken] = column
+    return tuple(order)
+
+
+BOFT = Tuner(
+    parts={"boft_R": (4,), "boft_s": (2,)},
+    read=_boft,
+    settings=("boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor", "init_weights"),
+)
+
+
+def _hra(source: Source, module: str, parts: Parts) -> Chains:
+    vectors = parts.get("hra_u")
+    if vectors is None:
+        return {}
+    length, rank = vectors.shape
+    is_orthogonal = source.flag("apply_GS")
+    up = computed((length, rank), lambda: _reflections(double(vectors), is_orthogonal)[0])
+    down = computed((rank, length), lambda: _reflections(double(vectors), is_orthogonal)[1])
+    return {f"{module}.weight": (Multiplied(up, down),)}
+
+
+def _reflections(vectors: Tensor, is_orthogonal: bool) -> tuple[Tensor, Tensor]:
+    """(up, down) with I + up @ down = Π (I - 2 u uᵀ), first vector first; vectors: (in, rank)."""
+    import torch
+
+    ups: list[Tensor] = []
+    units: list[Tensor] = []
+    for column in vectors.T:
+        vector = column
+        for other in units if is_orthogonal else ():
+            vector = vector - (other @ vector) * other
+        vector = vector / vector.norm()
+        turned = vector
+        for up, unit in zip(ups, units, strict=True):
+            turned = turned + up * (unit @ vector)
+        ups.append(-2 * turned)
+        units.append(vector)
+    return torch.stack(ups, dim=1), torch.stack(units)
+
+
+HRA = Tuner(parts={"hra_u": (2,)}, read=_hra, settings=("apply_GS", "init_weights", "r"))
+
+# How many values RoAd trains for an output.
+_ROAD_VALUES = {"road_1": 0.5, "road_2": 1, "road_4": 2}
+
+
+def _road(source: Source, module: str, parts: Parts) -> Chains:
+    theta, alpha = parts.get("road_theta"), parts.get("road_alpha")
+    if theta is None or alpha is None:
+        return {}
+    variant, group = source.text("variant", "road_1"), source.integer("group_size", 64)
+    if variant not in _ROAD_VALUES:
+        raise UnsupportedUpdate(f"RoAd is not read in the variant {variant}", where=place(CONFIG, "variant"))
+    out = round(theta.numel / _ROAD_VALUES[variant])
+    fits = theta.numel == alpha.numel and out % group == 0 and group % 2 == 0
+    require(fits, module, f"road_theta {theta.shape} and road_alpha {alpha.shape} make no groups of {group}")
+    blocks = computed((out // group, group, group), lambda: _road_blocks(variant, group, theta, alpha))
+    weight = Rotated(blocks, "left")
+    return {f"{module}.weight": (weight,), f"{module}.bias": (Rotated(blocks, "left", is_bias=True),)}
+
+
+def _road_blocks(variant: str, group: int, theta: LazyTensor, alpha: LazyTensor) -> Tensor:
+    """Each output x of a group turns with its partner half a group on: (x cos - y sin, y cos + x sin) times alpha."""
+    import torch
+
+    half = group // 2
+    angles, lengths = double(theta), double(alpha)
+    if variant == "road_4":
+        angles, lengths = angles.reshape(-1, 2, 2, half), lengths.reshape(-1, 2, 2, half)
+        cosines, sines = lengths[:, 0] * angles[:, 0].cos(), lengths[:, 1] * angles[:, 1].sin()
+    else:
+        shape = (-1, 1 if variant == "road_1" else 2, half)
+        angles, lengths = angles.reshape(shape), lengths.reshape(shape)
+        cosines, sines = (lengths * angles.cos()).expand(-1, 2, -1), (lengths * angles.sin()).expand(-1, 2, -1)
+    first, second = (torch.diag_embed(cosines[:, part]) for part in (0, 1))
+    minus, plus = torch.diag_embed(-sines[:, 0]), torch.diag_embed(sines[:, 1])
+    return torch.cat([torch.cat([first, minus], dim=2), torch.cat([plus, second], dim=2)], dim=1)
+
+
+ROAD = Tuner(
+    parts={"road_theta": (1,), "road_alpha": (1,)},
+    read=_road,
+    settings=("group_size", "init_weights", "variant"),
+)

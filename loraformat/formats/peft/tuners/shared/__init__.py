@@ -1,0 +1,1 @@
+"""Tuners of PEFT whose modules share matrices or vectors."""

@@ -1,0 +1,95 @@
+"""VB-LoRA: both factors are mixed from a bank of short vectors that all modules share.
+
+Source: peft 0.21.2, tuners/vblora/layer.py `_get_low_rank_matrix`; utils/save_and_load.py (`save_only_topk_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates.kinds import LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Mix = Callable[[], "tuple[Tensor, Tensor]"]
+
+_LOGITS, _INDICES, _WEIGHTS = "vblora_logits_{}", "vblora_logits_{}_topk_indices", "vblora_logits_{}_topk_weights"
+
+
+def _read(source: Source, module: str, parts: Parts) -> Chains:
+    bank = source.shared.get("vblora_vector_bank")
+    if bank is None:
+        return {}
+    a, b = (_mix(source, module, parts, side, bank.shape[0]) for side in "AB")
+    if a is None or b is None:
+        return {}
+    (rank, inputs), mix_a = a
+    (outputs, width), mix_b = b
+    length = bank.shape[1]
+    require(rank == width, module, f"vblora_logits_A has rank {rank}, vblora_logits_B {width}")
+
+    def down() -> Tensor:
+        return _mixed(bank, mix_a).reshape(rank, inputs * length)
+
+    def up() -> Tensor:
+        return _mixed(bank, mix_b).transpose(1, 2).reshape(outputs * length, rank)
+
+    factors = computed((outputs * length, rank), up), computed((rank, inputs * length), down)
+    return {f"{module}.weight": (LowRank(*factors, 1.0),)}
+
+
+def _mix(source: Source, module: str, parts: Parts, side: str, vectors: int) -> tuple[tuple[int, int], Mix] | None:
+    """(the first two axes, what gives numbers of vectors and their shares) of one factor; None where it is missing."""
+    logits = parts.get(_LOGITS.format(side))
+    if logits is not None:
+        top = source.integer("topk", 2)
+        fits = top <= logits.shape[2] == vectors
+        require(fits, module, f"vblora_logits_{side} {logits.shape} does not fit a bank of {vectors} with topk {top}")
+        return (logits.shape[0], logits.shape[1]), lambda: _chosen(logits, top)
+    indices, weights = parts.get(_INDICES.format(side)), parts.get(_WEIGHTS.format(side))
+    if indices is None or weights is None:
+        return None
+    fits = indices.shape == (*weights.shape[:2], weights.shape[2] + 1)
+    require(fits, module, f"indices {indices.shape} of vblora_logits_{side} do not fit weights {weights.shape}")
+
+    def mix() -> tuple[Tensor, Tensor]:
+        numbers, shares = _stored(indices, weights)
+        is_inside = bool(((numbers >= 0) & (numbers < vectors)).all())
+        require(is_inside, module, f"vblora_logits_{side} names vectors that the bank of {vectors} does not have")
+        return numbers, shares
+
+    return (indices.shape[0], indices.shape[1]), mix
+
+
+def _chosen(logits: LazyTensor, top: int) -> tuple[Tensor, Tensor]:
+    values, numbers = double(logits).topk(top, dim=-1)
+    return numbers, values.softmax(dim=-1)
+
+
+def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[Tensor, Tensor]:
+    """The last share is not stored: all of them make one."""
+    import torch
+
+    shares = double(weights)
+    whole = torch.cat([shares, 1 - shares.sum(dim=-1, keepdim=True)], dim=-1)
+    return indices.load().to(torch.int64), whole
+
+
+def _mixed(bank: LazyTensor, mix: Mix) -> Tensor:
+    numbers, shares = mix()
+    return (shares[..., None] * double(bank)[numbers]).sum(dim=-2)
+
+
+VBLORA = Tuner(
+    parts={form.format(side): (3,) for form in (_LOGITS, _INDICES, _WEIGHTS) for side in "AB"},
+    read=_read,
+    settings=(
+        *("init_logits_std", "init_vector_bank_bound", "num_vectors", "r", "save_only_topk_weights", "topk"),
+        *("vblora_dropout", "vector_length"),
+    ),
+    shared={"vblora_vector_bank": (2,)},
+)

@@ -1,0 +1,1 @@
+"""What the verbs are given: paths, strengths, settings of a project."""

@@ -1,0 +1,104 @@
+"""Opening what the verbs work on: an adapter with the base that was given for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from loraformat import formats, rules
+from loraformat.budget import Budget
+from loraformat.containers import open_checkpoint
+from loraformat.diagnostics import Finding, show
+from loraformat.errors import LoraFormatError, UsageError
+from loraformat.formats.foreign import is_full_model
+from loraformat.formats.kit.base import Hints
+from loraformat.io import Opened, open_files, read_bundle
+from loraformat.model.bundle import Bundle
+from loraformat.model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What the caller says about an adapter whose files do not (`--alpha`, `--assume KEY=VALUE`)."""
+
+    alpha: float | None = None
+    rank: int | None = None
+    scale: float | None = None
+    fan_in_fan_out: bool | tuple[str, ...] | None = None
+    enable_lora: tuple[bool, ...] | None = None
+    task: str | None = None
+
+    def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+        """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
+        weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
+        return Hints(
+            alpha=self.alpha,
+            rank=self.rank,
+            scale=self.scale,
+            fan_in_fan_out=None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out,
+            transposed=self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None,
+            enable_lora=self.enable_lora,
+            task=self.task,
+            weights=weights,
+            budget=budget,
+        )
+
+
+def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
+    """`--alpha` and `--assume` as one; UsageError (LF021) where they disagree."""
+    known = assumptions or Assumptions()
+    if alpha is None:
+        return known
+    if known.alpha is not None and known.alpha != alpha:
+        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+    return replace(known, alpha=alpha)
+
+
+def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
+    """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
+    files = _files(base)
+    if files is None or files.is_single_file or not formats.has_marker(files.files):
+        return
+    model = next((uri for uri in adapters if (found := _files(uri)) is not None and is_full_model(found)), None)
+    if model is not None:
+        text = f"{show(base, 200)} is an adapter and {show(model, 200)} a full model: are the arguments exchanged?"
+        raise UsageError(text, where="merge", hint="write merge BASE ADAPTER -o OUT")
+
+
+def _files(uri: str) -> Bundle | None:
+    """The files at a path; None where there are none to see, which is said where they are read."""
+    try:
+        return None if uri.startswith("hf://") else open_files(uri)
+    except LoraFormatError:
+        return None
+
+
+def open_base(uri: str | None) -> Checkpoint | None:
+    """The headers of a base, or None."""
+    return None if uri is None else open_checkpoint(uri)
+
+
+def open_subject(
+    uri: str,
+    *,
+    base: Checkpoint | None,
+    assumptions: Assumptions,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Opened, tuple[Finding, ...]]:
+    """An adapter, and everything that the quick rules and its reader found about it."""
+    return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
+
+
+def subject_of(
+    bundle: Bundle,
+    *,
+    base: Checkpoint | None,
+    assumptions: Assumptions,
+    format: str | None = None,  # noqa: A002
+) -> tuple[Opened, tuple[Finding, ...]]:
+    """As `open_subject`, for files that are open already."""
+    budget = Budget()
+    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    name = opened.format.NAME
+    subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)
+    return opened, rules.gate(subject)

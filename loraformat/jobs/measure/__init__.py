@@ -1,0 +1,1 @@
+"""What the verbs measure: norms, changes of a base, differences of adapters and checkpoints."""

@@ -1,0 +1,153 @@
+"""The figures of every update of an adapter: norms, spectra, and what they are against the base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import TYPE_CHECKING
+
+from loraformat.engine import one_thread_each, open_engine
+from loraformat.model.adapter import Adapter
+from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
+from loraformat.model.summary import layer_of
+from loraformat.model.updates.kinds import LowRank, Update
+
+if TYPE_CHECKING:
+    from loraformat.algebra import Spectrum
+    from loraformat.jobs.measure.changes import Change, Changes
+
+# Modified z-scores above it are outliers (Iglewicz and Hoaglin 1993); of logarithms, since norms spread by factors.
+_OUTLYING = 3.5
+_LEAST_GROUP = 5
+_SORTED_DOWN = ("norm", "relative_norm", "spectral_norm", "effective_rank", "stable_rank", "parameters")
+SORT_KEYS = ("weight", *_SORTED_DOWN, "retained_bf16")
+
+
+def figures_of(
+    adapter: Adapter, changes: Changes | None = None, *, norms: bool = True, spectrum: bool = False, jobs: int = 1
+) -> tuple[WeightRecord, ...]:
+    """A record of each update, with norms and spectra.
+
+    Args:
+        changes: of the base by the same adapter, where there is one.
+        norms: whether to read the factors at all.
+        spectrum: singular values and ranks too.
+        jobs: threads, each with a weight of its own.
+    """
+    records = weight_records(adapter)
+    if not norms:
+        return records
+    updates = [update for _, chain in sorted(adapter.updates.items()) for update in chain]
+    known = {} if changes is None else changes.weights
+
+    def measured(pair: tuple[WeightRecord, Update]) -> WeightRecord:
+        record, update = pair
+        is_only = len(adapter.updates[record.weight]) == 1
+        return _measured(record, update, known.get(record.weight), is_only, spectrum)
+
+    # Factors are too thin for several threads to share one.
+    with one_thread_each():
+        return _with_outliers(list(open_engine(jobs).map(measured, zip(records, updates, strict=True))))
+
+
+def sorted_by(records: Sequence[WeightRecord], key: str) -> tuple[WeightRecord, ...]:
+    """The records by one of SORT_KEYS: names ascending, what survives rounding ascending, other figures descending.
+
+    Records without the figure come last.
+    """
+    if key == "weight":
+        return tuple(records)
+    sign = -1 if key in _SORTED_DOWN else 1
+    with_key = [(getattr(record, key), record) for record in records]
+    ordered = sorted(with_key, key=lambda pair: (pair[0] is None, sign * (pair[0] or 0)))
+    return tuple(record for _, record in ordered)
+
+
+def layer_norms(records: Iterable[WeightRecord]) -> dict[int, float]:
+    """Layer → root of the sum of squared norms of its weights, ascending."""
+    by_layer: dict[int, list[float | None]] = {}
+    for record in records:
+        layer = layer_of(record.weight)
+        if layer is not None:
+            by_layer.setdefault(layer, []).append(record.norm)
+    totals = {layer: root_of_squares(found) for layer, found in sorted(by_layer.items())}
+    return {layer: total for layer, total in totals.items() if total is not None}
+
+
+def root_of_squares(norms: Iterable[float | None]) -> float | None:
+    """√Σ n² of the norms that are known; None for none."""
+    known = [norm for norm in norms if norm is not None]
+    return math.hypot(*known) if known else None
+
+
+def _measured(
+    record: WeightRecord, update: Update, change: Change | None, is_only: bool, with_spectrum: bool
+) -> WeightRecord:
+    from loraformat.algebra import frobenius, norm_and_spectrum
+
+    figures: tuple[float | None, Spectrum | None]
+    # The change of the base is the update's own only where no other update of the weight has a part in it.
+    if change is not None and is_only and _needs_base(update):
+        figures = math.sqrt(change.update), change.spectrum
+    else:
+        figures = norm_and_spectrum(update) if with_spectrum else (frobenius(update), None)
+    found = _with_spectrum(replace(record, norm=figures[0]), figures[1])
+    if change is None:
+        return found
+    return replace(
+        found,
+        base_norm=math.sqrt(change.base),
+        relative_norm=change.relative,
+        retained_bf16=change.retained(0),
+        retained_fp16=change.retained(1),
+    )
+
+
+def _needs_base(update: Update) -> bool:
+    """Whether what is added to the weight is more than a product of factors tells."""
+    from loraformat.algebra import is_additive
+
+    return not is_additive(update) or (isinstance(update, LowRank) and update.magnitude is not None)
+
+
+def _with_spectrum(record: WeightRecord, found: Spectrum | None) -> WeightRecord:
+    if found is None:
+        return record
+    return replace(
+        record,
+        spectral_norm=found.spectral_norm,
+        stable_rank=found.stable_rank,
+        effective_rank=found.effective_rank,
+        rank_90=found.rank_holding(0.9),
+        singular_values=found.values[:MOST_VALUES],
+    )
+
+
+def _with_outliers(records: Sequence[WeightRecord]) -> tuple[WeightRecord, ...]:
+    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
+    for record in records:
+        if record.norm and math.isfinite(record.norm):
+            groups.setdefault((record.module, record.shape), []).append(math.log(record.norm))
+    centres = {key: _centre(values) for key, values in groups.items()}
+    return tuple(replace(record, is_outlier=_is_outlier(record, centres)) for record in records)
+
+
+def _centre(values: Sequence[float]) -> tuple[float, float] | None:
+    """Median and median absolute deviation; None where they mean nothing."""
+    if len(values) < _LEAST_GROUP:
+        return None
+    middle = median(values)
+    deviation = median(abs(value - middle) for value in values)
+    return (middle, deviation) if deviation > 0 else None
+
+
+def _is_outlier(
+    record: WeightRecord, centres: Mapping[tuple[str, tuple[int, ...]], tuple[float, float] | None]
+) -> bool:
+    centre = centres.get((record.module, record.shape))
+    if centre is None or not record.norm or not math.isfinite(record.norm):
+        return False
+    middle, deviation = centre
+    return 0.6745 * abs(math.log(record.norm) - middle) / deviation > _OUTLYING

@@ -1,0 +1,1 @@
+"""Rows of one tensor of the output, exactly."""

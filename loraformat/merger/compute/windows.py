@@ -1,0 +1,95 @@
+"""Windows of rows of one edited tensor: how large they are, how they are read, computed and rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraformat.merger.compute.add import (
+    TILE,
+    blocks_of,
+)
+from loraformat.merger.compute.multiply import common_unit, row_unit
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import Edit
+from loraformat.model.tensors import DType
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+# A window is read into the cache of the processor, computed and written from there.
+_MOST_WINDOW_NBYTES = 4 << 20
+_TILES_IN_MEMORY = 3
+# Three matrices of a strip are worked on at a time; larger ones leave the cache of a processor.
+_MOST_STRIP_NBYTES = 3 << 19
+_LEAST_STRIP = 16
+# While so many threads wait for the disk, the others compute.
+_WAITING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much of the machine a merge may take.
+
+    Attributes:
+        jobs: threads that compute at a time; others read and write meanwhile.
+        device: on which updates that are plain products are computed; None for the CPU, where all others are.
+        memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
+        progress: called with bytes done since the last call.
+    """
+
+    jobs: int = 1
+    device: torch.device | None = None
+    memory_nbytes: int = 64 << 20
+    progress: Callable[[int], None] | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads in all."""
+        return self.jobs + _WAITING
+
+
+def unit_of(edit: Edit, inputs: Inputs) -> int:
+    """Rows of an edit that are computed at a time: a tile, or whole blocks of an update that mixes rows."""
+    rows = edit.matrix[0]
+    return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
+
+
+def strip_of(cols: int, itemsize: int) -> int:
+    """Rows of a plain product that are computed at a time: TILE, or a half or a quarter of it where rows are long."""
+    height = TILE
+    while height > _LEAST_STRIP and height * cols * itemsize > _MOST_STRIP_NBYTES:
+        height //= 2
+    return height
+
+
+def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
+    rows, cols = edit.matrix[0], max(1, edit.matrix[1])
+    read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
+    unit = unit_of(edit, inputs)
+    tiles = _TILES_IN_MEMORY * unit * cols * 8
+    budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.threads - tiles) * read // (read + written))
+    return blocks_of(0, rows, max(unit, budget // (read * cols) // unit * unit))
+
+
+def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Rows of the base tensor of an edit as `dtype`, (stop - start, cols); rows that it lacks are zero."""
+    import torch
+
+    weight = inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+    there = min(stop, weight.rows)
+    window = torch.zeros(stop - start, edit.matrix[1], dtype=dtype)
+    if there > start:
+        window[: there - start] = weight.read(start, there).reshape(there - start, -1)
+    return window
+
+
+def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows as stored) of a base tensor, a few megabytes at a time."""
+    weight = inputs.base.weights[tensor]
+    height = max(TILE, _MOST_WINDOW_NBYTES // max(1, weight.row_nbytes) // TILE * TILE)
+    for start, stop in blocks_of(0, weight.rows, height):
+        yield start, weight.read(start, stop)

@@ -1,0 +1,1 @@
+"""What will be done, as data, from headers and configs alone."""

@@ -1,0 +1,42 @@
+"""A dtype for the whole output, where one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loraformat.merger.plan.data import Edit
+from loraformat.merger.plan.edits import Edits
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import DType
+
+# What transformers calls it: `torch_dtype` up to version 4, `dtype` since version 5.
+_CONFIG_KEYS = ("dtype", "torch_dtype")
+
+
+def in_dtype(found: Edits, base: Checkpoint, dtype: DType) -> Edits:
+    """The same edits with `dtype` as output, and an edit without terms for every other floating tensor.
+
+    All floating tensors change, not only those that an adapter touches: a checkpoint of two dtypes is loaded in one of
+    them by most libraries, which would round again.
+    """
+    edits = {name: replace(edit, dtype=dtype.safetensors) for name, edit in found.edits.items()}
+    for name, stored in base.tensors.items():
+        if stored.dtype.is_floating and stored.dtype is not dtype and name not in edits:
+            edits[name] = Edit(name, name, dtype.safetensors, stored.shape, ())
+    return Edits(dict(sorted(edits.items())), found.untied, found.resized)
+
+
+def dtype_patch(config: Mapping[str, Json], dtype: DType) -> list[tuple[tuple[str, ...], str]]:
+    """What config.json must say about the dtype, where it says anything."""
+    nested = config.get("text_config")
+    levels: list[tuple[tuple[str, ...], Mapping[str, Json]]] = [((), config)]
+    if isinstance(nested, Mapping):
+        levels.append((("text_config",), nested))
+    return [
+        ((*path, key), dtype.torch_name)
+        for path, level in levels
+        for key in _CONFIG_KEYS
+        if level.get(key) not in (None, dtype.torch_name)
+    ]

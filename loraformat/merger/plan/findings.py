@@ -1,0 +1,325 @@
+"""What a merge has to say beyond the rules (LF8); each function's docstring is its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loraformat.diagnostics import Severity, counted
+from loraformat.formats.kit.findings import Said, kind, listed
+
+
+@kind("LF802", Severity.INFO)
+def left_out(base: str, names: Sequence[str]) -> Said:
+    """Something of the base folder was not copied: weights in another form, a subfolder, a name that is not UTF-8.
+
+    ## Why is this bad?
+    Mostly it is not. Had weights in another form been copied, a loader that prefers them would have loaded the
+    un-merged model without a word. What lies in subfolders is not looked into, and is missing if something needs it.
+
+    ## Example
+    A base with `model.safetensors` and `pytorch_model.bin`: the first is merged and written, the second is left out.
+
+    ## Use instead
+    To merge into the other form, give that file as the base. Copy the subfolders that you need.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return base, f"not copied (un-merged weights, subfolders, names that are not UTF-8): {listed(list(names))}"
+
+
+@kind("LF803", Severity.WARNING)
+def update_lost_to_rounding(base: str, share: float, dtypes: Sequence[str]) -> Said:
+    """Less than nine tenths of the adapter's update survived the rounding to the output's dtype.
+
+    ## Why is this bad?
+    The update is small against the distance between neighbouring values of the dtype, so many elements are rounded back
+    to where they were. The merged model then behaves less like the adapted one than the adapter itself does, and
+    nothing else tells. The share is <W' - W, D> / <D, D>, where D is the update before rounding, W the base's weight
+    and W' what was written.
+
+    ## Example
+    An update of 0.1 % of the weight's norm, merged into bfloat16: about half of it survives.
+
+    ## Use instead
+    `--dtype float32` (twice the size, nothing lost), `--dtype float16` (three more bits, if the values fit), or
+    `--rounding stochastic` (the whole update survives on average, with noise). Or serve the adapter without merging it.
+
+    ## Source
+    Rounding to nearest of IEEE 754; measured for every merge, weight by weight (`--format json`, `data.retention`).
+    """
+    return (
+        base,
+        f"{share:.1%} of the update survives the rounding to {listed(list(dtypes))}",
+        "--dtype float32 keeps all of it, --rounding stochastic keeps it on average",
+    )
+
+
+@kind("LF804", Severity.ERROR)
+def output_changed(where: str, message: str) -> Said:
+    """A merged checkpoint is not what its manifest says: a file or a weight is missing, other, or too many.
+
+    ## Why is this bad?
+    `loraformat.manifest.json` was written with the checkpoint and names the size and hashes of all its files, and the
+    SHA-256 of every weight that was computed. What differs was changed, damaged, or not copied since.
+
+    ## Example
+    `loraformat verify merged/` after a download that was cut short.
+
+    ## Use instead
+    Copy the files again from where they are whole, or merge again from the inputs that the manifest names.
+
+    ## Source
+    loraformat's own manifest.
+    """
+    return where, message, "copy or merge it again"
+
+
+@kind("LF810", Severity.INFO)
+def unlike_peft(where: str, what: str) -> Said:
+    """The merged weights are what the un-merged model computes, and PEFT's own merge gives others.
+
+    ## Why is this bad?
+    It is not. But whoever compares the two checkpoints will find them different, and should know which one is right.
+
+    ## Example
+    An adapter with `layer_replication`: PEFT's copies of a layer share their weights, so its merge adds the updates of
+    all copies to all of them. Here each copy becomes a layer of its own with its own update.
+
+    ## Use instead
+    Nothing to do. Compare with the outputs of the un-merged model.
+
+    ## Source
+    peft 0.21.2, tuners/tuners_utils.py `replicate_layers`, `_check_merge_allowed`; tuners/lora/layer.py.
+    """
+    return where, what
+
+
+@kind("LF811", Severity.INFO)
+def whole_matrices(where: str, count: int, nbytes: int) -> Said:
+    """Some base weights are in memory as a whole while they are merged, whatever `--memory` says.
+
+    ## Why is this bad?
+    PiSSA, OLoRA and KaSA changed the base before training by a decomposition of each matrix, and OSF replaces a part of
+    one. To take the same part off again the whole matrix must be decomposed: that takes several times its size, and
+    minutes for large ones. FRoD needs a basis of as many rows and columns as the layer has inputs, and its inverse.
+
+    ## Example
+    `"init_lora_weights": "pissa"` on a 4096 × 14336 weight: 224 MiB in float32, and as much again for its factors.
+
+    ## Use instead
+    PEFT's own conversion to plain LoRA after training: `save_pretrained(path_initial_model_for_weight_conversion=…)`.
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
+    tuners/osf/layer.py; tuners/frod/layer.py.
+    """
+    return (
+        where,
+        f"{counted(count, 'weight', 'is')} decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32",
+    )
+
+
+@kind("LF812", Severity.INFO)
+def resumed(names: Sequence[str]) -> Said:
+    """`--resume`: which files of an unfinished output were taken over.
+
+    ## Why it matters
+    A file is taken over where the same merge, of the same inputs, wrote it and the digests in its journal prove every
+    byte of it. All others are written again.
+
+    ## Example
+    A merge that was killed after three of eight files, and started again with `--resume`.
+
+    ## Use instead
+    Nothing to do. Where nothing was taken over although something was there, another version, other options or other
+    inputs wrote it, or its bytes are not the ones that were written.
+
+    ## Source
+    loraformat's own journal.
+    """
+    if not names:
+        return "", "nothing to resume: no complete file of this merge was left"
+    return "", f"resumed: {len(names)} complete files of an unfinished output were taken over: {listed(list(names))}"
+
+
+@kind("LF813", Severity.INFO)
+def unfinished_cleared(where: str, nbytes: int) -> Said:
+    """An unfinished output of an earlier run to the same place was there, and was removed.
+
+    ## Why it matters
+    A run that was killed leaves what it had written. `--resume` would have gone on from there.
+
+    ## Example
+    `loraformat merge base adapter -o out`, killed by the system, and started again without `--resume`.
+
+    ## Use instead
+    Start an interrupted merge again with `--resume`.
+
+    ## Source
+    loraformat's own promise: nothing is dropped in silence.
+    """
+    return where, f"an unfinished output of an earlier run was there and was removed ({nbytes} bytes)"
+
+
+@kind("LF814", Severity.WARNING)
+def merged_again(where: str, adapter: str) -> Said:
+    """The base is itself the result of a merge, of the same adapter.
+
+    ## Why is this bad?
+    The update is added a second time: the model is then changed twice as much as was trained.
+
+    ## Example
+    `loraformat merge base adapter -o merged`, then `loraformat merge merged adapter -o again`.
+
+    ## Use instead
+    Merge into the base that the adapter was trained on. For a stronger update use `adapter=2.0`.
+
+    ## Source
+    `loraformat.manifest.json` of the base, which names what was merged into it.
+    """
+    return where, f"{adapter} was merged into this base before"
+
+
+@kind("LF819", Severity.WARNING)
+def history_unknown(where: str) -> Said:
+    """The base has a `loraformat.manifest.json` that is not the one that a merge wrote.
+
+    ## Why is this bad?
+    What was merged into the base before cannot be read from it. The same adapter would be merged again without a
+    warning, and the manifest of the output does not tell of the earlier merges.
+
+    ## Example
+    A manifest that was cut off, edited, or damaged on the way.
+
+    ## Use instead
+    `loraformat verify` the base; copy it again, or merge it anew.
+
+    ## Source
+    The digest of itself that a manifest holds.
+    """
+    return where, "the manifest of the base is not the one that was written: what was merged before is not known"
+
+
+@kind("LF815", Severity.INFO)
+def kept_private(where: str, permissions: int) -> Said:
+    """The output is readable by fewer users than new files usually are, since one of the inputs is.
+
+    ## Why it matters
+    Many people keep adapters to themselves. What is made from them is never more readable than the most private file,
+    or the folder of one, that it was made from.
+
+    ## Example
+    `adapter_model.safetensors` of mode 0600, and a base of mode 0644: the merged files have mode 0600.
+
+    ## Use instead
+    `chmod` opens the output, if others may read it.
+
+    ## Source
+    loraformat's own promise.
+    """
+    return where, f"an input is private, so the output is too: files of mode {permissions & 0o666:04o} at most"
+
+
+@kind("LF820", Severity.WARNING)
+def vanishing_strength(adapter: str, strength: float) -> Said:
+    """An adapter is merged at a strength at which nothing of it is left.
+
+    ## Why is this bad?
+    The output is the base again, as if the adapter had been merged.
+
+    ## Example
+    `loraformat merge base adapter=0 -o out`.
+
+    ## Use instead
+    Leave the adapter out, or give it the strength that was meant.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return adapter, f"merged at the strength {strength:g}, which leaves nothing of it"
+
+
+@kind("LF816", Severity.INFO)
+def task_head_written(base: str, name: str, head: Sequence[str], dropped: Sequence[str]) -> Said:
+    """The adapter brought the head of a task that the base lacks, and the output is a model of that task.
+
+    ## Why it matters
+    The output is what PEFT's `merge_and_unload` and `save_pretrained` write: the trained head, the class that has it in
+    `architectures` of config.json, as many labels as the head has rows, and no weight that the class does not have.
+    The labels are called LABEL_0, LABEL_1 and so on, since an adapter does not store their names.
+
+    ## Example
+    A reward model: an adapter with `"task_type": "SEQ_CLS"` and `score.weight`, trained on a causal language model.
+    The output has `score.weight` and no `lm_head.weight`.
+
+    ## Use instead
+    Write the names of the labels into `id2label` and `label2id` of config.json. A class that finds the last token by
+    the padding needs `pad_token_id` there too.
+
+    ## Source
+    peft 0.21.2, peft_model.py `PeftModelForSequenceClassification`; transformers 5.23.0, models/auto/modeling_auto.py.
+    """
+    left = f"; left out, which {name} does not have: {listed(list(dropped))}" if dropped else ""
+    return base, f"written as {name} with the adapter's {listed(list(head))}{left}"
+
+
+@kind("LF817", Severity.INFO)
+def adapter_of_base_left_out(base: str, name: str) -> Said:
+    """The base folder holds the files of an adapter too, and its config was not copied.
+
+    ## Why it matters
+    transformers and PEFT take a folder with adapter_config.json for an adapter: they would load the base that the file
+    names, and not the merged model.
+
+    ## Example
+    A folder of a trainer's run, with the model and an adapter that was saved into the same place.
+
+    ## Use instead
+    Nothing to do. That adapter was not merged; to merge it, give it as an adapter.
+
+    ## Source
+    peft issue 1381; transformers 5.23.0, modeling_utils.py `from_pretrained`.
+    """
+    return base, f"{name} was not copied: with it, the output would be loaded as an adapter"
+
+
+@kind("LF818", Severity.INFO)
+def stored_transposed(base: str, names: Sequence[str]) -> Said:
+    """Updates were transposed for weights of a base whose class is not known, because they fit only so.
+
+    ## Why it matters
+    Layers like `Conv1D` of GPT-2 store (in, out). PEFT knows them by their class and transposes; from files only the
+    shapes can tell.
+
+    ## Example
+    `c_fc.weight` of shape (16, 64) in a class of its own, with an update of shape (64, 16).
+
+    ## Use instead
+    Nothing to do, if these layers are `Conv1D`. A square weight is told by `fan_in_fan_out` alone (LF303).
+
+    ## Source
+    peft 0.21.2, tuners/lora/layer.py `Linear`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
+    """
+    return (
+        base,
+        f"{len(names)} weights are stored as (in, out), as the shapes of their updates say: {listed(list(names))}",
+    )
+
+
+FINDINGS = (
+    left_out,
+    update_lost_to_rounding,
+    output_changed,
+    unlike_peft,
+    whole_matrices,
+    resumed,
+    unfinished_cleared,
+    merged_again,
+    kept_private,
+    history_unknown,
+    vanishing_strength,
+    task_head_written,
+    adapter_of_base_left_out,
+    stored_transposed,
+)

@@ -1,0 +1,93 @@
+"""What a plan has to say before it is carried out: findings about it, from names and shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from loraformat.diagnostics import Finding, counted
+from loraformat.matching import TIE_KEYS, is_class_known, is_embedding
+from loraformat.merger.plan.data import Edit, MergePlan, Term
+from loraformat.merger.plan.findings import (
+    adapter_of_base_left_out,
+    left_out,
+    stored_transposed,
+    task_head_written,
+    unlike_peft,
+    vanishing_strength,
+    whole_matrices,
+)
+from loraformat.merger.plan.planner import ADAPTER_CONFIG
+from loraformat.model.adapter import Adapter
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.updates.base_dependent import Recoded
+from loraformat.model.updates.kinds import FromBase, Replace, Rows, Update
+
+_LEAST_STRENGTH = 1e-6
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
+
+def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """Everything that a user should know about a plan.
+
+    Args:
+        base: as it is written, its layers repeated where the adapters want that.
+    """
+    files = [name for name in plan.left_out if name != ADAPTER_CONFIG]
+    if files:
+        yield left_out(plan.base, files)
+    if ADAPTER_CONFIG in plan.left_out:
+        yield adapter_of_base_left_out(plan.base, ADAPTER_CONFIG)
+    transposed = sorted({edit.tensor for edit in plan.edits if any(term.transposed for term in edit.terms)})
+    if transposed and not is_class_known(base.config):
+        yield stored_transposed(plan.base, transposed)
+    if base.task is not None:
+        yield task_head_written(plan.base, base.task.name, base.task.head, base.task.dropped)
+    for source in plan.adapters:
+        if abs(source.strength) < _LEAST_STRENGTH:
+            yield vanishing_strength(source.uri, source.strength)
+    if base.layers:
+        layers = counted(len(base.layers), "separate layer", "is")
+        text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
+        yield unlike_peft(plan.base, text)
+    yield from _unlike_peft(plan, adapters)
+    decomposed = [edit for edit in plan.edits if any(_is_from_base(edit, adapters))]
+    if decomposed:
+        largest = max(_matrix_nbytes(edit, adapters) for edit in decomposed)
+        yield whole_matrices(plan.base, len(decomposed), largest)
+
+
+def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """What PEFT merges otherwise beside repeated layers.
+
+    Source: peft 0.21.2, tuners/lora/model.py; utils/transformers_weight_conversion.py.
+    """
+    is_untied = any(path[-1] in TIE_KEYS for path, _ in plan.config_patch)
+    added = [e.tensor for e in plan.edits if is_embedding(e.source) and any(_adds(t, adapters) for t in e.terms)]
+    if is_untied and added:
+        yield unlike_peft(added[0], "embedding and head are parted; PEFT adds the update of one of them to both")
+    for source, adapter in zip(plan.adapters, adapters, strict=True):
+        experts = [weight for weight in adapter.updates if _EXPERT.search(weight)]
+        if experts and adapter.config.raw.get("use_rslora") is True:
+            text = f"{len(experts)} updates of single experts keep their scale; PEFT's conversion for transformers 5 "
+            yield unlike_peft(source.uri, text + "multiplies those of gate and up projections by √2")
+
+
+def _adds(term: Term, adapters: Sequence[Adapter]) -> bool:
+    return not isinstance(_update(term, adapters), (Replace, Rows))
+
+
+def _is_from_base(edit: Edit, adapters: Sequence[Adapter]) -> Iterator[bool]:
+    for term in edit.terms:
+        yield isinstance(_update(term, adapters), (FromBase, Recoded))
+
+
+def _matrix_nbytes(edit: Edit, adapters: Sequence[Adapter]) -> int:
+    """Bytes in float32 of the largest matrix that must be there as a whole: of the weight, or of a basis of it."""
+    bases = [u.basis.numel for term in edit.terms if isinstance(u := _update(term, adapters), Recoded)]
+    whole = any(isinstance(_update(term, adapters), FromBase) for term in edit.terms)
+    return 4 * max([*bases, edit.matrix[0] * edit.matrix[1] if whole else 0])
+
+
+def _update(term: Term, adapters: Sequence[Adapter]) -> Update:
+    return adapters[term.adapter].updates[term.weight][term.index]

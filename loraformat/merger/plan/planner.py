@@ -1,0 +1,239 @@
+"""The plan of a merge, from headers and configs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+
+from loraformat.errors import MergeError
+from loraformat.matching import TIE_KEYS, tie_claim
+from loraformat.merger.plan.data import (
+    AdapterSource,
+    Arithmetic,
+    CopiedFile,
+    Edit,
+    FileOptions,
+    MergePlan,
+    PlannedTensor,
+    ShardPlan,
+)
+from loraformat.merger.plan.dtypes import dtype_patch, in_dtype
+from loraformat.merger.plan.edits import Edits, edits_of
+from loraformat.merger.plan.layer_replication import as_written, layer_counts, task_settings
+from loraformat.merger.plan.reshard import resharded
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import DIGESTS, MANIFEST, Json
+from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.model.tensors import DType
+from loraformat.naming import scales_if_tied
+from loraformat.storage import WEIGHT_SUFFIXES
+
+# With it in the folder transformers takes the merged model for an adapter, and loads the base that the file names.
+ADAPTER_CONFIG = "adapter_config.json"
+# Files of a base that hold weights in another form: after the merge they would be stale.
+_STALE_SUFFIXES = (*WEIGHT_SUFFIXES, ".h5", ".msgpack", ".onnx", ".index.json")
+
+
+def plan_merge(
+    base: Checkpoint,
+    adapters: Sequence[Adapter],
+    sources: Sequence[AdapterSource],
+    *,
+    container: str | None = None,
+    dtype: DType | None = None,
+    arithmetic: Arithmetic | None = None,
+    max_shard_nbytes: int | None = None,
+    same: Callable[[str, str], bool] | None = None,
+) -> MergePlan:
+    """What merging `adapters` into `base` will do, file by file. Reads nothing but two tied tables that may be equal.
+
+    Args:
+        base: headers and config.json.
+        adapters: as read; their updates are applied in this order.
+        sources: how to open each adapter again.
+        container: "safetensors" or "torch" for every output file; None keeps the base's.
+        dtype: of every floating tensor of the output; None keeps the base's.
+        arithmetic: how sums are made and rounded.
+        max_shard_nbytes: most bytes of tensors in an output file; None keeps the base's files.
+
+    Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
+    """
+    base = as_written(base, adapters)
+    found = edits_of(base, adapters, [source.strength for source in sources], same)
+    if dtype is not None:
+        found = in_dtype(found, base, dtype)
+    shards = tuple(_shard(base, file, found, container) for file in base.files.values())
+    tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
+    _check_names(base)
+    stale = {name for name in base.others if _is_stale(name, base) or not _is_text(name)}
+    adapter_of_base = {ADAPTER_CONFIG} & base.others.keys()
+    kept_back = stale | adapter_of_base | tokenizers.keys() | {MANIFEST, DIGESTS}
+    copies = [CopiedFile(name) for name in base.others if name not in kept_back]
+    copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
+    patch: tuple[tuple[tuple[str, ...], Json], ...] = (
+        *_config_patch(base.config, found),
+        *task_settings(base),
+        *layer_counts(base),
+        *(dtype_patch(base.config, dtype) if dtype is not None else ()),
+    )
+    rewritten = {"config.json"} if patch else set()
+    index = _new_index(base, shards)
+    rewritten |= {name for name in (base.index, index) if name}
+    if max_shard_nbytes is not None:
+        shards, index = resharded(shards, max_shard_nbytes)
+        rewritten |= {index} if index else set()
+    elif base.index and index is None and any(shard.target == shard.source for shard in shards):
+        rewritten.discard(base.index)
+    return MergePlan(
+        base=base.uri,
+        adapters=tuple(sources),
+        shards=shards,
+        copies=tuple(sorted((c for c in copies if c.name not in rewritten), key=lambda copied: copied.name)),
+        config_patch=patch,
+        index=index,
+        left_out=(*sorted(stale | adapter_of_base), *(f"{name}/" for name in base.folders)),
+        arithmetic=arithmetic or Arithmetic(),
+        files=FileOptions(container, None if dtype is None else dtype.safetensors, max_shard_nbytes),
+    )
+
+
+def _check_names(base: Checkpoint) -> None:
+    """Raises: MergeError (LF801): a weight file's name is not UTF-8, so that no index or manifest can hold it."""
+    for name in base.files:
+        if not _is_text(name):
+            raise MergeError("the name of a weight file is not UTF-8", where=name, hint="rename the file")
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _is_stale(name: str, base: Checkpoint) -> bool:
+    return name.lower().endswith(_STALE_SUFFIXES) and name != base.index
+
+
+def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | None) -> ShardPlan:
+    wanted = container or file.container
+    if file.has_extras and found.edits:
+        raise MergeError(
+            f"{file.name}: holds more than tensors, which the merged file would lose",
+            where="merge",
+            hint="save its state dict alone, or use --container safetensors" if wanted == "torch" else "",
+        )
+    names = [name for name in file.names if name in base.tensors]
+    new = [e.tensor for e in found.edits.values() if e.tensor not in base.tensors and _home(e, base) == file.name]
+    aliases = {} if wanted == "safetensors" else _aliases(base, names, found)
+    tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
+    edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
+    unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
+    is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
+    verbatim = wanted == file.container == "safetensors" and unchanged and is_whole
+    return ShardPlan(
+        source=file.name,
+        target=_target(file.name, file.container, wanted),
+        container=wanted,
+        verbatim=verbatim,
+        tensors=tensors,
+        aliases=aliases,
+        wrapper=file.wrapper if wanted == "torch" else (),
+        metadata=_metadata(file, wanted),
+        edits=edits,
+    )
+
+
+def _is_other(file: str, base: Checkpoint) -> bool:
+    """Whether the head of a task changes which tensors a file holds, or their names."""
+    return base.task is not None and file in base.task.rewritten
+
+
+def _is_like(edit: Edit, stored: StoredTensor) -> bool:
+    return edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
+
+
+def _metadata(file: WeightFile, container: str) -> dict[str, str]:
+    if container != "safetensors":
+        return {}
+    return dict(file.metadata) if file.container == "safetensors" else {"format": "pt"}
+
+
+def _home(edit: Edit, base: Checkpoint) -> str:
+    """The base file beside whose tensors an edited tensor goes."""
+    stored = base.tensors.get(edit.tensor) or base.tensors[edit.source]
+    return stored.file
+
+
+def _planned(name: str, base: Checkpoint, found: Edits) -> PlannedTensor:
+    edit = found.edits.get(name)
+    if edit is not None:
+        return PlannedTensor(name, edit.dtype, edit.shape)
+    stored = base.tensors[name]
+    return PlannedTensor(name, stored.dtype.safetensors, stored.shape)
+
+
+def _aliases(base: Checkpoint, names: Sequence[str], found: Edits) -> dict[str, str]:
+    """Names that were one tensor in a `.pt` file and still are: name → the first of them."""
+    broken = {name for names in found.untied for name in names}
+    first: dict[tuple[object, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name in names:
+        key = _storage_key(base.tensors[name])
+        if key is None or name in broken:
+            continue
+        if key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+    return aliases
+
+
+def _storage_key(tensor: StoredTensor) -> tuple[object, ...] | None:
+    if tensor.storage is None:
+        return None
+    return (tensor.file, tensor.storage, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
+
+
+def _target(name: str, container: str, wanted: str) -> str:
+    """The output's name of a weight file: the base's, but for another container's suffix and transformers' own stem."""
+    if wanted == container:
+        return name
+    path = PurePath(name)
+    stem = path.stem
+    if wanted == "safetensors":
+        return (
+            stem.replace("pytorch_model", "model", 1) if stem.startswith("pytorch_model") else stem
+        ) + ".safetensors"
+    return (f"pytorch_{stem}" if stem == "model" or stem.startswith("model-") else stem) + ".bin"
+
+
+def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
+    """The name of the index to write, or None where the base's is still right or there is none."""
+    if base.index is None:
+        return None
+    renamed = any(shard.source != shard.target for shard in shards)
+    added = (
+        any(tensor.name not in base.tensors for shard in shards for tensor in shard.tensors) or base.task is not None
+    )
+    resized = any(not shard.verbatim for shard in shards)
+    if not (renamed or added or resized):
+        return None
+    if not renamed:
+        return base.index
+    wanted = shards[0].container
+    return "model.safetensors.index.json" if wanted == "safetensors" else "pytorch_model.bin.index.json"
+
+
+def _config_patch(config: Mapping[str, Json], found: Edits) -> tuple[tuple[tuple[str, ...], int | bool], ...]:
+    patch: list[tuple[tuple[str, ...], int | bool]] = []
+    levels: list[tuple[tuple[str, ...], Mapping[str, Json]]] = [((), config)]
+    nested = config.get("text_config")
+    if isinstance(nested, Mapping):
+        levels.append((("text_config",), nested))
+    for path, level in levels:
+        for old, new in found.resized.values():
+            if level.get("vocab_size") == old and ((*path, "vocab_size"), new) not in patch:
+                patch.append(((*path, "vocab_size"), new))
+        if found.untied and not scales_if_tied(config):
+            patch.extend(((*path, key), False) for key in TIE_KEYS if level.get(key) is True)
+    if found.untied and config and tie_claim(config) is None and not scales_if_tied(config):
+        patch.append((("tie_word_embeddings",), False))
+    return tuple(patch)

@@ -1,0 +1,1 @@
+"""Files and records: weights, other files, manifest, digests, journal."""

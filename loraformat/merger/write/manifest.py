@@ -1,0 +1,211 @@
+"""loraformat.manifest.json: what a merged checkpoint was made of, and what must be in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from loraformat import schema
+from loraformat.containers import strict_json
+from loraformat.containers.fingerprints import FilePrint
+from loraformat.errors import InvalidJson, StorageError
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
+from loraformat.model.summary import has_scale, kind_of, scale_of
+from loraformat.model.tensors import row_blocks
+from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
+from loraformat.model.updates.kinds import (
+    Diff,
+    FromBase,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    Modulated,
+    Multiplied,
+    Replace,
+    Rotated,
+    Rows,
+    Scaled,
+    Update,
+    tensors_of,
+)
+from loraformat.storage import LocalStore, Store, new_hash
+
+SCHEMA = "loraformat.manifest/1"
+MOST_NBYTES = 1 << 28  # of a manifest that is read
+_BLOCK_NBYTES = 8 << 20
+
+
+def build_manifest(
+    plan: MergePlan,
+    inputs: Inputs,
+    prints: Mapping[str, Any],
+    outputs: Sequence[Mapping[str, Any]],
+    digests: Mapping[str, str],
+    history: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The manifest as JSON values. The same inputs, version and options give the same one.
+
+    Args:
+        prints: "base" and "adapters", the files of each input.
+        outputs: every file of the output but the manifest and the list of digests.
+        digests: of each computed tensor.
+        history: what was merged into the base before, see `history_of`.
+    """
+    edits = {edit.tensor: edit for edit in plan.edits}
+    used = zip(plan.adapters, inputs.adapters, prints["adapters"], strict=True)
+    base: dict[str, Any] = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
+    if inputs.base.task is not None and inputs.base.task.renamed:
+        base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
+    return {
+        "schema": SCHEMA,
+        # Not an import: the root package names everything, so importing it would be importing every layer above.
+        "tool": {"name": "loraformat", "version": sys.modules["loraformat"].__version__},
+        "job": "merge",
+        "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
+        "base": {"files": prints["base"], **base},
+        "adapters": [
+            {**_assumed(source), "files": files, "digest": adapter_digest(adapter)} for source, adapter, files in used
+        ],
+        "history": list(history),
+        "outputs": [dict(one) for one in outputs],
+        "weights": {
+            name: {
+                "dtype": edits[name].dtype,
+                "blake3": digest,
+                "terms": [_term(term, inputs) for term in edits[name].terms],
+            }
+            for name, digest in sorted(digests.items())
+        },
+    }
+
+
+def write_manifest(output: Store, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest into an output folder, with its own hash."""
+    data = _rendered({**manifest, "sha256": _sha256(manifest)})
+    with output.create(MANIFEST, len(data)) as writer:
+        writer.write(data)
+
+
+def is_as_written(data: bytes, manifest: Mapping[str, Any]) -> bool:
+    """Whether the bytes of a manifest, and the values in it, are those that `write_manifest` wrote."""
+    return data == _rendered(manifest) and manifest.get("sha256") == _sha256(manifest)
+
+
+def _sha256(manifest: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(_rendered(values)).hexdigest()
+
+
+def _rendered(manifest: Mapping[str, Any]) -> bytes:
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return f"{text}\n".encode("ascii")
+
+
+def plain_print(found: FilePrint) -> dict[str, Any]:
+    """A print as JSON values, without what was not computed."""
+    return {key: value for key, value in asdict(found).items() if value is not None}
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """What tells an adapter from others: a digest of its updates, whatever files and spelling they stand in.
+
+    Tensors that are computed when they are read (shared random projections, say) count with their shape alone; what
+    they are computed from is in the rest.
+    """
+    total = new_hash()
+    for weight, updates in sorted(adapter.updates.items()):
+        for update in updates:
+            facts = [weight, kind_of(update), scale_of(update) if has_scale(update) else None]
+            total.update(json.dumps(facts).encode())
+            for name, tensor in tensors_of(update):
+                total.update(json.dumps([name, tensor.dtype.safetensors, tensor.shape]).encode())
+                for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES):
+                    total.update(b"" if tensor.raw is None else tensor.raw(start, stop))
+    return total.hexdigest()
+
+
+def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
+    """The manifest of a folder that a merge wrote; None where there is none, or not as it was written.
+
+    Raises: StorageError: it cannot be read.
+    """
+    if MANIFEST not in store.files():
+        return None
+    if store.size(MANIFEST) > MOST_NBYTES:
+        return None
+    data = store.read(MANIFEST)
+    try:
+        value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
+    except InvalidJson:
+        return None
+    is_sound = isinstance(value, dict) and next(schema.check("manifest", value), None) is None
+    manifest = cast("dict[str, Any]", value)
+    return manifest if is_sound and is_as_written(data, manifest) else None
+
+
+def names_written(path: str) -> set[str]:
+    """Names of the files that a merge wrote into the folder at `path`, as its manifest says; none where it has none."""
+    try:
+        manifest = read_manifest(LocalStore(path))
+    except StorageError:
+        return set()
+    return set() if manifest is None else {MANIFEST, DIGESTS, *(entry["name"] for entry in manifest["outputs"])}
+
+
+def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
+    """The merges that made a base, oldest first, as its manifest names them: (tool, options, adapters) of each."""
+    if manifest is None:
+        return ()
+    last = {key: manifest[key] for key in ("tool", "options", "adapters")}
+    return (*manifest["history"], last)
+
+
+_FORMULAS: Mapping[type[Update], str] = {
+    Hadamard: "W + s*((B1@A1) * (B2@A2))",
+    Kronecker: "W + s*kron(L, R)",
+    Diff: "W + s*D",
+    Replace: "V",
+    Rows: "W with rows V",
+    Scaled: "r * W * c",
+    Multiplied: "W @ (I + B@A)",
+    Modulated: "W * (1 + B@A)",
+    Tiled: "T + (T + I) @ M of tiles T of W",
+    Projected: "W + s*B @ f(A@W)",
+    Recoded: "U @ C of W = U * n @ V.T",
+    Carried: "b + W@c",
+}
+
+
+def formula_of(update: Update) -> str:
+    """How an update changes its weight W; s is its scale, norms run along the axis of DoRA's magnitude m."""
+    if isinstance(update, LowRank):
+        return "W + s*B@A" if update.magnitude is None else "m * (W + s*B@A) / norm(W + s*B@A)"
+    if isinstance(update, FromBase):
+        return f"W - {update.recipe}(W)"
+    if isinstance(update, Rotated):
+        return "L @ W" if update.side == "left" else "W @ R"
+    return _FORMULAS[type(update)]
+
+
+def _term(term: Term, inputs: Inputs) -> dict[str, Any]:
+    update = inputs.adapters[term.adapter].updates[term.weight][term.index]
+    return {
+        "adapter": term.adapter,
+        "weight": term.weight,
+        "kind": kind_of(update),
+        "formula": formula_of(update),
+        "scale": scale_of(update),
+        "transposed": term.transposed,
+    }
+
+
+def _assumed(source: AdapterSource) -> dict[str, Any]:
+    """What the caller said about an adapter, without where it was."""
+    return {key: value for key, value in asdict(source).items() if key != "uri"}

@@ -1,0 +1,169 @@
+"""A merge from its plan to a checked folder: weight files, other files, manifest, journal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from loraformat.containers.fingerprints import file_sha256, print_of
+from loraformat.diagnostics import Finding
+from loraformat.engine import open_engine
+from loraformat.errors import ContainerError
+from loraformat.merger.compute.windows import Limits
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import MergePlan, nbytes_of
+from loraformat.merger.plan.findings import resumed
+from loraformat.merger.verify import check_output
+from loraformat.merger.write.digests import build_digests, rendered
+from loraformat.merger.write.journal import Journal, fingerprint_of
+from loraformat.merger.write.manifest import build_manifest, history_of, plain_print, read_manifest, write_manifest
+from loraformat.merger.write.other_files import file_names, put, write_others
+from loraformat.merger.write.weights import Written, write_weights
+from loraformat.model.bundle import DIGESTS, Bundle, OpenedFiles
+from loraformat.storage import ALGORITHM, LocalStore, Run, permissions_for
+
+Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a merge does so that its output can be relied on.
+
+    Attributes:
+        verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
+        digests: "blake3": of every byte that is written; "sha256": that, and of whole files, as the Hub has it; "none":
+            of what is computed alone.
+        resume: whether an interrupted run's complete files are used.
+    """
+
+    verify: str = "sample"
+    digests: str = "blake3"
+    resume: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files of one input: where they are and which were used."""
+
+    store: OpenedFiles
+    names: Sequence[str]
+
+
+def source_of(bundle: Bundle) -> Source:
+    """The files of an adapter, by the opening through which it was read."""
+    assert bundle.opened is not None
+    return Source(bundle.opened, tuple(bundle.files))
+
+
+def run_merge(
+    plan: MergePlan,
+    inputs: Inputs,
+    sources: Sequence[Source],
+    output: LocalStore,
+    limits: Limits,
+    trust: Trust,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+) -> Written:
+    """Write everything of a plan into an output folder.
+
+    Args:
+        sources: the adapters' files, in the order of `plan.adapters`.
+        announce: called with what was taken over from an unfinished output.
+
+    Raises: as `write_weights`, `write_others` and `check_output`.
+    """
+    base = Source(inputs.store, _base_names(plan, inputs))
+    version: str = sys.modules["loraformat"].__version__
+    journal = Journal(output, fingerprint_of(plan, [_identities(one) for one in (base, *sources)], version))
+    read = open_engine(limits.jobs).map
+    there = _taken_over(journal, read, announce) if trust.resume else {}
+    if not trust.resume:
+        journal.begin()
+    if limits.progress is not None:
+        limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
+    runs = write_others(plan, inputs, output)
+    written = write_weights(
+        plan, inputs, output, limits, on_written=journal.add, there=there, digests=trust.digests != "none"
+    )
+    if trust.verify != "none":
+        is_full = trust.verify == "full"
+        written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
+    base_prints, *adapters = [_prints(one, read) for one in (base, *sources)]
+    prints = {"base": base_prints, "adapters": adapters}
+    outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
+    history = history_of(read_manifest(inputs.store))
+    write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
+    _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
+    return written
+
+
+def _taken_over(
+    journal: Journal, read: Map, announce: Callable[[tuple[Finding, ...]], None] | None
+) -> dict[str, Written]:
+    there = journal.resume(read)
+    if announce is not None:
+        announce((resumed(sorted(there)),))
+    return there
+
+
+def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """What the manifest says of a file: the digest of one without weights, the hash of the header of another."""
+    if name in runs:
+        ((_, nbytes, digest),) = runs[name]
+        return {"name": name, "nbytes": nbytes, ALGORITHM: digest}
+    return plain_print(print_of(output, name, whole=False))
+
+
+def _write_digests(
+    output: LocalStore, runs: Mapping[str, Sequence[Run]], inputs: Sequence[Source], trust: Trust, read: Map
+) -> None:
+    sizes = {name: nbytes for name, nbytes in output.files().items() if name in runs}
+    hashes: dict[str, str] = {}
+    known: dict[str, Any] = {}
+    if trust.digests == "sha256":
+        hashes = dict(zip(sizes, read(lambda name: file_sha256(output, name), list(sizes)), strict=True))
+        base, *adapters = [_sha256_of(one, read) for one in inputs]
+        known = {"base": base, "adapters": adapters}
+    put(output, DIGESTS, rendered(build_digests(sizes, runs, hashes, known)))
+
+
+def _sha256_of(source: Source, read: Map) -> dict[str, str]:
+    names = sorted(source.names)
+    return dict(zip(names, read(lambda name: file_sha256(source.store, name), names), strict=True))
+
+
+def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan, out: str) -> int:
+    """The mode bits that the output `out` of a plan may have; see `storage.permissions_for`."""
+    used = [(one.store, one.names) for one in sources]
+    return permissions_for([(inputs.store, _base_names(plan, inputs)), *used], out)
+
+
+def _base_names(plan: MergePlan, inputs: Inputs) -> list[str]:
+    """The base's files that the output is made from."""
+    names = {tensor.file for tensor in inputs.base.tensors.values()}
+    names |= {copied.name for copied in plan.copies if copied.adapter is None}
+    names |= {name for name in ("config.json", inputs.base.index or "") if name in inputs.base.others}
+    return sorted(names)
+
+
+def _identities(source: Source) -> list[Any]:
+    store = source.store
+    if not isinstance(store, LocalStore):
+        return [store.uri, *source.names]  # a repository is named with its commit
+    # Without the device, whose number another start of the machine may change.
+    return [[name, *store.identity(name)[1:]] for name in source.names]
+
+
+def _prints(source: Source, read: Map) -> list[dict[str, Any]]:
+    return list(read(lambda name: _print(source.store, name), sorted(source.names)))
+
+
+def _print(store: OpenedFiles, name: str) -> dict[str, Any]:
+    """Name, size and hashes of a file; a file beside the adapter that is damaged has a name and a size only."""
+    shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # JSON holds no other bytes
+    try:
+        return {**plain_print(print_of(store, name, whole=False)), "name": shown}
+    except ContainerError:
+        return {"name": shown, "nbytes": store.size(name)}

@@ -1,0 +1,142 @@
+"""Pieces of work that write into one output file: what is copied, and the place where rows of a tensor go."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from loraformat.containers import bytes_of
+from loraformat.merger.compute.retention import Tally
+from loraformat.merger.inputs import Inputs
+from loraformat.model.checkpoint import BaseWeight, WeightFile
+from loraformat.model.tensors import Entry
+from loraformat.storage import Run, Writer, copy_blocks, digest_of, digest_of_range, new_hash
+from loraformat.storage.local.store import LocalWriter
+
+_RUN_NBYTES = 64 << 20
+_BLOCK_NBYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A piece that is written.
+
+    Attributes:
+        tensor: which; "" for a run over several.
+        checksum: the CRC-32 of its bytes, where wanted.
+        tallies: one for each tile; None for what is copied or replaced.
+        run: the digest of bytes of the file: of this piece where it is copied, of the whole tensor with the last window
+            of an edited one; None where no digest is wanted, or not yet known.
+    """
+
+    tensor: str
+    nbytes: int
+    checksum: int = 0
+    tallies: tuple[Tally, ...] | None = None
+    run: Run | None = None
+
+
+Task: TypeAlias = Callable[[], Done]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An output file that is being written.
+
+    Attributes:
+        entries: where each tensor goes.
+        needs_checksums: whether pieces must carry their CRC-32.
+        needs_digests: whether copied pieces must carry their digest.
+    """
+
+    writer: Writer
+    entries: Mapping[str, Entry]
+    needs_checksums: bool
+    needs_digests: bool
+
+    def offset(self, tensor: str, row: int, cols: int) -> int:
+        """Where a row of `cols` columns begins in the file."""
+        entry = self.entries[tensor]
+        return entry.span.offset + row * cols * entry.dtype.itemsize
+
+    def write(self, tensor: str, data: memoryview, start: int, cols: int) -> Done:
+        """Write the bytes of rows of `tensor`, `cols` columns each, from row `start` on."""
+        self.writer.write_at(self.offset(tensor, start, cols), data)
+        return Done(tensor, data.nbytes, zlib.crc32(data) if self.needs_checksums else 0)
+
+
+def columns_of(shape: Sequence[int]) -> int:
+    """Columns of a tensor seen as a matrix: its trailing axes flattened; 1 for a vector."""
+    return math.prod(shape[1:])
+
+
+def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
+    """Everything of a file but the edited tensors, header included, as long runs at their own offsets.
+
+    Nothing is left to write where the file system lets two files share their blocks: the edits are written over them.
+    """
+    is_there = isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name)
+    if is_there and not target.needs_digests:
+        return
+    spans = sorted((span.offset, span.end) for name in edited if (span := inputs.base.tensors[name].span).nbytes)
+    position = 0
+    for stop, resume in [*spans, (file.nbytes, file.nbytes)]:
+        yield from _runs(inputs, file.name, position, position, stop - position, target, is_there=is_there)
+        position = resume
+
+
+def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
+    """An untouched tensor: inside the kernel where its bytes are in order and need no checksum, else block by block."""
+    weight, entry = inputs.base.weights[name], target.entries[name]
+    if weight.is_copyable and not target.needs_checksums:
+        (stored,) = weight.parts
+        yield from _runs(inputs, stored.file, stored.span.offset, entry.span.offset, entry.span.nbytes, target)
+        return
+    step = max(1, _BLOCK_NBYTES // max(1, weight.row_nbytes) if weight.is_copyable else weight.rows)
+    for start in range(0, weight.rows, step):
+        yield _block(weight, start, min(start + step, weight.rows), target)
+
+
+def _runs(
+    inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target, *, is_there: bool = False
+) -> Iterator[Task]:
+    """Runs of at most 64 MiB; where the bytes `is_there` already, only their digests are made."""
+    for done in range(0, nbytes, _RUN_NBYTES):
+        count = min(_RUN_NBYTES, nbytes - done)
+        if is_there:
+            yield _digest(inputs, file, source_offset + done, offset + done, count)
+        else:
+            yield _run(inputs, file, source_offset + done, offset + done, count, target)
+
+
+def _digest(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int) -> Task:
+    return lambda: Done("", nbytes, run=Run(offset, nbytes, digest_of_range(inputs.store, file, source_offset, nbytes)))
+
+
+def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Task:
+    def run() -> Done:
+        if not target.needs_digests:
+            target.writer.copy_from(inputs.store, file, source_offset, offset, nbytes)
+            return Done("", nbytes)
+        total = new_hash()
+        copy_blocks(target.writer, inputs.store, file, source_offset, offset, nbytes, total.update)
+        return Done("", nbytes, run=Run(offset, nbytes, total.hexdigest()))
+
+    return run
+
+
+def _block(weight: BaseWeight, start: int, stop: int, target: Target) -> Task:
+    def run() -> Done:
+        is_ready = weight.is_copyable
+        data = memoryview(weight.raw(start, stop)) if is_ready else bytes_of(weight.read(start, stop))
+        done = target.write(weight.name, data, start, columns_of(weight.shape))
+        if not target.needs_digests:
+            return done
+        offset = target.offset(weight.name, start, columns_of(weight.shape))
+        return replace(done, run=Run(offset, data.nbytes, digest_of(data)))
+
+    return run

@@ -1,0 +1,1 @@
+"""Regular expressions out of configs, matched in linear time."""

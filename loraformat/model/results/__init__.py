@@ -1,0 +1,1 @@
+"""What the verbs find out, as data: all that a renderer knows."""

@@ -1,0 +1,213 @@
+"""What the jobs find out, as data: all that a renderer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias, Union
+
+from loraformat.model.bundle import Json
+from loraformat.model.results.differences import DiffResult
+from loraformat.model.results.estimates import EstimateResult
+from loraformat.model.results.validation import ValidateResult
+from loraformat.model.results.weight_figures import TableRecord, WeightRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectResult:
+    """What `inspect` adds to the summary.
+
+    Attributes:
+        weights: one record for each update, in the order asked for.
+        layer_norms: layer → root of the sum of squared norms of its weights; empty where norms were not asked for.
+        total_norm: the same over all weights but those that are replaced, whose change stands in `tables`.
+        total_relative_norm: ‖W' - W‖_F / ‖W‖_F over the weights that the adapter changes and does not replace; None
+            where the base's values were not read.
+        retained_bf16, retained_fp16: share of all of W' - W that would survive rounding to that dtype; likewise None.
+        tables: tables of embeddings, where the base's values were read.
+        share: adapter parameters / (base + adapter parameters); None without a base.
+        grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
+        has_heat: whether text shows a row of each module kind over the layers.
+    """
+
+    weights: tuple[WeightRecord, ...]
+    layer_norms: Mapping[int, float]
+    total_norm: float | None = None
+    total_relative_norm: float | None = None
+    retained_bf16: float | None = None
+    retained_fp16: float | None = None
+    tables: tuple[TableRecord, ...] = ()
+    share: float | None = None
+    grouping: str = "auto"
+    has_heat: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTrip:
+    """How an output that was read back compares with what it was made of.
+
+    Attributes:
+        weights: how many were compared.
+        exact: how many of them agree bit for bit.
+        worst: largest difference of the others, as a share of what rounding may do.
+        roundoff: relative error of each rounded value; 0 where none was.
+    """
+
+    weights: int
+    exact: int
+    worst: float
+    roundoff: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertResult:
+    """What `convert` wrote.
+
+    Attributes:
+        source, target: names of the formats.
+        weights: base weights that the written adapter has updates for.
+        bytes_written: of all files; 0 in a dry run.
+        files: names of the files written, or to be written in a dry run, sorted.
+        is_dry_run: whether nothing was written.
+        roundtrip: where it was asked for.
+    """
+
+    source: str
+    target: str
+    weights: int
+    bytes_written: int
+    files: tuple[str, ...]
+    is_dry_run: bool = False
+    roundtrip: RoundTrip | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedAdapter:
+    """One adapter of a merge.
+
+    Attributes:
+        uri, format: where it came from and what it was read as.
+        applied, modules: modules that landed on a weight, of how many.
+        strength: by which its updates were multiplied.
+    """
+
+    uri: str
+    format: str
+    applied: int
+    modules: int
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How much of what was added to one weight survived rounding; D is the update before rounding.
+
+    Attributes:
+        weight: name of the output tensor.
+        share: <W' - W, D> / <D, D>; None where D is zero.
+        unchanged: share of the elements that are as they were.
+        norm: Frobenius norm of D.
+        largest: max |D|.
+    """
+
+    weight: str
+    share: float | None
+    unchanged: float
+    norm: float
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What of an output was compared before it was moved into place.
+
+    Attributes:
+        changed: tensors that are no copies.
+        followed: of how many of them the reference can tell what they must be.
+        compared: how many of them were compared with it, in all or in some rows.
+        copied, copies_compared: copies, and how many were compared with the base, in all or in part.
+        unscaled: updates whose factor no formula of their format gives, so that the reader's was taken for right.
+    """
+
+    changed: int
+    followed: int
+    compared: int
+    copied: int
+    copies_compared: int
+    unscaled: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
+    """What `merge` wrote, or would write.
+
+    Attributes:
+        base: URI of the base.
+        tensors_touched, tensors_copied: tensors of the output that differ in origin, together all of them.
+        parameters_touched: elements of the touched tensors.
+        bytes_written: of the weight files; of the plan where nothing was written.
+        files: names of the output files, sorted.
+        is_dry_run: whether nothing was written on purpose.
+        plan: the whole plan as JSON values, where nothing was written.
+        retained: the share of all updates together that survived rounding; None where nothing was added or written.
+        retention: the same for each touched weight that is not replaced, sorted by name.
+        verified: how the output was compared before it was moved into place: "none", "sample" or "full".
+        checked: how much of it was compared; None where nothing was.
+    """
+
+    base: str
+    adapters: tuple[MergedAdapter, ...]
+    tensors_touched: int
+    tensors_copied: int
+    parameters_touched: int
+    bytes_written: int
+    files: tuple[str, ...]
+    is_dry_run: bool = False
+    plan: Mapping[str, Json] | None = None
+    retained: float | None = None
+    retention: tuple[Retention, ...] = ()
+    verified: str = "none"
+    checked: Checked | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyResult:
+    """What `verify` compared.
+
+    Attributes:
+        files: files that the manifest lists.
+        weights: computed weights that it lists.
+        bytes_read: bytes of the output that were compared with a digest, a checksum or the base, each counted once.
+        bytes_total: bytes of all files of the output that are there.
+        tensors_of_base: copied tensors that were compared with the base's; None where no base was given.
+    """
+
+    files: int
+    weights: int
+    bytes_read: int
+    bytes_total: int
+    tensors_of_base: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlotResult:
+    """What `plot` drew.
+
+    Attributes:
+        form: "html", "svg", "png" or "pdf".
+        adapters: in the order of the drawing.
+        steps: of a run's checkpoints; () where they are none.
+        weights: records of the last adapter.
+        nbytes: size of the file.
+    """
+
+    form: str
+    adapters: tuple[str, ...]
+    steps: tuple[int, ...]
+    weights: int
+    nbytes: int
+
+
+Result: TypeAlias = Union[
+    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult, PlotResult
+]

@@ -1,0 +1,1 @@
+"""What an adapter does to one weight: the kinds of update, each by its class."""

@@ -1,0 +1,1 @@
+"""Reports as one page or one figure."""

@@ -1,0 +1,298 @@
+"""A report for people. rich is imported here and nowhere else, and only when something is drawn."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from loraformat.diagnostics import Finding, Severity, show
+from loraformat.model.results.differences import DiffResult
+from loraformat.model.results.estimates import EstimateResult
+from loraformat.model.results.validation import Skipped, ValidateResult
+from loraformat.model.results.verbs import (
+    Checked,
+    ConvertResult,
+    InspectResult,
+    MergeResult,
+    PlotResult,
+    RoundTrip,
+    VerifyResult,
+)
+from loraformat.report.base import Report
+from loraformat.report.lines import STYLES, Line, Page, Piece, columns_of, shorten
+from loraformat.report.terminal.difference import say_difference
+from loraformat.report.terminal.estimation import say_estimate
+from loraformat.report.terminal.inspection import say_inspection, say_together
+from loraformat.report.words import amount, counts, nbytes, number, plural
+
+_FEW_FILES = 5
+_FEW_CODES = 8
+_WORST = 5
+_NARROWEST_LABEL = 12
+_NARROWEST_BAR, _WIDEST_BAR = 10, 40
+_FULLY_KEPT = 0.9995
+MOST_FINDINGS = 1000  # of one report: nobody reads more, and machines are given other forms
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+def render(report: Report, *, width: int | None = None, color: bool = False) -> str:
+    """The report as text that ends with a newline; findings stand before the closing line.
+
+    Args:
+        width: columns of the terminal; None for a pipe or file, where nothing is cut.
+        color: whether ANSI colours are wanted.
+    """
+    page = Page(width)
+    match report.data:
+        case InspectResult():
+            say_inspection(page, report, report.data)
+            _say_findings(page, report.findings)
+        case ValidateResult():
+            _say_findings(page, report.findings)
+            _say_validation(page, report, report.data)
+        case ConvertResult():
+            _say_findings(page, report.findings)
+            _say_conversion(page, report, report.data)
+        case MergeResult():
+            _say_findings(page, report.findings)
+            _say_merge(page, report, report.data)
+        case VerifyResult():
+            _say_findings(page, report.findings)
+            _say_verification(page, report, report.data)
+        case PlotResult():
+            _say_findings(page, report.findings)
+            _say_plot(page, report, report.data)
+        case DiffResult():
+            say_difference(page, report.data)
+        case EstimateResult():
+            say_estimate(page, report.subject, report.data)
+        case None:
+            _say_findings(page, report.findings)
+            page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+    return _drawn(page.lines, color=color)
+
+
+def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
+    """What `inspect` says of several adapters together; "" for other jobs."""
+    page = Page(width)
+    page.say("")
+    if all(isinstance(report.data, InspectResult) for report in reports):
+        say_together(page, reports)
+    return _drawn(page.lines, color=color)
+
+
+def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
+    """Findings alone, a line or two each; "" for none."""
+    page = Page()
+    _say_findings(page, findings)
+    return _drawn(page.lines, color=color)
+
+
+@contextmanager
+def progress(total_label: str) -> Iterator[Progress]:
+    """A bar on stderr with bytes, rate and time left; silent where stderr is no terminal.
+
+    Yields: a function of (bytes done, bytes in all).
+    """
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    label = shorten(show(total_label), max(_NARROWEST_LABEL, console.width // 3))
+    # As rich draws them: "123.4/567.8 GB", "0:12:34", "123.4 MB/s", each with a space before it.
+    spare = console.width - columns_of(label) - 1 - _NARROWEST_BAR
+    figures = []
+    for figure, columns in ((DownloadColumn(), 15), (TimeRemainingColumn(), 8), (TransferSpeedColumn(), 11)):
+        if columns > spare:
+            break
+        spare -= columns
+        figures.append(figure)
+    bar = BarColumn(bar_width=min(_WIDEST_BAR, _NARROWEST_BAR + max(0, spare)))
+    bars = Bars(TextColumn("{task.description}", markup=False), bar, *figures, console=console, transient=True)
+    task = bars.add_task(label, total=None)
+
+    def advance(done: int, total: int) -> None:
+        bars.start()  # not before: what is said on stderr until then would run into the bar
+        bars.update(task, completed=done, total=total)
+
+    try:
+        yield advance
+    finally:
+        bars.stop()
+
+
+def _silent(done: int, total: int) -> None:
+    del done, total
+
+
+def _say_findings(page: Page, findings: Sequence[Finding]) -> None:
+    """The findings; of a flood the most severe, in their order, and how many more there are."""
+    shown = set(sorted(range(len(findings)), key=lambda at: findings[at].severity, reverse=True)[:MOST_FINDINGS])
+    for at, finding in enumerate(findings):
+        if at in shown:
+            page.finding(finding)
+    left_out = [finding for at, finding in enumerate(findings) if at not in shown]
+    if left_out:
+        page.say(Piece("not shown: ", "dim"), f"{counts(left_out)} more (--format json lists all of them)")
+
+
+def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
+    by_reason: dict[str, list[Skipped]] = defaultdict(list)
+    for skipped in report.skipped:
+        by_reason[skipped.reason].append(skipped)
+    for reason, group in by_reason.items():
+        codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
+        page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
+    if result.base.startswith("hf://"):
+        page.say(Piece("base: ", "dim"), result.base)
+    if result.ignored:
+        page.say(Piece("ignored: ", "dim"), plural(len(result.ignored), "finding"))
+    verdict = counts(report.findings)
+    style = STYLES[report.worst] if report.worst else "bold green"
+    read_as = f" ({report.format})" if report.format else ""
+    checked = plural(len(result.checked), "rule")
+    page.say(Piece(report.subject, "bold"), f"{read_as}: ", Piece(verdict or "OK", style), f", {checked} checked")
+
+
+def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
+    because = f" ({report.because})" if report.because else ""
+    page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
+    wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"
+    if result.is_dry_run:
+        names = ", ".join(result.files)
+        page.say(Piece("nothing written", "bold"), f" (dry run): {names}{wrote}")
+        return
+    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
+    if result.roundtrip is not None:
+        page.say(Piece("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
+
+
+def _roundtrip(found: RoundTrip) -> str:
+    counted = plural(found.weights, "weight")
+    if found.exact == found.weights:
+        return f"{counted} read back, all bit for bit"
+    bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
+    worst = f"the others within {found.worst:.0%} of the bound ({bound})"
+    return f"{counted} read back, {found.exact} bit for bit, {worst}"
+
+
+def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
+    verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+    compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
+    of_base = "" if data.tensors_of_base is None else f", {plural(data.tensors_of_base, 'copied tensor')} with the base"
+    page.say(
+        *(Piece(report.subject, "bold"), ": ", verdict),
+        f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
+    )
+    missed = data.bytes_total - data.bytes_read
+    if missed and not report.ok:
+        page.say(f"not compared: {nbytes(missed)} ({missed} bytes)")
+    elif missed:
+        text = f"not compared: {nbytes(missed)} ({missed} bytes), copied from the base and without digests"
+        page.say(text if data.tensors_of_base is not None else f"{text} (--base BASE compares them)")
+
+
+def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
+    page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
+    for adapter in result.adapters:
+        page.say(
+            Piece("apply   ", "dim"),
+            Piece(adapter.uri, "bold"),
+            f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
+            + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
+        )
+    page.say(
+        Piece("merge   " if result.is_dry_run else "merged  ", "dim"),
+        f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
+        f"{amount(result.tensors_copied)} copied",
+    )
+    _say_retention(page, result)
+    if result.checked is not None:
+        page.say(Piece("checked ", "dim"), _checked(result.checked))
+    size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
+    if result.is_dry_run:
+        page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
+    else:
+        page.say(Piece("wrote   ", "dim"), Piece(_places(report), "bold"), f": {size}")
+
+
+def _say_retention(page: Page, result: MergeResult) -> None:
+    """How much of the update survived rounding, in all and for the weights where least did."""
+    if result.retained is None:
+        return
+    page.say(Piece("kept    ", "dim"), f"{result.retained:.2%} of the update after rounding")
+    worst = sorted(result.retention, key=lambda one: (one.share is None, one.share, one.weight))[:_WORST]
+    if result.retained >= _FULLY_KEPT and all(one.share is None or one.share >= _FULLY_KEPT for one in worst):
+        return
+    rows = [[one.weight, _percent(one.share), _percent(one.unchanged), number(one.largest)] for one in worst]
+    page.table(["least kept", "kept", "unchanged", "largest"], rows)
+
+
+def _checked(found: Checked) -> str:
+    """What was compared before the output was moved into place, and what could not be."""
+    copies = "1 copy" if found.copied == 1 else f"{amount(found.copied)} copies"
+    told = (
+        f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against a reference computed anew, "
+        f"{amount(found.copies_compared)} of {copies} against the base"
+    )
+    unknown = found.changed - found.followed
+    told += f"; of {amount(unknown)} the reference cannot tell where their updates land" if unknown else ""
+    return told + (
+        f"; {plural(found.unscaled, 'scale')} without a formula, as the reader has it" if found.unscaled else ""
+    )
+
+
+def _say_plot(page: Page, report: Report, result: PlotResult) -> None:
+    steps = f" (steps {result.steps[0]:,} to {result.steps[-1]:,})" if result.steps else ""
+    page.say(Piece("read   ", "dim"), f"{plural(len(result.adapters), 'adapter')}{steps}")
+    for skipped in report.skipped:
+        page.say(Piece("not measured against the base: ", "bold"), skipped.reason)
+    alone = ", self-contained" if result.form == "html" else ""
+    page.say(Piece("wrote  ", "dim"), Piece(", ".join(report.written), "bold"), f": {nbytes(result.nbytes)}{alone}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def _places(report: Report) -> str:
+    """The folder that was written and its files; only the folder where they are many."""
+    folders = {os.path.dirname(path) for path in report.written}
+    if len(folders) != 1:
+        return ", ".join(report.written) or "nothing"
+    names = [os.path.basename(path) for path in report.written]
+    return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
+
+
+def _drawn(lines: Sequence[Line], *, color: bool) -> str:
+    """The lines as one string; rich turns styles into ANSI codes and is never asked to wrap or to read markup."""
+    if not color:
+        return "".join("".join(piece.text for piece in line) + "\n" for line in lines)
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="standard",
+        width=100_000,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        for line in lines:
+            text = Text.assemble(*((piece.text, piece.style) for piece in line), overflow="ignore", no_wrap=True)
+            console.print(text, soft_wrap=True)
+    return capture.get()

@@ -1,0 +1,1 @@
+"""Family 6: what programs that load adapters do with this one."""

@@ -1,0 +1,67 @@
+"""Family 2, fourth part: what programs that export adapters are known to get wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.errors import LoraFormatError
+from loraformat.model.adapter import module_of
+from loraformat.model.updates.kinds import LowRank
+from loraformat.rules.base import Hit, Subject, first_of, rule
+
+_TORCHTUNE_FILE = re.compile(r"adapter(_model|_[0-9]{1,9})\.pt")
+_TORCHTUNE_NAME = re.compile(r"layers\.[0-9]{1,9}\.attn\.[qk]_proj\.(lora_[ab]\.weight|magnitude)")
+# Models whose q and k torchtune really keeps interleaved, by `model_type`.
+# Source: torchtune 0.6.1, models/convert_weights.py `hf_to_tune`; models/qwen2/_convert_weights.py has no permutation.
+_INTERLEAVED = frozenset({"llama", "mistral", "gemma"})
+
+
+@rule("LF243", Severity.ERROR, since="0.1.0")
+def torchtune_export(subject: Subject) -> Iterator[Hit]:
+    """Torchtune exported the adapter to PEFT, and its export is right for Llama's order of rows in q and k only.
+
+    ## Why is this bad?
+    The export turns the rows of q_proj and k_proj back from an interleaved order, for every model. Qwen's were never
+    interleaved: their rows are now in a wrong order, shapes are the same, and the model is silently worse. DoRA
+    magnitudes are not turned back for any model.
+
+    ## Example
+    `adapter_model.safetensors` and `adapter_model.pt` of torchtune beside each other, for a Qwen2 base.
+
+    ## Use instead
+    With a Llama, Mistral or Gemma base: `--base BASE`, which proves that the export is right. Else `adapter_model.pt`,
+    which torchtune itself reads; loraformat does not read it yet.
+
+    ## Source
+    torchtune 0.6.1, models/convert_weights.py `tune_to_peft_adapter_weights`.
+    """
+    assert subject.adapter is not None
+    own = _torchtune_file(subject) if subject.format == "peft" else None
+    turned = sorted(
+        name for name in subject.adapter.updates if module_of(name).rpartition(".")[2] in ("q_proj", "k_proj")
+    )
+    if own is None or not turned:
+        return
+    kind = None if subject.base is None else subject.base.config.get("model_type")
+    chain = subject.adapter.updates[turned[0]]
+    has_magnitudes = any(isinstance(update, LowRank) and update.magnitude is not None for update in chain)
+    if kind in _INTERLEAVED and not has_magnitudes:
+        return
+    of_base = "no base says what it is for" if kind is None else f"the base is {kind}"
+    what = "magnitudes are in another order than their rows" if has_magnitudes else "rows may be in a wrong order"
+    yield Hit(first_of(turned), f"exported by torchtune ({own} lies beside it), and {of_base}: {what}")
+
+
+def _torchtune_file(subject: Subject) -> str | None:
+    """The file beside the adapter that holds torchtune's own names."""
+    for file in subject.bundle.tensor_files():
+        if _TORCHTUNE_FILE.fullmatch(file.name):
+            try:
+                names = file.open().entries
+            except LoraFormatError:
+                continue
+            if any(_TORCHTUNE_NAME.fullmatch(name) for name in names):
+                return file.name
+    return None

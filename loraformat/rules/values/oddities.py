@@ -1,0 +1,155 @@
+"""Family 4, third part: values that are legal and hardly ever meant (`--deep`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from loraformat.diagnostics import Severity
+from loraformat.model.updates.kinds import LowRank, Replace, Rows
+from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.shapes import is_vocabulary_table, updates_of
+from loraformat.rules.values.stored import blocks
+
+
+@rule("LF407", Severity.WARNING, since="0.1.0", slow=True)
+def repeated_update(subject: Subject) -> Iterator[Hit]:
+    """Two modules have the very same factors, bit for bit.
+
+    ## Why is this bad?
+    Training never gives that. The file was written from a loop that saved one module under several names, or tensors
+    that shared memory were copied.
+
+    ## Example
+    `layers.0.self_attn.q_proj` and `layers.1.self_attn.q_proj` with equal `lora_A` and `lora_B`.
+
+    ## Use instead
+    Save the adapter again from the model; compare with `torch.equal`.
+
+    ## Source
+    safetensors 0.8.0, `save_file` refuses tensors that share memory for the same reason.
+    """
+    assert subject.adapter is not None
+    seen: dict[bytes, str] = {}
+    repeated: dict[str, str] = {}
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and update.up.numel and update.down.numel:
+            print_ = _print(update)
+            if print_ is not None and seen.setdefault(print_, name) != name:
+                repeated[name] = seen[print_]
+    if repeated:
+        yield Hit(first_of(list(repeated)), f"the same values as {next(iter(repeated.values()))}")
+
+
+@rule("LF408", Severity.INFO, since="0.1.0", slow=True)
+def unused_component(subject: Subject) -> Iterator[Hit]:
+    """Components of an update are zero: columns of `up` or rows of `down`.
+
+    ## Why is this bad?
+    They do nothing and take room. An adapter that was padded to a rank that an engine allows looks like this.
+
+    ## Example
+    Rank 16, of which 8 columns of `lora_B` are zero throughout.
+
+    ## Use instead
+    Nothing, if the padding was meant; else a lower rank.
+
+    ## Source
+    vllm 0.33.0, config/lora.py: ranks of 1, 8, 16, 32, 64, 128, 256, 320 and 512 only.
+    """
+    assert subject.adapter is not None
+    found: dict[str, str] = {}
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and len(update.up.shape) == len(update.down.shape) == 2:
+            count = _zero_components(update)
+            if 0 < count < update.up.shape[1]:
+                found.setdefault(name, f"{count} of {update.up.shape[1]} components are zero")
+    if found:
+        yield Hit(first_of(list(found)), next(iter(found.values())))
+
+
+@rule("LF409", Severity.WARNING, since="0.1.0", slow=True)
+def odd_magnitude(subject: Subject) -> Iterator[Hit]:
+    """A DoRA magnitude is zero or negative.
+
+    ## Why is this bad?
+    Magnitudes are norms of rows: zero switches an output of the layer off, a negative one turns its sign. Both say that
+    training went wrong, or that the vector was not initialised.
+
+    ## Example
+    `lora_magnitude_vector` of zeros.
+
+    ## Use instead
+    An earlier checkpoint, or the adapter saved again.
+
+    ## Source
+    Liu et al. 2024, arXiv 2402.09353, equation 2.
+    """
+    assert subject.adapter is not None
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and update.magnitude is not None and update.magnitude.vector.dtype.is_floating:
+            vector = update.magnitude.vector
+            count = sum(int((block <= 0).sum()) for block in blocks(vector))
+            if count:
+                yield Hit(name, f"{count} of {vector.numel} magnitudes are not positive")
+
+
+@rule("LF410", Severity.WARNING, since="0.1.0", slow=True)
+def empty_row(subject: Subject) -> Iterator[Hit]:
+    """A row of an embedding table is zero throughout.
+
+    ## Why is this bad?
+    A token with such a row means nothing to the model, and as a row of the head it can be the likeliest of all. New
+    rows that were never initialised or trained look like this.
+
+    ## Example
+    The last 3 rows of a resized `embed_tokens.weight` are zero.
+
+    ## Use instead
+    Initialise new rows, with the mean of the others say, and train them; drop the tokens if nobody uses them.
+
+    ## Source
+    transformers 5.23.0, modeling_utils.py `resize_token_embeddings`, `mean_resizing`.
+    """
+    assert subject.adapter is not None
+    for name, update in updates_of(subject.adapter):
+        table = update.values if isinstance(update, Rows) else update.value if isinstance(update, Replace) else None
+        if table is None or len(table.shape) != 2 or not table.numel or not is_vocabulary_table(name):
+            continue
+        count = sum(int((~block.bool().any(dim=1)).sum()) for block in blocks(table))
+        if 0 < count < table.shape[0]:
+            yield Hit(name, f"{count} of {table.shape[0]} rows are zero")
+
+
+def _print(update: LowRank) -> bytes | None:
+    """A hash of both factors; None where one of them is constant, as before training."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for factor in (update.up, update.down):
+        is_constant = True
+        for block in blocks(factor):
+            flat = block.contiguous().reshape(-1)
+            is_constant = is_constant and bool((flat == flat[0]).all())
+            digest.update(str(factor.shape).encode())
+            digest.update(memoryview(flat.view(_bytes()).numpy()))
+        if is_constant:
+            return None
+    return digest.digest()
+
+
+def _bytes() -> object:
+    import torch
+
+    return torch.uint8
+
+
+def _zero_components(update: LowRank) -> int:
+    import torch
+
+    if not update.up.numel or not update.down.numel or update.up.shape[1] != update.down.shape[0]:
+        return 0
+    used = torch.zeros(update.up.shape[1], dtype=torch.bool)
+    for block in blocks(update.up):
+        used |= block.bool().any(dim=0)
+    rows = torch.cat([block.bool().any(dim=1) for block in blocks(update.down)])
+    return int((~(used & rows)).sum())

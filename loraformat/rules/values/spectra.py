@@ -1,0 +1,212 @@
+"""Family 4, second part: what the values of an update amount to (`--deep`)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import median
+from typing import TYPE_CHECKING
+
+from loraformat.diagnostics import Severity
+from loraformat.model.updates.kinds import LowRank
+from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.shapes import updates_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEAST_RANK = 4
+_NEGLIGIBLE = 1e-4  # of the greatest singular value
+_OUTLIER = 8.0  # robust z of the logarithm of the norm
+_FEWEST = 8
+_FLOAT16_MAX = 65504.0
+_SAMPLED_ROWS = 64
+_LEAST_KEPT = 0.9
+_MOST_ELEMENTS = 1 << 26  # of a factor that is taken into memory whole
+
+
+@rule("LF403", Severity.WARNING, since="0.1.0", slow=True)
+def collapsed_rank(subject: Subject) -> Iterator[Hit]:
+    """An update has a far lower rank than its factors have columns.
+
+    ## Why is this bad?
+    Most of the factors is without effect: training has collapsed to one or two directions, or the adapter was made from
+    one of lower rank. It costs memory at serving time for nothing.
+
+    ## Example
+    Rank 16, of whose singular values 13 are below a ten-thousandth of the greatest.
+
+    ## Use instead
+    A lower rank; or a look at the training: learning rate, `use_rslora`, gradient clipping.
+
+    ## Source
+    Kalajdzievski 2023, arXiv 2312.03732, on the collapse of gradients at higher ranks.
+    """
+    assert subject.adapter is not None
+    from loraformat.algebra import spectrum
+
+    collapsed: dict[str, str] = {}
+    for name, update in _plain(subject):
+        found = spectrum(update)
+        values = () if found is None else found.values
+        rank = sum(value > _NEGLIGIBLE * values[0] for value in values)
+        if len(values) >= _LEAST_RANK and 0 < rank * 4 <= len(values):
+            collapsed.setdefault(name, f"effective rank {rank} of {len(values)}")
+    if collapsed:
+        yield Hit(first_of(list(collapsed)), next(iter(collapsed.values())))
+
+
+@rule("LF404", Severity.WARNING, since="0.1.0", slow=True)
+def norm_outlier(subject: Subject) -> Iterator[Hit]:
+    """The norm of one update lies far from those of the same module in the other layers.
+
+    ## Why is this bad?
+    Training diverged in one place, or the file was put together from different runs. In the merged model that layer
+    drowns the others.
+
+    ## Example
+    ‖s·BA‖ of about 2 in 31 layers, and 900 in one.
+
+    ## Use instead
+    An earlier checkpoint; `loraformat inspect --norms` shows all of them.
+
+    ## Source
+    Iglewicz and Hoaglin 1993, the modified z-score, of the logarithm of the norm.
+    """
+    assert subject.adapter is not None
+    from loraformat.algebra import frobenius
+
+    groups: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, update in _plain(subject):
+        norm = frobenius(update)
+        if norm:
+            groups[".".join("*" if part.isdigit() else part for part in name.split("."))][name] = math.log(norm)
+    for members in groups.values():
+        yield from _outliers(members)
+
+
+def _outliers(members: dict[str, float]) -> Iterator[Hit]:
+    if len(members) < _FEWEST:
+        return
+    middle = median(members.values())
+    # Half a power of e at least: equal norms would make every deviation infinite.
+    spread = max(1.4826 * median(abs(value - middle) for value in members.values()), 0.25)
+    for name, value in members.items():
+        if abs(value - middle) / spread > _OUTLIER:
+            yield Hit(
+                name, f"norm {math.exp(value):.3g}, the median of {len(members)} layers is {math.exp(middle):.3g}"
+            )
+
+
+@rule("LF405", Severity.WARNING, since="0.1.0", slow=True)
+def float16_overflow(subject: Subject) -> Iterator[Hit]:
+    """An update has values beyond the range of float16.
+
+    ## Why is this bad?
+    Loaded or merged in float16, those values become infinite, and with them everything that the layer computes.
+
+    ## Example
+    A product with an element of 70,000; the greatest number of float16 is 65,504.
+
+    ## Use instead
+    bfloat16 or float32 for merging and serving. Such values mostly mean that training diverged.
+
+    ## Source
+    IEEE 754, binary16.
+    """
+    assert subject.adapter is not None
+    for name, update in _plain(subject):
+        largest = _largest_element(update)
+        if largest > _FLOAT16_MAX and math.isfinite(largest):
+            yield Hit(name, f"an element of the update is {largest:.4g}, float16 ends at {_FLOAT16_MAX:g}")
+
+
+@rule("LF406", Severity.WARNING, since="0.1.0", needs="base", slow=True)
+def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
+    """Merged in the base's element type, less than nine tenths of the update would survive rounding.
+
+    ## Why is this bad?
+    The update is small against the distance between neighbouring values of the weight's type, so many elements round
+    back to where they were. Measured on up to 64 rows of each weight: <W' - W, D> / <D, D>.
+
+    ## Example
+    An update of 0.1 % of the weight's norm and a base in bfloat16.
+
+    ## Use instead
+    Serve the adapter without merging; or `loraformat merge --dtype float32` or `--rounding stochastic`.
+
+    ## Source
+    Rounding to nearest of IEEE 754; LF803 measures the same of a merge that was made.
+    """
+    assert subject.adapter is not None
+    assert subject.base is not None
+    from loraformat.matching import WHOLE
+
+    read = subject.read_base
+    if read is None:
+        return
+    kept = whole = 0.0
+    dtypes = set()
+    updates = dict(_plain(subject))
+    for name, pieces in subject.matching.landings.items():
+        update, piece = updates.get(name), pieces[0]
+        stored = subject.base.tensors.get(piece.tensor)
+        if (
+            update is None
+            or stored is None
+            or len(pieces) > 1
+            or piece.part != WHOLE
+            or stored.shape != _turned(update, piece.transposed)
+        ):
+            continue
+        if not stored.dtype.is_floating or stored.strides is not None or not all(stored.shape):
+            continue
+        some, all_of_it = _kept(update, piece.transposed, read(piece.tensor, 0, min(_SAMPLED_ROWS, stored.shape[0])))
+        kept, whole = kept + some, whole + all_of_it
+        dtypes.add(stored.dtype.safetensors)
+    if whole > 0 and kept / whole < _LEAST_KEPT:
+        yield Hit("", f"{kept / whole:.1%} of the update would survive rounding to {', '.join(sorted(dtypes))}")
+
+
+def _turned(update: LowRank, transposed: bool) -> tuple[int, ...]:
+    return update.shape[::-1] if transposed else update.shape
+
+
+def _kept(update: LowRank, transposed: bool, base: Tensor) -> tuple[float, float]:
+    """<W' - W, D> and <D, D> for the first rows of a weight as it is stored."""
+    import torch
+
+    up, down = update.up.load().to(torch.float64), update.down.load().to(torch.float64)
+    if transposed:
+        up, down = down.T, up.T
+    delta = (update.scale or 0.0) * up[: base.shape[0]] @ down
+    before = base.to(torch.float64)
+    change = (before + delta).to(base.dtype).to(torch.float64) - before
+    return float((change * delta).sum()), float((delta * delta).sum())
+
+
+def _plain(subject: Subject) -> Iterator[tuple[str, LowRank]]:
+    """Low-rank updates of one matrix each, whose factors fit, are finite in size and have a scale."""
+    assert subject.adapter is not None
+    for name, update in updates_of(subject.adapter):
+        if isinstance(update, LowRank) and _is_plain(update):
+            yield name, update
+
+
+def _is_plain(update: LowRank) -> bool:
+    up, down = update.up, update.down
+    if len(up.shape) != 2 or len(down.shape) != 2 or up.shape[1] != down.shape[0] or not up.numel or not down.numel:
+        return False
+    is_real = up.dtype.is_floating and down.dtype.is_floating
+    return is_real and update.scale is not None and not update.kernel and max(up.numel, down.numel) <= _MOST_ELEMENTS
+
+
+def _largest_element(update: LowRank) -> float:
+    """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
+    up, down = update.up.load().double() * (update.scale or 0.0), update.down.load().double()
+    bound = float(up.norm(dim=1).max() * down.norm(dim=0).max())
+    if not bound > _FLOAT16_MAX:
+        return bound
+    step = max(1, (1 << 24) // down.shape[1])
+    return max(float((up[start : start + step] @ down).abs().max()) for start in range(0, up.shape[0], step))

@@ -1,0 +1,1 @@
+"""Files of this machine: read, written whole or not at all."""

@@ -1,0 +1,161 @@
+"""What an output may be written to: what stands there, what may be replaced, and who may read the result."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from loraformat.diagnostics import show
+from loraformat.errors import StorageError
+from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.local.store import LocalStore
+
+ANYONE = 0o777
+_GROUP = 0o070
+_OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, _GROUP), (stat.S_IROTH, stat.S_IXOTH, 0o007))
+
+
+def resolved(target: str) -> str:
+    """The absolute path of `target`, its parent free of links; the last component may be a link.
+
+    Raises: StorageError: it is no path, or its parent folder does not exist.
+    """
+    if "\0" in target:
+        raise StorageError("not a path", where=target.replace("\0", "\\x00"))
+    parent, name = os.path.split(os.path.abspath(target))
+    if not name:
+        raise StorageError("this is the root of the file system: it is never written to", where=target)
+    if not os.path.isdir(parent):
+        raise StorageError("the folder that should contain it does not exist", where=target, hint=f"create {parent}")
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
+    """Raises: StorageError: `path` is, contains, or lies inside one of the paths that a run reads."""
+    for given in inputs:
+        if "://" in given or not os.path.exists(given):
+            continue
+        outputs = {path, os.path.realpath(path)}
+        source = os.path.realpath(given)
+        if any(_is_in(output, source) or _is_in(source, output) for output in outputs):
+            raise StorageError(f"the output is, contains, or lies inside the input {given}", where=target)
+
+
+def refuse_existing_folder(
+    target: str,
+    path: str,
+    overwrite: bool,
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+) -> None:
+    """See `stage` for what may be replaced.
+
+    Raises: StorageError: something stands at `path` that may not be replaced, with the reason.
+    """
+    if not os.path.lexists(path):
+        return
+    _refuse_places(target, path)
+    with told_as(target):
+        kind = kind_of(os.lstat(path).st_mode)
+        if not overwrite and kind in ("a file", "a folder"):
+            raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
+        if kind != "a folder":
+            hint = "give another name, or remove it yourself"
+            raise StorageError(
+                f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
+            )
+        with os.scandir(path) as entries:
+            found = {each.name: _is_file(each) for each in entries}
+    known = names if written is None else {*names, *written(path)}
+    others = sorted(name for name, is_file in found.items() if name not in known or not is_file)
+    if not others:
+        return
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    raise StorageError(
+        f"the folder holds {show(others[0], 100)}{more}, which this run would not write: it is not replaced",
+        where=target,
+        hint="--overwrite replaces an earlier output; give another name, or remove the folder yourself",
+    )
+
+
+def permissions_for(sources: Iterable[tuple[object, Iterable[str]]], target: str) -> int:
+    """The mode bits that an output made from these files may have: it is never more readable than any of them.
+
+    A file that group or others cannot read, by its own mode or that of the folder that it lies in, takes their bits
+    away. The group of the output may be another than that of a file; it is then one of the others. What is not on this
+    machine takes none.
+
+    Args:
+        sources: (store, names of the files that were read).
+        target: the path of the output.
+    """
+    granted, group = ANYONE, _group_at(target)
+    for store, names in sources:
+        if isinstance(store, LocalStore):
+            granted &= _granted([os.stat(store.folder)], group, is_folder=True)
+            for folders, file in (store.statuses(name) for name in names):
+                granted &= _granted([file], group) & _granted(folders, group, is_folder=True)
+    return granted
+
+
+def _group_at(target: str) -> int:
+    """The group that a new file or folder at `target` gets."""
+    parent = os.path.dirname(os.path.abspath(target))
+    try:
+        status = os.stat(parent)
+    except OSError:  # told where the output is made
+        return os.getegid()
+    return status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()
+
+
+def _granted(found: Iterable[os.stat_result], group: int, *, is_folder: bool = False) -> int:
+    """The bits of those who may read files, or enter folders, that are found so."""
+    granted = ANYONE
+    for status in found:
+        for of_file, of_folder, bits in _OTHERS:
+            is_known = bits != _GROUP or status.st_gid == group
+            needed = (
+                (of_folder if is_folder else of_file) if is_known else (stat.S_IXOTH if is_folder else stat.S_IROTH)
+            )
+            if not status.st_mode & needed:
+                granted &= ~bits
+    return granted
+
+
+def is_restricted(permissions: int) -> bool:
+    """Whether files will be less readable than the umask of this process would leave them."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    readable = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
+    return (ANYONE & ~umask & readable) != (permissions & ~umask & readable)
+
+
+def _refuse_places(target: str, path: str) -> None:
+    real = os.path.realpath(path)
+    if os.path.ismount(path):
+        raise StorageError("the output is a mount point: it is not replaced", where=target)
+    if any(_is_in(os.path.realpath(kept), real) for kept in (os.curdir, os.path.expanduser("~"))):
+        raise StorageError("the output contains the current or the home folder: it is not replaced", where=target)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False)
+
+
+def _is_in(inner: str, outer: str) -> bool:
+    """Whether `inner` is `outer` or lies in it, by path and by identity (bind mounts, case-blind file systems)."""
+    while True:
+        if inner == outer or _is_same(inner, outer):
+            return True
+        parent = os.path.dirname(inner)
+        if parent == inner:
+            return False
+        inner = parent
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
