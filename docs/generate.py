@@ -16,6 +16,7 @@ from pathlib import Path
 
 from click import Group
 from click.testing import CliRunner
+from drawing import drawing
 
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
@@ -188,6 +189,7 @@ def main() -> None:
         example = ROOT / "docs" / name
         example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
+    (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

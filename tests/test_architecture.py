@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,27 @@ def at_import_time(tree: ast.Module) -> Iterator[ast.stmt]:
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_is_longer_than_600_lines(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+
+
+FOLDERS = sorted({path.parent for path in SOURCES})
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=relative)
+def test_no_folder_has_more_than_14_files(folder: Path) -> None:
+    files = [path for path in folder.iterdir() if path.is_file() and path.suffix not in (".so", ".pyc")]
+    assert len([path for path in files if path.name not in ("__init__.py", "py.typed")]) <= 14
+
+
+def test_every_room_is_on_the_page_and_every_room_of_the_page_is_there() -> None:
+    rooms = {relative(folder) for folder in FOLDERS} - {"."}
+    assert set(re.findall(r"^\| `([a-z_/]+)` \| ", ARCHITECTURE, re.MULTILINE)) == rooms
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|json|svg))`", ARCHITECTURE))
+    assert len(named) > 20
+    assert not {name for name in named if not ((PACKAGE / name).is_file() or (ROOT / name).is_file())}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -15,11 +15,14 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
     """docs/generate.py as a module. After a change of the source: python docs/generate.py."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(ROOT / "docs")
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.undo()
     return module
 
 
@@ -34,6 +37,10 @@ def test_the_command_line_page_is_what_the_commands_say(generate: ModuleType) ->
 
 def test_the_page_of_runtimes_is_what_the_table_says(generate: ModuleType) -> None:
     assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == generate.runtimes()
+
+
+def test_the_drawing_of_the_packages_is_what_the_import_contracts_say(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "pictures" / "architecture.svg").read_text(encoding="utf-8") == generate.drawing()
 
 
 def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
