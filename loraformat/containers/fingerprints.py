@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 
 from loraformat.containers import safetensors
 from loraformat.containers.bundles import is_safetensors
 from loraformat.containers.torch_file import archive
+from loraformat.model.bundle import FileFingerprint
 from loraformat.storage import CHECKPOINT_SUFFIXES, Source
 
 _BLOCK_NBYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class FilePrint:
-    """A file, recognisable.
-
-    Attributes:
-        header_sha256: of the header of a weight file: a safetensors header's bytes, or the names, places and CRC-32s of
-            all records of a torch file; None for other files.
-        sha256: of the whole file; None where it was not computed.
-    """
-
-    name: str
-    nbytes: int
-    header_sha256: str | None = None
-    sha256: str | None = None
-
-
-def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
+def fingerprint_of(store: Source, name: str, *, whole: bool) -> FileFingerprint:
     """Size and hashes of a file.
 
     Args:
@@ -40,12 +24,12 @@ def print_of(store: Source, name: str, *, whole: bool) -> FilePrint:
     """
     nbytes = store.size(name)
     if not name.lower().endswith(CHECKPOINT_SUFFIXES):
-        return FilePrint(name, nbytes, sha256=file_sha256(store, name))
-    return FilePrint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
+        return FileFingerprint(name, nbytes, sha256=file_sha256(store, name))
+    return FileFingerprint(name, nbytes, header_sha256(store, name), file_sha256(store, name) if whole else None)
 
 
 def header_sha256(store: Source, name: str) -> str:
-    """See FilePrint."""
+    """See FileFingerprint."""
     if is_safetensors(store, name):
         header = safetensors.read_header(store, name)
         return hashlib.sha256(store.read(name, 0, header.data_start)).hexdigest()

@@ -24,8 +24,10 @@ from loraformat.merger import (
     Trust,
     Written,
     as_written,
+    base_names,
     file_names,
     findings_of,
+    fingerprints_of,
     permissions_of,
     plan_merge,
     retentions,
@@ -186,6 +188,7 @@ def _prepare(
         max_shard_nbytes=options.max_shard_nbytes,
         same=_comparison(checkpoint),
     )
+    plan = replace(plan, base_files=fingerprints_of(checkpoint.store, base_names(plan, checkpoint)))
     findings.extend(findings_of(plan, checkpoint, read))
     findings.extend(_merged_before(checkpoint, opened))
     return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
@@ -229,7 +232,9 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
 
 
 def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
-    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions), strength=strength)
+    store = opened.bundle.opened
+    files = () if store is None else fingerprints_of(store, opened.bundle.files)
+    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions), strength=strength, files=files)
 
 
 def _write(

@@ -2,12 +2,13 @@
 
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Limits
-from loraformat.merger.inputs import Inputs
+from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.merger.plan.notes import findings_of
 from loraformat.merger.plan.planner import plan_merge
 from loraformat.merger.preview import Opened, Preview, previews_of
+from loraformat.merger.write.file_tasks import FileEngine, FileTask, Receipt, execute, tasks_of
 from loraformat.merger.write.other_files import file_names, weight_nbytes, write_others
 from loraformat.merger.write.run import Source, Trust, permissions_of, run_merge, source_of
 from loraformat.merger.write.weights import Written, write_weights
@@ -15,18 +16,25 @@ from loraformat.merger.write.weights import Written, write_weights
 __all__ = [
     "AdapterSource",
     "Arithmetic",
+    "FileEngine",
+    "FileTask",
     "Inputs",
     "Limits",
     "MergePlan",
     "Opened",
     "Preview",
+    "Receipt",
     "ShardPlan",
     "Source",
     "Trust",
     "Written",
     "as_written",
+    "base_names",
+    "execute",
     "file_names",
     "findings_of",
+    "fingerprints_of",
+    "open_inputs",
     "permissions_of",
     "plan_merge",
     "previews_of",
@@ -34,6 +42,7 @@ __all__ = [
     "rounding_findings",
     "run_merge",
     "source_of",
+    "tasks_of",
     "total_share",
     "weight_nbytes",
     "write_others",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loraformat.merger.plan.data import Term
+from loraformat.containers import open_checkpoint
+from loraformat.containers.fingerprints import fingerprint_of
+from loraformat.errors import ContainerError, StorageError
+from loraformat.formats.kit.base import Hints
+from loraformat.io import open_files, read_bundle
+from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
+from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import Bundle, OpenedFiles
+from loraformat.model.bundle import Bundle, FileFingerprint, OpenedFiles
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates.kinds import Update
 
@@ -43,3 +49,66 @@ class Inputs:
     def has_views(self) -> bool:
         """Whether the base has tensors that do not stand row-major, which torch puts into order."""
         return any(not weight.is_copyable for weight in self.base.weights.values())
+
+
+def open_inputs(plan: MergePlan) -> Inputs:
+    """Open what a plan refers to, with nothing but the plan.
+
+    Raises: StorageError: a file is another one than when the plan was made; and as for reading base and adapters.
+    """
+    base = open_checkpoint(plan.base)
+    _check_same(base.store, plan.base_files)
+    bundles, adapters = [], []
+    for source in plan.adapters:
+        bundle = open_files(source.uri)
+        if bundle.opened is not None:
+            _check_same(bundle.opened, source.files)
+        bundles.append(bundle)
+        adapters.append(read_bundle(bundle, format=source.format, hints=_hints(source, base)).adapter)
+    return Inputs(base=as_written(base, adapters), adapters=adapters, bundles=bundles)
+
+
+def base_names(plan: MergePlan, base: Checkpoint) -> list[str]:
+    """The base's files that the output is made from."""
+    names = {tensor.file for tensor in base.tensors.values()}
+    names |= {copied.name for copied in plan.copies if copied.adapter is None}
+    names |= {name for name in ("config.json", base.index or "") if name in base.others}
+    return sorted(names)
+
+
+def fingerprints_of(store: OpenedFiles, names: Iterable[str]) -> tuple[FileFingerprint, ...]:
+    """What the files of an input are: sizes, hashes of the headers of weight files, hashes of all others.
+
+    A file beside the adapter that is damaged has a name and a size only.
+    """
+    return tuple(_fingerprint(store, name) for name in sorted(names))
+
+
+def _fingerprint(store: OpenedFiles, name: str) -> FileFingerprint:
+    try:
+        return fingerprint_of(store, name, whole=False)
+    except ContainerError:
+        return FileFingerprint(name, store.size(name))
+
+
+def _check_same(store: OpenedFiles, files: Iterable[FileFingerprint]) -> None:
+    for planned in files:
+        if _fingerprint(store, planned.name) != planned:
+            raise StorageError(
+                f"{planned.name}: the file changed after the merge was planned", where=store.uri, hint="plan it again"
+            )
+
+
+def _hints(source: AdapterSource, base: Checkpoint) -> Hints:
+    """What was said about an adapter, as its reader takes it."""
+    modules = source.fan_in_fan_out if isinstance(source.fan_in_fan_out, tuple) else None
+    return Hints(
+        alpha=source.alpha,
+        rank=source.rank,
+        scale=source.scale,
+        fan_in_fan_out=None if isinstance(source.fan_in_fan_out, tuple) else source.fan_in_fan_out,
+        transposed=modules,
+        enable_lora=source.enable_lora,
+        task=source.task,
+        weights={name: tensor.shape for name, tensor in base.tensors.items()},
+    )

@@ -38,6 +38,22 @@ class OpenedFiles(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FileFingerprint:
+    """What tells a file from others.
+
+    Attributes:
+        header_sha256: of the header of a weight file: a safetensors header's bytes, or the names, places and CRC-32s of
+            all records of a torch file; None for other files.
+        sha256: of the whole file; None where it was not computed.
+    """
+
+    name: str
+    nbytes: int
+    header_sha256: str | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RawFile:
     """A file whose bytes are passed through. `read()` gives all of them."""
 

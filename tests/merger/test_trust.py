@@ -34,7 +34,7 @@ from loraformat.merger import (
     run_merge,
 )
 from loraformat.merger.verify import check
-from loraformat.merger.write.journal import fingerprint_of
+from loraformat.merger.write.journal import run_fingerprint
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
@@ -237,7 +237,7 @@ def fingerprint(inputs: tuple[str, str], *, dtype: str | None = None, strength: 
         arithmetic=Arithmetic(**arithmetic),
         **options,
     )
-    return fingerprint_of(plan, [], "1")
+    return run_fingerprint(plan, [], "1")
 
 
 def command(base: Path, change: Path, out: Path, *more: str) -> list[str]:

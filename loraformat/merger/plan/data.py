@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loraformat.errors import ConfigError
 from loraformat.matching import WHOLE, Part
-from loraformat.model.bundle import Json
+from loraformat.merger.plan.serialized import from_plain, to_plain
+from loraformat.model.bundle import FileFingerprint, Json
 from loraformat.model.tensors import DType
+
+VERSION = 2  # of the JSON form of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,7 @@ class AdapterSource:
 
     Attributes:
         strength: by which its updates are multiplied.
+        files: what its files were when the plan was made.
     """
 
     uri: str
@@ -28,6 +33,7 @@ class AdapterSource:
     enable_lora: tuple[bool, ...] | None = None
     task: str | None = None
     strength: float = 1.0
+    files: tuple[FileFingerprint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,7 @@ class MergePlan:
         config_patch: changes to config.json, as paths of keys: (("text_config", "vocab_size"), 95).
         index: name of the index to write anew, None where there is none or the base's is copied.
         left_out: what is not taken over from the base: other weight files, which would be stale, and subfolders.
+        base_files: what the base's files were when the plan was made.
     """
 
     base: str
@@ -180,6 +187,7 @@ class MergePlan:
     left_out: tuple[str, ...] = ()
     arithmetic: Arithmetic = Arithmetic()
     files: FileOptions = FileOptions()
+    base_files: tuple[FileFingerprint, ...] = ()
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -188,7 +196,25 @@ class MergePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and lists: what `--dry-run --format json` prints; schemas/merge-plan.schema.json fixes it."""
-        return {"version": 1, **asdict(self)}
+        return {"version": VERSION, **to_plain(self)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> MergePlan:
+        """A plan from what `to_json` gave.
+
+        Raises: ConfigError (LF103): it is not of that form, or of another version.
+        """
+        if not isinstance(value, dict) or value.get("version") != VERSION:
+            found = value.get("version") if isinstance(value, dict) else None
+            raise ConfigError(f"version: expected {VERSION}, found {found!r:.20}", where="plan")
+        return from_plain(cls, {name: one for name, one in value.items() if name != "version"}, "plan")
+
+    def only(self, target: str) -> MergePlan:
+        """The same merge with one weight file alone. Raises LookupError: there is no such file."""
+        found = [shard for shard in self.shards if shard.target == target]
+        if not found:
+            raise LookupError(target)
+        return replace(self, shards=tuple(found))
 
 
 def nbytes_of(tensor: PlannedTensor) -> int:

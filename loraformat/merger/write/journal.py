@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from loraformat.containers import strict_json
 from loraformat.errors import LoraFormatError
-from loraformat.merger.compute.retention import Tally
-from loraformat.merger.plan.data import MergePlan, ShardPlan
+from loraformat.merger.plan.data import MergePlan
+from loraformat.merger.write.file_tasks import Receipt, receipt_of
 from loraformat.merger.write.weights import Written
-from loraformat.storage import MARKER, Run, digest_of, digest_of_range, uncovered
+from loraformat.model.bundle import Json
+from loraformat.storage import MARKER, digest_of, digest_of_range, uncovered
 from loraformat.storage.local.store import OWN_PREFIX, LocalStore
 
 JOURNAL = f"{OWN_PREFIX}journal.json"
@@ -23,7 +24,7 @@ _MOST_NBYTES = 1 << 30
 Map = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
 
-def fingerprint_of(plan: MergePlan, identities: Sequence[Any], version: str) -> str:
+def run_fingerprint(plan: MergePlan, identities: Sequence[Any], version: str) -> str:
     """One hash over all that decides about the output's bytes.
 
     Args:
@@ -62,16 +63,16 @@ class Journal:
         names = list(known)
         proofs = each(lambda name: _is_proved(self._output, name, known[name]), names)
         there = {name: known[name] for name, is_proved in zip(names, proofs, strict=True) if is_proved}
-        self._files = {name: _entry(name, written) for name, written in there.items()}
+        self._files = {name: receipt_of(name, written).to_json() for name, written in there.items()}
         for name in self._output.own_and_other_names():
             if name not in there and name != MARKER:
                 self._output.remove(name)
         self._write()
         return there
 
-    def add(self, shard: ShardPlan, written: Written) -> None:
+    def add(self, target: str, written: Written) -> None:
         """Note that a file is complete."""
-        self._files[shard.target] = _entry(shard.target, written)
+        self._files[target] = receipt_of(target, written).to_json()
         self._write()
 
     def _read(self) -> dict[str, Written]:
@@ -81,7 +82,7 @@ class Journal:
             known = strict_json.parse(self._output.read(JOURNAL), JOURNAL, limit=_MOST_NBYTES)
             if not isinstance(known, dict) or known != _signed(self._fingerprint, known["files"]):
                 return {}
-            return {name: _written(name, entry) for name, entry in dict(known["files"]).items()}  # type: ignore[arg-type]
+            return _receipts(known["files"])
         except (LoraFormatError, LookupError, TypeError, ValueError, AttributeError):
             return {}
 
@@ -97,6 +98,11 @@ def _signed(fingerprint: str, files: Any) -> dict[str, Any]:  # noqa: ANN401 - a
     return {**values, "digest": digest_of(json.dumps(values, sort_keys=True).encode())}
 
 
+def _receipts(files: Json) -> dict[str, Written]:
+    receipts = [Receipt.from_json(entry) for entry in dict(files).values()]  # type: ignore[arg-type]
+    return {receipt.target: _written(receipt) for receipt in receipts}
+
+
 def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
@@ -110,22 +116,12 @@ def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
         return False
 
 
-def _entry(name: str, written: Written) -> dict[str, Any]:
-    return {
-        "runs": [list(run) for run in written.runs[name]],
-        "tallies": {tensor: asdict(tally) for tensor, tally in written.tallies.items()},
-        "digests": written.digests,
-    }
-
-
-def _written(name: str, entry: Mapping[str, Any]) -> Written:
-    """An entry as figures. Raises LookupError, TypeError, ValueError, AttributeError: it is not of that form."""
-    runs = tuple(Run(int(offset), int(nbytes), str(digest)) for offset, nbytes, digest in entry["runs"])
-    if any(run.offset < 0 or run.nbytes < 0 for run in runs):
-        raise ValueError(name)
-    tallies = {tensor: Tally(**values) for tensor, values in entry["tallies"].items()}
-    if not all(0 <= abs(figure) < math.inf for tally in tallies.values() for figure in astuple(tally)):
-        raise ValueError(name)
-    if any(tally.whole < 0 for tally in tallies.values()):
-        raise ValueError(name)
-    return Written(tallies, {str(tensor): str(digest) for tensor, digest in entry["digests"].items()}, {name: runs})
+def _written(receipt: Receipt) -> Written:
+    """A receipt as figures. Raises ValueError: they are not those of a file."""
+    if any(offset < 0 or nbytes < 0 for offset, nbytes, _ in receipt.runs):
+        raise ValueError(receipt.target)
+    if not all(0 <= abs(figure) < math.inf for tally in receipt.tallies.values() for figure in astuple(tally)):
+        raise ValueError(receipt.target)
+    if any(tally.whole < 0 for tally in receipt.tallies.values()):
+        raise ValueError(receipt.target)
+    return receipt.written()

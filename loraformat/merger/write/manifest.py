@@ -11,12 +11,11 @@ from typing import Any, cast
 
 from loraformat import schema
 from loraformat.containers import strict_json
-from loraformat.containers.fingerprints import FilePrint
 from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
+from loraformat.model.bundle import DIGESTS, MANIFEST, FileFingerprint, OpenedFiles
 from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import row_blocks
 from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
@@ -108,8 +107,8 @@ def _rendered(manifest: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode("ascii")
 
 
-def plain_print(found: FilePrint) -> dict[str, Any]:
-    """A print as JSON values, without what was not computed."""
+def plain_fingerprint(found: FileFingerprint) -> dict[str, Any]:
+    """A fingerprint as JSON values, without what was not computed."""
     return {key: value for key, value in asdict(found).items() if value is not None}
 
 

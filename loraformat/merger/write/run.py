@@ -7,20 +7,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from loraformat.containers.fingerprints import file_sha256, print_of
+from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
-from loraformat.errors import ContainerError
+from loraformat.errors import ContainerError, MergeError
 from loraformat.merger.compute.windows import Limits
-from loraformat.merger.inputs import Inputs
+from loraformat.merger.inputs import Inputs, base_names
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
 from loraformat.merger.verify import check_output
 from loraformat.merger.write.digests import build_digests, rendered
-from loraformat.merger.write.journal import Journal, fingerprint_of
-from loraformat.merger.write.manifest import build_manifest, history_of, plain_print, read_manifest, write_manifest
+from loraformat.merger.write.file_tasks import FileEngine, FileTask, tasks_of
+from loraformat.merger.write.journal import Journal, run_fingerprint
+from loraformat.merger.write.manifest import (
+    build_manifest,
+    history_of,
+    plain_fingerprint,
+    read_manifest,
+    write_manifest,
+)
 from loraformat.merger.write.other_files import file_names, put, write_others
-from loraformat.merger.write.weights import Written, write_weights
+from loraformat.merger.write.weights import Written, all_of, write_weights
 from loraformat.model.bundle import DIGESTS, Bundle, OpenedFiles
 from loraformat.storage import ALGORITHM, LocalStore, Run, permissions_for
 
@@ -65,18 +72,20 @@ def run_merge(
     limits: Limits,
     trust: Trust,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    engine: FileEngine | None = None,
 ) -> Written:
     """Write everything of a plan into an output folder.
 
     Args:
         sources: the adapters' files, in the order of `plan.adapters`.
         announce: called with what was taken over from an unfinished output.
+        engine: writes the weight files, each as a task of its own; None for threads of this process.
 
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
-    base = Source(inputs.store, _base_names(plan, inputs))
+    base = Source(inputs.store, base_names(plan, inputs.base))
     version: str = sys.modules["loraformat"].__version__
-    journal = Journal(output, fingerprint_of(plan, [_identities(one) for one in (base, *sources)], version))
+    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], version))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}
     if not trust.resume:
@@ -84,9 +93,12 @@ def run_merge(
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
     runs = write_others(plan, inputs, output)
-    written = write_weights(
-        plan, inputs, output, limits, on_written=journal.add, there=there, digests=trust.digests != "none"
-    )
+    digests = trust.digests != "none"
+    if engine is None:
+        written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
+    else:
+        tasks = tasks_of(plan, output.folder, without=there, limits=limits, digests=digests)
+        written = _written_by(engine, tasks, there, journal)
     if trust.verify != "none":
         is_full = trust.verify == "full"
         written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
@@ -97,6 +109,20 @@ def run_merge(
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
     _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
+
+
+def _written_by(
+    engine: FileEngine, tasks: Sequence[FileTask], there: Mapping[str, Written], journal: Journal
+) -> Written:
+    """The figures of all files, those of the tasks from their receipts."""
+    found = dict(there)
+    for receipt in engine.run(tasks):
+        found[receipt.target] = receipt.written()
+        journal.add(receipt.target, found[receipt.target])
+    for task in tasks:
+        if task.target not in found:
+            raise MergeError("the engine gave no receipt for this file", where=task.target)
+    return all_of(found.values())
 
 
 def _taken_over(
@@ -113,7 +139,7 @@ def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run
     if name in runs:
         ((_, nbytes, digest),) = runs[name]
         return {"name": name, "nbytes": nbytes, ALGORITHM: digest}
-    return plain_print(print_of(output, name, whole=False))
+    return plain_fingerprint(fingerprint_of(output, name, whole=False))
 
 
 def _write_digests(
@@ -137,15 +163,7 @@ def _sha256_of(source: Source, read: Map) -> dict[str, str]:
 def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan, out: str) -> int:
     """The mode bits that the output `out` of a plan may have; see `storage.permissions_for`."""
     used = [(one.store, one.names) for one in sources]
-    return permissions_for([(inputs.store, _base_names(plan, inputs)), *used], out)
-
-
-def _base_names(plan: MergePlan, inputs: Inputs) -> list[str]:
-    """The base's files that the output is made from."""
-    names = {tensor.file for tensor in inputs.base.tensors.values()}
-    names |= {copied.name for copied in plan.copies if copied.adapter is None}
-    names |= {name for name in ("config.json", inputs.base.index or "") if name in inputs.base.others}
-    return sorted(names)
+    return permissions_for([(inputs.store, base_names(plan, inputs.base)), *used], out)
 
 
 def _identities(source: Source) -> list[Any]:
@@ -164,6 +182,6 @@ def _print(store: OpenedFiles, name: str) -> dict[str, Any]:
     """Name, size and hashes of a file; a file beside the adapter that is damaged has a name and a size only."""
     shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # JSON holds no other bytes
     try:
-        return {**plain_print(print_of(store, name, whole=False)), "name": shown}
+        return {**plain_fingerprint(fingerprint_of(store, name, whole=False)), "name": shown}
     except ContainerError:
         return {"name": shown, "nbytes": store.size(name)}

@@ -42,7 +42,7 @@ class Written:
     checked: Checked | None = None
 
 
-OnWritten = Callable[[ShardPlan, Written], None]
+OnWritten = Callable[[str, Written], None]
 
 
 def write_weights(
@@ -72,7 +72,7 @@ def write_weights(
         StorageError: a read or write failed.
     """
     known = there or {}
-    merged = _all_of(known.values())
+    merged = all_of(known.values())
     for file in inputs.base.files.values():
         if file.container == "torch":
             check_records(inputs.store, file.name)
@@ -107,7 +107,8 @@ def write_weights(
     return merged
 
 
-def _all_of(files: Iterable[Written]) -> Written:
+def all_of(files: Iterable[Written]) -> Written:
+    """The figures of several files as one."""
     merged = Written()
     for written in files:
         merged.tallies.update(written.tallies)
@@ -203,7 +204,7 @@ class _Shard:
         context, self._context = self._context, None
         context.__exit__(None, None, None)
         if on_written is not None:
-            on_written(self._plan, self._written)
+            on_written(self._plan.target, self._written)
 
     def abandon(self) -> None:
         """Give up a file that was begun and not closed."""

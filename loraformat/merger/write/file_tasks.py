@@ -1,0 +1,118 @@
+"""One weight file of an output as one task: data that another process can be given, and the receipt that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from loraformat.merger.compute.retention import Tally
+from loraformat.merger.compute.windows import Limits
+from loraformat.merger.inputs import open_inputs
+from loraformat.merger.plan.data import MergePlan
+from loraformat.merger.plan.serialized import from_plain, to_plain
+from loraformat.merger.write.weights import Written, write_weights
+from loraformat.model.bundle import Json
+from loraformat.storage import Run, open_store
+
+_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class FileTask:
+    """What makes one weight file.
+
+    Attributes:
+        plan: the merge, with that file alone.
+        output: URI of the folder that the file is written into.
+        jobs: threads.
+        memory_nbytes: for windows.
+        digests: whether copied bytes get a digest too.
+    """
+
+    plan: MergePlan
+    output: str
+    jobs: int = 1
+    memory_nbytes: int = _LIMITS.memory_nbytes
+    digests: bool = True
+
+    @property
+    def target(self) -> str:
+        """The name of the file."""
+        return self.plan.shards[0].target
+
+    def to_json(self) -> dict[str, Json]:
+        """The task as JSON values."""
+        return {**to_plain(self), "plan": self.plan.to_json()}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Json]) -> FileTask:
+        """A task from what `to_json` gave. Raises ConfigError (LF103): it is not of that form."""
+        plan = MergePlan.from_json(value.get("plan"))
+        return from_plain(cls, {**value, "plan": to_plain(plan)}, "task")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is known of a weight file when it is complete.
+
+    Attributes:
+        target: its name.
+        tallies: of each edited tensor that is not replaced.
+        digests: of each edited tensor, the digest of its bytes in the file.
+        runs: digests of the bytes of the file, by offset.
+    """
+
+    target: str
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    runs: tuple[tuple[int, int, str], ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        """The receipt as JSON values."""
+        return to_plain(self)
+
+    @classmethod
+    def from_json(cls, value: Json) -> Receipt:
+        """A receipt from what `to_json` gave. Raises ConfigError (LF103): it is not of that form."""
+        return from_plain(cls, value, "receipt")
+
+    def written(self) -> Written:
+        """The same, as `write_weights` has it of a file."""
+        return Written(dict(self.tallies), dict(self.digests), {self.target: tuple(Run(*run) for run in self.runs)})
+
+
+class FileEngine(Protocol):
+    """Runs tasks anywhere, several at a time: in processes, on other machines."""
+
+    def run(self, tasks: Iterable[FileTask]) -> Iterator[Receipt]:
+        """A receipt for each task, in any order; what a task raises is raised."""
+
+
+def tasks_of(
+    plan: MergePlan, output: str, *, without: Iterable[str] = (), limits: Limits = _LIMITS, digests: bool = True
+) -> tuple[FileTask, ...]:
+    """The tasks of a plan, but for files that are there."""
+    there = set(without)
+    return tuple(
+        FileTask(plan.only(shard.target), output, limits.jobs, limits.memory_nbytes, digests)
+        for shard in plan.shards
+        if shard.target not in there
+    )
+
+
+def execute(task: FileTask) -> Receipt:
+    """Open what a task needs and write its file; nothing is shared with whoever made the task.
+
+    Raises: as `open_inputs` and `write_weights`.
+    """
+    limits = Limits(jobs=task.jobs, memory_nbytes=task.memory_nbytes)
+    inputs, output = open_inputs(task.plan), open_store(task.output)
+    written = write_weights(task.plan, inputs, output, limits, digests=task.digests)
+    return receipt_of(task.target, written)
+
+
+def receipt_of(target: str, written: Written) -> Receipt:
+    """What `write_weights` says of one file, as a receipt."""
+    runs = tuple((run.offset, run.nbytes, run.digest) for run in written.runs[target])
+    return Receipt(target, written.tallies, written.digests, runs)
