@@ -8,7 +8,7 @@ import click
 
 from loraformat.cli import completers, options
 from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
-from loraformat.errors import StorageError
+from loraformat.errors import AssumptionContradicted, NothingChecked, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loraformat.jobs.settings import Settings
     from loraformat.report import Report
 
+# Findings that are mistakes on the command line.
+_MISTAKES = (AssumptionContradicted.code, NothingChecked.code)
 # As loraformat.report.FORMS has them; written out so that --help imports no report.
 FORMS = ("text", "concise", "json", "jsonl", "github", "gitlab", "junit", "sarif", "markdown")
 
@@ -127,7 +129,6 @@ def command(
     Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
-    from loraformat.errors import NothingChecked
     from loraformat.jobs.discovery import discover
 
     discovery = discover(adapters, recursive=recursive, format=judged["source_format"])
@@ -167,7 +168,7 @@ def command(
         if output_format != "text":
             say_errors(errors)
         ctx.exit(exit_code_of_all(errors))
-    if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
+    if any(finding.code in _MISTAKES for report in found for finding in report.findings):
         ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
