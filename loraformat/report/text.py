@@ -206,7 +206,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
     page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
     for adapter in result.adapters:
         page.say(
-            Piece("apply   ", "dim"),
+            Piece("adapter ", "dim"),
             Piece(adapter.uri, "bold"),
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
@@ -248,7 +248,7 @@ def _checked(found: Checked) -> str:
     unknown = found.changed - found.followed
     told += f"; of {amount(unknown)} the reference cannot tell where their updates land" if unknown else ""
     return told + (
-        f"; {plural(found.unscaled, 'scale')} without a formula, as the reader has it" if found.unscaled else ""
+        f"; {plural(found.unscaled, 'scale')} taken as read: the format states no formula" if found.unscaled else ""
     )
 
 
