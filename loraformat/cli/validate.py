@@ -63,14 +63,14 @@ def runtime(value: str) -> str:
     multiple=True,
     metavar="CODE",
     shell_complete=completers.codes,
-    help="Run only rules with this code or prefix (LF2, lf2); repeatable.",
+    help="Run only rules with these codes or prefixes (LF2,LF301); repeatable.",
 )
 @click.option(
     "--ignore",
     multiple=True,
     metavar="CODE",
     shell_complete=completers.codes,
-    help="Leave out rules with this code or prefix; repeatable.",
+    help="Leave out rules with these codes or prefixes (LF503,LF105); repeatable.",
 )
 @click.option(
     "--fail-on",
@@ -144,8 +144,8 @@ def command(
                 deep=judged["deep"],
                 alpha=judged["alpha"],
                 assumptions=options.assumptions(judged["assume"]),
-                select=select or settings.select,
-                ignore=(*settings.ignore, *ignore),
+                select=_each(select) or settings.select,
+                ignore=(*settings.ignore, *_each(ignore)),
                 reasons=settings.reasons_for(adapter),
                 target=target or settings.target,
                 max_lora_rank=max_lora_rank or settings.max_lora_rank,
@@ -172,6 +172,11 @@ def command(
         ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
+
+
+def _each(codes: Sequence[str]) -> tuple[str, ...]:
+    """The codes of an option that was given several times, or once with commas."""
+    return tuple(code for text in codes for code in text.split(","))
 
 
 def _write_report(path: str, text: str) -> StorageError | None:
