@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
     oddities.empty_row,
     metadata.base_model_disagreement,
     card.card_without_base,
-    card.card_without_licence,
+    card.card_without_license,
     metadata.tokens_without_tokenizer,
     metadata.malformed_tokenizer,
     metadata.unreadable_tokenizer_file,
