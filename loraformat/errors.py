@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, Severity, show
 
 
 class LoraFormatError(Exception):
@@ -63,6 +64,29 @@ class UsageError(LoraFormatError):
     """An option or a setting of the caller that names nothing, is out of its range, or cannot be read safely."""
 
     code, name = "LF021", "usage-error"
+
+
+class AssumptionContradicted(UsageError):
+    """An option of the caller and the adapter's own files say different things, such as two values of alpha.
+
+    ## Why it matters
+    `--alpha` and `--assume` fill gaps. If the files state the value themselves, one of the two is wrong, and the scale
+    of every update depends on it.
+
+    ## Example
+    `--alpha 32` for an adapter whose config says `"lora_alpha": 16`.
+
+    ## Use instead
+    Leave the option out, or correct the file.
+    """
+
+    code, name = "LF024", "assumption-contradicted"
+
+
+def require_one_of(value: object, allowed: Sequence[str], argument: str) -> None:
+    """Raises: UsageError (LF021): the value of an argument is not one of those allowed."""
+    if value not in allowed:
+        raise UsageError(f"expected one of {', '.join(allowed)}, found {show(value, 40)}", where=argument)
 
 
 class NothingChecked(LoraFormatError):
@@ -167,7 +191,7 @@ class MissingFile(FormatError):
 
 
 class ConfigError(FormatError):
-    """A config that does not say what is needed, or contradicts what the caller said."""
+    """A config that does not say what is needed, or contradicts another file."""
 
     code, name = "LF103", "config-error"
 

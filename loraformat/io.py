@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraformat import formats
 from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
-from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
+from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
@@ -22,6 +22,8 @@ from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+CONTAINERS = ("safetensors", "torch")
 
 # The files of the formats that are folders, the one that such a folder must have first.
 _FOLDERS = (
@@ -144,6 +146,12 @@ def save_adapter(
     Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
     """
     out = uri_of(target)
+    anything: object = adapter
+    if not isinstance(anything, Adapter):
+        text = f"expected an Adapter, found {type(anything).__name__}"
+        raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
+    if container is not None:
+        require_one_of(container, CONTAINERS, "container")
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))

@@ -8,6 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+import loraformat
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +65,35 @@ def test_the_walk_through_inspect_runs_as_a_library(monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     exec(compile(code, "docs/inspect.md", "exec"), {})
+
+
+def test_the_python_page_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 4
+    exec(compile("".join(blocks), "docs/python.md", "exec"), {})
+    assert (tmp_path / "minigpt-merged" / "model.pt").exists()
+
+
+def test_the_recipe_for_names_of_ones_own_ends_in_a_merge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "formats" / "dump.md").read_text(), flags=re.DOTALL)
+    base = tmp_path / "base"
+    tiny.llama().save_pretrained(str(base))
+    mine = {"layers.0.attn.q.lora_A": torch.randn(2, 16), "layers.0.attn.q.lora_B": torch.randn(16, 2)}
+    torch.save(mine, tmp_path / "mine.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(recipe, "docs/formats/dump.md", "exec"), {})
+    loraformat.merge(base, ["renamed.pt"], "out", alpha=2.0)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before, after = (load_file(folder / "model.safetensors")[name] for folder in (base, tmp_path / "out"))
+    torch.testing.assert_close(after, before + mine["layers.0.attn.q.lora_B"] @ mine["layers.0.attn.q.lora_A"])
+
+
+def test_a_report_prints_as_on_the_command_line() -> None:
+    report = loraformat.inspect(ROOT / "fixtures" / "minigpt" / "lora_adapter", alpha=1.0)
+    assert str(report).startswith(f"{ROOT / 'fixtures' / 'minigpt' / 'lora_adapter'}  native  17 tensors")
 
 
 def test_the_page_of_the_formats_is_what_their_table_says(generate: ModuleType) -> None:

@@ -70,3 +70,44 @@ def test_what_is_not_a_path_is_named_by_its_type(value: Any) -> None:
 def test_an_address_of_the_hub_that_pathlib_has_joined_is_named() -> None:
     with pytest.raises(UsageError, match='give "hf://owner/name"'):
         loraformat.inspect(Path("hf://owner/name"))
+
+
+@pytest.mark.parametrize("several", [{str(GOOD): 0.5}, {str(GOOD)}, 3])
+def test_adapters_without_an_order_are_refused_before_a_strength_is_lost(several: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'expected a list of paths, found \w+ \(.*"PATH=0.7"\)'):
+        loraformat.merge(BASE, several, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"dtype": "fp16"},
+        {"dtype": 3},
+        {"container": "pickle"},
+        {"accumulate": "float16"},
+        {"rounding": "up"},
+        {"verify": "all"},
+        {"digests": "md5"},
+    ],
+)
+def test_a_value_that_an_argument_does_not_have_is_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    """Nothing else would: a dtype that is not known would be taken for none at all."""
+    with pytest.raises(UsageError, match=f"{next(iter(option))}: expected one of "):
+        loraformat.merge(BASE, [GOOD], tmp_path / "out", **option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_saved_is_an_adapter_in_a_container_that_exists(tmp_path: Path) -> None:
+    path: Any = GOOD
+    with pytest.raises(UsageError, match=r"expected an Adapter, found \w+ \(make one with load_adapter"):
+        loraformat.save_adapter(path, tmp_path / "out", to="native")
+    with pytest.raises(UsageError, match="container: expected one of safetensors, torch, found pickle"):
+        loraformat.save_adapter(loraformat.load_adapter(GOOD), tmp_path / "out", to="native", container="pickle")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_alpha_is_a_number() -> None:
+    text: Any = "16"
+    with pytest.raises(UsageError, match="alpha: expected a finite number, found 16"):
+        loraformat.load_adapter(ADAPTER, alpha=text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ def test_a_head_that_leaves_a_shared_table(name: str, kind: str, tmp_path: Path)
     model = tiny.build(model_class, f"{stem}Config", settings)
     heads = [head for head in ("proj_out", "lm_head") if hasattr(model, head)]
     both = tiny.adapted(model, tmp_path, **KINDS[kind](heads))
-    loraformat.merge(str(tmp_path / "base"), [str(tmp_path / "adapter")], str(tmp_path / "out"), verify="full")
+    report = loraformat.merge(tmp_path / "base", [tmp_path / "adapter"], tmp_path / "out", verify="full")
     tiny.check_merged(tmp_path / "out", model_class, both, inputs)
+    kept = json.loads((tmp_path / "out" / "config.json").read_text()).get("tie_word_embeddings") is not False
+    assert ("LF821" in {finding.code for finding in report.findings}) == kept
 
 
 def resized(folder: Path, **lora: Any) -> Any:

@@ -10,6 +10,7 @@ import click
 
 from loraformat.errors import (
     AdapterRefused,
+    AssumptionContradicted,
     LoraFormatError,
     MergeError,
     OutOfResources,
@@ -120,8 +121,10 @@ def _judged(
         if known is not None:
             raise known
         return judge(adapter), None
-    except (UsageError, OutOfResources):
-        raise
+    except (UsageError, OutOfResources) as error:
+        if not isinstance(error, AssumptionContradicted):
+            raise
+        return Report(job=job, subject=adapter, findings=(error.finding(),)), error
     except LoraFormatError as error:
         return Report(job=job, subject=adapter, findings=(error.finding(),)), error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,28 +27,27 @@ def open_adapter_files(uri: str) -> Bundle:
 
     Raises:
         FormatError (LF012): several folders below hold an adapter; all are named.
-        MissingFile (LF101): the config lies in the folder and the weights in one below, which has no config.
+        MissingFile (LF101): the config lies in the folder and the weights below it, without a config.
         StorageError: there is no such folder or file.
     """
     bundle = open_bundle(uri)
     if bundle.is_single_file or not isinstance(bundle.opened, LocalStore) or _has_weights(bundle):
         return bundle
-    has_config = any(name in bundle.files for name in _CONFIGS)
-    if not has_config and bundle.tensor_files():
+    if not any(name in bundle.files for name in _CONFIGS) and bundle.tensor_files():
         return bundle
     found = list(_adapters_below(bundle))
     if not found:
         return bundle
     names = ", ".join(show(os.path.basename(one.uri), 60) for one in found[:8])
     more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    config = next((name for name in _CONFIGS if name in bundle.files), None)
+    if config is not None and not any(name in one.files for one in found for name in _CONFIGS):
+        copy = f"cp {show(shlex.join([os.path.join(uri, config), found[0].uri]), 400)}"
+        hint = f"copy it beside the weights: {copy}" if len(found) == 1 else "copy it beside those that you mean"
+        raise MissingFile(f"{config} is here, and the weights are in {names}{more}", where=uri, hint=hint)
     if len(found) > 1:
         raise FormatError(
             f"{len(found)} folders below hold an adapter: {names}{more}", where=uri, hint="give the one that you mean"
-        )
-    if has_config and not any(name in found[0].files for name in _CONFIGS):
-        config = next(name for name in _CONFIGS if name in bundle.files)
-        raise MissingFile(
-            f"{config} lies here and the weights in {names}", where=uri, hint="copy the config beside the weights"
         )
     return replace(found[0], named=uri)
 

@@ -132,10 +132,29 @@ def _unknown(bundle: Bundle) -> UnknownFormat:
     tensors = first_names(bundle)
     if what:
         return UnknownFormat(f"this is {what}{f': {tensors}' if tensors else ''}", where=bundle.uri, hint=hint)
+    if not bundle.files and not bundle.folders:
+        return UnknownFormat("the folder is empty", where=bundle.uri, hint=_GIVE_A_FOLDER)
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
     seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     looked_for = (
         "lora_config.json, adapter_config.json, lit_model.pth.lora, or one tensor file with pairs of lora_A and lora_B"
     )
     text = f"no format fits: looked for {looked_for}; found {seen or 'no files'}{f'; {tensors}' if tensors else ''}"
-    return UnknownFormat(text, where=bundle.uri)
+    return UnknownFormat(text, where=bundle.uri, hint=_remedy(bundle))
+
+
+_GIVE_A_FOLDER = "give the folder with the adapter's files"
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".zst")
+
+
+def _remedy(bundle: Bundle) -> str:
+    """What to do with files that no format explains."""
+    from loraformat.formats.foreign import with_pairs
+
+    pairs = with_pairs(bundle)
+    if pairs and not bundle.is_single_file:
+        found = f"of several weight files {show(pairs, 60)} has LoRA's names"
+        return f"{found}: give that file, or make one folder of all: docs/formats/native.md"
+    if any(name.lower().endswith(_ARCHIVES) for name in bundle.files):
+        return "unpack the archive, and give the folder"
+    return "docs/formats says which names are read" if bundle.tensor_files() else _GIVE_A_FOLDER

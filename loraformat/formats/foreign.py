@@ -79,7 +79,7 @@ def described(bundle: Bundle) -> tuple[str, str]:
         config = readable(bundle, "config.json")
         listed = config.get("architectures") if isinstance(config, Mapping) else None
         of = _named(listed[0] if isinstance(listed, list) and listed else None)
-        return f"a full model{of}", f"{_EXPECTED}: merge takes the base first, merge BASE ADAPTER -o OUT"
+        return f"a full model{of}", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
     return "", ""
 
 
@@ -95,12 +95,18 @@ def _is_optimizer(file: TensorFile, names: Sequence[str]) -> bool:
 def is_full_model(bundle: Bundle) -> bool:
     """Whether the files are a model and no adapter, by its config, the names of its files or of its weights."""
     weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
-    if not weights or dialect_of(names := _names(weights[0])) or any("lora" in name.lower() for name in names):
+    if not weights or dialect_of(names := _names(weights[0])) or with_pairs(bundle):
         return False
     config = readable(bundle, "config.json")
     if isinstance(config, Mapping) and ("model_type" in config or "architectures" in config):
         return True
     return any(_MODEL_FILE.fullmatch(file.name) for file in weights) or any(map(_MODEL_WEIGHT.match, names))
+
+
+def with_pairs(bundle: Bundle) -> str:
+    """The first weight file in which a name speaks of LoRA; "" for none."""
+    files = (file for file in bundle.tensor_files() if not is_training_state(file.name))
+    return next((file.name for file in files if any("lora" in name.lower() for name in _names(file))), "")
 
 
 def first_names(bundle: Bundle) -> str:

@@ -10,8 +10,8 @@ from loraformat import rules
 from loraformat.containers import bytes_of, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
-from loraformat.errors import ConfigError
-from loraformat.io import Opened, open_files, read_bundle
+from loraformat.errors import UsageError, require_one_of
+from loraformat.io import CONTAINERS, Opened, open_files, read_bundle
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
@@ -49,6 +49,7 @@ from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,16 @@ def merge(
         FormatError where something cannot be read or written. Nothing is left of `out` then.
     """
     base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
+    for value, allowed, argument in (
+        (container, CONTAINERS, "container"),
+        (dtype, _DTYPES, "dtype"),
+        (accumulate, ("float32", "float64"), "accumulate"),
+        (rounding, ("nearest", "stochastic"), "rounding"),
+        (verify, ("none", "sample", "full"), "verify"),
+        (digests, ("blake3", "sha256", "none"), "digests"),
+    ):
+        if value is not None:
+            require_one_of(value, allowed, argument)
     options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
@@ -175,7 +186,11 @@ def _prepare(
         opened.append(one)
         sources.append(_source(one, said, strength))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
-        raise ConfigError(f"--alpha {assumptions.alpha:g} is given, but every adapter states its own", where="merge")
+        raise UsageError(
+            f"--alpha {assumptions.alpha:g} is given, but every adapter states its own",
+            where="merge",
+            hint="leave --alpha out",
+        )
     read = [one.adapter for one in opened]
     checkpoint = as_written(checkpoint, read)
     plan = plan_merge(

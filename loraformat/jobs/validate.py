@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, in_order
-from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
+from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import open_files, read_bundle
 from loraformat.jobs.inputs.line_numbers import with_lines
 from loraformat.jobs.inputs.subject import Assumptions, open_base, with_alpha
@@ -92,7 +92,7 @@ def validate(
     wanted = tuple(_target(text) for text in listed(target, "runtimes"))
     try:
         opened = read_bundle(bundle, format=format, hints=hints)
-    except (ContainerError, FormatError) as error:
+    except (ContainerError, FormatError, AssumptionContradicted) as error:
         return _unreadable(adapter, bundle, error, chosen, choice)
     subject = rules.Subject(
         bundle=bundle,
@@ -129,7 +129,7 @@ def validate(
 def _unreadable(
     adapter: str,
     bundle: Bundle,
-    error: ContainerError | FormatError,
+    error: ContainerError | FormatError | AssumptionContradicted,
     chosen: Sequence[rules.Rule],
     choice: _Choice,
 ) -> Report:

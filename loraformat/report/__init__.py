@@ -66,6 +66,10 @@ def render_all(
     if form in RENDERERS:
         if form == "json" and len(reports) != 1:
             return render_json_list(reports)
+        if form == "text" and len(reports) > 1 and all(report.job == "validate" for report in reports):
+            from loraformat.report.terminal.text import render_validations
+
+            return render_validations(reports, width=width, color=color)
         together = _together(reports, width, color) if form == "text" else ""
         return "".join(render(report, form, width=width, color=color) for report in reports) + together
     if form == "jsonl":

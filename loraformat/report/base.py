@@ -70,6 +70,12 @@ class Report:
             case _:
                 return []
 
+    def __str__(self) -> str:
+        """What the command line prints of it."""
+        from loraformat.report import render
+
+        return render(self).rstrip("\n")
+
     def _repr_html_(self) -> str:
         """What a notebook shows: a caption, the heat map where there are norms, findings and records, all escaped."""
         from loraformat.model.results.verbs import InspectResult

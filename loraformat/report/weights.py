@@ -10,7 +10,7 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import layer_of
 from loraformat.report.lines import Page, Piece
-from loraformat.report.words import amount, figure, histogram, known, middle, number, percent, runs, shape
+from loraformat.report.words import amount, figure, histogram, kind_name, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
@@ -47,7 +47,7 @@ def _weights(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]
     rows = [
         [
             record.weight,
-            record.kind,
+            kind_name(record.kind),
             shape(record.shape),
             "-" if record.rank is None else str(record.rank),
             "-" if record.kind in _WITHOUT_SCALE else number(record.scale),
@@ -98,7 +98,7 @@ def by_module(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str
     """(head, rows) of a table in which weights that differ in the layer only are one line."""
     groups: dict[tuple[str, str, str], list[WeightRecord]] = {}
     for record in weights:
-        groups.setdefault((record.module, record.kind, shape(record.shape)), []).append(record)
+        groups.setdefault((record.module, kind_name(record.kind), shape(record.shape)), []).append(record)
     columns = _group_columns(weights)
     head = ["module", "update", "shape", "weights", "layers", "rank", "parameters", *(name for name, _ in columns)]
     rows = [

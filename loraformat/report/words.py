@@ -55,7 +55,7 @@ def middle(values: Iterable[float | None]) -> float | None:
     return median(found) if found else None
 
 
-# What people call a kind of update, where it is not what `kind_of` calls it.
+# What the field calls a kind of update, where it is not what `kind_of` calls it; and one of them, in a count.
 _NAMES = {
     "low-rank": "LoRA",
     "dora": "DoRA",
@@ -65,11 +65,34 @@ _NAMES = {
     "replace": "full",
     "rows": "trained rows",
 }
+_COUNTED = {
+    "low-rank": "LoRA pair",
+    "dora": "DoRA pair",
+    "diff": "dense delta",
+    "replace": "full weight",
+    "rows": "set of trained rows",
+}
+
+
+def kind_name(kind: str) -> str:
+    """What the field calls a kind of update: "LoRA" for "low-rank"."""
+    return _NAMES.get(kind, kind)
+
+
+def updates(summary: Summary) -> str:
+    """How many updates are of which kind: "8 LoRA pairs, 1 full weight"; "none" for none."""
+    return cut([_counted(kind, count) for kind, count in summary.update_kinds.items()]) or "none"
+
+
+def _counted(kind: str, count: int) -> str:
+    if kind == "rows" and count != 1:
+        return f"{amount(count)} sets of trained rows"
+    return plural(count, _COUNTED[kind]) if kind in _COUNTED else f"{amount(count)} {kind_name(kind)}"
 
 
 def parameters(summary: Summary) -> str:
     """How many parameters are of which kind: "4,096 LoRA + 6,080 full"; "0" for none."""
-    kinds = [f"{amount(count)} {_NAMES.get(kind, kind)}" for kind, count in summary.parameters_by_kind.items()]
+    kinds = [f"{amount(count)} {kind_name(kind)}" for kind, count in summary.parameters_by_kind.items()]
     return " + ".join(kinds) or "0"
 
 

@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
     oddities.empty_row,
     statements.base_model_disagreement,
     card.card_without_base,
-    card.card_without_licence,
+    card.card_without_license,
     statements.tokens_without_tokenizer,
     statements.malformed_tokenizer,
     statements.unreadable_tokenizer_file,

@@ -61,7 +61,7 @@ def _instead(weight: str, nearest: Sequence[str]) -> str:
 
     if is_namesake(weight, nearest[0]):
         return f"the base has {nearest[0]}"
-    return f"the nearest name in the base is that of another weight, {nearest[0]}"
+    return f"the nearest name in the base is {nearest[0]}; if it is the same weight, rename the tensors"
 
 
 @rule("LF302", Severity.ERROR, since="0.1.0", needs="base")

@@ -154,6 +154,7 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     `base_model.model.model.layers.0.self_attn.q_proj.lora_mystery.weight`.
 
     ## Use instead
+    Give whole weights, such as new embeddings, the name that they have in the base, and name the base with `--base`.
     Remove what does not belong to the adapter, or name its format with `--from`. `--force` goes on without them.
 
     ## Source
@@ -162,7 +163,8 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     unclaimed = list(subject.adapter.unclaimed)
     if unclaimed:
-        yield Hit("", f"would be dropped, for no update uses them: {_some(unclaimed, noun='tensor')}")
+        message = f"no update uses {_some(unclaimed, noun='tensor')}: what was trained in it would be lost"
+        yield Hit("", message, "name each as the base does and give --base, or remove it")
 
 
 @rule("LF211", Severity.WARNING, since="0.1.0")

@@ -70,6 +70,6 @@ def open_store(uri: str) -> Store:
         raise StorageError(
             f"{scheme[1]}:// is not supported in this version", where=uri, hint="download it and give the folder"
         )
-    if re.fullmatch(r"[\w.\-]+/[\w.\-]+(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
+    if re.fullmatch(r"\w[\w.\-]*/\w[\w.\-]*(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
         raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
     return LocalStore(uri)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias, Union
 
 from loraformat.diagnostics import show
@@ -13,6 +14,7 @@ from loraformat.errors import UsageError
 Location: TypeAlias = Union[str, "os.PathLike[str]"]
 
 _LONGEST = 200
+_OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
 
 
 def uri_of(location: Location) -> str:
@@ -46,9 +48,11 @@ def listed(locations: Iterable[Location], what: str = "paths") -> tuple[str, ...
     Args:
         what: a noun for the message.
 
-    Raises: UsageError (LF021): one stands alone where several are meant, or one is not text.
+    Raises: UsageError (LF021): one stands alone where several are meant, they have no order, or one is not text.
     """
     if isinstance(locations, (str, bytes, os.PathLike)):
         said = show(locations, _LONGEST)
         raise UsageError(f'expected a list of {what}, found "{said}" alone', hint=f'write ["{said}"]')
+    if isinstance(locations, (Mapping, AbstractSet)) or not isinstance(locations, Iterable):
+        raise UsageError(f"expected a list of {what}, found {type(locations).__name__}", hint=_OF_STRENGTHS)
     return tuple(map(uri_of, locations))

@@ -118,3 +118,14 @@ def test_a_refused_merge_lists_what_it_is_refused_for() -> None:
 def test_a_path_named_like_the_option_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("inspect", "--", "--format=json").stdout == ""
+
+
+def test_a_refusal_names_the_folder_of_a_damaged_file(tmp_path: Path) -> None:
+    """Of several adapters every one has an `adapter_model.safetensors`."""
+    root = Path(__file__).parent.parent.parent / "fixtures"
+    good, base = root / "good" / "peft" / "tiny-llama", root / "minigpt" / "base"
+    damaged = root / "bad" / "LF006-git-lfs-pointer" / "adapter"
+    told = CliRunner().invoke(main, ["merge", str(base), str(damaged), str(good), "-o", str(tmp_path / "out")])
+    assert f"error[LF006] {damaged}/adapter_model.safetensors: " in told.stderr
+    told = CliRunner().invoke(main, ["inspect", str(damaged)])
+    assert f"error[LF006] {damaged}/" in told.stderr

@@ -12,7 +12,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
-from loraformat.errors import StorageError
+from loraformat.errors import UsageError
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.merge import merge
 
@@ -36,7 +36,7 @@ def test_a_path_that_exists_is_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("argument", ["lora=strong", "lora=", "=0.5", "lora=nan", "lora=inf"])
 def test_what_is_no_strength_is_refused(argument: str) -> None:
-    with pytest.raises(StorageError, match="finite number"):
+    with pytest.raises(UsageError, match="finite number"):
         with_strength(argument)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,10 @@ def run(*arguments: object) -> Result:
         (["validate", ADAPTER, "--report", "jsno=x"], "Did you mean json?"),
         (["validate", ADAPTER, "--target", "vlm"], "Did you mean vllm?"),
         (["merge", BASE, ADAPTER, "-o", "out", "--verify", "ful"], "Did you mean full?"),
+        (["merge", BASE, f"{ADAPTER}=0,7", "-o", "out"], "not a finite number: '0,7' (write ADAPTER=0.7)"),
+        (["merge", BASE, ADAPTER, "-o", "out", "--alpha", "5"], "leave --alpha out"),
+        (["convert", ADAPTER, "-o", "out", "--to", "peft", "--assume", "rank=3"], "leave --assume out"),
+        (["inspect", ADAPTER, "--alpha", "5"], "leave --alpha out"),
         (["merge", BASE, ADAPTER, "-o", "out", "--device", "tpu"], "'tpu' is not a device"),
         (["merge", BASE, ADAPTER, "-o", "out", "--max-shard-size", "0"], "at least 1 byte"),
         (["merge", BASE, ADAPTER, "-o", "out", "--memory", "0.4"], "at least 1 byte"),
@@ -58,6 +63,14 @@ def test_a_mistake_is_exit_2_and_says_what_was_meant(
     assert told.exit_code == 2, told.output
     assert said in told.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_alpha_that_one_adapter_contradicts_does_not_keep_the_others_unchecked() -> None:
+    told = run("validate", ADAPTER, BASE.parent / "lora_adapter", "--alpha", "5", "--format", "json", "--isolated")
+    assert told.exit_code == 2
+    reports = json.loads(told.stdout)["reports"]
+    assert [finding["code"] for finding in reports[0]["findings"] if finding["severity"] == "error"] == ["LF024"]
+    assert not [finding for finding in reports[1]["findings"] if finding["severity"] == "error"]
 
 
 def test_a_bare_path_is_told_from_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,28 @@ def test_a_pickle_that_is_no_part_of_the_adapter_is_never_opened(tmp_path: Path)
     sys.addaudithook(hook)
     assert run(tmp_path).exit_code == 0
     assert opened == []
+
+
+def test_codes_are_taken_with_commas_too(tmp_path: Path) -> None:
+    apart = run(GOOD, "--isolated", "--select", "LF2", "--select", "LF105", "--format", "json")
+    together = run(GOOD, "--isolated", "--select", "LF2,LF105", "--format", "json")
+    assert together.stdout == apart.stdout
+    assert "LF202" in together.stdout
+    assert together.exit_code == 0
+    refused = run(GOOD, "--isolated", "--ignore", "LF105,LF9999")
+    assert refused.exit_code == 2
+    assert 'found "LF9999"' in refused.stderr
+
+
+def test_text_about_several_adapters_names_each_before_its_findings(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(GOOD, tmp_path / name)
+        config = tmp_path / name / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "r": 7}))
+    lines = run(tmp_path, "--isolated").stdout.splitlines()
+    one, two = lines.index(str(tmp_path / "one")), lines.index(str(tmp_path / "two"))
+    assert "LF204" in lines[one + 1]
+    assert "LF204" in lines[two + 1]
+    assert lines[-1].startswith("2 adapters: ")
+    assert sum(line.startswith("not checked: ") for line in lines[:two]) == 0
+    assert any(line.startswith("not checked: ") for line in lines[two:])

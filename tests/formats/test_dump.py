@@ -24,6 +24,9 @@ SPELLINGS = [
     ("lora_a", "lora_b"),
     ("lora.lora_A", "lora.lora_B"),
     ("lora.A", "lora.B"),
+    ("lora_down", "lora_up"),
+    ("lora_down.weight", "lora_up.weight"),
+    ("lora.down.weight", "lora.up.weight"),
     ("parametrizations.weight.0.lora_A", "parametrizations.weight.0.lora_B"),
 ]
 

@@ -53,7 +53,7 @@ def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) 
     assert "this is a full model" in said_of(tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
     assert "this is a full model (LlamaForCausalLM)" in said_of(tmp_path)
-    assert "merge takes the base first" in said_of(tmp_path)
+    assert "a model is the BASE of merge BASE ADAPTER" in said_of(tmp_path)
 
 
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from oracle import dense
 from strategies import lazy, values
 from torch import Tensor
 
-from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
+from loraformat.errors import AssumptionContradicted, ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats import mlx
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
@@ -82,7 +82,7 @@ def test_arrays_of_mlx_examples_have_the_constant_of_their_code() -> None:
 
 
 def test_a_hint_never_contradicts() -> None:
-    with pytest.raises(ConfigError, match="scale of 20"):
+    with pytest.raises(AssumptionContradicted, match="scale of 20"):
         read(PAIR, hints=Hints(scale=10))
     with pytest.raises(MissingFile, match=r"adapter_config\.json"):
         read(PAIR, None)

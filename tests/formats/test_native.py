@@ -12,7 +12,7 @@ from equal import assert_same_updates
 from hypothesis import given, settings
 from strategies import adapters, lazy, values
 
-from loraformat.errors import ConfigError, FormatError
+from loraformat.errors import AssumptionContradicted, FormatError
 from loraformat.formats import native, peft
 from loraformat.formats.kit.base import Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
@@ -94,7 +94,7 @@ def test_a_hint_fills_the_missing_alpha(hints: Hints) -> None:
     ],
 )
 def test_a_hint_never_contradicts(config: dict[str, Any], hints: Hints) -> None:
-    with pytest.raises(ConfigError, match="the caller"):
+    with pytest.raises(AssumptionContradicted, match="the caller"):
         native.read(bundle(hand_written(**config)), hints=hints)
 
 

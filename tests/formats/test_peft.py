@@ -11,7 +11,7 @@ from bundles import bundle, tensors
 from equal import assert_same_updates
 from strategies import values
 
-from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
+from loraformat.errors import AssumptionContradicted, ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats import peft
 from loraformat.formats.kit.base import Hints
 from loraformat.model.adapter import Adapter
@@ -68,9 +68,9 @@ def test_the_scale_is_the_one_that_peft_applies(fields: dict[str, Any], scale: f
 def test_a_hint_fills_the_missing_alpha_and_never_contradicts() -> None:
     assert read(hints=Hints(alpha=6), lora_alpha=None).updates["m.q.weight"][0].scale == 3
     assert read(hints=Hints(alpha=4)).updates["m.q.weight"][0].scale == 2
-    with pytest.raises(ConfigError, match="the file states alpha 4, the caller 6"):
+    with pytest.raises(AssumptionContradicted, match="the file states alpha 4, the caller 6"):
         read(hints=Hints(alpha=6))
-    with pytest.raises(ConfigError, match="the file states rank 2, the caller 3"):
+    with pytest.raises(AssumptionContradicted, match="the file states rank 2, the caller 3"):
         read(hints=Hints(rank=3))
 
 

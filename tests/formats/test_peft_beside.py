@@ -111,3 +111,18 @@ def test_two_files_with_one_weight_are_told(both: Any, tmp_path: Path) -> None:
     notes = open_adapter(str(tmp_path / "adapter")).adapter.notes
     (told,) = [note.message for note in notes if note.code == "LF246"]
     assert told == "not read: a.safetensors has model.norm.weight too"
+
+
+def test_rows_alone_are_refused_with_what_to_save_instead(both: Any, tmp_path: Path) -> None:
+    """They would otherwise be taken for a weight called "input_embeddings", and converted as one."""
+    rows = {"input_embeddings": torch.ones(2, 16), "output_embeddings": torch.ones(2, 16)}
+    save_file(rows, tmp_path / "adapter" / "new_embeddings.safetensors")
+    opened = open_adapter(str(tmp_path / "adapter"))
+    assert opened.adapter.unclaimed.keys() == rows.keys()
+    assert not rows.keys() & opened.adapter.updates.keys()
+    (note,) = [note for note in opened.adapter.notes if note.code == "LF246"]
+    assert "save the whole embed_tokens.weight and lm_head.weight" in note.message
+    with pytest.raises(AdapterRefused, match="LF210"):
+        merged(tmp_path)
+    with pytest.raises(AdapterRefused, match="input_embeddings"):
+        loraformat.convert(tmp_path / "adapter", tmp_path / "converted", to="peft")

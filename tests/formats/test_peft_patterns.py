@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loraformat import load_adapter
 from loraformat.budget import Budget
 from loraformat.errors import ConfigError
 from loraformat.formats.peft.patterns import Ends, Inside, PatternKeys
@@ -92,8 +94,10 @@ def test_names_select_the_modules_that_they_end(module: str, names: list[str]) -
 
 
 @given(MODULES, st.lists(MODULES, max_size=6, unique=True))
-def test_names_select_the_paths_that_they_are_inside_of(path: str, names: list[str]) -> None:
-    assert Inside(names, Budget()).of(path) == {name for name in names if f".{name}." in f".{path}."}
+def test_names_select_the_paths_of_modules_that_end_with_them(path: str, names: list[str]) -> None:
+    parts = path.split(".")
+    modules = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    assert Inside(names, Budget()).of(path) == {name for name in names if any(m.endswith(name) for m in modules)}
 
 
 def test_many_names_for_many_modules_are_looked_up_and_not_compared() -> None:
@@ -110,3 +114,20 @@ def test_names_of_many_lengths_for_long_paths_are_refused() -> None:
     inside = Inside(names, Budget(100_000), "modules_to_save")
     with pytest.raises(ConfigError, match="too many names"):
         [inside.of(".".join("a" * 900)) for _ in range(100)]
+
+
+def test_a_saved_module_is_any_whose_path_ends_with_its_name(tmp_path: Path) -> None:
+    """PEFT needs no dot before the name: "norm" saves `input_norm` too, and the config does name it."""
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    class Block(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.input_norm, self.norm = nn.Linear(4, 4), nn.LayerNorm(4), nn.LayerNorm(4)
+
+    model = get_peft_model(Block(), LoraConfig(target_modules=["q"], modules_to_save=["norm"], r=2))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    adapter = load_adapter(tmp_path / "adapter")
+    assert {"input_norm.weight", "norm.weight"} <= adapter.updates.keys()
+    assert "LF224" not in {note.code for note in adapter.notes}

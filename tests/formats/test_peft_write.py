@@ -127,7 +127,7 @@ def test_what_other_formats_say_and_peft_does_not_is_listed() -> None:
     adapter = Adapter(config=config, updates={"a.weight": (layer,)}, unclaimed={"b": lazy(1)})
     found = list(peft.losses(adapter))
     assert [(each.code, each.severity) for each in found] == [("LF706", Severity.WARNING), ("LF703", Severity.INFO)]
-    assert found[1].message == "not written: base_fingerprint, tied, author"
+    assert found[1].message == "the target format has no place for base_fingerprint, tied, author: left out"
 
 
 def test_the_versions_of_fields_are_those_that_the_wheels_say() -> None:

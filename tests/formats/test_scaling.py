@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraformat.errors import ConfigError
+from loraformat.errors import AssumptionContradicted
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.scaling import Scaling, agreed, scale_of
 
@@ -38,7 +38,7 @@ def test_what_is_stated_wins_over_silence_only() -> None:
     assert agreed(None, 3, "alpha", "here") == 3
     assert agreed(3, None, "alpha", "here") == 3
     assert agreed(3, 3.0, "alpha", "here") == 3
-    with pytest.raises(ConfigError, match="here: the file states alpha 3, the caller 4"):
+    with pytest.raises(AssumptionContradicted, match="here: the file states alpha 3, the caller 4"):
         agreed(3, 4, "alpha", "here")
 
 
@@ -47,5 +47,5 @@ def test_the_scale_of_one_module() -> None:
     assert scale_of(None, 4, Scaling(), Hints(), "") is None
     assert scale_of(None, 4, Scaling(), Hints(scale=0.3), "") == 0.3
     assert scale_of(1, 3, Scaling(), Hints(scale=0.3333333333333), "") == 1 / 3
-    with pytest.raises(ConfigError, match="a scale of"):
+    with pytest.raises(AssumptionContradicted, match="a scale of"):
         scale_of(8, 4, Scaling(), Hints(scale=1.0), "")

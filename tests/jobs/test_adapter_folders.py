@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,11 @@ def test_a_config_above_its_weights_is_named(both: Any, tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(
         tmp_path / "adapter" / "checkpoint-10" / "adapter_model.safetensors"
     )
-    with pytest.raises(MissingFile, match=r"adapter_config.json lies here and the weights in checkpoint-10"):
+    with pytest.raises(MissingFile, match="is here, and the weights are in checkpoint-10") as caught:
         open_adapter(str(tmp_path / "adapter"))
+    command = caught.value.hint.removeprefix("copy it beside the weights: ")
+    subprocess.run(shlex.split(command), check=True)
+    assert open_adapter(str(tmp_path / "adapter" / "checkpoint-10")).adapter.updates
 
 
 def test_an_adapter_with_checkpoints_below_it_is_read_itself(both: Any, tmp_path: Path) -> None:

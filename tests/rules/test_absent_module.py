@@ -37,4 +37,4 @@ def test_the_same_module_under_another_name_is_what_the_base_has(tmp_path: Path)
 )
 def test_another_layer_or_module_is_not_said_to_be_it(adapter: str, base: str, tmp_path: Path) -> None:
     said = hint(adapter, base, tmp_path)
-    assert said == f"the nearest name in the base is that of another weight, {base}"
+    assert said == f"the nearest name in the base is {base}; if it is the same weight, rename the tensors"

@@ -12,14 +12,18 @@ from loraformat.cli import completers, options
 def command(code: str | None) -> None:
     """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
 
-    `explain targets` lists the runtimes of `validate --target`, `explain vllm` what is known of one.
+    `explain LF2` lists the codes that begin so. `explain targets` lists the runtimes of `validate --target`, `explain
+    vllm` what is known of one.
     """
     from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets, nearest_to
 
-    if code is None:
-        for each, name, severity in known_codes():
+    prefix = "" if code is None else code.upper()
+    listed = [line for line in known_codes() if line[0].startswith(prefix) and line[0] != prefix]
+    if listed:
+        for each, name, severity in listed:
             click.echo(f"{each}  {severity:<8} {name}")
         return
+    assert code is not None
     if code == "targets":
         for name, title in known_targets():
             click.echo(f"{name:<13} {title}")

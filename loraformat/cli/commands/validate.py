@@ -8,7 +8,7 @@ import click
 
 from loraformat.cli import completers, options
 from loraformat.cli.refusals import exit_code_of_all, judge_each, say_errors
-from loraformat.errors import StorageError
+from loraformat.errors import AssumptionContradicted, NothingChecked, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loraformat.jobs.inputs.settings import Settings
     from loraformat.report import Report
 
+# Findings that are mistakes on the command line.
+_MISTAKES = (AssumptionContradicted.code, NothingChecked.code)
 # As loraformat.report.FORMS has them; written out so that --help imports no report.
 FORMS = ("text", "concise", "json", "jsonl", "github", "gitlab", "junit", "sarif", "markdown")
 
@@ -61,14 +63,14 @@ def runtime(value: str) -> str:
     multiple=True,
     metavar="CODE",
     shell_complete=completers.codes,
-    help="Run only rules with this code or prefix (LF2, lf2); repeatable.",
+    help="Run only rules with these codes or prefixes (LF2,LF301); repeatable.",
 )
 @click.option(
     "--ignore",
     multiple=True,
     metavar="CODE",
     shell_complete=completers.codes,
-    help="Leave out rules with this code or prefix; repeatable.",
+    help="Leave out rules with these codes or prefixes (LF503,LF105); repeatable.",
 )
 @click.option(
     "--fail-on",
@@ -127,7 +129,6 @@ def command(
     Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
-    from loraformat.errors import NothingChecked
     from loraformat.jobs.inputs.discovery import discover
 
     discovery = discover(adapters, recursive=recursive, format=judged["source_format"])
@@ -143,8 +144,8 @@ def command(
                 deep=judged["deep"],
                 alpha=judged["alpha"],
                 assumptions=options.assumptions(judged["assume"]),
-                select=select or settings.select,
-                ignore=(*settings.ignore, *ignore),
+                select=_each(select) or settings.select,
+                ignore=(*settings.ignore, *_each(ignore)),
                 reasons=settings.reasons_for(adapter),
                 target=target or settings.target,
                 max_lora_rank=max_lora_rank or settings.max_lora_rank,
@@ -167,10 +168,15 @@ def command(
         if output_format != "text":
             say_errors(errors)
         ctx.exit(exit_code_of_all(errors))
-    if any(finding.code == NothingChecked.code for report in found for finding in report.findings):
+    if any(finding.code in _MISTAKES for report in found for finding in report.findings):
         ctx.exit(2)
     if severity is not None and any(report.reaches(severity) for report in found):
         ctx.exit(1)
+
+
+def _each(codes: Sequence[str]) -> tuple[str, ...]:
+    """The codes of an option that was given several times, or once with commas."""
+    return tuple(code for text in codes for code in text.split(","))
 
 
 def _write_report(path: str, text: str) -> StorageError | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, show
 from loraformat.errors import UsageError
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
@@ -31,7 +31,7 @@ class Match:
 class Hints:
     """What the caller knows and the files do not say (`--assume`, `--alpha`, `--base`).
 
-    It fills gaps and never contradicts: where the file says otherwise the reader raises ConfigError (LF103).
+    It fills gaps and never contradicts: where the file says otherwise the reader raises AssumptionContradicted (LF024).
 
     Attributes:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
@@ -60,11 +60,11 @@ class Hints:
         return any(f".{module}".endswith(f".{name}") for name in self.transposed)
 
     def __post_init__(self) -> None:
-        """Raises: UsageError (LF021): alpha or scale is NaN or infinite."""
+        """Raises: UsageError (LF021): alpha or scale is not a finite number."""
         for name in ("alpha", "scale"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise UsageError(f"expected a finite number, found {value}", where=name)
+            value: object = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise UsageError(f"expected a finite number, found {show(value, 40)}", where=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

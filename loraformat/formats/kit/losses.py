@@ -48,7 +48,7 @@ def unsupported_update(where: str, what: str, format_name: str, more: int = 0) -
     ## Source
     The page of the format in docs/formats/.
     """
-    others = f", nor those of {more} more weights" if more else ""
+    others = f", and {counted(more, 'more weight', 'is')} like it" if more else ""
     return where, f"{what} cannot be written as {format_name}{others}"
 
 
@@ -68,7 +68,7 @@ def dropped_metadata(where: str, names: list[str]) -> Said:
     ## Source
     The page of the format in docs/formats/.
     """
-    return where, f"not written: {listed(names, 8)}"
+    return where, f"the target format has no place for {listed(names, 8)}: left out"
 
 
 @kind("LF705", Severity.ERROR)

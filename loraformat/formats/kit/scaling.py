@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loraformat.errors import ConfigError
+from loraformat.errors import AssumptionContradicted, ConfigError
 from loraformat.formats.kit.base import Hints
 
 T = TypeVar("T", int, float, bool)
@@ -38,15 +38,28 @@ class Scaling:
         return wanted
 
 
-def agreed(stated: T | None, hinted: T | None, what: str, where: str) -> T | None:
+def agreed(stated: T | None, hinted: T | None, what: str, where: str, *, settings: str = "") -> T | None:
     """What the file states, or the caller's hint where it states nothing.
 
-    Raises: ConfigError (LF103): both are there and differ.
+    Args:
+        settings: another file, if it is that file and not the caller that gives the hint.
+
+    Raises:
+        AssumptionContradicted (LF024): the file and the caller differ.
+        ConfigError (LF103): two files differ.
     """
-    if stated is not None and hinted is not None and stated != hinted:
-        message = f"the file states {what} {stated}, the caller {hinted}"
-        raise ConfigError(message, where=where, hint="leave the assumption out, or correct the file")
-    return stated if stated is not None else hinted
+    if stated is None or hinted is None or stated == hinted:
+        return stated if stated is not None else hinted
+    if settings:
+        raise ConfigError(f"the file states {what} {_plain(stated)}, {settings} {_plain(hinted)}", where=where)
+    message = f"the file states {what} {_plain(stated)}, the caller {_plain(hinted)}"
+    option = "--alpha" if what == "alpha" else "--assume"
+    raise AssumptionContradicted(message, where=where, hint=f"leave {option} out, or correct the file")
+
+
+def _plain(value: float) -> str:
+    """A number without the ".0" of a float that is an integer."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:.12g}"
 
 
 def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: str) -> float | None:
@@ -56,7 +69,7 @@ def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, whe
         alpha: what the file states for this module.
         rank: declared rank of this module, at least 1.
         hints: its `alpha` and `scale` fill a gap.
-    Raises: ConfigError (LF103): a hint contradicts the file or another hint.
+    Raises: AssumptionContradicted (LF024): a hint contradicts the file or another hint.
     """
     alpha = agreed(alpha, hints.alpha, "alpha", where)
     stated = None if alpha is None else scaling.factor(alpha, rank)

@@ -71,7 +71,8 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
 def _config(bundle: Bundle) -> Json:
     file = bundle.files.get(CONFIG)
     if not isinstance(file, JsonFile):
-        raise MissingFile(f"{CONFIG} is missing", where=bundle.uri)
+        hint = 'write it, at least {"rank": R, "alpha": A}'
+        raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint=hint)
     if file.nbytes > MAX_CONFIG_BYTES:
         raise ConfigError(f"the file has {file.nbytes} bytes, at most {MAX_CONFIG_BYTES} are read", where=CONFIG)
     return file.load()

@@ -72,7 +72,8 @@ def weights_of(bundle: Bundle) -> AdapterWeights:
             return AdapterWeights(name, (name,), (file,))
     parts = _parts(bundle)
     if not parts:
-        raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri)
+        hint = "a training run may have left them in a checkpoint folder; a download may be incomplete"
+        raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri, hint=hint)
     found = AdapterWeights(parts[0].name, tuple(file.name for file in parts), tuple(parts))
     index = next((bundle.files[name] for name in _INDEXES if name in bundle.files), None)
     if not isinstance(index, JsonFile):

@@ -18,6 +18,9 @@ from loraformat.model.tensors import LazyTensor
 
 # Files that are nothing but trained weights, whatever they are called in there.
 _TRAINED = ("non_lora_trainables", "non_lora_state_dict", "new_embeddings")
+# New rows of the embeddings, and what a merge would have to know: after which row they stand.
+# Source: vllm 0.10, lora/models.py `embedding_modules` (removed in 0.12); fms-hf-tuning, its post-processing for vLLM.
+_ROWS_OF_VLLM = {"input_embeddings": "embed_tokens.weight", "output_embeddings": "lm_head.weight"}
 _OWN = ("adapter_model", "adapters.", "ggml-adapter")
 
 
@@ -28,11 +31,13 @@ class Beside:
     Attributes:
         weights: weight → its values.
         files: names of the files that are read.
+        unclaimed: tensors of which nobody can tell which weight they are, by name.
     """
 
     weights: dict[str, LazyTensor] = field(default_factory=dict)
     files: list[str] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
+    unclaimed: dict[str, LazyTensor] = field(default_factory=dict)
 
 
 def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
@@ -61,7 +66,15 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
 
 def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collection[str], found: Beside) -> None:
     weights = {}
+    rows = [name for name in entries if name in _ROWS_OF_VLLM]
+    if rows:
+        found.unclaimed.update({name: entries[name] for name in rows})
+        tables = " and ".join(_ROWS_OF_VLLM[name] for name in rows)
+        reason = f"{' and '.join(rows)} are new rows alone, as older versions of vLLM had them"
+        found.notes.append(unread_beside(file.name, f"{reason}; save the whole {tables} under that name instead"))
     for name, tensor in entries.items():
+        if name in _ROWS_OF_VLLM:
+            continue
         key = parse(name)
         if not is_whole(key) or "lora_" in name:
             found.notes.append(unread_beside(file.name, f"it holds factors of an adapter: {name}"))
@@ -73,6 +86,8 @@ def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collecti
     twice = sorted(weights.keys() & found.weights.keys())
     if twice:
         found.notes.append(unread_beside(file.name, f"{found.files[-1]} has {twice[0]} too"))
+        return
+    if not weights:
         return
     found.weights.update(weights)
     found.files.append(file.name)

@@ -56,14 +56,21 @@ class Ends:
 
 
 class Inside:
-    """Names that select a path of which they are a run of components, as `modules_to_save` does."""
+    """Names that select a module whose path ends with their text, and all below it, as `modules_to_save` does.
+
+    No dot is needed in front: "norm" selects `model.norm`, and `model.layers.0.input_layernorm` too.
+    Source: peft 0.21.2, utils/other.py `_set_trainable`: `key.endswith(target_key)` for every module.
+    """
 
     def __init__(self, names: Iterable[str], budget: Budget, where: str = "") -> None:
-        self._names: dict[str, dict[int, set[str]]] = {}
+        # The last component, "" where it is the only one → (components, length of the first) → names.
+        self._names: dict[str, dict[tuple[int, int], set[str]]] = {}
         self._budget, self._where = budget, where
-        for name in names:
-            first, others = name.partition(".")[0], name.count(".")
-            self._names.setdefault(first, {}).setdefault(others + 1, set()).add(name)
+        for name in filter(None, names):
+            first, dot, others = name.partition(".")
+            last = others.rpartition(".")[2] if dot else ""
+            shape = (name.count(".") + 1, len(first))
+            self._names.setdefault(last, {}).setdefault(shape, set()).add(name)
 
     def of(self, path: str) -> set[str]:
         """The names that select a path.
@@ -74,12 +81,18 @@ class Inside:
             return set()
         parts = path.split(".")
         found: set[str] = set()
-        for start, first in enumerate(parts):
-            for count, names in self._names.get(first, {}).items():
-                if not self._budget.spend(count):
-                    raise ConfigError("too many names for so many modules; they are not evaluated", where=self._where)
-                found |= {".".join(parts[start : start + count])} & names
+        for end, last in enumerate(parts, 1):
+            for key in ("", last):
+                for (count, length), names in self._names.get(key, {}).items():
+                    self._spend(count)
+                    if count <= end:
+                        cut = max(0, len(parts[end - count]) - length)
+                        found |= {".".join(parts[end - count : end])[cut:]} & names
         return found
+
+    def _spend(self, steps: int) -> None:
+        if not self._budget.spend(steps):
+            raise ConfigError("too many names for so many modules; they are not evaluated", where=self._where)
 
 
 def lookup(values: Mapping[str, int] | Mapping[str, float], keys: PatternKeys, module: str) -> float | None:

@@ -66,15 +66,18 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         updates=updates,
         tokenizer=tokenizer_files(bundle),
         carried=carried_files(bundle, OWN_FILES),
-        unclaimed={name: tensors.entries[name] for name in sorted(built.unclaimed)},
+        unclaimed={**{name: tensors.entries[name] for name in sorted(built.unclaimed)}, **beside.unclaimed},
         notes=(*notes, *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
     )
+
+
+_NO_CONFIG = "copy it from where the weights come from; without it: convert --from dump --alpha A --to peft -o OUT"
 
 
 def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
     file = bundle.files.get(CONFIG)
     if not isinstance(file, JsonFile):
-        raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint="it lies beside the weights in the folder")
+        raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint=_NO_CONFIG)
     return parse(file.load(), hints)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import re
 
-from loraformat.errors import StorageError
+from loraformat.errors import UsageError
 
 _LONGEST = 400
 
@@ -24,16 +24,16 @@ def number_of(text: str) -> float | None:
 def with_strength(argument: str) -> tuple[str, float]:
     """("lora", 0.7) for "lora=0.7"; a path that exists is a path, whatever it contains, and has strength 1.
 
-    Raises: StorageError (LF020): what follows the last `=` is not a finite number.
+    Raises: UsageError (LF021): what follows the last `=` is not a finite number.
     """
     if os.path.exists(argument) or "=" not in argument:
         return argument, 1.0
     path, _, text = argument.rpartition("=")
     strength = number_of(text)
     if not path or strength is None:
-        raise StorageError(
+        raise UsageError(
             f"no such file; the strength after '=' is not a finite number: {text!r}",
             where=argument,
-            hint="give ADAPTER=0.7",
+            hint="write ADAPTER=0.7",
         )
     return path, strength

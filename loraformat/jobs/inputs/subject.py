@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from loraformat import formats, rules
 from loraformat.budget import Budget
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding, show
-from loraformat.errors import LoraFormatError, UsageError
+from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, LoraFormatError, UsageError
 from loraformat.formats.foreign import is_full_model
 from loraformat.formats.kit.base import Hints
 from loraformat.io import Opened, open_files, read_bundle
@@ -89,6 +90,15 @@ def open_subject(
     return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
 
 
+def _full_place(where: str, bundle: Bundle) -> str:
+    """A place in a file as its reader names it, with the path of the file: several adapters have files of one name."""
+    name = where.partition(":")[0]
+    if name not in bundle.files:
+        return where
+    folder = os.path.dirname(bundle.uri) if bundle.is_single_file else bundle.uri
+    return os.path.join(folder, where)
+
+
 def subject_of(
     bundle: Bundle,
     *,
@@ -98,7 +108,11 @@ def subject_of(
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """As `open_subject`, for files that are open already."""
     budget = Budget()
-    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    try:
+        opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    except (ContainerError, FormatError, AssumptionContradicted) as error:
+        error.where = _full_place(error.where, bundle)
+        raise
     name = opened.format.NAME
     subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)
     return opened, rules.gate(subject)

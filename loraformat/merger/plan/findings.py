@@ -218,7 +218,7 @@ def kept_private(where: str, permissions: int) -> Said:
     ## Source
     loraformat's own promise.
     """
-    return where, f"an input is private, so the output is too: files of mode {permissions & 0o666:04o} at most"
+    return where, f"others may not read one of the inputs, so the output is private too: mode {permissions & 0o666:04o}"
 
 
 @kind("LF820", Severity.WARNING)
@@ -238,6 +238,28 @@ def vanishing_strength(adapter: str, strength: float) -> Said:
     loraformat's own law: nothing is dropped in silence.
     """
     return adapter, f"merged at the strength {strength:g}, which leaves nothing of it"
+
+
+@kind("LF821", Severity.WARNING)
+def head_tied_by_transformers_4(where: str, head: str) -> Said:
+    """The output has an output head of its own, and transformers 4 would replace it by the embeddings on loading.
+
+    ## Why it matters
+    T5 and its relatives read `tie_word_embeddings` for two things: whether head and embeddings share one table, and
+    whether the outputs are scaled. `merge` keeps the flag, since the scaling must stay; transformers 5 then keeps the
+    head that is stored. transformers 4 ties the two again, and what was trained in the head is lost without a message.
+
+    ## Example
+    A merge of an adapter with `"modules_to_save": ["lm_head"]` into `t5-small`.
+
+    ## Use instead
+    Load the output with transformers 5.
+
+    ## Source
+    transformers 4.57, modeling_t5.py `T5ForConditionalGeneration` and modeling_utils.py `tie_weights`; 5.23.0,
+    configuration_t5.py `__post_init__`.
+    """
+    return where, f"transformers 4 replaces {head} by the embeddings on loading, as config.json keeps the two tied"
 
 
 @kind("LF816", Severity.INFO)
@@ -319,6 +341,7 @@ FINDINGS = (
     kept_private,
     history_unknown,
     vanishing_strength,
+    head_tied_by_transformers_4,
     task_head_written,
     adapter_of_base_left_out,
     stored_transposed,

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from loraformat.diagnostics import Finding, counted
-from loraformat.matching import TIE_KEYS, is_class_known, is_embedding
+from loraformat.matching import TIE_KEYS, is_class_known, is_embedding, is_vocabulary, tie_claim
 from loraformat.merger.plan.data import Edit, MergePlan, Term
 from loraformat.merger.plan.findings import (
     adapter_of_base_left_out,
+    head_tied_by_transformers_4,
     left_out,
     stored_transposed,
     task_head_written,
@@ -22,6 +23,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates.base_dependent import Recoded
 from loraformat.model.updates.kinds import FromBase, Replace, Rows, Update
+from loraformat.naming import scales_if_tied
 
 _LEAST_STRENGTH = 1e-6
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -46,6 +48,9 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     for source in plan.adapters:
         if abs(source.strength) < _LEAST_STRENGTH:
             yield vanishing_strength(source.uri, source.strength)
+    head = next((edit.tensor for edit in plan.edits if _is_head(edit.tensor)), None)
+    if head is not None and scales_if_tied(base.config) and tie_claim(base.config) is not False:
+        yield head_tied_by_transformers_4(plan.base, head)
     if base.layers:
         layers = counted(len(base.layers), "separate layer", "is")
         text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
@@ -71,6 +76,10 @@ def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Findi
         if experts and adapter.config.raw.get("use_rslora") is True:
             text = f"{len(experts)} updates of single experts keep their scale; PEFT's conversion for transformers 5 "
             yield unlike_peft(source.uri, text + "multiplies those of gate and up projections by √2")
+
+
+def _is_head(tensor: str) -> bool:
+    return is_vocabulary(tensor) and not is_embedding(tensor)
 
 
 def _adds(term: Term, adapters: Sequence[Adapter]) -> bool:

@@ -7,6 +7,8 @@ from loraformat.matching import WHOLE, Landing
 from loraformat.model.summary import kind_of
 from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Update
 
+_NAMES = {"replace": "a full weight", "rows": "a set of trained rows", "dora": "a DoRA update"}
+
 
 def check_strength(weight: str, update: Update, strength: float) -> None:
     """Refuse a strength other than 1 where an update is no sum.
@@ -17,9 +19,9 @@ def check_strength(weight: str, update: Update, strength: float) -> None:
         return
     if not isinstance(update, LowRank) or update.magnitude is not None:
         raise UnsupportedUpdate(
-            f"{weight}: an update of the kind {kind_of(update)} has no strength {strength:g}: it is applied whole",
+            f"{weight}: {_NAMES.get(kind_of(update), kind_of(update))} cannot be merged at a strength of {strength:g}",
             where="merge",
-            hint="give its adapter the strength 1, or none",
+            hint="it is no sum that could be weakened; merge its adapter without a strength",
         )
 
 

@@ -8,7 +8,7 @@ from loraformat.model.results.differences import DiffResult, WeightDifference
 from loraformat.model.summary import layer_of
 from loraformat.report.lines import Page, Piece
 from loraformat.report.weights import MOST_ROWS
-from loraformat.report.words import amount, cut, figure, known, middle, number, percent, plural, runs, shape
+from loraformat.report.words import amount, cut, figure, kind_name, known, middle, number, percent, plural, runs, shape
 
 _MOST_FIELDS = 20
 _LONGEST_VALUE = 60
@@ -127,7 +127,7 @@ def _columns(weights: _Group, grouping: str) -> list[_Column]:
     if grouping != "none":
         columns.append(("weights", lambda group: amount(len(group))))
     if any(weight.kind for weight in weights):
-        columns.append(("kind", lambda group: ", ".join(sorted({weight.kind for weight in group}))))
+        columns.append(("kind", lambda group: ", ".join(sorted({kind_name(weight.kind) for weight in group}))))
     if any(weight.changed is not None for weight in weights):
         columns.append(("elements", lambda group: percent(middle(weight.changed for weight in group))))
     columns += [

@@ -22,6 +22,7 @@ from loraformat.report.words import (
     percent,
     plural,
     runs,
+    updates,
 )
 
 
@@ -45,7 +46,7 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     facts.append(("base", summary.base_model or "not stated"))
     if summary.task:
         facts.append(("task", summary.task))
-    facts.append(("updates", _listed(summary.update_kinds) or "none"))
+    facts.append(("updates", updates(summary)))
     if summary.ranks:
         facts.append(("rank", histogram(summary.ranks)))
     if summary.scales:
@@ -90,21 +91,22 @@ def _figures(result: InspectResult) -> Iterator[tuple[str, str]]:
     if result.total_relative_norm is not None:
         yield "|dW|/|W|", f"{percent(result.total_relative_norm)} of the weights that it changes"
     if result.retained_bf16 is not None:
-        kept = f"{percent(result.retained_bf16)} in bfloat16, {percent(result.retained_fp16)} in float16"
-        yield "survives", f"{kept} of the change, if merged so"
+        kept = f"{percent(result.retained_bf16)} (bfloat16), {percent(result.retained_fp16)} (float16)"
+        yield "retained", f"{kept} of the update after rounding"
     for table in result.tables:
         yield "embeddings", f"{table.weight}: {_rows(table)}"
 
 
 def _rows(table: TableRecord) -> str:
     """New rows against the old ones, by their norms."""
-    parts = [f"{plural(table.rows_before, 'row')} of median norm {number(table.norm_before)}"]
+    parts = [f"{plural(table.rows_before, 'existing row')}, median norm {number(table.norm_before)}"]
     if table.changed:
-        parts.append(f"{amount(table.changed)} changed, now {number(table.norm_changed)}")
+        parts.append(f"{amount(table.changed)} of them changed, now {number(table.norm_changed)}")
     if table.norm_new is not None:
-        spread = f"{number(table.norm_new_least)} to {number(table.norm_new_most)}"
-        parts.append(f"{amount(table.rows_after - table.rows_before)} new of {number(table.norm_new)} ({spread})")
-    return ", ".join(parts)
+        spread = f"{number(table.norm_new_least)}-{number(table.norm_new_most)}"
+        added = plural(table.rows_after - table.rows_before, "row")
+        parts.append(f"{added} added, median norm {number(table.norm_new)} ({spread})")
+    return "; ".join(parts)
 
 
 def say_together(page: Page, reports: Sequence[Report]) -> None:

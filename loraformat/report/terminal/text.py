@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -24,6 +24,7 @@ from loraformat.model.results.verbs import (
     VerifyResult,
 )
 from loraformat.report.base import Report
+from loraformat.report.ci.concise import totals
 from loraformat.report.lines import STYLES, Line, Page, Piece, columns_of, shorten
 from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
@@ -87,6 +88,24 @@ def render_together(reports: Sequence[Report], *, width: int | None = None, colo
     return _drawn(page.lines, color=color)
 
 
+def render_validations(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
+    """Several validations: each adapter by name and what was found in it; at the end what was not checked in most."""
+    page = Page(width)
+    shared = Counter(report.skipped for report in reports).most_common(1)[0][0]
+    for report in reports:
+        if report.findings:
+            page.say(Piece(report.subject, "bold"))
+        _say_findings(page, report.findings)
+        if isinstance(report.data, ValidateResult):
+            _say_validation(page, report, report.data, but=shared)
+        else:
+            page.say(Piece(report.subject, "bold"), f": {counts(report.findings)}")
+        page.say("")
+    _say_skipped(page, shared)
+    page.say(totals(reports))
+    return _drawn(page.lines, color=color)
+
+
 def render_findings(findings: Sequence[Finding], *, color: bool = False) -> str:
     """Findings alone, a line or two each; "" for none."""
     page = Page()
@@ -146,13 +165,18 @@ def _say_findings(page: Page, findings: Sequence[Finding]) -> None:
         page.say(Piece("not shown: ", "dim"), f"{counts(left_out)} more (--format json lists all of them)")
 
 
-def _say_validation(page: Page, report: Report, result: ValidateResult) -> None:
+def _say_skipped(page: Page, skips: Sequence[Skipped]) -> None:
     by_reason: dict[str, list[Skipped]] = defaultdict(list)
-    for skipped in report.skipped:
+    for skipped in skips:
         by_reason[skipped.reason].append(skipped)
     for reason, group in by_reason.items():
         codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
         page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
+
+
+def _say_validation(page: Page, report: Report, result: ValidateResult, *, but: Sequence[Skipped] = ()) -> None:
+    """What ran, and what did not but for the rules that are named elsewhere."""
+    _say_skipped(page, () if report.skipped == but else report.skipped)
     if result.base.startswith("hf://"):
         page.say(Piece("base: ", "dim"), result.base)
     if result.ignored:
@@ -206,7 +230,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
     page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
     for adapter in result.adapters:
         page.say(
-            Piece("apply   ", "dim"),
+            Piece("adapter ", "dim"),
             Piece(adapter.uri, "bold"),
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
@@ -248,7 +272,7 @@ def _checked(found: Checked) -> str:
     unknown = found.changed - found.followed
     told += f"; of {amount(unknown)} the reference cannot tell where their updates land" if unknown else ""
     return told + (
-        f"; {plural(found.unscaled, 'scale')} without a formula, as the reader has it" if found.unscaled else ""
+        f"; {plural(found.unscaled, 'scale')} taken as read: the format states no formula" if found.unscaled else ""
     )
 
 

@@ -46,24 +46,24 @@ def card_without_base(subject: Subject) -> Iterator[Hit]:
 
 
 @rule("LF503", Severity.INFO, since="0.1.0")
-def card_without_licence(subject: Subject) -> Iterator[Hit]:
-    """The model card states no licence.
+def card_without_license(subject: Subject) -> Iterator[Hit]:
+    """The model card states no license.
 
     ## Why is this bad?
-    Without one nobody may use the adapter, strictly speaking; and it is bound by the licence of its base anyway.
+    Without one nobody may use the adapter, strictly speaking; and it is bound by the license of its base anyway.
 
     ## Example
     README.md whose front matter has no `license:`.
 
     ## Use instead
-    `license: apache-2.0`, or the licence of the base model.
+    `license: apache-2.0`, or the license of the base model.
 
     ## Source
     huggingface/hub-docs, model-cards.md, "Specifying a license".
     """
     card = _front_matter(subject.bundle)
     if card is not None and "license" not in card:
-        yield Hit(f"{_CARD}: license", "expected the name of a licence, found none")
+        yield Hit(f"{_CARD}: license", "expected the name of a license, found none")
 
 
 @rule("LF507", Severity.WARNING, since="0.1.0")

@@ -84,8 +84,10 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     whole = {module: pair for module, pair in pairs.items() if pair.a is not None and pair.b is not None}
     beside = _beside(tensors, whole, copies, dialect, hints)
     rank, alpha = stated(tensors, file.name)
-    rank = agreed(agreed(rank, dialect.settings[0], "rank", file.name), hints.rank, "rank", file.name)
-    alpha = agreed(alpha, dialect.settings[1], "alpha", file.name)
+    settings = dialect.settings_file or ""
+    rank = agreed(rank, dialect.settings[0], "rank", file.name, settings=settings)
+    rank = agreed(rank, hints.rank, "rank", file.name)
+    alpha = agreed(alpha, dialect.settings[1], "alpha", file.name, settings=settings)
     layers = dialect.build(whole, rank, hints)
     notes = [*_notes(pairs, copies, file.name), *_foreign(tensors, file.name), *beside.notes(file.name)]
     scales = _scales(layers, rank, alpha, dialect, hints, file.name)

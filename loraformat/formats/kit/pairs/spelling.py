@@ -31,6 +31,8 @@ _STEMS = (
     Spelling(".lora.a", ".lora.b"),
     *LORALIB,
     Spelling(".lora_a", ".lora_b"),
+    Spelling(".lora_down", ".lora_up"),
+    Spelling(".lora.down", ".lora.up"),
 )
 _TAILS = (".default.weight", ".weight", "")
 
