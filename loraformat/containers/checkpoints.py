@@ -13,7 +13,7 @@ from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
-from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_store
+from loraformat.storage import CHECKPOINT_SUFFIXES, Source, open_store
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
@@ -51,7 +51,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
 def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
     """As `open_checkpoint`, for files that are open already; `uri` is for messages."""
     sizes = store.files()
-    single = isinstance(store, LocalStore) and store.is_single_file
+    single = store.is_single_file
     choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
     files, tensors = open_weights(store, choice.files)
     if choice.weight_map is not None:

@@ -10,7 +10,7 @@ from loraformat.errors import ConfigError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.model.bundle import OpenedFiles
-from loraformat.storage import LocalStore, Run, Store, copy_blocks, digest_of, new_hash
+from loraformat.storage import Run, Store, copy_blocks, digest_of, new_hash
 
 
 def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tuple[Run, ...]]:
@@ -42,8 +42,7 @@ def put(output: Store, name: str, data: bytes) -> tuple[Run, ...]:
 
 
 def _copy(inputs: Inputs, name: str, output: Store) -> tuple[Run, ...]:
-    if isinstance(inputs.store, LocalStore):
-        inputs.store.check_inside(name)
+    inputs.store.check_inside(name)
     size, total = inputs.base.others[name], new_hash()
     with output.create(name, size) as writer:
         copy_blocks(writer, inputs.store, name, 0, 0, size, total.update)

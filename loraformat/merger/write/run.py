@@ -29,7 +29,7 @@ from loraformat.merger.write.manifest import (
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
 from loraformat.model.bundle import DIGESTS, Bundle, OpenedFiles
-from loraformat.storage import ALGORITHM, LocalStore, Run, permissions_for
+from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
@@ -68,7 +68,7 @@ def run_merge(
     plan: MergePlan,
     inputs: Inputs,
     sources: Sequence[Source],
-    output: LocalStore,
+    output: Output,
     limits: Limits,
     trust: Trust,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
@@ -97,7 +97,7 @@ def run_merge(
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
-        tasks = tasks_of(plan, output.folder, without=there, limits=limits, digests=digests)
+        tasks = tasks_of(plan, output.location, without=there, limits=limits, digests=digests)
         written = _written_by(engine, tasks, there, journal)
     if trust.verify != "none":
         is_full = trust.verify == "full"
@@ -134,7 +134,7 @@ def _taken_over(
     return there
 
 
-def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+def _output_print(output: Output, name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """What the manifest says of a file: the digest of one without weights, the hash of the header of another."""
     if name in runs:
         ((_, nbytes, digest),) = runs[name]
@@ -143,7 +143,7 @@ def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run
 
 
 def _write_digests(
-    output: LocalStore, runs: Mapping[str, Sequence[Run]], inputs: Sequence[Source], trust: Trust, read: Map
+    output: Output, runs: Mapping[str, Sequence[Run]], inputs: Sequence[Source], trust: Trust, read: Map
 ) -> None:
     sizes = {name: nbytes for name, nbytes in output.files().items() if name in runs}
     hashes: dict[str, str] = {}
@@ -167,11 +167,7 @@ def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan, o
 
 
 def _identities(source: Source) -> list[Any]:
-    store = source.store
-    if not isinstance(store, LocalStore):
-        return [store.uri, *source.names]  # a repository is named with its commit
-    # Without the device, whose number another start of the machine may change.
-    return [[name, *store.identity(name)[1:]] for name in source.names]
+    return [[name, *source.store.identity(name)] for name in source.names]
 
 
 def _prints(source: Source, read: Map) -> list[dict[str, Any]]:
