@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import formats
-from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
+from loraformat.containers import CONTAINERS, bundle_of_store, open_adapter_files, open_bundle, save_bundle
 from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
@@ -22,8 +22,6 @@ from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-CONTAINERS = ("safetensors", "torch")
 
 # The files of the formats that are folders, the one that such a folder must have first.
 _FOLDERS = (
@@ -151,7 +149,7 @@ def save_adapter(
         text = f"expected an Adapter, found {type(anything).__name__}"
         raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
     if container is not None:
-        require_one_of(container, CONTAINERS, "container")
+        require_one_of(container, tuple(CONTAINERS), "container")
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_checkpoint
+from loraformat.containers import CONTAINERS, bytes_of, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
-from loraformat.io import CONTAINERS, Opened, open_files, read_bundle
+from loraformat.io import Opened, open_files, read_bundle
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
@@ -129,7 +129,7 @@ def merge(
     """
     base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
     for value, allowed, argument in (
-        (container, CONTAINERS, "container"),
+        (container, tuple(CONTAINERS), "container"),
         (dtype, _DTYPES, "dtype"),
         (accumulate, ("float32", "float64"), "accumulate"),
         (rounding, ("nearest", "stochastic"), "rounding"),

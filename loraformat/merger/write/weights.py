@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from loraformat.containers import check_records, combine_crc32, plan_file
+from loraformat.containers import CONTAINERS, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.merger.compute.computer import Computer
@@ -74,8 +74,7 @@ def write_weights(
     known = there or {}
     merged = all_of(known.values())
     for file in inputs.base.files.values():
-        if file.container == "torch":
-            check_records(inputs.store, file.name)
+        CONTAINERS[file.container].check(inputs.store, file.name)
     computer = Computer(inputs, plan.arithmetic, limits)
     engine = open_engine(limits.threads)
     finished: list[Future[None]] = []

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from merger.checkpoints import adapter_folder, config, save_base, weights
 from object_store import Bucket
+from toy_container import TOY
 
 import loraformat
+from loraformat.containers import CONTAINERS, open_weights
 from loraformat.errors import LoraFormatError, StorageError
 from loraformat.jobs.verify import verify
-from loraformat.storage import schemes
+from loraformat.storage import LocalStore, schemes
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
 
@@ -88,3 +91,26 @@ def test_an_output_is_not_written_where_nothing_can_be(base: Path, change: Path)
         loraformat.merge(str(base), [str(change)], "hf://owner/name")
     with pytest.raises(LoraFormatError, match="s3:// is not supported"):
         loraformat.merge(str(base), [str(change)], "s3://bucket/out")
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_nbytes": 9000}, {"dtype": "float32"}])
+def test_another_container_needs_its_line_in_the_table_alone(
+    base: Path, change: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object]
+) -> None:
+    monkeypatch.setitem(CONTAINERS, "toy", TOY)
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", **options)  # type: ignore[arg-type]
+    toy = tmp_path / "toy"
+    loraformat.merge(str(base), [str(change)], str(toy), container="toy", verify="full", **options)  # type: ignore[arg-type]
+    assert sorted({path.suffix for path in toy.iterdir()}) == [".json", ".toy"]
+    index = json.loads((toy / "model.toy.index.json").read_text())
+    names = sorted(set(index["weight_map"].values()))
+    _, found = open_weights(LocalStore(str(toy)), names)
+    _, wanted = open_weights(
+        LocalStore(str(tmp_path / "out")), [p.name for p in (tmp_path / "out").glob("*.safetensors")]
+    )
+    assert found.keys() == wanted.keys() == index["weight_map"].keys()
+    for name, tensor in found.items():
+        assert tensor.span.offset % 64 == 0
+        theirs = wanted[name]
+        ours = LocalStore(str(toy)).read(tensor.file, *tensor.span)
+        assert ours == LocalStore(str(tmp_path / "out")).read(theirs.file, *theirs.span)
