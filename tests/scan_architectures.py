@@ -36,6 +36,7 @@ NO_LINEAR = "no linear layer"
 PEFT_REFUSES = "PEFT refuses"
 REFUSED = "refused by loraformat"
 BASE_DIFFERS = "the class does not load its own saved base"
+PEFT_DIFFERS = "PEFT's own merge differs as ours does from what it has not merged"
 RANDOM = "outputs are not deterministic"
 WRONG = "wrong numbers"
 FAILED = "failed"
@@ -64,7 +65,7 @@ def linear_layers(model: Any) -> list[str]:
     return [
         name
         for name, part in model.named_modules()
-        if isinstance(part, kinds) and part is not head and type(part) is not inside_attention
+        if isinstance(part, kinds) and part is not head and type(part) is not inside_attention and part.weight.numel()
     ]
 
 
@@ -95,11 +96,11 @@ def weights(model: Any, with_adapter: bool = True) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     state = model.state_dict()
-    found = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+    found = {name.replace(".base_layer", ""): value for name, value in state.items() if ".lora_" not in name}
     if with_adapter:
         for path, part in model.named_modules():
             if isinstance(part, LoraLayer):
-                name = f"{path}.weight"
+                name = f"{path.replace('.base_layer', '')}.{getattr(part, 'parameter_name', 'weight')}"
                 found[name] = found[name] + part.get_delta_weight("default")
     return found
 
@@ -144,7 +145,7 @@ def scanned(name: str, model: Any, inputs: dict[str, Any], folder: Path) -> Endi
         both = adapted(model, targets)
     except NotAdaptedError as error:
         return Ending(PEFT_REFUSES, str(error))
-    both.save_pretrained(folder / "adapter")
+    both.save_pretrained(folder / "adapter", save_embedding_layers=False)
     try:
         loraformat.merge(str(folder / "base"), [str(folder / "adapter")], str(folder / "out"))
     except LoraFormatError as error:
@@ -182,13 +183,22 @@ def blamed(name: str, both: Any, inputs: dict[str, Any], folder: Path, told: str
     if why:
         return Ending(BASE_DIFFERS, f"{why}; merged: {told}")
     if inputs and told.startswith("outputs"):
-        if apart(outputs(unmerged, inputs), outputs(unmerged, inputs)):
-            return Ending(RANDOM)
-        with both.disable_adapter():
-            why = apart(outputs(unmerged, inputs), outputs(base, inputs))
-        if why:
-            return Ending(BASE_DIFFERS, f"{why}; merged: {told}")
+        return Ending(outputs_blamed(name, both, base, inputs, folder), told)
     return Ending(WRONG, told)
+
+
+def outputs_blamed(name: str, both: Any, base: Any, inputs: dict[str, Any], folder: Path) -> str:
+    """Why outputs differ although no tensor does."""
+    unmerged = both.get_base_model()
+    wanted = outputs(unmerged, inputs)
+    if apart(wanted, outputs(unmerged, inputs)):
+        return RANDOM
+    with both.disable_adapter():
+        if apart(outputs(unmerged, inputs), outputs(base, inputs)):
+            return BASE_DIFFERS
+    merged, _ = loaded(name, folder / "out")
+    by_peft = outputs(both.merge_and_unload(), inputs)
+    return PEFT_DIFFERS if apart(wanted, by_peft) and not apart(by_peft, outputs(merged, inputs)) else WRONG
 
 
 def too_slow(*_: object) -> None:
