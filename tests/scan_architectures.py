@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import re
 import signal
 import sys
@@ -36,7 +37,7 @@ NO_LINEAR = "no linear layer"
 PEFT_REFUSES = "PEFT refuses"
 REFUSED = "refused by loraformat"
 BASE_DIFFERS = "the class does not load its own saved base"
-PEFT_DIFFERS = "PEFT's own merge differs as ours does from what it has not merged"
+PEFT_DIFFERS = "PEFT's own merge differs as much"  # rounding that grows, or a weight read past PEFT's layer
 RANDOM = "outputs are not deterministic"
 WRONG = "wrong numbers"
 FAILED = "failed"
@@ -127,12 +128,20 @@ def loaded(name: str, folder: Path) -> tuple[Any, str]:
     return model.eval(), f"{len(lacking)} tensors are missing, first {lacking[0]}" if lacking else ""
 
 
-def apart(one: list[Any], two: list[Any]) -> str:
+def gap(one: list[Any], two: list[Any]) -> float:
+    """The largest difference of two outputs; infinite where they have other shapes."""
     if [value.shape for value in one] != [value.shape for value in two]:
-        return "outputs have other shapes"
-    gaps = [float((a - b).abs().max()) for a, b in zip(one, two, strict=True) if a.numel()]
-    equal = all(torch.allclose(a, b, atol=ATOL, rtol=ATOL, equal_nan=True) for a, b in zip(one, two, strict=True))
-    return "" if equal else f"outputs differ by {max(gaps):.3g}"
+        return math.inf
+    return max((float((a - b).abs().max()) for a, b in zip(one, two, strict=True) if a.numel()), default=0.0)
+
+
+def apart(one: list[Any], two: list[Any]) -> str:
+    largest = gap(one, two)
+    if math.isfinite(largest) and all(
+        torch.allclose(a, b, atol=ATOL, rtol=ATOL) for a, b in zip(one, two, strict=True)
+    ):
+        return ""
+    return f"outputs differ by {largest:.3g}"
 
 
 def scanned(name: str, model: Any, inputs: dict[str, Any], folder: Path) -> Ending:
@@ -197,8 +206,9 @@ def outputs_blamed(name: str, both: Any, base: Any, inputs: dict[str, Any], fold
         if apart(outputs(unmerged, inputs), outputs(base, inputs)):
             return BASE_DIFFERS
     merged, _ = loaded(name, folder / "out")
+    ours = gap(wanted, outputs(merged, inputs))
     by_peft = outputs(both.merge_and_unload(), inputs)
-    return PEFT_DIFFERS if apart(wanted, by_peft) and not apart(by_peft, outputs(merged, inputs)) else WRONG
+    return PEFT_DIFFERS if apart(wanted, by_peft) and ours <= 2 * gap(wanted, by_peft) else WRONG
 
 
 def too_slow(*_: object) -> None:
