@@ -182,7 +182,7 @@ def compared(unmerged: Any, merged: Any, inputs: dict[str, Any]) -> tuple[str, s
 
 
 def blamed(name: str, both: Any, inputs: dict[str, Any], folder: Path, told: str) -> Ending:
-    """Whose fault a difference is: that of the class, which may differ from its own checkpoint, or that of the merge."""
+    """Whose fault a difference is: that of the class, which may not load what it saved, or that of the merge."""
     unmerged = both.get_base_model()
     try:
         base, why = loaded(name, folder / "base")
@@ -231,9 +231,8 @@ def ending(model_type: str, name: str) -> Ending:
         signal.alarm(0)
 
 
-def scan(wanted: list[str], part: int, parts: int) -> Counter[str]:
-    """One line for each class that is not equal, and how many classes ended how."""
-    counts: Counter[str] = Counter()
+def scan(wanted: list[str], part: int, parts: int, counts: Counter[str]) -> None:
+    """One line for each class that is not equal; counts how many classes ended how."""
     signal.signal(signal.SIGALRM, too_slow)
     for number, (model_type, name) in enumerate(small_models.classes()):
         if (wanted and name not in wanted) or number % parts != part:
@@ -243,7 +242,6 @@ def scan(wanted: list[str], part: int, parts: int) -> Counter[str]:
         counts[found.kind] += 1
         if wanted or found.kind not in (BY_OUTPUTS, BY_TENSORS):
             print(f"{name}: {found.kind}: {' '.join(found.detail.split())[:300]}", flush=True)
-    return counts
 
 
 def main() -> int:
@@ -252,7 +250,11 @@ def main() -> int:
     parser.add_argument("--part", default="0/1", help="n/m: every m-th class, from the n-th on")
     arguments = parser.parse_args()
     part, parts = (int(number) for number in arguments.part.split("/"))
-    counts = scan(arguments.names, part, parts)
+    counts: Counter[str] = Counter()
+    try:
+        scan(arguments.names, part, parts, counts)
+    except KeyboardInterrupt:
+        print("interrupted; the figures are those of the classes so far")
     print(f"{counts.total()} classes: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
     return 1 if counts[WRONG] or counts[REFUSED] or counts[FAILED] else 0
 

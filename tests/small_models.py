@@ -86,7 +86,7 @@ def configs(config_class: Any) -> Iterator[Any]:
 
 
 def small(config: Any, sizes: tuple[Sizes, ...]) -> Any:
-    """A config made anew with smaller sizes, so that it derives from them what it derives; so for those inside of it."""
+    """A config made anew with smaller sizes, from which it derives others; and so for the configs inside of it."""
     changes = changed(config, sizes)
     for name in config.sub_configs:
         if hasattr(vars(config).get(name), "sub_configs"):
@@ -153,7 +153,9 @@ def _divided(factor: int) -> Sizes:
         return max(1, value // factor)
 
     def divide(fields: Fields) -> Fields:
-        found: Fields = {name: min(fields[name], most) for name, most in EXPERTS.items() if type(fields.get(name)) is int}
+        found: Fields = {
+            name: min(fields[name], most) for name, most in EXPERTS.items() if type(fields.get(name)) is int
+        }
         for name, value in fields.items():
             if _WIDTH.fullmatch(name) and type(value) is int:
                 found[name] = over(value)
@@ -229,7 +231,7 @@ def inputs_of(model: Any) -> dict[str, Any]:
             numbers = outputs(model, inputs)
         except TimeoutError:
             raise
-        except Exception:  # noqa: BLE001, S112 - the next candidate
+        except Exception:  # noqa: BLE001 - the next candidate
             continue
         if numbers and all(torch.isfinite(value).all() for value in numbers):
             return inputs
