@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import math
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -31,6 +33,7 @@ from loraformat.errors import LoraFormatError
 
 ATOL = 1e-4
 MOST_SECONDS = 60
+MOST_MEMORY = 6 << 30  # of the process; a class that wants more fails, and not the machine
 BY_OUTPUTS, BY_TENSORS = "equal by outputs and tensors", "equal by tensors"
 NOT_BUILT = "not built from a small config"
 NO_LINEAR = "no linear layer"
@@ -239,6 +242,7 @@ def scan(wanted: list[str], part: int, parts: int, counts: Counter[str]) -> None
             continue
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             found = ending(model_type, name)
+        gc.collect()  # models refer to themselves, and there are hundreds
         counts[found.kind] += 1
         if wanted or found.kind not in (BY_OUTPUTS, BY_TENSORS):
             print(f"{name}: {found.kind}: {' '.join(found.detail.split())[:300]}", flush=True)
@@ -266,4 +270,5 @@ if __name__ == "__main__":
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     sys.exit(main())

@@ -190,7 +190,7 @@ def built(model_type: str, name: str, seconds: int) -> tuple[Any, dict[str, Any]
             model = _instance(name, config)
             inputs = inputs_of(model)
         except Exception as error:  # noqa: BLE001 - what a class needs beside a config is its own business
-            reasons.append(error)
+            reasons.append(error.with_traceback(None))  # whose frames hold the model
             continue
         finally:
             signal.alarm(0)
