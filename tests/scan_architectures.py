@@ -155,9 +155,9 @@ def scanned(name: str, model: Any, inputs: dict[str, Any], folder: Path) -> Endi
         return Ending(NO_LINEAR)
     try:
         both = adapted(model, targets)
-    except NotAdaptedError as error:
+        both.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    except (NotAdaptedError, NotImplementedError) as error:
         return Ending(PEFT_REFUSES, str(error))
-    both.save_pretrained(folder / "adapter", save_embedding_layers=False)
     try:
         loraformat.merge(str(folder / "base"), [str(folder / "adapter")], str(folder / "out"))
     except LoraFormatError as error:
