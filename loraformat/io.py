@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraformat import formats
 from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue
 from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.findings import found_below
@@ -87,7 +87,9 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     if hints.transposed is not None:
         adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
     if bundle.named:
-        adapter = replace(adapter, notes=(found_below(bundle.named, bundle.uri), *adapter.notes))
+        adapter = replace(
+            adapter, notes=(found_below(FindingLocation(subject=bundle.named), bundle.uri), *adapter.notes)
+        )
     return Opened(bundle.uri, bundle, chosen, found.because, adapter)
 
 
@@ -167,13 +169,15 @@ def _finite(bundle: Bundle) -> Bundle:
 def _checked(file: TensorFile) -> Callable[[], Tensors]:
     def opened() -> Tensors:
         tensors = file.open()
-        entries = {name: _checked_tensor(f"{file.name}: {name}", lazy) for name, lazy in tensors.entries.items()}
+        entries = {
+            name: _checked_tensor(in_weights(name, file=file.name), lazy) for name, lazy in tensors.entries.items()
+        }
         return replace(tensors, entries=entries)
 
     return opened
 
 
-def _checked_tensor(where: str, lazy: LazyTensor) -> LazyTensor:
+def _checked_tensor(where: FindingLocation, lazy: LazyTensor) -> LazyTensor:
     """A tensor that raises NonFiniteValue (LF402) when rows with NaN or infinity are loaded."""
     if not lazy.dtype.is_floating:
         return lazy

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from loraformat.diagnostics import json_path
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -32,16 +34,16 @@ def load(name: str) -> dict[str, Any]:
     return schema
 
 
-def check(name: str, value: Mapping[str, Any] | list[Any]) -> Iterator[tuple[str, str]]:
-    """What breaks the schema called `name`: (path to the place, "" for the whole; what is wrong), sorted by place.
+def check(name: str, value: Mapping[str, Any] | list[Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What breaks the schema called `name`: (keys and indices, none for the whole; what is wrong), sorted by place.
 
     Values are shown in part; nothing in `value` makes this slow, for our schemas have no patterns over free text.
     A value that a quick look finds in order is not shown to jsonschema, whose import takes longer than all the rest.
     """
     if _holds(load(name), value, load(name)):
         return
-    errors = [(_pointer(error.absolute_path), _message(error)) for error in _validator(name).iter_errors(value)]
-    yield from sorted(set(errors))
+    errors = {(tuple(error.absolute_path), _message(error)) for error in _validator(name).iter_errors(value)}
+    yield from sorted(errors, key=lambda error: (json_path(error[0]), error[1]))
 
 
 @lru_cache(maxsize=32)
@@ -49,13 +51,6 @@ def _validator(name: str) -> Validator:
     import jsonschema
 
     return jsonschema.Draft202012Validator(load(name))
-
-
-def _pointer(path: Iterable[str | int]) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f'["{part}"]' if text else str(part)
-    return text
 
 
 def _message(error: ValidationError) -> str:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraformat import schema
+from loraformat.diagnostics import json_path
 
 CONFIGS = ("native-config-0", "native-config-1", "peft-adapter-config", "peft-tuner-config")
 
@@ -54,7 +55,7 @@ def test_every_example_holds(name: str) -> None:
 @pytest.mark.parametrize(("name", "config", "place", "message"), MISTAKES)
 def test_a_mistake_is_found_at_its_place(name: str, config: dict[str, Any], place: str, message: str) -> None:
     found = list(schema.check(name, config))
-    assert [where for where, _ in found] == [place]
+    assert [json_path(where) for where, _ in found] == [place]
     assert message in found[0][1]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraformat.diagnostics import counted
+from loraformat.diagnostics import counted, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
 from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
@@ -62,6 +62,6 @@ def _build(pairs: Mapping[str, Pair], rank: int | None, hints: Hints) -> dict[st
         a, b = pair.factors
         if not _fits(pair):
             message = f"expected A (in, rank) and B (rank, out), found A {a.shape}, B {b.shape}"
-            raise ConfigError(message, where=module, hint="--from dump reads either orientation")
+            raise ConfigError(message, where=in_weights(module), hint="--from dump reads either orientation")
         layers[module] = Layer(LowRank(b.T, a.T, None), a.shape[1])
     return layers

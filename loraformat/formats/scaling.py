@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from loraformat.diagnostics import FindingLocation
 from loraformat.errors import ConfigError
 from loraformat.formats.base import Hints
 
@@ -38,7 +39,7 @@ class Scaling:
         return wanted
 
 
-def agreed(stated: T | None, hinted: T | None, what: str, where: str) -> T | None:
+def agreed(stated: T | None, hinted: T | None, what: str, where: FindingLocation) -> T | None:
     """What the file states, or the caller's hint where it states nothing.
 
     Raises: ConfigError (LF103): both are there and differ.
@@ -49,7 +50,7 @@ def agreed(stated: T | None, hinted: T | None, what: str, where: str) -> T | Non
     return stated if stated is not None else hinted
 
 
-def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: str) -> float | None:
+def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: FindingLocation) -> float | None:
     """The factor of one module, or None where nobody stated alpha.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
-from loraformat.diagnostics import Finding, show
+from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.bake import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.base import Format, WriteOptions
@@ -110,7 +110,7 @@ def convert(
     losses = (*changes, *target.losses(adapter, options))
     permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
     if is_restricted(permissions) and not dry_run:
-        findings = (*findings, kept_private(out, permissions))
+        findings = (*findings, kept_private(FindingLocation(subject=out), permissions))
     if announce is not None:
         announce((*findings, *losses))
     refuse_losses(losses, to, strict=strict)

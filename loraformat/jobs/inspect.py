@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.diagnostics import Finding, in_order
+from loraformat.diagnostics import Finding, FindingLocation, in_order
 from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
@@ -209,7 +209,10 @@ def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) ->
         for update in chain:
             role = next((role for role, tensor in tensors_of(update) if tensor.dtype is DType.C64), None)
             if role is not None:
-                raise UnsupportedUpdate(f"{role} holds complex numbers; they are not read", where=f"{uri}: {weight}")
+                raise UnsupportedUpdate(
+                    f"{role} holds complex numbers; they are not read",
+                    where=FindingLocation(subject=uri, tensor=weight),
+                )
 
 
 def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 from loraformat import rules
 from loraformat.containers import bytes_of, open_checkpoint
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_files, read_bundle
@@ -195,12 +195,12 @@ def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Findi
     """LF814 for each adapter that the manifest of the base names; LF819 where it cannot be read."""
     manifest = read_manifest(base.store)
     if manifest is None and MANIFEST in base.store.files():
-        yield history_unknown(MANIFEST)
+        yield history_unknown(in_file(MANIFEST))
     history = history_of(manifest)
     known = {adapter["digest"] for merge in history for adapter in merge["adapters"]}
     for one in opened if known else ():
         if adapter_digest(one.adapter) in known:
-            yield merged_again(base.uri, one.uri)
+            yield merged_again(FindingLocation(subject=base.uri), one.uri)
 
 
 def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
@@ -262,7 +262,7 @@ def _write(
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan, out)
     if is_restricted(permissions):
-        meet((kept_private(out, permissions),))
+        meet((kept_private(FindingLocation(subject=out), permissions),))
     with stage(
         out,
         overwrite=overwrite,
@@ -270,7 +270,7 @@ def _write(
         resume=trust.resume,
         written=names_written,
         permissions=permissions,
-        on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
+        on_cleared=lambda nbytes: meet((unfinished_cleared(FindingLocation(subject=out), nbytes),)),
     ) as output:
         require_space(out, total - sum(output.files().values()))
         return run_merge(plan, inputs, used, output, limits, trust, meet)

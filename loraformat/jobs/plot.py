@@ -165,7 +165,7 @@ def _findings(studied: Sequence[tuple[str, int | None, Studied]]) -> tuple[Findi
     if len(studied) == 1:
         return studied[0][2].findings
     return tuple(
-        replace(finding, where=f"{uri}: {finding.where}" if finding.where else uri)
+        replace(finding, location=replace(finding.location, subject=uri))
         for uri, _, one in studied
         for finding in one.findings
     )

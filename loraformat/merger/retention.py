@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.merger.findings import update_lost_to_rounding
 from loraformat.model.results import Retention
 
@@ -99,7 +99,7 @@ def rounding_findings(base: str, tallies: Mapping[str, Tally], dtypes: Iterable[
     share = total_share(tallies)
     if share is None or share >= LEAST_SHARE:
         return ()
-    return (update_lost_to_rounding(base, share, sorted(set(dtypes))),)
+    return (update_lost_to_rounding(FindingLocation(subject=base), share, sorted(set(dtypes))),)
 
 
 def _share(tallies: Iterable[Tally]) -> float | None:

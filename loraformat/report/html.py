@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
 
-from loraformat.diagnostics import Finding, Severity, json_text, show
+from loraformat.diagnostics import Finding, FindingLocation, Severity, json_text, show
 from loraformat.model.pictures import Picture, Subject
 from loraformat.report.cells import Grid, Row, bands_of, grid_of, rows_of
 from loraformat.report.heatmap import heat, matrix
@@ -160,7 +160,7 @@ def _shown(finding: Finding) -> Finding:
         code=finding.code,
         name=finding.name,
         severity=finding.severity,
-        where=show(finding.where),
+        location=FindingLocation(subject=show(finding.where)),
         message=show(finding.message, 2000),
         hint=show(finding.hint),
     )

@@ -42,12 +42,8 @@ def render_list(reports: Sequence[Report]) -> str:
 
 def render_lines(reports: Sequence[Report]) -> str:
     """A line of JSON for each finding, with the adapter that it is about."""
-    lines = [{"adapter": report.subject, **_fields(found)} for report in reports for found in report.findings]
+    lines = [{"adapter": report.subject, **found.record()} for report in reports for found in report.findings]
     return "".join(json_text(line) + "\n" for line in lines)
-
-
-def _fields(finding: Finding) -> dict[str, object]:
-    return {field.name: _plain(getattr(finding, field.name)) for field in fields(finding)}
 
 
 def _plain(value: object) -> object:
@@ -57,6 +53,8 @@ def _plain(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Finding):
+        return value.record()
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

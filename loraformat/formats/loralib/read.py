@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from loraformat.diagnostics import in_file
 from loraformat.formats.base import NO_HINTS, Hints
 from loraformat.formats.fields import (
     as_integer,
@@ -13,7 +14,6 @@ from loraformat.formats.fields import (
     optional_boolean,
     optional_integer,
     optional_number,
-    place,
 )
 from loraformat.formats.loralib.layers import layer
 from loraformat.formats.pairs.read import Dialect, Layer, read_pairs
@@ -54,7 +54,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor.
     """
     settings = _settings(bundle)
-    turned = agreed(settings.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", SETTINGS)
+    turned = agreed(settings.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", in_file(SETTINGS))
 
     def build(pairs: Mapping[str, Pair], rank: int | None, known: Hints) -> dict[str, Layer]:  # noqa: ARG001
         return {
@@ -88,15 +88,15 @@ def _settings(bundle: Bundle) -> Settings:
     file = bundle.files.get(SETTINGS)
     if not isinstance(file, JsonFile):
         return Settings()
-    raw = as_object(file.load(), SETTINGS)
+    raw = as_object(file.load(), in_file(SETTINGS))
     return Settings(
         rank=optional_integer(raw, "r", SETTINGS, 1, MAX_RANK),
         alpha=optional_number(raw, "lora_alpha", SETTINGS),
-        tables=as_texts(raw.get("embeddings", []), place(SETTINGS, "embeddings")),
+        tables=as_texts(raw.get("embeddings", []), in_file(SETTINGS, "embeddings")),
         kernel_sizes={
-            module: as_integer(size, place(SETTINGS, "kernel_sizes"), 1, _MOST_KERNEL)
-            for module, size in as_object(raw.get("kernel_sizes", {}), place(SETTINGS, "kernel_sizes")).items()
+            module: as_integer(size, in_file(SETTINGS, "kernel_sizes", module), 1, _MOST_KERNEL)
+            for module, size in as_object(raw.get("kernel_sizes", {}), in_file(SETTINGS, "kernel_sizes")).items()
         },
-        replaced=as_texts(raw.get("replaced", []), place(SETTINGS, "replaced")),
-        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", SETTINGS),
+        replaced=as_texts(raw.get("replaced", []), in_file(SETTINGS, "replaced")),
+        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", in_file(SETTINGS)),
     )
