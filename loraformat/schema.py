@@ -6,7 +6,6 @@ The validators are Python that schemas/compile.py generates from the schemas whe
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -98,6 +97,8 @@ def _validator(name: str) -> Callable[[object], object]:
 
 def _compiled(name: str) -> Callable[[object], object]:
     """The validator, generated in memory: in a checkout that was never installed."""
+    import runpy
+
     made = runpy.run_path(str(_folder() / "compile.py"))
     space: dict[str, Any] = {}
     exec(made["source_of"](load(name)), space)  # noqa: S102 - our own schema as code
