@@ -15,6 +15,7 @@ from loraformat.formats.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.format_files import CONFIGS, weights_beside
 from loraformat.model.tensors import LazyTensor
 from loraformat.naming import TASKS
 from loraformat.storage import ANYONE, Location, listed, stage, uri_of
@@ -23,17 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The files of the formats that are folders, the one that such a folder must have first.
-_FOLDERS = (
-    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "adapters.npz"),
-    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
-)
-
-
 def folder_of(uri: str) -> str:
     """The folder of an adapter, for the path of one of its files; any other URI as it is."""
     folder, name = os.path.split(uri)
-    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
+    is_part = any(
+        name in (config, *weights_beside(config)) and os.path.isfile(os.path.join(folder, config)) for config in CONFIGS
+    )
     return (folder or ".") if is_part and os.path.isfile(uri) else uri
 
 

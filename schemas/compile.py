@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,13 @@ def source_of(schema: dict[str, Any]) -> str:
     )
     tree = _Trimmed().visit(ast.parse(code))
     return _HEAD + ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+
+
+def validator_of(schema: dict[str, Any]) -> Callable[[object], object]:
+    """The function `validate` itself, for a checkout that was never installed."""
+    space: dict[str, Any] = {}
+    exec(source_of(schema), space)  # noqa: S102 - made of our own schema
+    return space["validate"]  # type: ignore[no-any-return]
 
 
 def _draft_7(schema: object) -> Any:  # noqa: ANN401 - JSON

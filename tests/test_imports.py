@@ -165,3 +165,32 @@ def test_yaml_is_read_without_its_compiled_part_too() -> None:
     found, said = compiled_after(*commands)
     assert set(found) <= {"yaml._yaml"}
     assert compiled_after(*commands, is_blocked=True)[1] == said
+
+
+DETECT = """
+import json, sys
+from loraformat import formats
+from loraformat.containers import open_bundle
+from loraformat.model.format_files import NAMES
+module, _ = formats.detect(open_bundle(sys.argv[1]))
+print(json.dumps([name for name in NAMES if f"loraformat.formats.{name}" in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "asked"),
+    [
+        ("peft/tiny-llama", ["peft"]),
+        ("native/tiny-llama", ["native"]),
+        ("mlx/tiny-llama", ["mlx"]),
+        ("litgpt/tiny-llama", ["loralib", "litgpt", "dump"]),
+        ("minlora/tiny-llama", ["loralib", "minlora", "dump"]),
+        ("raschka/tiny-llama", ["raschka", "dump"]),
+        ("minimind/tiny-llama", ["minimind", "dump"]),
+    ],
+)
+def test_only_formats_that_may_fit_are_imported(case: str, asked: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DETECT, str(FIXTURES / "good" / case)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == asked

@@ -10,11 +10,9 @@ from loraformat.containers.bundles import open_bundle
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, MissingFile
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
 from loraformat.storage import LocalStore
 
-_CONFIGS = ("adapter_config.json", "lora_config.json")
-_WEIGHTS = ("adapter_model", "lora_weights", "adapters.safetensors", "adapters.npz")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz")
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
 _MOST_FOLDERS = 1000
 
@@ -32,8 +30,8 @@ def open_adapter_files(uri: str) -> Bundle:
     bundle = open_bundle(uri)
     if bundle.is_single_file or not isinstance(bundle.opened, LocalStore) or _has_weights(bundle):
         return bundle
-    has_config = any(name in bundle.files for name in _CONFIGS)
-    if not has_config and bundle.tensor_files():
+    is_configured = has_config(bundle)
+    if not is_configured and bundle.tensor_files():
         return bundle
     found = list(_adapters_below(bundle))
     if not found:
@@ -44,8 +42,8 @@ def open_adapter_files(uri: str) -> Bundle:
         raise FormatError(
             f"{len(found)} folders below hold an adapter: {names}{more}", where=uri, hint="give the one that you mean"
         )
-    if has_config and not any(name in found[0].files for name in _CONFIGS):
-        config = next(name for name in _CONFIGS if name in bundle.files)
+    if is_configured and not has_config(found[0]):
+        config = next(name for name in CONFIGS if name in bundle.files)
         raise MissingFile(
             f"{config} lies here and the weights in {names}", where=uri, hint="copy the config beside the weights"
         )
@@ -63,4 +61,6 @@ def _adapters_below(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _has_weights(bundle: Bundle) -> bool:
-    return any(name.startswith(_WEIGHTS) and name.endswith(_SUFFIXES) for name in bundle.files)
+    return any(
+        is_part_of(name, weights) for config in CONFIGS for weights in weights_beside(config) for name in bundle.files
+    )

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from loraformat.diagnostics import counted, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.base import NO_HINTS, Hints, Match
-from loraformat.formats.pairs.read import Dialect, Layer, read_pairs, the_file
+from loraformat.formats.pairs.read import Dialect, Layer, read_pairs
 from loraformat.formats.pairs.spelling import RASCHKA, Pair, pairs_of
 from loraformat.formats.unwritten import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 from loraformat.model.updates import LowRank
 
 NAME = "raschka"

@@ -11,6 +11,7 @@ from loraformat.containers import open_bundle
 from loraformat.errors import LoraFormatError, StorageError, UnknownFormat
 from loraformat.formats.folder import is_training_state
 from loraformat.io import folder_of
+from loraformat.model.format_files import has_marker
 from loraformat.report.words import plural
 from loraformat.storage import WEIGHT_SUFFIXES, Folder, folders_below
 
@@ -69,7 +70,7 @@ def _below(path: str, notes: list[str]) -> list[str]:
     links = 0
     for folder in folders_below(path, depth=DEPTH):
         links += folder.links
-        if formats.has_marker(folder.files):
+        if has_marker(folder.files):
             found.append(folder.path)
         elif folder.path == path:
             found += _in_top(folder, loose)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from loraformat._version import __version__
 from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
@@ -190,7 +190,7 @@ def _bins(studied: Studied) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]]) -> Picture:
     last = studied[-1][2]
     return Picture(
-        version=sys.modules["loraformat"].__version__,
+        version=__version__,
         base=base,
         subjects=tuple(
             Subject(

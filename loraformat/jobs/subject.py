@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraformat import formats, rules
+from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding, show
@@ -15,6 +15,7 @@ from loraformat.formats.foreign import is_full_model
 from loraformat.io import Opened, open_files, read_bundle
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.format_files import has_marker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumpti
 def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
     """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
     files = _files(base)
-    if files is None or files.is_single_file or not formats.has_marker(files.files):
+    if files is None or files.is_single_file or not has_marker(files.files):
         return
     model = next((uri for uri in adapters if (found := _files(uri)) is not None and is_full_model(found)), None)
     if model is not None:

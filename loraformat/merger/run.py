@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from loraformat._version import __version__
 from loraformat.containers.prints import file_sha256, print_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
@@ -75,7 +75,7 @@ def run_merge(
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
     base = Source(inputs.store, _base_names(plan, inputs))
-    version: str = sys.modules["loraformat"].__version__
+    version: str = __version__
     journal = Journal(output, fingerprint_of(plan, [_identities(one) for one in (base, *sources)], version))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}

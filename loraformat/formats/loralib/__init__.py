@@ -6,9 +6,9 @@ from loraformat.diagnostics import counted
 from loraformat.formats.base import Match
 from loraformat.formats.loralib.read import SETTINGS, read
 from loraformat.formats.loralib.write import losses, write
-from loraformat.formats.pairs.read import the_file
 from loraformat.formats.pairs.spelling import are_loralib, pairs_of
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 
 NAME = "loralib"
 TITLE = "loralib: <module>.lora_A and .lora_B, (rank, in) and (out, rank), in one .pt file"

@@ -20,7 +20,8 @@ from loraformat.formats.pairs.spelling import Pair, Spelling, clean, pairs_of, w
 from loraformat.formats.pairs.stated import stated
 from loraformat.formats.scaling import Scaling, agreed, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.bundle import Bundle, Tensors
+from loraformat.model.format_files import the_file
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update
 
@@ -57,14 +58,6 @@ class Dialect:
     replaced: tuple[str, ...] = ()
     settings: tuple[int | None, float | None] = (None, None)
     settings_file: str | None = None
-
-
-def the_file(bundle: Bundle) -> TensorFile | None:
-    """The file that the user named, or the only tensor file of a folder that no other tool's config explains."""
-    if not bundle.is_single_file and ({"adapter_config.json", "lora_config.json"} & bundle.files.keys()):
-        return None
-    files = bundle.tensor_files()
-    return files[0] if len(files) == 1 else None
 
 
 def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
