@@ -17,9 +17,10 @@ from loraformat.formats.repairs import mended
 from loraformat.io import refuse_losses, save_adapter
 from loraformat.jobs import roundtrip
 from loraformat.jobs.mend import mend
-from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.subject import hints_of, open_base, open_subject, with_alpha
 from loraformat.merger.findings import kept_private
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import ConvertResult, RoundTrip
@@ -118,7 +119,7 @@ def convert(
 
     def check(written: Bundle) -> None:
         bound = _roundoff(read, adapter, losses)
-        hints = known.hints(checkpoint)
+        hints = hints_of(known, checkpoint)
         roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
 
     if dry_run:

@@ -11,9 +11,10 @@ from loraformat.diagnostics import Finding, FindingLocation, in_order
 from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
 from loraformat.jobs.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
-from loraformat.jobs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.subject import open_base, open_subject, with_alpha
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.records import WeightRecord
 from loraformat.model.results import InspectResult

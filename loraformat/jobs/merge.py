@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.containers import bytes_of, open_checkpoint
@@ -13,7 +13,7 @@ from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.io import Opened, open_files, read_bundle
 from loraformat.jobs.strength import with_strength
-from loraformat.jobs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
+from loraformat.jobs.subject import hints_of, refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -38,6 +38,7 @@ from loraformat.merger import (
 from loraformat.merger.findings import history_unknown, kept_private, merged_again, unfinished_cleared
 from loraformat.merger.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results import MergedAdapter, MergeResult
@@ -221,7 +222,7 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions
-    adapter = read_bundle(bundle, hints=without.hints(base)).adapter
+    adapter = read_bundle(bundle, hints=hints_of(without, base)).adapter
     gaps = (
         has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
     )
@@ -229,7 +230,7 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
 
 
 def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
-    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions), strength=strength)
+    return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength)
 
 
 def _write(

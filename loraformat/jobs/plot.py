@@ -14,8 +14,9 @@ from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
 from loraformat.errors import LoraFormatError, StorageError, UsageError
 from loraformat.jobs.inspect import Studied, result_of, study
-from loraformat.jobs.subject import Assumptions, with_alpha
+from loraformat.jobs.subject import with_alpha
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import JsonFile
 from loraformat.model.pictures import Picture, Subject
 from loraformat.model.results import PlotResult

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from loraformat import rules
 from loraformat.budget import Budget
@@ -13,36 +13,16 @@ from loraformat.errors import LoraFormatError, UsageError
 from loraformat.formats.base import Hints
 from loraformat.formats.foreign import is_full_model
 from loraformat.io import Opened, open_files, read_bundle
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import has_marker
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumptions:
-    """What the caller says about an adapter whose files do not (`--alpha`, `--assume KEY=VALUE`)."""
-
-    alpha: float | None = None
-    rank: int | None = None
-    scale: float | None = None
-    fan_in_fan_out: bool | tuple[str, ...] | None = None
-    enable_lora: tuple[bool, ...] | None = None
-    task: str | None = None
-
-    def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
-        """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
-        weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
-        return Hints(
-            alpha=self.alpha,
-            rank=self.rank,
-            scale=self.scale,
-            fan_in_fan_out=None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out,
-            transposed=self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None,
-            enable_lora=self.enable_lora,
-            task=self.task,
-            weights=weights,
-            budget=budget,
-        )
+def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+    """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
+    weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
+    return Hints(**assumptions.said(), weights=weights, budget=budget)
 
 
 def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
@@ -99,7 +79,7 @@ def subject_of(
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """As `open_subject`, for files that are open already."""
     budget = Budget()
-    opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+    opened = read_bundle(bundle, format=format, hints=hints_of(assumptions, base, budget))
     name = opened.format.NAME
     subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)
     return opened, rules.gate(subject)

@@ -12,7 +12,8 @@ from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import open_files, read_bundle
 from loraformat.jobs.places import with_lines
-from loraformat.jobs.subject import Assumptions, open_base, with_alpha
+from loraformat.jobs.subject import hints_of, open_base, with_alpha
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.summary import summarize
@@ -86,7 +87,7 @@ def validate(
     checkpoint = open_base(base)
     bundle = open_files(adapter, format=format)
     budget = Budget()
-    hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
+    hints = hints_of(with_alpha(alpha, assumptions), checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
     choice = _Choice(select=select, ignore=ignore, reasons=reasons)
     wanted = tuple(_target(text) for text in listed(target, "runtimes"))

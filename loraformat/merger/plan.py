@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from loraformat.matching import WHOLE, Part
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Json
 from loraformat.model.tensors import DType
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSource:
+class AdapterSource(Assumptions):
     """How to open an adapter again: its URI, the format that it was read as, and what the caller said about it.
 
     Attributes:
@@ -21,12 +22,6 @@ class AdapterSource:
 
     uri: str
     format: str
-    alpha: float | None = None
-    rank: int | None = None
-    scale: float | None = None
-    fan_in_fan_out: bool | tuple[str, ...] | None = None
-    enable_lora: tuple[bool, ...] | None = None
-    task: str | None = None
     strength: float = 1.0
 
 

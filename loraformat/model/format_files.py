@@ -66,7 +66,12 @@ FORMAT_FILES = (
             "embedding_weights.pt",
         ),
     ),
-    FormatFiles(name="peft", config="adapter_config.json", weights=("adapter_model.safetensors", "adapter_model.bin")),
+    FormatFiles(
+        name="peft",
+        config="adapter_config.json",
+        own_key="peft_type",
+        weights=("adapter_model.safetensors", "adapter_model.bin"),
+    ),
     FormatFiles(
         name="mlx",
         config="adapter_config.json",

@@ -224,6 +224,6 @@ def _hub_config(config: NativeConfig, slots: Mapping[str, Slots], hints: Hints) 
         vocab_size=optional_integer(raw, "vocab_size", CONFIG, 1, MAX_ROWS),
         base_vocab_size=optional_integer(raw, "base_vocab_size", CONFIG, 1, MAX_ROWS),
         tied=config.tied,
-        fan_in_fan_out=agreed(flag, hints.fan_in_fan_out, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")),
+        fan_in_fan_out=agreed(flag, hints.all_transposed, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")),
         raw=raw,
     )

@@ -92,7 +92,7 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     return Adapter(
         config=AdapterConfig(
             declared_ranks={} if rank is None else _declared(layers, rank),
-            fan_in_fan_out=hints.fan_in_fan_out,
+            fan_in_fan_out=hints.all_transposed,
             raw=dict(tensors.extras),
         ),
         updates=dict(sorted(updates.items())),

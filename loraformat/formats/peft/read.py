@@ -110,7 +110,7 @@ def _hub_config(
         targets=config.targets,
         vocab_size=vocabulary_of(updates),
         fan_in_fan_out=agreed(
-            config.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")
+            config.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")
         ),
         turns_square_experts=turns_square_experts(config.version) if config.parameters else None,
         layers=config.layers,
