@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import total_ordering
@@ -90,6 +90,11 @@ def json_path(path: Iterable[str | int]) -> str:
         else:
             text = part if _PLAIN_KEY.fullmatch(part) else f'"{part}"'
     return text
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first names and how many more there are: `a, b, c and 4 more`."""
+    return with_more(", ".join(names[:limit]), max(0, len(names) - limit))
 
 
 def with_more(name: str, more: int) -> str:

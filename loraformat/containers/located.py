@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loraformat.containers.bundles import open_bundle
-from loraformat.diagnostics import show
+from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
 from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
@@ -36,11 +36,10 @@ def open_adapter_files(uri: str) -> Bundle:
     found = list(_adapters_below(bundle))
     if not found:
         return bundle
-    names = ", ".join(show(os.path.basename(one.uri), 60) for one in found[:8])
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+    names = listed([show(os.path.basename(one.uri), 60) for one in found], 8)
     if len(found) > 1:
         raise FormatError(
-            f"{len(found)} folders below hold an adapter: {names}{more}", where=uri, hint="give the one that you mean"
+            f"{len(found)} folders below hold an adapter: {names}", where=uri, hint="give the one that you mean"
         )
     if is_configured and not has_config(found[0]):
         config = next(name for name in CONFIGS if name in bundle.files)

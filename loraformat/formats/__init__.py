@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraformat.diagnostics import did_you_mean, show
+from loraformat.diagnostics import did_you_mean, listed, show
 from loraformat.errors import AmbiguousFormat, UnknownFormat, UsageError
 from loraformat.formats.base import Format, Match
 from loraformat.model.bundle import Bundle
@@ -96,7 +96,7 @@ def _unknown(bundle: Bundle) -> UnknownFormat:
     if what:
         return UnknownFormat(f"this is {what}{f': {tensors}' if tensors else ''}", where=bundle.uri, hint=hint)
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
-    seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    seen = listed(names, 8)
     told = dict.fromkeys(row.config or row.weights[0] for row in FORMAT_FILES if row.config or row.weights)
     looked_for = f"{', '.join(told)}, or one tensor file with pairs of lora_A and lora_B"
     text = f"no format fits: looked for {looked_for}; found {seen or 'no files'}{f'; {tensors}' if tensors else ''}"

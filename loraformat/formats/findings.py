@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeAlias
 
-from loraformat.diagnostics import Finding, FindingLocation, Severity, counted, in_file, in_weights
+from loraformat.diagnostics import Finding, FindingLocation, Severity, counted, in_file, in_weights, listed
 
 P = ParamSpec("P")
 
@@ -57,12 +57,6 @@ def kind(code: str, severity: Severity, *, forgivable: bool = False) -> Callable
         return Kind(code, say.__name__.replace("_", "-"), severity, say, forgivable)
 
     return decorate
-
-
-def listed(names: list[str], limit: int = 3) -> str:
-    """The first names and how many more there are: `a, b, c and 4 more`."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 @kind("LF201", Severity.ERROR)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loraformat.diagnostics import Finding, Severity, counted
-from loraformat.formats.findings import Said, Where, kind, listed
+from loraformat.diagnostics import Finding, Severity, counted, listed
+from loraformat.formats.findings import Said, Where, kind
 
 
 @kind("LF701", Severity.WARNING)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from loraformat import formats
 from loraformat.containers import open_bundle
+from loraformat.diagnostics import listed
 from loraformat.errors import LoraFormatError, StorageError, UnknownFormat
 from loraformat.formats.folder import is_training_state
 from loraformat.io import folder_of
@@ -121,8 +122,7 @@ def _weight_files(folder: Folder) -> Iterator[str]:
 
 def _notes(path: str, loose: Sequence[str], links: int) -> Iterable[str]:
     if loose:
-        names = ", ".join(os.path.relpath(each, path) for each in loose[:_FEW])
-        more = f" and {len(loose) - _FEW} more" if len(loose) > _FEW else ""
-        yield f"{path}: not judged: {plural(len(loose), 'weight file')} outside of adapters: {names}{more}"
+        names = listed([os.path.relpath(each, path) for each in loose], _FEW)
+        yield f"{path}: not judged: {plural(len(loose), 'weight file')} outside of adapters: {names}"
     if links:
         yield f"{path}: not searched: {plural(links, 'link')} to folders"

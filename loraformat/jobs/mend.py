@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraformat.diagnostics import Finding, in_file
-from loraformat.formats.findings import listed
+from loraformat.diagnostics import Finding, in_file, listed
 from loraformat.formats.repairs import dropped_copies, renamed_modules, whole_number
 from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter

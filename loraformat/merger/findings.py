@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Severity, counted
-from loraformat.formats.findings import Said, Where, kind, listed
+from loraformat.diagnostics import Severity, counted, listed
+from loraformat.formats.findings import Said, Where, kind
 
 
 @kind("LF802", Severity.INFO)

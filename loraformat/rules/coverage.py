@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, counted, in_file
+from loraformat.diagnostics import Severity, counted, in_file, listed
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
@@ -76,9 +76,8 @@ def uncovered_module(subject: Subject) -> Iterator[Hit]:
     used = {_last(name) for name in reached}
     missing = [name for name in missing if _last(name) in used]
     if missing:
-        listed = ", ".join(module_of(name) for name in missing[:_MOST_LISTED])
-        more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
-        yield Hit(config_at(subject, "target_modules"), f"no tensors for {listed}{more} of the base")
+        names = listed([module_of(name) for name in missing], _MOST_LISTED)
+        yield Hit(config_at(subject, "target_modules"), f"no tensors for {names} of the base")
 
 
 @rule("LF308", Severity.WARNING, since="0.1.0", needs="base")

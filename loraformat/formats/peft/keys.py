@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from loraformat.diagnostics import Finding, FindingLocation
+from loraformat.diagnostics import Finding, FindingLocation, listed
 from loraformat.errors import FormatError
-from loraformat.formats.findings import foreign_name_part, listed
+from loraformat.formats.findings import foreign_name_part
 from loraformat.model.tensors import LazyTensor
 
 CONFIG = "adapter_config.json"
