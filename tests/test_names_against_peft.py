@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_architectures_against_peft import LM, VISION
 
 import loraformat
-from loraformat.jobs.inputs.subject import Assumptions
+from loraformat.model.assumptions import Assumptions
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from loraformat.containers import CONTAINERS, Container
+from loraformat.diagnostics import in_file
 from loraformat.errors import MergeError
 from loraformat.matching import TIE_KEYS, tie_claim
 from loraformat.merger.plan.data import (
@@ -101,7 +102,7 @@ def _check_names(base: Checkpoint) -> None:
     """Raises: MergeError (LF801): a weight file's name is not UTF-8, so that no index or manifest can hold it."""
     for name in base.files:
         if not _is_text(name):
-            raise MergeError("the name of a weight file is not UTF-8", where=name, hint="rename the file")
+            raise MergeError("the name of a weight file is not UTF-8", where=in_file(name), hint="rename the file")
 
 
 def _is_text(name: str) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan, nbytes_of
@@ -91,7 +92,7 @@ def _object(store: OpenedFiles, name: str) -> dict[str, Any]:
     """A JSON object of the base in the order of its keys; it was parsed strictly when the base was opened."""
     value = json.loads(store.read(name).decode("utf-8"))
     if not isinstance(value, dict):
-        raise ConfigError("expected a JSON object", where=name)
+        raise ConfigError("expected a JSON object", where=in_file(name))
     return value
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from loraformat._version import __version__
 from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
@@ -84,8 +84,7 @@ def run_merge(
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
     base = Source(inputs.store, base_names(plan, inputs.base))
-    version: str = sys.modules["loraformat"].__version__
-    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], version))
+    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], __version__))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}
     if not trust.resume:
