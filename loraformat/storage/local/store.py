@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
 import threading
@@ -16,6 +14,7 @@ from loraformat.storage.base import Copy, Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import checked_name, checked_range, checked_total, kind_of, told_as
+from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,13 +26,7 @@ OWN_PREFIX = ".loraformat-"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz", ".gguf")
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
-_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-_FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
-_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
-_CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 
 
 class LocalStore:
@@ -142,11 +135,11 @@ class LocalStore:
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
         with told_as(target):
-            fd = os.open(partial, _CREATE_FLAGS, 0o666 & self._permissions)
+            fd = os.open(partial, NEW_FLAGS, 0o666 & self._permissions)
         self._unfinished.add(unfinished)
         try:
             with told_as(target):
-                _reserve(fd, size)
+                platform().reserve(fd, size or 0)
             with LocalWriter(fd, target, partial, size) as writer:
                 yield writer
                 checked_total(target, size, writer.written)
@@ -250,7 +243,7 @@ class LocalStore:
         if os.path.islink(path) and not self._may_follow(path):
             raise _leaves(path)
         with told_as(path):
-            fd = os.open(path, _READ_FLAGS)
+            fd = os.open(path, READ_FLAGS)
             try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
@@ -353,41 +346,20 @@ class LocalWriter:
         if not isinstance(source, LocalStore):
             return False
         with source.descriptor(path) as fd:
-            try:
-                fcntl.ioctl(self._fd, _FICLONE, fd)
-            except OSError as error:
-                if error.errno in _CANNOT_CLONE:
-                    return False
-                with told_as(self._where):
-                    raise
-            self._count(os.fstat(fd).st_size)
-        return True
+            with told_as(self._where):
+                is_shared = platform().clone(self._fd, fd)
+            if is_shared:
+                self._count(os.fstat(fd).st_size)
+        return is_shared
 
     def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         done = 0
         if isinstance(source, LocalStore) and self._direct is None:
-            with source.descriptor(path) as fd:
-                done = self._copy_inside(fd, source_offset, offset, nbytes)
+            with source.descriptor(path) as fd, told_as(self._where):
+                done = platform().copy_range(self._fd, fd, source_offset, offset, nbytes)
             self._count(done)
         copy_blocks(self, source, path, source_offset + done, offset + done, nbytes - done)
-
-    def _copy_inside(self, fd: int, source_offset: int, offset: int, nbytes: int) -> int:
-        """How many bytes the kernel could copy by itself; the rest, if any, is the caller's."""
-        done = 0
-        while hasattr(os, "copy_file_range") and done < nbytes:
-            count = min(nbytes - done, _MOST_AT_ONCE)
-            try:
-                moved = os.copy_file_range(fd, self._fd, count, source_offset + done, offset + done)
-            except OSError as error:
-                if error.errno in _CANNOT_COPY_INSIDE:
-                    break
-                with told_as(self._where):
-                    raise
-            if moved == 0:
-                break
-            done += moved
-        return done
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
@@ -415,14 +387,3 @@ def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _reserve(fd: int, size: int | None) -> None:
-    """Disk blocks for `size` bytes, where the file system can promise them."""
-    if not size or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in _CANNOT_RESERVE:
-            raise

@@ -9,9 +9,9 @@ import sys
 from loraformat.errors import StorageError
 from loraformat.storage.faults import kind_of, told_as
 from loraformat.storage.local.store import LocalStore
+from loraformat.storage.platform import WRITE_FLAGS
 
 # No O_CREAT: what was there may be gone. A terminal must not become the one that controls us.
-_FLAGS = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def write_to(path: str, data: bytes) -> None:
@@ -39,7 +39,7 @@ def write_to(path: str, data: bytes) -> None:
 
 
 def _write_through(path: str, data: bytes, status: os.stat_result) -> None:
-    fd = os.open(path, _FLAGS)
+    fd = os.open(path, WRITE_FLAGS)
     try:
         if not os.path.samestat(os.fstat(fd), status):
             raise StorageError("what is there changed while it was opened", where=path)
