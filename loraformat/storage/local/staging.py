@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
-from loraformat.storage.faults import told_as
+from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore
 from loraformat.storage.local.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
@@ -64,12 +64,12 @@ def stage(
         refuse_existing_folder(target, path, overwrite, names, written)
         keep = False
         try:
-            with told_as(target):
+            with as_storage_error(target):
                 _mark(partial, path, permissions)
                 _restrict(partial, permissions)
             with signals.delivered():
                 yield HiddenFolder(partial, permissions)
-            with told_as(target):
+            with as_storage_error(target):
                 _remove_own(partial)
                 _sync(partial)
                 refuse_existing_folder(target, path, overwrite, names, written)
@@ -87,7 +87,7 @@ def require_space(target: str, nbytes: int) -> None:
     folder = os.path.abspath(target)
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-    with told_as(target):
+    with as_storage_error(target):
         free = platform().free_nbytes(folder)
     if free is not None and free < nbytes:
         raise StorageError(f"no space: {nbytes} bytes are needed, {free} are free", where=target)
@@ -102,7 +102,7 @@ def _sibling(path: str, word: str) -> str:
 def _locked(target: str, path: str) -> Iterator[None]:
     """The right to write to `path`, for as long as this process lives or the block lasts."""
     lock = _sibling(path, "lock")
-    with told_as(target):
+    with as_storage_error(target):
         fd = _take_lock(target, lock)
     try:
         yield

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
-from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.faults import as_storage_error, kind_of
 from loraformat.storage.local.store import LocalStore
 from loraformat.storage.platform import platform
 
@@ -57,7 +57,7 @@ def refuse_existing_folder(
     if not os.path.lexists(path):
         return
     _refuse_places(target, path)
-    with told_as(target):
+    with as_storage_error(target):
         kind = kind_of(os.lstat(path).st_mode)
         if not overwrite and kind in ("a file", "a folder"):
             raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")

@@ -7,7 +7,7 @@ import stat
 import sys
 
 from loraformat.errors import StorageError
-from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.faults import as_storage_error, kind_of
 from loraformat.storage.local.store import LocalStore
 from loraformat.storage.platform import WRITE_FLAGS
 
@@ -26,13 +26,13 @@ def write_to(path: str, data: bytes) -> None:
     if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
         _replace(path, data)
         return
-    with told_as(path):
+    with as_storage_error(path):
         status = os.stat(path)
     stream = _own_stream(status)
     if stream is not None:
         _write_all(stream, data)
     elif stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
-        with told_as(path):
+        with as_storage_error(path):
             _write_through(path, data, status)
     else:  # a block device is a disk
         raise StorageError(f"{kind_of(status.st_mode)} stands there: it is not written to", where=path)
