@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: pages of docs, the outputs in pages of docs, parts of README.md.
+"""Writes all text that is made from the source: pages of docs, the outputs in them, parts of README.md and of a schema.
 
 Run: python docs/generate.py.
 """
@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from loraformat.cli import main as loraformat
 from loraformat.formats.kit.base import KINDS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
+from loraformat.model.updates import every_kind
 
 ROOT = Path(__file__).parent.parent
 WALKS = ("inspect.md", "validate.md")
@@ -152,6 +154,15 @@ def formats_page() -> str:
     )
 
 
+def report_schema(text: str) -> str:
+    """schemas/report.schema.json with the names of the kinds of update as their table has them."""
+    names = ", ".join(f'"{kind.name}"' for kind in every_kind())
+    lines = textwrap.wrap(names, 96, initial_indent=" " * 18, subsequent_indent=" " * 18)
+    return re.sub(
+        r'("kind": \{\s*"enum": \[\n).*?(\n\s*\])', rf"\1{chr(10).join(lines)}\2", text, count=1, flags=re.DOTALL
+    )
+
+
 def _session(block: str) -> str:
     command = block.splitlines()[0]
     arguments = shlex.split(command.removeprefix("$ loraformat "))
@@ -190,6 +201,8 @@ def main() -> None:
         example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
+    described = ROOT / "schemas" / "report.schema.json"
+    described.write_text(report_schema(described.read_text(encoding="utf-8")), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -11,16 +11,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "Adapter": "loraformat.model.adapter",
     "AdapterConfig": "loraformat.model.adapter",
-    "Diff": "loraformat.model.updates.kinds",
+    "Dense": "loraformat.model.updates",
     "Finding": "loraformat.diagnostics",
-    "Hadamard": "loraformat.model.updates.kinds",
-    "Kronecker": "loraformat.model.updates.kinds",
+    "Hadamard": "loraformat.model.updates",
+    "Kronecker": "loraformat.model.updates",
     "LazyTensor": "loraformat.model.tensors",
     "LoraFormatError": "loraformat.errors",
-    "LowRank": "loraformat.model.updates.kinds",
-    "Replace": "loraformat.model.updates.kinds",
+    "LowRank": "loraformat.model.updates",
+    "Replace": "loraformat.model.updates",
     "Report": "loraformat.report",
-    "Rows": "loraformat.model.updates.kinds",
+    "Rows": "loraformat.model.updates",
     "Severity": "loraformat.diagnostics",
     "convert": "loraformat.jobs.convert",
     "inspect": "loraformat.jobs.inspect",
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from loraformat.jobs.validate import validate
     from loraformat.model.adapter import Adapter, AdapterConfig
     from loraformat.model.tensors import LazyTensor
-    from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
+    from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Replace, Rows
     from loraformat.report import Report
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
-    "Diff",
+    "Dense",
     "Finding",
     "Hadamard",
     "Kronecker",

@@ -19,7 +19,7 @@ from loraformat.diagnostics import Severity
 from loraformat.formats import native
 from loraformat.formats.kit.base import KINDS, Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 NAMES = [each.NAME for each in formats.FORMATS if each.WRITES]
 WITH_SCALE = [case for case in CASES if "version-0-no-alpha" not in case]

@@ -12,7 +12,7 @@ from peft_models import Case, Gpt, make, saved
 from safetensors.torch import load_file, save_file
 
 from loraformat.jobs.merge import merge
-from loraformat.model.updates.base_dependent import ACTIVATIONS
+from loraformat.model.updates import ACTIVATIONS
 
 pytest.importorskip("peft")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, is_sound, matrices_of, side_of
 from loraformat.algebra.norms import core_of, frobenius, norm_of
-from loraformat.model.updates.kinds import Kronecker, Update
+from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from loraformat.formats.kit.pairs.spelling import MINLORA, Pair, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 NAME = "minlora"
 TITLE = "minLoRA: <module>.parametrizations.weight.0.lora_A and lora_B in one .pt file"

@@ -15,7 +15,7 @@ from loraformat.formats.kit.pairs.spelling import RASCHKA, Pair, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 NAME = "raschka"
 TITLE = "LLMs from scratch: <module>.lora.A and .lora.B, both (in, rank) and (rank, out), in one .pth file"

@@ -43,8 +43,9 @@ from loraformat.model.adapter import module_of
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
-from loraformat.model.summary import has_scale, scale_of, summarize
+from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
@@ -241,7 +242,9 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
         return assumptions
     adapter = read_bundle(bundle, hints=without.hints(base)).adapter
     gaps = (
-        has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
+        kind_of(update).has_scale and scale_of(update) is None
+        for updates in adapter.updates.values()
+        for update in updates
     )
     return assumptions if any(gaps) else without
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
+class UpdateGroup:
     """Low-rank updates that differ in nothing but their weights and values, or one update of another kind.
 
     Attributes:
@@ -94,17 +94,17 @@ class Adapter:
     notes: tuple[Finding, ...] = ()
 
     @cached_property
-    def alike(self) -> tuple[Alike, ...]:
-        """All updates, those together that are alike: a model repeats its layers, so there are few groups."""
+    def update_groups(self) -> tuple[UpdateGroup, ...]:
+        """All updates, grouped by shape, dtype and scale: a model repeats its layers, so there are few groups."""
         declared = self.config.declared_ranks
-        groups: dict[Hashable, Alike] = {}
+        groups: dict[Hashable, UpdateGroup] = {}
         for weight, chain in self.updates.items():
             rank = declared.get(weight)
             for update in chain:
                 key = (rank, *_outline(update)) if isinstance(update, LowRank) else id(update)
                 group = groups.get(key)
                 if group is None:
-                    group = groups[key] = Alike(update, rank, [])
+                    group = groups[key] = UpdateGroup(update, rank, [])
                 group.weights.append(weight)
         return tuple(groups.values())
 

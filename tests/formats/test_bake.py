@@ -20,7 +20,7 @@ from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace
 
 FLOOR = {DType.F16: 2.0**-25}  # half the smallest number above zero
 
@@ -117,7 +117,7 @@ def test_a_power_of_two_is_folded_exactly() -> None:
 
 def test_the_bias_of_a_folded_layer_is_folded_with_it() -> None:
     layers = of(a=LowRank(lazy(5, 2), lazy(2, 3), 0.5), b=LowRank(lazy(5, 2), lazy(2, 3), 0.5))
-    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Diff(lazy(5), 3.0),)}
+    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Dense(lazy(5), 3.0),)}
     adapter = replace(layers, updates={**layers.updates, **third})
     even, _ = uniform(adapter)
     assert even.updates["net.c.bias"][0].scale == 0.5

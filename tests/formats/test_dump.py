@@ -14,7 +14,7 @@ from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats import dump
 from loraformat.formats.kit.base import Hints
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 A, B = values(2, 5, seed=1), values(7, 2, seed=2)
 SPELLINGS = [

@@ -17,7 +17,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats import loralib
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 ALPHA = Hints(alpha=4)
 

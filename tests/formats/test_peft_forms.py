@@ -11,7 +11,7 @@ from bundles import bundle
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import FromBase, LowRank
+from loraformat.model.updates import LowRank, SubtractedInit
 
 P = "base_model.model."
 
@@ -111,7 +111,7 @@ def test_no_list_of_layers_is_refused(pairs: object) -> None:
 )
 def test_a_changed_base_is_an_update_of_its_own(fields: dict[str, Any], recipe: str) -> None:
     first, second = read(layer("m.q", 4, 6), **fields).updates["m.q.weight"]
-    assert first == FromBase(recipe, 2, 2.0, (4, 6))
+    assert first == SubtractedInit(recipe, 2, 2.0, (4, 6))
     assert isinstance(second, LowRank)
 
 

@@ -20,7 +20,7 @@ from loraformat.formats import peft
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 PREFIX = "base_model.model."
 SHAPES = {"self_attn.q_proj": (12, 8), "self_attn.k_proj": (6, 8), "mlp.up_proj": (20, 8), "mlp.down_proj": (8, 20)}

@@ -11,7 +11,7 @@ from loraformat.matching import match, nearest, ties_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Update
+from loraformat.model.updates import LowRank, Magnitude, Replace, Update
 
 
 def base(shapes: Mapping[str, tuple[int, ...]], **config: object) -> Checkpoint:

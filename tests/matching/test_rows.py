@@ -11,7 +11,7 @@ from loraformat.matching import Part, match, replicated
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
 DISK, MEMORY = "model.layers.0.block_sparse_moe.experts", "model.layers.0.mlp.experts"

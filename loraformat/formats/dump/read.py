@@ -12,7 +12,7 @@ from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_p
 from loraformat.formats.kit.pairs.spelling import EVERY, Pair
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

@@ -20,7 +20,7 @@ from loraformat.formats.litgpt.config import OWN_FILES, SETTINGS, WEIGHTS, LitCo
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 # Names that earlier versions had, and today's.
 _RENAMED = {".attn.attn": ".attn.qkv", ".attn.c_attn": ".attn.qkv", ".attn.c_proj": ".attn.proj"}

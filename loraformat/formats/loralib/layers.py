@@ -15,7 +15,7 @@ from loraformat.formats.kit.blocks import block_columns
 from loraformat.formats.kit.pairs.read import Layer, base_shape
 from loraformat.formats.kit.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

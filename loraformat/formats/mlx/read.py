@@ -25,7 +25,7 @@ from loraformat.formats.mlx.experts import experts_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude
+from loraformat.model.updates import LowRank, Magnitude
 
 # What mlx-examples/lora multiplied by; its files have no config.
 # Source: mlx-examples 2024-01, lora/models.py `LoRALinear.__init__`.

@@ -20,7 +20,7 @@ from loraformat.formats.native.names import CONFIG, FACTORS, OWN_FILES, TABLES, 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, Json, JsonFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
+from loraformat.model.updates import Dense, LowRank, Replace, Rows
 
 Parts = Mapping[str, LazyTensor]
 
@@ -34,7 +34,7 @@ class _Sorted:
     modules: dict[str, dict[str, LazyTensor]] = field(default_factory=lambda: defaultdict(dict))
     tables: dict[str, Replace] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
-    differences: dict[str, Diff] = field(default_factory=dict)
+    differences: dict[str, Dense] = field(default_factory=dict)
     unclaimed: dict[str, LazyTensor] = field(default_factory=dict)
 
 
@@ -106,7 +106,7 @@ def _sort_weights(tensors: Tensors, config: NativeConfig, found: _Sorted) -> Non
         elif part == "rows":
             _put(found.rows, owner, _rows(owner, tensor, config, follows_tie=False))
         else:
-            found.differences[owner] = Diff(tensor, config.difference_scale.get(owner, 1.0))
+            found.differences[owner] = Dense(tensor, config.difference_scale.get(owner, 1.0))
 
 
 def _sort_tables(tensors: Tensors, config: NativeConfig, found: _Sorted) -> None:
@@ -156,7 +156,7 @@ def _slots(found: _Sorted, config: NativeConfig, hints: Hints) -> tuple[dict[str
             replace=found.tables.get(weight),
             rows=found.rows.get(weight),
             low_rank=low_ranks.get(weight),
-            difference=found.differences.get(weight),
+            dense=found.differences.get(weight),
         )
         for weight in weights
     }

@@ -28,7 +28,7 @@ from loraformat.formats.peft.tuners import TUNERS
 from loraformat.formats.peft.wrapped_layers import turns_square_experts
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, JsonFile
-from loraformat.model.updates.kinds import Replace, Update
+from loraformat.model.updates import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:

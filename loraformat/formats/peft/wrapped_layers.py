@@ -17,7 +17,7 @@ from loraformat.formats.peft.config.fields import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import updates_of
 

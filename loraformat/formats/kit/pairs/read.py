@@ -22,7 +22,7 @@ from loraformat.formats.kit.scaling import Scaling, agreed, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Update
+from loraformat.model.updates import LowRank, Replace, Update
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from loraformat.formats.kit.fields import (
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 if TYPE_CHECKING:
     from torch import Tensor

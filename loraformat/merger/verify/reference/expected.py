@@ -11,7 +11,7 @@ from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.verify.reference.layers import stack_of, with_layers
-from loraformat.merger.verify.reference.scales import Scales, has_scale
+from loraformat.merger.verify.reference.scales import Scales, scale_used
 from loraformat.merger.verify.reference.sites import (
     NotFollowed,
     Renaming,
@@ -29,7 +29,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, row_blocks
-from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update
+from loraformat.model.updates import LowRank, Replace, Rows, Update
 
 HINT = "this is an error of loraformat: please report it"
 
@@ -196,9 +196,10 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
 
 
 def _factor(weight: str, update: Update, scales: Scales) -> tuple[float, bool]:
-    if not has_scale(update):
+    is_scaled, used = scale_used(update)
+    if not is_scaled:
         return 1.0, True
-    used, stated = update.scale, scales.of(weight, update)
+    stated = scales.of(weight, update)
     if used is None:
         raise MergeError(f"{weight}: merged without a scale", where="verify", hint=HINT)
     if stated is not None and not math.isclose(used, stated, rel_tol=_SAME_SCALE):

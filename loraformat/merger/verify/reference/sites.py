@@ -15,7 +15,7 @@ from loraformat.merger.verify.reference.ties import Table
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Rotated, Rows, Scaled, Update
+from loraformat.model.updates import LowRank, Replace, Rotated, Rows, Scaled, Update
 from loraformat.naming import Spelled, spelling_of, task_classes, tied_names
 
 # Layers of the class Conv1D, which stores (in, out), in the models that have them.

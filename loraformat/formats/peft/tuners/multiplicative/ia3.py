@@ -11,7 +11,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
-from loraformat.model.updates.kinds import Scaled
+from loraformat.model.updates import Scaled
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.merger.verify.reference.sources import factor_rows, factor_values
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -85,6 +85,11 @@ class Effect(ABC):
     def slack(self, origin: Floats) -> Floats | float:  # noqa: ARG002
         """How far values may be from these since they hang on a rounding that two right ways may decide differently."""
         return 0.0
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether a row cannot be computed without a pass over a whole matrix of the base."""
+        return False
 
     def once(self) -> None:
         """Compute what all rows need, in one thread."""

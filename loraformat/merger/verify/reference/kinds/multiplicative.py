@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from loraformat.merger.verify.reference.kinds.effect import Effect, FactorMatrix, Landed, Matrix
 from loraformat.merger.verify.reference.sources import factor_values
 from loraformat.model.tensors import DType
-from loraformat.model.updates.base_dependent import Recoded, Tiled
-from loraformat.model.updates.kinds import Modulated, Multiplied, Rotated, Scaled, Update
+from loraformat.model.updates import BlockAffine, ElementwiseScale, FRoD, Multiplied, Rotated, Scaled, Update
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -20,7 +19,7 @@ _LEAST_LENGTH, _LEAST_SINGULAR = 1e-12, 1e-6
 _LOST = 2.0**-48  # of sums of a few hundred terms
 
 
-class _Turn(Effect):
+class _Multiplication(Effect):
     """An update that multiplies: on blocks of W, whole columns of it where it is turned."""
 
     is_sum = False
@@ -35,7 +34,7 @@ class _Turn(Effect):
         return value + (after - before) if self.is_sum else after
 
 
-class _Scaling(_Turn):
+class _Scaling(_Multiplication):
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         assert isinstance(landed.update, Scaled)
@@ -58,14 +57,14 @@ class _Scaling(_Turn):
         return weight
 
 
-class _Modulation(_Turn):
+class _Modulation(_Multiplication):
     """W + W₀ ∘ (up @ down)."""
 
     is_sum = True
 
     @cached_property
     def factors(self) -> tuple[Floats, Floats]:
-        assert isinstance(self.landed.update, Modulated)
+        assert isinstance(self.landed.update, ElementwiseScale)
         return FactorMatrix(self.landed.update.up).all, FactorMatrix(self.landed.update.down).all
 
     def of(self, weight: Floats, low: int, high: int) -> Floats:
@@ -74,12 +73,16 @@ class _Modulation(_Turn):
         return weight * (1 + product)
 
 
-class _Reflection(_Turn):
+class _Reflection(_Multiplication):
     """W (I + up @ down)."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         self.unit = matrix.rows if landed.is_turned else 1
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return self.landed.is_turned
 
     @cached_property
     def factors(self) -> tuple[Floats, Floats]:
@@ -91,14 +94,19 @@ class _Reflection(_Turn):
         return weight + weight @ up @ down
 
 
-class _Rotation(_Turn):
+class _Rotation(_Multiplication):
     """L W or W R of diagonal blocks; rows or columns are taken in an order first, and put back."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         assert isinstance(landed.update, Rotated)
-        mixes_rows = (landed.update.side == "left") is not landed.is_turned
-        self.unit = 1 if not mixes_rows else landed.update.size if landed.update.order is None else matrix.rows
+        mixes_rows, is_ordered = (landed.update.side == "left") is not landed.is_turned, landed.update.order is not None
+        self._mixes_all = mixes_rows and is_ordered
+        self.unit = matrix.rows if self._mixes_all else landed.update.size if mixes_rows else 1
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return self._mixes_all
 
     @cached_property
     def blocks(self) -> Floats:
@@ -121,17 +129,17 @@ class _Rotation(_Turn):
         return mixed if update.side == "left" else mixed.T
 
 
-class _Tiling(_Turn):
+class _Tiling(_Multiplication):
     """T + (T + I) M for each tile T of W, M that of its row of tiles."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        assert isinstance(landed.update, Tiled)
+        assert isinstance(landed.update, BlockAffine)
         self.unit = landed.update.size
 
     @cached_property
     def blocks(self) -> Floats:
-        assert isinstance(self.landed.update, Tiled)
+        assert isinstance(self.landed.update, BlockAffine)
         return factor_values(self.landed.update.blocks)
 
     def of(self, weight: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
@@ -155,8 +163,12 @@ class _Recoding(Effect):
         self.unit = matrix.rows if landed.is_turned else 1
 
     @property
-    def update(self) -> Recoded:
-        assert isinstance(self.landed.update, Recoded)
+    def needs_all_rows(self) -> bool:
+        return True
+
+    @property
+    def update(self) -> FRoD:
+        assert isinstance(self.landed.update, FRoD)
         return self.landed.update
 
     @cached_property
@@ -216,11 +228,11 @@ def rounded(values: Floats, dtype: DType) -> Floats:
     return narrow.astype(np.float16 if dtype is DType.F16 else np.float32).astype(np.float64)
 
 
-TURNS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
+MULTIPLICATIVE: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
     Scaled: _Scaling,
     Rotated: _Rotation,
     Multiplied: _Reflection,
-    Modulated: _Modulation,
-    Tiled: _Tiling,
-    Recoded: _Recoding,
+    ElementwiseScale: _Modulation,
+    BlockAffine: _Tiling,
+    FRoD: _Recoding,
 }

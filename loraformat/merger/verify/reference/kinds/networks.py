@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.merger.verify.reference.sources import factor_values
-from loraformat.model.updates.base_dependent import Projected
+from loraformat.model.updates import WeightNetwork
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 
-def activated(update: Projected, values: Floats) -> Floats:
-    """F of (rank, in) values: see `Projected`."""
+def activated(update: WeightNetwork, values: Floats) -> Floats:
+    """F of (rank, in) values: see `WeightNetwork`."""
     if update.activation is None:
         return values
     turn = _ACTIVATIONS[update.activation]

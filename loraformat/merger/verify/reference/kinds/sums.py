@@ -10,8 +10,16 @@ from loraformat.merger.verify.reference.kinds.effect import Effect, FactorMatrix
 from loraformat.merger.verify.reference.kinds.networks import activated
 from loraformat.merger.verify.reference.sources import factor_values
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected
-from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.updates import (
+    BiasFromWeight,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    SubtractedInit,
+    Update,
+    WeightNetwork,
+)
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -41,9 +49,9 @@ class _Sum(Effect):
             return lambda low, high: one.rows(low, high) * two.rows(low, high)
         if isinstance(update, Kronecker):
             return _kronecker(update, is_turned=is_turned)
-        if isinstance(update, Diff):
-            difference = FactorMatrix(update.difference)
-            return (lambda low, high: difference.all.T[low:high]) if is_turned else difference.rows
+        if isinstance(update, Dense):
+            delta = FactorMatrix(update.delta)
+            return (lambda low, high: delta.all.T[low:high]) if is_turned else delta.rows
         assert isinstance(update, LowRank)
         factors = update.up, update.down
         if update.is_stack:
@@ -103,6 +111,10 @@ class _Dora(_Sum):
         assert update.magnitude is not None
         return (update.magnitude.axis == 1) is not self.landed.is_turned
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return not self.is_per_row
+
     @cached_property
     def column_norms(self) -> Floats:
         import numpy as np
@@ -131,13 +143,17 @@ class _Dora(_Sum):
 class _TakenOff(Effect):
     """W less a part of W₀, from its singular vectors, or from those of its QR decomposition as it is stored."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def part(self) -> tuple[Floats, Floats]:
         """(left, right), whose product it is."""
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, FromBase)
+        assert isinstance(update, SubtractedInit)
         whole, rank = np.concatenate([rows for _, rows in self.matrix.base()]), update.rank
         if update.recipe == "olora":
             kept = np.linalg.qr(whole)[0][:, :rank]
@@ -157,9 +173,13 @@ class _TakenOff(Effect):
 class _Projection(Effect):
     """W + scale · up f(down W₀)."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def up(self) -> Floats:
-        assert isinstance(self.landed.update, Projected)
+        assert isinstance(self.landed.update, WeightNetwork)
         return FactorMatrix(self.landed.update.up).all
 
     @cached_property
@@ -167,7 +187,7 @@ class _Projection(Effect):
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, Projected)
+        assert isinstance(update, WeightNetwork)
         down = FactorMatrix(update.down).all
         if self.landed.is_turned:
             found = np.concatenate([down @ rows.T for _, rows in self.matrix.base()], axis=1)
@@ -187,12 +207,16 @@ class _Projection(Effect):
 class _Carrying(Effect):
     """b + W c, W another weight of the base."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def product(self) -> Floats:
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, Carried)
+        assert isinstance(update, BiasFromWeight)
         vector = factor_values(update.vector).reshape(-1)
         blocks, is_turned = self.matrix.other(update.weight)
         if is_turned:
@@ -215,8 +239,8 @@ SUMS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
     LowRank: _low_rank,
     Hadamard: _Sum,
     Kronecker: _Sum,
-    Diff: _Sum,
-    FromBase: _TakenOff,
-    Projected: _Projection,
-    Carried: _Carrying,
+    Dense: _Sum,
+    SubtractedInit: _TakenOff,
+    WeightNetwork: _Projection,
+    BiasFromWeight: _Carrying,
 }
