@@ -1,9 +1,13 @@
-"""Compiles the merger's inner loop where gcc is there. Without it the package is pure Python and merges more slowly."""
+"""Generates the validators of the schemas, and compiles the merger's inner loop where gcc is there.
+
+Without the inner loop the package is pure Python and merges more slowly.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -19,13 +23,15 @@ LIBRARY = Path("loraformat/merger/compute/_kernel.so")
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
 
 
-class KernelBuildHook(BuildHookInterface[Any]):
-    """Puts the compiled kernel into the wheel, or for an editable installation beside its source."""
+class BuildHook(BuildHookInterface[Any]):
+    """Puts what is made at build time into the wheel, or for an editable installation beside its source."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and name the platform; on failure say so and leave a pure wheel."""
+        """Generate the validators; compile the kernel and name the platform, or on failure leave a pure wheel."""
         del version
         root = Path(self.root)
+        made = runpy.run_path(str(root / "schemas" / "compile.py"))["write"](root)
+        build_data["artifacts"] += [f"/{path.as_posix()}" for path in made]
         (root / LIBRARY).unlink(missing_ok=True)
         compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
         if not compiler or sys.platform != "linux" or platform.machine() != "x86_64":

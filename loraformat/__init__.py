@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from loraformat._version import __version__
 
 # Public name → module; resolved on first use, so that `import loraformat` imports neither torch nor anything else.
 _HOMES = {

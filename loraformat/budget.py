@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loraformat.diagnostics import FindingLocation
+
 # A step takes a tenth of a microsecond to half of one.
 MOST_STEPS = 20_000_000
 
@@ -16,17 +18,17 @@ class Budget:
 
     Attributes:
         left: steps; below zero once something was refused.
-        left_out: place, as findings have it → what was not evaluated there.
+        left_out: location → what was not evaluated there.
     """
 
     left: int = MOST_STEPS
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[FindingLocation, str] = field(default_factory=dict)
 
     def spend(self, steps: int) -> bool:
         """Take `steps`; False where there were not as many, and the work must not be done."""
         self.left -= steps
         return self.left >= 0
 
-    def leave_out(self, where: str, what: str) -> None:
+    def leave_out(self, where: FindingLocation, what: str) -> None:
         """Remember what was not evaluated, for the finding that says so (LF216)."""
         self.left_out.setdefault(where, what)

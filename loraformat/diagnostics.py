@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import total_ordering
 
@@ -26,25 +26,122 @@ class Severity(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindingLocation:
+    """What a finding or an error is about. Its text, `adapter_config.json: rank_pattern["q_proj"]`, is for people.
+
+    Attributes:
+        subject: what is meant where that is neither a file nor a tensor: an option, a verb, the URI of an adapter.
+        file: name of a file, relative to the folder of the adapter or of the base.
+        path: keys and indices that lead to a value inside the file's JSON, YAML or metadata.
+        tensor: name of a tensor, of a weight of the base, or of a module.
+        more: how many further files or tensors the same is said of.
+        line: of the file, from 1; 0 for unknown.
+    """
+
+    subject: str = ""
+    file: str = ""
+    path: tuple[str | int, ...] = ()
+    tensor: str = ""
+    more: int = 0
+    line: int = 0
+
+    @property
+    def pointer(self) -> str:
+        """The path as a JSON pointer (RFC 6901): `/rank_pattern/q_proj`."""
+        return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in self.path)
+
+    @property
+    def inside(self) -> str:
+        """What is meant within the file: `rank_pattern["q_proj"]`, or the name of a tensor; "" for the whole file."""
+        parts = [self.subject, json_path(self.path), self.tensor and with_more(self.tensor, self.more)]
+        return ": ".join(part for part in parts if part)
+
+    def at(self, *path: str | int) -> FindingLocation:
+        """The location of a value below this one."""
+        return replace(self, path=(*self.path, *path))
+
+    def __str__(self) -> str:
+        file = self.file and with_more(self.file, 0 if self.tensor else self.more)
+        parts = [self.subject, file, replace(self, subject="").inside]
+        return ": ".join(part for part in parts if part)
+
+
+NOWHERE = FindingLocation()
+
+
+def in_file(file: str, *path: str | int) -> FindingLocation:
+    """A file, or a value inside it: `in_file("adapter_config.json", "rank_pattern", "q_proj")`."""
+    return FindingLocation(file=file, path=path)
+
+
+def in_weights(tensor: str, *, file: str = "", more: int = 0) -> FindingLocation:
+    """A tensor, a weight of the base or a module, and how many more the same is said of."""
+    return FindingLocation(file=file, tensor=tensor, more=more)
+
+
+def json_path(path: Iterable[str | int]) -> str:
+    """Keys and indices as people write them: `layers_to_transform[0]`, `rank_pattern["q_proj"]`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif text:
+            text += f'["{part}"]'
+        else:
+            text = part if _PLAIN_KEY.fullmatch(part) else f'"{part}"'
+    return text
+
+
+def listed(names: Sequence[str], limit: int = 3) -> str:
+    """The first names and how many more there are: `a, b, c and 4 more`."""
+    return with_more(", ".join(names[:limit]), max(0, len(names) - limit))
+
+
+def with_more(name: str, more: int) -> str:
+    """A name, and how many more there are: `q_proj and 3 more`."""
+    return f"{name} and {more} more" if more else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One fault, loss or oddity of one adapter.
 
     Attributes:
         code: stable code, `LF` and three digits; what it means is on its page (`loraformat explain CODE`).
         name: the code's name in words, `rank-mismatch`.
-        where: file and place in it, as the user would look for it; may be empty.
+        location: what it is about.
         message: this occurrence: what was expected and what was found.
         hint: what to do, if we know.
-        line: of the file that `where` names, from 1; 0 for unknown.
+        forgivable: whether `--force` lets a verb that writes go on in spite of it, where it is an error.
     """
 
     code: str
     name: str
     severity: Severity
-    where: str
+    location: FindingLocation
     message: str
     hint: str = ""
-    line: int = 0
+    forgivable: bool = False
+
+    @property
+    def where(self) -> str:
+        """The location as text; may be empty."""
+        return str(self.location)
+
+    def record(self) -> dict[str, str | int]:
+        """The finding as JSON has it."""
+        return {
+            "code": self.code,
+            "name": self.name,
+            "severity": self.severity.value,
+            "where": self.where,
+            "file": self.location.file,
+            "pointer": self.location.pointer,
+            "tensor": self.location.tensor,
+            "line": self.location.line,
+            "message": self.message,
+            "hint": self.hint,
+        }
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
@@ -102,6 +199,7 @@ def json_text(value: object, *, indent: int | None = None, is_compact: bool = Fa
 
 
 _LONGEST_ASKED = 60
+_PLAIN_KEY = re.compile(r"[^\s\"<>]+")
 
 # The actions/runner takes `::name::` at the start of a line and `##[name]` anywhere in it, Azure's agent `##vso[name]`
 # anywhere (ActionCommand.cs, Command.cs), TeamCity `##teamcity[name]`. A line may start with any name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loraformat.diagnostics import Finding, Severity, show
+from loraformat.diagnostics import NOWHERE, Finding, FindingLocation, Severity, in_file, show
 
 
 class LoraFormatError(Exception):
@@ -13,23 +13,34 @@ class LoraFormatError(Exception):
 
     Args:
         message: what is wrong, what was expected and what was found; lower case, no full stop.
-        where: file and place in it, or the verb.
+        where: a location, or as text what is meant by it: a URI, an option, the verb.
         hint: what to do, only if we know.
     """
 
     code = "LF000"
     name = "error"
 
-    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, where: str | FindingLocation = "", hint: str = "") -> None:
         super().__init__(message)
-        self.message, self.where, self.hint = message, where, hint
+        self.message, self.hint = message, hint
+        self.location = self._location_of(where) if isinstance(where, str) else where
+
+    @staticmethod
+    def _location_of(where: str) -> FindingLocation:
+        """What a plain text means as the location of this error."""
+        return FindingLocation(subject=where)
+
+    @property
+    def where(self) -> str:
+        """The location as text; may be empty."""
+        return str(self.location)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         return f"{text} ({self.hint})" if self.hint else text
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.where, self.hint, self._extra())
+        return _rebuild, (type(self), self.message, self.location, self.hint, self._extra())
 
     def _extra(self) -> dict[str, Any]:
         """Fields of a subclass beyond the three; set again after unpickling."""
@@ -41,13 +52,15 @@ class LoraFormatError(Exception):
             code=self.code,
             name=self.name,
             severity=Severity.ERROR,
-            where=self.where,
+            location=self.location,
             message=self.message,
             hint=self.hint,
         )
 
 
-def _rebuild(cls: type[LoraFormatError], message: str, where: str, hint: str, extra: dict[str, Any]) -> LoraFormatError:
+def _rebuild(
+    cls: type[LoraFormatError], message: str, where: FindingLocation, hint: str, extra: dict[str, Any]
+) -> LoraFormatError:
     error = cls(message, where=where, hint=hint)
     for key, value in extra.items():
         setattr(error, key, value)
@@ -114,6 +127,10 @@ class ContainerError(LoraFormatError):
 
     code, name = "LF001", "not-a-container"
 
+    @staticmethod
+    def _location_of(where: str) -> FindingLocation:
+        return in_file(where) if where else NOWHERE
+
 
 class InvalidHeader(ContainerError):
     """A safetensors header or zip directory that breaks a rule of its format."""
@@ -126,7 +143,7 @@ class TruncatedFile(ContainerError):
 
     code, name = "LF004", "truncated-file"
 
-    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, where: str | FindingLocation = "", hint: str = "") -> None:
         super().__init__(message, where=where, hint=hint or "the download or copy ended early: get the file again")
 
 
@@ -213,7 +230,14 @@ class AdapterRefused(LoraFormatError):
 
     code, name = "LF800", "adapter-refused"
 
-    def __init__(self, message: str, *, where: str = "", hint: str = "", findings: tuple[Finding, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | FindingLocation = "",
+        hint: str = "",
+        findings: tuple[Finding, ...] = (),
+    ) -> None:
         super().__init__(message, where=where, hint=hint)
         self.findings = findings
 

@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import formats
-from loraformat.containers import bundle_of_store, open_adapter_files, open_bundle, save_bundle
-from loraformat.diagnostics import Finding, Severity
+from loraformat.budget import Budget
+from loraformat.containers import CONTAINERS, bundle_of_store, open_adapter_files, open_bundle, save_bundle
+from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.format_files import CONFIGS, weights_beside
 from loraformat.model.tensors import LazyTensor
 from loraformat.naming import TASKS
 from loraformat.storage import ANYONE, Location, listed, stage, uri_of
@@ -23,19 +27,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-CONTAINERS = ("safetensors", "torch")
-
-# The files of the formats that are folders, the one that such a folder must have first.
-_FOLDERS = (
-    ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "adapters.npz"),
-    ("lora_config.json", "lora_weights.safetensors", "lora_weights.pt", "embedding_weights.safetensors"),
-)
-
-
 def folder_of(uri: str) -> str:
     """The folder of an adapter, for the path of one of its files; any other URI as it is."""
     folder, name = os.path.split(uri)
-    is_part = any(name in files and os.path.isfile(os.path.join(folder, files[0])) for files in _FOLDERS)
+    is_part = any(
+        name in (config, *weights_beside(config)) and os.path.isfile(os.path.join(folder, config)) for config in CONFIGS
+    )
     return (folder or ".") if is_part and os.path.isfile(uri) else uri
 
 
@@ -89,8 +86,16 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     if hints.transposed is not None:
         adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
     if bundle.named:
-        adapter = replace(adapter, notes=(found_below(bundle.named, bundle.uri), *adapter.notes))
+        adapter = replace(
+            adapter, notes=(found_below(FindingLocation(subject=bundle.named), bundle.uri), *adapter.notes)
+        )
     return Opened(bundle.uri, bundle, chosen, found.because, adapter)
+
+
+def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+    """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
+    weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
+    return Hints(**assumptions.said(), weights=weights, budget=budget)
 
 
 def _with_task(adapter: Adapter, task: str | None) -> Adapter:
@@ -151,7 +156,7 @@ def save_adapter(
         text = f"expected an Adapter, found {type(anything).__name__}"
         raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
     if container is not None:
-        require_one_of(container, CONTAINERS, "container")
+        require_one_of(container, tuple(CONTAINERS), "container")
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
@@ -175,13 +180,15 @@ def _finite(bundle: Bundle) -> Bundle:
 def _checked(file: TensorFile) -> Callable[[], Tensors]:
     def opened() -> Tensors:
         tensors = file.open()
-        entries = {name: _checked_tensor(f"{file.name}: {name}", lazy) for name, lazy in tensors.entries.items()}
+        entries = {
+            name: _checked_tensor(in_weights(name, file=file.name), lazy) for name, lazy in tensors.entries.items()
+        }
         return replace(tensors, entries=entries)
 
     return opened
 
 
-def _checked_tensor(where: str, lazy: LazyTensor) -> LazyTensor:
+def _checked_tensor(where: FindingLocation, lazy: LazyTensor) -> LazyTensor:
     """A tensor that raises NonFiniteValue (LF402) when rows with NaN or infinity are loaded."""
     if not lazy.dtype.is_floating:
         return lazy

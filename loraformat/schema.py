@@ -1,19 +1,61 @@
-"""The JSON Schemas of what we read and what we emit: load one, check a value against it."""
+"""The JSON Schemas of what we read and what we emit: load one, check a value against it.
+
+The validators are Python that schemas/compile.py generates from the schemas when the package is built.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from jsonschema import ValidationError
-    from jsonschema.protocols import Validator
+from loraformat.diagnostics import json_path
+
+Place: TypeAlias = "tuple[str | int, ...]"
 
 SUFFIX = ".schema.json"
+_LONGEST = 80
+
+
+class Fault(Exception):
+    """One place that breaks a schema, as a generated validator finds it.
+
+    Attributes:
+        name: `data`, and the keys and indices that lead to the place: `data.rank_pattern.q_proj`, `data.groups[0]`.
+        value: what stands there.
+        keyword, stated: of the schema, and its value where that is short.
+        description: what the schema expects, in words; None where it does not say.
+    """
+
+    def __init__(self, name: str, value: object, keyword: str, stated: object, description: str | None) -> None:
+        super().__init__(name)
+        self.name, self.value, self.keyword, self.stated, self.description = name, value, keyword, stated, description
+
+    def messages(self) -> Iterator[str]:
+        """What is wrong, a message for each missing key."""
+        if self.keyword == "required":
+            assert isinstance(self.stated, list)
+            assert isinstance(self.value, dict)
+            yield from (f"'{key}' is a required property" for key in self.stated if key not in self.value)
+            return
+        found = json.dumps(self.value, ensure_ascii=True, default=str)
+        shown = found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
+        if self.description:
+            yield f"expected {self.description}, found {shown}"
+        else:
+            stated = "" if self.stated is None else f" {json.dumps(self.stated)}"
+            yield f"{self.keyword}{stated} is broken by {shown}"
+
+
+class Faults(Exception):
+    """All faults of one value."""
+
+    def __init__(self, errors: list[Fault]) -> None:
+        super().__init__(f"{len(errors)} faults")
+        self.errors = errors
 
 
 def names() -> tuple[str, ...]:
@@ -32,41 +74,53 @@ def load(name: str) -> dict[str, Any]:
     return schema
 
 
-def check(name: str, value: Mapping[str, Any] | list[Any]) -> Iterator[tuple[str, str]]:
-    """What breaks the schema called `name`: (path to the place, "" for the whole; what is wrong), sorted by place.
+def check(name: str, value: Mapping[str, Any] | list[Any]) -> Iterator[tuple[Place, str]]:
+    """What breaks the schema called `name`: (keys and indices, none for the whole; what is wrong), sorted by place.
 
     Values are shown in part; nothing in `value` makes this slow, for our schemas have no patterns over free text.
-    A value that a quick look finds in order is not shown to jsonschema, whose import takes longer than all the rest.
     """
-    if _holds(load(name), value, load(name)):
-        return
-    errors = [(_pointer(error.absolute_path), _message(error)) for error in _validator(name).iter_errors(value)]
-    yield from sorted(set(errors))
+    try:
+        _validator(name)(value)
+    except Faults as found:
+        errors = {(_path_of(fault, value), message) for fault in found.errors for message in fault.messages()}
+        yield from sorted(errors, key=lambda error: (json_path(error[0]), error[1]))
 
 
 @lru_cache(maxsize=32)
-def _validator(name: str) -> Validator:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(load(name))
-
-
-def _pointer(path: Iterable[str | int]) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f'["{part}"]' if text else str(part)
-    return text
+def _validator(name: str) -> Callable[[object], object]:
+    module = name.replace("-", "_")
+    try:
+        return import_module(f"loraformat._validators.{module}").validate  # type: ignore[no-any-return]
+    except ModuleNotFoundError:
+        return _compiled(name)
 
 
-def _message(error: ValidationError) -> str:
-    found = json.dumps(error.instance, ensure_ascii=True, default=str)
-    shown = found if len(found) <= 80 else f"{found[:80]}…"
-    if error.validator == "required":
-        return error.message
-    expected = error.schema.get("description") if isinstance(error.schema, dict) else None
-    if expected:
-        return f"expected {expected}, found {shown}"
-    return f"{error.validator} {json.dumps(error.validator_value)} is broken by {shown}"
+def _compiled(name: str) -> Callable[[object], object]:
+    """The validator, generated in memory: in a checkout that was never installed."""
+    import runpy
+
+    made: Callable[[object], object] = runpy.run_path(str(_folder() / "compile.py"))["validator_of"](load(name))
+    return made
+
+
+def _path_of(fault: Fault, value: object) -> Place:
+    """Keys and indices to the value of a fault; a key may hold dots and brackets, so the value itself decides."""
+    return next(_paths(fault.name.removeprefix("data"), value, fault.value), ())
+
+
+def _paths(rest: str, value: object, wanted: object) -> Iterator[Place]:
+    if not rest:
+        if value is wanted:
+            yield ()
+        return
+    steps: list[tuple[str, str | int, object]] = []
+    if isinstance(value, dict):
+        steps = [(f".{key}", key, item) for key, item in value.items()]
+    elif isinstance(value, list):
+        steps = [(f"[{number}]", number, item) for number, item in enumerate(value)]
+    for start, key, item in steps:
+        if rest.startswith(start):
+            yield from ((key, *path) for path in _paths(rest[len(start) :], item, wanted))
 
 
 def _folder() -> Path:
@@ -74,91 +128,3 @@ def _folder() -> Path:
     package = Path(__file__).parent
     inside = package / "schemas"
     return inside if inside.is_dir() else package.parent / "schemas"
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "object": (dict,),
-    "array": (list,),
-    "string": (str,),
-    "boolean": (bool,),
-    "null": (type(None),),
-    "integer": (int,),
-    "number": (int, float),
-}
-_SILENT = frozenset(
-    {"$schema", "$id", "$defs", "title", "description", "examples", "default", "$comment", "then", "else"}
-)
-
-
-def _holds(schema: Mapping[str, Any] | bool, value: object, root: Mapping[str, Any]) -> bool:
-    """Whether a value surely meets a schema; False also where a keyword is not known here."""
-    if isinstance(schema, bool):
-        return schema
-    return all(key in _SILENT or _meets(key, schema, value, root) for key in schema)
-
-
-def _meets(key: str, schema: Mapping[str, Any], value: object, root: Mapping[str, Any]) -> bool:  # noqa: C901 - a case for each keyword
-    stated = schema[key]
-    match key:
-        case "type":
-            return any(_is(value, name) for name in ([stated] if isinstance(stated, str) else stated))
-        case "enum":
-            return any(type(value) is type(each) and value == each for each in stated)
-        case "const":
-            return type(value) is type(stated) and value == stated
-        case "minimum" | "maximum":
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            return not is_number or (value >= stated if key == "minimum" else value <= stated)
-        case "minLength":
-            return not isinstance(value, str) or len(value) >= stated
-        case "pattern":
-            return not isinstance(value, str) or re.search(stated, value) is not None
-        case "minItems" | "maxItems":
-            return not isinstance(value, list) or (len(value) >= stated if key == "minItems" else len(value) <= stated)
-        case "prefixItems":
-            return not isinstance(value, list) or all(_holds(*pair, root) for pair in zip(stated, value, strict=False))
-        case "uniqueItems":
-            return not isinstance(value, list) or (_is_simple(value) and len(set(value)) == len(value))
-        case "required":
-            return not isinstance(value, dict) or all(name in value for name in stated)
-        case "properties":
-            return not isinstance(value, dict) or all(
-                _holds(stated[name], each, root) for name, each in value.items() if name in stated
-            )
-        case "additionalProperties":
-            known = schema.get("properties", {})
-            return not isinstance(value, dict) or all(
-                _holds(stated, each, root) for name, each in value.items() if name not in known
-            )
-        case "items" if "prefixItems" not in schema:
-            return not isinstance(value, list) or all(_holds(stated, each, root) for each in value)
-        case "anyOf":
-            return any(_holds(each, value, root) for each in stated)
-        case "if":
-            branch = "then" if _holds(stated, value, root) else "else"
-            return _is_plain(stated) and _holds(schema.get(branch, True), value, root)
-        case "$ref":
-            found = root.get("$defs", {}).get(stated.removeprefix("#/$defs/"))
-            return found is not None and _holds(found, value, root)
-    return False
-
-
-def _is_plain(schema: object) -> bool:
-    """Whether a condition has only keywords about which a quick look is never in doubt."""
-    if not isinstance(schema, dict):
-        return True
-    plain = (
-        all(key in ("required", "properties", "minItems", "type") for key in schema) and schema.get("type") != "integer"
-    )
-    return plain and all(_is_plain(each) for each in schema.get("properties", {}).values())
-
-
-def _is(value: object, name: str) -> bool:
-    if isinstance(value, bool):
-        return name == "boolean"
-    return isinstance(value, _TYPES[name])
-
-
-def _is_simple(values: list[Any]) -> bool:
-    """Whether values are all texts or all integers, so that a set tells which are equal."""
-    return {type(each) for each in values} in (set(), {str}, {int})

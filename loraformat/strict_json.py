@@ -7,7 +7,7 @@ import math
 import re
 from typing import NoReturn, TypeAlias, Union
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import FindingLocation, show
 from loraformat.errors import InvalidJson
 
 Json: TypeAlias = Union[bool, int, float, str, "list[Json]", "dict[str, Json]", None]
@@ -54,7 +54,9 @@ def parse(data: bytes, where: str, *, limit: int = 1 << 20) -> Json:
             parse_float=_float,
         )
     except json.JSONDecodeError as error:
-        raise InvalidJson(f"line {error.lineno}, column {error.colno}: {_said(error)}", where=where) from error
+        raise InvalidJson(
+            f"line {error.lineno}, column {error.colno}: {_said(error)}", where=_in_line(where, error.lineno)
+        ) from error
     except _Refused as error:
         raise InvalidJson(str(error), where=where) from error
     except RecursionError as error:
@@ -81,7 +83,7 @@ def _decoded(data: bytes, where: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line, column = _place(data, error.start)
-        raise InvalidJson(f"line {line}, column {column}: not UTF-8", where=where) from error
+        raise InvalidJson(f"line {line}, column {column}: not UTF-8", where=_in_line(where, line)) from error
 
 
 def _place(data: bytes, offset: int) -> tuple[int, int]:
@@ -106,7 +108,13 @@ def _check_nesting(data: bytes, where: str) -> None:
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
         if depth > DEEPEST:
             line, column = _place(data, match.start())
-            raise InvalidJson(f"line {line}, column {column}: nested deeper than {DEEPEST} levels", where=where)
+            raise InvalidJson(
+                f"line {line}, column {column}: nested deeper than {DEEPEST} levels", where=_in_line(where, line)
+            )
+
+
+def _in_line(where: str, line: int) -> FindingLocation:
+    return FindingLocation(file=where, line=line)
 
 
 def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from typing import Any
 
 TABLE = Path(__file__).parent.parent / "loraformat" / "naming" / "transformers_names.json"
 
-# Rules of these classes depend on more than one name; their models are matched by exact names only.
+# Rules of these classes depend on more than one name, or count: what they rename is matched by exact names only.
 SPECIAL = ("GroupWeightRename", "Inkling2IndexOffsetWeightRename")
 
 
@@ -28,15 +28,15 @@ def rules() -> dict[str, list[dict[str, Any]]]:
     conversion_mapping.get_checkpoint_conversion_mapping("")
     cache = conversion_mapping._checkpoint_conversion_mapping_cache
     found = {name: [rule(transform) for transform in transforms] for name, transforms in sorted(cache.items())}
-    return {name: entries for name, entries in found.items() if entries and None not in entries}
+    return {name: entries for name, entries in found.items() if entries}
 
 
-def rule(transform: Any) -> dict[str, Any] | None:
-    if type(transform).__name__ in SPECIAL:
-        return None
+def rule(transform: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"find": pattern(transform.source_patterns), "to": list(transform.target_patterns)}
     if len(transform.source_patterns) > 1:
         entry["sources"] = len(transform.source_patterns)
+    if type(transform).__name__ in SPECIAL:
+        return {**entry, "op": "other"}
     operations = getattr(transform, "operations", None)
     return entry if operations is None else {**entry, "op": operation(operations, transform)}
 

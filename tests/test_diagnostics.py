@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat import validate
-from loraformat.diagnostics import Severity, counted, show
+from loraformat.diagnostics import NOWHERE, FindingLocation, Severity, counted, in_file, in_weights, show
 
 BAD = Path(__file__).parent.parent / "fixtures" / "bad"
 
@@ -60,3 +60,23 @@ def test_no_message_counts_one_thing_in_the_plural(case: Path) -> None:
     assert not [
         each.message for each in report.findings if re.search(r"\b1 [a-z]+s (are|were|have|do)\b", each.message)
     ]
+
+
+@pytest.mark.parametrize(
+    ("location", "text", "pointer"),
+    [
+        (NOWHERE, "", ""),
+        (FindingLocation(subject="--target"), "--target", ""),
+        (in_file("a.json"), "a.json", ""),
+        (in_file("a.json", "r"), "a.json: r", "/r"),
+        (in_file("a.json", "rank_pattern", "q/~1"), 'a.json: rank_pattern["q/~1"]', "/rank_pattern/q~1~01"),
+        (in_file("a.json", "groups", 0, "b").at(2), 'a.json: groups[0]["b"][2]', "/groups/0/b/2"),
+        (in_file("a.json", "<eos>"), 'a.json: "<eos>"', "/<eos>"),
+        (in_weights("m.q"), "m.q", ""),
+        (in_weights("m.q", file="a.bin", more=3), "a.bin: m.q and 3 more", ""),
+        (FindingLocation(file="run.py", more=1), "run.py and 1 more", ""),
+        (FindingLocation(subject="hf://a/b", tensor="m.q"), "hf://a/b: m.q", ""),
+    ],
+)
+def test_a_location_is_printed_from_its_parts(location: FindingLocation, text: str, pointer: str) -> None:
+    assert (str(location), location.pointer) == (text, pointer)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, FindingLocation, Severity
 from loraformat.errors import AdapterRefused, LoraFormatError
 
 
@@ -28,7 +28,9 @@ def test_it_pickles_with_all_fields(kind: type[LoraFormatError]) -> None:
 
 
 def test_a_refusal_keeps_its_findings() -> None:
-    finding = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where="x", message="y")
+    finding = Finding(
+        code="LF202", name="rank-mismatch", severity=Severity.ERROR, location=FindingLocation(subject="x"), message="y"
+    )
     assert pickle.loads(pickle.dumps(AdapterRefused("no", findings=(finding,)))).findings == (finding,)
 
 

@@ -21,6 +21,7 @@ from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.kit.base import WriteOptions
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import TensorFile
+from loraformat.model.format_files import FORMAT_FILES
 
 ROOT = Path(__file__).parents[1]
 GOOD = ROOT / "fixtures" / "good"
@@ -85,7 +86,7 @@ def test_no_format_that_would_fit_is_left_unasked(case: str) -> None:
     parts = [open_bundle(str(GOOD / case / file.name)) for file in folder.tensor_files() if (GOOD / case).is_dir()]
     for bundle in (folder, *parts):
         fitting = {each.NAME for each in formats.FORMATS if each.sniff(bundle)}
-        assert fitting <= {name for name in NAMES if formats.may_be(name, bundle)}
+        assert fitting <= {row.name for row in FORMAT_FILES if row.may_fit(bundle)}
 
 
 @pytest.mark.parametrize("name", NAMES)

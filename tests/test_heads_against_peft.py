@@ -17,8 +17,8 @@ from test_architectures_against_peft import GPT, LM
 
 import loraformat
 from loraformat.errors import AdapterRefused, ConfigError
-from loraformat.jobs.inputs.subject import Assumptions
 from loraformat.jobs.verify import verify
+from loraformat.model.assumptions import Assumptions
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -110,3 +110,87 @@ def test_no_thread_is_the_first_to_import_torch(tmp_path: Path, reason: str) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert {"True", "False"} & set(done.stderr.split()) == {"True"}
+
+
+COMPILED = """
+import importlib.machinery, json, sys
+IS_BLOCKED, COMMANDS = json.load(sys.stdin)
+class Watched(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        spec = super().find_spec(name, path, target)
+        is_compiled = spec is not None and isinstance(spec.loader, importlib.machinery.ExtensionFileLoader)
+        if not is_compiled or name.partition(".")[0] in sys.stdlib_module_names:
+            return spec
+        found.append(name)
+        return None if IS_BLOCKED else spec
+found = []
+sys.meta_path[:] = [Watched if each is importlib.machinery.PathFinder else each for each in sys.meta_path]
+from loraformat.cli import main
+for arguments in COMMANDS:
+    try:
+        main(arguments, prog_name="loraformat")
+    except SystemExit as left:
+        assert left.code in (0, 1, 3), arguments
+print(json.dumps(found), file=sys.stderr)
+"""
+GOOD = sorted(FIXTURES.glob("good/*/*"))
+BAD = sorted(FIXTURES.glob("bad/*"))
+# PyYAML, which only settings of LitGPT need, has a compiled part that it can do without.
+WITH_YAML = [path for path in GOOD if "litgpt" in path.parts]
+
+
+def compiled_after(*commands: list[str], is_blocked: bool = False) -> tuple[list[str], str]:
+    """The compiled modules outside the standard library that commands of one process want, and their output."""
+    command, given = [sys.executable, "-c", COMPILED], json.dumps([is_blocked, commands])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+
+def test_formats_and_codes_need_no_compiled_package() -> None:
+    assert compiled_after(["formats"], ["formats", "--format", "json"], ["explain", "LF103"])[0] == []
+
+
+@pytest.mark.parametrize("verb", ["validate", "inspect"])
+def test_headers_are_read_without_a_compiled_package(verb: str) -> None:
+    paths = [path for path in (*GOOD, *BAD) if path not in WITH_YAML]
+    commands = [[verb, str(path), "--format", form] for path in paths for form in ("json", "text")]
+    found, said = compiled_after(*commands)
+    assert found == []
+    assert len(said) > 100 * len(paths)
+
+
+def test_yaml_is_read_without_its_compiled_part_too() -> None:
+    commands = [["validate", str(path), "--format", "json"] for path in WITH_YAML]
+    found, said = compiled_after(*commands)
+    assert set(found) <= {"yaml._yaml"}
+    assert compiled_after(*commands, is_blocked=True)[1] == said
+
+
+DETECT = """
+import json, sys
+from loraformat import formats
+from loraformat.containers import open_bundle
+from loraformat.model.format_files import NAMES
+module, _ = formats.detect(open_bundle(sys.argv[1]))
+print(json.dumps([name for name in NAMES if f"loraformat.formats.{name}" in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "asked"),
+    [
+        ("peft/tiny-llama", ["peft"]),
+        ("native/tiny-llama", ["native"]),
+        ("mlx/tiny-llama", ["mlx"]),
+        ("litgpt/tiny-llama", ["loralib", "litgpt", "dump"]),
+        ("minlora/tiny-llama", ["loralib", "minlora", "dump"]),
+        ("raschka/tiny-llama", ["raschka", "dump"]),
+        ("minimind/tiny-llama", ["minimind", "dump"]),
+    ],
+)
+def test_only_formats_that_may_fit_are_imported(case: str, asked: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DETECT, str(FIXTURES / "good" / case)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == asked

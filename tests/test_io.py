@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import loraformat
 from loraformat import Adapter, AdapterConfig, Hadamard, LazyTensor, LowRank
-from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, StorageError
+from loraformat.errors import AdapterRefused, AssumptionContradicted, NonFiniteValue, StorageError
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -47,7 +47,7 @@ def test_loading_reads_no_value(tmp_path: Path) -> None:
 def test_alpha_fills_a_gap_and_contradicts_nothing(tmp_path: Path) -> None:
     loraformat.save_adapter(adapter(torch.ones(6, 2), torch.ones(2, 4)), str(tmp_path / "a"), to="peft")
     assert loraformat.load_adapter(str(tmp_path / "a"), alpha=4).updates[Q][0].scale == 2.0
-    with pytest.raises(ConfigError, match="alpha"):
+    with pytest.raises(AssumptionContradicted, match="alpha"):
         loraformat.load_adapter(str(tmp_path / "a"), alpha=5)
 
 

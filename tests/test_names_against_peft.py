@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_architectures_against_peft import LM, VISION
 
 import loraformat
-from loraformat.jobs.inputs.subject import Assumptions
+from loraformat.model.assumptions import Assumptions
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -115,3 +115,26 @@ def test_a_dump_of_the_bare_model_below_other_names(tmp_path: Path) -> None:
     out = merge(tmp_path, adapter="step.safetensors", assumptions=Assumptions(alpha=4))
     model = transformers.BertModel.from_pretrained(out, add_pooling_layer=False).eval()
     torch.testing.assert_close(tiny.outputs(model), tiny.outputs(both.eval()), atol=1e-4, rtol=0)
+
+
+def test_a_head_that_checkpoints_keep_inside_a_module_of_their_own(tmp_path: Path) -> None:
+    """Its checkpoint says segmentation_head.blocks.0.pwconv1; renamed, it is below the prefix of the bare model."""
+    backbone = transformers.RfDetrConfig().backbone_config
+    shrunk = type(backbone)(
+        **{**VISION, "num_hidden_layers": 3, "num_windows": 1, "image_size": 32, "out_features": ["stage1", "stage2"]}
+    )
+    config = transformers.RfDetrConfig(backbone_config=shrunk, d_model=16, decoder_layers=1, num_queries=4)
+    torch.manual_seed(0)
+    model = transformers.RfDetrForInstanceSegmentation(config).eval()
+    both = tiny.adapted(model, tmp_path, target_modules=["pointwise_conv", "o_proj"])
+    inputs = {"pixel_values": torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)}
+    tiny.check_merged(merge(tmp_path), "RfDetrForInstanceSegmentation", both, inputs)
+
+
+def test_a_model_of_which_one_rule_counts(tmp_path: Path) -> None:
+    """Inkling 2: one of its rules adds to a number, and all others are plain renamings."""
+    torch.manual_seed(0)
+    config = transformers.Inkling2TextConfig(**{**LM, "num_key_value_heads": 2})
+    model = transformers.Inkling2ForCausalLM(config).eval()
+    both = tiny.adapted(model, tmp_path, target_modules=["q_proj", "v_proj", "o_proj"])
+    tiny.check_merged(merge(tmp_path), "Inkling2ForCausalLM", both)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import click
 
-from loraformat import __version__
+from loraformat._version import __version__
 from loraformat.cli.refusals import (
     INTERNAL_ERROR,
     LONGEST_FAULT,

@@ -10,48 +10,29 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from loraformat.cli import completers
 from loraformat.cli.refusals import COMMAND, PRINTED
+from loraformat.model.assumptions import KEYS, USAGE, parse_value
 
 if TYPE_CHECKING:
     from loraformat.diagnostics import Finding
-    from loraformat.jobs.inputs.subject import Assumptions
+    from loraformat.model.assumptions import Assumptions
     from loraformat.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LONGEST_NOTE = 1000
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-
-
-_WORDS = {
-    float: "a finite number",
-    int: "an integer",
-    bool: "true, false or a list of module names",
-    tuple: "a list of true and false",
-    str: "SEQ_CLS, TOKEN_CLS or QUESTION_ANS",
-}
-_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
-_ASSUMABLE: dict[str, type] = {
-    "alpha": float,
-    "rank": int,
-    "scale": float,
-    "fan_in_fan_out": bool,
-    "enable_lora": tuple,
-    "task": str,
-}
 
 
 class Choice(click.Choice[str]):
@@ -104,33 +85,14 @@ def tolerance(value: str) -> float:
 def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...] | tuple[str, ...]]:
     """KEY=VALUE, the value as JSON, as (key, value)."""
     key, separator, text = value.partition("=")
-    if not separator or key not in _ASSUMABLE:
+    if not separator or key not in KEYS:
         raise click.BadParameter(
-            f"{value!r}: write KEY=VALUE with one of the keys {', '.join(_ASSUMABLE)}.{nearest_to(key, _ASSUMABLE)}"
+            f"{value!r}: write KEY=VALUE with one of the keys {', '.join(KEYS)}.{nearest_to(key, KEYS)}"
         )
-    kind = _ASSUMABLE[key]
     try:
-        parsed = text if kind is str else json.loads(text)
-    except (ValueError, RecursionError):
-        parsed = None
-    if key == "fan_in_fan_out" and isinstance(parsed, list) and parsed and all(isinstance(one, str) for one in parsed):
-        return key, tuple(parsed)
-    if not _is(parsed, kind):
-        raise click.BadParameter(f"{value!r}: expected {_WORDS[kind]}")
-    found: float | bool | str | tuple[bool, ...] = kind(parsed)
-    return key, found
-
-
-def _is(value: object, kind: type) -> bool:
-    if kind is str:
-        return value in _TASKS
-    if kind is tuple:
-        return isinstance(value, list) and bool(value) and all(isinstance(item, bool) for item in value)
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    return kind is float or value == int(value)
+        return key, parse_value(key, text)
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected {KEYS[key].expected}") from None
 
 
 alpha = click.option("--alpha", type=finite, help="Alpha, for files that do not state it; short for --assume alpha=A.")
@@ -140,9 +102,7 @@ assume = click.option(
     type=assumption,
     metavar="KEY=VALUE",
     multiple=True,
-    help="What the files do not say: alpha=, rank=, scale=, fan_in_fan_out= (true, false or a list of modules), "
-    "enable_lora=[true,false,true], task=SEQ_CLS. "
-    "Fills gaps, never contradicts.",
+    help=f"What the files do not say: {USAGE}. Fills gaps, never contradicts.",
 )
 base = click.option(
     "--base",
@@ -211,13 +171,12 @@ CONTAINERS = {"safetensors": "safetensors", "pt": "torch", None: None}
 
 def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
     """The pairs of --assume as one value; UsageError where a key comes twice."""
-    from loraformat.jobs.inputs.subject import Assumptions
+    from loraformat.model.assumptions import Assumptions
 
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:
         raise click.UsageError(f"--assume gives {twice} twice")
-    assert set(keys) <= {field.name for field in fields(Assumptions)}
     return Assumptions(**dict(pairs))
 
 

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loraformat.containers.bundles import open_bundle
-from loraformat.diagnostics import show
+from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
 from loraformat.storage import LocalStore
 
-_CONFIGS = ("adapter_config.json", "lora_config.json")
-_WEIGHTS = ("adapter_model", "lora_weights", "adapters.safetensors", "adapters.npz")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".npz")
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
 _MOST_FOLDERS = 1000
 
@@ -33,21 +31,20 @@ def open_adapter_files(uri: str) -> Bundle:
     bundle = open_bundle(uri)
     if bundle.is_single_file or not isinstance(bundle.opened, LocalStore) or _has_weights(bundle):
         return bundle
-    if not any(name in bundle.files for name in _CONFIGS) and bundle.tensor_files():
+    if not has_config(bundle) and bundle.tensor_files():
         return bundle
     found = list(_adapters_below(bundle))
     if not found:
         return bundle
-    names = ", ".join(show(os.path.basename(one.uri), 60) for one in found[:8])
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    config = next((name for name in _CONFIGS if name in bundle.files), None)
-    if config is not None and not any(name in one.files for one in found for name in _CONFIGS):
+    names = listed([show(os.path.basename(one.uri), 60) for one in found], 8)
+    config = next((name for name in CONFIGS if name in bundle.files), None)
+    if config is not None and not any(has_config(one) for one in found):
         copy = f"cp {show(shlex.join([os.path.join(uri, config), found[0].uri]), 400)}"
         hint = f"copy it beside the weights: {copy}" if len(found) == 1 else "copy it beside those that you mean"
-        raise MissingFile(f"{config} is here, and the weights are in {names}{more}", where=uri, hint=hint)
+        raise MissingFile(f"{config} is here, and the weights are in {names}", where=uri, hint=hint)
     if len(found) > 1:
         raise FormatError(
-            f"{len(found)} folders below hold an adapter: {names}{more}", where=uri, hint="give the one that you mean"
+            f"{len(found)} folders below hold an adapter: {names}", where=uri, hint="give the one that you mean"
         )
     return replace(found[0], named=uri)
 
@@ -63,4 +60,6 @@ def _adapters_below(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _has_weights(bundle: Bundle) -> bool:
-    return any(name.startswith(_WEIGHTS) and name.endswith(_SUFFIXES) for name in bundle.files)
+    return any(
+        is_part_of(name, weights) for config in CONFIGS for weights in weights_beside(config) for name in bundle.files
+    )

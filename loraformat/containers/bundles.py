@@ -14,7 +14,7 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import DType, LazyTensor, row_blocks
-from loraformat.storage import WEIGHT_SUFFIXES, LocalStore, Source, Store, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, Source, Store, Writer, open_store
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ def open_bundle(uri: str) -> Bundle:
     Raises: StorageError: there is no such folder or file.
     """
     store = open_store(uri)
-    return bundle_of_store(store, uri, is_single_file=isinstance(store, LocalStore) and store.is_single_file)
+    return bundle_of_store(store, uri, is_single_file=store.is_single_file)
 
 
 def bundle_of_store(store: Source, uri: str, *, is_single_file: bool = False) -> Bundle:
@@ -110,8 +110,7 @@ def json_limit(name: str) -> int:
 
 def _file(store: Source, name: str, nbytes: int) -> File:
     def read() -> bytes:
-        if isinstance(store, LocalStore):
-            store.check_inside(name)
+        store.check_inside(name)
         return store.read(name)
 
     lower = name.lower()

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from loraformat.containers import safetensors
 from loraformat.containers.base_weights import BaseWeights
-from loraformat.containers.bundles import is_safetensors, load_json
+from loraformat.containers.bundles import load_json
+from loraformat.containers.weight_files import container_of
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
-from loraformat.storage import CHECKPOINT_SUFFIXES, LocalStore, Source, open_store
+from loraformat.storage import CHECKPOINT_SUFFIXES, Source, open_store
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
@@ -51,7 +51,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
 def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
     """As `open_checkpoint`, for files that are open already; `uri` is for messages."""
     sizes = store.files()
-    single = isinstance(store, LocalStore) and store.is_single_file
+    single = store.is_single_file
     choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
     files, tensors = open_weights(store, choice.files)
     if choice.weight_map is not None:
@@ -81,7 +81,7 @@ def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightF
     files: dict[str, WeightFile] = {}
     tensors: dict[str, StoredTensor] = {}
     for name in names:
-        files[name], found = _open(store, name, sizes[name])
+        files[name], found = container_of(store, name).open(store, name, sizes[name])
         _check_disjoint(tensors, found)
         tensors.update(found)
     return files, tensors
@@ -164,20 +164,6 @@ def _weight_map(value: Json, where: str) -> dict[str, str]:
 
 def _is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
-
-
-def _open(store: Source, name: str, nbytes: int) -> tuple[WeightFile, dict[str, StoredTensor]]:
-    if is_safetensors(store, name):
-        header = safetensors.read_header(store, name)
-        tensors = {key: safetensors.stored(name, entry) for key, entry in header.entries.items()}
-        file = WeightFile(name, "safetensors", nbytes, tuple(tensors), header.metadata, header.data_start)
-        return file, tensors
-    from loraformat.containers.torch_file import archive as torch_zip
-
-    archive = torch_zip.read_archive(store, name)
-    names = tuple(archive.tensors)
-    file = WeightFile(name, "torch", nbytes, names, wrapper=archive.wrapper, has_extras=bool(archive.extras))
-    return file, dict(archive.tensors)
 
 
 def _check_disjoint(known: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor]) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from loraformat.containers import strict_json
-from loraformat.containers.plain_header import METADATA, MOST_DIMENSIONS, PlainHeader, read_plain
 from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
 from loraformat.diagnostics import show
@@ -25,6 +24,8 @@ from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, Entry, LazyTensor, Span
 from loraformat.storage.base import Source
 
+METADATA = "__metadata__"
+MOST_DIMENSIONS = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _DTYPES = {dtype.safetensors: dtype for dtype in DType}
 _MOST_SIZE = 1 << 53
@@ -62,13 +63,9 @@ def read_header(store: Source, path: str) -> Header:
         refuse_foreign(head, path, zip_is_foreign=True)
     data_start = _data_start(head, nbytes, path)
     header = store.read(path, 8, data_start - 8)
-    plain = read_plain(header)
-    if plain is None:
-        fields = _parsed(header, path)
-        metadata = _metadata(fields, path)
-        entries = {name: _entry(name, value, data_start, path) for name, value in fields.items()}
-    else:
-        metadata, entries = plain.metadata, _plain_entries(plain, data_start, path)
+    fields = _parsed(header, path)
+    metadata = _metadata(fields, path)
+    entries = {name: _entry(name, value, data_start, path) for name, value in fields.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].span))
     _check_cover(ordered, data_start, nbytes, path)
     return Header(ordered, metadata, data_start, nbytes)
@@ -139,19 +136,6 @@ def _entry(name: str, value: Json, data_start: int, where: str) -> Entry:
     content = _content(name, value["dtype"], value["shape"], where)
     begin, end = _offsets(name, value["data_offsets"], where)
     return _placed(name, content, begin, end, data_start, where)
-
-
-def _plain_entries(plain: PlainHeader, data_start: int, where: str) -> dict[str, Entry]:
-    """As `_entry` for each; most have the dtype and shape of another, and these are looked at once."""
-    contents: dict[tuple[str, str], _Content] = {}
-    entries: dict[str, Entry] = {}
-    for name, dtype, sizes, begin, end in plain.entries:
-        content = contents.get((dtype, sizes))
-        if content is None:
-            shape = [int(size) for size in sizes.split(",")] if sizes else []
-            content = contents[dtype, sizes] = _content(name, dtype, list(shape), where)
-        entries[name] = _placed(name, content, int(begin), int(end), data_start, where)
-    return entries
 
 
 class _Content(NamedTuple):

@@ -6,7 +6,7 @@ import math
 
 import yaml
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import FindingLocation, show
 from loraformat.errors import InvalidYaml
 from loraformat.model.bundle import Json
 
@@ -46,13 +46,17 @@ def _check_events(data: bytes, where: str) -> None:
         if depth > DEEPEST or count > MOST_VALUES:
             raise InvalidYaml(f"more than {DEEPEST} levels or {MOST_VALUES} values", where=where)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise InvalidYaml(f"{_line(event)}anchors and aliases are not read", where=where)
+            raise InvalidYaml(f"{_line(event)}anchors and aliases are not read", where=_in_line(event, where))
         if getattr(event, "tag", None):
-            raise InvalidYaml(f"{_line(event)}tags are not read", where=where)
+            raise InvalidYaml(f"{_line(event)}tags are not read", where=_in_line(event, where))
 
 
 def _line(marked: yaml.Event | yaml.Node) -> str:
     return "" if marked.start_mark is None else f"line {marked.start_mark.line + 1}: "
+
+
+def _in_line(marked: yaml.Event | yaml.Node, where: str) -> FindingLocation:
+    return FindingLocation(file=where, line=0 if marked.start_mark is None else marked.start_mark.line + 1)
 
 
 def _value(node: yaml.Node, where: str) -> Json:
@@ -75,7 +79,7 @@ def _checked_text(node: yaml.ScalarNode, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InvalidYaml(f"{_line(node)}a lone surrogate", where=where) from error
+        raise InvalidYaml(f"{_line(node)}a lone surrogate", where=_in_line(node, where)) from error
     return text
 
 
@@ -83,7 +87,7 @@ def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for key, item in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
-            raise InvalidYaml(f"{_line(key)}a key that is no text or stands there twice", where=where)
+            raise InvalidYaml(f"{_line(key)}a key that is no text or stands there twice", where=_in_line(key, where))
         found[_checked_text(key, where)] = _value(item, where)
     return found
 
@@ -91,7 +95,7 @@ def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
 def _number(node: yaml.ScalarNode, kind: str, where: str) -> Json:
     if len(node.value) > MOST_DIGITS:
         message = f"{_line(node)}a number of {len(node.value)} characters, at most {MOST_DIGITS} are read"
-        raise InvalidYaml(message, where=where)
+        raise InvalidYaml(message, where=_in_line(node, where))
     constructor = yaml.SafeLoader("")
     build = {
         "int": constructor.construct_yaml_int,
@@ -101,8 +105,8 @@ def _number(node: yaml.ScalarNode, kind: str, where: str) -> Json:
     try:
         value = build(node)
     except (ValueError, OverflowError) as error:
-        raise InvalidYaml(f"{_line(node)}no number that is read", where=where) from error
+        raise InvalidYaml(f"{_line(node)}no number that is read", where=_in_line(node, where)) from error
     if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidYaml(f"{_line(node)}a number that is not finite", where=where)
+        raise InvalidYaml(f"{_line(node)}a number that is not finite", where=_in_line(node, where))
     assert isinstance(value, (bool, int, float))
     return value

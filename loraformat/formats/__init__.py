@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraformat.diagnostics import did_you_mean, show
+from loraformat.diagnostics import did_you_mean, listed, show
 from loraformat.errors import AmbiguousFormat, UnknownFormat, UsageError
 from loraformat.formats.kit.base import Format, Match
-from loraformat.formats.kit.fields import readable
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 
 if TYPE_CHECKING:
     from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka
 
     _EVERY: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
 
-# The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
-_NAMES = ("native", "peft", "mlx", "loralib", "litgpt", "minlora", "raschka", "minimind", "dump")
-
-# Files of which one is there wherever `sniff` finds the format, so that only formats that may fit are imported.
-_TELLS = {
-    "native": (
-        "lora_config.json",
-        "lora_weights.safetensors",
-        "lora_weights.pt",
-        "embedding_weights.safetensors",
-        "embedding_weights.pt",
-    ),
-    "peft": ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
-    "mlx": ("adapters.safetensors", "adapters.npz"),
-    "loralib": ("lora_settings.json",),
-    "litgpt": ("lit_model.pth.lora",),
-}
-# Those that are told by the names of the tensors, unless a config explains them.
-_BY_TENSORS = ("loralib", "minlora", "raschka", "minimind", "dump")
-_CONFIGS = frozenset({"adapter_config.json", "lora_config.json"})
-
 
 class _Formats:
     """All formats in their order, each imported when it is reached."""
 
     def __iter__(self) -> Iterator[Format]:
-        return map(_imported, _NAMES)
+        return map(_imported, NAMES)
 
 
 FORMATS = _Formats()
@@ -57,9 +36,9 @@ def _imported(name: str) -> Format:
 
 def get(name: str) -> Format:
     """The format called `name`. Raises UsageError (LF021), with the nearest name."""
-    if name in _NAMES:
+    if name in NAMES:
         return _imported(name)
-    hint = f"{did_you_mean(name, _NAMES)}the formats are {', '.join(_NAMES)}"
+    hint = f"{did_you_mean(name, NAMES)}the formats are {', '.join(NAMES)}"
     raise UsageError(f'there is no format "{show(name, 40)}"', hint=hint)
 
 
@@ -71,7 +50,7 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
         UnknownFormat (LF010): none does.
         ContainerError: the only weight file is not what its name says (a Git-LFS pointer, an HTML page).
     """
-    candidates = (_imported(name) for name in _NAMES if may_be(name, bundle))
+    candidates = (_imported(row.name) for row in FORMAT_FILES if row.may_fit(bundle))
     matches = [(each, match) for each in candidates if (match := each.sniff(bundle)) is not None]
     best = [(each, match) for each, match in matches if match.certain]
     if not best:
@@ -85,21 +64,6 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
     return best[0]
 
 
-def has_marker(names: Collection[str]) -> bool:
-    """Whether a folder of these files is an adapter, sound or not: one is a file that only adapters have."""
-    return any(tell in names for tells in _TELLS.values() for tell in tells)
-
-
-def may_be(name: str, bundle: Bundle) -> bool:
-    """Whether the format called `name` has to be asked about a bundle; False only where its `sniff` finds nothing."""
-    if any(tell in bundle.files for tell in _TELLS.get(name, ())):
-        return True
-    if name == "mlx":
-        config = readable(bundle, "adapter_config.json")
-        return "adapter_config.json" in bundle.files and not (isinstance(config, dict) and "peft_type" in config)
-    return name in _BY_TENSORS and (bundle.is_single_file or not _CONFIGS & bundle.files.keys())
-
-
 # Files by which other dialects are told. They are refused by name rather than taken for something that they are not.
 _UNREAD = {
     "pytorch_lora_weights.safetensors": "a diffusers adapter",
@@ -110,7 +74,6 @@ _UNREAD = {
 def _refuse_unread(bundle: Bundle) -> None:
     """Raises: UnknownFormat (LF010): the file, or the names in it, are those of a dialect that is not read."""
     from loraformat.formats.foreign import dialect_of
-    from loraformat.formats.kit.pairs.read import the_file
 
     file = the_file(bundle)
     found = None if file is None or file.name in _UNREAD else dialect_of(file.open().entries)
@@ -135,10 +98,9 @@ def _unknown(bundle: Bundle) -> UnknownFormat:
     if not bundle.files and not bundle.folders:
         return UnknownFormat("the folder is empty", where=bundle.uri, hint=_GIVE_A_FOLDER)
     names = [show(name, 60) for name in bundle.files if not name.startswith(".")]
-    seen = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    looked_for = (
-        "lora_config.json, adapter_config.json, lit_model.pth.lora, or one tensor file with pairs of lora_A and lora_B"
-    )
+    seen = listed(names, 8)
+    told = dict.fromkeys(row.config or row.weights[0] for row in FORMAT_FILES if row.config or row.weights)
+    looked_for = f"{', '.join(told)}, or one tensor file with pairs of lora_A and lora_B"
     text = f"no format fits: looked for {looked_for}; found {seen or 'no files'}{f'; {tensors}' if tensors else ''}"
     return UnknownFormat(text, where=bundle.uri, hint=_remedy(bundle))
 

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
-from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs, the_file
+from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs
 from loraformat.formats.kit.pairs.spelling import MINIMIND, Pair, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 
 NAME = "minimind"
 TITLE = "minimind: <module>.lora.A.weight and .lora.B.weight in one .pth file"

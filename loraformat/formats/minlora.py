@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from loraformat.diagnostics import counted
+from loraformat.diagnostics import counted, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
-from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs, the_file
+from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs
 from loraformat.formats.kit.pairs.spelling import MINLORA, Pair, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 from loraformat.model.updates import LowRank
 
 NAME = "minlora"
@@ -58,7 +59,7 @@ def _layer(module: str, pair: Pair, rank: int | None, shape: tuple[int, ...] | N
     """A (rank, in · prod(kernel)) and B (out, rank); of an embedding A (vocabulary, rank) and B (rank, dim)."""
     a, b = pair.factors
     if len(a.shape) != 2 or len(b.shape) != 2:
-        raise ConfigError(f"expected matrices, found A {a.shape}, B {b.shape}", where=module)
+        raise ConfigError(f"expected matrices, found A {a.shape}, B {b.shape}", where=in_weights(module))
     size = None if not shape else (shape[0], math.prod(shape[1:]))
     straight = a.shape[0] == b.shape[1] and size in (None, (b.shape[0], a.shape[1]))
     swapped = a.shape[1] == b.shape[0] and size in (None, (a.shape[0], b.shape[1]))
@@ -68,7 +69,9 @@ def _layer(module: str, pair: Pair, rank: int | None, shape: tuple[int, ...] | N
     if straight is swapped:
         why = "A and B have no common rank" if not straight else "the shapes do not decide between layer and embedding"
         against = f", the weight is {shape}" if shape else ""
-        raise ConfigError(f"{why}: A {a.shape}, B {b.shape}{against}", where=module, hint="give the base with --base")
+        raise ConfigError(
+            f"{why}: A {a.shape}, B {b.shape}{against}", where=in_weights(module), hint="give the base with --base"
+        )
     if swapped:
         return Layer(LowRank(a, b, None, is_embedding=True), a.shape[1])
     kernel = shape[2:] if shape is not None else ()

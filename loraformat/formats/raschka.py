@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraformat.diagnostics import counted
+from loraformat.diagnostics import counted, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
-from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs, the_file
+from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs
 from loraformat.formats.kit.pairs.spelling import RASCHKA, Pair, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 from loraformat.model.updates import LowRank
 
 NAME = "raschka"
@@ -62,6 +63,6 @@ def _build(pairs: Mapping[str, Pair], rank: int | None, hints: Hints) -> dict[st
         a, b = pair.factors
         if not _fits(pair):
             message = f"expected A (in, rank) and B (rank, out), found A {a.shape}, B {b.shape}"
-            raise ConfigError(message, where=module, hint="--from dump reads either orientation")
+            raise ConfigError(message, where=in_weights(module), hint="--from dump reads either orientation")
         layers[module] = Layer(LowRank(b.T, a.T, None), a.shape[1])
     return layers

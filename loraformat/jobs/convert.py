@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
-from loraformat.diagnostics import Finding, show
+from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
 from loraformat.formats.kit.losses import dropped_metadata
 from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
-from loraformat.io import refuse_losses, save_adapter
-from loraformat.jobs.inputs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.io import hints_of, refuse_losses, save_adapter
+from loraformat.jobs.inputs.subject import open_base, open_subject, with_alpha
 from loraformat.jobs.measure import roundtrip
 from loraformat.jobs.repair import mend
 from loraformat.merger.plan.findings import kept_private
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import ConvertResult, RoundTrip
@@ -110,7 +111,7 @@ def convert(
     losses = (*changes, *target.losses(adapter, options))
     permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
     if is_restricted(permissions) and not dry_run:
-        findings = (*findings, kept_private(out, permissions))
+        findings = (*findings, kept_private(FindingLocation(subject=out), permissions))
     if announce is not None:
         announce((*findings, *losses))
     refuse_losses(losses, to, strict=strict)
@@ -118,7 +119,7 @@ def convert(
 
     def check(written: Bundle) -> None:
         bound = _roundoff(read, adapter, losses)
-        hints = known.hints(checkpoint)
+        hints = hints_of(known, checkpoint)
         roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
 
     if dry_run:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from loraformat.containers import open_checkpoint
 from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
 from loraformat.formats.kit.base import Hints
-from loraformat.io import Opened, open_adapter
-from loraformat.jobs.inputs.subject import Assumptions, with_alpha
+from loraformat.io import Opened, hints_of, open_adapter
+from loraformat.jobs.inputs.subject import with_alpha
 from loraformat.jobs.measure.diff_adapters import update_difference
 from loraformat.jobs.measure.diff_checkpoints import tensor_differences
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.differences import DiffResult, FieldDifference, WeightDifference
 from loraformat.report import Report
@@ -50,7 +51,7 @@ def diff(
     if group not in GROUPINGS:
         raise UsageError(f"group: expected one of {', '.join(GROUPINGS)}, found {group!r}", where="diff")
     before, after = uri_of(before), uri_of(after)
-    hints = with_alpha(alpha, assumptions).hints()
+    hints = hints_of(with_alpha(alpha, assumptions))
     first, second = (_opened(uri, hints) for uri in (before, after))
     if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):
         kinds = ["a checkpoint" if isinstance(one, Checkpoint) else "an adapter" for one in (first, second)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from loraformat.containers import checkpoint_of_store
 from loraformat.containers.bundles import load_json
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, MissingFile, UsageError
 from loraformat.matching import is_vocabulary, nearest
 from loraformat.model.adapter import module_of
@@ -82,7 +83,7 @@ def _weights(base: str) -> tuple[str, Mapping[str, tuple[int, ...]], int]:
     name = only or "config.json"
     config = load_json(store, name, files[name])
     if not isinstance(config, dict):
-        raise ConfigError("expected an object", where=name)
+        raise ConfigError("expected an object", where=in_file(name))
     shapes = blueprint(config)
     return "config", shapes, sum(map(math.prod, shapes.values()))
 

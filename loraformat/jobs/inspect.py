@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.diagnostics import Finding, in_order
+from loraformat.diagnostics import Finding, FindingLocation, in_order
 from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
-from loraformat.jobs.inputs.subject import Assumptions, open_base, open_subject, with_alpha
+from loraformat.jobs.inputs.subject import open_base, open_subject, with_alpha
 from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.verbs import InspectResult
@@ -209,7 +210,10 @@ def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) ->
         for update in chain:
             role = next((role for role, tensor in tensors(update) if tensor.dtype is DType.C64), None)
             if role is not None:
-                raise UnsupportedUpdate(f"{role} holds complex numbers; they are not read", where=f"{uri}: {weight}")
+                raise UnsupportedUpdate(
+                    f"{role} holds complex numbers; they are not read",
+                    where=FindingLocation(subject=uri, tensor=weight),
+                )
 
 
 def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:

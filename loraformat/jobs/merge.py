@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import bytes_of, open_checkpoint
-from loraformat.diagnostics import Finding
+from loraformat.containers import CONTAINERS, bytes_of, open_checkpoint
+from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
-from loraformat.io import CONTAINERS, Opened, open_files, read_bundle
+from loraformat.io import Opened, hints_of, open_files, read_bundle
 from loraformat.jobs.inputs.strength import with_strength
-from loraformat.jobs.inputs.subject import Assumptions, refuse_exchanged, subject_of, with_alpha
+from loraformat.jobs.inputs.subject import refuse_exchanged, subject_of, with_alpha
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -40,6 +40,7 @@ from loraformat.merger import (
 from loraformat.merger.plan.findings import history_unknown, kept_private, merged_again, unfinished_cleared
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
@@ -130,7 +131,7 @@ def merge(
     """
     base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
     for value, allowed, argument in (
-        (container, CONTAINERS, "container"),
+        (container, tuple(CONTAINERS), "container"),
         (dtype, _DTYPES, "dtype"),
         (accumulate, ("float32", "float64"), "accumulate"),
         (rounding, ("nearest", "stochastic"), "rounding"),
@@ -214,12 +215,12 @@ def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Findi
     """LF814 for each adapter that the manifest of the base names; LF819 where it cannot be read."""
     manifest = read_manifest(base.store)
     if manifest is None and MANIFEST in base.store.files():
-        yield history_unknown(MANIFEST)
+        yield history_unknown(in_file(MANIFEST))
     history = history_of(manifest)
     known = {adapter["digest"] for merge in history for adapter in merge["adapters"]}
     for one in opened if known else ():
         if adapter_digest(one.adapter) in known:
-            yield merged_again(base.uri, one.uri)
+            yield merged_again(FindingLocation(subject=base.uri), one.uri)
 
 
 def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
@@ -240,7 +241,7 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions
-    adapter = read_bundle(bundle, hints=without.hints(base)).adapter
+    adapter = read_bundle(bundle, hints=hints_of(without, base)).adapter
     gaps = (
         kind_of(update).has_scale and scale_of(update) is None
         for updates in adapter.updates.values()
@@ -252,7 +253,7 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
 def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
     store = opened.bundle.opened
     files = () if store is None else fingerprints_of(store, opened.bundle.files)
-    return AdapterSource(opened.uri, opened.format.NAME, **asdict(assumptions), strength=strength, files=files)
+    return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength, files=files)
 
 
 def _write(
@@ -285,7 +286,7 @@ def _write(
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan, out)
     if is_restricted(permissions):
-        meet((kept_private(out, permissions),))
+        meet((kept_private(FindingLocation(subject=out), permissions),))
     with stage(
         out,
         overwrite=overwrite,
@@ -293,7 +294,7 @@ def _write(
         resume=trust.resume,
         written=names_written,
         permissions=permissions,
-        on_cleared=lambda nbytes: meet((unfinished_cleared(out, nbytes),)),
+        on_cleared=lambda nbytes: meet((unfinished_cleared(FindingLocation(subject=out), nbytes),)),
     ) as output:
         require_space(out, total - sum(output.files().values()))
         return run_merge(plan, inputs, used, output, limits, trust, meet)

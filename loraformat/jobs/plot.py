@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from loraformat._version import __version__
 from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
 from loraformat.errors import LoraFormatError, StorageError, UsageError
-from loraformat.jobs.inputs.subject import Assumptions, with_alpha
+from loraformat.jobs.inputs.subject import with_alpha
 from loraformat.jobs.inspect import Studied, result_of, study
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import JsonFile
 from loraformat.model.results.plot_data import Picture, Subject
 from loraformat.model.results.verbs import PlotResult
@@ -165,7 +166,7 @@ def _findings(studied: Sequence[tuple[str, int | None, Studied]]) -> tuple[Findi
     if len(studied) == 1:
         return studied[0][2].findings
     return tuple(
-        replace(finding, where=f"{uri}: {finding.where}" if finding.where else uri)
+        replace(finding, location=replace(finding.location, subject=uri))
         for uri, _, one in studied
         for finding in one.findings
     )
@@ -190,7 +191,7 @@ def _bins(studied: Studied) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]]) -> Picture:
     last = studied[-1][2]
     return Picture(
-        version=sys.modules["loraformat"].__version__,
+        version=__version__,
         base=base,
         subjects=tuple(
             Subject(

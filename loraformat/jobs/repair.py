@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraformat.diagnostics import Finding
-from loraformat.formats.kit.findings import listed
+from loraformat.diagnostics import Finding, in_file, listed
 from loraformat.formats.kit.repairs import dropped_copies, renamed_modules, whole_number
 from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
@@ -24,7 +23,7 @@ def mend(adapter: Adapter, base: Checkpoint | None, to: str) -> tuple[Adapter, t
         to: the format that is written; only PEFT's readers care for whole numbers.
     """
     repairs = [
-        whole_number(f"adapter_config.json: {name}", value)
+        whole_number(in_file("adapter_config.json", name), value)
         for name in (_WHOLE if to == "peft" else ())
         if isinstance(value := adapter.config.raw.get(name), float) and value.is_integer()
     ]

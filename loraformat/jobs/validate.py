@@ -10,9 +10,10 @@ from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, NothingChecked, UsageError
-from loraformat.io import open_files, read_bundle
+from loraformat.io import hints_of, open_files, read_bundle
 from loraformat.jobs.inputs.line_numbers import with_lines
-from loraformat.jobs.inputs.subject import Assumptions, open_base, with_alpha
+from loraformat.jobs.inputs.subject import open_base, with_alpha
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
@@ -86,7 +87,7 @@ def validate(
     checkpoint = open_base(base)
     bundle = open_files(adapter, format=format)
     budget = Budget()
-    hints = with_alpha(alpha, assumptions).hints(checkpoint, budget)
+    hints = hints_of(with_alpha(alpha, assumptions), checkpoint, budget)
     chosen = rules.select(rules.RULES, select, ignore)
     choice = _Choice(select=select, ignore=ignore, reasons=reasons)
     wanted = tuple(_target(text) for text in listed(target, "runtimes"))

@@ -11,7 +11,7 @@ from typing import Any, cast
 from loraformat import schema
 from loraformat.containers import checkpoint_of_store, open_weights, strict_json
 from loraformat.containers.fingerprints import checked_spans, header_sha256
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.engine import open_engine
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
 from loraformat.jobs.verify_base import tensors_unlike_base
@@ -62,7 +62,7 @@ class _Check:
 
     file: str
     run: Run
-    where: str
+    where: FindingLocation
     message: str
     names_tensors: bool = False
 
@@ -85,11 +85,11 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     store = open_store(out)
     manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}
-    findings = [] if is_intact else [output_changed(MANIFEST, "the manifest is not the one that was written")]
+    findings = [] if is_intact else [output_changed(in_file(MANIFEST), "the manifest is not the one that was written")]
     kinds = store.kinds() if isinstance(store, LocalStore) else dict.fromkeys(store.files(), "a file")
     findings += _strangers(kinds, outputs)
     sizes = {name: nbytes for name, nbytes in store.files().items() if name in outputs and kinds[name] == "a file"}
-    findings += [output_changed(name, "the file is missing") for name in sorted(outputs.keys() - kinds.keys())]
+    findings += [output_changed(in_file(name), "the file is missing") for name in sorted(outputs.keys() - kinds.keys())]
     runs, faults = _runs(store)
     findings += faults
     seen, tensors = _Seen(), _Tensors(store)
@@ -146,10 +146,10 @@ def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
     data = store.read(MANIFEST)
     value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
     if not isinstance(value, dict):
-        raise ConfigError("expected a JSON object", where=MANIFEST)
+        raise ConfigError("expected a JSON object", where=in_file(MANIFEST))
     fault = next(schema.check("manifest", value), None)
     if fault is not None:
-        raise ConfigError(f"{fault[0]}: {fault[1]}" if fault[0] else fault[1], where=MANIFEST)
+        raise ConfigError(fault[1], where=in_file(MANIFEST, *fault[0]))
     manifest = cast("dict[str, Any]", value)
     return manifest, is_as_written(data, manifest)
 
@@ -162,14 +162,16 @@ def _runs(store: Store) -> tuple[Mapping[str, tuple[Run, ...]], list[Finding]]:
     try:
         record = strict_json.parse(data, DIGESTS, limit=MOST_NBYTES)
     except ContainerError as error:
-        return {}, [output_changed(DIGESTS, f"the list of digests is damaged: {error.message}")]
+        return {}, [output_changed(in_file(DIGESTS), f"the list of digests is damaged: {error.message}")]
     is_sound = isinstance(record, dict) and next(schema.check("digests", record), None) is None
     if not is_sound or not is_as_rendered(data, cast("dict[str, Any]", record)):
-        return {}, [output_changed(DIGESTS, "the list of digests is not the one that was written")]
+        return {}, [output_changed(in_file(DIGESTS), "the list of digests is not the one that was written")]
     runs = runs_of(cast("dict[str, Any]", record))
     for found in runs.values():
         if any(one.end > other.offset for one, other in pairwise(found)):
-            return {}, [output_changed(DIGESTS, "digests of bytes that overlap, or in another order than was written")]
+            return {}, [
+                output_changed(in_file(DIGESTS), "digests of bytes that overlap, or in another order than was written")
+            ]
     return runs, []
 
 
@@ -179,12 +181,12 @@ def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Fin
     findings = []
     for name, kind in kinds.items():
         if name.startswith(OWN_PREFIX):
-            findings.append(output_changed(name, f"{kind} that an unfinished run left behind"))
+            findings.append(output_changed(in_file(name), f"{kind} that an unfinished run left behind"))
         elif name not in known:
             text = "this file" if kind == "a file" else f"it: {kind}"
-            findings.append(output_changed(name, f"the manifest does not list {text}"))
+            findings.append(output_changed(in_file(name), f"the manifest does not list {text}"))
         elif kind != "a file":
-            findings.append(output_changed(name, f"{kind} stands where a file was written"))
+            findings.append(output_changed(in_file(name), f"{kind} stands where a file was written"))
     return findings
 
 
@@ -194,18 +196,18 @@ def _file_findings(
     """What size and header of a file say; the checksums of a `.pt` file where there are no better digests."""
     name = entry["name"]
     if nbytes != entry["nbytes"]:
-        yield output_changed(name, f"{nbytes} bytes, {entry['nbytes']} were written")
+        yield output_changed(in_file(name), f"{nbytes} bytes, {entry['nbytes']} were written")
     if "header_sha256" not in entry:
         return
     tensors.add(name)
     try:
         if header_sha256(store, name) != entry["header_sha256"]:
-            yield output_changed(name, "the header is not the one that was written")
+            yield output_changed(in_file(name), "the header is not the one that was written")
         elif not is_covered:
             for start, stop in checked_spans(store, name):
                 seen.add(name, start, stop)
     except ContainerError as error:
-        yield output_changed(name, f"the file is damaged: {error.message}")
+        yield output_changed(in_file(name), f"the file is damaged: {error.message}")
 
 
 def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors) -> Iterator[Finding]:
@@ -213,7 +215,7 @@ def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors) -> Iterator
     missing = sorted(manifest["weights"].keys() - tensors.found.keys())
     if missing and tensors.unreadable:
         count = f"{len(missing)} computed weights" if len(missing) > 1 else "1 computed weight"
-        yield output_changed(tensors.unreadable[0], f"cannot be read, and {count} were not found elsewhere")
+        yield output_changed(in_file(tensors.unreadable[0]), f"cannot be read, and {count} were not found elsewhere")
         return
     for name in missing:
         yield output_changed(name, "the weight is missing")
@@ -235,16 +237,18 @@ def _checks(
         if checks and checks[-1].file == file and run.offset < last.end and not is_same:
             overlapping.append(output_changed(name, "it shares some of its bytes with another weight"))
             continue
-        checks.append(_Check(file, run, name, "the values are not those that were written"))
+        checks.append(_Check(file, run, in_weights(name), "the values are not those that were written"))
         last = run
     for entry in manifest["outputs"]:
         if ALGORITHM in entry and sizes.get(entry["name"]) == entry["nbytes"]:
             run = Run(0, entry["nbytes"], entry[ALGORITHM])
-            checks.append(_Check(entry["name"], run, entry["name"], "the bytes are not those that were written"))
+            checks.append(
+                _Check(entry["name"], run, in_file(entry["name"]), "the bytes are not those that were written")
+            )
     for name, found in runs.items():
         for run in found if name in sizes else ():
             message = f"bytes {run.offset} to {run.end} are not those that were written"
-            checks.append(_Check(name, run, name, message, names_tensors=True))
+            checks.append(_Check(name, run, in_file(name), message, names_tensors=True))
     return [check for check in checks if check.run.end <= sizes.get(check.file, 0)], overlapping
 
 

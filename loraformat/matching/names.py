@@ -155,12 +155,20 @@ class _Atlas:
         if not self._spelling.rules:
             return None
         place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
-        return place or self._tied_head(name)
+        return place or self._tied_head(name) or self._beside_bare_model(name)
 
     def partners_of(self, name: str) -> Iterable[str]:
         """The other names of the table that a weight is tied to."""
         tie = self._tie_of.get(name)
         return () if tie is None else (other for other in tie.names if other != name)
+
+    def _beside_bare_model(self, name: str) -> Place | None:
+        """A weight of a head whose stored name is renamed to one inside the bare model: the class has it outside.
+
+        Source: transformers 5.23.0, core_model_loading.py `rename_source_key`, which then takes the prefix off.
+        """
+        prefix = self._spelling.prefix
+        return self.places.get(f"{prefix}.{name}") if prefix else None
 
     def _tied_head(self, name: str) -> Place | None:
         """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""

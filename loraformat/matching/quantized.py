@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from loraformat.diagnostics import FindingLocation, in_file, in_weights
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 
@@ -36,7 +37,7 @@ class Quantization:
     """
 
     scheme: str
-    where: str
+    where: FindingLocation
 
 
 def quantization_of(base: Checkpoint) -> Quantization | None:
@@ -44,13 +45,13 @@ def quantization_of(base: Checkpoint) -> Quantization | None:
     for name, settings in _settings(base):
         scheme = _scheme(settings)
         if scheme is not None:
-            return Quantization(scheme, name)
+            return Quantization(scheme, in_file(name))
     for suffix, scheme in _SIDE_TENSORS:
         found = next((name for name in base.tensors if name.endswith(suffix) and _is_side(base, name, suffix)), None)
         if found is not None:
-            return Quantization(scheme, found)
+            return Quantization(scheme, in_weights(found))
     codes = next((name for name, stored in base.tensors.items() if _is_codes(name, stored)), None)
-    return None if codes is None else Quantization("a method that nothing names", codes)
+    return None if codes is None else Quantization("a method that nothing names", in_weights(codes))
 
 
 def quantized_weights(base: Checkpoint, weights: Iterable[str]) -> frozenset[str]:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from loraformat.containers import open_checkpoint
 from loraformat.containers.fingerprints import fingerprint_of
 from loraformat.errors import ContainerError, StorageError
-from loraformat.formats.kit.base import Hints
-from loraformat.io import open_files, read_bundle
-from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
+from loraformat.io import hints_of, open_files, read_bundle
+from loraformat.merger.plan.data import MergePlan, Term
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, FileFingerprint, OpenedFiles
@@ -64,7 +63,7 @@ def open_inputs(plan: MergePlan) -> Inputs:
         if bundle.opened is not None:
             _check_same(bundle.opened, source.files)
         bundles.append(bundle)
-        adapters.append(read_bundle(bundle, format=source.format, hints=_hints(source, base)).adapter)
+        adapters.append(read_bundle(bundle, format=source.format, hints=hints_of(source, base)).adapter)
     return Inputs(base=as_written(base, adapters), adapters=adapters, bundles=bundles)
 
 
@@ -97,18 +96,3 @@ def _check_same(store: OpenedFiles, files: Iterable[FileFingerprint]) -> None:
             raise StorageError(
                 f"{planned.name}: the file changed after the merge was planned", where=store.uri, hint="plan it again"
             )
-
-
-def _hints(source: AdapterSource, base: Checkpoint) -> Hints:
-    """What was said about an adapter, as its reader takes it."""
-    modules = source.fan_in_fan_out if isinstance(source.fan_in_fan_out, tuple) else None
-    return Hints(
-        alpha=source.alpha,
-        rank=source.rank,
-        scale=source.scale,
-        fan_in_fan_out=None if isinstance(source.fan_in_fan_out, tuple) else source.fan_in_fan_out,
-        transposed=modules,
-        enable_lora=source.enable_lora,
-        task=source.task,
-        weights={name: tensor.shape for name, tensor in base.tensors.items()},
-    )

@@ -21,6 +21,10 @@ class OpenedFiles(Protocol):
 
     uri: str
 
+    @property
+    def is_single_file(self) -> bool:
+        """Whether it is one file rather than a folder."""
+
     def files(self) -> Mapping[str, int]:
         """Names of the files → sizes in bytes."""
 
@@ -35,6 +39,12 @@ class OpenedFiles(Protocol):
 
     def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
         """Fill `buffer` with the bytes of a file from `offset` on."""
+
+    def identity(self, path: str) -> tuple[str | int, ...]:
+        """What tells a file from any other that may stand under its name at another time."""
+
+    def check_inside(self, path: str) -> None:
+        """Raises: StorageError: `path` leads out of the folder, so that its content must not be copied."""
 
 
 @dataclass(frozen=True, slots=True)

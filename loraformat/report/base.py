@@ -93,7 +93,7 @@ _LONG = ("singular_values",)
 
 
 def _finding_row(finding: Finding) -> dict[str, object]:
-    return {**asdict(finding), "severity": finding.severity.value}
+    return dict(finding.record())
 
 
 def _text(value: object) -> str:

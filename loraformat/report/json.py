@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
+from loraformat._version import __version__
 from loraformat.diagnostics import Finding, json_text
 from loraformat.report.base import Report
 
@@ -22,18 +22,15 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
 
 def document(report: Report) -> dict[str, object]:
     """The envelope, as plain JSON values. NaN and infinity become null; keys that are numbers become text."""
-    # Not an import: the root package names everything, so importing it would be importing every layer above.
-    version = sys.modules["loraformat"].__version__
     body = {field.name: _plain(getattr(report, field.name)) for field in fields(report)}
-    return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": version}, "ok": report.ok, **body}
+    return {"schema": SCHEMA, "tool": {"name": "loraformat", "version": __version__}, "ok": report.ok, **body}
 
 
 def render_list(reports: Sequence[Report]) -> str:
     """Several reports as one JSON text; described by schemas/reports.schema.json."""
-    version = sys.modules["loraformat"].__version__
     envelope = {
         "schema": SCHEMA_OF_SEVERAL,
-        "tool": {"name": "loraformat", "version": version},
+        "tool": {"name": "loraformat", "version": __version__},
         "ok": all(report.ok for report in reports),
         "reports": [document(report) for report in reports],
     }
@@ -42,12 +39,8 @@ def render_list(reports: Sequence[Report]) -> str:
 
 def render_lines(reports: Sequence[Report]) -> str:
     """A line of JSON for each finding, with the adapter that it is about."""
-    lines = [{"adapter": report.subject, **_fields(found)} for report in reports for found in report.findings]
+    lines = [{"adapter": report.subject, **found.record()} for report in reports for found in report.findings]
     return "".join(json_text(line) + "\n" for line in lines)
-
-
-def _fields(finding: Finding) -> dict[str, object]:
-    return {field.name: _plain(getattr(finding, field.name)) for field in fields(finding)}
 
 
 def _plain(value: object) -> object:
@@ -57,6 +50,8 @@ def _plain(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, Finding):
+        return value.record()
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

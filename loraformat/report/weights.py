@@ -31,9 +31,10 @@ def say_weights(page: Page, result: InspectResult) -> None:
     head, rows = tables[grouping](result.weights)
     page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
-        page.flow(
-            "  ! ", Piece("stands out among the weights of its module kind (robust z of log norm above 3.5)", "dim")
-        )
+        from loraformat.algebra.outliers import LEAST_SCORE
+
+        text = f"stands out among the weights of its module kind (robust z of log norm above {LEAST_SCORE})"
+        page.flow("  ! ", Piece(text, "dim"))
     if result.has_heat:
         say_heat(page, result.weights)
 

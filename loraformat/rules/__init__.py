@@ -119,11 +119,6 @@ RULES: tuple[Rule, ...] = (
 
 MOST_HITS = 200
 
-_ABOUT_PUBLISHING = frozenset({"LF106", "LF507", "LF509"})
-_FORCEABLE = ("LF1", "LF2", "LF5", "LF6")
-# Without a scale, a partner or fitting shapes there is nothing to compute, whatever the user insists on.
-_NEVER_FORCED = frozenset({"LF201", "LF202", "LF205", "LF206", "LF212", "LF213", "LF220"})
-
 
 def select(rules: Sequence[Rule], chosen: Collection[str] = (), ignored: Collection[str] = ()) -> tuple[Rule, ...]:
     """The rules whose code starts with one of `chosen` (all where that is empty) and with none of `ignored`."""
@@ -150,11 +145,11 @@ def run(
         if reason:
             skipped.append(Skipped(each.code, each.name, reason))
         else:
-            findings.extend(_stamped(each, hit) for hit in _limited(each.check(subject)))
+            findings.extend(each.finding(hit) for hit in _limited(each.check(subject)))
     reporter = consistency.pattern_not_evaluated
     for where, what in subject.budget.left_out.items():
         if reporter in rules:
-            findings.append(_stamped(reporter, Hit(where, what)))
+            findings.append(reporter.finding(Hit(where, what)))
         else:  # nobody asked for that rule, and still a rule that was asked for did not look at everything
             skipped.append(Skipped(reporter.code, reporter.name, f"{where}: {what}"))
     return in_order(findings), tuple(skipped)
@@ -175,7 +170,7 @@ def gate(subject: Subject) -> tuple[Finding, ...]:
     Rules of the level of a note, and those about publishing the adapter, are left to `validate`.
     """
     notes = subject.adapter.notes if subject.adapter is not None else ()
-    quick = (each for each in RULES if each.severity is not Severity.INFO and each.code not in _ABOUT_PUBLISHING)
+    quick = (each for each in RULES if each.severity is not Severity.INFO and not each.publishing)
     findings, _ = run(subject, tuple(quick))
     return in_order((*notes, *findings))
 
@@ -183,15 +178,12 @@ def gate(subject: Subject) -> tuple[Finding, ...]:
 def refuse(findings: Sequence[Finding], where: str, *, force: bool = False) -> tuple[Finding, ...]:
     """The findings, if the adapter may be used; with `force`, forgivable errors come back as warnings.
 
-    Forgivable are errors about the config, its agreement with the tensors, metadata and runtimes (LF1, LF2, LF5, LF6),
-    but never a missing scale, an unpaired factor or a shape.
-
     Args:
         where: the adapter, for the message.
 
     Raises: AdapterRefused (LF800) with the errors that remain.
     """
-    judged = tuple(_forgiven(finding) if force else finding for finding in findings)
+    judged = tuple(_forgiven(finding) if force and finding.forgivable else finding for finding in findings)
     errors = tuple(finding for finding in judged if finding.severity is Severity.ERROR)
     if errors:
         first = f"{errors[0].where}: {errors[0].message}" if errors[0].where else errors[0].message
@@ -202,8 +194,6 @@ def refuse(findings: Sequence[Finding], where: str, *, force: bool = False) -> t
 
 
 def _forgiven(finding: Finding) -> Finding:
-    if finding.code in _NEVER_FORCED or not finding.code.startswith(_FORCEABLE):
-        return finding
     return replace(finding, severity=min(finding.severity, Severity.WARNING))
 
 
@@ -215,9 +205,3 @@ def _why_not(rule: Rule, subject: Subject, deep: bool) -> str:
     if rule.needs == "target" and not subject.targets:
         return "no target was given"
     return "loads values: --deep" if rule.slow and not deep else ""
-
-
-def _stamped(rule: Rule, hit: Hit) -> Finding:
-    return Finding(
-        code=rule.code, name=rule.name, severity=rule.severity, where=hit.where, message=hit.message, hint=hit.hint
-    )

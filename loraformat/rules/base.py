@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,16 +22,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One occurrence of a fault: where, what is expected against what is found, what to do."""
+    """One occurrence of a fault: where, what is expected against what is found, what to do.
 
-    where: str
+    Attributes:
+        where: a location, or the name of a tensor, a weight of the base or a module; "" for the adapter as a whole.
+    """
+
+    where: str | FindingLocation
     message: str
     hint: str = ""
 
+    @property
+    def location(self) -> FindingLocation:
+        """What it is about."""
+        return in_weights(self.where) if isinstance(self.where, str) else self.where
 
-def first_of(names: Sequence[str]) -> str:
-    """The first name, and how many more there are: `q_proj and 3 more`."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+def first_of(names: Sequence[str]) -> FindingLocation:
+    """The first tensor or module, and how many more there are."""
+    return in_weights(names[0], more=len(names) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +78,15 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A check. `needs` is "bundle", "adapter", "base" or "target"; `slow` marks rules that load values."""
+    """A check.
+
+    Attributes:
+        needs: "bundle", "adapter", "base" or "target".
+        slow: it loads values.
+        forgivable: `--force` turns its errors into warnings. Without a scale, a partner or fitting shapes there is
+            nothing to compute, so the rules about those never have it.
+        publishing: it is about publishing the adapter; only `validate` runs it.
+    """
 
     code: str
     name: str
@@ -77,11 +94,32 @@ class Rule:
     since: str
     needs: str
     slow: bool
+    forgivable: bool
+    publishing: bool
     check: Callable[[Subject], Iterator[Hit]]
+
+    def finding(self, hit: Hit) -> Finding:
+        """The finding of one occurrence."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            severity=self.severity,
+            location=hit.location,
+            message=hit.message,
+            hint=hit.hint,
+            forgivable=self.forgivable,
+        )
 
 
 def rule(
-    code: str, severity: Severity, *, since: str, needs: str = "adapter", slow: bool = False
+    code: str,
+    severity: Severity,
+    *,
+    since: str,
+    needs: str = "adapter",
+    slow: bool = False,
+    forgivable: bool = False,
+    publishing: bool = False,
 ) -> Callable[[Callable[[Subject], Iterator[Hit]]], Rule]:
     """Make a Rule of a generator; its name is the function's, with hyphens. Registers nothing."""
 
@@ -93,6 +131,8 @@ def rule(
             since=since,
             needs=needs,
             slow=slow,
+            forgivable=forgivable,
+            publishing=publishing,
             check=check,
         )
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import FindingLocation, Severity, in_file
 from loraformat.model.bundle import Json
 from loraformat.rules.base import Hit, Subject, rule
 
 PEFT_FILE = "adapter_config.json"
+_NO_FILE = "config"
 
 
 def config_file(subject: Subject) -> str:
     """The file in which the user would look for the config; "config" for formats that keep it elsewhere."""
-    return {"peft": PEFT_FILE, "native": "lora_config.json"}.get(subject.format, "config")
+    return {"peft": PEFT_FILE, "native": "lora_config.json"}.get(subject.format, _NO_FILE)
+
+
+def config_at(subject: Subject, *path: str | int) -> FindingLocation:
+    """The config, or a value in it."""
+    file = config_file(subject)
+    return FindingLocation(subject=file, path=path) if file == _NO_FILE else in_file(file, *path)
 
 
 def peft_config(subject: Subject) -> Mapping[str, Json]:
@@ -25,7 +32,7 @@ def peft_config(subject: Subject) -> Mapping[str, Json]:
 _LORA = ("LORA", "LOHA", "LOKR")
 
 
-@rule("LF103", Severity.ERROR, since="0.1.0")
+@rule("LF103", Severity.ERROR, since="0.1.0", forgivable=True)
 def schema_violation(subject: Subject) -> Iterator[Hit]:
     """The config breaks its JSON Schema: a key is missing, or a value has the wrong type or range.
 
@@ -53,8 +60,8 @@ def schema_violation(subject: Subject) -> Iterator[Hit]:
     }.get(subject.format)
     if name is None or not raw:
         return
-    for pointer, message in check(name, dict(raw)):
-        yield Hit(f"{config_file(subject)}: {pointer}" if pointer else config_file(subject), message)
+    for path, message in check(name, dict(raw)):
+        yield Hit(config_at(subject, *path), message)
 
 
 @rule("LF105", Severity.WARNING, since="0.1.0")
@@ -76,4 +83,4 @@ def missing_base_model(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     if subject.format == "peft" and not subject.adapter.config.base_model:
-        yield Hit(f"{config_file(subject)}: base_model_name_or_path", "expected the name of a model, found none")
+        yield Hit(config_at(subject, "base_model_name_or_path"), "expected the name of a model, found none")

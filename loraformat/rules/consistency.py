@@ -6,16 +6,16 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity, counted
+from loraformat.diagnostics import FindingLocation, Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, kind_of, rank_of, scale_of
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.config import config_file
+from loraformat.rules.config import config_at, config_file
 from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
 
 
-@rule("LF204", Severity.ERROR, since="0.1.0")
+@rule("LF204", Severity.ERROR, since="0.1.0", forgivable=True)
 def rank_against_config(subject: Subject) -> Iterator[Hit]:
     """A tensor has another rank than the config states for it.
 
@@ -63,7 +63,7 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     unknown = weights_where(subject.adapter, lambda update: kind_of(update).has_scale and scale_of(update) is None)
     if unknown:
         message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
-        yield Hit(config_file(subject), message, "give it with --alpha A")
+        yield Hit(config_at(subject), message, "give it with --alpha A")
 
 
 @rule("LF207", Severity.WARNING, since="0.1.0")
@@ -94,7 +94,7 @@ def target_without_tensors(subject: Subject) -> Iterator[Hit]:
     suffixes = {part for module in modules for part in _suffixes(module)}
     for target in dict.fromkeys(targets):
         if target not in suffixes and not _is_shorthand(target):
-            yield Hit(f"{config_file(subject)}: target_modules", f'no tensor adapts "{target}"')
+            yield Hit(config_at(subject, "target_modules"), f'no tensor adapts "{target}"')
 
 
 @rule("LF208", Severity.WARNING, since="0.1.0")
@@ -131,17 +131,15 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
         and not is_one_of(name.removesuffix(".weight"), extra)
     ]
     if isinstance(targets, str):
-        selected = selected_by(
-            targets, map(module_of, outside), subject.budget, f"{config_file(subject)}: target_modules"
-        )
+        selected = selected_by(targets, map(module_of, outside), subject.budget, config_at(subject, "target_modules"))
         outside = [name for name in outside if module_of(name) not in selected]
     else:
         outside = [name for name in outside if not is_one_of(module_of(name), targets)]
     if outside:
-        yield Hit(f"{config_file(subject)}: target_modules", f"does not cover {_some(outside)}")
+        yield Hit(config_at(subject, "target_modules"), f"does not cover {_some(outside)}")
 
 
-@rule("LF210", Severity.ERROR, since="0.1.0")
+@rule("LF210", Severity.ERROR, since="0.1.0", forgivable=True)
 def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     """The adapter holds tensors that are no part of any update that we understand.
 
@@ -190,11 +188,11 @@ def pattern_without_match(subject: Subject) -> Iterator[Hit]:
         try:
             matched = keys.matched_by(modules).union(keys.unread)  # LF216 says what is not evaluated
         except OutOfSteps:
-            subject.budget.leave_out(f"{config_file(subject)}: {field}", _too_many(len(patterns), len(modules)))
+            subject.budget.leave_out(config_at(subject, field), _too_many(len(patterns), len(modules)))
             continue
         for key in patterns:
             if key not in matched:
-                yield Hit(f'{config_file(subject)}: {field}["{key}"]', "matches no module")
+                yield Hit(config_at(subject, field, key), "matches no module")
 
 
 @rule("LF215", Severity.WARNING, since="0.1.0")
@@ -221,7 +219,7 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             odd.setdefault(scale, []).extend(group.weights)
     for scale, names in odd.items():
-        yield Hit(config_file(subject), f"expected a positive scale, found {scale:g} for {_some(sorted(names))}")
+        yield Hit(config_at(subject), f"expected a positive scale, found {scale:g} for {_some(sorted(names))}")
 
 
 @rule("LF216", Severity.WARNING, since="0.1.0")
@@ -248,7 +246,7 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
     if isinstance(config.targets, str) and not _is_shorthand(config.targets):
         fields.insert(0, ("target_modules", [config.targets]))
     for field, patterns in fields:
-        where = f"{config_file(subject)}: {field}"
+        where = config_at(subject, field)
         unread = PatternKeys(patterns, subject.budget).unread
         if unread and subject.budget.left < 0:
             subject.budget.leave_out(
@@ -272,7 +270,7 @@ def _too_many(keys: int, modules: int) -> str:
     return f"{keys} patterns were not compared with {modules} modules: it would take too long"
 
 
-def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: str) -> set[str]:
+def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: FindingLocation) -> set[str]:
     """The modules that a regular expression of the config selects; also those that were not compared with it.
 
     The latter are counted in the budget's `left_out`, except where the pattern as a whole cannot be evaluated (LF216).

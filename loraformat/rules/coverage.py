@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, counted
+from loraformat.diagnostics import Severity, counted, in_file, listed
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.config import config_at
 from loraformat.rules.shapes import updates_of
 
 _MOST_LISTED = 3
@@ -75,9 +76,8 @@ def uncovered_module(subject: Subject) -> Iterator[Hit]:
     used = {_last(name) for name in reached}
     missing = [name for name in missing if _last(name) in used]
     if missing:
-        listed = ", ".join(module_of(name) for name in missing[:_MOST_LISTED])
-        more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
-        yield Hit("target_modules", f"no tensors for {listed}{more} of the base")
+        names = listed([module_of(name) for name in missing], _MOST_LISTED)
+        yield Hit(config_at(subject, "target_modules"), f"no tensors for {names} of the base")
 
 
 @rule("LF308", Severity.WARNING, since="0.1.0", needs="base")
@@ -167,7 +167,7 @@ def base_without_config(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.base is not None
     if not subject.base.config:
-        yield Hit("config.json", "expected beside the base's weights, found none")
+        yield Hit(in_file("config.json"), "expected beside the base's weights, found none")
 
 
 def _last(name: str) -> str:

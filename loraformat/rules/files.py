@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import FindingLocation, Severity, in_file
 from loraformat.model.bundle import Bundle, TensorFile
-from loraformat.rules.base import Hit, Subject, first_of, rule
+from loraformat.rules.base import Hit, Subject, rule
 
 _LFS_POINTER = b"version https://git-lfs"
 _LARGEST_POINTER = 1024
@@ -46,7 +46,7 @@ def empty_file(subject: Subject) -> Iterator[Hit]:
     for name, file in subject.bundle.files.items():
         is_read = isinstance(file, TensorFile) or name in _READ_ANYWAY  # their readers say so themselves
         if not file.nbytes and not is_read and not name.startswith("."):
-            yield Hit(name, "expected some content, found 0 bytes", "copy or download it again")
+            yield Hit(in_file(name), "expected some content, found 0 bytes", "copy or download it again")
 
 
 @rule("LF031", Severity.INFO, since="0.1.0", needs="bundle")
@@ -68,7 +68,7 @@ def pickled_weights(subject: Subject) -> Iterator[Hit]:
     """
     names = _weights(subject.bundle)
     if names and not any(name.endswith(".safetensors") for name in names):
-        yield Hit(names[0], "a pickle; it was read without executing it", "convert it to safetensors")
+        yield Hit(in_file(names[0]), "a pickle; it was read without executing it", "convert it to safetensors")
 
 
 @rule("LF032", Severity.WARNING, since="0.1.0", needs="bundle")
@@ -89,7 +89,7 @@ def second_weight_file(subject: Subject) -> Iterator[Hit]:
     """
     for first, second in _PAIRS:
         if first in subject.bundle.files and second in subject.bundle.files:
-            yield Hit(second, f"never opened, for {first} is there too", "remove the one that is out of date")
+            yield Hit(in_file(second), f"never opened, for {first} is there too", "remove the one that is out of date")
 
 
 @rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")
@@ -112,7 +112,7 @@ def confusable_file_name(subject: Subject) -> Iterator[Hit]:
         meant = _without_copy(name).lower()
         known = next((each for each in _KNOWN if each.lower() == meant), None)
         if known is not None and name not in _KNOWN:
-            yield Hit(name, f'not read; the name that is read is "{known}"', "rename or remove it")
+            yield Hit(in_file(name), f'not read; the name that is read is "{known}"', "rename or remove it")
 
 
 @rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
@@ -133,7 +133,7 @@ def code_beside_weights(subject: Subject) -> Iterator[Hit]:
     """
     names = sorted(name for name in subject.bundle.files if name.lower().endswith((".py", ".pyc", ".so", ".pyd")))
     if names:
-        yield Hit(first_of(names), "code; it was neither read nor run")
+        yield Hit(FindingLocation(file=names[0], more=len(names) - 1), "code; it was neither read nor run")
 
 
 @rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")
@@ -154,7 +154,7 @@ def unfinished_download(subject: Subject) -> Iterator[Hit]:
     """
     for name in subject.bundle.files:
         if name.lower().endswith(_UNFINISHED) and not name.startswith("."):
-            yield Hit(name, "an unfinished download", "download the adapter again")
+            yield Hit(in_file(name), "an unfinished download", "download the adapter again")
 
 
 @rule("LF036", Severity.ERROR, since="0.1.0", needs="bundle")
@@ -178,7 +178,7 @@ def pointer_file(subject: Subject) -> Iterator[Hit]:
         if isinstance(file, TensorFile) or file.nbytes > _LARGEST_POINTER or name in _READ_ANYWAY[:2]:
             continue
         if file.read().startswith(_LFS_POINTER):
-            yield Hit(name, "a Git-LFS pointer, not the file it stands for", "run `git lfs pull`")
+            yield Hit(in_file(name), "a Git-LFS pointer, not the file it stands for", "run `git lfs pull`")
 
 
 def _weights(bundle: Bundle) -> list[str]:

@@ -7,11 +7,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, counted
+from loraformat.diagnostics import Severity, counted, in_file
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.updates import LowRank, scale_of
 from loraformat.rules.base import Hit, Subject, first_of, rule
-from loraformat.rules.config import config_file
+from loraformat.rules.config import PEFT_FILE, config_at
 from loraformat.rules.shapes import is_exchanged
 
 _MOST_LAYERS = 10_000
@@ -191,7 +191,7 @@ def implausible_layer(subject: Subject) -> Iterator[Hit]:
     numbers = [number for number in (named if isinstance(named, list) else [named]) if isinstance(number, int)]
     if max(numbers, default=0) >= _MOST_LAYERS:
         message = f"expected layers below {_MOST_LAYERS}, found {max(numbers)}"
-        yield Hit(f"{config_file(subject)}: layers_to_transform", message)
+        yield Hit(config_at(subject, "layers_to_transform"), message)
     for name in subject.adapter.updates:
         if _LONG_NUMBER.search(name) is None:
             continue
@@ -226,10 +226,10 @@ def vanishing_scale(subject: Subject) -> Iterator[Hit]:
     for scale, names in odd.items():
         if math.isfinite(scale):
             message = f"expected a scale between {_LEAST_SCALE:g} and {_GREATEST_SCALE:g}, found {scale:g}"
-            yield Hit(config_file(subject), f"{message}: {first_of(sorted(names))}")
+            yield Hit(config_at(subject), f"{message}: {first_of(sorted(names))}")
 
 
-@rule("LF230", Severity.ERROR, since="0.1.0")
+@rule("LF230", Severity.ERROR, since="0.1.0", forgivable=True)
 def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     """The file has DoRA magnitudes, and the config does not say `use_dora`.
 
@@ -252,7 +252,7 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     updates = ((group.update, len(group.weights)) for group in subject.adapter.update_groups)
     found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
-        yield Hit("adapter_config.json: use_dora", f"expected true, for {found} modules have magnitudes")
+        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, for {found} modules have magnitudes")
 
 
 def _side(update: LowRank) -> str:

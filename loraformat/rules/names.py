@@ -5,10 +5,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, show
+from loraformat.diagnostics import Severity, in_file, in_weights, show
 from loraformat.model.bundle import TensorFile
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.config import config_file
+from loraformat.rules.config import config_at
 
 
 @rule("LF038", Severity.WARNING, since="0.1.0")
@@ -30,16 +30,17 @@ def deceptive_name(subject: Subject) -> Iterator[Hit]:
     Unicode Technical Report 36, "Visual Security Issues".
     """
     assert subject.adapter is not None
-    names = [*subject.adapter.updates, *subject.adapter.unclaimed]
-    names += [name for name, file in subject.bundle.files.items() if not isinstance(file, TensorFile)]
-    odd = [name for name in names if not name.isascii() or not name.isprintable()]
-    found = next(((name, reason) for name in odd if (reason := _reason(name))), None)
+    names = [(name, in_weights(name)) for name in (*subject.adapter.updates, *subject.adapter.unclaimed)]
+    files = (name for name, file in subject.bundle.files.items() if not isinstance(file, TensorFile))
+    names += [(name, in_file(name)) for name in files]
+    odd = ((name, where) for name, where in names if not name.isascii() or not name.isprintable())
+    found = next(((where, reason) for name, where in odd if (reason := _reason(name))), None)
     if found is not None:
         yield Hit(*found)
     unseen = _unseen(subject.adapter.config.base_model or "")
     if unseen:
         field = "base_model_name_or_path" if subject.format == "peft" else "base_model"
-        yield Hit(f"{config_file(subject)}: {field}", unseen)
+        yield Hit(config_at(subject, field), unseen)
 
 
 def _unseen(name: str) -> str:

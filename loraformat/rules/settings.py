@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity, counted
+from loraformat.diagnostics import Severity, counted, in_file
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import Json
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.config import PEFT_FILE, config_file, peft_config
+from loraformat.rules.config import PEFT_FILE, config_at, peft_config
 from loraformat.rules.consistency import is_one_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_tran
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
 
 
-@rule("LF106", Severity.WARNING, since="0.1.0")
+@rule("LF106", Severity.WARNING, since="0.1.0", publishing=True)
 def base_is_a_path(subject: Subject) -> Iterator[Hit]:
     """The base model is named by a path on somebody's disk, or by a URL.
 
@@ -48,10 +48,10 @@ def base_is_a_path(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     named = subject.adapter.config.base_model
     if named and _is_place(named):
-        yield Hit(f"{config_file(subject)}: base_model_name_or_path", f'expected the name of a model, found "{named}"')
+        yield Hit(config_at(subject, "base_model_name_or_path"), f'expected the name of a model, found "{named}"')
 
 
-@rule("LF107", Severity.ERROR, since="0.1.0")
+@rule("LF107", Severity.ERROR, since="0.1.0", forgivable=True)
 def unknown_task(subject: Subject) -> Iterator[Hit]:
     """`task_type` is none of those that PEFT knows.
 
@@ -69,10 +69,10 @@ def unknown_task(subject: Subject) -> Iterator[Hit]:
     """
     task = peft_config(subject).get("task_type")
     if isinstance(task, str) and task not in _TASKS:
-        yield Hit(f"{PEFT_FILE}: task_type", f'expected one of {", ".join(_TASKS)}, found "{task}"')
+        yield Hit(in_file(PEFT_FILE, "task_type"), f'expected one of {", ".join(_TASKS)}, found "{task}"')
 
 
-@rule("LF117", Severity.ERROR, since="0.1.0")
+@rule("LF117", Severity.ERROR, since="0.1.0", forgivable=True)
 def broken_pattern(subject: Subject) -> Iterator[Hit]:
     """A regular expression of the config is not one: Python's `re` refuses it.
 
@@ -92,12 +92,12 @@ def broken_pattern(subject: Subject) -> Iterator[Hit]:
     for field in ("target_modules", "exclude_modules"):
         pattern = raw.get(field)
         if isinstance(pattern, str) and (fault := _fault(pattern)):
-            yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+            yield Hit(in_file(PEFT_FILE, field), f'"{pattern}" is not a regular expression: {fault}')
     for field in ("rank_pattern", "alpha_pattern"):
         patterns = raw.get(field)
         for pattern in patterns if isinstance(patterns, dict) else ():
             if fault := _fault(f"({pattern})"):
-                yield Hit(f"{PEFT_FILE}: {field}", f'"{pattern}" is not a regular expression: {fault}')
+                yield Hit(in_file(PEFT_FILE, field), f'"{pattern}" is not a regular expression: {fault}')
 
 
 def _fault(pattern: str) -> str:
@@ -115,7 +115,7 @@ def _fault(pattern: str) -> str:
     return ""
 
 
-@rule("LF108", Severity.ERROR, since="0.1.0")
+@rule("LF108", Severity.ERROR, since="0.1.0", forgivable=True)
 def conflicting_settings(subject: Subject) -> Iterator[Hit]:
     """Two settings exclude each other, and PEFT refuses to build the config.
 
@@ -135,12 +135,12 @@ def conflicting_settings(subject: Subject) -> Iterator[Hit]:
     is_pattern = isinstance(raw.get("target_modules"), str)
     for field in ("layers_to_transform", "layers_pattern"):
         if is_pattern and raw.get(field) is not None:
-            yield Hit(f"{PEFT_FILE}: {field}", "cannot be used when target_modules is a regular expression")
+            yield Hit(in_file(PEFT_FILE, field), "cannot be used when target_modules is a regular expression")
     if raw.get("layers_pattern") and raw.get("layers_to_transform") is None:
-        yield Hit(f"{PEFT_FILE}: layers_pattern", "needs layers_to_transform, which is not set")
+        yield Hit(in_file(PEFT_FILE, "layers_pattern"), "needs layers_to_transform, which is not set")
     for field in ("megatron_config", "lora_bias"):
         if raw.get("use_dora") is True and raw.get(field):
-            yield Hit(f"{PEFT_FILE}: {field}", "cannot be used together with use_dora")
+            yield Hit(in_file(PEFT_FILE, field), "cannot be used together with use_dora")
 
 
 @rule("LF109", Severity.INFO, since="0.1.0")
@@ -164,7 +164,7 @@ def repeated_target(subject: Subject) -> Iterator[Hit]:
     if isinstance(targets, tuple):
         for name, count in Counter(targets).items():
             if count > 1:
-                yield Hit(f"{config_file(subject)}: target_modules", f'"{name}" stands there {count} times')
+                yield Hit(config_at(subject, "target_modules"), f'"{name}" stands there {count} times')
 
 
 @rule("LF110", Severity.WARNING, since="0.1.0")
@@ -186,7 +186,7 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     excluded = peft_config(subject).get("exclude_modules")
     names = frozenset(name for name in excluded if isinstance(name, str)) if isinstance(excluded, list) else ()
-    where = f"{PEFT_FILE}: exclude_modules"
+    where = in_file(PEFT_FILE, "exclude_modules")
     matcher = _matcher(excluded, subject.budget) if isinstance(excluded, str) else None
     modules = dict.fromkeys(module_of(weight) for weight in subject.adapter.updates)
     for number, module in enumerate(modules):
@@ -231,12 +231,12 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
         except OutOfSteps:
             of = counted(len(modules), "module")
             told = f"{len(patterns)} patterns were not compared with {of}: it would take too long"
-            subject.budget.leave_out(f"{PEFT_FILE}: {field}", told)
+            subject.budget.leave_out(in_file(PEFT_FILE, field), told)
             continue
         if ambiguous is not None:
             module, first, other = ambiguous
             found = f'"{first}" and "{other}" both match {module}, with different values'
-            yield Hit(f"{PEFT_FILE}: {field}", found)
+            yield Hit(in_file(PEFT_FILE, field), found)
 
 
 def _ambiguous(keys: PatternKeys, values: Mapping[str, Json], modules: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -268,10 +268,10 @@ def imports_library(subject: Subject) -> Iterator[Hit]:
     mapping = raw.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if isinstance(library, str) and library.partition(".")[0] not in _USUAL_LIBRARIES:
-        yield Hit(f"{PEFT_FILE}: auto_mapping", f'PEFT would import "{library}" when it loads the adapter')
+        yield Hit(in_file(PEFT_FILE, "auto_mapping"), f'PEFT would import "{library}" when it loads the adapter')
     core = raw.get("megatron_core")
     if isinstance(core, str) and core != "megatron.core":
-        yield Hit(f"{PEFT_FILE}: megatron_core", f'PEFT would import "{core}" when it loads the adapter')
+        yield Hit(in_file(PEFT_FILE, "megatron_core"), f'PEFT would import "{core}" when it loads the adapter')
 
 
 @rule("LF113", Severity.INFO, since="0.1.0")
@@ -292,7 +292,7 @@ def training_mode(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, peft_model.py `save_pretrained`.
     """
     if peft_config(subject).get("inference_mode") is False:
-        yield Hit(f"{PEFT_FILE}: inference_mode", "false; adapters are saved with true")
+        yield Hit(in_file(PEFT_FILE, "inference_mode"), "false; adapters are saved with true")
 
 
 @rule("LF114", Severity.INFO, since="0.1.0")
@@ -315,7 +315,8 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
     found = re.match(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     if found and (int(found[1]), int(found[2])) > NEWEST_PEFT:
         yield Hit(
-            f"{PEFT_FILE}: peft_version", f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know"
+            in_file(PEFT_FILE, "peft_version"),
+            f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know",
         )
 
 
@@ -340,7 +341,7 @@ def quantised_base_name(subject: Subject) -> Iterator[Hit]:
     name = subject.adapter.config.base_model or ""
     found = _QUANTISED.search(name)
     if found and subject.format == "peft":
-        yield Hit(f"{config_file(subject)}: base_model_name_or_path", f'"{name}" is a quantized model ({found[1]})')
+        yield Hit(config_at(subject, "base_model_name_or_path"), f'"{name}" is a quantized model ({found[1]})')
 
 
 @rule("LF116", Severity.WARNING, since="0.1.0")
@@ -364,7 +365,7 @@ def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
     targets, saved = subject.adapter.config.targets, peft_config(subject).get("modules_to_save")
     if isinstance(targets, tuple) and isinstance(saved, list):
         for name in sorted({str(name) for name in saved} & set(targets)):
-            yield Hit(f"{PEFT_FILE}: modules_to_save", f'"{name}" stands in target_modules too')
+            yield Hit(in_file(PEFT_FILE, "modules_to_save"), f'"{name}" stands in target_modules too')
 
 
 def _is_place(name: str) -> bool:

@@ -171,7 +171,7 @@ def no_updates(subject: Subject) -> Iterator[Hit]:
         yield Hit("", "expected at least one update, found none")
 
 
-@rule("LF231", Severity.ERROR, since="0.1.0")
+@rule("LF231", Severity.ERROR, since="0.1.0", forgivable=True)
 def no_factors(subject: Subject) -> Iterator[Hit]:
     """The adapter has not a single pair of factors: all that it does is to replace weights of the base.
 
@@ -196,7 +196,7 @@ def no_factors(subject: Subject) -> Iterator[Hit]:
         yield Hit("", f"expected pairs of factors, found {len(updates)} whole weights and nothing else")
 
 
-@rule("LF214", Severity.ERROR, since="0.1.0")
+@rule("LF214", Severity.ERROR, since="0.1.0", forgivable=True)
 def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     """A tensor of an update has a type that is no floating-point type of 16 bits or more.
 

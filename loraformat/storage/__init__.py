@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 
-from loraformat.errors import StorageError
-from loraformat.storage.base import Source, Store, Writer
+from loraformat.storage.base import Copy, Output, Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.faults import kind_of
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
 from loraformat.storage.local.folders import Folder, folders_below
-from loraformat.storage.local.staging import MARKER, require_space, stage
-from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, WEIGHT_SUFFIXES, LocalStore
-from loraformat.storage.local.targets import ANYONE, is_restricted, permissions_for
+from loraformat.storage.local.staging import MARKER
+from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, OWN_PREFIX, WEIGHT_SUFFIXES, LocalStore
+from loraformat.storage.local.targets import ANYONE, is_restricted
+from loraformat.storage.local.targets import permissions_for as folder_permissions
 from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
+from loraformat.storage.schemes import is_local, scheme_of, stage_of
 
 __all__ = [
     "ALGORITHM",
     "ANYONE",
     "CHECKPOINT_SUFFIXES",
     "MARKER",
+    "OWN_PREFIX",
     "PAGE_NBYTES",
     "WEIGHT_SUFFIXES",
+    "Copy",
     "Folder",
     "Hash",
     "LocalStore",
     "Location",
     "MemoryStore",
+    "Output",
     "Run",
     "Source",
     "Store",
@@ -40,6 +44,7 @@ __all__ = [
     "digest_of",
     "digest_of_range",
     "folders_below",
+    "is_local",
     "is_restricted",
     "kind_of",
     "listed",
@@ -61,15 +66,41 @@ def open_store(uri: str) -> Store:
 
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
-    if uri.startswith("hf://"):
-        from loraformat.storage.hub import open_repository
+    return scheme_of(uri).open(uri)
 
-        return open_repository(uri)
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
-    if scheme:
-        raise StorageError(
-            f"{scheme[1]}:// is not supported in this version", where=uri, hint="download it and give the folder"
-        )
-    if re.fullmatch(r"\w[\w.\-]*/\w[\w.\-]*(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
-        raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
-    return LocalStore(uri)
+
+def stage(
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    resume: bool = False,
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+    permissions: int = ANYONE,
+    on_cleared: Callable[[int], None] | None = None,
+) -> AbstractContextManager[Output]:
+    """An output that appears under the URI `target` when the block ends without exception; see `local.staging.stage`.
+
+    Raises: StorageError: nothing can be written there.
+    """
+    return stage_of(target)(
+        target,
+        overwrite=overwrite,
+        inputs=inputs,
+        resume=resume,
+        names=names,
+        written=written,
+        permissions=permissions,
+        on_cleared=on_cleared,
+    )
+
+
+def require_space(target: str, nbytes: int) -> None:
+    """Raises: StorageError: `nbytes` bytes have no room where `target` will be."""
+    scheme_of(target).require_space(target, nbytes)
+
+
+def permissions_for(sources: Iterable[tuple[object, Iterable[str]]], target: str) -> int:
+    """The mode bits that an output made from these files may have; see `local.targets.permissions_for`."""
+    return folder_permissions(sources, target) if scheme_of(target).modes else ANYONE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,7 +17,7 @@ from urllib.parse import quote
 from loraformat import strict_json
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson, StorageError
-from loraformat.storage.base import Writer
+from loraformat.storage.base import Copy, Writer
 from loraformat.storage.faults import checked_name, checked_range
 from loraformat.storage.http import Answer, Client
 from loraformat.storage.local.store import LocalStore
@@ -139,8 +139,18 @@ class HubStore:
         view = memoryview(buffer).cast("B")
         view[:] = self.read(path, offset, view.nbytes)
 
-    def create(self, path: str, size: int | None = None) -> AbstractContextManager[Writer]:  # noqa: ARG002 - a Store
+    is_single_file = False
+
+    def identity(self, path: str) -> tuple[str | int, ...]:
+        """See Source: the commit stands in the URI."""
+        return (self.uri, path)
+
+    def check_inside(self, path: str) -> None:
+        """See Source: a repository has no links."""
+
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> AbstractContextManager[Writer]:
         """Raises: StorageError, always."""
+        del size, copies
         raise StorageError("nothing is written to the Hub", where=f"{self.uri}/{path}", hint="write a folder")
 
     def size(self, path: str) -> int:
@@ -196,8 +206,9 @@ class CachedRepository(LocalStore):
         super().__init__(os.path.join(snapshot, *folder.split("/")) if folder else snapshot)
         self.uri = _pinned(repository, os.path.basename(snapshot), folder)
 
-    def create(self, path: str, size: int | None = None) -> NoReturn:  # noqa: ARG002 - a Store
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> NoReturn:
         """Raises: StorageError, always."""
+        del size, copies
         raise StorageError("nothing is written to the Hub", where=f"{self.uri}/{path}", hint="write a folder")
 
     def remove(self, path: str) -> NoReturn:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Source
+from loraformat.storage.base import Copy, Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.faults import checked_name, checked_range, checked_total
 
@@ -46,13 +47,23 @@ class MemoryStore:
         view[:] = data[offset : offset + view.nbytes]
 
     @contextmanager
-    def create(self, path: str, size: int | None = None) -> Iterator[MemoryWriter]:
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[MemoryWriter]:
         """See Store."""
+        del copies
         name = checked_name(path, self.uri)
         writer = MemoryWriter(size or 0)
         yield writer
         checked_total(name, size, writer.written)
         self._contents[name] = bytes(writer.data)
+
+    is_single_file = False
+
+    def identity(self, path: str) -> tuple[str | int, ...]:
+        """See Source: a digest of the content."""
+        return (hashlib.sha256(self._content(path)).hexdigest(),)
+
+    def check_inside(self, path: str) -> None:
+        """See Source: there are no links."""
 
     def _content(self, path: str) -> bytes:
         found = self._contents.get(checked_name(path, self.uri))
@@ -88,3 +99,8 @@ class MemoryWriter:
     def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         copy_blocks(self, source, path, source_offset, offset, nbytes)
+
+    def clone_from(self, source: Source, path: str) -> bool:
+        """See Writer: nothing is shared."""
+        del source, path
+        return False

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_files import GOOD, NAME, assert_same, loaded, opened, random_tensor, saved, written
 
-from loraformat.containers import bytes_of, check_records, open_tensors
+from loraformat.containers import bytes_of, open_tensors
 from loraformat.containers.torch_file import layout as torch_layout
-from loraformat.containers.torch_file.archive import read_archive
+from loraformat.containers.torch_file.archive import check_records, read_archive
 from loraformat.errors import ContainerError, UnsafePickle
 from loraformat.model.tensors import DType
 from loraformat.storage import MemoryStore

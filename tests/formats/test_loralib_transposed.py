@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import loraformat
 from loraformat.errors import ConfigError
-from loraformat.jobs.inputs.subject import Assumptions
+from loraformat.model.assumptions import Assumptions
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from loraformat import load_adapter
 from loraformat.budget import Budget
+from loraformat.diagnostics import NOWHERE, in_file
 from loraformat.errors import ConfigError
 from loraformat.formats.peft.patterns import Ends, Inside, PatternKeys
 
+WHERE = in_file("adapter_config.json", "rank_pattern")
 MODULES = st.from_regex(r"[ab_]{1,3}(\.[ab_01]{1,3}){0,3}", fullmatch=True)
 KEYS = st.from_regex(r"\^?[ab.]{1,4}(\*|\+|\||\\\.|\(a|b\)|[01])?[ab]{0,2}\$?", fullmatch=True)
 
@@ -26,7 +28,7 @@ def test_the_first_key_that_matches_is_the_one_that_peft_finds(module: str, keys
         warnings.simplefilter("ignore")
         from peft.utils.other import get_pattern_key
     try:
-        found = PatternKeys("", keys, Budget()).first_match(module)
+        found = PatternKeys(NOWHERE, keys, Budget()).first_match(module)
     except ConfigError:
         return
     wanted = get_pattern_key(keys, module)
@@ -36,23 +38,25 @@ def test_the_first_key_that_matches_is_the_one_that_peft_finds(module: str, keys
 @pytest.mark.parametrize("key", ["(.*)*\\.q_proj", "(?:[a-z0-9_.]+)+!", "((a*)*)*b", "(a|aa)+$"])
 def test_nothing_hangs(key: str) -> None:
     """What hangs runs into the time limit of the suite."""
-    assert PatternKeys("", [key], Budget()).first_match("model.layers.0.self_attn." + "a" * 400) in (None, key)
+    assert PatternKeys(NOWHERE, [key], Budget()).first_match("model.layers.0.self_attn." + "a" * 400) in (None, key)
 
 
 @pytest.mark.parametrize("key", ["(a)\\1", "(?=a)a", "(?i)a", "(" * 50 + ")" * 50, "a" * 5000 + "*", "a(", "[", "*"])
 def test_what_could_hang_or_is_no_pattern_is_not_evaluated(key: str) -> None:
-    with pytest.raises(ConfigError, match="not evaluated"):
-        PatternKeys("rank_pattern", [key], Budget())
+    with pytest.raises(ConfigError, match="not evaluated") as caught:
+        PatternKeys(WHERE, [key], Budget())
+    assert caught.value.location.file == "adapter_config.json"
+    assert caught.value.location.path[:1] == ("rank_pattern",)
 
 
 def test_many_modules_with_as_many_plain_keys_each_find_their_own() -> None:
     modules = [f"model.layers.{layer}.mlp.experts.{expert}.w1" for layer in range(60) for expert in range(50)]
-    keys = PatternKeys("", modules, Budget())
+    keys = PatternKeys(NOWHERE, modules, Budget())
     assert [keys.first_match(module) for module in modules] == modules
 
 
 def test_too_many_steps_are_an_error() -> None:
-    keys = PatternKeys("rank_pattern", ["(a|b)*" * 100], Budget(100_000))
+    keys = PatternKeys(WHERE, ["(a|b)*" * 100], Budget(100_000))
     with pytest.raises(ConfigError, match="too large"):
         [keys.first_match("ab" * length) for length in range(1000)]
 
@@ -63,27 +67,27 @@ def test_twenty_thousand_anchored_keys_are_looked_up_like_plain_ones(spell: Call
     modules = [f"model.layers.{n // 7}.self_attn.{'qkvoxyz'[n % 7]}_proj" for n in range(20_000)]
     keys = [spell(module) for module in modules]
     budget = Budget()
-    table = PatternKeys("rank_pattern", keys, budget)
+    table = PatternKeys(WHERE, keys, budget)
     assert [table.first_match(module) for module in modules] == keys
     assert Budget().left - budget.left < 100 * len(modules)
 
 
 def test_an_anchored_key_means_the_whole_path() -> None:
-    keys = PatternKeys("rank_pattern", ["^q_proj", "^a.q_proj"], Budget())
+    keys = PatternKeys(WHERE, ["^q_proj", "^a.q_proj"], Budget())
     assert keys.first_match("model.q_proj") is None
     assert keys.first_match("q_proj") == "^q_proj"
     assert keys.first_match("aXq_proj") == "^a.q_proj"
 
 
 def test_an_escaped_dot_is_a_dot_and_nothing_else() -> None:
-    keys = PatternKeys("rank_pattern", [r"a\.q"], Budget())
+    keys = PatternKeys(WHERE, [r"a\.q"], Budget())
     assert (keys.first_match("m.a.q"), keys.first_match("m.aXq")) == (r"a\.q", None)
 
 
 def test_keys_of_many_shapes_are_refused_and_not_compared_for_ever() -> None:
     """Dots that stand everywhere: each key has a shape of its own, so each must be tried for each module."""
     keys = ["".join("." if number >> bit & 1 else "a" for bit in range(15)) for number in range(20_000)]
-    table = PatternKeys("rank_pattern", keys, Budget(1_000_000))
+    table = PatternKeys(WHERE, keys, Budget(1_000_000))
     with pytest.raises(ConfigError, match="too large"):
         [table.first_match(f"b{number:014}") for number in range(20_000)]
 

@@ -201,7 +201,7 @@ def test_writers_refuse_what_multiplies() -> None:
         faults = [loss.message for loss in writer.losses(adapter) if loss.code == "LF702" and loss.where]
         assert len(faults) == 1
         assert "an update of the kind scaled" in faults[0]
-        assert "1 more weights" in faults[0]
+        assert "1 more weight is like it" in faults[0]
 
 
 def test_a_low_rank_tuner_is_written_as_lora() -> None:

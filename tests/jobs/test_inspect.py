@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from loraformat.cli import main
 from loraformat.errors import UsageError
 from loraformat.jobs.inspect import View, inspect
+from loraformat.jobs.validate import validate
 from loraformat.schema import check
 
 SHAPES = {
@@ -198,6 +199,25 @@ def test_a_weight_that_stands_out_is_marked(tmp_path: Path) -> None:
     save_file(tensors, adapter / "adapter_model.safetensors")
     marked = [record.weight for record in inspect(str(adapter), norms=True).data.weights if record.is_outlier]
     assert marked == ["model.layers.7.q_proj.weight"]
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 2.0, 3.0, 50.0])
+def test_inspect_marks_what_validate_warns_of(tmp_path: Path, factor: float) -> None:
+    """Equal norms in all layers but one: it stands out from 2.4 times the median on."""
+    shapes = {f"model.layers.{layer}.q_proj.weight": (24, 24) for layer in range(6)}
+    adapter = adapter_folder(tmp_path / "adapter", shapes)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers"
+    for layer in range(6):
+        for part in ("A", "B"):
+            tensors[f"{prefix}.{layer}.q_proj.lora_{part}.weight"] = tensors[
+                f"{prefix}.0.q_proj.lora_{part}.weight"
+            ].clone()
+    tensors[f"{prefix}.3.q_proj.lora_B.weight"] *= factor
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    marked = [record.weight for record in inspect(str(adapter), norms=True).data.weights if record.is_outlier]
+    told = [found.location.tensor for found in validate(str(adapter), deep=True, select=["LF404"]).findings]
+    assert marked == told == (["model.layers.3.q_proj.weight"] if not 1 / 2.4 < factor < 2.4 else [])
 
 
 def test_threads_do_not_change_a_figure(folders: tuple[Path, Path]) -> None:

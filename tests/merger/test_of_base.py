@@ -158,7 +158,7 @@ def test_a_tensor_without_axes_is_no_weight_of_it(update: FRoD | BiasFromWeight)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "carried"])
 def test_what_comes_from_the_base_has_no_strength(tmp_path: Path, kind: str) -> None:
     base = open_checkpoint(str(save_base(tmp_path / "base", base_weights(), config())))
-    with pytest.raises(UnsupportedUpdate, match=r"at a strength of 0\.5"):
+    with pytest.raises(UnsupportedUpdate, match=r"cannot be merged at a strength of 0\.5"):
         plan_merge(base, [adapter(KINDS[kind])], [AdapterSource("a", "x", strength=0.5)])
 
 

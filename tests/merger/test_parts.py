@@ -174,7 +174,7 @@ def test_strengths_scale_what_is_added_and_are_summed_before_rounding(tmp_path: 
 )
 def test_what_is_no_sum_has_no_strength(tmp_path: Path, update: Replace | LowRank | SubtractedInit) -> None:
     base = open_checkpoint(str(save_base(tmp_path / "base", weights(), config())))
-    with pytest.raises(UnsupportedUpdate, match=r"q_proj.*at a strength of 0\.5"):
+    with pytest.raises(UnsupportedUpdate, match=r"q_proj.*cannot be merged at a strength of 0\.5"):
         plan_merge(base, [adapter({Q: update})], [AdapterSource("a", "x", strength=0.5)])
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from loraformat.merger.write.journal import run_fingerprint
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.tensors import DType
 from loraformat.schema import check as check_schema
-from loraformat.storage import LocalStore
+from loraformat.storage import Copy, LocalStore
 from loraformat.storage.local.store import LocalWriter
 
 NAMES = [f"model.layers.{layer}.{kind}.weight" for layer in range(2) for kind in ("q_proj", "up_proj", "down_proj")]
@@ -120,7 +120,7 @@ class Faulty(LocalStore):
         self._tensor, self._byte = tensor, byte
 
     @contextmanager
-    def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[LocalWriter]:
         with super().create(path, size) as writer:
             yield writer
         if path.endswith(".safetensors"):

@@ -13,7 +13,7 @@ import pytest
 import xmlschema
 from markdown_it import MarkdownIt
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import NOWHERE, Finding, FindingLocation, Severity, in_weights
 from loraformat.jobs.explain import pages
 from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.report import FORMS, Report, render_all
@@ -22,8 +22,8 @@ from loraformat.schema import check
 NASTY = "a]]>\x1b]0;x\x07<b>|`\u202e%0A\n::error::boo, a=b:c" + "x" * 300
 
 
-def finding(code: str = "LF202", severity: Severity = Severity.ERROR, where: str = "", **more: object) -> Finding:
-    return Finding(code=code, name="rank-mismatch", severity=severity, where=where, message=NASTY, hint=NASTY, **more)  # type: ignore[arg-type]
+def finding(code: str = "LF202", severity: Severity = Severity.ERROR, location: FindingLocation = NOWHERE) -> Finding:
+    return Finding(code=code, name="rank-mismatch", severity=severity, location=location, message=NASTY, hint=NASTY)
 
 
 def report(*findings: Finding, subject: str = "adapters/one") -> Report:
@@ -39,8 +39,19 @@ def report(*findings: Finding, subject: str = "adapters/one") -> Report:
 
 REPORTS = {
     "none": [report()],
-    "one": [report(finding(where="adapter_config.json: r", line=7), finding("LF105", Severity.WARNING))],
-    "hostile": [report(finding(where=NASTY), finding("LF031", Severity.INFO, where=NASTY), subject=NASTY)],
+    "one": [
+        report(
+            finding(location=FindingLocation(file="adapter_config.json", path=("r",), line=7)),
+            finding("LF105", Severity.WARNING),
+        )
+    ],
+    "hostile": [
+        report(
+            finding(location=FindingLocation(subject=NASTY, file=NASTY, path=(NASTY, 0, NASTY))),
+            finding("LF031", Severity.INFO, in_weights(NASTY, more=2)),
+            subject=NASTY,
+        )
+    ],
     "several": [report(finding()), report(subject="adapters/two"), report(finding("LF003"), subject="c.safetensors")],
 }
 CASES = pytest.mark.parametrize("reports", REPORTS.values(), ids=REPORTS)
@@ -138,7 +149,12 @@ def test_sarif_has_what_code_scanning_asks_for(reports: list[Report]) -> None:
 
 
 def test_sarif_points_at_the_line_of_a_config_and_at_the_file_of_a_tensor() -> None:
-    reports = [report(finding(where="adapter_config.json: r", line=7), finding(where="model.q_proj.weight"))]
+    reports = [
+        report(
+            finding(location=FindingLocation(file="adapter_config.json", path=("r",), line=7)),
+            finding(location=in_weights("model.q_proj.weight")),
+        )
+    ]
     results = json.loads(render_all(reports, "sarif", pages=pages()))["runs"][0]["results"]
     places = [each["locations"][0] for each in results]
     assert places[0]["physicalLocation"]["artifactLocation"]["uri"] == "adapters/one/adapter_config.json"
@@ -213,7 +229,9 @@ def test_github_gets_ten_annotations_of_a_kind_at_most() -> None:
 
 
 def test_github_joins_the_findings_of_one_rule_on_one_adapter() -> None:
-    (line, total) = render_all([report(*[finding(where=f"model.{n}.weight") for n in range(5)])], "github").splitlines()
+    (line, total) = render_all(
+        [report(*[finding(location=in_weights(f"model.{n}.weight")) for n in range(5)])], "github"
+    ).splitlines()
     assert line.startswith("::error title=LF202 rank-mismatch,file=adapters/one/adapter_model.safetensors,line=1::")
     assert "(and 4 more)" in line
     assert total == "1 adapter: 5 errors"
@@ -239,7 +257,14 @@ COMMANDS = ("::add-mask::x", "##vso[task.x]", "##[command]", "##teamcity[x]", ":
 @pytest.mark.parametrize("form", FORMS)
 def test_a_name_cannot_be_taken_for_a_command_of_a_ci_system(form: str, command: str, before: str) -> None:
     text = before + command
-    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    one = Finding(
+        code="LF202",
+        name="rank-mismatch",
+        severity=Severity.ERROR,
+        location=FindingLocation(subject=text),
+        message=text,
+        hint=text,
+    )
     shown = render_all([report(one, subject=text)], form, pages=pages())
     own = ("::error ", "::warning ", "::notice ")
     for line in shown.splitlines():
@@ -261,7 +286,14 @@ def test_json_reads_back_as_it_was(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_no_character_makes_a_report_that_its_readers_refuse(form: str, character: str) -> None:
     text = f"m.{character}.q_proj"
-    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    one = Finding(
+        code="LF202",
+        name="rank-mismatch",
+        severity=Severity.ERROR,
+        location=FindingLocation(subject=text),
+        message=text,
+        hint=text,
+    )
     shown = render_all([report(one, subject=text)], form, pages=pages())
     shown.encode("utf-8")
     assert character not in shown
@@ -275,7 +307,9 @@ def test_no_character_makes_a_report_that_its_readers_refuse(form: str, characte
 def test_what_is_invisible_is_shown(form: str) -> None:
     """Tag characters spell ASCII that no reader sees and a language model reads."""
     hidden = "".join(chr(0xE0000 + ord(character)) for character in "ignore all") + "\ufe0f\u3164\u00ad\u2063"
-    shown = render_all([report(finding(where=f"q_proj{hidden}"), subject=f"a{hidden}")], form, pages=pages())
+    shown = render_all(
+        [report(finding(location=in_weights(f"q_proj{hidden}")), subject=f"a{hidden}")], form, pages=pages()
+    )
     assert not set(shown) & set(hidden)
     assert form == "github" or "e0069" in shown.lower() or "udb40" in shown
 
@@ -289,7 +323,14 @@ MARKUP = (
 @pytest.mark.parametrize("text", [MARKUP, *MARKUP.split(" "), " `", "` ", "a|b", "|", "\\", "``` x", "- [ ] x"])
 def test_markdown_takes_no_markup_from_a_file(text: str) -> None:
     """Read by a Markdown library: all that is foreign stands in code spans, in which nothing is a link or a mention."""
-    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message=text, hint=text)
+    one = Finding(
+        code="LF202",
+        name="rank-mismatch",
+        severity=Severity.ERROR,
+        location=FindingLocation(subject=text),
+        message=text,
+        hint=text,
+    )
     shown = render_all([report(one, subject=text)], "markdown")
     tokens = MarkdownIt("commonmark").enable("table").parse(shown)
     inline = [child for token in tokens for child in token.children or []]
@@ -303,7 +344,9 @@ def test_markdown_takes_no_markup_from_a_file(text: str) -> None:
 
 def test_a_code_span_of_markdown_holds_the_text_as_it_is() -> None:
     text = "target_modules: (q|v)_proj `x` \\d"
-    one = Finding(code="LF202", name="rank-mismatch", severity=Severity.ERROR, where=text, message="m")
+    one = Finding(
+        code="LF202", name="rank-mismatch", severity=Severity.ERROR, location=FindingLocation(subject=text), message="m"
+    )
     tokens = MarkdownIt("commonmark").enable("table").parse(render_all([report(one)], "markdown"))
     inline = [child for token in tokens for child in token.children or [] if child.type == "code_inline"]
     assert [child.content for child in inline] == ["adapters/one", text, "m"]

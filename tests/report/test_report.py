@@ -13,7 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from loraformat.diagnostics import Finding, Severity
+from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.model.results.verbs import (
@@ -48,7 +48,14 @@ def adapter(layers: int = 2) -> Adapter:
 
 
 def finding(severity: Severity = Severity.ERROR) -> Finding:
-    return Finding(code="LF202", name="rank-mismatch", severity=severity, where="a.json", message=NASTY, hint="try b")
+    return Finding(
+        code="LF202",
+        name="rank-mismatch",
+        severity=severity,
+        location=FindingLocation(subject="a.json"),
+        message=NASTY,
+        hint="try b",
+    )
 
 
 MERGED = MergeResult(
@@ -227,8 +234,11 @@ def test_a_merge_says_what_was_checked_and_what_could_not_be() -> None:
 
 
 def flood(count: int) -> tuple[Finding, ...]:
-    worst = replace(finding(), where="m.zz")
-    return (*(replace(finding(Severity.WARNING), where=f"m.{number:06}") for number in range(count)), worst)
+    worst = replace(finding(), location=in_weights("m.zz"))
+    return (
+        *(replace(finding(Severity.WARNING), location=in_weights(f"m.{number:06}")) for number in range(count)),
+        worst,
+    )
 
 
 def test_of_a_flood_the_worst_is_shown_and_the_rest_is_counted() -> None:

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraformat.errors import AdapterRefused
-from loraformat.jobs.inputs.subject import Assumptions
 from loraformat.jobs.merge import merge
 from loraformat.jobs.validate import validate
+from loraformat.model.assumptions import Assumptions
 
 PREFIX = "base_model.model.model.layers.0.self_attn"
 

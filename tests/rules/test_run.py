@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Finding, Severity
-from loraformat.errors import AdapterRefused
+from loraformat.diagnostics import Finding, FindingLocation, Severity
+from loraformat.errors import AdapterRefused, InvalidHeader
+from loraformat.formats.kit.findings import FINDINGS
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import Bundle, RawFile
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
 from loraformat.rules import MOST_HITS, RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
@@ -45,7 +47,7 @@ def zeros(*shape: int) -> LazyTensor:
 
 
 def error(code: str, severity: Severity = Severity.ERROR) -> Finding:
-    return Finding(code=code, name="x", severity=severity, where="w", message="m")
+    return Finding(code=code, name="x", severity=severity, location=FindingLocation(subject="w"), message="m")
 
 
 def test_findings_are_stamped_and_sorted_and_the_rest_is_explained() -> None:
@@ -83,18 +85,42 @@ def test_codes_are_unique_and_of_their_family() -> None:
     assert len(codes) == len(set(codes))
 
 
-@pytest.mark.parametrize("code", ["LF103", "LF204", "LF210", "LF505", "LF601"])
+def finding_with(code: str) -> Finding:
+    """One of the rule, the note or the error that has the code."""
+    rules = {each.code: each for each in RULES}
+    kinds = {each.code: each for each in FINDINGS}
+    if code in rules:
+        return rules[code].finding(Hit("w", "m"))
+    if code in kinds:
+        return replace(error(code), severity=kinds[code].severity, forgivable=kinds[code].forgivable)
+    return InvalidHeader("m", where="w").finding()
+
+
+@pytest.mark.parametrize("code", ["LF103", "LF204", "LF210", "LF225", "LF505", "LF602"])
 def test_force_forgives(code: str) -> None:
-    assert refuse([error(code)], "a", force=True)[0].severity is Severity.WARNING
+    assert refuse([finding_with(code)], "a", force=True)[0].severity is Severity.WARNING
     with pytest.raises(AdapterRefused):
-        refuse([error(code)], "a")
+        refuse([finding_with(code)], "a")
 
 
-@pytest.mark.parametrize("code", ["LF201", "LF202", "LF205", "LF206", "LF212", "LF301", "LF302", "LF402", "LF003"])
+@pytest.mark.parametrize(
+    "code", ["LF201", "LF202", "LF205", "LF206", "LF212", "LF213", "LF220", "LF301", "LF302", "LF402", "LF003"]
+)
 def test_force_never_forgives_what_cannot_be_computed(code: str) -> None:
     with pytest.raises(AdapterRefused) as caught:
-        refuse([error("LF103"), error(code)], "a", force=True)
+        refuse([finding_with("LF103"), finding_with(code)], "a", force=True)
     assert [found.code for found in caught.value.findings] == [code]
+
+
+def test_what_is_about_publishing_is_left_to_validate() -> None:
+    text = b"---\nbase_model: a/b\n---\n"
+    card = Bundle("", {"README.md": RawFile("README.md", len(text), lambda: text)})
+    adapter = Adapter(
+        config=AdapterConfig(base_model="c/d"), updates={"m.weight": (LowRank(zeros(4, 2), zeros(2, 4), 1),)}
+    )
+    subject = Subject(bundle=card, format="x", adapter=adapter)
+    assert "LF507" not in {found.code for found in gate(subject)}
+    assert "LF507" in {found.code for found in run(subject)[0]}
 
 
 def test_warnings_pass() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loraformat.jobs.convert import convert
-from loraformat.jobs.inputs.subject import Assumptions
+from loraformat.model.assumptions import Assumptions
 
 lora = pytest.importorskip("loralib", reason="loralib is not installed")
 
@@ -70,13 +70,14 @@ def base(net: Net, folder: Path) -> str:
 @pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("enabled", [[True, False, True], [True, True, True], [False, True, False]])
 def test_its_files_become_the_updates_that_it_merges(tmp_path: Path, enabled: list[bool], *, wrapped: bool) -> None:
-    from loraformat.io import open_adapter
+    from loraformat.io import hints_of, open_adapter
     from loraformat.jobs.inputs.subject import open_base
 
     net = trained(enabled)
     state = lora.lora_state_dict(net)
     torch.save({"model_state_dict": state} if wrapped else state, tmp_path / "model.26290.pt")
-    known = Assumptions(alpha=ALPHA, enable_lora=tuple(enabled)).hints(open_base(base(net, tmp_path / "base")))
+    said = Assumptions(alpha=ALPHA, enable_lora=tuple(enabled))
+    known = hints_of(said, open_base(base(net, tmp_path / "base")))
     adapter = open_adapter(str(tmp_path / "model.26290.pt"), hints=known).adapter
     wanted = deltas(net)
     assert adapter.updates.keys() == wanted.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from loraformat import __version__
+from loraformat._version import __version__
 
 
 @click.command("version")

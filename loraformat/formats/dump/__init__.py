@@ -5,10 +5,10 @@ from __future__ import annotations
 from loraformat.diagnostics import counted
 from loraformat.formats.dump.read import read
 from loraformat.formats.kit.base import Match
-from loraformat.formats.kit.pairs.read import the_file
 from loraformat.formats.kit.pairs.spelling import are_loralib, pairs_of
 from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, losses, write
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 
 NAME = "dump"
 TITLE = "a state dict of hand-written LoRA code in one .pt, .pth, .bin, .ckpt or .safetensors file"

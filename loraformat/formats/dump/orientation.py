@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from loraformat.diagnostics import in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
@@ -67,7 +68,7 @@ def solve(
         if len(agreeing) != 1:
             names = " or ".join(reading.name for reading in found)
             raise ConfigError(
-                f"the shapes do not decide between {names}", where=module, hint="give the base with --base"
+                f"the shapes do not decide between {names}", where=in_weights(module), hint="give the base with --base"
             )
         solved[module] = agreeing[0].name
     unknown = {name for module, name in solved.items() if module not in shapes}
@@ -88,7 +89,7 @@ def _candidates(module: str, pair: Pair, rank: int | None, base: _Base) -> list[
     if not found:
         against = "" if base.shape is None else f" for a weight {base.shape}"
         message = f"no reading gives a common rank: A {pair.a.shape}, B {pair.b.shape}{against}"
-        raise ConfigError(message, where=module)
+        raise ConfigError(message, where=in_weights(module))
     least = min(reading.rank for reading in found)
     return [reading for reading in found if reading.rank == least]
 

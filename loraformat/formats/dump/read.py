@@ -31,7 +31,7 @@ def _build(pairs: Mapping[str, Pair], rank: int | None, hints: Hints) -> dict[st
     shapes = {
         module: shape for module, pair in matrices.items() if (shape := base_shape(module, pair, hints)) is not None
     }
-    names = solve(matrices, rank, shapes, is_transposed=bool(hints.fan_in_fan_out))
+    names = solve(matrices, rank, shapes, is_transposed=bool(hints.all_transposed))
     layers = {}
     for module, pair in pairs.items():
         a, b = pair.factors

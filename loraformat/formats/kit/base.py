@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Finding, show
-from loraformat.errors import UsageError
+from loraformat.diagnostics import Finding
 from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 
 
@@ -28,43 +27,32 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hints:
+class Hints(Assumptions):
     """What the caller knows and the files do not say (`--assume`, `--alpha`, `--base`).
 
-    It fills gaps and never contradicts: where the file says otherwise the reader raises AssumptionContradicted (LF024).
-
     Attributes:
-        alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
-        fan_in_fan_out: whether the base stores weights as (in, out).
-        transposed: the modules of which that is so, by their ends, where it is not so of all; None where nobody says.
-        enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
-        task: the task whose class the adapter was trained on, in PEFT's word: "SEQ_CLS".
         weights: names of the base's tensors with their shapes, from `--base`.
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
 
-    alpha: float | None = None
-    rank: int | None = None
-    scale: float | None = None
-    fan_in_fan_out: bool | None = None
-    transposed: tuple[str, ...] | None = None
-    enable_lora: tuple[bool, ...] | None = None
-    task: str | None = None
     weights: Mapping[str, tuple[int, ...]] | None = None
     budget: Budget | None = None
+
+    @property
+    def all_transposed(self) -> bool | None:
+        """Whether the base stores all weights as (in, out); None where nobody says, or it is so of some modules."""
+        return None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out
+
+    @property
+    def transposed(self) -> tuple[str, ...] | None:
+        """The modules that are stored as (in, out), by their ends; None where nobody names them."""
+        return self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None
 
     def is_transposed(self, module: str) -> bool | None:
         """Whether the base stores the weight of a module as (in, out); None where nobody says."""
         if self.transposed is None:
-            return self.fan_in_fan_out
+            return self.all_transposed
         return any(f".{module}".endswith(f".{name}") for name in self.transposed)
-
-    def __post_init__(self) -> None:
-        """Raises: UsageError (LF021): alpha or scale is not a finite number."""
-        for name in ("alpha", "scale"):
-            value: object = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
-                raise UsageError(f"expected a finite number, found {show(value, 40)}", where=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,18 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from loraformat.diagnostics import FindingLocation, in_file
 from loraformat.errors import ConfigError, ContainerError
 from loraformat.model.bundle import Bundle, Json, JsonFile
 
 Config: TypeAlias = Mapping[str, Json]
 
 
-def place(file: str, field: str) -> str:
-    """Where a field stands, for messages: `lora_config.json: rank`."""
-    return f"{file}: {field}"
-
-
-def _wrong(value: Json, where: str, expected: str) -> ConfigError:
+def _wrong(value: Json, where: FindingLocation, expected: str) -> ConfigError:
     text = "null" if value is None else json.dumps(value, ensure_ascii=False) if _is_short(value) else "something else"
     return ConfigError(f"expected {expected}, found {text}", where=where)
 
@@ -40,14 +36,14 @@ def readable(bundle: Bundle, name: str) -> Json:
         return None
 
 
-def as_object(value: Json, where: str) -> dict[str, Json]:
+def as_object(value: Json, where: FindingLocation) -> dict[str, Json]:
     """A JSON object. Raises ConfigError."""
     if not isinstance(value, dict):
         raise _wrong(value, where, "an object")
     return value
 
 
-def as_integer(value: Json, where: str, low: int, high: int) -> int:
+def as_integer(value: Json, where: FindingLocation, low: int, high: int) -> int:
     """An integer of `low` to `high`; 8.0 counts, true does not. Raises ConfigError."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -56,7 +52,7 @@ def as_integer(value: Json, where: str, low: int, high: int) -> int:
     return value
 
 
-def as_number(value: Json, where: str) -> float:
+def as_number(value: Json, where: FindingLocation) -> float:
     """A finite number; integers stay integers. Raises ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not _is_finite(value):
         raise _wrong(value, where, "a finite number")
@@ -70,52 +66,56 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def as_text(value: Json, where: str) -> str:
+def as_text(value: Json, where: FindingLocation) -> str:
     """A string. Raises ConfigError."""
     if not isinstance(value, str):
         raise _wrong(value, where, "a string")
     return value
 
 
-def as_boolean(value: Json, where: str) -> bool:
+def as_boolean(value: Json, where: FindingLocation) -> bool:
     """True or false. Raises ConfigError."""
     if not isinstance(value, bool):
         raise _wrong(value, where, "true or false")
     return value
 
 
-def as_texts(value: Json, where: str) -> tuple[str, ...]:
+def as_texts(value: Json, where: FindingLocation) -> tuple[str, ...]:
     """A list of strings. Raises ConfigError."""
     if not isinstance(value, list):
         raise _wrong(value, where, "a list of strings")
-    return tuple(as_text(item, f"{where}[{number}]") for number, item in enumerate(value))
+    return tuple(as_text(item, where.at(number)) for number, item in enumerate(value))
 
 
-def names_or_pattern(config: Config, field: str, file: str) -> tuple[str, ...] | str | None:
+def _field(file: str | FindingLocation, field: str) -> FindingLocation:
+    return (in_file(file) if isinstance(file, str) else file).at(field)
+
+
+def names_or_pattern(config: Config, field: str, file: str | FindingLocation) -> tuple[str, ...] | str | None:
     """A list of names, one string, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)
-    return value if value is None or isinstance(value, str) else as_texts(value, place(file, field))
+    return value if value is None or isinstance(value, str) else as_texts(value, _field(file, field))
 
 
-def optional_text(config: Config, field: str, file: str) -> str | None:
+def optional_text(config: Config, field: str, file: str | FindingLocation) -> str | None:
     """A string, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)
-    return None if value is None else as_text(value, place(file, field))
+    return None if value is None else as_text(value, _field(file, field))
 
 
-def optional_number(config: Config, field: str, file: str) -> float | None:
+def optional_number(config: Config, field: str, file: str | FindingLocation) -> float | None:
     """A finite number, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)
-    return None if value is None else as_number(value, place(file, field))
+    return None if value is None else as_number(value, _field(file, field))
 
 
-def optional_boolean(config: Config, field: str, file: str) -> bool | None:
+def optional_boolean(config: Config, field: str, file: str | FindingLocation) -> bool | None:
     """True or false, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)
-    return None if value is None else as_boolean(value, place(file, field))
+    return None if value is None else as_boolean(value, _field(file, field))
 
 
-def optional_integer(config: Config, field: str, file: str, low: int, high: int) -> int | None:
+def optional_integer(config: Config, field: str, file: str | FindingLocation, low: int, high: int) -> int | None:
     """An integer of `low` to `high`, or None where the field is absent or null. Raises ConfigError."""
     value = config.get(field)
-    return None if value is None else as_integer(value, place(file, field), low, high)
+    return None if value is None else as_integer(value, _field(file, field), low, high)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeAlias
 
-from loraformat.diagnostics import Finding, Severity, counted
+from loraformat.diagnostics import Finding, FindingLocation, Severity, counted, in_file, in_weights, listed
 
 P = ParamSpec("P")
 
-Said: TypeAlias = "tuple[str, str] | tuple[str, str, str]"
+Where: TypeAlias = "str | FindingLocation"
+Said: TypeAlias = "tuple[Where, str] | tuple[Where, str, str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,15 @@ class Kind(Generic[P]):
 
     Attributes:
         code, name, severity: of every finding of this kind.
-        say: the facts → (where, message) or (where, message, hint).
+        say: the facts → (where, message) or (where, message, hint); where a text is the name of a tensor or module.
+        forgivable: `--force` turns its errors into warnings.
     """
 
     code: str
     name: str
     severity: Severity
     say: Callable[P, Said]
+    forgivable: bool = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Finding:
         """The finding of one occurrence."""
@@ -35,9 +38,10 @@ class Kind(Generic[P]):
             code=self.code,
             name=self.name,
             severity=self.severity,
-            where=where,
+            location=in_weights(where) if isinstance(where, str) else where,
             message=message,
             hint=hint[0] if hint else "",
+            forgivable=self.forgivable,
         )
 
     @property
@@ -46,23 +50,17 @@ class Kind(Generic[P]):
         return inspect.getdoc(self.say) or ""
 
 
-def kind(code: str, severity: Severity) -> Callable[[Callable[P, Said]], Kind[P]]:
+def kind(code: str, severity: Severity, *, forgivable: bool = False) -> Callable[[Callable[P, Said]], Kind[P]]:
     """Make a Kind of a function; its name is the function's, with hyphens. Registers nothing."""
 
     def decorate(say: Callable[P, Said]) -> Kind[P]:
-        return Kind(code, say.__name__.replace("_", "-"), severity, say)
+        return Kind(code, say.__name__.replace("_", "-"), severity, say, forgivable)
 
     return decorate
 
 
-def listed(names: list[str], limit: int = 3) -> str:
-    """The first names and how many more there are: `a, b, c and 4 more`."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
-
-
 @kind("LF201", Severity.ERROR)
-def unpaired_factor(where: str, present: str, absent: str) -> Said:
+def unpaired_factor(where: Where, present: str, absent: str) -> Said:
     """One factor of a low-rank update is there and the other is missing.
 
     ## Why is this bad?
@@ -81,7 +79,7 @@ def unpaired_factor(where: str, present: str, absent: str) -> Said:
     return where, f"{present} is there, {absent} is missing", "save the adapter again; nothing can replace the values"
 
 
-def unpaired_factors(where: str, there: Collection[str], *pairs: tuple[str, str]) -> Iterator[Finding]:
+def unpaired_factors(where: Where, there: Collection[str], *pairs: tuple[str, str]) -> Iterator[Finding]:
     """An LF201 for each of the pairs of which one is there and the other is not."""
     for one, other in pairs:
         if one in there and other not in there:
@@ -91,7 +89,7 @@ def unpaired_factors(where: str, there: Collection[str], *pairs: tuple[str, str]
 
 
 @kind("LF203", Severity.INFO)
-def redundant_copy(where: str, names: list[str], original: str) -> Said:
+def redundant_copy(where: Where, names: list[str], original: str) -> Said:
     """Tensors that only repeat others, or that loading ignores, were left out.
 
     ## Why is this bad?
@@ -111,7 +109,7 @@ def redundant_copy(where: str, names: list[str], original: str) -> Said:
 
 
 @kind("LF221", Severity.WARNING)
-def foreign_name_part(where: str, part: str, count: int) -> Said:
+def foreign_name_part(where: Where, part: str, count: int) -> Said:
     """Tensor names carry something that the format does not have there: a wrapper's prefix, an adapter's name.
 
     ## Why is this bad?
@@ -135,7 +133,7 @@ def foreign_name_part(where: str, part: str, count: int) -> Said:
 
 
 @kind("LF222", Severity.INFO)
-def file_left_behind(where: str, names: list[str]) -> Said:
+def file_left_behind(where: Where, names: list[str]) -> Said:
     """Files of the folder that are not carried along: pickles, optimizer state, weight files of no part of the format.
 
     ## Why is this bad?
@@ -155,7 +153,7 @@ def file_left_behind(where: str, names: list[str]) -> Said:
 
 
 @kind("LF223", Severity.WARNING)
-def not_only_tensors(where: str, wrapper: tuple[str, ...], extras: list[str]) -> Said:
+def not_only_tensors(where: Where, wrapper: tuple[str, ...], extras: list[str]) -> Said:
     """A weight file holds dicts around its tensors, or other values beside them.
 
     ## Why is this bad?
@@ -177,7 +175,7 @@ def not_only_tensors(where: str, wrapper: tuple[str, ...], extras: list[str]) ->
 
 
 @kind("LF224", Severity.WARNING)
-def undeclared_replacement(where: str, names: list[str]) -> Said:
+def undeclared_replacement(where: Where, names: list[str]) -> Said:
     """Whole weights are in the file although the config does not say that any are replaced.
 
     ## Why is this bad?
@@ -196,8 +194,8 @@ def undeclared_replacement(where: str, names: list[str]) -> Said:
     return where, f"{counted(len(names), 'weight', 'is')} replaced that the config does not name: {listed(names)}"
 
 
-@kind("LF225", Severity.ERROR)
-def announced_but_absent(where: str, what: str, names: list[str]) -> Said:
+@kind("LF225", Severity.ERROR, forgivable=True)
+def announced_but_absent(where: Where, what: str, names: list[str]) -> Said:
     """The config announces tensors that the file does not hold.
 
     ## Why is this bad?
@@ -216,7 +214,7 @@ def announced_but_absent(where: str, what: str, names: list[str]) -> Said:
 
 
 @kind("LF226", Severity.WARNING)
-def unknown_setting(where: str, names: list[str]) -> Said:
+def unknown_setting(where: Where, names: list[str]) -> Said:
     """The config has settings that this version does not know, with a value that is not empty.
 
     ## Why is this bad?
@@ -234,8 +232,8 @@ def unknown_setting(where: str, names: list[str]) -> Said:
     return where, f"unknown settings were ignored: {listed(names)}"
 
 
-@kind("LF227", Severity.ERROR)
-def table_too_short(where: str, rows: int, vocab_size: int) -> Said:
+@kind("LF227", Severity.ERROR, forgivable=True)
+def table_too_short(where: Where, rows: int, vocab_size: int) -> Said:
     """An embedding table has fewer rows than the config's `vocab_size` says.
 
     ## Why is this bad?
@@ -254,7 +252,7 @@ def table_too_short(where: str, rows: int, vocab_size: int) -> Said:
 
 
 @kind("LF240", Severity.WARNING)
-def base_weights_beside(where: str, names: list[str]) -> Said:
+def base_weights_beside(where: Where, names: list[str]) -> Said:
     """The file of a whole model holds weights beside the factors, and nothing says whether training changed them.
 
     ## Why is this bad?
@@ -278,7 +276,7 @@ def base_weights_beside(where: str, names: list[str]) -> Said:
 
 
 @kind("LF241", Severity.WARNING)
-def scale_by_definition(where: str, scale: float, source: str) -> Said:
+def scale_by_definition(where: Where, scale: float, source: str) -> Said:
     """The file does not state the scale; the code that writes such files has it as a constant, which was used.
 
     ## Why is this bad?
@@ -300,8 +298,8 @@ def scale_by_definition(where: str, scale: float, source: str) -> Said:
     )
 
 
-@kind("LF242", Severity.ERROR)
-def transposed_factors(where: str, names: list[str]) -> Said:
+@kind("LF242", Severity.ERROR, forgivable=True)
+def transposed_factors(where: Where, names: list[str]) -> Said:
     """All factors stand transposed under PEFT's names: `lora_A` (in, rank), `lora_B` (rank, out).
 
     ## Why is this bad?
@@ -324,7 +322,7 @@ def transposed_factors(where: str, names: list[str]) -> Said:
 
 
 @kind("LF244", Severity.WARNING)
-def scale_of_two_versions(where: str, taken: float, other: float, source: str) -> Said:
+def scale_of_two_versions(where: Where, taken: float, other: float, source: str) -> Said:
     """Two versions of the program that wrote the file multiply by different factors, and the file does not say which.
 
     ## Why is this bad?
@@ -365,11 +363,11 @@ def trained_beside(files: list[str], names: list[str]) -> Said:
     LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
     """
     text = f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them"
-    return files[0], f"{text}: {listed(names)}"
+    return in_file(files[0]), f"{text}: {listed(names)}"
 
 
 @kind("LF246", Severity.WARNING)
-def unread_beside(where: str, reason: str) -> Said:
+def unread_beside(where: Where, reason: str) -> Said:
     """A weight file beside the adapter was not read.
 
     ## Why is this bad?
@@ -389,7 +387,7 @@ def unread_beside(where: str, reason: str) -> Said:
 
 
 @kind("LF248", Severity.INFO)
-def found_below(where: str, folder: str) -> Said:
+def found_below(where: Where, folder: str) -> Said:
     """The folder that was named holds no adapter itself; the only one below it was taken.
 
     ## Why is this bad?

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.formats.kit.findings import file_left_behind
 from loraformat.formats.kit.losses import dropped_metadata, unclaimed_tensor_lost
 from loraformat.model.adapter import Adapter
@@ -61,7 +61,7 @@ def left_behind(bundle: Bundle, own: Collection[str]) -> Iterator[Finding]:
     taken = {*own, *tokenizer_files(bundle), *carried_files(bundle, own)}
     names = [name for name in bundle.files if name not in taken and not name.startswith(".")]
     if names:
-        yield file_left_behind(bundle.uri, names)
+        yield file_left_behind(FindingLocation(subject=bundle.uri), names)
 
 
 def _is_raw(file: File) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loraformat.diagnostics import Finding, Severity, counted
-from loraformat.formats.kit.findings import Said, kind, listed
+from loraformat.diagnostics import Finding, Severity, counted, listed
+from loraformat.formats.kit.findings import Said, Where, kind
 
 
 @kind("LF701", Severity.WARNING)
-def folded_scale(where: str, names: list[str], error: float) -> Said:
+def folded_scale(where: Where, names: list[str], error: float) -> Said:
     """The target has one factor for all modules, so the differences were worked into the factors themselves.
 
     ## Why is this bad?
@@ -33,7 +33,7 @@ def folded_scale(where: str, names: list[str], error: float) -> Said:
 
 
 @kind("LF702", Severity.ERROR)
-def unsupported_update(where: str, what: str, format_name: str, more: int = 0) -> Said:
+def unsupported_update(where: Where, what: str, format_name: str, more: int = 0) -> Said:
     """The target format cannot express an update of this kind.
 
     ## Why is this bad?
@@ -53,7 +53,7 @@ def unsupported_update(where: str, what: str, format_name: str, more: int = 0) -
 
 
 @kind("LF703", Severity.INFO)
-def dropped_metadata(where: str, names: list[str]) -> Said:
+def dropped_metadata(where: Where, names: list[str]) -> Said:
     """Fields of the source config, or files, that mean nothing in the target format were left out.
 
     ## Why is this bad?
@@ -72,7 +72,7 @@ def dropped_metadata(where: str, names: list[str]) -> Said:
 
 
 @kind("LF705", Severity.ERROR)
-def unknown_scale(where: str, names: list[str]) -> Said:
+def unknown_scale(where: Where, names: list[str]) -> Said:
     """Nobody stated alpha, so the factor of the update is unknown, and the target format must state it.
 
     ## Why is this bad?
@@ -95,7 +95,7 @@ def unknown_scale(where: str, names: list[str]) -> Said:
 
 
 @kind("LF706", Severity.WARNING)
-def unclaimed_tensor_lost(where: str, names: list[str]) -> Said:
+def unclaimed_tensor_lost(where: Where, names: list[str]) -> Said:
     """Tensors that the reader did not understand cannot be written.
 
     ## Why is this bad?
@@ -114,7 +114,7 @@ def unclaimed_tensor_lost(where: str, names: list[str]) -> Said:
 
 
 @kind("LF704", Severity.WARNING)
-def reduced_precision(where: str, source: str, target: str, error: float) -> Said:
+def reduced_precision(where: Where, source: str, target: str, error: float) -> Said:
     """Values are rounded to a narrower dtype.
 
     ## Why is this bad?
@@ -134,7 +134,7 @@ def reduced_precision(where: str, source: str, target: str, error: float) -> Sai
 
 
 @kind("LF707", Severity.WARNING)
-def padded_ranks(where: str, names: list[str], rank: int) -> Said:
+def padded_ranks(where: Where, names: list[str], rank: int) -> Said:
     """The target has one rank for all modules, so smaller ones were filled up with zeros.
 
     ## Why is this bad?
@@ -153,7 +153,7 @@ def padded_ranks(where: str, names: list[str], rank: int) -> Said:
 
 
 @kind("LF708", Severity.INFO)
-def dropped_setting(where: str, version: str, names: list[str]) -> Said:
+def dropped_setting(where: Where, version: str, names: list[str]) -> Said:
     """Settings that the asked version of PEFT does not know were left out; none of them changes what is computed.
 
     ## Why is this bad?
@@ -172,7 +172,7 @@ def dropped_setting(where: str, version: str, names: list[str]) -> Said:
 
 
 @kind("LF709", Severity.WARNING)
-def unstated_in_file(where: str, what: str) -> Said:
+def unstated_in_file(where: Where, what: str) -> Said:
     """The target's weight file has no place for something, which stands in a file beside it.
 
     ## Why is this bad?

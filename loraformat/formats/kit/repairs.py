@@ -6,11 +6,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from loraformat.diagnostics import Finding, Severity, counted
-from loraformat.formats.kit.findings import Kind, Said, foreign_name_part, kind, redundant_copy, transposed_factors
+from loraformat.formats.kit.findings import (
+    Kind,
+    Said,
+    Where,
+    foreign_name_part,
+    kind,
+    redundant_copy,
+    transposed_factors,
+)
 
 
 @kind("LF901", Severity.INFO)
-def cleaned_names(where: str, message: str) -> Said:
+def cleaned_names(where: Where, message: str) -> Said:
     """Names are written as the target format has them, without what a wrapper or a saver left in the source's.
 
     ## Why is this bad?
@@ -29,7 +37,7 @@ def cleaned_names(where: str, message: str) -> Said:
 
 
 @kind("LF902", Severity.WARNING)
-def turned_factors(where: str, message: str) -> Said:
+def turned_factors(where: Where, message: str) -> Said:
     """Factors that stood transposed were turned back.
 
     ## Why is this bad?
@@ -48,7 +56,7 @@ def turned_factors(where: str, message: str) -> Said:
 
 
 @kind("LF903", Severity.INFO)
-def dropped_copies(where: str, message: str) -> Said:
+def dropped_copies(where: Where, message: str) -> Said:
     """Tensors that repeat others, or that are equal to the base's bit for bit, are not written.
 
     ## Why is this bad?
@@ -67,7 +75,7 @@ def dropped_copies(where: str, message: str) -> Said:
 
 
 @kind("LF904", Severity.INFO)
-def whole_number(where: str, value: float) -> Said:
+def whole_number(where: Where, value: float) -> Said:
     """A number that must be an integer for some loaders, and was written with a point, is written without.
 
     ## Why is this bad?
@@ -86,7 +94,7 @@ def whole_number(where: str, value: float) -> Said:
 
 
 @kind("LF905", Severity.WARNING)
-def renamed_modules(where: str, count: int, before: str, after: str) -> Said:
+def renamed_modules(where: Where, count: int, before: str, after: str) -> Said:
     """Modules have other names in the base than in the adapter, and one change of prefix makes all of them fit.
 
     ## Why is this bad?

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from loraformat.diagnostics import FindingLocation
 from loraformat.errors import AssumptionContradicted, ConfigError
 from loraformat.formats.kit.base import Hints
 
@@ -38,7 +39,7 @@ class Scaling:
         return wanted
 
 
-def agreed(stated: T | None, hinted: T | None, what: str, where: str, *, settings: str = "") -> T | None:
+def agreed(stated: T | None, hinted: T | None, what: str, where: FindingLocation, *, settings: str = "") -> T | None:
     """What the file states, or the caller's hint where it states nothing.
 
     Args:
@@ -62,7 +63,7 @@ def _plain(value: float) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:.12g}"
 
 
-def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: str) -> float | None:
+def scale_of(alpha: float | None, rank: int, scaling: Scaling, hints: Hints, where: FindingLocation) -> float | None:
     """The factor of one module, or None where nobody stated alpha.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, MissingFile
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.fields import (
@@ -18,7 +19,6 @@ from loraformat.formats.kit.fields import (
     optional_integer,
     optional_number,
     optional_text,
-    place,
 )
 from loraformat.formats.kit.scaling import MAX_RANK, agreed
 from loraformat.model.bundle import Bundle, JsonFile
@@ -71,19 +71,19 @@ def parse(bundle: Bundle, hints: Hints) -> LitConfig:
     if model is None:
         raise MissingFile(f"{MODEL} is missing", where=bundle.uri, hint="LitGPT puts it beside the weights")
     raw = raw or {}
-    heads = as_integer(model.get("n_head"), place(MODEL, "n_head"), 1, _MOST_HEADS)
+    heads = as_integer(model.get("n_head"), in_file(MODEL, "n_head"), 1, _MOST_HEADS)
     groups = optional_integer(model, "n_query_groups", MODEL, 1, _MOST_HEADS) or heads
     size = optional_integer(model, "head_size", MODEL, 1, _MOST_HEADS)
     if size is None:
-        size = as_integer(model.get("n_embd"), place(MODEL, "n_embd"), 1, 1 << 30) // heads
+        size = as_integer(model.get("n_embd"), in_file(MODEL, "n_embd"), 1, 1 << 30) // heads
     if heads % groups:
-        raise ConfigError(f"{heads} heads cannot be shared by {groups} groups", where=place(MODEL, "n_query_groups"))
+        raise ConfigError(f"{heads} heads cannot be shared by {groups} groups", where=in_file(MODEL, "n_query_groups"))
     return LitConfig(
         raw=raw,
         family=family_of(
-            as_text(model.get("name"), place(MODEL, "name")), optional_text(model, "mlp_class_name", MODEL) or ""
+            as_text(model.get("name"), in_file(MODEL, "name")), optional_text(model, "mlp_class_name", MODEL) or ""
         ),
-        rank=agreed(optional_integer(raw, "lora_r", SETTINGS, 1, MAX_RANK), hints.rank, "rank", SETTINGS),
+        rank=agreed(optional_integer(raw, "lora_r", SETTINGS, 1, MAX_RANK), hints.rank, "rank", in_file(SETTINGS)),
         alpha=optional_number(raw, "lora_alpha", SETTINGS),
         enabled=_enabled(raw, hints),
         heads=heads,
@@ -97,13 +97,13 @@ def _hub_name(model: Config) -> str | None:
     named = model.get("hf_config")
     if not isinstance(named, dict):
         return None
-    org, name = (optional_text(named, field, place(MODEL, "hf_config")) for field in ("org", "name"))
+    org, name = (optional_text(named, field, in_file(MODEL, "hf_config")) for field in ("org", "name"))
     return f"{org}/{name}" if org and name else None
 
 
 def _file(bundle: Bundle, name: str) -> Config | None:
     file = bundle.files.get(name)
-    return as_object(file.load(), name) if isinstance(file, JsonFile) else None
+    return as_object(file.load(), in_file(name)) if isinstance(file, JsonFile) else None
 
 
 def _enabled(raw: Config, hints: Hints) -> tuple[bool, bool, bool] | None:
@@ -112,7 +112,7 @@ def _enabled(raw: Config, hints: Hints) -> tuple[bool, bool, bool] | None:
         if hints.enable_lora is None:
             return None
         if len(hints.enable_lora) != 3:
-            raise ConfigError("expected three values in enable_lora: query, key, value", where=SETTINGS)
+            raise ConfigError("expected three values in enable_lora: query, key, value", where=in_file(SETTINGS))
         return (hints.enable_lora[0], hints.enable_lora[1], hints.enable_lora[2])
     query, key, value = (optional_boolean(raw, name, SETTINGS) or False for name in names)
     return query, key, value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.blocks import Runs, block_columns, stacked
@@ -45,7 +45,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     layers, ranks = _layers(whole, config)
     scaled = {
         weight: LowRank(
-            update.up, update.down, scale_of(config.alpha, config.rank or ranks[weight], Scaling(), hints, SETTINGS)
+            update.up,
+            update.down,
+            scale_of(config.alpha, config.rank or ranks[weight], Scaling(), hints, in_file(SETTINGS)),
         )
         for weight, update in layers.items()
     }
@@ -60,7 +62,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         tokenizer=tokenizer_files(bundle),
         carried=carried_files(bundle, OWN_FILES),
         unclaimed={name: tensor for name, tensor in tensors.entries.items() if name not in taken},
-        notes=(*_notes(pairs, tensors, file.name), *left_behind(bundle, OWN_FILES)),
+        notes=(*_notes(pairs, tensors, in_file(file.name)), *left_behind(bundle, OWN_FILES)),
     )
 
 
@@ -76,12 +78,12 @@ def _declared(scaled: Mapping[str, LowRank], ranks: Mapping[str, int], rank: int
     return {weight: rank * (update.rank // ranks[weight]) for weight, update in sorted(scaled.items())}
 
 
-def _notes(pairs: Mapping[str, Pair], tensors: Tensors, where: str) -> list[Finding]:
+def _notes(pairs: Mapping[str, Pair], tensors: Tensors, where: FindingLocation) -> list[Finding]:
     notes = []
     for module, pair in pairs.items():
         if (pair.a is None) != (pair.b is None):
             present, absent = ("lora_B", "lora_A") if pair.a is None else ("lora_A", "lora_B")
-            notes.append(unpaired_factor(f"{where}: {module}", present, absent))
+            notes.append(unpaired_factor(in_weights(module, file=where.file), present, absent))
     if tensors.extras:
         notes.append(not_only_tensors(where, (), sorted(tensors.extras)))
     return notes
@@ -94,7 +96,9 @@ def _layers(pairs: Mapping[str, Pair], config: LitConfig) -> tuple[dict[str, Low
     for module, pair in pairs.items():
         a, b = pair.factors
         if len(a.shape) != 2 or len(b.shape) != 2 or not b.shape[1] or a.shape[0] % b.shape[1]:
-            raise ConfigError(f"expected A (rank, in) and B (out, rank), found {a.shape} and {b.shape}", where=module)
+            raise ConfigError(
+                f"expected A (rank, in) and B (out, rank), found {a.shape} and {b.shape}", where=in_weights(module)
+            )
         if module.endswith(".attn.qkv"):
             made = _attention(module, a, b, config)
         elif module.endswith((".mlp.fc_1", ".mlp.fc_2")) and config.family.gate_up:
@@ -109,7 +113,7 @@ def _layers(pairs: Mapping[str, Pair], config: LitConfig) -> tuple[dict[str, Low
 def _name(module: str, config: LitConfig) -> str:
     name = config.family.module(module)
     if name is None:
-        raise UnsupportedUpdate("what checkpoints call this module is not known", where=module)
+        raise UnsupportedUpdate("what checkpoints call this module is not known", where=in_weights(module))
     return name
 
 
@@ -120,14 +124,14 @@ def _attention(module: str, a: LazyTensor, b: LazyTensor, config: LitConfig) -> 
     if enabled is None:
         raise ConfigError(
             f"{a.shape[0] // rank} of query, key and value are adapted, and {SETTINGS}, which says which, is missing",
-            where=module,
+            where=in_weights(module),
             hint="--assume enable_lora=[true,false,true] for query and value",
         )
     numbers = [number for number, is_on in enumerate(enabled) if is_on]
     heights = [config.sizes[number] for number in numbers]
     if a.shape[0] != len(numbers) * rank or b.shape[0] != sum(heights):
         expected = f"A ({len(numbers) * rank}, in) and B ({sum(heights)}, {rank})"
-        raise ConfigError(f"expected {expected}, found {a.shape} and {b.shape}", where=module)
+        raise ConfigError(f"expected {expected}, found {a.shape} and {b.shape}", where=in_weights(module))
     parts: dict[int, tuple[LazyTensor, LazyTensor]] = {}
     top = 0
     for order, (number, height) in enumerate(zip(numbers, heights, strict=True)):
@@ -164,9 +168,13 @@ def _gate_up(module: str, pairs: Mapping[str, Pair], config: LitConfig) -> dict[
     halves = [pairs.get(f"{path}.{name}") for name in ("fc_1", "fc_2")]
     factors = [half.factors for half in halves if half is not None]
     if len(factors) < 2:
-        raise UnsupportedUpdate("only one of fc_1 and fc_2 is adapted, which the checkpoint joins", where=module)
+        raise UnsupportedUpdate(
+            "only one of fc_1 and fc_2 is adapted, which the checkpoint joins", where=in_weights(module)
+        )
     if len({tensor.dtype for pair in factors for tensor in pair}) > 1:
-        raise UnsupportedUpdate("fc_1 and fc_2, which the checkpoint joins, are of several dtypes", where=module)
+        raise UnsupportedUpdate(
+            "fc_1 and fc_2, which the checkpoint joins, are of several dtypes", where=in_weights(module)
+        )
     heights = [b.shape[0] for _, b in factors]
     blocks = [(factors[0][1], [(0, heights[0])]), (factors[1][1], [(heights[0], sum(heights))])]
     up = block_columns(blocks, sum(heights))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from loraformat.diagnostics import counted
 from loraformat.formats.kit.base import Match
-from loraformat.formats.kit.pairs.read import the_file
 from loraformat.formats.kit.pairs.spelling import are_loralib, pairs_of
 from loraformat.formats.loralib.read import SETTINGS, read
 from loraformat.formats.loralib.write import losses, write
 from loraformat.model.bundle import Bundle
+from loraformat.model.format_files import the_file
 
 NAME = "loralib"
 TITLE = "loralib: <module>.lora_A and .lora_B, (rank, in) and (out, rank), in one .pt file"

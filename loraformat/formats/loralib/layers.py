@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import counted
+from loraformat.diagnostics import counted, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.blocks import block_columns
@@ -34,7 +34,7 @@ def layer(module: str, pair: Pair, hints: Hints, tables: tuple[str, ...]) -> Lay
     shape = base_shape(module, pair, hints)
     if len(a.shape) != 2 or len(b.shape) != 2 or not b.shape[1] or a.shape[0] % b.shape[1]:
         message = f"expected A (rank, in) and B (out, rank), found A {a.shape}, B {b.shape}"
-        raise ConfigError(message, where=module, hint="--from dump reads either orientation")
+        raise ConfigError(message, where=in_weights(module), hint="--from dump reads either orientation")
     parts = a.shape[0] // b.shape[1]
     if shape is not None and len(shape) == 4:
         return _convolution(module, a, b, shape)
@@ -57,17 +57,17 @@ def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int
     if shape is None and is_called_table:
         raise ConfigError(
             "whether this is an embedding, whose factors mean the transpose, only the base tells",
-            where=module,
+            where=in_weights(module),
             hint="give it with --base",
         )
     if shape not in (None, straight, turned):
-        raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the weight {shape}", where=module)
+        raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the weight {shape}", where=in_weights(module))
     if shape == turned and is_called_table:
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
     if shape == turned != straight and hints.is_transposed(module) is None:
         raise ConfigError(
             f"the weight {shape} is that of an embedding or of a layer that is stored as (in, out)",
-            where=module,
+            where=in_weights(module),
             hint='--assume fan_in_fan_out=true for a layer, false for an embedding, ["fc2"] for these layers',
         )
     if shape == turned != straight and not hints.is_transposed(module):
@@ -84,13 +84,15 @@ def _merged(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ...] | 
         given = "" if hints.enable_lora is None else f", enable_lora gives {sum(hints.enable_lora)}"
         raise ConfigError(
             f"the factors are of {counted(count, 'part')} of the rows, and the file does not say of which{given}",
-            where=module,
+            where=in_weights(module),
             hint="--assume enable_lora=[true,false,true] for query and value of three",
         )
     height = b.shape[0] // count
     rows = height * len(enabled)
     if shape is not None and rows not in shape:
-        raise ConfigError(f"{len(enabled)} parts of {height} rows do not fit the weight {shape}", where=module)
+        raise ConfigError(
+            f"{len(enabled)} parts of {height} rows do not fit the weight {shape}", where=in_weights(module)
+        )
     places = [number for number, is_on in enumerate(enabled) if is_on]
     blocks = [
         (b.rows(order * height, (order + 1) * height), [(place * height, (place + 1) * height)])
@@ -109,10 +111,10 @@ def _convolution(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ..
     out, width = shape[0], math.prod(shape[1:])
     each = b.shape[0] // out if out else 0
     if not each or each * out != b.shape[0] or each * a.shape[1] != width or a.shape[0] != b.shape[1]:
-        raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the convolution {shape}", where=module)
+        raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the convolution {shape}", where=in_weights(module))
     kernel_size = shape[2]
     if b.shape[1] % kernel_size:
-        raise ConfigError(f"B {b.shape} has no multiple of {kernel_size} columns", where=module)
+        raise ConfigError(f"B {b.shape} has no multiple of {kernel_size} columns", where=in_weights(module))
     up, down = b.reshape(out, each * b.shape[1]), _repeated(a, each)
     return Layer(LowRank(up, down, None, kernel=shape[2:]), b.shape[1] // kernel_size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from loraformat.diagnostics import in_file
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.fields import (
     as_integer,
@@ -13,7 +14,6 @@ from loraformat.formats.kit.fields import (
     optional_boolean,
     optional_integer,
     optional_number,
-    place,
 )
 from loraformat.formats.kit.pairs.read import Dialect, Layer, read_pairs
 from loraformat.formats.kit.pairs.spelling import LORALIB, Pair
@@ -54,7 +54,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor.
     """
     settings = _settings(bundle)
-    turned = agreed(settings.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", SETTINGS)
+    turned = agreed(settings.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(SETTINGS))
 
     def build(pairs: Mapping[str, Pair], rank: int | None, known: Hints) -> dict[str, Layer]:  # noqa: ARG001
         return {
@@ -62,7 +62,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
             for module, pair in pairs.items()
         }
 
-    return read_pairs(
+    found = read_pairs(
         bundle,
         Dialect(
             spellings=LORALIB,
@@ -72,8 +72,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
             settings=(settings.rank, settings.alpha),
             settings_file=SETTINGS if SETTINGS in bundle.files else None,
         ),
-        replace(hints, fan_in_fan_out=turned),
+        hints if hints.transposed else replace(hints, fan_in_fan_out=turned),
     )
+    return replace(found, config=replace(found.config, fan_in_fan_out=turned))
 
 
 def _with_shape(pair: Pair, size: int | None) -> Pair:
@@ -88,15 +89,15 @@ def _settings(bundle: Bundle) -> Settings:
     file = bundle.files.get(SETTINGS)
     if not isinstance(file, JsonFile):
         return Settings()
-    raw = as_object(file.load(), SETTINGS)
+    raw = as_object(file.load(), in_file(SETTINGS))
     return Settings(
         rank=optional_integer(raw, "r", SETTINGS, 1, MAX_RANK),
         alpha=optional_number(raw, "lora_alpha", SETTINGS),
-        tables=as_texts(raw.get("embeddings", []), place(SETTINGS, "embeddings")),
+        tables=as_texts(raw.get("embeddings", []), in_file(SETTINGS, "embeddings")),
         kernel_sizes={
-            module: as_integer(size, place(SETTINGS, "kernel_sizes"), 1, _MOST_KERNEL)
-            for module, size in as_object(raw.get("kernel_sizes", {}), place(SETTINGS, "kernel_sizes")).items()
+            module: as_integer(size, in_file(SETTINGS, "kernel_sizes", module), 1, _MOST_KERNEL)
+            for module, size in as_object(raw.get("kernel_sizes", {}), in_file(SETTINGS, "kernel_sizes")).items()
         },
-        replaced=as_texts(raw.get("replaced", []), place(SETTINGS, "replaced")),
-        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", SETTINGS),
+        replaced=as_texts(raw.get("replaced", []), in_file(SETTINGS, "replaced")),
+        fan_in_fan_out=optional_boolean(raw, "fan_in_fan_out", in_file(SETTINGS)),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.fields import (
@@ -17,7 +18,6 @@ from loraformat.formats.kit.fields import (
     optional_integer,
     optional_number,
     optional_text,
-    place,
 )
 from loraformat.formats.kit.scaling import MAX_RANK
 from loraformat.model.bundle import Json
@@ -67,12 +67,12 @@ def parse(value: Json, hints: Hints = NO_HINTS) -> MlxConfig:
         UnsupportedUpdate (LF013): `fine_tune_type` is neither "lora" nor "dora".
         ConfigError (LF103): a field with a wrong type, or neither `scale` nor a hint about it.
     """
-    raw = as_object(value, CONFIG)
+    raw = as_object(value, in_file(CONFIG))
     kind = optional_text(raw, "fine_tune_type", CONFIG) or "lora"
     if kind not in ("lora", "dora"):
         why = "whole weights of the model, not an adapter" if kind == "full" else "not known"
-        raise UnsupportedUpdate(f'fine_tune_type "{kind}" is {why}', where=place(CONFIG, "fine_tune_type"))
-    where = place(CONFIG, "lora_parameters")
+        raise UnsupportedUpdate(f'fine_tune_type "{kind}" is {why}', where=in_file(CONFIG, "fine_tune_type"))
+    where = in_file(CONFIG, "lora_parameters")
     if "lora_parameters" not in raw:
         if "alpha" not in raw and hints.scale is None and hints.alpha is None:
             raise ConfigError("the field is missing", where=where, hint="give the factor itself with --assume scale=S")
@@ -95,5 +95,5 @@ def parse(value: Json, hints: Hints = NO_HINTS) -> MlxConfig:
         scale=scale,
         is_dora=kind == "dora",
         base_model=optional_text(raw, "model", CONFIG),
-        tables=as_texts(raw.get(EMBEDDINGS, []), place(CONFIG, EMBEDDINGS)),
+        tables=as_texts(raw.get(EMBEDDINGS, []), in_file(CONFIG, EMBEDDINGS)),
     )

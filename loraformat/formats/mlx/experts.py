@@ -5,6 +5,7 @@ Source: mlx-lm 0.32.2, mlx_lm/tuner/lora.py `LoRASwitchLinear`; models/mixtral.p
 
 from __future__ import annotations
 
+from loraformat.diagnostics import in_weights
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit.base import Hints
 from loraformat.model.tensors import LazyTensor
@@ -27,10 +28,10 @@ def experts_of(module: str, a: LazyTensor, b: LazyTensor, scale: float | None, h
         UnsupportedUpdate (LF013): what the experts are called only the base tells, and it is not there or stacks them.
     """
     if len(b.shape) != 3 or not b.numel:
-        raise ConfigError(f"expected lora_b (experts, out, rank), found {b.shape}", where=module)
+        raise ConfigError(f"expected lora_b (experts, out, rank), found {b.shape}", where=in_weights(module))
     count, out, rank = b.shape
     if a.numel != count * rank * a.shape[-1] or a.shape[0] not in (count, count * rank):
-        raise ConfigError(f"lora_a {a.shape} does not fit lora_b {b.shape}", where=module)
+        raise ConfigError(f"lora_a {a.shape} does not fit lora_b {b.shape}", where=in_weights(module))
     names = _weights(module, count, hints)
     flat, cols = a.reshape(count * rank, a.shape[-1]), a.shape[-1]
     return {
@@ -51,4 +52,6 @@ def _weights(module: str, count: int, hints: Hints) -> list[str]:
         if hints.weights is not None and all(weight in hints.weights for weight in weights):
             return weights
     why = "the base has no such experts" if hints.weights is not None else "their names stand in the base"
-    raise UnsupportedUpdate(f"a stack of {count} experts: {why}", where=module, hint="give the base with --base")
+    raise UnsupportedUpdate(
+        f"a stack of {count} experts: {why}", where=in_weights(module), hint="give the base with --base"
+    )

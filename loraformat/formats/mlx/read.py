@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.errors import ConfigError, FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints
-from loraformat.formats.kit.fields import place
 from loraformat.formats.kit.findings import (
     announced_but_absent,
     scale_by_definition,
@@ -55,23 +54,23 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     """
     file = _weights(bundle)
     config = _config(bundle, file, hints)
-    rank = agreed(config.rank, hints.rank, "rank", CONFIG)
+    rank = agreed(config.rank, hints.rank, "rank", in_file(CONFIG))
     # The user decides between the two factors that an old mlx-vlm file may mean.
     is_chosen = config.is_raw_alpha and hints.scale is not None
-    scale = hints.scale if is_chosen else agreed(config.scale, _hinted(config, hints), "a scale of", CONFIG)
+    scale = hints.scale if is_chosen else agreed(config.scale, _hinted(config, hints), "a scale of", in_file(CONFIG))
     tensors = file.open()
-    modules, found = _sorted(tensors.entries, file.name)
+    modules, found = _sorted(tensors.entries, in_file(file.name))
     if config.scale is None and scale is None and file.name.endswith(".npz"):
         scale = _EXAMPLES_SCALE
-        found.notes.append(scale_by_definition(file.name, scale, "mlx-examples/lora"))
+        found.notes.append(scale_by_definition(in_file(file.name), scale, "mlx-examples/lora"))
     if config.is_raw_alpha and not is_chosen and scale is not None and rank not in (None, 1):
         assert rank is not None
-        found.notes.append(scale_of_two_versions(place(CONFIG, "alpha"), scale, scale / rank, "mlx-vlm"))
+        found.notes.append(scale_of_two_versions(in_file(CONFIG, "alpha"), scale, scale / rank, "mlx-vlm"))
     for module, parts in modules.items():
         _layer(module, parts, scale, config, hints, found)
     plain = [weight for weight, update in found.updates.items() if update.magnitude is None]
     if config.is_dora and plain:
-        found.notes.append(announced_but_absent(file.name, 'the config says "dora"', plain))
+        found.notes.append(announced_but_absent(in_file(file.name), 'the config says "dora"', plain))
     return Adapter(
         config=AdapterConfig(
             base_model=config.base_model,
@@ -110,13 +109,15 @@ def _config(bundle: Bundle, weights: TensorFile, hints: Hints) -> MlxConfig:
 def _hinted(config: MlxConfig, hints: Hints) -> float | None:
     if hints.alpha is None:
         return hints.scale
-    rank = agreed(config.rank, hints.rank, "rank", CONFIG)
+    rank = agreed(config.rank, hints.rank, "rank", in_file(CONFIG))
     if rank is None:
-        raise ConfigError("alpha needs the rank too", where=CONFIG, hint="--assume scale=S says the factor itself")
-    return agreed(hints.scale, hints.alpha / rank, "a scale of", CONFIG)
+        raise ConfigError(
+            "alpha needs the rank too", where=in_file(CONFIG), hint="--assume scale=S says the factor itself"
+        )
+    return agreed(hints.scale, hints.alpha / rank, "a scale of", in_file(CONFIG))
 
 
-def _sorted(entries: Parts, where: str) -> tuple[dict[str, dict[str, LazyTensor]], _Found]:
+def _sorted(entries: Parts, where: FindingLocation) -> tuple[dict[str, dict[str, LazyTensor]], _Found]:
     modules: dict[str, dict[str, LazyTensor]] = {}
     found = _Found()
     for name, tensor in entries.items():
@@ -141,9 +142,9 @@ def _layer(module: str, parts: Parts, scale: float | None, config: MlxConfig, hi
         found.updates.update(experts_of(module, a, b, scale, hints))
         return
     if config.is_raw_alpha and "m" in parts:
-        raise UnsupportedUpdate("a magnitude in the layout of old mlx-vlm, which had none", where=module)
+        raise UnsupportedUpdate("a magnitude in the layout of old mlx-vlm, which had none", where=in_weights(module))
     if len(a.shape) != 2 or len(b.shape) != 2:
-        raise ConfigError(f"expected matrices, found lora_a {a.shape}, lora_b {b.shape}", where=module)
+        raise ConfigError(f"expected matrices, found lora_a {a.shape}, lora_b {b.shape}", where=in_weights(module))
     magnitude = Magnitude(parts["m"], axis=1) if "m" in parts else None
     if module in config.tables or _is_table(module, (a.shape[0], b.shape[1]), hints):
         update = LowRank(a, b, scale, magnitude, is_embedding=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, FormatError, UnsupportedUpdate
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.fields import (
@@ -17,7 +18,6 @@ from loraformat.formats.kit.fields import (
     optional_integer,
     optional_number,
     optional_text,
-    place,
 )
 from loraformat.formats.kit.scaling import MAX_RANK, Scaling, agreed
 from loraformat.formats.native.names import CONFIG
@@ -70,20 +70,20 @@ def parse(value: Json, hints: Hints) -> NativeConfig:
         UnsupportedUpdate: a method other than "lora".
         ConfigError: a field with a wrong type or outside its bounds, or one that contradicts a hint.
     """
-    raw = as_object(value, CONFIG)
+    raw = as_object(value, in_file(CONFIG))
     version = _version(raw)
     method = optional_text(raw, "method", CONFIG)
     if method != "lora" and (method is not None or version):
-        raise UnsupportedUpdate(f'method "{method}" is not read, only "lora"', where=place(CONFIG, "method"))
+        raise UnsupportedUpdate(f'method "{method}" is not read, only "lora"', where=in_file(CONFIG, "method"))
     rank = optional_integer(raw, "rank", CONFIG, 1, MAX_RANK)
-    rank = agreed(rank, hints.rank, "rank", place(CONFIG, "rank"))
+    rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "rank"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=place(CONFIG, "rank"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="give it with --assume rank=R")
     alpha = optional_number(raw, "alpha", CONFIG)
     if version == 0:
         return NativeConfig(raw=raw, version=0, rank=rank, alpha=alpha, base=_base(raw), tied=_tied_0(raw))
     if alpha is None:
-        raise ConfigError("alpha is missing; version 1 requires it", where=place(CONFIG, "alpha"))
+        raise ConfigError("alpha is missing; version 1 requires it", where=in_file(CONFIG, "alpha"))
     return NativeConfig(
         raw=raw,
         version=1,
@@ -91,7 +91,7 @@ def parse(value: Json, hints: Hints) -> NativeConfig:
         alpha=alpha,
         scaling=_scaling(raw),
         rank_exceptions={
-            module: as_integer(exception, f'{place(CONFIG, "rank_exceptions")}["{module}"]', 1, MAX_RANK)
+            module: as_integer(exception, in_file(CONFIG, "rank_exceptions", module), 1, MAX_RANK)
             for module, exception in _object(raw, "rank_exceptions").items()
         },
         alpha_exceptions=_numbers(raw, "alpha_exceptions"),
@@ -109,32 +109,32 @@ def _version(raw: Config) -> int:
     if version != 1 or isinstance(version, (bool, float)):
         raise FormatError(
             f"format_version {version!r} is not known, this program reads 0 (no format_version) and 1",
-            where=place(CONFIG, "format_version"),
+            where=in_file(CONFIG, "format_version"),
             hint="update loraformat",
         )
     return 1
 
 
 def _object(raw: Config, name: str) -> dict[str, Json]:
-    return as_object(raw.get(name, {}), place(CONFIG, name))
+    return as_object(raw.get(name, {}), in_file(CONFIG, name))
 
 
 def _numbers(raw: Config, name: str) -> dict[str, float]:
-    return {key: as_number(value, f'{place(CONFIG, name)}["{key}"]') for key, value in _object(raw, name).items()}
+    return {key: as_number(value, in_file(CONFIG, name, key)) for key, value in _object(raw, name).items()}
 
 
 def _scaling(raw: Config) -> Scaling:
     rule = optional_text(raw, "scaling", CONFIG) or BY_RANK
     if rule not in (BY_RANK, BY_ROOT):
-        raise ConfigError(f'expected "{BY_RANK}" or "{BY_ROOT}", found "{rule}"', where=place(CONFIG, "scaling"))
+        raise ConfigError(f'expected "{BY_RANK}" or "{BY_ROOT}", found "{rule}"', where=in_file(CONFIG, "scaling"))
     return Scaling(by_root=rule == BY_ROOT)
 
 
 def _rows(weight: str, value: Json) -> int | tuple[int, ...]:
-    where = f'{place(CONFIG, "rows")}["{weight}"]'
+    where = in_file(CONFIG, "rows", weight)
     if not isinstance(value, list):
         return as_integer(value, where, 0, MAX_ROWS)
-    rows = tuple(as_integer(row, f"{where}[{number}]", 0, MAX_ROWS) for number, row in enumerate(value))
+    rows = tuple(as_integer(row, where.at(number), 0, MAX_ROWS) for number, row in enumerate(value))
     if len(set(rows)) != len(rows):
         raise ConfigError("a row number occurs twice", where=where)
     return rows
@@ -142,7 +142,7 @@ def _rows(weight: str, value: Json) -> int | tuple[int, ...]:
 
 def _base(raw: Config) -> tuple[str | None, str | None, str | None]:
     value = raw.get("base_model")
-    where = place(CONFIG, "base_model")
+    where = in_file(CONFIG, "base_model")
     if value is None:
         return None, None, None
     if isinstance(value, str):
@@ -160,14 +160,14 @@ def _tied_0(raw: Config) -> tuple[tuple[str, ...], ...] | None:
 
 
 def _tied(raw: Config) -> tuple[tuple[str, ...], ...] | None:
-    value, where = raw.get("tied"), place(CONFIG, "tied")
+    value, where = raw.get("tied"), in_file(CONFIG, "tied")
     if value is None:
         return None
     if not isinstance(value, list):
         if as_boolean(value, where):
             raise ConfigError("expected false, null or a list of groups of weight names, found true", where=where)
         return ()
-    groups = tuple(as_texts(group, f"{where}[{number}]") for number, group in enumerate(value))
+    groups = tuple(as_texts(group, where.at(number)) for number, group in enumerate(value))
     if any(len(set(group)) < 2 for group in groups):
         raise ConfigError("a group must name at least two weights", where=where)
     return groups

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loraformat.diagnostics import Finding, counted
+from loraformat.diagnostics import Finding, counted, in_file, in_weights
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints
-from loraformat.formats.kit.fields import names_or_pattern, optional_boolean, optional_integer, optional_text, place
+from loraformat.formats.kit.fields import names_or_pattern, optional_boolean, optional_integer, optional_text
 from loraformat.formats.kit.findings import not_only_tensors, table_too_short, unpaired_factors
 from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.kit.scaling import agreed, scale_of
@@ -74,7 +74,9 @@ def _config(bundle: Bundle) -> Json:
         hint = 'write it, at least {"rank": R, "alpha": A}'
         raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint=hint)
     if file.nbytes > MAX_CONFIG_BYTES:
-        raise ConfigError(f"the file has {file.nbytes} bytes, at most {MAX_CONFIG_BYTES} are read", where=CONFIG)
+        raise ConfigError(
+            f"the file has {file.nbytes} bytes, at most {MAX_CONFIG_BYTES} are read", where=in_file(CONFIG)
+        )
     return file.load()
 
 
@@ -122,12 +124,12 @@ def _sort_tables(tensors: Tensors, config: NativeConfig, found: _Sorted) -> None
 
 def _put(where: dict[str, Replace] | dict[str, Rows], weight: str, update: Replace | Rows) -> None:
     if weight in where:
-        raise FormatError("the embedding file and the weight file both set this weight", where=weight)
+        raise FormatError("the embedding file and the weight file both set this weight", where=in_weights(weight))
     where[weight] = update  # type: ignore[assignment]  # callers pair the dict and the kind
 
 
 def _rows(weight: str, values: LazyTensor, config: NativeConfig, *, follows_tie: bool) -> Rows:
-    where = f'{place(CONFIG, "rows")}["{weight}"]'
+    where = in_file(CONFIG, "rows", weight)
     stated = config.rows.get(weight)
     count = values.shape[0] if values.shape else 0
     if stated is None:
@@ -165,7 +167,7 @@ def _slots(found: _Sorted, config: NativeConfig, hints: Hints) -> tuple[dict[str
 
 def _low_rank(module: str, parts: Parts, config: NativeConfig, hints: Hints) -> LowRank | None:
     """The update of one module, or None where its parts do not make exactly one."""
-    scale = scale_of(config.alpha_of(module), config.rank_of(module), config.scaling, hints, place(CONFIG, "alpha"))
+    scale = scale_of(config.alpha_of(module), config.rank_of(module), config.scaling, hints, in_file(CONFIG, "alpha"))
     magnitude = parts.get("lora_magnitude")
     match sorted(set(parts) - {"lora_magnitude"}):
         case ["lora_A", "lora_B"]:
@@ -179,7 +181,7 @@ def _low_rank(module: str, parts: Parts, config: NativeConfig, hints: Hints) -> 
 def _clutter(opened: Mapping[str, Tensors]) -> Iterator[Finding]:
     for name, tensors in opened.items():
         if tensors.wrapper or tensors.extras:
-            yield not_only_tensors(name, tensors.wrapper, sorted(tensors.extras))
+            yield not_only_tensors(in_file(name), tensors.wrapper, sorted(tensors.extras))
 
 
 def _short_tables(config: NativeConfig, found: _Sorted) -> Iterator[Finding]:
@@ -200,7 +202,7 @@ def _require_users(config: NativeConfig, found: _Sorted) -> None:
     for field_name, stated, there in users:
         for name in stated:
             if name not in there:
-                where = f'{place(CONFIG, field_name)}["{name}"]'
+                where = in_file(CONFIG, field_name, name)
                 raise ConfigError("names nothing that the weight files hold", where=where)
 
 
@@ -223,6 +225,6 @@ def _hub_config(config: NativeConfig, slots: Mapping[str, Slots], hints: Hints) 
         vocab_size=optional_integer(raw, "vocab_size", CONFIG, 1, MAX_ROWS),
         base_vocab_size=optional_integer(raw, "base_vocab_size", CONFIG, 1, MAX_ROWS),
         tied=config.tied,
-        fan_in_fan_out=agreed(flag, hints.fan_in_fan_out, "fan_in_fan_out", place(CONFIG, "fan_in_fan_out")),
+        fan_in_fan_out=agreed(flag, hints.all_transposed, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")),
         raw=raw,
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import in_file, show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.formats.peft.keys import WEIGHTS
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile, Tensors
@@ -39,7 +39,7 @@ class AdapterWeights:
         for file, tensors in zip(self.files[1:], others, strict=True):
             twice = next((name for name in tensors.entries if name in entries), None)
             if twice is not None:
-                raise FormatError(f"{show(twice, 200)} stands in two parts of the adapter", where=file.name)
+                raise FormatError(f"{show(twice, 200)} stands in two parts of the adapter", where=in_file(file.name))
             entries.update(tensors.entries)
         return Tensors(first.container, entries, first.metadata, first.wrapper, first.extras)
 
@@ -105,9 +105,9 @@ def _check_index(index: JsonFile, parts: list[TensorFile]) -> None:
     value = index.load()
     listed = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(listed, Mapping):
-        raise ConfigError("weight_map: expected an object of tensor names and file names", where=index.name)
+        raise ConfigError("weight_map: expected an object of tensor names and file names", where=in_file(index.name))
     there = {name: file.name for file in parts for name in file.open().entries}
     odd = next((name for name in sorted({*listed, *there}) if listed.get(name) != there.get(name)), None)
     if odd is not None:
         here, said = there.get(odd) or "no part", show(str(listed.get(odd) or "nothing"), 80)
-        raise FormatError(f"{show(odd, 200)} is in {here}, the index says {said}", where=index.name)
+        raise FormatError(f"{show(odd, 200)} is in {here}, the index says {said}", where=in_file(index.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat.diagnostics import in_file
 from loraformat.formats.kit.findings import redundant_copy, undeclared_replacement
 from loraformat.formats.peft.config.fields import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
@@ -45,7 +46,7 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
     if copies:
         built.notes.append(redundant_copy("", sorted(copies), "PEFT loads the tensor without that part of the name"))
     if undeclared:
-        built.notes.append(undeclared_replacement(CONFIG, sorted(undeclared)))
+        built.notes.append(undeclared_replacement(in_file(CONFIG), sorted(undeclared)))
 
 
 def _set_aside(found: Sorted, built: Built) -> None:

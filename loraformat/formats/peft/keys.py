@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, listed
 from loraformat.errors import FormatError
-from loraformat.formats.kit.findings import foreign_name_part, listed
+from loraformat.formats.kit.findings import foreign_name_part
 from loraformat.model.tensors import LazyTensor
 
 CONFIG = "adapter_config.json"
@@ -150,7 +150,7 @@ class Sorted:
     notes: list[Finding] = field(default_factory=list)
 
 
-def sort(entries: Mapping[str, LazyTensor], where: str, parts: Mapping[str, str] = _MODULE_PARTS) -> Sorted:
+def sort(entries: Mapping[str, LazyTensor], where: FindingLocation, parts: Mapping[str, str] = _MODULE_PARTS) -> Sorted:
     """The tensors by what they belong to; `parts` as for `parse`.
 
     Raises:
@@ -170,14 +170,14 @@ def sort(entries: Mapping[str, LazyTensor], where: str, parts: Mapping[str, str]
     return found
 
 
-def _require_one_adapter(keys: Mapping[str, Key], where: str) -> None:
+def _require_one_adapter(keys: Mapping[str, Key], where: FindingLocation) -> None:
     adapters = sorted({key.adapter for key in keys.values() if key.adapter is not None})
     if len(adapters) > 1:
         message = f"the file holds {len(adapters)} adapters: {listed(adapters, 8)}"
         raise FormatError(message, where=where, hint="save each into a folder of its own")
 
 
-def _foreign(keys: Mapping[str, Key], where: str) -> Iterator[Finding]:
+def _foreign(keys: Mapping[str, Key], where: FindingLocation) -> Iterator[Finding]:
     parts = [wrapper for key in keys.values() for wrapper in key.wrappers]
     parts += [f"the adapter name {key.adapter}" for key in keys.values() if key.adapter is not None]
     for part in sorted(set(parts)):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, in_file, in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import Hints
-from loraformat.formats.kit.fields import place
 from loraformat.formats.kit.findings import unpaired_factors
 from loraformat.formats.kit.scaling import scale_of
 from loraformat.formats.peft.config.fields import PeftConfig
@@ -87,7 +86,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
     """
     built, recent = Built(), Recent()
     nested = nested_layers(found, config, hints.weights)
-    where = place(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
+    where = in_file(CONFIG, "lora_alpha" if config.peft_type == "LORA" else "alpha")
     for module, parts in found.modules.items():
         meaning = nested.get(module) or Nested(f"{module}.weight", module)
         rank = config.rank_of(meaning.scaled_as)
@@ -102,7 +101,7 @@ def read_layers(found: Sorted, config: PeftConfig, hints: Hints) -> Built:
             claimed |= read_rows(module, parts, config, built)
             claimed |= {"diagonal"} if config.recipe == "kasa" and "A" in claimed else set()
         if meaning.weight in built.low_ranks:
-            check_layout(built.low_ranks[meaning.weight], config.version, meaning.weight)
+            check_layout(built.low_ranks[meaning.weight], config.version, in_weights(meaning.weight))
             _take_off(meaning.weight, rank, scale, config, built)
         if not parts.keys() <= claimed:
             left = [part for part in parts if part not in claimed]
@@ -183,7 +182,7 @@ def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> se
     values = parts.get("rows")
     if values is None:
         return set()
-    where = place(CONFIG, "trainable_token_indices")
+    where = in_file(CONFIG, "trainable_token_indices")
     indices, count = config.indices_of(module), values.shape[0] if values.shape else 0
     if indices is None or len(indices) != count:
         stated = "none" if indices is None else str(len(indices))

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import FindingLocation, in_file, in_weights
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit.blocks import block_columns
-from loraformat.formats.kit.fields import Config, as_integer, as_object, as_texts, place
+from loraformat.formats.kit.fields import Config, as_integer, as_object, as_texts
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.model.bundle import Json
 from loraformat.model.tensors import LazyTensor
@@ -77,7 +78,7 @@ def layers_of(raw: Config) -> tuple[int, ...] | None:
 
     Raises: ConfigError (LF103).
     """
-    value, where = raw.get("layer_replication"), place(CONFIG, "layer_replication")
+    value, where = raw.get("layer_replication"), in_file(CONFIG, "layer_replication")
     if value is None or value == []:
         return None
     if not isinstance(value, list):
@@ -89,7 +90,7 @@ def layers_of(raw: Config) -> tuple[int, ...] | None:
     return layers
 
 
-def _pair(value: Json, where: str) -> tuple[int, int]:
+def _pair(value: Json, where: FindingLocation) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2:
         raise ConfigError("expected pairs of the first layer and the one after the last", where=where)
     start, stop = (as_integer(number, where, 0, _MAX_LAYERS) for number in value)
@@ -106,7 +107,7 @@ def recipe_of(raw: Config) -> str | None:
 
 def blocks_of(raw: Config) -> Blocks | None:
     """`use_bdlora`, or None. Raises: ConfigError (LF103)."""
-    value, where = raw.get("use_bdlora"), place(CONFIG, "use_bdlora")
+    value, where = raw.get("use_bdlora"), in_file(CONFIG, "use_bdlora")
     if value is None or value is False:
         return None
     fields = as_object(value, where)
@@ -130,7 +131,8 @@ def merged_parts(module: str, a: LazyTensor, b: LazyTensor, enabled: tuple[bool,
     rows, rank, _ = b.shape if len(b.shape) == 3 else (*b.shape[:2], 0)
     if len(a.shape) != 2 or a.shape[0] != rank * count or rows % count:
         raise ConfigError(
-            f"A {a.shape} and B {b.shape} are not those of the {count} parts that enable_lora names", where=module
+            f"A {a.shape} and B {b.shape} are not those of the {count} parts that enable_lora names",
+            where=in_weights(module),
         )
     flat, height = b.reshape(rows, rank), rows // count
     blocks = [
@@ -152,5 +154,5 @@ def check_groups(module: str, a: LazyTensor, b: LazyTensor) -> None:
     if b.shape[1] != a.shape[0] and a.shape[0] % b.shape[1] == 0:
         groups = a.shape[0] // b.shape[1]
         raise UnsupportedUpdate(
-            f"LoRA on a grouped (depthwise) convolution of {groups} groups is not read", where=module
+            f"LoRA on a grouped (depthwise) convolution of {groups} groups is not read", where=in_weights(module)
         )

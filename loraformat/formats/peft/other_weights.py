@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, in_file
 from loraformat.errors import ContainerError
 from loraformat.formats.kit.findings import trained_beside, unread_beside
 from loraformat.formats.kit.folder import is_training_state
@@ -58,7 +58,7 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
         except ContainerError as error:
             if is_trained:
                 raise
-            found.notes.append(unread_beside(file.name, f"it is not read as tensors: {error}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it is not read as tensors: {error}"))
             continue
         _take(file, entries, adapted, found)
     return found
@@ -77,15 +77,15 @@ def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collecti
             continue
         key = parse(name)
         if not is_whole(key) or "lora_" in name:
-            found.notes.append(unread_beside(file.name, f"it holds factors of an adapter: {name}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it holds factors of an adapter: {name}"))
             return
         if key.part == "plain" and key.owner in adapted:
-            found.notes.append(unread_beside(file.name, f"it is a model of its own, with {key.owner}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it is a model of its own, with {key.owner}"))
             return
         weights[key.owner] = tensor
     twice = sorted(weights.keys() & found.weights.keys())
     if twice:
-        found.notes.append(unread_beside(file.name, f"{found.files[-1]} has {twice[0]} too"))
+        found.notes.append(unread_beside(in_file(file.name), f"{found.files[-1]} has {twice[0]} too"))
         return
     if not weights:
         return
@@ -104,4 +104,4 @@ def notes_of(found: Beside, replaced: Collection[str]) -> Iterator[Finding]:
         yield trained_beside(found.files, sorted(found.weights))
     both = sorted(found.weights.keys() & set(replaced))
     if both:
-        yield unread_beside(found.files[0], f"the adapter's own file has {both[0]} too, which counts")
+        yield unread_beside(in_file(found.files[0]), f"the adapter's own file has {both[0]} too, which counts")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import show
+from loraformat.diagnostics import NOWHERE, FindingLocation, show
 from loraformat.errors import ConfigError
 from loraformat.model.patterns import keys as pattern_keys
 from loraformat.model.patterns.keys import ends_of
@@ -20,14 +20,14 @@ class PatternKeys:
     Raises (when made): ConfigError (LF103): a pattern that cannot be evaluated in bounded time.
     """
 
-    def __init__(self, where: str, keys: Sequence[str], budget: Budget) -> None:
+    def __init__(self, where: FindingLocation, keys: Sequence[str], budget: Budget) -> None:
         self._where = where
         self._keys = pattern_keys.PatternKeys(keys, budget)
         if self._keys.unread:
             raise self._not_evaluated(self._keys.unread[0], "it could take for ever")
 
     def _not_evaluated(self, key: str, why: str) -> ConfigError:
-        where = f'{self._where}["{show(key, 80)}"]'
+        where = self._where.at(show(key, 80))
         return ConfigError(f"the pattern is not evaluated: {why}", where=where, hint="write full module names")
 
     def first_match(self, module: str) -> str | None:
@@ -62,7 +62,7 @@ class Inside:
     Source: peft 0.21.2, utils/other.py `_set_trainable`: `key.endswith(target_key)` for every module.
     """
 
-    def __init__(self, names: Iterable[str], budget: Budget, where: str = "") -> None:
+    def __init__(self, names: Iterable[str], budget: Budget, where: FindingLocation = NOWHERE) -> None:
         # The last component, "" where it is the only one → (components, length of the first) → names.
         self._names: dict[str, dict[tuple[int, int], set[str]]] = {}
         self._budget, self._where = budget, where

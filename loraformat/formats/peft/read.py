@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.errors import MissingFile
 from loraformat.formats.kit.base import NO_HINTS, Hints
-from loraformat.formats.kit.fields import optional_text, place
+from loraformat.formats.kit.fields import optional_text
 from loraformat.formats.kit.findings import announced_but_absent, not_only_tensors, unknown_setting
 from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
 from loraformat.formats.kit.scaling import agreed
@@ -42,25 +42,26 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     """
     config = _config(bundle, hints)
     file = weights_of(bundle)
+    where = in_file(file.name)
     tensors = file.open()
     tensors = replace(tensors, entries=upcast(tensors.entries))
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
-        found = sort(tensors.entries, file.name)
-        found.notes.extend(turn_back(found, config, hints, file.name))
+        found = sort(tensors.entries, where)
+        found.notes.extend(turn_back(found, config, hints, where))
         built = read_layers(found, config, hints)
     else:
         shared, entries = split_shared(tensors.entries, tuner)
-        found = sort(entries, file.name, part_names(tuner))
+        found = sort(entries, where, part_names(tuner))
         built = read_tuned(tuner, found, shared, config, hints)
     read_wholes(found, config, built)
     beside = read_beside(bundle, built.layer_weights())
     built.notes.extend(notes_of(beside, built.replaces))
     built.replaces = {**{weight: Replace(value) for weight, value in beside.weights.items()}, **built.replaces}
     updates = built.updates()
-    notes = [*found.notes, *built.notes, *_findings(config, built, found, file.name)]
+    notes = [*found.notes, *built.notes, *_findings(config, built, found, where)]
     if tensors.wrapper or tensors.extras:
-        notes.append(not_only_tensors(file.name, tensors.wrapper, sorted(tensors.extras)))
+        notes.append(not_only_tensors(where, tensors.wrapper, sorted(tensors.extras)))
     return Adapter(
         config=_hub_config(config, built, updates, hints),
         updates=updates,
@@ -81,11 +82,11 @@ def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
     return parse(file.load(), hints)
 
 
-def _findings(config: PeftConfig, built: Built, found: Sorted, where: str) -> Iterator[Finding]:
+def _findings(config: PeftConfig, built: Built, found: Sorted, where: FindingLocation) -> Iterator[Finding]:
     known = KNOWN_FIELDS.union(TUNERS[config.peft_type].settings if config.peft_type in TUNERS else ())
     unknown = [name for name, value in config.raw.items() if name not in known and value]
     if unknown:
-        yield unknown_setting(CONFIG, sorted(unknown))
+        yield unknown_setting(in_file(CONFIG), sorted(unknown))
     present = {name for weight in found.weights for name in config.saved.of(module_of(weight))}
     missing = [name for name in config.required_modules() if name not in present]
     if missing:
@@ -112,7 +113,7 @@ def _hub_config(
         targets=config.targets,
         vocab_size=vocabulary_of(updates),
         fan_in_fan_out=agreed(
-            config.fan_in_fan_out, hints.fan_in_fan_out, "fan_in_fan_out", place(CONFIG, "fan_in_fan_out")
+            config.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")
         ),
         turns_square_experts=turns_square_experts(config.version) if config.parameters else None,
         layers=config.layers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.findings import transposed_factors
 from loraformat.formats.peft.config.fields import PeftConfig
@@ -20,7 +20,7 @@ _READERS = frozenset(
 Pairs = dict[str, tuple[LazyTensor, LazyTensor]]
 
 
-def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: str) -> list[Finding]:
+def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: FindingLocation) -> list[Finding]:
     """Turns the factors of all layers, where all are transposed and it is certain that they are not exchanged.
 
     Exchanged factors, A (out, rank) and B (rank, in), have shapes of the same kind. The base tells them apart where a

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
+from loraformat.diagnostics import FindingLocation, in_file, in_weights
 from loraformat.errors import ConfigError, UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.config.fields import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.patterns import Ends
@@ -69,12 +69,12 @@ def nested_layers(
     for path in [path for path in found.modules if path not in layers] if config.parameters else ():
         parameter = _parameter(path, targets, found.modules, shapes or {})
         if parameter is not None and any(parameter == other.weight for other in layers.values()):
-            raise UnsupportedUpdate(f"two adapter layers of one module fit {parameter}", where=path)
+            raise UnsupportedUpdate(f"two adapter layers of one module fit {parameter}", where=in_weights(path))
         if parameter is not None:
             layers[path] = Nested(parameter, parameter, is_parameter=True)
     for path in found.modules:
         if _WRAPPED in path and path not in layers and f"{_WRAPPED}." in f"{path}.":
-            raise UnsupportedUpdate("an adapter layer inside a wrapped layer that is not known", where=path)
+            raise UnsupportedUpdate("an adapter layer inside a wrapped layer that is not known", where=in_weights(path))
     return layers
 
 
@@ -125,12 +125,12 @@ def _parameter(
         raise UnsupportedUpdate(
             f"several parameters of one module are targeted, and in which order it has {', '.join(sorted(names))} "
             "is not known",
-            where=module,
+            where=in_weights(module),
             hint="" if shapes else "--base tells them apart where their shapes do",
         )
     ordered = sorted(names, key=lambda name: -_REGISTERED.index(name) if len(names) > 1 else 0)
     if depth >= len(ordered):
-        raise ConfigError(f"target_parameters does not tell what {path} is", where=place(CONFIG, "target_parameters"))
+        raise ConfigError(f"target_parameters does not tell what {path} is", where=in_file(CONFIG, "target_parameters"))
     return f"{module}.{ordered[depth]}"
 
 
@@ -192,7 +192,7 @@ class Recent:
             return value
 
 
-def check_layout(layer: LowRank, version: str | None, where: str) -> None:
+def check_layout(layer: LowRank, version: str | None, where: FindingLocation) -> None:
     """Refuse square experts of the one version that turned them the other way round.
 
     Raises: UnsupportedUpdate (LF013).

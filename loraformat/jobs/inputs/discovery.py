@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 from loraformat import formats
 from loraformat.containers import open_bundle
+from loraformat.diagnostics import listed
 from loraformat.errors import LoraFormatError, StorageError, UnknownFormat
 from loraformat.formats.kit.folder import is_training_state
 from loraformat.io import folder_of
+from loraformat.model.format_files import has_marker
 from loraformat.report.words import plural
 from loraformat.storage import WEIGHT_SUFFIXES, Folder, folders_below
 
@@ -69,7 +71,7 @@ def _below(path: str, notes: list[str]) -> list[str]:
     links = 0
     for folder in folders_below(path, depth=DEPTH):
         links += folder.links
-        if formats.has_marker(folder.files):
+        if has_marker(folder.files):
             found.append(folder.path)
         elif folder.path == path:
             found += _in_top(folder, loose)
@@ -120,8 +122,7 @@ def _weight_files(folder: Folder) -> Iterator[str]:
 
 def _notes(path: str, loose: Sequence[str], links: int) -> Iterable[str]:
     if loose:
-        names = ", ".join(os.path.relpath(each, path) for each in loose[:_FEW])
-        more = f" and {len(loose) - _FEW} more" if len(loose) > _FEW else ""
-        yield f"{path}: not judged: {plural(len(loose), 'weight file')} outside of adapters: {names}{more}"
+        names = listed([os.path.relpath(each, path) for each in loose], _FEW)
+        yield f"{path}: not judged: {plural(len(loose), 'weight file')} outside of adapters: {names}"
     if links:
         yield f"{path}: not searched: {plural(links, 'link')} to folders"

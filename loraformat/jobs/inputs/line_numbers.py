@@ -10,7 +10,7 @@ from loraformat.diagnostics import Finding
 from loraformat.errors import LoraFormatError
 from loraformat.model.bundle import Bundle, TensorFile
 
-_IN_FILE = re.compile(r"([\w.\-() ]+\.(?:json|md))(?:: ([\w_]+))?")
+_TEXTS = (".json", ".md")
 _KEY = re.compile(r'[\s{]*"?([\w]{1,80})"?\s*:')
 _LARGEST = 1 << 20
 
@@ -22,15 +22,13 @@ def with_lines(findings: Iterable[Finding], bundle: Bundle) -> tuple[Finding, ..
 
 
 def _with_line(finding: Finding, bundle: Bundle, lines: dict[str, dict[str, int]]) -> Finding:
-    found = _IN_FILE.match(finding.where)
-    if found is None or found[1] not in bundle.files:
+    found = finding.location
+    if found.line or not found.file.endswith(_TEXTS) or found.file not in bundle.files:
         return finding
-    stated = re.match(r"line (\d{1,9})\b", finding.message)
-    if stated:
-        return replace(finding, line=int(stated[1]))
-    if found[1] not in lines:
-        lines[found[1]] = _keys(bundle, found[1])
-    return replace(finding, line=lines[found[1]].get(found[2] or "", 1))
+    if found.file not in lines:
+        lines[found.file] = _keys(bundle, found.file)
+    line = lines[found.file].get(str(found.path[0]), 1) if found.path else 1
+    return replace(finding, location=replace(found, line=line))
 
 
 def _keys(bundle: Bundle, name: str) -> dict[str, int]:

@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from loraformat import formats, rules
+from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.containers import open_checkpoint
-from loraformat.diagnostics import Finding, show
+from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, LoraFormatError, UsageError
 from loraformat.formats.foreign import is_full_model
-from loraformat.formats.kit.base import Hints
-from loraformat.io import Opened, open_files, read_bundle
+from loraformat.io import Opened, hints_of, open_files, read_bundle
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assumptions:
-    """What the caller says about an adapter whose files do not (`--alpha`, `--assume KEY=VALUE`)."""
-
-    alpha: float | None = None
-    rank: int | None = None
-    scale: float | None = None
-    fan_in_fan_out: bool | tuple[str, ...] | None = None
-    enable_lora: tuple[bool, ...] | None = None
-    task: str | None = None
-
-    def hints(self, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
-        """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
-        weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
-        return Hints(
-            alpha=self.alpha,
-            rank=self.rank,
-            scale=self.scale,
-            fan_in_fan_out=None if isinstance(self.fan_in_fan_out, tuple) else self.fan_in_fan_out,
-            transposed=self.fan_in_fan_out if isinstance(self.fan_in_fan_out, tuple) else None,
-            enable_lora=self.enable_lora,
-            task=self.task,
-            weights=weights,
-            budget=budget,
-        )
+from loraformat.model.format_files import has_marker
 
 
 def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
@@ -58,7 +32,7 @@ def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumpti
 def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
     """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
     files = _files(base)
-    if files is None or files.is_single_file or not formats.has_marker(files.files):
+    if files is None or files.is_single_file or not has_marker(files.files):
         return
     model = next((uri for uri in adapters if (found := _files(uri)) is not None and is_full_model(found)), None)
     if model is not None:
@@ -90,13 +64,12 @@ def open_subject(
     return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
 
 
-def _full_place(where: str, bundle: Bundle) -> str:
+def _with_folder(location: FindingLocation, bundle: Bundle) -> FindingLocation:
     """A place in a file as its reader names it, with the path of the file: several adapters have files of one name."""
-    name = where.partition(":")[0]
-    if name not in bundle.files:
-        return where
+    if location.file not in bundle.files:
+        return location
     folder = os.path.dirname(bundle.uri) if bundle.is_single_file else bundle.uri
-    return os.path.join(folder, where)
+    return replace(location, file=os.path.join(folder, location.file))
 
 
 def subject_of(
@@ -109,9 +82,9 @@ def subject_of(
     """As `open_subject`, for files that are open already."""
     budget = Budget()
     try:
-        opened = read_bundle(bundle, format=format, hints=assumptions.hints(base, budget))
+        opened = read_bundle(bundle, format=format, hints=hints_of(assumptions, base, budget))
     except (ContainerError, FormatError, AssumptionContradicted) as error:
-        error.where = _full_place(error.where, bundle)
+        error.location = _with_folder(error.location, bundle)
         raise
     name = opened.format.NAME
     subject = rules.Subject(bundle=opened.bundle, format=name, adapter=opened.adapter, base=base, budget=budget)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from loraformat.containers import check_records
+from loraformat.containers import CONTAINERS
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.differences import MOST_RANK, WeightDifference
@@ -38,8 +38,7 @@ def tensor_differences(
     """
     for side in (first, second):
         for file in side.files.values():
-            if file.container == "torch":
-                check_records(side.store, file.name)
+            CONTAINERS[file.container].check(side.store, file.name)
 
     def compared(name: str) -> WeightDifference:
         return _difference(name, first.weights[name], second.weights[name], tolerance)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from statistics import median
 from typing import TYPE_CHECKING
 
+from loraformat.algebra.outliers import outliers
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.adapter import Adapter
 from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from loraformat.algebra import Spectrum
     from loraformat.jobs.measure.changes import Change, Changes
 
-# Modified z-scores above it are outliers (Iglewicz and Hoaglin 1993); of logarithms, since norms spread by factors.
-_OUTLYING = 3.5
-_LEAST_GROUP = 5
 _SORTED_DOWN = ("norm", "relative_norm", "spectral_norm", "effective_rank", "stable_rank", "parameters")
 SORT_KEYS = ("weight", *_SORTED_DOWN, "retained_bf16")
 
@@ -119,28 +116,5 @@ def _with_spectrum(record: WeightRecord, found: Spectrum | None) -> WeightRecord
 
 
 def _with_outliers(records: Sequence[WeightRecord]) -> tuple[WeightRecord, ...]:
-    groups: dict[tuple[str, tuple[int, ...]], list[float]] = {}
-    for record in records:
-        if record.norm and math.isfinite(record.norm):
-            groups.setdefault((record.module, record.shape), []).append(math.log(record.norm))
-    centres = {key: _centre(values) for key, values in groups.items()}
-    return tuple(replace(record, is_outlier=_is_outlier(record, centres)) for record in records)
-
-
-def _centre(values: Sequence[float]) -> tuple[float, float] | None:
-    """Median and median absolute deviation; None where they mean nothing."""
-    if len(values) < _LEAST_GROUP:
-        return None
-    middle = median(values)
-    deviation = median(abs(value - middle) for value in values)
-    return (middle, deviation) if deviation > 0 else None
-
-
-def _is_outlier(
-    record: WeightRecord, centres: Mapping[tuple[str, tuple[int, ...]], tuple[float, float] | None]
-) -> bool:
-    centre = centres.get((record.module, record.shape))
-    if centre is None or not record.norm or not math.isfinite(record.norm):
-        return False
-    middle, deviation = centre
-    return 0.6745 * abs(math.log(record.norm) - middle) / deviation > _OUTLYING
+    found = outliers((number, (each.module, each.shape), each.norm) for number, each in enumerate(records))
+    return tuple(replace(record, is_outlier=number in found) for number, record in enumerate(records))

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Finding
+from loraformat.algebra.retention import is_lost
+from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.merger.plan.findings import update_lost_to_rounding
 from loraformat.model.results.verbs import Retention
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,9 @@ def total_share(tallies: Mapping[str, Tally]) -> float | None:
 def rounding_findings(base: str, tallies: Mapping[str, Tally], dtypes: Iterable[str]) -> tuple[Finding, ...]:
     """LF803 where less than LEAST_SHARE of all updates together survived."""
     share = total_share(tallies)
-    if share is None or share >= LEAST_SHARE:
+    if share is None or not is_lost(share):
         return ()
-    return (update_lost_to_rounding(base, share, sorted(set(dtypes))),)
+    return (update_lost_to_rounding(FindingLocation(subject=base), share, sorted(set(dtypes))),)
 
 
 def _share(tallies: Iterable[Tally]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 from loraformat.errors import ConfigError
 from loraformat.matching import WHOLE, Part
 from loraformat.merger.plan.serialized import from_plain, to_plain
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import FileFingerprint, Json
 from loraformat.model.tensors import DType
 
@@ -16,7 +17,7 @@ VERSION = 2  # of the JSON form of a plan
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSource:
+class AdapterSource(Assumptions):
     """How to open an adapter again: its URI, the format that it was read as, and what the caller said about it.
 
     Attributes:
@@ -26,12 +27,6 @@ class AdapterSource:
 
     uri: str
     format: str
-    alpha: float | None = None
-    rank: int | None = None
-    scale: float | None = None
-    fan_in_fan_out: bool | tuple[str, ...] | None = None
-    enable_lora: tuple[bool, ...] | None = None
-    task: str | None = None
     strength: float = 1.0
     files: tuple[FileFingerprint, ...] = ()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Severity, counted
-from loraformat.formats.kit.findings import Said, kind, listed
+from loraformat.diagnostics import Severity, counted, listed
+from loraformat.formats.kit.findings import Said, Where, kind
 
 
 @kind("LF802", Severity.INFO)
-def left_out(base: str, names: Sequence[str]) -> Said:
+def left_out(base: Where, names: Sequence[str]) -> Said:
     """Something of the base folder was not copied: weights in another form, a subfolder, a name that is not UTF-8.
 
     ## Why is this bad?
@@ -29,7 +29,7 @@ def left_out(base: str, names: Sequence[str]) -> Said:
 
 
 @kind("LF803", Severity.WARNING)
-def update_lost_to_rounding(base: str, share: float, dtypes: Sequence[str]) -> Said:
+def update_lost_to_rounding(base: Where, share: float, dtypes: Sequence[str]) -> Said:
     """Less than nine tenths of the adapter's update survived the rounding to the output's dtype.
 
     ## Why is this bad?
@@ -56,7 +56,7 @@ def update_lost_to_rounding(base: str, share: float, dtypes: Sequence[str]) -> S
 
 
 @kind("LF804", Severity.ERROR)
-def output_changed(where: str, message: str) -> Said:
+def output_changed(where: Where, message: str) -> Said:
     """A merged checkpoint is not what its manifest says: a file or a weight is missing, other, or too many.
 
     ## Why is this bad?
@@ -76,7 +76,7 @@ def output_changed(where: str, message: str) -> Said:
 
 
 @kind("LF810", Severity.INFO)
-def unlike_peft(where: str, what: str) -> Said:
+def unlike_peft(where: Where, what: str) -> Said:
     """The merged weights are what the un-merged model computes, and PEFT's own merge gives others.
 
     ## Why is this bad?
@@ -96,7 +96,7 @@ def unlike_peft(where: str, what: str) -> Said:
 
 
 @kind("LF811", Severity.INFO)
-def whole_matrices(where: str, count: int, nbytes: int) -> Said:
+def whole_matrices(where: Where, count: int, nbytes: int) -> Said:
     """Some base weights are in memory as a whole while they are merged, whatever `--memory` says.
 
     ## Why is this bad?
@@ -144,7 +144,7 @@ def resumed(names: Sequence[str]) -> Said:
 
 
 @kind("LF813", Severity.INFO)
-def unfinished_cleared(where: str, nbytes: int) -> Said:
+def unfinished_cleared(where: Where, nbytes: int) -> Said:
     """An unfinished output of an earlier run to the same place was there, and was removed.
 
     ## Why it matters
@@ -163,7 +163,7 @@ def unfinished_cleared(where: str, nbytes: int) -> Said:
 
 
 @kind("LF814", Severity.WARNING)
-def merged_again(where: str, adapter: str) -> Said:
+def merged_again(where: Where, adapter: str) -> Said:
     """The base is itself the result of a merge, of the same adapter.
 
     ## Why is this bad?
@@ -182,7 +182,7 @@ def merged_again(where: str, adapter: str) -> Said:
 
 
 @kind("LF819", Severity.WARNING)
-def history_unknown(where: str) -> Said:
+def history_unknown(where: Where) -> Said:
     """The base has a `loraformat.manifest.json` that is not the one that a merge wrote.
 
     ## Why is this bad?
@@ -202,7 +202,7 @@ def history_unknown(where: str) -> Said:
 
 
 @kind("LF815", Severity.INFO)
-def kept_private(where: str, permissions: int) -> Said:
+def kept_private(where: Where, permissions: int) -> Said:
     """The output is readable by fewer users than new files usually are, since one of the inputs is.
 
     ## Why it matters
@@ -222,7 +222,7 @@ def kept_private(where: str, permissions: int) -> Said:
 
 
 @kind("LF820", Severity.WARNING)
-def vanishing_strength(adapter: str, strength: float) -> Said:
+def vanishing_strength(adapter: Where, strength: float) -> Said:
     """An adapter is merged at a strength at which nothing of it is left.
 
     ## Why is this bad?
@@ -241,7 +241,7 @@ def vanishing_strength(adapter: str, strength: float) -> Said:
 
 
 @kind("LF821", Severity.WARNING)
-def head_tied_by_transformers_4(where: str, head: str) -> Said:
+def head_tied_by_transformers_4(base: Where, head: str) -> Said:
     """The output has an output head of its own, and transformers 4 would replace it by the embeddings on loading.
 
     ## Why it matters
@@ -259,11 +259,11 @@ def head_tied_by_transformers_4(where: str, head: str) -> Said:
     transformers 4.57, modeling_t5.py `T5ForConditionalGeneration` and modeling_utils.py `tie_weights`; 5.23.0,
     configuration_t5.py `__post_init__`.
     """
-    return where, f"transformers 4 replaces {head} by the embeddings on loading, as config.json keeps the two tied"
+    return base, f"transformers 4 replaces {head} by the embeddings on loading, as config.json keeps the two tied"
 
 
 @kind("LF816", Severity.INFO)
-def task_head_written(base: str, name: str, head: Sequence[str], dropped: Sequence[str]) -> Said:
+def task_head_written(base: Where, name: str, head: Sequence[str], dropped: Sequence[str]) -> Said:
     """The adapter brought the head of a task that the base lacks, and the output is a model of that task.
 
     ## Why it matters
@@ -287,7 +287,7 @@ def task_head_written(base: str, name: str, head: Sequence[str], dropped: Sequen
 
 
 @kind("LF817", Severity.INFO)
-def adapter_of_base_left_out(base: str, name: str) -> Said:
+def adapter_of_base_left_out(base: Where, name: str) -> Said:
     """The base folder holds the files of an adapter too, and its config was not copied.
 
     ## Why it matters
@@ -307,7 +307,7 @@ def adapter_of_base_left_out(base: str, name: str) -> Said:
 
 
 @kind("LF818", Severity.INFO)
-def stored_transposed(base: str, names: Sequence[str]) -> Said:
+def stored_transposed(base: Where, names: Sequence[str]) -> Said:
     """Updates were transposed for weights of a base whose class is not known, because they fit only so.
 
     ## Why it matters

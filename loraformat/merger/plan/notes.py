@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from loraformat.diagnostics import Finding, counted
+from loraformat.diagnostics import Finding, FindingLocation, counted
 from loraformat.matching import TIE_KEYS, is_class_known, is_embedding, is_vocabulary, tie_claim
 from loraformat.merger.plan.data import Edit, MergePlan, Term
 from loraformat.merger.plan.findings import (
@@ -34,30 +34,31 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     Args:
         base: as it is written, its layers repeated where the adapters want that.
     """
+    base_uri = FindingLocation(subject=plan.base)
     files = [name for name in plan.left_out if name != ADAPTER_CONFIG]
     if files:
-        yield left_out(plan.base, files)
+        yield left_out(base_uri, files)
     if ADAPTER_CONFIG in plan.left_out:
-        yield adapter_of_base_left_out(plan.base, ADAPTER_CONFIG)
+        yield adapter_of_base_left_out(base_uri, ADAPTER_CONFIG)
     transposed = sorted({edit.tensor for edit in plan.edits if any(term.transposed for term in edit.terms)})
     if transposed and not is_class_known(base.config):
-        yield stored_transposed(plan.base, transposed)
+        yield stored_transposed(base_uri, transposed)
     if base.task is not None:
-        yield task_head_written(plan.base, base.task.name, base.task.head, base.task.dropped)
+        yield task_head_written(base_uri, base.task.name, base.task.head, base.task.dropped)
     for source in plan.adapters:
         if abs(source.strength) < _LEAST_STRENGTH:
-            yield vanishing_strength(source.uri, source.strength)
+            yield vanishing_strength(FindingLocation(subject=source.uri), source.strength)
     head = next((edit.tensor for edit in plan.edits if _is_head(edit.tensor)), None)
     if head is not None and scales_if_tied(base.config) and tie_claim(base.config) is not False:
-        yield head_tied_by_transformers_4(plan.base, head)
+        yield head_tied_by_transformers_4(FindingLocation(subject=plan.base), head)
     if base.layers:
         layers = counted(len(base.layers), "separate layer", "is")
         text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
-        yield unlike_peft(plan.base, text)
+        yield unlike_peft(base_uri, text)
     yield from _unlike_peft(plan, adapters)
     sizes = [nbytes for edit in plan.edits if (nbytes := _whole_nbytes(edit, adapters))]
     if sizes:
-        yield whole_matrices(plan.base, len(sizes), max(sizes))
+        yield whole_matrices(base_uri, len(sizes), max(sizes))
 
 
 def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Finding]:
@@ -73,7 +74,9 @@ def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Findi
         experts = [weight for weight in adapter.updates if _EXPERT.search(weight)]
         if experts and adapter.config.raw.get("use_rslora") is True:
             text = f"{len(experts)} updates of single experts keep their scale; PEFT's conversion for transformers 5 "
-            yield unlike_peft(source.uri, text + "multiplies those of gate and up projections by √2")
+            yield unlike_peft(
+                FindingLocation(subject=source.uri), text + "multiplies those of gate and up projections by √2"
+            )
 
 
 def _is_head(tensor: str) -> bool:

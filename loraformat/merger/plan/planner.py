@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
 
+from loraformat.containers import CONTAINERS, Container
+from loraformat.diagnostics import in_file
 from loraformat.errors import MergeError
 from loraformat.matching import TIE_KEYS, tie_claim
 from loraformat.merger.plan.data import (
@@ -101,7 +102,7 @@ def _check_names(base: Checkpoint) -> None:
     """Raises: MergeError (LF801): a weight file's name is not UTF-8, so that no index or manifest can hold it."""
     for name in base.files:
         if not _is_text(name):
-            raise MergeError("the name of a weight file is not UTF-8", where=name, hint="rename the file")
+            raise MergeError("the name of a weight file is not UTF-8", where=in_file(name), hint="rename the file")
 
 
 def _is_text(name: str) -> bool:
@@ -114,29 +115,30 @@ def _is_stale(name: str, base: Checkpoint) -> bool:
 
 def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | None) -> ShardPlan:
     wanted = container or file.container
+    kind = CONTAINERS[wanted]
     if file.has_extras and found.edits:
         raise MergeError(
             f"{file.name}: holds more than tensors, which the merged file would lose",
             where="merge",
-            hint="save its state dict alone, or use --container safetensors" if wanted == "torch" else "",
+            hint="save its state dict alone, or use --container safetensors" if wanted == file.container else "",
         )
     names = [name for name in file.names if name in base.tensors]
     new = [e.tensor for e in found.edits.values() if e.tensor not in base.tensors and _home(e, base) == file.name]
-    aliases = {} if wanted == "safetensors" else _aliases(base, names, found)
+    aliases = _aliases(base, names, found) if kind.shares_storage else {}
     tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
     edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
     unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
     is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
-    verbatim = wanted == file.container == "safetensors" and unchanged and is_whole
+    verbatim = wanted == file.container and not kind.depends_on_values and unchanged and is_whole
     return ShardPlan(
         source=file.name,
-        target=_target(file.name, file.container, wanted),
+        target=file.name if wanted == file.container else kind.file_name(file.name),
         container=wanted,
         verbatim=verbatim,
         tensors=tensors,
         aliases=aliases,
-        wrapper=file.wrapper if wanted == "torch" else (),
-        metadata=_metadata(file, wanted),
+        wrapper=file.wrapper if wanted == file.container else (),
+        metadata=_metadata(file, kind),
         edits=edits,
     )
 
@@ -150,10 +152,10 @@ def _is_like(edit: Edit, stored: StoredTensor) -> bool:
     return edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
 
 
-def _metadata(file: WeightFile, container: str) -> dict[str, str]:
-    if container != "safetensors":
+def _metadata(file: WeightFile, kind: Container) -> dict[str, str]:
+    if not kind.has_metadata:
         return {}
-    return dict(file.metadata) if file.container == "safetensors" else {"format": "pt"}
+    return dict(file.metadata) if CONTAINERS[file.container].has_metadata else {"format": "pt"}
 
 
 def _home(edit: Edit, base: Checkpoint) -> str:
@@ -192,19 +194,6 @@ def _storage_key(tensor: StoredTensor) -> tuple[object, ...] | None:
     return (tensor.file, tensor.storage, tensor.offset, tensor.shape, tensor.strides, tensor.dtype)
 
 
-def _target(name: str, container: str, wanted: str) -> str:
-    """The output's name of a weight file: the base's, but for another container's suffix and transformers' own stem."""
-    if wanted == container:
-        return name
-    path = PurePath(name)
-    stem = path.stem
-    if wanted == "safetensors":
-        return (
-            stem.replace("pytorch_model", "model", 1) if stem.startswith("pytorch_model") else stem
-        ) + ".safetensors"
-    return (f"pytorch_{stem}" if stem == "model" or stem.startswith("model-") else stem) + ".bin"
-
-
 def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
     """The name of the index to write, or None where the base's is still right or there is none."""
     if base.index is None:
@@ -218,8 +207,7 @@ def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
         return None
     if not renamed:
         return base.index
-    wanted = shards[0].container
-    return "model.safetensors.index.json" if wanted == "safetensors" else "pytorch_model.bin.index.json"
+    return CONTAINERS[shards[0].container].index_name
 
 
 def _config_patch(config: Mapping[str, Json], found: Edits) -> tuple[tuple[tuple[str, ...], int | bool], ...]:

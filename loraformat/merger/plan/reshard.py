@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from loraformat.containers import CONTAINERS
 from loraformat.errors import MergeError, UsageError
 from loraformat.merger.plan.data import PlannedTensor, ShardPlan, nbytes_of
-
-INDEX = "model.safetensors.index.json"
 
 
 def resharded(shards: Sequence[ShardPlan], most_nbytes: int) -> tuple[tuple[ShardPlan, ...], str | None]:
@@ -19,18 +18,18 @@ def resharded(shards: Sequence[ShardPlan], most_nbytes: int) -> tuple[tuple[Shar
     """
     if most_nbytes < 1:
         raise UsageError(f"expected at least 1 byte, found {most_nbytes}", where="--max-shard-size")
-    if any(shard.container != "safetensors" for shard in shards):
+    if any(CONTAINERS[shard.container].shares_storage for shard in shards):
         raise MergeError(
             "only safetensors files are divided anew", where="--max-shard-size", hint="add --container safetensors"
         )
     groups = list(_groups([tensor for shard in shards for tensor in shard.tensors], most_nbytes))
     edits = {edit.tensor: edit for shard in shards for edit in shard.edits}
-    count = len(groups)
+    count, kind = len(groups), CONTAINERS[shards[0].container]
     divided = tuple(
         ShardPlan(
             source=shards[0].source,
-            target="model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors",
-            container="safetensors",
+            target=kind.file_name("model.x" if count == 1 else f"model-{number:05}-of-{count:05}.x"),
+            container=kind.name,
             verbatim=False,
             tensors=group,
             metadata=dict(shards[0].metadata),
@@ -38,7 +37,7 @@ def resharded(shards: Sequence[ShardPlan], most_nbytes: int) -> tuple[tuple[Shar
         )
         for number, group in enumerate(groups, 1)
     )
-    return divided, INDEX if count > 1 else None
+    return divided, kind.index_name if count > 1 else None
 
 
 def _groups(tensors: Sequence[PlannedTensor], most_nbytes: int) -> Iterator[tuple[PlannedTensor, ...]]:

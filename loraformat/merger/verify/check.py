@@ -26,7 +26,7 @@ from loraformat.merger.verify.safetensors_library import check_with_library
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import row_blocks
-from loraformat.storage import LocalStore, digest_of_range
+from loraformat.storage import Store, digest_of_range
 
 # A sample: so many tensors at most, and of each so many rows; few tensors where a row needs a whole matrix.
 _SAMPLES, _COSTLY_SAMPLES = 256, 16
@@ -43,7 +43,7 @@ _Task = Callable[[], None]
 def check_output(
     plan: MergePlan,
     inputs: Inputs,
-    output: LocalStore,
+    output: Store,
     *,
     full: bool,
     digests: Mapping[str, str] | None = None,
@@ -119,7 +119,7 @@ def _needs_torch(plan: MergePlan, compared: _Compared) -> bool:
 def _checks(
     plan: MergePlan,
     inputs: Inputs,
-    output: LocalStore,
+    output: Store,
     compared: _Compared,
     digests: Mapping[str, str],
     weights: Mapping[str, Mapping[str, StoredTensor]],
@@ -148,7 +148,7 @@ def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None
         raise MergeError(f"{name}: found {found.get(name)}, planned {wanted.get(name)}", where=shard.target)
 
 
-def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str) -> _Task:
+def _hash_check(output: Store, stored: StoredTensor, digest: str, name: str) -> _Task:
     def check() -> None:
         if stored.strides is None and digest_of_range(output, stored.file, *stored.span) != digest:
             raise MergeError(
@@ -161,7 +161,7 @@ def _hash_check(output: LocalStore, stored: StoredTensor, digest: str, name: str
 
 
 def _value_checks(
-    computed: Computed, output: LocalStore, stored: StoredTensor, arithmetic: Arithmetic, *, full: bool
+    computed: Computed, output: Store, stored: StoredTensor, arithmetic: Arithmetic, *, full: bool
 ) -> Iterator[_Task]:
     unit, (rows, cols) = computed.unit, computed.expected.matrix
     height = max(1, _CACHE_NBYTES // (8 * max(1, cols)) // unit) * unit
@@ -195,9 +195,7 @@ def _some_rows(computed: Computed) -> list[int]:
     return sorted(picked)
 
 
-def _copy_checks(
-    one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool
-) -> Iterator[_Task]:
+def _copy_checks(one: Expected, inputs: Inputs, output: Store, stored: StoredTensor, *, full: bool) -> Iterator[_Task]:
     if one.source.strides is not None or stored.strides is not None:
         yield lambda: _compare_views(one, inputs, output, stored, full=full)
         return
@@ -206,9 +204,7 @@ def _copy_checks(
         yield lambda start=start: _compare_bytes(one, inputs, output, stored, start, min(start + _TASK_NBYTES, nbytes))  # type: ignore[misc]
 
 
-def _compare_bytes(
-    one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, start: int, stop: int
-) -> None:
+def _compare_bytes(one: Expected, inputs: Inputs, output: Store, stored: StoredTensor, start: int, stop: int) -> None:
     source = one.source
     for low in range(start, stop, _COPY_NBYTES):
         nbytes = min(_COPY_NBYTES, stop - low)
@@ -217,7 +213,7 @@ def _compare_bytes(
             raise _differs(one.name, stored)
 
 
-def _compare_views(one: Expected, inputs: Inputs, output: LocalStore, stored: StoredTensor, *, full: bool) -> None:
+def _compare_views(one: Expected, inputs: Inputs, output: Store, stored: StoredTensor, *, full: bool) -> None:
     """Rows of a tensor that is not stored in the order of its elements in one of the files."""
     import torch
 

@@ -15,8 +15,7 @@ from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.write.file_tasks import Receipt, receipt_of
 from loraformat.merger.write.weights import Written
 from loraformat.model.bundle import Json
-from loraformat.storage import MARKER, digest_of, digest_of_range, uncovered
-from loraformat.storage.local.store import OWN_PREFIX, LocalStore
+from loraformat.storage import MARKER, OWN_PREFIX, Output, digest_of, digest_of_range, uncovered
 
 JOURNAL = f"{OWN_PREFIX}journal.json"
 _MOST_NBYTES = 1 << 30
@@ -41,7 +40,7 @@ class Journal:
     It is always written: whether a run is killed is not known when it begins.
     """
 
-    def __init__(self, output: LocalStore, fingerprint: str) -> None:
+    def __init__(self, output: Output, fingerprint: str) -> None:
         self._output, self._fingerprint = output, fingerprint
         self._files: dict[str, Any] = {}
 
@@ -64,7 +63,7 @@ class Journal:
         proofs = each(lambda name: _is_proved(self._output, name, known[name]), names)
         there = {name: known[name] for name, is_proved in zip(names, proofs, strict=True) if is_proved}
         self._files = {name: receipt_of(name, written).to_json() for name, written in there.items()}
-        for name in self._output.own_and_other_names():
+        for name in self._output.names():
             if name not in there and name != MARKER:
                 self._output.remove(name)
         self._write()
@@ -76,7 +75,7 @@ class Journal:
         self._write()
 
     def _read(self) -> dict[str, Written]:
-        if JOURNAL not in self._output.own_and_other_names():
+        if JOURNAL not in self._output.names():
             return {}
         try:
             known = strict_json.parse(self._output.read(JOURNAL), JOURNAL, limit=_MOST_NBYTES)
@@ -103,7 +102,7 @@ def _receipts(files: Json) -> dict[str, Written]:
     return {receipt.target: _written(receipt) for receipt in receipts}
 
 
-def _is_proved(output: LocalStore, name: str, written: Written) -> bool:
+def _is_proved(output: Output, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
     try:

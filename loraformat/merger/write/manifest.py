@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
 from loraformat import schema
+from loraformat._version import __version__
 from loraformat.containers import strict_json
 from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.inputs import Inputs
@@ -53,8 +53,7 @@ def build_manifest(
         base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
     return {
         "schema": SCHEMA,
-        # Not an import: the root package names everything, so importing it would be importing every layer above.
-        "tool": {"name": "loraformat", "version": sys.modules["loraformat"].__version__},
+        "tool": {"name": "loraformat", "version": __version__},
         "job": "merge",
         "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
         "base": {"files": prints["base"], **base},

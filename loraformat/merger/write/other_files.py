@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.model.bundle import OpenedFiles
-from loraformat.storage import LocalStore, Run, Store, copy_blocks, digest_of, new_hash
+from loraformat.storage import Run, Store, copy_blocks, digest_of, new_hash
 
 
 def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tuple[Run, ...]]:
@@ -42,8 +43,7 @@ def put(output: Store, name: str, data: bytes) -> tuple[Run, ...]:
 
 
 def _copy(inputs: Inputs, name: str, output: Store) -> tuple[Run, ...]:
-    if isinstance(inputs.store, LocalStore):
-        inputs.store.check_inside(name)
+    inputs.store.check_inside(name)
     size, total = inputs.base.others[name], new_hash()
     with output.create(name, size) as writer:
         copy_blocks(writer, inputs.store, name, 0, 0, size, total.update)
@@ -92,7 +92,7 @@ def _object(store: OpenedFiles, name: str) -> dict[str, Any]:
     """A JSON object of the base in the order of its keys; it was parsed strictly when the base was opened."""
     value = json.loads(store.read(name).decode("utf-8"))
     if not isinstance(value, dict):
-        raise ConfigError("expected a JSON object", where=name)
+        raise ConfigError("expected a JSON object", where=in_file(name))
     return value
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from loraformat._version import __version__
 from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
@@ -29,7 +29,7 @@ from loraformat.merger.write.manifest import (
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
 from loraformat.model.bundle import DIGESTS, Bundle, OpenedFiles
-from loraformat.storage import ALGORITHM, LocalStore, Run, permissions_for
+from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
@@ -68,7 +68,7 @@ def run_merge(
     plan: MergePlan,
     inputs: Inputs,
     sources: Sequence[Source],
-    output: LocalStore,
+    output: Output,
     limits: Limits,
     trust: Trust,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
@@ -84,8 +84,7 @@ def run_merge(
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
     base = Source(inputs.store, base_names(plan, inputs.base))
-    version: str = sys.modules["loraformat"].__version__
-    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], version))
+    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], __version__))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}
     if not trust.resume:
@@ -97,7 +96,7 @@ def run_merge(
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
-        tasks = tasks_of(plan, output.folder, without=there, limits=limits, digests=digests)
+        tasks = tasks_of(plan, output.location, without=there, limits=limits, digests=digests)
         written = _written_by(engine, tasks, there, journal)
     if trust.verify != "none":
         is_full = trust.verify == "full"
@@ -134,7 +133,7 @@ def _taken_over(
     return there
 
 
-def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+def _output_print(output: Output, name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
     """What the manifest says of a file: the digest of one without weights, the hash of the header of another."""
     if name in runs:
         ((_, nbytes, digest),) = runs[name]
@@ -143,7 +142,7 @@ def _output_print(output: LocalStore, name: str, runs: Mapping[str, Sequence[Run
 
 
 def _write_digests(
-    output: LocalStore, runs: Mapping[str, Sequence[Run]], inputs: Sequence[Source], trust: Trust, read: Map
+    output: Output, runs: Mapping[str, Sequence[Run]], inputs: Sequence[Source], trust: Trust, read: Map
 ) -> None:
     sizes = {name: nbytes for name, nbytes in output.files().items() if name in runs}
     hashes: dict[str, str] = {}
@@ -167,11 +166,7 @@ def permissions_of(inputs: Inputs, sources: Sequence[Source], plan: MergePlan, o
 
 
 def _identities(source: Source) -> list[Any]:
-    store = source.store
-    if not isinstance(store, LocalStore):
-        return [store.uri, *source.names]  # a repository is named with its commit
-    # Without the device, whose number another start of the machine may change.
-    return [[name, *store.identity(name)[1:]] for name in source.names]
+    return [[name, *source.store.identity(name)] for name in source.names]
 
 
 def _prints(source: Source, read: Map) -> list[dict[str, Any]]:

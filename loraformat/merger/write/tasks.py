@@ -14,8 +14,7 @@ from loraformat.merger.compute.retention import Tally
 from loraformat.merger.inputs import Inputs
 from loraformat.model.checkpoint import BaseWeight, WeightFile
 from loraformat.model.tensors import Entry
-from loraformat.storage import Run, Writer, copy_blocks, digest_of, digest_of_range, new_hash
-from loraformat.storage.local.store import LocalWriter
+from loraformat.storage import Copy, Run, Writer, copy_blocks, digest_of, digest_of_range, new_hash
 
 _RUN_NBYTES = 64 << 20
 _BLOCK_NBYTES = 16 << 20
@@ -74,56 +73,74 @@ def columns_of(shape: Sequence[int]) -> int:
     return math.prod(shape[1:])
 
 
-def verbatim_copies(inputs: Inputs, file: WeightFile, edited: AbstractSet[str], target: Target) -> Iterator[Task]:
-    """Everything of a file but the edited tensors, header included, as long runs at their own offsets.
-
-    Nothing is left to write where the file system lets two files share their blocks: the edits are written over them.
-    """
-    is_there = isinstance(target.writer, LocalWriter) and target.writer.clone_from(inputs.store, file.name)
-    if is_there and not target.needs_digests:
-        return
+def verbatim_runs(inputs: Inputs, file: WeightFile, edited: AbstractSet[str]) -> Iterator[Copy]:
+    """Everything of a file but the edited tensors, header included, as long runs at their own offsets."""
     spans = sorted((span.offset, span.end) for name in edited if (span := inputs.base.tensors[name].span).nbytes)
     position = 0
     for stop, resume in [*spans, (file.nbytes, file.nbytes)]:
-        yield from _runs(inputs, file.name, position, position, stop - position, target, is_there=is_there)
+        if stop > position:
+            yield Copy(position, stop - position, inputs.store, file.name, position)
         position = resume
 
 
+def tensor_run(inputs: Inputs, name: str, entry: Entry, *, needs_checksums: bool) -> Copy | None:
+    """An untouched tensor as one run, where its bytes stand in order and need no checksum; else None."""
+    weight = inputs.base.weights[name]
+    if needs_checksums or not weight.is_copyable:
+        return None
+    (stored,) = weight.parts
+    return Copy(entry.span.offset, entry.span.nbytes, inputs.store, stored.file, stored.span.offset)
+
+
+def verbatim_copies(copies: Sequence[Copy], target: Target) -> Iterator[Task]:
+    """The runs of `verbatim_runs`.
+
+    Nothing is left to write where the file system lets two files share their blocks: the edits are written over them.
+    """
+    is_there = bool(copies) and target.writer.clone_from(copies[0].source, copies[0].path)
+    if is_there and not target.needs_digests:
+        return
+    for copy in copies:
+        yield from _runs(copy, target, is_there=is_there)
+
+
 def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
-    """An untouched tensor: inside the kernel where its bytes are in order and need no checksum, else block by block."""
+    """An untouched tensor: as one run where it is one, else block by block."""
     weight, entry = inputs.base.weights[name], target.entries[name]
-    if weight.is_copyable and not target.needs_checksums:
-        (stored,) = weight.parts
-        yield from _runs(inputs, stored.file, stored.span.offset, entry.span.offset, entry.span.nbytes, target)
+    copy = tensor_run(inputs, name, entry, needs_checksums=target.needs_checksums)
+    if copy is not None:
+        yield from _runs(copy, target)
         return
     step = max(1, _BLOCK_NBYTES // max(1, weight.row_nbytes) if weight.is_copyable else weight.rows)
     for start in range(0, weight.rows, step):
         yield _block(weight, start, min(start + step, weight.rows), target)
 
 
-def _runs(
-    inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target, *, is_there: bool = False
-) -> Iterator[Task]:
-    """Runs of at most 64 MiB; where the bytes `is_there` already, only their digests are made."""
-    for done in range(0, nbytes, _RUN_NBYTES):
-        count = min(_RUN_NBYTES, nbytes - done)
-        if is_there:
-            yield _digest(inputs, file, source_offset + done, offset + done, count)
-        else:
-            yield _run(inputs, file, source_offset + done, offset + done, count, target)
+def _runs(copy: Copy, target: Target, *, is_there: bool = False) -> Iterator[Task]:
+    """Pieces of at most 64 MiB; where the bytes `is_there` already, only their digests are made."""
+    for done in range(0, copy.nbytes, _RUN_NBYTES):
+        count = min(_RUN_NBYTES, copy.nbytes - done)
+        part = copy._replace(offset=copy.offset + done, nbytes=count, source_offset=copy.source_offset + done)
+        yield _digest(part) if is_there else _run(part, target)
 
 
-def _digest(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int) -> Task:
-    return lambda: Done("", nbytes, run=Run(offset, nbytes, digest_of_range(inputs.store, file, source_offset, nbytes)))
+def _digest(copy: Copy) -> Task:
+    def run() -> Done:
+        digest = digest_of_range(copy.source, copy.path, copy.source_offset, copy.nbytes)
+        return Done("", copy.nbytes, run=Run(copy.offset, copy.nbytes, digest))
+
+    return run
 
 
-def _run(inputs: Inputs, file: str, source_offset: int, offset: int, nbytes: int, target: Target) -> Task:
+def _run(copy: Copy, target: Target) -> Task:
+    offset, nbytes, source, path, source_offset = copy
+
     def run() -> Done:
         if not target.needs_digests:
-            target.writer.copy_from(inputs.store, file, source_offset, offset, nbytes)
+            target.writer.copy_from(source, path, source_offset, offset, nbytes)
             return Done("", nbytes)
         total = new_hash()
-        copy_blocks(target.writer, inputs.store, file, source_offset, offset, nbytes, total.update)
+        copy_blocks(target.writer, source, path, source_offset, offset, nbytes, total.update)
         return Done("", nbytes, run=Run(offset, nbytes, total.hexdigest()))
 
     return run

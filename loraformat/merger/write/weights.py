@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from loraformat.containers import check_records, combine_crc32, plan_file
+from loraformat.containers import CONTAINERS, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.merger.compute.computer import Computer
@@ -17,11 +17,11 @@ from loraformat.merger.compute.windows import Limits, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
 from loraformat.merger.write.digests import Digest
-from loraformat.merger.write.tasks import Done, Target, Task, tensor_copies, verbatim_copies
+from loraformat.merger.write.tasks import Done, Target, Task, tensor_copies, tensor_run, verbatim_copies, verbatim_runs
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import DType, Entry
-from loraformat.storage import PAGE_NBYTES, Run, digest_of
+from loraformat.storage import PAGE_NBYTES, Copy, Run, digest_of
 from loraformat.storage.base import Store, Writer
 
 
@@ -74,8 +74,7 @@ def write_weights(
     known = there or {}
     merged = all_of(known.values())
     for file in inputs.base.files.values():
-        if file.container == "torch":
-            check_records(inputs.store, file.name)
+        CONTAINERS[file.container].check(inputs.store, file.name)
     computer = Computer(inputs, plan.arithmetic, limits)
     engine = open_engine(limits.threads)
     finished: list[Future[None]] = []
@@ -156,19 +155,30 @@ class _Shard:
         file = self._inputs.base.files[self._plan.source]
         entries = _verbatim_entries(self._plan, self._inputs.base) if self._layout is None else self._layout.entries
         size = file.nbytes if self._layout is None else self._layout.nbytes
-        self._context = self._output.create(self._plan.target, size)
-        self._writer = self._context.__enter__()
         needs_checksums = self._layout is not None and self._layout.needs_checksums
+        copies = tuple(self._copies(entries, needs_checksums=needs_checksums))
+        self._context = self._output.create(self._plan.target, size, copies)
+        self._writer = self._context.__enter__()
         target = Target(self._writer, entries, needs_checksums, self._needs_digests)
-        for task in self._pieces(target, computer):
+        for task in self._pieces(target, copies, computer):
             self._left += 1
             yield task
         yield lambda: Done("", 0)
 
-    def _pieces(self, target: Target, computer: Computer) -> Iterator[Task]:
+    def _copies(self, entries: Mapping[str, Entry], *, needs_checksums: bool) -> Iterator[Copy]:
+        """The runs of the file that are bytes of the base's."""
         if self._plan.verbatim:
-            file = self._inputs.base.files[self._plan.source]
-            yield from verbatim_copies(self._inputs, file, self._edited, target)
+            yield from verbatim_runs(self._inputs, self._inputs.base.files[self._plan.source], self._edited)
+            return
+        for tensor in self._plan.tensors:
+            if tensor.name not in self._edited:
+                run = tensor_run(self._inputs, tensor.name, entries[tensor.name], needs_checksums=needs_checksums)
+                if run is not None and run.nbytes:
+                    yield run
+
+    def _pieces(self, target: Target, copies: Sequence[Copy], computer: Computer) -> Iterator[Task]:
+        if self._plan.verbatim:
+            yield from verbatim_copies(copies, target)
         else:
             for tensor in self._plan.tensors:
                 if tensor.name not in self._edited:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import FormatError
 from loraformat.model.blueprints.fields import Fields
 from loraformat.model.blueprints.gpt import GPTS
@@ -25,12 +26,12 @@ def blueprint(config: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:
     fields, model_type = Fields(config), config.get("model_type")
     if not isinstance(model_type, str) or model_type not in KNOWN:
         message = f"weights cannot be told from model_type {model_type!r} alone, only from those of {', '.join(KNOWN)}"
-        raise FormatError(message, where="config.json", hint=_WAY_OUT)
+        raise FormatError(message, where=in_file("config.json"), hint=_WAY_OUT)
     if model_type in GPTS:
         return dict(GPTS[model_type](fields))
     family = FAMILIES[model_type]
     strange = next((name for name in family.unknown if fields.flag(name)), None)
     if strange is not None:
         message = f"{strange}: with it, the weights of {model_type} cannot be told from config.json alone"
-        raise FormatError(message, where="config.json", hint=_WAY_OUT)
+        raise FormatError(message, where=in_file("config.json"), hint=_WAY_OUT)
     return dict(decoder(fields, family))

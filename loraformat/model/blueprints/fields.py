@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError
 from loraformat.model.bundle import Json
 
@@ -25,7 +26,7 @@ class Fields:
         """The first of the fields that is there, at least 1. Raises ConfigError (LF103)."""
         found = next((self._config[name] for name in names if self._config.get(name) is not None), default)
         if not isinstance(found, int) or isinstance(found, bool) or not 0 < found < _MOST:
-            raise ConfigError(f"{names[0]}: expected a positive integer, found {found!r}", where="config.json")
+            raise ConfigError(f"{names[0]}: expected a positive integer, found {found!r}", where=in_file("config.json"))
         return found
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -42,7 +43,9 @@ class Fields:
         """How many layers of `weights` weights there are. Raises ConfigError (LF103): more than any model has."""
         layers = self.count(*names)
         if layers * weights > _MOST_WEIGHTS:
-            raise ConfigError(f"{names[0]}: {layers} layers make more weights than any model has", where="config.json")
+            raise ConfigError(
+                f"{names[0]}: {layers} layers make more weights than any model has", where=in_file("config.json")
+            )
         return layers
 
 

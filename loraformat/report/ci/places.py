@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import posixpath
-import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from loraformat.diagnostics import Finding, show
 from loraformat.model.results.validation import ValidateResult
 from loraformat.report.base import Report
-
-_FILE = re.compile(
-    r"([^:/\\]{1,120}\.(?:json|safetensors|bin|pt|pth|ckpt|md|txt|jinja|model|py|gguf|incomplete))(?:: |$)"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +34,8 @@ class Place:
 def place_of(finding: Finding, report: Report) -> Place:
     """The file that a finding is about: the one that it names, else the weights."""
     folder = report.subject.replace("\\", "/").rstrip("/") or "."
-    found = _FILE.match(finding.where)
     weights = report.data.file if isinstance(report.data, ValidateResult) else ""
-    file, name = (found[1], finding.where[found.end() :]) if found else (weights, finding.where)
+    file = finding.location.file or weights
     is_file = folder.endswith(f"/{file}") or folder == file
     path = posixpath.normpath(folder if is_file or not file else f"{folder}/{file}")
-    return Place(show(path), max(1, finding.line), show(name))
+    return Place(show(path), max(1, finding.location.line), show(finding.location.inside))

@@ -6,10 +6,10 @@ Source: OASIS, sarif-v2.1.0; docs.github.com, "SARIF support for code scanning".
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from loraformat._version import __version__
 from loraformat.diagnostics import Finding, Severity, json_text, show
 from loraformat.report.base import Report
 from loraformat.report.ci.gitlab import fingerprint
@@ -42,7 +42,7 @@ def render(reports: Sequence[Report], pages: Mapping[str, Described]) -> str:
     codes = sorted({finding.code for finding, _ in found})
     driver = {
         "name": "loraformat",
-        "version": sys.modules["loraformat"].__version__,
+        "version": __version__,
         "rules": [_rule(code, pages.get(code)) for code in codes],
     }
     run = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import chain
 
-from loraformat.diagnostics import Finding, Severity, json_text, show
+from loraformat.algebra.retention import is_lost
+from loraformat.diagnostics import Finding, FindingLocation, Severity, json_text, show
 from loraformat.model.results.plot_data import Picture, Subject
 from loraformat.report.cells import Grid, Row, bands_of, grid_of, rows_of
 from loraformat.report.page.data import page_data
@@ -160,7 +161,7 @@ def _shown(finding: Finding) -> Finding:
         code=finding.code,
         name=finding.name,
         severity=finding.severity,
-        where=show(finding.where),
+        location=FindingLocation(subject=show(finding.where)),
         message=show(finding.message, 2000),
         hint=show(finding.hint),
     )
@@ -181,7 +182,7 @@ def _cards(main: Subject) -> list[_Card]:
     if result.total_relative_norm is not None:
         cards.append(_Card(percent(result.total_relative_norm), "‖ΔW‖ / ‖W‖"))
     if result.retained_bf16 is not None:
-        cards.append(_Card(percent(result.retained_bf16), "kept if merged in bfloat16", result.retained_bf16 < 0.9))
+        cards.append(_Card(percent(result.retained_bf16), "kept if merged in bfloat16", is_lost(result.retained_bf16)))
     errors = sum(finding.severity is Severity.ERROR for finding in main.findings)
     outliers = sum(record.is_outlier for record in result.weights)
     cards.append(_Card(amount(outliers), "weight stands out" if outliers == 1 else "weights stand out"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from loraformat.diagnostics import Severity, show
+from loraformat.diagnostics import FindingLocation, Severity, in_file, show
 from loraformat.model.bundle import Bundle, File, TensorFile
 from loraformat.rules.base import Hit, Subject, rule
 
@@ -42,7 +42,7 @@ def card_without_base(subject: Subject) -> Iterator[Hit]:
     """
     card = _front_matter(subject.bundle)
     if card is not None and "base_model" not in card:
-        yield Hit(f"{_CARD}: base_model", "expected the name of a model, found none")
+        yield Hit(in_file(_CARD, "base_model"), "expected the name of a model, found none")
 
 
 @rule("LF503", Severity.INFO, since="0.1.0")
@@ -63,10 +63,10 @@ def card_without_license(subject: Subject) -> Iterator[Hit]:
     """
     card = _front_matter(subject.bundle)
     if card is not None and "license" not in card:
-        yield Hit(f"{_CARD}: license", "expected the name of a license, found none")
+        yield Hit(in_file(_CARD, "license"), "expected the name of a license, found none")
 
 
-@rule("LF507", Severity.WARNING, since="0.1.0")
+@rule("LF507", Severity.WARNING, since="0.1.0", publishing=True)
 def card_disagreement(subject: Subject) -> Iterator[Hit]:
     """The model card names another base model than the config.
 
@@ -86,7 +86,7 @@ def card_disagreement(subject: Subject) -> Iterator[Hit]:
     card, named = _front_matter(subject.bundle) or {}, subject.adapter.config.base_model
     stated = card.get("base_model", "")
     if named and stated and stated.lower() != named.lower():
-        yield Hit(f"{_CARD}: base_model", f'the card says "{stated}", the config "{named}"')
+        yield Hit(in_file(_CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
 
 
 @rule("LF508", Severity.INFO, since="0.1.0")
@@ -111,7 +111,7 @@ def personal_path(subject: Subject) -> Iterator[Hit]:
             yield Hit(where, f'the path "{found[0]}"', "remove it before publishing")
 
 
-@rule("LF509", Severity.WARNING, since="0.1.0")
+@rule("LF509", Severity.WARNING, since="0.1.0", publishing=True)
 def leaked_credential(subject: Subject) -> Iterator[Hit]:
     """A file or the metadata holds something that looks like an access token.
 
@@ -157,7 +157,7 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
     full = added_numbers(subject.bundle, "tokenizer.json") if added else {}
     for token, number in sorted(added.items()):
         if full.get(token, number) != number:
-            yield Hit(f'added_tokens.json: "{token}"', f"{number}, in tokenizer.json {full[token]}")
+            yield Hit(in_file("added_tokens.json", token), f"{number}, in tokenizer.json {full[token]}")
             return
 
 
@@ -179,7 +179,7 @@ def _front_matter(bundle: Bundle) -> Mapping[str, str] | None:
     return fields
 
 
-def _texts(subject: Subject) -> Iterator[tuple[str, str]]:
+def _texts(subject: Subject) -> Iterator[tuple[FindingLocation, str]]:
     """(place, text) of every small text file, and of the metadata of the weight files."""
     for name, file in subject.bundle.files.items():
         if name.endswith(".safetensors"):
@@ -187,10 +187,10 @@ def _texts(subject: Subject) -> Iterator[tuple[str, str]]:
         elif isinstance(file, TensorFile):
             continue  # a pickle has no metadata, and may be none of ours to open
         elif name.lower().endswith(_TEXTS) and file.nbytes <= _MOST_BYTES and name not in _LARGE:
-            yield name, file.read().decode("utf-8", "replace")
+            yield in_file(name), file.read().decode("utf-8", "replace")
 
 
-def _metadata(file: File) -> Iterator[tuple[str, str]]:
+def _metadata(file: File) -> Iterator[tuple[FindingLocation, str]]:
     from loraformat.errors import LoraFormatError
 
     assert isinstance(file, TensorFile)
@@ -199,4 +199,4 @@ def _metadata(file: File) -> Iterator[tuple[str, str]]:
     except LoraFormatError:  # a file that no format reads
         return
     for key, value in metadata.items():
-        yield f"{file.name}: __metadata__: {show(key, 60)}", value[:_MOST_BYTES]
+        yield in_file(file.name, "__metadata__", show(key, 60)), value[:_MOST_BYTES]

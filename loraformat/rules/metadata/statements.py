@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, in_file
 from loraformat.errors import LoraFormatError
 from loraformat.model.bundle import JsonFile
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.config import config_file
+from loraformat.rules.config import config_at
 from loraformat.rules.metadata.vocabulary import faults_of, tokens_of
 from loraformat.rules.shapes import base_rows, is_vocabulary_table, table_rows, updates_of
 
@@ -45,7 +45,7 @@ def base_model_disagreement(subject: Subject) -> Iterator[Hit]:
     given = on_the_hub[1] if on_the_hub else subject.base.config.get("_name_or_path")
     named = subject.adapter.config.base_model
     if isinstance(named, str) and isinstance(given, str) and _differ(named, given):
-        yield Hit(config_file(subject), f'the adapter is for "{named}", the base is "{given}"')
+        yield Hit(config_at(subject), f'the adapter is for "{named}", the base is "{given}"')
 
 
 def _differ(named: str, given: str) -> bool:
@@ -89,7 +89,7 @@ def _new_rows(subject: Subject) -> Iterator[int]:
             yield rows - before
 
 
-@rule("LF505", Severity.ERROR, since="0.1.0")
+@rule("LF505", Severity.ERROR, since="0.1.0", forgivable=True)
 def malformed_tokenizer(subject: Subject) -> Iterator[Hit]:
     """A tokenizer.json cannot be what it claims to be: no JSON, no vocabulary, wrong or shared numbers.
 
@@ -107,7 +107,7 @@ def malformed_tokenizer(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     for name, fault in faults_of(subject.adapter.tokenizer):
-        yield Hit(name, fault)
+        yield Hit(in_file(name), fault)
 
 
 @rule("LF511", Severity.WARNING, since="0.1.0")
@@ -129,7 +129,7 @@ def unreadable_tokenizer_file(subject: Subject) -> Iterator[Hit]:
     """
     for name in subject.bundle.folders:
         if name in _TOKENIZER_FILES:
-            yield Hit(name, "expected a file, found a folder")
+            yield Hit(in_file(name), "expected a file, found a folder")
     for name, file in subject.bundle.files.items():
         # tokenizer.json is read by LF505.
         # An empty one is LF030's.
@@ -139,10 +139,10 @@ def unreadable_tokenizer_file(subject: Subject) -> Iterator[Hit]:
             try:
                 value = file.load()
             except LoraFormatError as error:
-                yield Hit(name, error.message)
+                yield Hit(error.location, error.message)
             else:
                 if not isinstance(value, dict):
-                    yield Hit(name, "expected a JSON object")
+                    yield Hit(in_file(name), "expected a JSON object")
 
 
 @rule("LF506", Severity.WARNING, since="0.1.0", needs="base")

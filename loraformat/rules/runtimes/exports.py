@@ -18,7 +18,7 @@ _TORCHTUNE_NAME = re.compile(r"layers\.[0-9]{1,9}\.attn\.[qk]_proj\.(lora_[ab]\.
 _INTERLEAVED = frozenset({"llama", "mistral", "gemma"})
 
 
-@rule("LF243", Severity.ERROR, since="0.1.0")
+@rule("LF243", Severity.ERROR, since="0.1.0", forgivable=True)
 def torchtune_export(subject: Subject) -> Iterator[Hit]:
     """Torchtune exported the adapter to PEFT, and its export is right for Llama's order of rows in q and k only.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Severity, counted
+from loraformat.diagnostics import FindingLocation, Severity, counted, in_file
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import Dense, kind_of, rank_of
 from loraformat.rules.base import Hit, Subject, rule
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from loraformat.rules.targets import Line, Target
 
 
-def told(subject: Subject, code: str, where: str, what: str) -> Iterator[Hit]:
+def told(subject: Subject, code: str, where: str | FindingLocation, what: str) -> Iterator[Hit]:
     """A hit for each target that has a line about the feature."""
     for target in subject.targets:
         for line in target.lines_for(code):
             yield hit_of(target, line, where, what)
 
 
-def hit_of(target: Target, line: Line, where: str, what: str) -> Hit:
+def hit_of(target: Target, line: Line, where: str | FindingLocation, what: str) -> Hit:
     """The feature `what`, and what the table says that the runtime does with it."""
     verdict = f'refuses it: "{line.message}"' if line.verdict == "refuses" else f"ignores it: {line.message}"
     return Hit(where, f"{what}; {target.label} {verdict}", line.help)
@@ -62,7 +62,7 @@ def rank_above_default(subject: Subject) -> Iterator[Hit]:
             yield Hit("", f"rank {rank} needs {setting}; {target.label} allows {limit} by default")
 
 
-@rule("LF602", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF602", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
     """The adapter replaces whole weights, and the runtime cannot.
 
@@ -92,7 +92,7 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
                 yield hit_of(target, line, names[0], f"{counted(len(names), 'weight', 'is')} replaced")
 
 
-@rule("LF603", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF603", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_dora(subject: Subject) -> Iterator[Hit]:
     """The adapter is a DoRA, and the runtime does not know its magnitudes.
 
@@ -114,7 +114,7 @@ def unsupported_dora(subject: Subject) -> Iterator[Hit]:
         yield from told(subject, "LF603", found[0], "a DoRA magnitude")
 
 
-@rule("LF604", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF604", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_bias(subject: Subject) -> Iterator[Hit]:
     """The adapter trains biases, and the runtime does not read them.
 
@@ -135,12 +135,12 @@ def unsupported_bias(subject: Subject) -> Iterator[Hit]:
     every = updates_of(subject.adapter)
     names = [name for name, update in every if isinstance(update, Dense) or name.endswith(".bias")]
     if isinstance(bias, str) and bias != "none":
-        yield from told(subject, "LF604", f"{PEFT_FILE}: bias", f'"{bias}"')
+        yield from told(subject, "LF604", in_file(PEFT_FILE, "bias"), f'"{bias}"')
     elif names:
         yield from told(subject, "LF604", names[0], "a trained bias")
 
 
-@rule("LF605", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF605", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_module(subject: Subject) -> Iterator[Hit]:
     """The adapter changes a kind of module that the runtime does not adapt.
 
@@ -165,7 +165,7 @@ def unsupported_module(subject: Subject) -> Iterator[Hit]:
                 yield hit_of(target, line, "", f"modules {', '.join(strange[:5])}")
 
 
-@rule("LF606", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF606", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_rslora(subject: Subject) -> Iterator[Hit]:
     """The scale is alpha / sqrt(rank), and the runtime computes alpha / rank.
 
@@ -182,10 +182,10 @@ def ignored_rslora(subject: Subject) -> Iterator[Hit]:
     Kalajdzievski 2023, arXiv 2312.03732; loraformat/rules/runtimes.json, the lines LF606.
     """
     if peft_config(subject).get("use_rslora") is True:
-        yield from told(subject, "LF606", f"{PEFT_FILE}: use_rslora", "scale alpha / sqrt(rank)")
+        yield from told(subject, "LF606", in_file(PEFT_FILE, "use_rslora"), "scale alpha / sqrt(rank)")
 
 
-@rule("LF607", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF607", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
     """Some modules have an alpha of their own, and the runtime applies one alpha to all.
 
@@ -202,10 +202,10 @@ def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF607; sglang issue 40835.
     """
     if peft_config(subject).get("alpha_pattern"):
-        yield from told(subject, "LF607", f"{PEFT_FILE}: alpha_pattern", "modules with an alpha of their own")
+        yield from told(subject, "LF607", in_file(PEFT_FILE, "alpha_pattern"), "modules with an alpha of their own")
 
 
-@rule("LF608", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF608", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
     """Some modules have a rank of their own, and the runtime expects one rank.
 
@@ -222,10 +222,10 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF608.
     """
     if peft_config(subject).get("rank_pattern"):
-        yield from told(subject, "LF608", f"{PEFT_FILE}: rank_pattern", "modules with a rank of their own")
+        yield from told(subject, "LF608", in_file(PEFT_FILE, "rank_pattern"), "modules with a rank of their own")
 
 
-@rule("LF609", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF609", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
     """The initialisation changed the base's weights, and the runtime applies the adapter to the weights as they were.
 
@@ -244,10 +244,10 @@ def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
     """
     init = peft_config(subject).get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        yield from told(subject, "LF609", f"{PEFT_FILE}: init_lora_weights", f'"{init}"')
+        yield from told(subject, "LF609", in_file(PEFT_FILE, "init_lora_weights"), f'"{init}"')
 
 
-@rule("LF610", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF610", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_container(subject: Subject) -> Iterator[Hit]:
     """The weights lie in a pickle, and the runtime reads safetensors only.
 
@@ -265,10 +265,10 @@ def unsupported_container(subject: Subject) -> Iterator[Hit]:
     """
     files = subject.bundle.files
     if "adapter_model.bin" in files and "adapter_model.safetensors" not in files:
-        yield from told(subject, "LF610", "adapter_model.bin", "no safetensors file")
+        yield from told(subject, "LF610", in_file("adapter_model.bin"), "no safetensors file")
 
 
-@rule("LF611", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF611", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_key(subject: Subject) -> Iterator[Hit]:
     """Tensor names carry a wrapper's prefix or an adapter's name, and the runtime wants them plain.
 
@@ -287,4 +287,4 @@ def unsupported_key(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for note in subject.adapter.notes:
         if note.code == "LF221":
-            yield from told(subject, "LF611", note.where, note.message.partition(";")[0])
+            yield from told(subject, "LF611", note.location, note.message.partition(";")[0])

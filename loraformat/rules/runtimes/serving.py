@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, in_file
 from loraformat.model.adapter import module_of
 from loraformat.model.summary import layer_of
 from loraformat.model.updates import LowRank, rank_of
@@ -14,7 +14,7 @@ from loraformat.rules.runtimes.loading import highest_rank, hit_of, told
 from loraformat.rules.shapes import updates_of
 
 
-@rule("LF612", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF612", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
     r"""`target_modules` is a regular expression, and the runtime wants a list.
 
@@ -32,10 +32,10 @@ def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
     """
     targets = peft_config(subject).get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
-        yield from told(subject, "LF612", f"{PEFT_FILE}: target_modules", "a regular expression")
+        yield from told(subject, "LF612", in_file(PEFT_FILE, "target_modules"), "a regular expression")
 
 
-@rule("LF613", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF613", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_kind(subject: Subject) -> Iterator[Hit]:
     """The adapter is of a kind that the runtime does not have.
 
@@ -58,10 +58,10 @@ def unsupported_kind(subject: Subject) -> Iterator[Hit]:
         is_missing = target.lacks(target.kinds.get(kind)) if target.kinds is not None else kind != "LORA"
         for line in target.lines_for("LF613"):
             if is_missing:
-                yield hit_of(target, line, f"{PEFT_FILE}: peft_type", f'"{kind}"')
+                yield hit_of(target, line, in_file(PEFT_FILE, "peft_type"), f'"{kind}"')
 
 
-@rule("LF614", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF614", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def fractional_setting(subject: Subject) -> Iterator[Hit]:
     """`r` or `lora_alpha` is written as a fraction or with a decimal point, and the runtime wants an integer.
 
@@ -80,10 +80,10 @@ def fractional_setting(subject: Subject) -> Iterator[Hit]:
     for field in ("r", "lora_alpha"):
         value = peft_config(subject).get(field)
         if isinstance(value, float):
-            yield from told(subject, "LF614", f"{PEFT_FILE}: {field}", f"{value!r} is no integer")
+            yield from told(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is no integer")
 
 
-@rule("LF615", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF615", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unknown_to_version(subject: Subject) -> Iterator[Hit]:
     """The config has settings that this version of PEFT does not know.
 
@@ -112,7 +112,7 @@ def unknown_to_version(subject: Subject) -> Iterator[Hit]:
                 yield hit_of(target, line, f"{PEFT_FILE}: {names[0]}", f"unknown settings: {', '.join(names[:8])}")
 
 
-@rule("LF616", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF616", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
     """The adapter has LoRA factors for an embedding or the head, and the runtime does not read them.
 
@@ -135,7 +135,7 @@ def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
             return
 
 
-@rule("LF617", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF617", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_experts(subject: Subject) -> Iterator[Hit]:
     """The factors are stacks of experts, and the runtime wants a matrix for each expert, or none.
 
@@ -158,7 +158,7 @@ def unsupported_experts(subject: Subject) -> Iterator[Hit]:
             return
 
 
-@rule("LF618", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF618", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unpaired_projection(subject: Subject) -> Iterator[Hit]:
     """`q_proj` is adapted without `v_proj` in some layer, and the runtime stacks the two.
 
@@ -182,7 +182,7 @@ def unpaired_projection(subject: Subject) -> Iterator[Hit]:
             return
 
 
-@rule("LF619", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF619", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def foreign_format(subject: Subject) -> Iterator[Hit]:
     """The runtime does not read adapters of this format.
 
@@ -204,7 +204,7 @@ def foreign_format(subject: Subject) -> Iterator[Hit]:
                 yield hit_of(target, line, "", f"this is a {subject.format} adapter")
 
 
-@rule("LF620", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF620", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def rank_above_limit(subject: Subject) -> Iterator[Hit]:
     """The rank is greater than the runtime can be told to allow, or than `--max-lora-rank` says.
 
@@ -227,7 +227,7 @@ def rank_above_limit(subject: Subject) -> Iterator[Hit]:
             yield Hit("", f"rank {rank} is above {min(limits)}, the limit of {target.label}", "a lower rank")
 
 
-@rule("LF621", Severity.ERROR, since="0.1.0", needs="target")
+@rule("LF621", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def uneven_layers(subject: Subject) -> Iterator[Hit]:
     """A kind of module is adapted in some layers only, and the runtime then leaves it out in all of them.
 

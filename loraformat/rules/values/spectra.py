@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
-from statistics import median
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
+from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import updates_of
@@ -18,11 +17,8 @@ if TYPE_CHECKING:
 
 _LEAST_RANK = 4
 _NEGLIGIBLE = 1e-4  # of the greatest singular value
-_OUTLIER = 8.0  # robust z of the logarithm of the norm
-_FEWEST = 8
 _FLOAT16_MAX = 65504.0
 _SAMPLED_ROWS = 64
-_LEAST_KEPT = 0.9
 _MOST_ELEMENTS = 1 << 26  # of a factor that is taken into memory whole
 
 
@@ -72,31 +68,16 @@ def norm_outlier(subject: Subject) -> Iterator[Hit]:
     An earlier checkpoint; `loraformat inspect --norms` shows all of them.
 
     ## Source
-    Iglewicz and Hoaglin 1993, the modified z-score, of the logarithm of the norm.
+    Iglewicz and Hoaglin 1993, the modified z-score above 3.5, of the logarithm of the norm; `inspect` marks the same.
     """
     assert subject.adapter is not None
     from loraformat.algebra import frobenius
+    from loraformat.algebra.outliers import outliers
 
-    groups: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, update in _plain(subject):
-        norm = frobenius(update)
-        if norm:
-            groups[".".join("*" if part.isdigit() else part for part in name.split("."))][name] = math.log(norm)
-    for members in groups.values():
-        yield from _outliers(members)
-
-
-def _outliers(members: dict[str, float]) -> Iterator[Hit]:
-    if len(members) < _FEWEST:
-        return
-    middle = median(members.values())
-    # Half a power of e at least: equal norms would make every deviation infinite.
-    spread = max(1.4826 * median(abs(value - middle) for value in members.values()), 0.25)
-    for name, value in members.items():
-        if abs(value - middle) / spread > _OUTLIER:
-            yield Hit(
-                name, f"norm {math.exp(value):.3g}, the median of {len(members)} layers is {math.exp(middle):.3g}"
-            )
+    norms = {name: (update, frobenius(update)) for name, update in _plain(subject)}
+    found = outliers((name, (module_kind(name), update.shape), norm) for name, (update, norm) in norms.items())
+    for name, middle in found.items():
+        yield Hit(name, f"norm {norms[name][1]:.3g}, the median of its kind is {middle:.3g}")
 
 
 @rule("LF405", Severity.WARNING, since="0.1.0", slow=True)
@@ -141,6 +122,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     assert subject.base is not None
+    from loraformat.algebra.retention import is_lost
     from loraformat.matching import WHOLE
 
     read = subject.read_base
@@ -165,7 +147,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
         some, all_of_it = _kept(update, piece.transposed, read(piece.tensor, 0, min(_SAMPLED_ROWS, stored.shape[0])))
         kept, whole = kept + some, whole + all_of_it
         dtypes.add(stored.dtype.safetensors)
-    if whole > 0 and kept / whole < _LEAST_KEPT:
+    if whole > 0 and is_lost(kept / whole):
         yield Hit("", f"{kept / whole:.1%} of the update would survive rounding to {', '.join(sorted(dtypes))}")
 
 

@@ -7,12 +7,12 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Source
+from loraformat.storage.base import Copy, Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import checked_name, checked_range, checked_total, kind_of, told_as
@@ -72,6 +72,11 @@ class LocalStore:
         return self._only is not None
 
     @property
+    def location(self) -> str:
+        """See Output."""
+        return self._folder
+
+    @property
     def folder(self) -> str:
         """The absolute path of the folder in which the files lie."""
         return self._folder
@@ -126,11 +131,12 @@ class LocalStore:
                 done += count
 
     @contextmanager
-    def create(self, path: str, size: int | None = None) -> Iterator[LocalWriter]:
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[LocalWriter]:
         """See Store. The bytes are on the disk before the name is there; an existing file is replaced.
 
         Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
         """
+        del copies  # the kernel copies any run
         target = self._path(checked_name(path, self.uri))
         self.check_target(path)
         unfinished = self._name_to_write(path)
@@ -188,7 +194,7 @@ class LocalStore:
                 found[entry.name] = kind_of(entry.stat(follow_symlinks=is_inner).st_mode)
         return dict(sorted(found.items()))
 
-    def own_and_other_names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of everything in the folder, files of a run of this package included, sorted."""
         with told_as(self.uri):
             return sorted(os.listdir(self._folder))
@@ -210,12 +216,12 @@ class LocalStore:
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
     def identity(self, path: str) -> tuple[int, ...]:
-        """What tells a file from another one under its name: device, inode, size in bytes, times of change in ns.
+        """See Source: inode, size, times of change in ns, the second that of the system, which no program sets.
 
-        The second of the times is that of the system itself, which no program sets.
+        The device is left out: another start of the machine may change its number.
         """
         with self._opened(path) as (fd, _):
-            return (*self._seen[path], os.fstat(fd).st_ctime_ns)
+            return (*self._seen[path][1:], os.fstat(fd).st_ctime_ns)
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from loraformat.diagnostics import FindingLocation
 from loraformat.errors import ConfigError
-from loraformat.formats.kit.fields import as_integer, as_number, place
+from loraformat.formats.kit.fields import as_integer, as_number
 from loraformat.formats.kit.scaling import MAX_RANK
 from loraformat.model.bundle import Json, Tensors
 
@@ -24,14 +25,18 @@ _CONFIG_NAMES = (
 )
 
 
-def stated(tensors: Tensors, where: str) -> tuple[int | None, float | None]:
+def stated(tensors: Tensors, where: FindingLocation) -> tuple[int | None, float | None]:
     """(rank, alpha) from what lies beside the tensors.
 
     Raises: ConfigError (LF103): a value of a wrong type, or two that differ.
     """
     said = dict(_flat("", {**tensors.metadata, **tensors.extras}))
-    ranks = [as_integer(_plain(said[key]), place(where, key), 1, MAX_RANK) for key in said if _means(key, _RANK_NAMES)]
-    alphas = [as_number(_plain(said[key]), place(where, key)) for key in said if _means(key, _ALPHA_NAMES)]
+    ranks = [
+        as_integer(_plain(said[key]), where.at(*key.split(".")), 1, MAX_RANK)
+        for key in said
+        if _means(key, _RANK_NAMES)
+    ]
+    alphas = [as_number(_plain(said[key]), where.at(*key.split("."))) for key in said if _means(key, _ALPHA_NAMES)]
     for what, values in (("rank", ranks), ("alpha", alphas)):
         if len(set(values)) > 1:
             raise ConfigError(f"the file states several values of {what}: {sorted(set(values))}", where=where)

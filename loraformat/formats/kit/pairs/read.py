@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.errors import FormatError, MissingFile
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.findings import (
@@ -20,7 +20,8 @@ from loraformat.formats.kit.pairs.rank_and_alpha import stated
 from loraformat.formats.kit.pairs.spelling import Pair, Spelling, clean, pairs_of, weight_name
 from loraformat.formats.kit.scaling import Scaling, agreed, scale_of
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.bundle import Bundle, Tensors
+from loraformat.model.format_files import the_file
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update
 
@@ -59,14 +60,6 @@ class Dialect:
     settings_file: str | None = None
 
 
-def the_file(bundle: Bundle) -> TensorFile | None:
-    """The file that the user named, or the only tensor file of a folder that no other tool's config explains."""
-    if not bundle.is_single_file and ({"adapter_config.json", "lora_config.json"} & bundle.files.keys()):
-        return None
-    files = bundle.tensor_files()
-    return files[0] if len(files) == 1 else None
-
-
 def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     """The adapter of a file with pairs of factors.
 
@@ -78,21 +71,21 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     file = the_file(bundle)
     if file is None:
         raise MissingFile("expected exactly one tensor file", where=bundle.uri, hint="name the file")
-    tensors = file.open()
-    _require_distinct(tensors, file.name)
+    tensors, where = file.open(), in_file(file.name)
+    _require_distinct(tensors, where)
     pairs, copies = pairs_of(tensors.entries, dialect.spellings)
     whole = {module: pair for module, pair in pairs.items() if pair.a is not None and pair.b is not None}
     beside = _beside(tensors, whole, copies, dialect, hints)
-    rank, alpha = stated(tensors, file.name)
+    rank, alpha = stated(tensors, where)
     settings = dialect.settings_file or ""
-    rank = agreed(rank, dialect.settings[0], "rank", file.name, settings=settings)
-    rank = agreed(rank, hints.rank, "rank", file.name)
-    alpha = agreed(alpha, dialect.settings[1], "alpha", file.name, settings=settings)
+    rank = agreed(rank, dialect.settings[0], "rank", where, settings=settings)
+    rank = agreed(rank, hints.rank, "rank", where)
+    alpha = agreed(alpha, dialect.settings[1], "alpha", where, settings=settings)
     layers = dialect.build(whole, rank, hints)
-    notes = [*_notes(pairs, copies, file.name), *_foreign(tensors, file.name), *beside.notes(file.name)]
-    scales = _scales(layers, rank, alpha, dialect, hints, file.name)
+    notes = [*_notes(pairs, copies, where), *_foreign(tensors, where), *beside.notes(where)]
+    scales = _scales(layers, rank, alpha, dialect, hints, where)
     if dialect.scale is not None and not {alpha, hints.alpha, hints.scale} - {None} and layers:
-        notes.append(scale_by_definition(file.name, *dialect.scale))
+        notes.append(scale_by_definition(where, *dialect.scale))
     updates: dict[str, tuple[Update, ...]] = {
         **beside.updates,
         **{f"{module}.weight": (scales[module],) for module in layers},
@@ -101,7 +94,7 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     return Adapter(
         config=AdapterConfig(
             declared_ranks={} if rank is None else _declared(layers, rank),
-            fan_in_fan_out=hints.fan_in_fan_out,
+            fan_in_fan_out=hints.all_transposed,
             raw=dict(tensors.extras),
         ),
         updates=dict(sorted(updates.items())),
@@ -120,7 +113,7 @@ def _declared(layers: Mapping[str, Layer], rank: int) -> dict[str, int]:
     }
 
 
-def _require_distinct(tensors: Tensors, where: str) -> None:
+def _require_distinct(tensors: Tensors, where: FindingLocation) -> None:
     seen: dict[str, str] = {}
     for name in tensors.entries:
         other = seen.setdefault(clean(name), name)
@@ -129,7 +122,12 @@ def _require_distinct(tensors: Tensors, where: str) -> None:
 
 
 def _scales(
-    layers: Mapping[str, Layer], rank: int | None, alpha: float | None, dialect: Dialect, hints: Hints, where: str
+    layers: Mapping[str, Layer],
+    rank: int | None,
+    alpha: float | None,
+    dialect: Dialect,
+    hints: Hints,
+    where: FindingLocation,
 ) -> dict[str, LowRank]:
     fixed = None if dialect.scale is None else dialect.scale[0]
     found = {}
@@ -144,18 +142,18 @@ def _halves(tensors: Tensors, pairs: Mapping[str, Pair], whole: Mapping[str, Pai
     return {name: tensors.entries[name] for module, pair in pairs.items() if module not in whole for name in pair.names}
 
 
-def _notes(pairs: Mapping[str, Pair], copies: Mapping[str, str], where: str) -> list[Finding]:
+def _notes(pairs: Mapping[str, Pair], copies: Mapping[str, str], where: FindingLocation) -> list[Finding]:
     notes = []
     for module, pair in pairs.items():
         if (pair.a is None) != (pair.b is None):
             present, absent = ("B", "A") if pair.a is None else ("A", "B")
-            notes.append(unpaired_factor(f"{where}: {module}", present, absent))
+            notes.append(unpaired_factor(in_weights(module, file=where.file), present, absent))
     if copies:
         notes.append(redundant_copy(where, sorted(copies), "copies of the weights that the factors adapt"))
     return notes
 
 
-def _foreign(tensors: Tensors, where: str) -> list[Finding]:
+def _foreign(tensors: Tensors, where: FindingLocation) -> list[Finding]:
     changed = [name for name in tensors.entries if clean(name) != name]
     return [foreign_name_part(where, "a wrapper's prefix", len(changed))] if changed else []
 
@@ -168,7 +166,7 @@ class _Beside:
     unclaimed: dict[str, LazyTensor] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
-    def notes(self, where: str) -> list[Finding]:
+    def notes(self, where: FindingLocation) -> list[Finding]:
         return [base_weights_beside(where, sorted(self.left_out))] if self.left_out else []
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import show
+from loraformat.diagnostics import NOWHERE, FindingLocation, in_file, show
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.fields import (
@@ -24,7 +24,6 @@ from loraformat.formats.kit.fields import (
     optional_integer,
     optional_number,
     optional_text,
-    place,
 )
 from loraformat.formats.kit.scaling import MAX_RANK, Scaling, agreed
 from loraformat.formats.peft.keys import CONFIG
@@ -99,9 +98,9 @@ class PeftConfig:
     alpha: float | None = None
     scaling: Scaling = field(default_factory=Scaling)
     ranks: Mapping[str, int] = field(default_factory=dict)
-    rank_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", [], Budget()))
+    rank_keys: PatternKeys = field(default_factory=lambda: PatternKeys(NOWHERE, [], Budget()))
     alphas: Mapping[str, float] = field(default_factory=dict)
-    alpha_keys: PatternKeys = field(default_factory=lambda: PatternKeys("", [], Budget()))
+    alpha_keys: PatternKeys = field(default_factory=lambda: PatternKeys(NOWHERE, [], Budget()))
     is_dora: bool = False
     parameters: tuple[str, ...] = ()
     layers: tuple[int, ...] | None = None
@@ -140,22 +139,22 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         UnsupportedUpdate (LF013): a kind of adapter that is not read; the message names it.
         ConfigError (LF103): a field with a wrong type or outside its bounds, or one that contradicts a hint.
     """
-    raw = as_object(value, CONFIG)
+    raw = as_object(value, in_file(CONFIG))
     peft_type = _peft_type(raw)
     _refuse(raw)
     budget = hints.budget or Budget()
     if peft_type in TUNERS:
         return _common(raw, peft_type, budget)
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
-    rank = agreed(rank, hints.rank, "rank", place(CONFIG, "r"))
+    rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "r"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=place(CONFIG, "r"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "r"), hint="give it with --assume rank=R")
     ranks = {
-        key: as_integer(item, f'{place(CONFIG, "rank_pattern")}["{key}"]', 1, MAX_RANK)
+        key: as_integer(item, in_file(CONFIG, "rank_pattern", key), 1, MAX_RANK)
         for key, item in _object(raw, "rank_pattern").items()
     }
     alphas = {
-        key: as_number(item, f'{place(CONFIG, "alpha_pattern")}["{key}"]')
+        key: as_number(item, in_file(CONFIG, "alpha_pattern", key))
         for key, item in _object(raw, "alpha_pattern").items()
     }
     return replace(
@@ -164,9 +163,9 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
         alpha=optional_number(raw, "lora_alpha" if peft_type == "LORA" else "alpha", CONFIG),
         scaling=Scaling(by_root=_flag(raw, "use_rslora")),
         ranks=ranks,
-        rank_keys=PatternKeys(place(CONFIG, "rank_pattern"), list(ranks), budget),
+        rank_keys=PatternKeys(in_file(CONFIG, "rank_pattern"), list(ranks), budget),
         alphas=alphas,
-        alpha_keys=PatternKeys(place(CONFIG, "alpha_pattern"), list(alphas), budget),
+        alpha_keys=PatternKeys(in_file(CONFIG, "alpha_pattern"), list(alphas), budget),
         is_dora=_flag(raw, "use_dora"),
         parameters=_names(raw, "target_parameters"),
         layers=layers_of(raw),
@@ -185,7 +184,7 @@ def _common(raw: Config, peft_type: str, budget: Budget) -> PeftConfig:
         peft_type=peft_type,
         targets=names_or_pattern(raw, "target_modules", CONFIG),
         modules_to_save=saved,
-        saved=Inside(saved, budget, place(CONFIG, "modules_to_save")),
+        saved=Inside(saved, budget, in_file(CONFIG, "modules_to_save")),
         token_indices=indices,
         token_ends=Ends(indices) if isinstance(indices, dict) else None,
         bias=_bias(raw),
@@ -196,7 +195,7 @@ def _common(raw: Config, peft_type: str, budget: Budget) -> PeftConfig:
 
 
 def _peft_type(raw: Config) -> str:
-    stated, where = raw.get("peft_type"), place(CONFIG, "peft_type")
+    stated, where = raw.get("peft_type"), in_file(CONFIG, "peft_type")
     if stated is None:
         raise ConfigError("the field is missing", where=where)
     name = as_text(stated, where)
@@ -209,20 +208,20 @@ def _peft_type(raw: Config) -> str:
 def _refuse(raw: Config) -> None:
     for name, meaning in REFUSED_FIELDS.items():
         if raw.get(name) not in (None, False, [], {}):
-            raise UnsupportedUpdate(f"not read: {meaning}", where=place(CONFIG, name))
+            raise UnsupportedUpdate(f"not read: {meaning}", where=in_file(CONFIG, name))
     init = raw.get("init_lora_weights")
     name = init if isinstance(init, str) else ""
     reason = next((why for start, why in REFUSED_INITS.items() if name.lower().startswith(start)), None)
     if reason is not None:
         raise UnsupportedUpdate(
             f'the initialisation "{show(name, 40)}" changed the base by {reason}; it is not read',
-            where=place(CONFIG, "init_lora_weights"),
+            where=in_file(CONFIG, "init_lora_weights"),
             hint="convert it to plain LoRA with PEFT: save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
 
 
 def _enabled(raw: Config) -> tuple[bool, ...] | None:
-    value, where = raw.get("enable_lora"), place(CONFIG, "enable_lora")
+    value, where = raw.get("enable_lora"), in_file(CONFIG, "enable_lora")
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(part, bool) for part in value):
@@ -232,7 +231,7 @@ def _enabled(raw: Config) -> tuple[bool, ...] | None:
 
 def _object(raw: Config, name: str) -> dict[str, Json]:
     value = raw.get(name)
-    return {} if value is None else as_object(value, place(CONFIG, name))
+    return {} if value is None else as_object(value, in_file(CONFIG, name))
 
 
 def _flag(raw: Config, name: str) -> bool:
@@ -241,31 +240,31 @@ def _flag(raw: Config, name: str) -> bool:
 
 def _names(raw: Config, name: str) -> tuple[str, ...]:
     value = raw.get(name)
-    return () if value is None else as_texts(value, place(CONFIG, name))
+    return () if value is None else as_texts(value, in_file(CONFIG, name))
 
 
 def _bias(raw: Config) -> str:
     value = raw.get("bias", "none")
     if value not in ("none", "all", "lora_only", f"{str(raw.get('peft_type')).lower()}_only"):
-        raise ConfigError('expected "none", "all" or "lora_only"', where=place(CONFIG, "bias"))
+        raise ConfigError('expected "none", "all" or "lora_only"', where=in_file(CONFIG, "bias"))
     return str(value)
 
 
 def _token_indices(
     raw: Config, name: str = "trainable_token_indices"
 ) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    value, where = raw.get(name), place(CONFIG, name)
+    value, where = raw.get(name), in_file(CONFIG, name)
     if value is None:
         return None
     if isinstance(value, dict):
-        return {name: _indices(rows, f'{where}["{name}"]') for name, rows in value.items()}
+        return {name: _indices(rows, where.at(name)) for name, rows in value.items()}
     return _indices(value, where)
 
 
-def _indices(value: Json, where: str) -> tuple[int, ...]:
+def _indices(value: Json, where: FindingLocation) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise ConfigError("expected a list of token numbers", where=where)
-    rows = tuple(as_integer(row, f"{where}[{number}]", 0, MAX_ROW) for number, row in enumerate(value))
+    rows = tuple(as_integer(row, where.at(number), 0, MAX_ROW) for number, row in enumerate(value))
     if len(set(rows)) != len(rows):
         raise ConfigError("a token number occurs twice", where=where)
     return rows

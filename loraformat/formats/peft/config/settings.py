@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from loraformat.budget import Budget
+from loraformat.diagnostics import NOWHERE
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.scaling import Scaling
 from loraformat.formats.kit.targets import target_names
@@ -148,7 +149,7 @@ def pattern(values: Mapping[str, Number], default: Number) -> dict[str, Number]:
 
 def _decides(exceptions: Mapping[str, Number], values: Mapping[str, Number], default: Number) -> bool:
     try:
-        keys = PatternKeys("", list(exceptions), Budget())
+        keys = PatternKeys(NOWHERE, list(exceptions), Budget())
         found = {module: lookup(exceptions, keys, module) for module in values}
     except ConfigError:
         return False

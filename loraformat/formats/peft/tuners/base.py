@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
+from loraformat.diagnostics import in_file, in_weights
 from loraformat.errors import FormatError, UnsupportedUpdate
 from loraformat.formats.kit.fields import (
     Config,
@@ -16,7 +17,6 @@ from loraformat.formats.kit.fields import (
     optional_boolean,
     optional_integer,
     optional_number,
-    place,
 )
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import Ends
@@ -61,7 +61,7 @@ class Source:
     @cached_property
     def feedforward_names(self) -> Ends:
         """`feedforward_modules` of IA3, where it is a list of names."""
-        named, where = self.raw.get("feedforward_modules"), place(CONFIG, "feedforward_modules")
+        named, where = self.raw.get("feedforward_modules"), in_file(CONFIG, "feedforward_modules")
         return Ends(() if named is None else as_texts(named, where))
 
     def number(self, name: str, default: float) -> float:
@@ -82,7 +82,7 @@ class Source:
     def text(self, name: str, default: str) -> str:
         """A string of the config."""
         found = self.raw.get(name)
-        return default if found is None else as_text(found, place(CONFIG, name))
+        return default if found is None else as_text(found, in_file(CONFIG, name))
 
     def shape(self, module: str, *, out: int | None = None, into: int | None = None) -> tuple[int, int]:
         """(out, in) of the module's weight in the base; what is known of it decides how it is stored.
@@ -98,12 +98,16 @@ class Source:
             if out in (None, rows) and into in (None, cols):
                 return rows, cols
         known = f"{out or 'any'} x {into or 'any'}"
-        raise UnsupportedUpdate(f"the update is {known}, the base weight {stored[0]} x {stored[1]}", where=module)
+        raise UnsupportedUpdate(
+            f"the update is {known}, the base weight {stored[0]} x {stored[1]}", where=in_weights(module)
+        )
 
     def _stored(self, module: str) -> tuple[int, int]:
         if self.weights is None:
             raise UnsupportedUpdate(
-                "the shape of the update stands in the base only", where=module, hint="give the base with --base"
+                "the shape of the update stands in the base only",
+                where=in_weights(module),
+                hint="give the base with --base",
             )
         name = f"{module}.weight"
         shape = self.weights.get(name)
@@ -111,7 +115,9 @@ class Source:
             ends = {found for other, found in self.weights.items() if other.endswith(f".{name}")}
             shape = ends.pop() if len(ends) == 1 else None
         if shape is None or len(shape) != 2:
-            raise UnsupportedUpdate(f"the base has no matrix {name}, whose shape the update needs", where=module)
+            raise UnsupportedUpdate(
+                f"the base has no matrix {name}, whose shape the update needs", where=in_weights(module)
+            )
         return shape[0], shape[1]
 
 
@@ -159,4 +165,4 @@ def double(tensor: LazyTensor) -> Tensor:
 def require(claim: bool, module: str, message: str) -> None:
     """Raise FormatError (LF012) where tensors of a module do not fit each other."""
     if not claim:
-        raise FormatError(message, where=module)
+        raise FormatError(message, where=in_weights(module))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file, in_weights
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
 from loraformat.model.updates import ACTIVATIONS, LowRank, SubtractedInit, Update, WeightNetwork
@@ -29,7 +29,7 @@ def _deft(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     method = source.text("decomposition_method", "relu")
     if method not in ("qr", "relu"):
-        raise UnsupportedUpdate(f"DEFT is not read with {method}", where=place(CONFIG, "decomposition_method"))
+        raise UnsupportedUpdate(f"DEFT is not read with {method}", where=in_file(CONFIG, "decomposition_method"))
     out, rank = directions.shape
     up = down = directions
     if method == "qr":
@@ -61,7 +61,7 @@ def _orthonormal(columns: Tensor, module: str, *, has_signs: bool) -> Tensor:
     if not bool(((cosines if has_signs else cosines.abs()) - wanted).abs().max() < _SAME):
         raise UnsupportedUpdate(
             "the QR decomposition of deft_P is not determined by its values in float32, in which PEFT computes it",
-            where=module,
+            where=in_weights(module),
         )
     return found
 
@@ -88,7 +88,7 @@ def _peanut(source: Source, module: str, parts: Parts) -> Chains:
     if activation not in ACTIVATIONS:
         raise UnsupportedUpdate(
             f"PEANuT is not read with the activation {activation}: it is not known, or has parameters in no file",
-            where=place(CONFIG, "act_fn"),
+            where=in_file(CONFIG, "act_fn"),
         )
     rank = down.shape[0]
     encoders, decoders = (tuple(parts[name] for name in kind) for kind in names)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import DType, LazyTensor
@@ -63,7 +63,7 @@ def _super(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     if indices is None:
         # They are those of the largest weights of the base.
-        raise UnsupportedUpdate("the indices are not in the file", where=place(CONFIG, "save_precomputed_indices"))
+        raise UnsupportedUpdate("the indices are not in the file", where=in_file(CONFIG, "save_precomputed_indices"))
     require(indices.shape == values.shape, module, f"indices {indices.shape} do not fit values {values.shape}")
     shape = source.shape(module)
     difference = scattered(module, values, lambda: _rows_and_columns(indices, shape[1]), shape)

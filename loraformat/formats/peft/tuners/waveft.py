@@ -8,8 +8,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, require
 from loraformat.formats.peft.tuners.sparse import places_of, scattered
@@ -26,7 +26,9 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     has_transform, family = source.flag("use_idwt", default=True), source.text("wavelet_family", "db1")
     if has_transform and family != "db1":
-        raise UnsupportedUpdate(f"WaveFT is not read with the wavelet {family}", where=place(CONFIG, "wavelet_family"))
+        raise UnsupportedUpdate(
+            f"WaveFT is not read with the wavelet {family}", where=in_file(CONFIG, "wavelet_family")
+        )
     out, into = source.shape(module)
     count, seed = spectrum.numel, source.integer("random_loc_seed", 777, low=0)
     require(count <= out * into, module, f"{count} coefficients do not fit {out} x {into}")

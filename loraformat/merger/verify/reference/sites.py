@@ -102,7 +102,10 @@ class Sites:
             return Site(self._tensors[inner].shape, tensor=inner)
         if not self._spelling.rules:
             return None
-        return self._in_memory.get(weight) or self._by_older_name(weight) or self._head(weight)
+        known = self._in_memory.get(weight) or self._by_older_name(weight) or self._head(weight)
+        if known is None and self._spelling.prefix:  # renamed into the bare model, of which the class has it outside
+            return self._in_memory.get(f"{self._spelling.prefix}.{weight}")
+        return known
 
     @cached_property
     def _in_memory(self) -> Mapping[str, Site]:

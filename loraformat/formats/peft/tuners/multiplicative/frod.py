@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
 from loraformat.model.updates import FRoD
@@ -29,7 +29,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         raise UnsupportedUpdate(
             f"FRoD without its projections (frod_V.{category}): they are singular vectors of the base's weights, whose "
             "signs are nobody's choice",
-            where=place(CONFIG, "save_projection"),
+            where=in_file(CONFIG, "save_projection"),
             hint="save it again with save_projection=True",
         )
     into = stretched.numel

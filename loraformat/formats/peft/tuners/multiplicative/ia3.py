@@ -6,9 +6,8 @@ Source: peft 0.21.2, tuners/ia3/layer.py `Linear.merge`, `_ConvNd.merge`; tuners
 
 from __future__ import annotations
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import in_file, show
 from loraformat.errors import ConfigError
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
 from loraformat.model.updates import Scaled
@@ -32,7 +31,7 @@ def _is_feedforward(source: Source, module: str, shape: tuple[int, ...]) -> bool
         matches = source.feedforward.fullmatch(module)
         if matches is None:
             message = f"the pattern is not evaluated for {show(module)}, so which side it scales is not known"
-            where = place(CONFIG, "feedforward_modules")
+            where = in_file(CONFIG, "feedforward_modules")
             raise ConfigError(message, where=where, hint="write full module names")
         return matches
     return bool(source.feedforward_names.of(module))

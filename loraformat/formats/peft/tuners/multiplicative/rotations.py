@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
@@ -31,7 +31,7 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     if stored is None:
         return {}
     if "oft_block_size" not in source.raw:
-        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=place(CONFIG, "oft_block_size"))
+        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=in_file(CONFIG, "oft_block_size"))
     count, size = stored.shape[0], (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2
     require(size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} holds no triangles of a matrix")
     is_shared = source.flag("block_share")
@@ -209,7 +209,7 @@ def _road(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     variant, group = source.text("variant", "road_1"), source.integer("group_size", 64)
     if variant not in _ROAD_VALUES:
-        raise UnsupportedUpdate(f"RoAd is not read in the variant {variant}", where=place(CONFIG, "variant"))
+        raise UnsupportedUpdate(f"RoAd is not read in the variant {variant}", where=in_file(CONFIG, "variant"))
     out = round(theta.numel / _ROAD_VALUES[variant])
     fits = theta.numel == alpha.numel and out % group == 0 and group % 2 == 0
     require(fits, module, f"road_theta {theta.shape} and road_alpha {alpha.shape} make no groups of {group}")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.updates import LowRank
@@ -24,7 +24,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     a, b = source.shared.get("randlora_A"), source.shared.get("randlora_B")
     if a is None or b is None:
         # PEFT draws them in bfloat16 or float16, as the machine has it: the seed alone does not give them back.
-        raise UnsupportedUpdate("the random bases are not in the file", where=place(CONFIG, "save_projection"))
+        raise UnsupportedUpdate("the random bases are not in the file", where=in_file(CONFIG, "save_projection"))
     (rank, bases), (_, shorter) = trained.shape, widths.shape
     out, into = source.shape(module)
     longer = max(out, into)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
@@ -47,7 +48,7 @@ def _check_unilora(source: Source) -> None:
     if not source.flag("save_indices"):
         raise UnsupportedUpdate(
             f"UniLoRA without save_indices: which value of its vector stands where {_ORDER}",
-            where="adapter_config.json",
+            where=in_file("adapter_config.json"),
             hint="save it again with save_indices=True",
         )
 
@@ -75,7 +76,7 @@ def _check_tinylora(source: Source) -> None:
     if source.number("weight_tying", 0.0) != 1.0:
         raise UnsupportedUpdate(
             f"TinyLoRA with several vectors (weight_tying below 1): which one belongs to which module {_ORDER}",
-            where="adapter_config.json",
+            where=in_file("adapter_config.json"),
         )
     if not source.flag("save_projection", default=True):
         raise UnsupportedUpdate(

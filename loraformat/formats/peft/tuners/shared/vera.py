@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.kit.fields import place
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
@@ -34,7 +34,7 @@ def _pvera(source: Source, module: str, parts: Parts) -> Chains:
     if lambda_b is None or lambda_d is None:
         return {}
     if a is None or b is None:
-        raise UnsupportedUpdate("the projections are not in the file", where=place(CONFIG, "save_projection"))
+        raise UnsupportedUpdate("the projections are not in the file", where=in_file(CONFIG, "save_projection"))
     means = lambda_d.rows(0, lambda_d.numel // 2), a.rows(0, a.shape[0] // 2)
     return _update(source, module, lambda_b, means[0], (means[1], b))
 

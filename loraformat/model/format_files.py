@@ -1,0 +1,128 @@
+"""By which files a format is recognized, a row each: what is known of a format before its module is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from loraformat.errors import ContainerError
+from loraformat.model.bundle import Bundle, File, JsonFile, TensorFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatFiles:
+    """What tells a format. Its module is `loraformat.formats.NAME`, whose `sniff` decides.
+
+    Attributes:
+        name: as in `--to peft`.
+        config: name of its JSON config. Where one lies in a folder, the names of tensors tell nothing.
+        own_key, foreign_key: a key that the config must have, or by which it is another format's.
+        weights: names of its weight files.
+        settings: names of other files that only this format has.
+        tensors: how names of its tensors end, where one file of tensors may be enough; () where it is not.
+    """
+
+    name: str
+    config: str = ""
+    own_key: str = ""
+    foreign_key: str = ""
+    weights: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """The files of which one is enough, the most telling first; a config that others have too is none."""
+        return (*([self.config] if self.config and not self.foreign_key else []), *self.weights, *self.settings)
+
+    def may_fit(self, bundle: Bundle) -> bool:
+        """Whether the module has to be asked about a bundle; False only where its `sniff` finds nothing."""
+        if any(name in bundle.files for name in (*self.weights, *self.settings)):
+            return True
+        if self.config and self.config in bundle.files:
+            return self._may_own(bundle.files[self.config])
+        return bool(self.tensors) and _has_tensor(bundle, self.tensors)
+
+    def _may_own(self, config: File) -> bool:
+        """Whether a config may be this format's; a damaged one may be anybody's."""
+        try:
+            value = config.load() if isinstance(config, JsonFile) else None
+        except ContainerError:
+            return True
+        if not isinstance(value, dict):
+            return True
+        return (not self.own_key or self.own_key in value) and (not self.foreign_key or self.foreign_key not in value)
+
+
+# The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
+FORMAT_FILES = (
+    FormatFiles(
+        name="native",
+        config="lora_config.json",
+        weights=(
+            "lora_weights.safetensors",
+            "lora_weights.pt",
+            "embedding_weights.safetensors",
+            "embedding_weights.pt",
+        ),
+    ),
+    FormatFiles(
+        name="peft",
+        config="adapter_config.json",
+        own_key="peft_type",
+        weights=("adapter_model.safetensors", "adapter_model.bin"),
+    ),
+    FormatFiles(
+        name="mlx",
+        config="adapter_config.json",
+        foreign_key="peft_type",
+        weights=("adapters.safetensors", "adapters.npz"),
+    ),
+    FormatFiles(name="loralib", settings=("lora_settings.json",), tensors=(".lora_A", ".lora_B")),
+    FormatFiles(name="litgpt", weights=("lit_model.pth.lora",)),
+    FormatFiles(name="minlora", tensors=(".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")),
+    FormatFiles(name="raschka", tensors=(".lora.A", ".lora.B")),
+    FormatFiles(name="minimind", tensors=(".lora.A.weight", ".lora.B.weight")),
+    FormatFiles(name="dump", tensors=("",)),
+)
+
+NAMES = tuple(row.name for row in FORMAT_FILES)
+CONFIGS = tuple(dict.fromkeys(row.config for row in FORMAT_FILES if row.config))
+
+
+def has_marker(names: Collection[str]) -> bool:
+    """Whether a folder of these files is an adapter, sound or not: one is a file that only adapters have."""
+    return any(marker in names for row in FORMAT_FILES for marker in row.markers)
+
+
+def weights_beside(config: str) -> tuple[str, ...]:
+    """The weight files, of any format, that a config lies beside."""
+    return tuple(name for row in FORMAT_FILES if row.config == config for name in row.weights)
+
+
+def is_part_of(name: str, weights: str) -> bool:
+    """Whether a file is a weight file of a name, or a part of it: `adapter_model-00001-of-00002.safetensors`."""
+    stem, _, suffix = weights.rpartition(".")
+    return name == weights or (name.startswith(f"{stem}-") and name.endswith(f".{suffix}"))
+
+
+def has_config(bundle: Bundle) -> bool:
+    """Whether a config of any format lies in the folder."""
+    return any(name in bundle.files for name in CONFIGS)
+
+
+def the_file(bundle: Bundle) -> TensorFile | None:
+    """The file that the user named, or the only tensor file of a folder that no format's config explains."""
+    if not bundle.is_single_file and has_config(bundle):
+        return None
+    files = bundle.tensor_files()
+    return files[0] if len(files) == 1 else None
+
+
+def _has_tensor(bundle: Bundle, endings: tuple[str, ...]) -> bool:
+    """Whether the names in the one tensor file tell; a file that cannot be opened is for the module to judge."""
+    file = the_file(bundle)
+    try:
+        return file is not None and any(name.endswith(endings) for name in file.open().entries)
+    except ContainerError:
+        return True
