@@ -21,7 +21,7 @@ from drawing import drawing
 
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
-from loraformat.formats.kit.base import KINDS
+from loraformat.formats.kit.base import CONTENTS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 from loraformat.model.updates import every_kind
@@ -141,7 +141,7 @@ def formats_page() -> str:
     """docs/formats/README.md: the formats, the matrix and its words."""
     head, rows = _matrix()
     losses = "".join(f"| {each.name} | {', '.join(each.holds)} | {each.loses} |\n" for each in formats() if each.writes)
-    kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in KINDS.items())
+    kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in CONTENTS.items())
     return (
         "# Formats\n\nGenerated from the source by docs/generate.py.\n\n"
         f"| name | what it is | writes |\n|---|---|---|\n{_format_rows('')}"

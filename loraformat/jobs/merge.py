@@ -25,6 +25,7 @@ from loraformat.merger import (
     Written,
     as_written,
     base_names,
+    check_kinds,
     file_names,
     findings_of,
     fingerprints_of,
@@ -195,6 +196,7 @@ def _prepare(
         )
     read = [one.adapter for one in opened]
     checkpoint = as_written(checkpoint, read)
+    check_kinds(read)
     plan = plan_merge(
         checkpoint,
         read,

@@ -15,8 +15,8 @@ TITLE = "loralib: <module>.lora_A and .lora_B, (rank, in) and (out, rank), in on
 SPEC = "docs/formats/loralib.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("torch", "safetensors")
-READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
-HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
+READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
 LOSES = "one rank and one alpha for all, beside the file; the name of the base"
 
 __all__ = [

@@ -13,7 +13,16 @@ TITLE = "loraformat folder: lora_config.json and lora_weights.{safetensors,pt}"
 SPEC = "docs/formats/native.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("safetensors", "torch")
-READS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows", "difference")
+READS: tuple[str, ...] = (
+    "linear",
+    "embedding",
+    "convolution",
+    "dora",
+    "bias",
+    "full weights",
+    "trained rows",
+    "dense delta",
+)
 HOLDS: tuple[str, ...] = READS
 LOSES = "settings of other tools"
 

@@ -20,15 +20,15 @@ READS: tuple[str, ...] = (
     "convolution",
     "dora",
     "bias",
-    "replacement",
-    "rows",
-    "difference",
+    "full weights",
+    "trained rows",
+    "dense delta",
     "experts",
-    "from-base",
-    "product",
-    "factor",
+    "init subtracted from the base (PiSSA, OLoRA)",
+    "LoHa/LoKr",
+    "multiplicative (IA3, OFT …)",
 )
-HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows")
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "full weights", "trained rows")
 LOSES = "vocabulary sizes, which tables are tied"
 
 __all__ = [

@@ -82,11 +82,11 @@ def root_of_squares(norms: Iterable[float | None]) -> float | None:
 def _measured(
     record: WeightRecord, update: Update, change: Change | None, is_only: bool, with_spectrum: bool
 ) -> WeightRecord:
-    from loraformat.algebra import frobenius, norm_and_spectrum
+    from loraformat.algebra import frobenius, is_additive, norm_and_spectrum
 
     figures: tuple[float | None, Spectrum | None]
     # The change of the base is the update's own only where no other update of the weight has a part in it.
-    if change is not None and is_only and kind_of(update).needs_base:
+    if change is not None and is_only and (kind_of(update).needs_base or not is_additive(update)):
         figures = math.sqrt(change.update), change.spectrum
     else:
         figures = norm_and_spectrum(update) if with_spectrum else (frobenius(update), None)

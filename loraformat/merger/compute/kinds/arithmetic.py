@@ -21,7 +21,9 @@ def prepare(update: Update, place: Placement) -> Step:
     Raises:
         NonFiniteValue (LF402): a factor holds NaN or infinity.
         MergeError (LF206): the scale is unknown.
+        UnsupportedUpdate (LF013): its class has no arithmetic.
     """
+    check_arithmetic([type(update)])
     return ARITHMETIC[type(update)](update, place)
 
 

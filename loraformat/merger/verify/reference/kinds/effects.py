@@ -64,7 +64,8 @@ EFFECTS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
 
 
 def effect_of(landed: Landed, matrix: Matrix) -> Effect:
-    """The effect of an update on a tensor."""
+    """The effect of an update on a tensor. Raises: see `check_effects`."""
+    check_effects([type(landed.update)])
     return EFFECTS[type(landed.update)](landed, matrix)
 
 
