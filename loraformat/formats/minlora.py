@@ -36,7 +36,7 @@ def sniff(bundle: Bundle) -> Match | None:
     if file is None or not pairs:
         return None
     return Match(
-        certain=True, because=f"{file.name} has parametrizations.weight.0.lora_A for {counted(len(pairs), 'module')}"
+        certain=True, reason=f"{file.name} has parametrizations.weight.0.lora_A for {counted(len(pairs), 'module')}"
     )
 
 

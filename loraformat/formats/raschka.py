@@ -35,7 +35,7 @@ def sniff(bundle: Bundle) -> Match | None:
     if file is None or not pairs or not all(_fits(pair) for pair in pairs.values()):
         return None
     return Match(
-        certain=True, because=f"{file.name} has .lora.A of shape (in, rank) for {counted(len(pairs), 'module')}"
+        certain=True, reason=f"{file.name} has .lora.A of shape (in, rank) for {counted(len(pairs), 'module')}"
     )
 
 

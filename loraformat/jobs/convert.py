@@ -142,7 +142,7 @@ def convert(
         job="convert",
         subject=source,
         format=opened.format.NAME,
-        because=opened.because,
+        reason=opened.reason,
         summary=summarize(adapter),
         data=ConvertResult(
             source=opened.format.NAME,

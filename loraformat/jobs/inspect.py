@@ -113,7 +113,7 @@ def inspect(
         job="inspect",
         subject=adapter,
         format=studied.opened.format.NAME,
-        because=studied.opened.because,
+        reason=studied.opened.reason,
         summary=studied.summary,
         data=result_of(studied, view),
         findings=studied.findings,

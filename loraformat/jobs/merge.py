@@ -322,7 +322,7 @@ def _report(
         job="merge",
         subject=base,
         format=opened[0].format.NAME if len(opened) == 1 else "",
-        because=opened[0].because if len(opened) == 1 else "",
+        reason=opened[0].reason if len(opened) == 1 else "",
         summary=summarize(opened[0].adapter) if len(opened) == 1 else None,
         data=MergeResult(
             base=base,

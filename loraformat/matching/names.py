@@ -108,18 +108,18 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             unmatched[weight] = near.of(weight) if len(unmatched) < _MOST_SUGGESTED else ()
             continue
         if len(place.shape) == 3 and any(isinstance(u, LowRank) and not u.kernel for u in updates):
-            turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
+            transposed, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
         else:
-            turned, is_guess = is_stored_transposed(
+            transposed, is_guess = is_stored_transposed(
                 name, updates, place.shape, base.config, adapter.config.claims_transposed(module_of(weight))
             )
-        turned = turned or place.is_turned
+        transposed = transposed or place.is_transposed
         landings[weight] = tuple(
-            Landing(piece.tensor, piece.tensor in base.tensors, turned, is_guess, piece.part, name != weight)
+            Landing(piece.tensor, piece.tensor in base.tensors, transposed, is_guess, piece.part, name != weight)
             for piece in place.pieces
         )
         followed = _followed(name, adapter, atlas)
-        misfits.extend(_misfits(weight, updates, place, turned, followed))
+        misfits.extend(_misfits(weight, updates, place, transposed, followed))
     return Matching(landings, unmatched, tuple(misfits), ties)
 
 

@@ -39,11 +39,11 @@ def is_stack_transposed(
     shape = next((u.shape for u in updates if isinstance(u, LowRank)), stored)
     if len(shape) == 2:
         shape = (1, *shape)
-    turned = (*stored[:-2], stored[-1], stored[-2])
-    if shape != turned or stored[-1] != stored[-2]:
-        return shape == turned and shape != stored
-    if claims.turns_square_experts is not None:
-        return claims.turns_square_experts
+    transposed = (*stored[:-2], stored[-1], stored[-2])
+    if shape != transposed or stored[-1] != stored[-2]:
+        return shape == transposed and shape != stored
+    if claims.transposes_square_experts is not None:
+        return claims.transposes_square_experts
     return config.get("model_type") in TRANSPOSED_EXPERTS
 
 

@@ -184,7 +184,7 @@ def test_stripping_leaves_what_loaders_need() -> None:
     raw = {"peft_type": "LORA", "lora_alpha": 16, "r": 2, "lora_dropout": 0.1, "eva_config": {"rho": 2}}
     config = AdapterConfig(base_model="/home/me/models/llama", base_revision="main", raw=raw)
     readme = RawFile("README.md", 2, lambda: b"hi")
-    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, carried={"README.md": readme})
+    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, other_files={"README.md": readme})
     bare, losses = stripped(adapter)
     written = loaded(peft.write(bare))
     assert sorted(written) == ["adapter_config.json", "adapter_model.safetensors"]

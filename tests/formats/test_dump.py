@@ -46,9 +46,9 @@ def delta(adapter: Adapter, weight: str = "net.q.weight") -> Tensor:
 
 
 @pytest.mark.parametrize(("a", "b"), SPELLINGS)
-@pytest.mark.parametrize("turned", [False, True])
-def test_every_spelling_in_either_orientation(a: str, b: str, *, turned: bool) -> None:
-    entries = {f"net.q.{a}": A.T if turned else A, f"net.q.{b}": B.T if turned else B}
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_spelling_in_either_orientation(a: str, b: str, *, transposed: bool) -> None:
+    entries = {f"net.q.{a}": A.T if transposed else A, f"net.q.{b}": B.T if transposed else B}
     adapter = read(entries)
     torch.testing.assert_close(delta(adapter), 2 * B @ A)
     assert dict(adapter.unclaimed) == {}

@@ -73,7 +73,7 @@ def test_parameters_of_unknown_order_are_refused() -> None:
 @pytest.mark.parametrize(("version", "claim"), [("0.17.1", True), ("0.18.0", True), ("0.21.2", None), (None, None)])
 def test_old_versions_turn_square_experts(version: str | None, claim: bool | None) -> None:
     adapter = read(layer("m.e", 5, 5, rank=6), target_parameters=["e.w"], peft_version=version)
-    assert adapter.config.turns_square_experts is claim
+    assert adapter.config.transposes_square_experts is claim
 
 
 def test_square_experts_of_the_version_that_mixed_them_up_are_refused() -> None:

@@ -142,7 +142,7 @@ def test_exchanged_factors_are_not_taken_for_transposed_ones(tmp_path: Path) -> 
             convert(source, str(tmp_path / "out"), to="peft", base=given)
 
 
-def test_a_turned_file_that_nothing_decides_is_refused(tmp_path: Path) -> None:
+def test_a_transposed_file_that_nothing_decides_is_refused(tmp_path: Path) -> None:
     square = {
         name: values(8, 2, seed=3) if "lora_A" in name else values(2, 8) for name in factors() if "q_proj" in name
     }

@@ -58,13 +58,13 @@ def test_one_stack_is_merged_into_many_tensors(tmp_path: Path) -> None:
             assert torch.allclose(result[f"{DISK}.{n}.{name}.weight"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_stack_is_merged_into_a_stack(tmp_path: Path, turned: bool) -> None:
-    weight = random(3, 20, 75) if turned else random(3, 75, 20)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_stack_is_merged_into_a_stack(tmp_path: Path, transposed: bool) -> None:
+    weight = random(3, 20, 75) if transposed else random(3, 75, 20)
     base = save_base(tmp_path / "base", {"e.w": weight}, {"model_type": "gpt_oss"})
     update = stack(3, 75, 20)
     result = load(merge(base, tmp_path / "out", adapter({"e.w": update})))["e.w"]
-    delta = dense(update).transpose(1, 2) if turned else dense(update)
+    delta = dense(update).transpose(1, 2) if transposed else dense(update)
     assert torch.allclose(result, weight + delta, atol=1e-5)
 
 

@@ -80,7 +80,7 @@ def report(job: str, **more: object) -> Report:
         "job": job,
         "subject": NASTY,
         "format": "native",
-        "because": "lora_config.json",
+        "reason": "lora_config.json",
         "summary": summarize(adapter()),
         "data": RESULTS[job],
         "skipped": (Skipped("LF301", "absent-module", "no base was given"),),

@@ -33,4 +33,4 @@ def sniff(bundle: Bundle) -> Match | None:
     if not pairs:
         return None
     first = min(pairs)
-    return Match(certain=False, because=f"{file.name} has factors for {counted(len(pairs), 'module')}, first {first}")
+    return Match(certain=False, reason=f"{file.name} has factors for {counted(len(pairs), 'module')}, first {first}")

@@ -19,11 +19,11 @@ class Match:
 
     Attributes:
         certain: the tell-tale is conclusive; uncertain matches count only where no format is certain.
-        because: shown to the user: "adapter_config.json has peft_type".
+        reason: shown to the user: "adapter_config.json has peft_type".
     """
 
     certain: bool
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

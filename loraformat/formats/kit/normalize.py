@@ -155,14 +155,14 @@ def stripped(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
     """
     config = adapter.config
     raw = {name: value for name, value in config.raw.items() if is_stated(name)}
-    left_out = [name for name in unstated_fields(config.raw) if name not in raw] + sorted(adapter.carried)
+    left_out = [name for name in unstated_fields(config.raw) if name not in raw] + sorted(adapter.other_files)
     base = config.base_model
     if base is not None and _is_path(base):
         left_out.append("base model (a path)")
         base = None
     losses = (dropped_metadata("", left_out),) if left_out else ()
     bare = replace(config, raw=raw, base_model=base, base_revision=config.base_revision if base else None)
-    return replace(adapter, config=bare, carried={}), losses
+    return replace(adapter, config=bare, other_files={}), losses
 
 
 def _is_path(name: str) -> bool:

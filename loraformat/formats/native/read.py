@@ -12,7 +12,7 @@ from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.fields import names_or_pattern, optional_boolean, optional_integer, optional_text
 from loraformat.formats.kit.findings import not_only_tensors, table_too_short, unpaired_factors
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed, scale_of
 from loraformat.formats.kit.update_slots import Slots
 from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse
@@ -62,7 +62,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         config=_hub_config(config, slots, hints),
         updates={weight: several.updates() for weight, several in sorted(slots.items())},
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, OWN_FILES),
+        other_files=other_files(bundle, OWN_FILES),
         unclaimed=found.unclaimed,
         notes=(*notes, *left_behind(bundle, OWN_FILES)),
     )

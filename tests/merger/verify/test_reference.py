@@ -183,7 +183,7 @@ def test_norms_of_columns_that_leave_out_the_update_are_found(tmp_path: Path, mo
         merge_and_tell(base, tmp_path / "out", change)
 
 
-def test_a_square_weight_that_is_turned_the_wrong_way_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_square_weight_that_is_wrongly_transposed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "h.0.attn.c_proj.weight"
     base = save_base(tmp_path / "base", {name: torch.randn(24, 24)}, {"model_type": "gpt2"})
     real = names.is_stored_transposed
@@ -193,7 +193,7 @@ def test_a_square_weight_that_is_turned_the_wrong_way_is_found(tmp_path: Path, m
         merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)}))
 
 
-def test_factors_that_are_turned_the_wrong_way_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_that_are_transposed_the_wrong_way_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "h.0.attn.c_proj.weight"
     base = save_base(tmp_path / "base", {name: torch.randn(24, 24)}, {"model_type": "gpt2"})
     real = products._oriented

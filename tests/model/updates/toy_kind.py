@@ -57,7 +57,7 @@ def shifted(update: Shifted, place: Placement) -> Addition:
 class Shift(Effect):
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:
         vector = factor_values(self.landed.update.vector)
-        return value + (vector[low:high, None] if self.landed.is_turned else vector)
+        return value + (vector[low:high, None] if self.landed.is_transposed else vector)
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:

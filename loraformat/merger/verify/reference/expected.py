@@ -18,7 +18,7 @@ from loraformat.merger.verify.reference.sites import (
     Run,
     Site,
     Sites,
-    is_turned,
+    is_transposed,
     may_be_absent,
     renaming_of,
 )
@@ -44,7 +44,7 @@ class Share:
 
     Attributes:
         adapter, weight, index: which update it is.
-        is_turned: whether the tensor is stored as (in, out).
+        is_transposed: whether the tensor is stored as (in, out).
         run: which rows of it go where.
         factor: scale and strength together; 1 for kinds that have none.
         strength: of its adapter.
@@ -54,7 +54,7 @@ class Share:
     weight: str
     index: int
     update: Update
-    is_turned: bool
+    is_transposed: bool
     run: Run
     factor: float
     strength: float
@@ -125,7 +125,7 @@ class _Home:
         if name is None or site is None:
             return None
         chain = self.adapter.updates.get(weight, ())
-        return site, is_turned(name, chain, site, self.config, self.adapter)
+        return site, is_transposed(name, chain, site, self.config, self.adapter)
 
 
 def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
@@ -188,11 +188,11 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
             continue
         if found is None:
             raise MergeError(f"{weight}: the reference finds no tensor that it lands on", where="verify", hint=HINT)
-        site, turned = found
+        site, transposed = found
         for index, update in enumerate(chain):
             factor, is_stated = _factor(weight, update, scales)
             for run in site.runs or _whole(site, update):
-                yield Share(number, weight, index, update, turned, run, factor * strength, strength), is_stated
+                yield Share(number, weight, index, update, transposed, run, factor * strength, strength), is_stated
 
 
 def _factor(weight: str, update: Update, scales: Scales) -> tuple[float, bool]:

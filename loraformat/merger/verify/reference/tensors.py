@@ -115,7 +115,7 @@ def needs_torch(expected: Expected) -> bool:
 
 
 def _landed(share: Share) -> Landed:
-    return Landed(share.update, share.factor, share.is_turned, share.run.expert, share.run.first)
+    return Landed(share.update, share.factor, share.is_transposed, share.run.expert, share.run.first)
 
 
 def _size(stored: StoredTensor) -> tuple[int, int]:

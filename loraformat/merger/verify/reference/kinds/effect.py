@@ -30,7 +30,7 @@ class Matrix:
         rows, cols: of the output.
         base: its rows from first to last as they are in the base, in blocks; those that it lacks are zero.
         origin: the same after rows were replaced, which is what DoRA's norms are those of.
-        other: W of a weight by its name, from first to last row, and whether it is turned.
+        other: W of a weight by its name, from first to last row, and whether it is transposed.
     """
 
     rows: int
@@ -46,14 +46,14 @@ class Landed:
 
     Attributes:
         factor: scale and strength together; 1 for kinds that have none.
-        is_turned: whether the tensor is stored as (in, out).
+        is_transposed: whether the tensor is stored as (in, out).
         expert: which matrix of a stack it is.
         first: the first row of the update, as stored, that counts.
     """
 
     update: Update
     factor: float = 1.0
-    is_turned: bool = False
+    is_transposed: bool = False
     expert: int | None = None
     first: int = 0
 

@@ -1,7 +1,7 @@
 """What each kind of update makes of rows of a stored weight, in float64, from its formula.
 
-Rows are those of the tensor as it is stored. Where it is stored as (in, out), "turned", a block of its rows is a block
-of columns of the weight W (out, in) of which the formulas speak.
+Rows are those of the tensor as it is stored. Where it is stored transposed, as (in, out), a block of its rows is a
+block of columns of the weight W (out, in) of which the formulas speak.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Overwriting(Effect):
         update = self.landed.update
         if isinstance(update, Replace):
             table = self.table
-            return (table.all.T[low:high] if self.landed.is_turned else table.rows(low, high)).reshape(value.shape)
+            return (table.all.T[low:high] if self.landed.is_transposed else table.rows(low, high)).reshape(value.shape)
         assert isinstance(update, Rows)
         result: Floats = value.copy()
         for number in np.flatnonzero((self.indices >= low) & (self.indices < high)):

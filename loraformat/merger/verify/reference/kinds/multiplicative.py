@@ -20,17 +20,17 @@ _LOST = 2.0**-48  # of sums of a few hundred terms
 
 
 class _Multiplication(Effect):
-    """An update that multiplies: on blocks of W, whole columns of it where it is turned."""
+    """An update that multiplies: on blocks of W, whole columns of it where it is transposed."""
 
     is_sum = False
 
     @abstractmethod
     def of(self, weight: Floats, low: int, high: int) -> Floats:
-        """W after it: rows `low:high` of W and all of its columns, or where it is turned such columns and all rows."""
+        """W after it: rows `low:high` of W and all columns, or where it is transposed such columns and all rows."""
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:
         before = origin if self.is_sum else value
-        after = self.of(before.T, low, high).T if self.landed.is_turned else self.of(before, low, high)
+        after = self.of(before.T, low, high).T if self.landed.is_transposed else self.of(before, low, high)
         return value + (after - before) if self.is_sum else after
 
 
@@ -50,9 +50,9 @@ class _Scaling(_Multiplication):
     def of(self, weight: Floats, low: int, high: int) -> Floats:
         rows, cols = self.vectors
         if rows is not None:
-            weight = weight * (rows if self.landed.is_turned else rows[low:high])[:, None]
+            weight = weight * (rows if self.landed.is_transposed else rows[low:high])[:, None]
         if cols is not None:
-            cols = cols[low:high] if self.landed.is_turned else cols.repeat(weight.shape[1] // len(cols))
+            cols = cols[low:high] if self.landed.is_transposed else cols.repeat(weight.shape[1] // len(cols))
             weight = weight * cols
         return weight
 
@@ -69,7 +69,7 @@ class _Modulation(_Multiplication):
 
     def of(self, weight: Floats, low: int, high: int) -> Floats:
         up, down = self.factors
-        product = up @ down[:, low:high] if self.landed.is_turned else up[low:high] @ down
+        product = up @ down[:, low:high] if self.landed.is_transposed else up[low:high] @ down
         return weight * (1 + product)
 
 
@@ -78,11 +78,11 @@ class _Reflection(_Multiplication):
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        self.unit = matrix.rows if landed.is_turned else 1
+        self.unit = matrix.rows if landed.is_transposed else 1
 
     @property
     def needs_all_rows(self) -> bool:
-        return self.landed.is_turned
+        return self.landed.is_transposed
 
     @cached_property
     def factors(self) -> tuple[Floats, Floats]:
@@ -100,8 +100,8 @@ class _Rotation(_Multiplication):
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         assert isinstance(landed.update, Rotated)
-        mixes_rows, is_ordered = (landed.update.side == "left") is not landed.is_turned, landed.update.order is not None
-        self._mixes_all = mixes_rows and is_ordered
+        mixes_rows = (landed.update.side == "left") is not landed.is_transposed
+        self._mixes_all = mixes_rows and landed.update.order is not None
         self.unit = matrix.rows if self._mixes_all else landed.update.size if mixes_rows else 1
 
     @property
@@ -146,7 +146,7 @@ class _Tiling(_Multiplication):
         import numpy as np
 
         blocks, size = self.blocks, self.unit
-        first = 0 if self.landed.is_turned else low // size
+        first = 0 if self.landed.is_transposed else low // size
         result = np.empty_like(weight)
         for top in range(0, weight.shape[0], size):
             for side in range(0, weight.shape[1], size):
@@ -160,7 +160,7 @@ class _Recoding(Effect):
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        self.unit = matrix.rows if landed.is_turned else 1
+        self.unit = matrix.rows if landed.is_transposed else 1
 
     @property
     def needs_all_rows(self) -> bool:
@@ -190,7 +190,7 @@ class _Recoding(Effect):
         import numpy as np
 
         whole = [rows for _, rows in self.matrix.base()]
-        outputs = [np.concatenate(whole).T] if self.landed.is_turned else whole
+        outputs = [np.concatenate(whole).T] if self.landed.is_transposed else whole
         lengths = sum(((rows @ self.inverse) ** 2).sum(axis=0) for rows in outputs) ** 0.5
         return np.asarray(np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > _LEAST_LENGTH))
 
@@ -199,7 +199,7 @@ class _Recoding(Effect):
 
     def units(self, origin: Floats, nudge: float = 0.0) -> Floats:
         """Rows of U; `nudge` times as far away from it as the sums before may be, of which some almost cancel."""
-        outputs = origin.T if self.landed.is_turned else origin
+        outputs = origin.T if self.landed.is_transposed else origin
         found = outputs @ self.inverse * self.scales
         if nudge:
             largest = (abs(outputs) @ abs(self.inverse)).max(axis=1, keepdims=True, initial=0.0)
@@ -209,11 +209,11 @@ class _Recoding(Effect):
     def slack(self, origin: Floats) -> Floats | float:
         """What it makes of U where the last places of its values are not known, or decide how they are rounded."""
         moved = abs(self.units(origin, 1.0) - self.units(origin, -1.0)) @ abs(self.core)
-        return moved.T if self.landed.is_turned else moved
+        return moved.T if self.landed.is_transposed else moved
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
         change = self.units(origin) @ self.core
-        return value + (change.T if self.landed.is_turned else change) - origin
+        return value + (change.T if self.landed.is_transposed else change) - origin
 
 
 def rounded(values: Floats, dtype: DType) -> Floats:

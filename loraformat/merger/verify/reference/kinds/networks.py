@@ -20,14 +20,14 @@ def activated(update: WeightNetwork, values: Floats) -> Floats:
     """F of (rank, in) values: see `WeightNetwork`."""
     if update.activation is None:
         return values
-    turn = _ACTIVATIONS[update.activation]
+    activation = _ACTIVATIONS[update.activation]
     inputs: list[Floats] = []
-    hidden = turn(values)
+    hidden = activation(values)
     for encoder in update.encoders:
         inputs.append(hidden)
-        hidden = turn(factor_values(encoder) @ hidden)
+        hidden = activation(factor_values(encoder) @ hidden)
     for decoder, given in zip(update.decoders, reversed(inputs), strict=True):
-        hidden = turn(factor_values(decoder) @ hidden) + given
+        hidden = activation(factor_values(decoder) @ hidden) + given
     return hidden
 
 

@@ -1,4 +1,4 @@
-"""Updates that add: products of factors, dense differences, DoRA, and what is computed from the base and added."""
+"""Updates that add: products of factors, dense deltas, DoRA, and what is computed from the base and added."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 class _Product:
     """up @ down, or its transpose."""
 
-    def __init__(self, up: LazyTensor, down: LazyTensor, *, is_turned: bool) -> None:
-        self._up, self._down, self._is_turned = FactorMatrix(up), FactorMatrix(down), is_turned
+    def __init__(self, up: LazyTensor, down: LazyTensor, *, is_transposed: bool) -> None:
+        self._up, self._down, self._is_transposed = FactorMatrix(up), FactorMatrix(down), is_transposed
 
     def rows(self, low: int, high: int) -> Floats:
-        if self._is_turned:
+        if self._is_transposed:
             return product(self._down.all[:, low:high].T, self._up.all.T)
         return product(self._up.rows(low, high), self._down.all)
 
@@ -42,21 +42,21 @@ class _Sum(Effect):
 
     @cached_property
     def delta(self) -> Callable[[int, int], Floats]:
-        update, is_turned = self.landed.update, self.landed.is_turned
+        update, is_transposed = self.landed.update, self.landed.is_transposed
         if isinstance(update, Hadamard):
-            one = _Product(update.up1, update.down1, is_turned=is_turned)
-            two = _Product(update.up2, update.down2, is_turned=is_turned)
+            one = _Product(update.up1, update.down1, is_transposed=is_transposed)
+            two = _Product(update.up2, update.down2, is_transposed=is_transposed)
             return lambda low, high: one.rows(low, high) * two.rows(low, high)
         if isinstance(update, Kronecker):
-            return _kronecker(update, is_turned=is_turned)
+            return _kronecker(update, is_transposed=is_transposed)
         if isinstance(update, Dense):
             delta = FactorMatrix(update.delta)
-            return (lambda low, high: delta.all.T[low:high]) if is_turned else delta.rows
+            return (lambda low, high: delta.all.T[low:high]) if is_transposed else delta.rows
         assert isinstance(update, LowRank)
         factors = update.up, update.down
         if update.is_stack:
             factors = update.expert(self.landed.expert or 0)
-        return _Product(*factors, is_turned=is_turned).rows
+        return _Product(*factors, is_transposed=is_transposed).rows
 
     def change(self, low: int, high: int) -> Floats:
         first = self.landed.first
@@ -66,11 +66,11 @@ class _Sum(Effect):
         return value + self.change(low, high).reshape(value.shape)
 
 
-def _kronecker(update: Kronecker, *, is_turned: bool) -> Callable[[int, int], Floats]:
+def _kronecker(update: Kronecker, *, is_transposed: bool) -> Callable[[int, int], Floats]:
     import numpy as np
 
     left, right = (_chain(side) for side in (update.left, update.right))
-    if is_turned:
+    if is_transposed:
         left, right = left.T, right.T
     count = len(right)
 
@@ -109,7 +109,7 @@ class _Dora(_Sum):
         update = self.landed.update
         assert isinstance(update, LowRank)
         assert update.magnitude is not None
-        return (update.magnitude.axis == 1) is not self.landed.is_turned
+        return (update.magnitude.axis == 1) is not self.landed.is_transposed
 
     @property
     def needs_all_rows(self) -> bool:
@@ -189,7 +189,7 @@ class _Projection(Effect):
         update = self.landed.update
         assert isinstance(update, WeightNetwork)
         down = FactorMatrix(update.down).all
-        if self.landed.is_turned:
+        if self.landed.is_transposed:
             found = np.concatenate([down @ rows.T for _, rows in self.matrix.base()], axis=1)
         else:
             found = sum(down[:, start : start + len(rows)] @ rows for start, rows in self.matrix.base())  # type: ignore[assignment]
@@ -200,7 +200,7 @@ class _Projection(Effect):
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
         up = self.up
-        change: Floats = self.inner[:, low:high].T @ up.T if self.landed.is_turned else up[low:high] @ self.inner
+        change: Floats = self.inner[:, low:high].T @ up.T if self.landed.is_transposed else up[low:high] @ self.inner
         return value + self.landed.factor * change
 
 
@@ -218,8 +218,8 @@ class _Carrying(Effect):
         update = self.landed.update
         assert isinstance(update, BiasFromWeight)
         vector = factor_values(update.vector).reshape(-1)
-        blocks, is_turned = self.matrix.other(update.weight)
-        if is_turned:
+        blocks, is_transposed = self.matrix.other(update.weight)
+        if is_transposed:
             return np.asarray(sum(vector[start : start + len(rows)] @ rows for start, rows in blocks))
         return np.concatenate([rows @ vector for _, rows in blocks])
 
