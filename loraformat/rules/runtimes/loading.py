@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import FindingLocation, Severity, counted, in_file
 from loraformat.model.adapter import module_of
-from loraformat.model.summary import kind_of, rank_of
-from loraformat.model.updates.kinds import Diff
+from loraformat.model.updates import Dense, kind_of, rank_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, peft_config
 from loraformat.rules.shapes import updates_of
@@ -84,7 +83,7 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
     replaced = [
         name
         for name, update in updates_of(subject.adapter)
-        if kind_of(update) in ("replace", "rows") and not name.endswith(".bias")  # LF604 says so
+        if kind_of(update).overwrites and not name.endswith(".bias")  # LF604 says so
     ]
     for target in subject.targets:
         for line in target.lines_for("LF602"):
@@ -110,7 +109,7 @@ def unsupported_dora(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF603.
     """
     assert subject.adapter is not None
-    found = [name for name, update in updates_of(subject.adapter) if kind_of(update) == "dora"]
+    found = [name for name, update in updates_of(subject.adapter) if kind_of(update).name == "dora"]
     if found:
         yield from hits_for_targets(subject, "LF603", found[0], "a DoRA magnitude")
 
@@ -133,7 +132,8 @@ def unsupported_bias(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     bias = peft_config(subject).get("bias")
-    names = [name for name, update in updates_of(subject.adapter) if isinstance(update, Diff) or name.endswith(".bias")]
+    every = updates_of(subject.adapter)
+    names = [name for name, update in every if isinstance(update, Dense) or name.endswith(".bias")]
     if isinstance(bias, str) and bias != "none":
         yield from hits_for_targets(subject, "LF604", in_file(PEFT_FILE, "bias"), f'"{bias}"')
     elif names:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity, in_file
 from loraformat.model.adapter import module_of
-from loraformat.model.summary import layer_of, rank_of
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.summary import layer_of
+from loraformat.model.updates import LowRank, rank_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, peft_config
 from loraformat.rules.runtimes.loading import highest_rank, hit_of, hits_for_targets
