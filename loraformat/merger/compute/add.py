@@ -299,7 +299,7 @@ def _matrix(factors: tuple[LazyTensor, ...], dtype: torch.dtype, where: str) -> 
 def _magnitude(update: LowRank, is_per_row: bool, dtype: torch.dtype, where: str) -> Tensor | None:
     if update.magnitude is None:
         return None
-    vector = finite(update.magnitude.vector.load().to(dtype), where).flatten()
+    vector = finite(update.magnitude.vector.torch().to(dtype), where).flatten()
     return vector[:, None] if is_per_row else vector[None, :]
 
 
@@ -309,7 +309,7 @@ def _replacement(
     import torch
 
     def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        block = value.read(start, stop) if value.shape else value.load()
+        block = value.read(start, stop) if value.shape else value.torch()
         return torch.arange(stop - start), finite(block.to(dtype), where).reshape(stop - start, cols)
 
     return rows
@@ -330,7 +330,7 @@ def _some_rows(update: Rows, dtype: torch.dtype, where: str) -> Callable[[int, i
 
 def _values(factor: LazyTensor, dtype: torch.dtype, where: str) -> Tensor:
     """All values of a factor, trailing axes flattened (a convolution's kernel)."""
-    value = finite(factor.load().to(dtype), where)
+    value = finite(factor.torch().to(dtype), where)
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))
 
 

@@ -88,7 +88,7 @@ def prepare_rotated(
     """
     import torch
 
-    blocks = finite(update.blocks.load().to(dtype), where)
+    blocks = finite(update.blocks.torch().to(dtype), where)
     if transposed:
         blocks = blocks.transpose(1, 2).contiguous()
     order = None if update.order is None else torch.tensor(update.order)
@@ -102,7 +102,7 @@ def prepare_multiplied(
     update: Multiplied, transposed: bool, rows: int, dtype: torch.dtype, where: str
 ) -> Multiplication:
     """W + (W up) down, row by row; on transposed storage Wᵀ + downᵀ (upᵀ Wᵀ), for which all rows stand together."""
-    up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
+    up, down = (finite(factor.torch().to(dtype), where) for factor in (update.up, update.down))
     if transposed:
         left, right = down.T.contiguous(), up.T.contiguous()
         return Multiplication(lambda values, _start, _stop: values + left @ (right @ values), rows)
@@ -111,14 +111,14 @@ def prepare_multiplied(
 
 def prepare_modulated(update: Modulated, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
     """W + W ∘ (up @ down), row by row, in the memory of the product. Arguments as for `merger.apply.prepare`."""
-    up, down = (finite(factor.load().to(dtype), where) for factor in (update.up, update.down))
+    up, down = (finite(factor.torch().to(dtype), where) for factor in (update.up, update.down))
     left, right = (down.T.contiguous(), up.T.contiguous()) if transposed else (up, down)
     return Multiplication(lambda values, start, stop: (left[start:stop] @ right).mul_(values).add_(values), is_sum=True)
 
 
 def prepare_tiled(update: Tiled, transposed: bool, dtype: torch.dtype, where: str) -> Multiplication:
     """T + T M + M, row of tiles by row of tiles; on transposed storage Tᵀ + Mᵀ Tᵀ + Mᵀ, a column of them by column."""
-    blocks, size = finite(update.blocks.load().to(dtype), where), update.size
+    blocks, size = finite(update.blocks.torch().to(dtype), where), update.size
 
     def rows_of_tiles(values: Tensor, start: int, stop: int) -> Tensor:
         result = values.clone()
@@ -156,7 +156,7 @@ def not_finite(where: str) -> NonFiniteValue:
 
 
 def _vector(vector: LazyTensor | None, dtype: torch.dtype, where: str) -> Tensor | None:
-    return None if vector is None else finite(vector.load().to(dtype), where).flatten()
+    return None if vector is None else finite(vector.torch().to(dtype), where).flatten()
 
 
 def _mixed_columns(blocks: Tensor, order: Tensor | None) -> Turn:
