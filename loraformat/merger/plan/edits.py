@@ -18,7 +18,7 @@ from loraformat.merger.plan.untie import (
     check_untied,
     grown_biases,
     own_terms,
-    really_tied,
+    verified_tie,
 )
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def edits_of(
 
     Args:
         strengths: one for each adapter; 1 for all where there are none.
-        same: see `really_tied`.
+        same: see `verified_tie`.
 
     Raises:
         UnmatchedUpdate (LF301): an update lands on no tensor; the nearest names are in the message.
@@ -69,7 +69,7 @@ def edits_of(
     for each in _joined(tuple(ties.values())):
         if not any(terms.get(name) for name in each.names):
             continue
-        tie = really_tied(each, base, same)
+        tie = verified_tie(each, base, same)
         members = {name: terms.pop(name, []) for name in tie.names}
         if any(members.values()):
             shared = _shared_terms(members, adapters)

@@ -17,7 +17,7 @@ _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedL
 Same = Callable[[str, str], bool]
 
 
-def really_tied(tie: Tie, base: Checkpoint, same: Same | None) -> Tie:
+def verified_tie(tie: Tie, base: Checkpoint, same: Same | None) -> Tie:
     """The tie without names whose stored table is another one: transformers does not tie those.
 
     Args:
