@@ -38,13 +38,13 @@ def assert_same_model(found: Adapter, wanted: Adapter, *, rtol: float = 1e-14) -
             assert type(one) is type(other)
             if isinstance(other, (Replace, Rows)):
                 values = "value" if isinstance(other, Replace) else "values"
-                assert torch.equal(getattr(one, values).load(), getattr(other, values).load())
+                assert torch.equal(getattr(one, values).torch(), getattr(other, values).torch())
                 assert one.follows_tie == other.follows_tie
                 continue
             exact = dense(other)
             torch.testing.assert_close(dense(one), exact, rtol=rtol, atol=rtol * float(exact.abs().max()))
             if isinstance(other, LowRank) and other.magnitude is not None:
-                assert torch.equal(one.magnitude.vector.load(), other.magnitude.vector.load())
+                assert torch.equal(one.magnitude.vector.torch(), other.magnitude.vector.torch())
 
 
 @pytest.mark.parametrize(("target", "container"), WRITERS)

@@ -95,7 +95,7 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
     assert wanted.scale is not None
     share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
     floors = [_FLOOR.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
-    downs = found.down.load().double(), wanted.down.load().double()
+    downs = found.down.torch().double(), wanted.down.torch().double()
     for start, stop in row_blocks((wanted.up.shape[0], downs[1].shape[-1]), 1, _BLOCK_NUMEL):
         ups = [update.up.read(start, stop).double() for update in (found, wanted)]
         difference = found.scale * (ups[0] @ downs[0]) - wanted.scale * (ups[1] @ downs[1])
@@ -103,7 +103,7 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
         lost = floors[0] * down.sum(dim=0)[None, :] + floors[1] * up.sum(dim=1)[:, None]
         yield difference, abs(wanted.scale) * ((up @ down) * share + 2 * lost)
     if found.magnitude is not None and wanted.magnitude is not None:
-        one, other = found.magnitude.vector.load().double(), wanted.magnitude.vector.load().double()
+        one, other = found.magnitude.vector.torch().double(), wanted.magnitude.vector.torch().double()
         yield one - other, other.abs() * roundoff
 
 

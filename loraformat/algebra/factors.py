@@ -81,7 +81,7 @@ def values_of(factor: LazyTensor) -> Tensor:
     """All values as a float64 matrix, trailing axes flattened; a vector is one column."""
     import torch
 
-    value = factor.load().to(torch.float64)
+    value = factor.torch().to(torch.float64)
     rows = value.shape[0] if value.ndim else 1
     return value.reshape(rows, math.prod(value.shape[1:]))
 

@@ -167,7 +167,7 @@ def test_windows_in_any_order_make_the_same_torch_file() -> None:
             writer.write_at(span.offset + 48 * number, bytes_of(windows[number]))
         for offset, part in layout.frame({"w": total}):
             writer.write_at(offset, part)
-    assert torch.equal(bundles.open_tensors(store, "m.pt").entries["tied"].load(), value)
+    assert torch.equal(bundles.open_tensors(store, "m.pt").entries["tied"].torch(), value)
 
 
 def test_rows_of_contiguous_strided_and_scalar_tensors() -> None:

@@ -22,7 +22,7 @@ def assert_same_updates(found: Adapter, wanted: Adapter) -> None:
 def _assert_same(weight: str, found: Update, wanted: Update) -> None:
     for (role, one), (other_role, other) in zip(tensors(found), tensors(wanted), strict=True):
         assert (role, one.shape, one.dtype) == (other_role, other.shape, other.dtype), weight
-        assert torch.equal(one.load(), other.load()), (weight, role)
+        assert torch.equal(one.torch(), other.torch()), (weight, role)
     scale = getattr(wanted, "scale", None)
     assert getattr(found, "scale", None) == (scale if scale is None else pytest.approx(scale, rel=ONE_ULP))
     if isinstance(wanted, LowRank):

@@ -42,7 +42,7 @@ def read(entries: dict[str, Tensor], hints: Hints = Hints(alpha=4), **extras: An
 def delta(adapter: Adapter, weight: str = "net.q.weight") -> Tensor:
     (update,) = adapter.updates[weight]
     assert isinstance(update, LowRank)
-    return update.scale * update.up.load() @ update.down.load()
+    return update.scale * update.up.torch() @ update.down.torch()
 
 
 @pytest.mark.parametrize(("a", "b"), SPELLINGS)

@@ -42,8 +42,8 @@ def test_factors_of_a_linear_layer() -> None:
     adapter = read()
     (update,) = adapter.updates["m.q.weight"]
     assert isinstance(update, LowRank)
-    assert torch.equal(update.up.load(), B)
-    assert torch.equal(update.down.load(), A)
+    assert torch.equal(update.up.torch(), B)
+    assert torch.equal(update.down.torch(), A)
     assert (update.scale, adapter.config.declared_ranks, adapter.config.targets) == (2, {"m.q.weight": 2}, ("q",))
 
 

@@ -42,8 +42,8 @@ def test_stacked_experts_are_expert_major_in_a_and_rank_major_in_b() -> None:
     assert (update.shape, update.rank, update.scale) == ((3, 5, 7), 2, 2.0)
     a, b = values(6, 7).reshape(3, 2, 7), values(5, 6, seed=1).reshape(5, 2, 3)
     expected = torch.einsum("ore,eri->eoi", b, a)
-    assert torch.allclose(update.up.load() @ update.down.load(), expected, atol=1e-6)
-    assert torch.equal(update.up.read(1, 2)[0], update.up.load()[1])
+    assert torch.allclose(update.up.torch() @ update.down.torch(), expected, atol=1e-6)
+    assert torch.equal(update.up.read(1, 2)[0], update.up.torch()[1])
 
 
 def test_the_innermost_layer_is_the_parameter_that_is_registered_first() -> None:
@@ -119,7 +119,7 @@ def test_kasa_has_a_diagonal_between_the_factors() -> None:
     adapter = read({**layer("m.q", 4, 6), "m.q.lora_diag": torch.tensor([2.0, 3.0])}, kasa_config={})
     _, update = adapter.updates["m.q.weight"]
     assert isinstance(update, LowRank)
-    assert torch.equal(update.down.load(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
+    assert torch.equal(update.down.torch(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
     assert adapter.unclaimed == {}
 
 
@@ -128,8 +128,8 @@ def test_block_diagonal_factors_become_whole() -> None:
     tensors = {"m.q_proj.lora_A.weight": values(4, 3), "m.q_proj.lora_B.weight": values(8, 4)}
     tensors |= {"m.o_proj.lora_A.weight": values(4, 3), "m.o_proj.lora_B.weight": values(8, 2)}
     adapter = read(tensors, use_bdlora=blocks, r=4)
-    assert torch.equal(only(adapter, "m.q_proj.weight").down.load(), torch.block_diag(*values(4, 3).chunk(2)))
-    assert torch.equal(only(adapter, "m.o_proj.weight").up.load(), torch.block_diag(*values(8, 2).chunk(2)))
+    assert torch.equal(only(adapter, "m.q_proj.weight").down.torch(), torch.block_diag(*values(4, 3).chunk(2)))
+    assert torch.equal(only(adapter, "m.o_proj.weight").up.torch(), torch.block_diag(*values(8, 2).chunk(2)))
     assert torch.equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
 
 

@@ -135,15 +135,15 @@ def test_merging_by_the_updates_is_merging_by_peft(case: str, tmp_path: Path) ->
 def applied(weight: Tensor, update: Any) -> Tensor:
     match update:
         case Replace():
-            return update.value.load().double()
+            return update.value.torch().double()
         case Rows():
-            return weight.index_copy(0, torch.tensor(update.indices), update.values.load().double())
+            return weight.index_copy(0, torch.tensor(update.indices), update.values.torch().double())
         case Dense():
             return weight + dense(update)
         case LowRank(magnitude=None):
             return weight + dense(update).reshape(weight.shape)
     result = (weight + dense(update).reshape(weight.shape)).flatten(1)
-    vector = update.magnitude.vector.load().double()
+    vector = update.magnitude.vector.torch().double()
     norm = result.norm(dim=update.magnitude.axis)
     factor = (vector / norm)[:, None] if update.magnitude.axis == 1 else (vector / norm)[None, :]
     return (result * factor).reshape(weight.shape)

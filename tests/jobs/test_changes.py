@@ -96,7 +96,7 @@ def test_fused_storage_counts_each_weight_by_its_own_rows(tmp_path: Path) -> Non
     base = save_base(tmp_path / "base", {name: stack, "other.weight": torch.zeros(2)}, {})
     update = LowRank(lazy(3, 20, 2), lazy(3, 2, 8), 0.5)
     found = changes_of(open_checkpoint(str(base)), adapter({name: update})).weights[name]
-    change = 0.5 * update.up.load().double() @ update.down.load().double()
+    change = 0.5 * update.up.torch().double() @ update.down.torch().double()
     assert found.update == pytest.approx(float(change.norm()) ** 2, rel=1e-5)
     assert found.base == pytest.approx(float(stack.double().norm()) ** 2, rel=1e-5)
 

@@ -205,6 +205,6 @@ def test_a_factor_that_multiplies_is_finite_too(kind: str) -> None:
     for name in ("rows", "blocks", "up"):
         if hasattr(update, name):
             shape = getattr(update, name).shape
-            broken = replace(update, **{name: LazyTensor.of(bad.load().flatten()[: math.prod(shape)].reshape(shape))})
+            broken = replace(update, **{name: LazyTensor.of(bad.torch().flatten()[: math.prod(shape)].reshape(shape))})
             with pytest.raises(NonFiniteValue, match="NaN or infinity"):
                 prepare(broken, Placement(transposed=False, shape=(4, 4), dtype=torch.float32, where="w"))

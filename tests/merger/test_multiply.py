@@ -56,7 +56,7 @@ def test_a_bias_that_the_base_lacks_is_left_out(tmp_path: Path) -> None:
     updates = {f"model.layers.{layer}.q_proj.bias": Scaled(lazy(24), is_bias=True) for layer in (0, 1)}
     result = load(merge(base, tmp_path / "out", adapter(updates | {Q: Scaled(lazy(24))})))
     assert result.keys() == tensors.keys()
-    assert torch.equal(result["model.layers.1.q_proj.bias"], lazy(24).load())
+    assert torch.equal(result["model.layers.1.q_proj.bias"], lazy(24).torch())
     with pytest.raises(UnmatchedUpdate):
         merge(base, tmp_path / "refused", adapter({"model.layers.0.q_proj.bias": Scaled(lazy(24))}))
 

@@ -111,7 +111,7 @@ def test_a_bias_is_computed_from_a_transposed_weight(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", tensors, {"model_type": "gpt2"})
     chains = {name: (low_rank(72, 24),), bias: (BiasFromWeight(name, lazy(24), 72),)}
     result = load(merge(base, tmp_path / "out", adapter(chains)))
-    assert torch.allclose(result[bias], tensors[bias] + lazy(24).load() @ tensors[name], atol=1e-5)
+    assert torch.allclose(result[bias], tensors[bias] + lazy(24).torch() @ tensors[name], atol=1e-5)
 
 
 def test_two_adapters_are_each_counted_from_the_unmerged_base(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def stack(experts: int, rows: int, cols: int, scale: float = 0.5) -> LowRank:
 
 
 def dense(update: LowRank) -> Tensor:
-    return update.scale * (update.up.load() @ update.down.load())
+    return update.scale * (update.up.torch() @ update.down.torch())
 
 
 def per_expert(rows: int = 75, cols: int = 20) -> dict[str, Tensor]:
@@ -81,7 +81,7 @@ def test_single_experts_are_merged_into_a_stack(tmp_path: Path) -> None:
     expected[0, :75] += dense(factors)
     expected[1, 75:] += dense(factors)
     moved = expected[2, :75] + dense(factors)
-    expected[2, :75] = vector.vector.load()[:, None] * moved / moved.norm(dim=1, keepdim=True)
+    expected[2, :75] = vector.vector.torch()[:, None] * moved / moved.norm(dim=1, keepdim=True)
     assert torch.allclose(result, expected, atol=1e-5)
 
 

@@ -126,6 +126,6 @@ def _repeated(a: LazyTensor, count: int) -> LazyTensor:
     def read(start: int, stop: int) -> Tensor:
         import torch
 
-        return torch.block_diag(*[a.load()] * count)[start:stop]
+        return torch.block_diag(*[a.torch()] * count)[start:stop]
 
     return LazyTensor((count * rows, count * cols), a.dtype, read)

@@ -185,7 +185,7 @@ class Recent:
         with self._lock:
             value = self._values.pop(id(lazy), None)
             if value is None:
-                value = lazy.load()
+                value = lazy.torch()
             self._values[id(lazy)] = value
             while len(self._values) > self.count:
                 self._values.popitem(last=False)

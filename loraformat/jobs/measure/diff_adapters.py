@@ -158,4 +158,4 @@ def _ratio(apart: float | None, norm: float | None) -> float | None:
 def _flat(tensor: LazyTensor) -> Tensor:
     import torch
 
-    return tensor.load().to(torch.float64).reshape(-1)
+    return tensor.torch().to(torch.float64).reshape(-1)

@@ -80,7 +80,7 @@ def edits_of(
                 edits[edit.tensor] = edit
     for name, own in terms.items():
         check_tie_is_known(name, [_update(term, adapters) for term in own], base)
-        edits[name] = _edit(name, name, own, base, adapters)
+        edits[name] = edit_of(name, name, own, base, adapters)
     resized = {
         name: (base.tensors[edit.source].shape[0], edit.shape[0])
         for name, edit in edits.items()
@@ -150,11 +150,11 @@ def _tied_edits(
         is_stored = name in base.tensors
         if shared is not None:
             if is_stored:
-                yield _edit(name, name, shared, base, adapters)
+                yield edit_of(name, name, shared, base, adapters)
             continue
         own = own_terms(name, members, lambda term: _update(term, adapters))
         if own or not is_stored:
-            yield _edit(name, name if is_stored else tie.stored, own, base, adapters)
+            yield edit_of(name, name if is_stored else tie.stored, own, base, adapters)
 
 
 def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
@@ -250,7 +250,7 @@ def _equal(one: LazyTensor, other: LazyTensor, rows: int = 4096) -> bool:
     if one.shape != other.shape:
         return False
     if not one.shape:
-        return bool((one.load() == other.load()).all())
+        return bool((one.torch() == other.torch()).all())
     for start in range(0, one.shape[0], rows):
         stop = min(start + rows, one.shape[0])
         if not bool((one.read(start, stop) == other.read(start, stop)).all()):
@@ -258,7 +258,11 @@ def _equal(one: LazyTensor, other: LazyTensor, rows: int = 4096) -> bool:
     return True
 
 
-def _edit(name: str, source: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> Edit:
+def edit_of(name: str, source: str, terms: Sequence[Term], base: Checkpoint, adapters: Sequence[Adapter]) -> Edit:
+    """The edit that terms make of the base tensor `source`, called `name` in the output.
+
+    Raises: UnsupportedUpdate (LF013), ShapeMismatch (LF302): see `edits_of`.
+    """
     stored = base.tensors[source]
     if not stored.dtype.is_floating:
         text = f"{source}: a weight of dtype {stored.dtype.safetensors} cannot be merged into: it holds no real numbers"

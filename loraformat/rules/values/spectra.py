@@ -159,7 +159,7 @@ def _kept(update: LowRank, transposed: bool, base: Tensor) -> tuple[float, float
     """<W' - W, D> and <D, D> for the first rows of a weight as it is stored."""
     import torch
 
-    up, down = update.up.load().to(torch.float64), update.down.load().to(torch.float64)
+    up, down = update.up.torch().to(torch.float64), update.down.torch().to(torch.float64)
     if transposed:
         up, down = down.T, up.T
     delta = (update.scale or 0.0) * up[: base.shape[0]] @ down
@@ -186,7 +186,7 @@ def _is_plain(update: LowRank) -> bool:
 
 def _largest_element(update: LowRank) -> float:
     """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
-    up, down = update.up.load().double() * (update.scale or 0.0), update.down.load().double()
+    up, down = update.up.torch().double() * (update.scale or 0.0), update.down.torch().double()
     bound = float(up.norm(dim=1).max() * down.norm(dim=0).max())
     if not bound > _FLOAT16_MAX:
         return bound

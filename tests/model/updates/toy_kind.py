@@ -47,7 +47,7 @@ SHIFTED = Kind(name="shifted", formula="W + 1@v.T", family="multiplicative (IA3,
 
 # 3: its arithmetic.
 def shifted(update: Shifted, place: Placement) -> Addition:
-    vector = finite(update.vector.load().to(place.dtype), place.where)
+    vector = finite(update.vector.torch().to(place.dtype), place.where)
     if place.transposed:
         return Addition(lambda start, stop: vector[start:stop, None].expand(-1, place.shape[1]))
     return Addition(lambda start, stop: vector.expand(stop - start, -1))

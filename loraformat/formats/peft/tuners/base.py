@@ -159,7 +159,7 @@ def exact(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
 
 def double(tensor: LazyTensor) -> Tensor:
     """All values in float64."""
-    return tensor.load().to(DType.F64.torch)
+    return tensor.torch().to(DType.F64.torch)
 
 
 def require(claim: bool, module: str, message: str) -> None:

@@ -29,7 +29,7 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
     require(fits, module, f"shira_indices {indices.shape} does not fit shira_weight {values.shape}")
     # A mask is made of the weight as it is stored: PEFT has no SHiRA for transposed layers.
     shape = source.shape(module)
-    difference = scattered(module, values, lambda: indices.load().to(DType.I64.torch), shape)
+    difference = scattered(module, values, lambda: indices.torch().to(DType.I64.torch), shape)
     return {f"{module}.weight": (Dense(difference),)}
 
 
@@ -42,8 +42,10 @@ def scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shap
             bool((places >= 0).all()) and bool((places < places.new_tensor(shape)[:, None]).all()), module, _OUTSIDE
         )
         here = (places[0] >= start) & (places[0] < stop)
-        block = values.load().to(DType.F32.torch).new_zeros(stop - start, shape[1])
-        return block.index_put((places[0, here] - start, places[1, here]), values.load().float()[here], accumulate=True)
+        block = values.torch().to(DType.F32.torch).new_zeros(stop - start, shape[1])
+        return block.index_put(
+            (places[0, here] - start, places[1, here]), values.torch().float()[here], accumulate=True
+        )
 
     return LazyTensor(shape, DType.F32, rows)
 
@@ -79,7 +81,7 @@ def _super(source: Source, module: str, parts: Parts) -> Chains:
 def _rows_and_columns(indices: LazyTensor, columns: int) -> Tensor:
     import torch
 
-    places = indices.load().to(torch.int64)
+    places = indices.torch().to(torch.int64)
     return torch.stack([places.div(columns, rounding_mode="floor"), places % columns])
 
 

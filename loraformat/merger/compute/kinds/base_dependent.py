@@ -256,4 +256,4 @@ def _check_finite(values: Tensor, where: str) -> None:
 def _double(factor: LazyTensor, where: str) -> Tensor:
     import torch
 
-    return finite(factor.load().to(torch.float64), where)
+    return finite(factor.torch().to(torch.float64), where)

@@ -100,7 +100,7 @@ def _vector(vector: LazyTensor | None, place: Placement) -> Tensor | None:
 
 
 def _all(tensor: LazyTensor, place: Placement) -> Tensor:
-    return finite(tensor.load().to(place.dtype), place.where)
+    return finite(tensor.torch().to(place.dtype), place.where)
 
 
 def _mixed_columns(blocks: Tensor, order: Tensor | None) -> Transform:

@@ -72,7 +72,7 @@ def _replace(update: Replace, place: Placement) -> Overwrite:
     dtype, where, cols = place.dtype, place.where, place.shape[1]
 
     def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        block = value.read(start, stop) if value.shape else value.load()
+        block = value.read(start, stop) if value.shape else value.torch()
         return torch.arange(stop - start), finite(block.to(dtype), where).reshape(stop - start, cols)
 
     return Overwrite(rows)
@@ -122,11 +122,11 @@ def _side(factors: tuple[LazyTensor, ...], place: Placement) -> Tensor:
 def _magnitude(update: LowRank, is_per_row: bool, place: Placement) -> Tensor | None:
     if update.magnitude is None:
         return None
-    vector = finite(update.magnitude.vector.load().to(place.dtype), place.where).flatten()
+    vector = finite(update.magnitude.vector.torch().to(place.dtype), place.where).flatten()
     return vector[:, None] if is_per_row else vector[None, :]
 
 
 def _values(factor: LazyTensor, place: Placement) -> Tensor:
     """All values of a factor, trailing axes flattened (a convolution's kernel)."""
-    value = finite(factor.load().to(place.dtype), place.where)
+    value = finite(factor.torch().to(place.dtype), place.where)
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))

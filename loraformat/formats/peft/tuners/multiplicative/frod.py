@@ -39,7 +39,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     def core() -> Tensor:
         import torch
 
-        numbers = places.load().long()
+        numbers = places.torch().long()
         is_inside = bool(((numbers >= 0) & (numbers < into)).all())
         require(is_inside, module, f"frod_s_indices names values outside of {into} x {into}")
         middle = torch.diag(double(stretched))

@@ -36,7 +36,7 @@ def _picked(vector: LazyTensor, module: str, parts: Parts, side: str) -> tuple[L
     require(fits, module, f"unilora_indices_{side} {indices.shape} does not fit unilora_scales_{side} {scales.shape}")
 
     def values() -> Tensor:
-        numbers, length = indices.load().long(), vector.shape[0]
+        numbers, length = indices.torch().long(), vector.shape[0]
         is_inside = bool(((numbers >= 0) & (numbers < length)).all())
         require(is_inside, module, f"unilora_indices_{side} names values that the vector of {length} does not have")
         return double(vector)[numbers] * double(scales)

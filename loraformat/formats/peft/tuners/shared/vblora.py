@@ -76,7 +76,7 @@ def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[Tensor, Tensor]:
 
     shares = double(weights)
     whole = torch.cat([shares, 1 - shares.sum(dim=-1, keepdim=True)], dim=-1)
-    return indices.load().to(torch.int64), whole
+    return indices.torch().to(torch.int64), whole
 
 
 def _mixed(bank: LazyTensor, mix: Mix) -> Tensor:
