@@ -149,8 +149,9 @@ def test_nothing_unpickles_evaluates_or_starts_a_process(path: Path) -> None:
 
 
 PUBLIC = """
-    Adapter AdapterConfig Dense Finding Hadamard Kronecker LazyTensor LoraFormatError LowRank Replace Report Rows
-    Severity __version__ convert inspect load_adapter merge save_adapter validate
+    Adapter AdapterConfig BiasFromWeight BlockAffine Dense ElementwiseScale FRoD Finding Hadamard Kronecker LazyTensor
+    LoraFormatError LowRank Magnitude Multiplied Replace Report Rotated Rows Scaled Severity SubtractedInit
+    WeightNetwork __version__ convert inspect load_adapter merge save_adapter validate
 """
 
 
