@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from merger.checkpoints import config, contents, load
+from click.testing import CliRunner
+from merger.checkpoints import adapter as in_memory
+from merger.checkpoints import config, contents, load, merge_and_tell
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_scheme import Toy
 
 import loraformat
+from loraformat.cli import main
 from loraformat.containers import open_checkpoint
-from loraformat.containers.quantized import SCHEMES
-from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
+from loraformat.containers.quantized import SCHEMES, reference_rows
+from loraformat.errors import FormatError, MergeError, UnsupportedUpdate, UsageError
 from loraformat.jobs.diff import diff
 from loraformat.jobs.estimate import estimate
+from loraformat.jobs.verify import verify
 from loraformat.merger import FileTask, MergePlan, execute, tasks_of
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates.kinds import LowRank, Magnitude
 
 HIDDEN, ROWS = 24, 130
 Q = "model.layers.{}.self_attn.q_proj"
@@ -358,3 +365,195 @@ def test_verification_reads_the_config_of_the_output(
     with pytest.raises(MergeError, match="in codes"):
         loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), **options)
     assert not (tmp_path / "o").exists()
+
+
+def test_codes_under_the_name_of_the_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bitsandbytes and FP8 have it: the dense weight takes the place of its codes."""
+    monkeypatch.setitem(SCHEMES, "toy", Toy("weight"))
+    base, change = quantized_base(tmp_path / "b"), adapter(tmp_path / "a")
+    tensors = load_file(base / "model.safetensors")
+    tensors = {name.replace(".qweight", ".weight"): value for name, value in tensors.items()}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    for option in ("dequantize", "keep_quantized"):
+        loraformat.merge(str(base), [str(change)], str(tmp_path / option), verify="full", **{option: True})  # type: ignore[arg-type]
+        found = load(tmp_path / option)
+        for module in TOUCHED:
+            assert torch.equal(found[f"{module}.weight"], rounded(merged(module), torch.bfloat16))
+    other = Q.format(1)
+    assert torch.equal(load(tmp_path / "keep_quantized")[f"{other}.weight"], coded_tensors(5)[f"{other}.qweight"])
+    assert torch.equal(load(tmp_path / "dequantize")[f"{other}.weight"], rounded(exact(other), torch.bfloat16))
+
+
+@pytest.mark.parametrize("option", ["dequantize", "keep_quantized"])
+@pytest.mark.parametrize("more", [{"container": "torch"}, {"max_shard_nbytes": 8000}])
+def test_in_other_files(tmp_path: Path, option: str, more: dict[str, Any]) -> None:
+    base, change = quantized_base(tmp_path / "b", shards=2), adapter(tmp_path / "a")
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "usual"), **{option: True})  # type: ignore[arg-type]
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), verify="full", **{option: True}, **more)
+    usual, found = load(tmp_path / "usual"), load(tmp_path / "o")
+    assert found.keys() == usual.keys()
+    assert all(torch.equal(found[name], value) for name, value in usual.items())
+
+
+def test_neither_windows_nor_threads_show_in_the_bytes(tmp_path: Path) -> None:
+    base, change = quantized_base(tmp_path / "b", shards=2), adapter(tmp_path / "a")
+    for name, jobs, memory in (("one", 1, 64 << 20), ("other", 4, 1)):
+        loraformat.merge(
+            str(base), [str(change)], str(tmp_path / name), dequantize=True, jobs=jobs, memory_nbytes=memory
+        )
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("option", ["dequantize", "keep_quantized"])
+def test_verify_finds_copies_of_codes_and_of_dense_weights_in_the_base(tmp_path: Path, option: str) -> None:
+    base, change, out = quantized_base(tmp_path / "b"), adapter(tmp_path / "a"), tmp_path / "o"
+    loraformat.merge(str(base), [str(change)], str(out), **{option: True})  # type: ignore[arg-type]
+    assert not [finding for finding in verify(str(out), base=str(base)).findings if finding.code == "LF804"]
+    tensors = load_file(base / "model.safetensors")
+    tensors[f"{UP.format(0)}.qweight"] += 1
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    found = [
+        finding for finding in verify(str(out), base=str(base)).findings if "not those of the base" in finding.message
+    ]
+    assert bool(found) is (option == "keep_quantized")
+
+
+def test_updates_that_are_no_sum(tmp_path: Path) -> None:
+    """DoRA, whose norms are those of the decoded weight; compared with the float64 reference, and by hand."""
+    base = quantized_base(tmp_path / "b")
+    down, up = factors()[TOUCHED[0]]
+    magnitude = torch.arange(1, HIDDEN + 1).float()
+    dora = LowRank(LazyTensor.of(up), LazyTensor.of(down), 2.0, magnitude=Magnitude(LazyTensor.of(magnitude), axis=1))
+    merge_and_tell(base, tmp_path / "o", in_memory({f"{TOUCHED[0]}.weight": dora}), quantized="mixed")
+    wanted = merged(TOUCHED[0])
+    wanted *= magnitude.double().numpy()[:, None] / np.linalg.norm(wanted, axis=1)[:, None]
+    found = load(tmp_path / "o")[f"{TOUCHED[0]}.weight"]
+    torch.testing.assert_close(found.double(), torch.from_numpy(wanted), rtol=2**-8, atol=0)
+
+
+def test_layers_that_are_replicated_are_written_dense_alone(tmp_path: Path) -> None:
+    base = quantized_base(tmp_path / "b", num_hidden_layers=2)
+    down, up = factors()[Q.format(0)]
+    change = in_memory(
+        {f"{Q.format(2)}.weight": LowRank(LazyTensor.of(up), LazyTensor.of(down), 2.0)}, layers=(0, 1, 0)
+    )
+    merge_and_tell(base, tmp_path / "o", change, quantized="dense")
+    found = load(tmp_path / "o")
+    assert torch.equal(found[f"{Q.format(2)}.weight"], rounded(merged(Q.format(0)), torch.bfloat16))
+    assert torch.equal(found[f"{UP.format(2)}.weight"], rounded(exact(UP.format(0)), torch.bfloat16))
+    assert torch.equal(
+        found["model.layers.2.input_layernorm.weight"], dense_tensors()["model.layers.0.input_layernorm.weight"]
+    )
+    with pytest.raises(MergeError, match="cannot stay in codes"):
+        merge_and_tell(base, tmp_path / "p", change, quantized="mixed")
+
+
+def test_the_head_of_a_task_is_written_beside_dense_weights_alone(tmp_path: Path) -> None:
+    base, change = quantized_base(tmp_path / "b"), adapter(tmp_path / "a")
+    tensors = load_file(change / "adapter_model.safetensors")
+    score = torch.ones(3, HIDDEN)
+    save_file({**tensors, "base_model.model.score.weight": score}, change / "adapter_model.safetensors")
+    settings = json.loads((change / "adapter_config.json").read_text())
+    settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    (change / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(MergeError, match="cannot stay in codes"):
+        loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), keep_quantized=True)
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), dequantize=True, verify="full")
+    found = load(tmp_path / "o")
+    assert torch.equal(found["score.weight"], score.bfloat16())
+    assert "lm_head.weight" not in found
+    for module in QUANTIZED:
+        assert torch.equal(found[f"{module}.weight"], rounded(merged(module), torch.bfloat16))
+    assert "quantization_config" not in written_config(tmp_path / "o")
+
+
+def stacked_base(folder: Path) -> tuple[Path, NDArray[np.float64]]:
+    """Four experts of (9, 7) in codes, and what they mean."""
+    base, g = quantized_base(folder), np.random.default_rng(0)
+    codes = g.integers(-128, 128, (4, 9, 7), dtype=np.int8)
+    scales = g.random((4, 9, 2), dtype=np.float32)
+    tensors = load_file(base / "model.safetensors")
+    tensors[f"{STACK}.qweight"], tensors[f"{STACK}.scales"] = torch.from_numpy(codes), torch.from_numpy(scales)
+    save_file(tensors, base / "model.safetensors")
+    product = codes.astype(np.float64) * scales.astype(np.float64)[..., np.arange(7) // 5]
+    return base, product.astype(np.float32).astype(np.float64)
+
+
+STACK = "model.layers.0.mlp.experts.down_proj"
+
+
+def test_rows_of_a_stack_of_experts(tmp_path: Path) -> None:
+    folder, wanted = stacked_base(tmp_path / "b")
+    base = open_checkpoint(str(folder))
+    weight, flat = base.weights[STACK], wanted.reshape(36, 7)
+    assert (weight.shape, base.tensors[STACK].shape) == ((4, 9, 7), (4, 9, 7))
+    assert np.array_equal(weight.read(1, 3).numpy(), wanted[1:3])
+    matrix = weight.as_matrix(2)
+    assert matrix.shape == (36, 7)
+    assert base.quantized is not None
+    header = replace(base.tensors[STACK], shape=(36, 7))
+    for start, stop in ((0, 36), (0, 1), (8, 10), (5, 30), (9, 18), (35, 36), (4, 4)):
+        assert np.array_equal(matrix.read(start, stop).numpy(), flat[start:stop])
+        assert np.frombuffer(matrix.raw(start, stop), "<f4").tolist() == flat[start:stop].ravel().tolist()
+        assert np.array_equal(reference_rows(base.quantized, header, start, stop), flat[start:stop])
+
+
+@pytest.mark.parametrize("quantized", ["dense", "mixed"])
+def test_a_stack_of_experts_is_merged(tmp_path: Path, quantized: str) -> None:
+    folder, wanted = stacked_base(tmp_path / "b")
+    g = torch.Generator().manual_seed(4)
+    up = torch.randint(-9, 10, (4, 9, 2), generator=g) / 32
+    down = torch.randint(-9, 10, (4, 2, 7), generator=g) / 32
+    change = in_memory({STACK: LowRank(LazyTensor.of(up), LazyTensor.of(down), 0.5)})
+    merge_and_tell(folder, tmp_path / "o", change, quantized=quantized)
+    delta = 0.5 * up.double().numpy() @ down.double().numpy()
+    assert torch.equal(load(tmp_path / "o")[STACK], rounded(wanted + delta, torch.bfloat16))
+
+
+def test_a_part_that_two_weights_share_stays_for_the_one_in_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Shared(Toy):
+        def weights(self, stored: Any) -> Any:
+            found = super().weights(stored)
+            return {name: replace(one, parts=(*one.parts[:2], "lookup")) for name, one in found.items()}
+
+    monkeypatch.setitem(SCHEMES, "toy", Shared())
+    base, change = quantized_base(tmp_path / "b"), adapter(tmp_path / "a")
+    tensors = load_file(base / "model.safetensors")
+    del tensors[f"{TOUCHED[0]}.input_scale"]
+    save_file({**tensors, "lookup": torch.ones(3)}, base / "model.safetensors")
+    for option, stays in (("dequantize", False), ("keep_quantized", True)):
+        loraformat.merge(str(base), [str(change)], str(tmp_path / option), verify="full", **{option: True})  # type: ignore[arg-type]
+        assert ("lookup" in load(tmp_path / option)) is stays
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(f"{TOUCHED[0]}.scales"), "expected a scale for each group"),
+        (lambda tensors: tensors.update({f"{TOUCHED[0]}.weight": torch.ones(2)}), "dense and in codes"),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_scheme_are_refused(tmp_path: Path, change: Any, message: str) -> None:
+    base = quantized_base(tmp_path / "b")
+    tensors = load_file(base / "model.safetensors")
+    change(tensors)
+    save_file(tensors, base / "model.safetensors")
+    with pytest.raises(FormatError, match=message):
+        open_checkpoint(str(base))
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    base, change, out = (str(tmp_path / name) for name in "bao")
+    quantized_base(Path(base))
+    adapter(Path(change))
+    refused = CliRunner().invoke(main, ["merge", base, change, "-o", out])
+    assert (refused.exit_code, "--keep-quantized" in refused.output) == (1, True)
+    assert (
+        CliRunner().invoke(main, ["merge", base, change, "-o", out, "--dequantize", "--keep-quantized"]).exit_code == 2
+    )
+    done = CliRunner().invoke(main, ["merge", base, change, "-o", out, "--keep-quantized", "--verify", "full"])
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((Path(out) / "loraformat.manifest.json").read_text())
+    assert manifest["base"]["quantized"] == {"scheme": "toy", "is_dense": False}

@@ -1,6 +1,6 @@
 """A toy quantization scheme: int8 codes and a float32 scale for each group of columns.
 
-`M.weight` is stored as `M.qweight` I8 (out, in), `M.scales` F32 (out, groups) and, for a runtime alone, `M.input_scale`.
+`M.weight` is stored as `M.qweight` I8 (out, in), `M.scales` F32 (out, groups) and, for a runtime, `M.input_scale`.
 A stack of experts `P` is stored as `P.qweight` and `P.scales`. Codes may be called `M.weight` instead. config.json has
 `{"quant_method": "toy", "group_size": n, "modules_to_not_convert": [...]}`; quant_config.json lists those modules too.
 A weight is `float32(code * scale)`.

@@ -159,7 +159,8 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
         expected |= {one.name: one for one in _of_table(table, shares, tensors)}
     expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
     expected |= {one.name: one for one in _longer_biases(expected)}
-    expected = {name: replace(one, dtype=_dtype_of(one, plan, inputs)) for name, one in expected.items()}
+    if plan.files.dtype is not None or plan.quantized is not None:
+        expected = {name: replace(one, dtype=_dtype_of(one, plan, inputs)) for name, one in expected.items()}
     if plan.quantized is not None and not plan.quantized.is_dense:
         expected = _partly_in_codes(expected, inputs)
     return Reference(expected, homes, unfollowed, unscaled, has_parted)
