@@ -13,11 +13,26 @@ import pytest
 import torch
 from click.testing import CliRunner
 from merger.checkpoints import adapter as in_memory
-from merger.checkpoints import config, contents, load, merge_and_tell
+from merger.checkpoints import contents, load, merge_and_tell
 from numpy.typing import NDArray
+from quantized_bases import (
+    HIDDEN,
+    QUANTIZED,
+    TOUCHED,
+    UP,
+    Q,
+    adapter,
+    coded_tensors,
+    dense_tensors,
+    exact,
+    factors,
+    merged,
+    quantized_base,
+    rounded,
+    written_config,
+)
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from toy_scheme import Toy
+from toy_scheme import Toy, Transposed
 
 import loraformat
 from loraformat.cli import main
@@ -31,107 +46,10 @@ from loraformat.merger import FileTask, MergePlan, execute, tasks_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates.kinds import LowRank, Magnitude
 
-HIDDEN, ROWS = 24, 130
-Q = "model.layers.{}.self_attn.q_proj"
-UP = "model.layers.{}.mlp.up_proj"
-QUANTIZED = {form.format(n): (HIDDEN if form == Q else ROWS, HIDDEN) for form in (Q, UP) for n in range(2)}
-TOUCHED = (Q.format(0), UP.format(1))
-
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SCHEMES, "toy", Toy())
-
-
-def dense_tensors() -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(1)
-    tensors = {name: torch.randn(70, HIDDEN, generator=g) for name in ("model.embed_tokens.weight", "lm_head.weight")}
-    tensors |= {f"model.layers.{n}.input_layernorm.weight": torch.randn(HIDDEN, generator=g) for n in range(2)}
-    return {name: value.bfloat16() for name, value in tensors.items()}
-
-
-def coded_tensors(group: int) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(2)
-    tensors: dict[str, Tensor] = {}
-    for module, (rows, cols) in QUANTIZED.items():
-        tensors[f"{module}.qweight"] = torch.randint(-128, 128, (rows, cols), generator=g, dtype=torch.int8)
-        tensors[f"{module}.scales"] = torch.rand(rows, -(-cols // group), generator=g) / 64
-    tensors[f"{TOUCHED[0]}.input_scale"] = torch.rand(1, generator=g)
-    return tensors
-
-
-def quantized_base(folder: Path, group: int = 5, *, shards: int = 1, **settings: object) -> Path:
-    """One file, or codes in the first of two and scales in the second."""
-    folder.mkdir()
-    quantization = {"quant_method": "toy", "group_size": group, "modules_to_not_convert": ["lm_head"]}
-    described = config(torch_dtype="bfloat16", quantization_config=quantization, kept={"a": [1]})
-    (folder / "config.json").write_text(json.dumps({**described, **settings}))
-    (folder / "quant_config.json").write_text(json.dumps({"modules_to_not_convert": ["lm_head"]}))
-    tensors = {**dense_tensors(), **coded_tensors(group)}
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
-    weight_map = {}
-    for number, is_scale in enumerate((False, True), 1):
-        file = f"model-{number:05}-of-00002.safetensors"
-        part = {name: value for name, value in tensors.items() if name.endswith(("scale", "scales"))}
-        part = part if is_scale else {name: value for name, value in tensors.items() if name not in part}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def factors(modules: tuple[str, ...] = TOUCHED) -> dict[str, tuple[Tensor, Tensor]]:
-    """Small multiples of 1/32, so that float64 has every sum exactly, in whatever order it is made."""
-    g = torch.Generator().manual_seed(3)
-    shapes = QUANTIZED | {"lm_head": (70, HIDDEN)}
-    return {
-        module: (
-            torch.randint(-9, 10, (3, HIDDEN), generator=g) / 32,
-            torch.randint(-9, 10, (shapes[module][0], 3), generator=g) / 32,
-        )
-        for module in modules
-    }
-
-
-def adapter(folder: Path, modules: tuple[str, ...] = TOUCHED) -> Path:
-    folder.mkdir()
-    tensors = {}
-    for module, (down, up) in factors(modules).items():
-        tensors[f"base_model.model.{module}.lora_A.weight"] = down
-        tensors[f"base_model.model.{module}.lora_B.weight"] = up
-    save_file(tensors, folder / "adapter_model.safetensors")
-    targets = sorted({module.split(".")[-1] for module in modules})
-    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": targets, "base_model_name_or_path": "x"}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def exact(module: str, group: int = 5) -> NDArray[np.float64]:
-    """The weight by the definition of the scheme: the product in float64, rounded to float32."""
-    tensors = coded_tensors(group)
-    codes, scales = (tensors[f"{module}.{part}"].double().numpy() for part in ("qweight", "scales"))
-    columns = np.arange(codes.shape[1]) // group
-    return (codes * scales[:, columns]).astype(np.float32).astype(np.float64)
-
-
-def merged(module: str, group: int = 5) -> NDArray[np.float64]:
-    value = exact(module, group)
-    if module in TOUCHED:
-        down, up = (factor.double().numpy() for factor in factors()[module])
-        value = value + 2.0 * (up @ down)
-    return value
-
-
-def rounded(values: NDArray[np.float64], dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(values).to(dtype)
-
-
-def written_config(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -557,3 +475,53 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     manifest = json.loads((Path(out) / "loraformat.manifest.json").read_text())
     assert manifest["base"]["quantized"] == {"scheme": "toy", "is_dense": False}
+
+
+@pytest.mark.parametrize("option", ["dequantize", "keep_quantized"])
+def test_packed_codes_across_rows_with_groups_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """What makes GPTQ with act-order and bitsandbytes hard, in one scheme."""
+    monkeypatch.setitem(SCHEMES, "toy", Transposed())
+    base, change, g = quantized_base(tmp_path / "b"), adapter(tmp_path / "a"), np.random.default_rng(5)
+    tensors, wanted = dense_tensors(), {}
+    for module, (rows, cols) in QUANTIZED.items():
+        codes, groups = g.integers(0, 16, (rows, cols)), g.integers(0, 3, cols)
+        scales = (g.random((3, rows)) / 8).astype(np.float16)
+        packed = (codes[:, 0::2] | codes[:, 1::2] << 4).T.astype(np.uint8)
+        state = np.frombuffer(json.dumps({"shape": [rows, cols]}).encode(), np.uint8).copy()
+        parts = {"qweight": packed, "scales": scales, "g_idx": groups.astype(np.int32), "quant_state": state}
+        tensors |= {f"{module}.{name}": torch.from_numpy(np.ascontiguousarray(part)) for name, part in parts.items()}
+        wanted[module] = (codes - 8) * scales.astype(np.float64)[groups].T
+    save_file(tensors, base / "model.safetensors")
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), verify="full", **{option: True})  # type: ignore[arg-type]
+    found = load(tmp_path / "o")
+    for module, value in wanted.items():
+        if module in TOUCHED:
+            down, up = (factor.double().numpy() for factor in factors()[module])
+            assert torch.equal(found[f"{module}.weight"], rounded(value + 2.0 * (up @ down), torch.float16))
+        elif option == "dequantize":
+            assert torch.equal(found[f"{module}.weight"], rounded(value, torch.float16))
+        else:
+            assert f"{module}.weight" not in found
+            assert torch.equal(found[f"{module}.qweight"], tensors[f"{module}.qweight"])
+
+
+@pytest.mark.parametrize("option", ["dequantize", "keep_quantized"])
+def test_a_head_leaves_a_table_that_is_in_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    base, change = quantized_base(tmp_path / "b", tie_word_embeddings=True), adapter(tmp_path / "a", ("lm_head",))
+    g = torch.Generator().manual_seed(6)
+    codes = torch.randint(-128, 128, (70, HIDDEN), generator=g, dtype=torch.int8)
+    scales = torch.rand(70, 5, generator=g)
+    tensors = load_file(base / "model.safetensors")
+    del tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
+    table = {"model.embed_tokens.qweight": codes, "model.embed_tokens.scales": scales}
+    save_file({**tensors, **table}, base / "model.safetensors")
+    loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), verify="full", **{option: True})  # type: ignore[arg-type]
+    product = codes.double().numpy() * scales.double().numpy()[:, np.arange(HIDDEN) // 5]
+    value = product.astype(np.float32).astype(np.float64)
+    down, up = (factor.double().numpy() for factor in factors(("lm_head",))["lm_head"])
+    found = load(tmp_path / "o")
+    assert torch.equal(found["lm_head.weight"], rounded(value + 2.0 * (up @ down), torch.bfloat16))
+    assert torch.equal(found["model.embed_tokens.weight"], rounded(value, torch.bfloat16))
+    assert written_config(tmp_path / "o")["tie_word_embeddings"] is False

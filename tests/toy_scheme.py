@@ -8,6 +8,7 @@ A weight is `float32(code * scale)`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,3 +81,47 @@ class Toy:
         raw = stored.weights[weight.parts[1]].raw(start, stop)
         scales = np.frombuffer(raw, "<f4").reshape(*shape[:-1], -1)
         return codes, np.repeat(scales, weight.layout, axis=-1)[..., : shape[-1]]  # type: ignore[call-overload]
+
+
+class Transposed(Toy):
+    """The traits of GPTQ and bitsandbytes together.
+
+    Two 4-bit codes a byte along the input axis, stored transposed as `M.qweight` U8 (in / 2, out); `M.scales` F16
+    (groups, out); `M.g_idx` I32 (in), the group of each input column in any order; `M.quant_state`, JSON in a tensor of
+    bytes, tells the shape. A weight is `float32((code - 8) * scale)`.
+    """
+
+    def weights(self, stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
+        found = {}
+        for name in stored.tensors:
+            module, _, last = name.rpartition(".")
+            if last == "quant_state":
+                state = json.loads(stored.weights[name].raw(0, stored.weights[name].rows))
+                parts = tuple(f"{module}.{part}" for part in ("qweight", "scales", "g_idx", "quant_state"))
+                weight = f"{module}.weight"
+                found[weight] = QuantizedWeight(weight, tuple(state["shape"]), DType.F16, parts)
+        return found
+
+    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Any:
+        """Columns of the codes, read as strips of their rows."""
+        out, inputs = weight.shape
+        codes = np.empty((inputs, stop - start), np.uint8)
+        tensor = stored.tensors[weight.parts[0]]
+        for row in range(inputs // 2):
+            strip = bytearray(stop - start)
+            stored.store.read_into(tensor.file, tensor.span.offset + row * out + start, strip)
+            codes[2 * row] = np.frombuffer(strip, np.uint8) & 15
+            codes[2 * row + 1] = np.frombuffer(strip, np.uint8) >> 4
+        scales, groups = self._whole(stored, weight.parts[1], "<f2"), self._whole(stored, weight.parts[2], "<i4")
+        values = (codes.astype(np.float32) - 8) * scales.astype(np.float32)[groups, start:stop]
+        return values.T
+
+    def reference(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Any:
+        packed = self._whole(stored, weight.parts[0], "u1").astype(np.int64)
+        codes = np.stack([packed % 16, packed // 16], 1).reshape(-1, packed.shape[1]).T[start:stop]
+        scales, groups = self._whole(stored, weight.parts[1], "<f2"), self._whole(stored, weight.parts[2], "<i4")
+        return (codes - 8.0) * scales.astype(np.float64).T[start:stop][:, groups]
+
+    def _whole(self, stored: Checkpoint, name: str, code: str) -> Any:
+        weight = stored.weights[name]
+        return np.frombuffer(weight.raw(0, weight.rows), code).reshape(weight.shape)
