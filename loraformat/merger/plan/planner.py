@@ -161,7 +161,7 @@ def _is_other(file: str, base: Checkpoint) -> bool:
 
 
 def _is_like(edit: Edit, stored: StoredTensor) -> bool:
-    return not stored.encoded and edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
+    return edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
 
 
 def _metadata(file: WeightFile, kind: Container) -> dict[str, str]:
