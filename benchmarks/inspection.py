@@ -62,7 +62,7 @@ PRODUCTS = (
     + """
 for chain in adapter.updates.values():
     for update in chain:
-        (update.scale * (update.up.load().float() @ update.down.load().float())).norm().item()
+        (update.scale * (update.up.torch().float() @ update.down.torch().float())).norm().item()
 """
     + END
 )
@@ -80,7 +80,7 @@ ONE_SVD = (
     START
     + """
 update = adapter.updates[f"model.layers.0.{sys.argv[3]}.weight"][0]
-torch.linalg.svd(update.up.load().float() @ update.down.load().float(), full_matrices=False)
+torch.linalg.svd(update.up.torch().float() @ update.down.torch().float(), full_matrices=False)
 """
     + END
 )

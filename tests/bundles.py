@@ -50,7 +50,7 @@ def loaded(written: Bundle) -> dict[str, Any]:
 
 def content_of(each: File) -> Any:
     if isinstance(each, TensorFile):
-        return {name: entry.load().clone() for name, entry in each.open().entries.items()}
+        return {name: entry.torch().clone() for name, entry in each.open().entries.items()}
     return each.load() if isinstance(each, JsonFile) else each.read()
 
 

@@ -7,19 +7,22 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates.kinds import (
-    Diff,
+from loraformat.model.updates import (
+    BiasFromWeight,
+    BlockAffine,
+    Dense,
+    ElementwiseScale,
+    FRoD,
     Hadamard,
     Kronecker,
     LowRank,
-    Modulated,
     Multiplied,
     Replace,
     Rotated,
     Rows,
     Scaled,
     Update,
+    WeightNetwork,
 )
 
 
@@ -27,19 +30,19 @@ def dense(update: Update) -> Tensor:
     """What an additive update adds, in float64, in the shape of its weight (Linear orientation)."""
     match update:
         case LowRank():
-            up, down = update.up.load().double(), update.down.load().double()
+            up, down = update.up.torch().double(), update.down.torch().double()
             if update.is_stack:
                 return update.scale * torch.einsum("eor,eri->eoi", up, down)
             return (update.scale * torch.einsum("or,ri->oi", up, down.reshape(down.shape[0], -1))).reshape(update.shape)
         case Hadamard():
-            first = torch.einsum("or,ri->oi", update.up1.load().double(), update.down1.load().double())
-            second = torch.einsum("or,ri->oi", update.up2.load().double(), update.down2.load().double())
+            first = torch.einsum("or,ri->oi", update.up1.torch().double(), update.down1.torch().double())
+            second = torch.einsum("or,ri->oi", update.up2.torch().double(), update.down2.torch().double())
             return update.scale * first * second
         case Kronecker():
             left, right = (_chain(factors) for factors in (update.left, update.right))
             return update.scale * torch.kron(left, right)
-        case Diff():
-            return update.scale * update.difference.load().double()
+        case Dense():
+            return update.scale * update.delta.torch().double()
         case _:
             raise TypeError(type(update))
 
@@ -49,29 +52,29 @@ def merged(
 ) -> Tensor:
     """The weight with all updates applied in order, in float64, not rounded. For one DoRA update at the most.
 
-    Args: others: base weights that `Carried` names, in Linear orientation.
+    Args: others: base weights that `BiasFromWeight` names, in Linear orientation.
     """
     value = weight.double()
     for update in updates:
         if isinstance(update, Replace):
-            value = update.value.load().double()
+            value = update.value.torch().double()
         elif isinstance(update, Rows):
             rows = max(value.shape[0], max(update.indices) + 1)
             grown = torch.zeros(rows, value.shape[1], dtype=torch.float64)
             grown[: value.shape[0]] = value
-            grown[list(update.indices)] = update.values.load().double()
+            grown[list(update.indices)] = update.values.torch().double()
             value = grown
     origin = value
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
-        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated, Tiled)):
-            is_sum = isinstance(update, Modulated) or (isinstance(update, Scaled) and update.is_sum)
+        if isinstance(update, (Scaled, Rotated, Multiplied, ElementwiseScale, BlockAffine)):
+            is_sum = isinstance(update, ElementwiseScale) or (isinstance(update, Scaled) and update.is_sum)
             of = origin if is_sum else value
             changed = _factored(of.T, update).T if transposed else _factored(of, update)
             value = value + changed - of if of is origin else changed
             continue
-        if isinstance(update, (Projected, Recoded, Carried)):
+        if isinstance(update, (WeightNetwork, FRoD, BiasFromWeight)):
             change = _of_base(origin.T if transposed else origin, update, others or {})
             value = value + (change.T if transposed else change)
             continue
@@ -85,55 +88,55 @@ def merged(
     return value
 
 
-def _of_base(value: Tensor, update: Projected | Recoded | Carried, others: dict[str, Tensor]) -> Tensor:
+def _of_base(value: Tensor, update: WeightNetwork | FRoD | BiasFromWeight, others: dict[str, Tensor]) -> Tensor:
     """What is added to the base's values: column by column, or from an explicit inverse."""
-    if isinstance(update, Carried):
-        return torch.einsum("oi,i->o", others[update.weight].double(), update.vector.load().double())
-    if isinstance(update, Projected):
-        up, down = update.up.load().double(), update.down.load().double()
+    if isinstance(update, BiasFromWeight):
+        return torch.einsum("oi,i->o", others[update.weight].double(), update.vector.torch().double())
+    if isinstance(update, WeightNetwork):
+        up, down = update.up.torch().double(), update.down.torch().double()
         columns = [up @ _through(down @ column, update) for column in value.T]
         return update.scale * torch.stack(columns, dim=1)
-    basis, core = update.basis.load().double(), update.core.load().double()
+    basis, core = update.basis.torch().double(), update.core.torch().double()
     coded = value @ torch.linalg.inv(basis).T
-    unit = (coded / coded.norm(dim=0)).float().to(update.basis.load().dtype).double()
+    unit = (coded / coded.norm(dim=0)).float().to(update.basis.torch().dtype).double()
     return unit @ core - value
 
 
-def _through(hidden: Tensor, update: Projected) -> Tensor:
+def _through(hidden: Tensor, update: WeightNetwork) -> Tensor:
     if update.activation is None:
         return hidden
     assert update.activation == "tanh"
     hidden = hidden.tanh()
     given = [hidden]
     for encoder in update.encoders:
-        given.append((encoder.load().double() @ given[-1]).tanh())
+        given.append((encoder.torch().double() @ given[-1]).tanh())
     hidden = given[-1]
     for number, decoder in enumerate(update.decoders):
-        hidden = (decoder.load().double() @ hidden).tanh() + given[len(update.decoders) - 1 - number]
+        hidden = (decoder.torch().double() @ hidden).tanh() + given[len(update.decoders) - 1 - number]
     return hidden
 
 
-def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated | Tiled) -> Tensor:
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | ElementwiseScale | BlockAffine) -> Tensor:
     """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
     flat = value.reshape(value.shape[0], -1)
-    if isinstance(update, Tiled):
+    if isinstance(update, BlockAffine):
         bands = []
-        for block, band in zip(update.blocks.load().double(), flat.split(update.size), strict=True):
+        for block, band in zip(update.blocks.torch().double(), flat.split(update.size), strict=True):
             whole = torch.block_diag(*[block] * (flat.shape[1] // update.size))
             bands.append(band + band @ whole + block.repeat(1, flat.shape[1] // update.size))
         return torch.cat(bands)
     if isinstance(update, Scaled):
-        rows = torch.ones(value.shape[0]).double() if update.rows is None else update.rows.load().double()
+        rows = torch.ones(value.shape[0]).double() if update.rows is None else update.rows.torch().double()
         kernel = flat.shape[1] // (value.shape[1] if value.ndim > 1 else 1)
-        cols = None if update.cols is None else torch.kron(update.cols.load().double(), torch.ones(kernel).double())
+        cols = None if update.cols is None else torch.kron(update.cols.torch().double(), torch.ones(kernel).double())
         flat = torch.diag(rows) @ flat
         return (flat if cols is None else flat @ torch.diag(cols)).reshape(value.shape)
-    if isinstance(update, Modulated):
-        return value * (1 + torch.einsum("or,ri->oi", update.up.load().double(), update.down.load().double()))
+    if isinstance(update, ElementwiseScale):
+        return value * (1 + torch.einsum("or,ri->oi", update.up.torch().double(), update.down.torch().double()))
     if isinstance(update, Multiplied):
-        factor = torch.eye(flat.shape[1]).double() + update.up.load().double() @ update.down.load().double()
+        factor = torch.eye(flat.shape[1]).double() + update.up.torch().double() @ update.down.torch().double()
         return (flat @ factor).reshape(value.shape)
-    blocks = list(update.blocks.load().double())
+    blocks = list(update.blocks.torch().double())
     length = flat.shape[0] if update.side == "left" else flat.shape[1]
     factor = torch.block_diag(*(blocks * (length // update.size) if update.is_shared else blocks))
     if update.order is not None:
@@ -145,7 +148,7 @@ def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated |
 def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, transposed: bool) -> Tensor:
     turned = (origin + delta).T if transposed else origin + delta
     flat = turned.reshape(turned.shape[0], -1)
-    vector = update.magnitude.vector.load().double().flatten()
+    vector = update.magnitude.vector.torch().double().flatten()
     norms = flat.pow(2).sum(dim=1 if update.magnitude.axis == 1 else 0).sqrt()
     factor = (vector / norms).reshape(-1, 1) if update.magnitude.axis == 1 else (vector / norms).reshape(1, -1)
     running = (value + delta).T if transposed else value + delta
@@ -154,7 +157,7 @@ def _dora(value: Tensor, origin: Tensor, delta: Tensor, update: LowRank, *, tran
 
 
 def _chain(factors: tuple) -> Tensor:
-    values = [factor.load().double() for factor in factors]
+    values = [factor.torch().double() for factor in factors]
     return values[0] if len(values) == 1 else values[0] @ values[1]
 
 

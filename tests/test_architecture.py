@@ -24,6 +24,7 @@ CODE = [
 
 OWNERS = {
     "click": ("cli/",),
+    "fcntl": ("storage/platform.py",),
     "huggingface_hub": ("storage/hub.py",),
     "rich": ("report/terminal/text.py",),
     "jinja2": ("report/page/html.py",),
@@ -148,7 +149,7 @@ def test_nothing_unpickles_evaluates_or_starts_a_process(path: Path) -> None:
 
 
 PUBLIC = """
-    Adapter AdapterConfig Diff Finding Hadamard Kronecker LazyTensor LoraFormatError LowRank Replace Report Rows
+    Adapter AdapterConfig Dense Finding Hadamard Kronecker LazyTensor LoraFormatError LowRank Replace Report Rows
     Severity __version__ convert inspect load_adapter merge save_adapter validate
 """
 

@@ -17,9 +17,9 @@ from loraformat import formats
 from loraformat.containers import open_bundle
 from loraformat.diagnostics import Severity
 from loraformat.formats import native
-from loraformat.formats.kit.base import KINDS, Hints, WriteOptions
+from loraformat.formats.kit.base import CONTENTS, Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 NAMES = [each.NAME for each in formats.FORMATS if each.WRITES]
 WITH_SCALE = [case for case in CASES if "version-0-no-alpha" not in case]
@@ -38,13 +38,13 @@ def assert_same_model(found: Adapter, wanted: Adapter, *, rtol: float = 1e-14) -
             assert type(one) is type(other)
             if isinstance(other, (Replace, Rows)):
                 values = "value" if isinstance(other, Replace) else "values"
-                assert torch.equal(getattr(one, values).load(), getattr(other, values).load())
+                assert torch.equal(getattr(one, values).torch(), getattr(other, values).torch())
                 assert one.follows_tie == other.follows_tie
                 continue
             exact = dense(other)
             torch.testing.assert_close(dense(one), exact, rtol=rtol, atol=rtol * float(exact.abs().max()))
             if isinstance(other, LowRank) and other.magnitude is not None:
-                assert torch.equal(one.magnitude.vector.load(), other.magnitude.vector.load())
+                assert torch.equal(one.magnitude.vector.torch(), other.magnitude.vector.torch())
 
 
 @pytest.mark.parametrize(("target", "container"), WRITERS)
@@ -97,7 +97,7 @@ def test_dora_of_an_embedding_has_another_axis_in_mlx() -> None:
 
 
 def test_every_kind_has_a_sample_and_is_read_by_some_format() -> None:
-    assert set(SAMPLES) == set(KINDS) == {kind for each in formats.FORMATS for kind in each.READS}
+    assert set(SAMPLES) == set(CONTENTS) == {kind for each in formats.FORMATS for kind in each.READS}
     assert all(set(each.HOLDS) <= set(each.READS) for each in formats.FORMATS)
 
 

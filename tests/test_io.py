@@ -28,8 +28,8 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
         (update,) = back.updates[Q]
         assert isinstance(update, LowRank)
         assert (update.scale, back.config.base_model) == (2.0, "example/base")
-        assert torch.equal(update.up.load(), up)
-        assert torch.equal(update.down.load(), down)
+        assert torch.equal(update.up.torch(), up)
+        assert torch.equal(update.down.torch(), down)
 
 
 def test_loading_reads_no_value(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_loading_reads_no_value(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     assert len(values) == 2
     with pytest.raises(StorageError):
-        loaded.updates[Q][0].up.load()
+        loaded.updates[Q][0].up.torch()
 
 
 def test_alpha_fills_a_gap_and_contradicts_nothing(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_p4_a_file_that_changes_while_it_is_used_is_an_error(tmp_path: Path) -> 
     path = tmp_path / "adapter_model.safetensors"
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(StorageError, match="changed while it was in use"):
-        chain[0].down.load()
+        chain[0].down.torch()
 
 
 @pytest.mark.parametrize(

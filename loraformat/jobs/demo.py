@@ -97,7 +97,7 @@ def compare(folder: str = ".") -> str:
 
 def _tensors(folder: str, name: str) -> dict[str, Tensor]:
     entries = open_bundle(folder).tensors(name).entries
-    return {key: lazy.load() for key, lazy in entries.items()}
+    return {key: lazy.torch() for key, lazy in entries.items()}
 
 
 def _base_files() -> dict[str, File]:

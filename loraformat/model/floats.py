@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, numbers_of
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = NDArray[np.float64]
 
-_CODES = {DType.F64: "<f8", DType.F32: "<f4", DType.F16: "<f2"}
 _EXPONENT = 0x7FF0_0000_0000_0000  # of a float64
 # Bits of the significand, the hidden one counted, and the exponent of the smallest normal number.
 _PRECISION = {DType.F64: (53, -1022), DType.F32: (24, -126), DType.F16: (11, -14), DType.BF16: (8, -126)}
@@ -28,25 +27,16 @@ def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
     """
     import numpy as np
 
-    if dtype is DType.BF16:
-        # The upper half of a float32.
-        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    else:
-        values = np.frombuffer(data, _CODES[dtype])
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        return values.astype(np.float64)
+        return numbers_of(data, dtype).astype(np.float64)
 
 
 def float64_of(tensor: LazyTensor) -> Floats:
     """All values of a tensor, in its shape; read without torch where its bytes can be had."""
     import numpy as np
 
-    if tensor.raw is None or not tensor.dtype.is_floating:
-        import torch
-
-        return np.asarray(tensor.load().to(torch.float64).numpy())
-    stop = tensor.shape[0] if tensor.shape else 1
-    return decoded(tensor.raw(0, stop), tensor.dtype).reshape(tensor.shape)
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return tensor.load().astype(np.float64)
 
 
 def unit_in_last_place(values: Floats, dtype: DType) -> Floats:

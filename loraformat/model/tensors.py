@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -93,7 +95,13 @@ def row_blocks(shape: tuple[int, ...], itemsize: int, most_nbytes: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor by shape and dtype, whose values arrive when `load()` is called.
+    """A tensor by shape and dtype, whose values arrive when `load()` or `torch()` is called.
+
+    >>> import loraformat
+    >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
+    >>> tensor = adapter.updates["model.layers.0.self_attn.q_proj.weight"][0].down
+    >>> tensor.shape, tensor.dtype.safetensors, tensor.load().shape
+    ((2, 16), 'F32', (2, 16))
 
     Attributes:
         shape: may be `()`.
@@ -121,8 +129,18 @@ class LazyTensor:
         """How many bytes the values take."""
         return self.numel * self.dtype.itemsize
 
-    def load(self) -> Tensor:
-        """All values, as a torch tensor of `shape` and `dtype`."""
+    def load(self) -> NDArray[Any]:
+        """All values, as a numpy array of `shape` in memory of its own.
+
+        The array has the dtype of the tensor where numpy has it; bfloat16 and float8 values are float32, exactly.
+        PyTorch is needed only where values are computed from others, or do not stand row-major in their file.
+        """
+        if self.raw is None:
+            return _array_of(self.torch())
+        return numbers_of(self.raw(0, self.shape[0] if self.shape else 1), self.dtype).reshape(self.shape)
+
+    def torch(self) -> Tensor:
+        """All values, as a torch tensor of `shape` and `dtype`; imports torch."""
         return self.read(0, self.shape[0] if self.shape else 1)
 
     def rows(self, start: int, stop: int) -> LazyTensor:
@@ -139,8 +157,8 @@ class LazyTensor:
     def T(self) -> LazyTensor:  # noqa: N802 - the name that numpy and torch use
         """The transpose of a matrix. Its rows are columns here, so any of its rows costs a whole load."""
         rows, columns = self.shape
-        load = self.load
-        return LazyTensor((columns, rows), self.dtype, lambda a, b: load().T[a:b])
+        whole = self.torch
+        return LazyTensor((columns, rows), self.dtype, lambda a, b: whole().T[a:b])
 
     def reshape(self, *shape: int) -> LazyTensor:
         """The same elements in row-major order under another shape of equal size."""
@@ -149,12 +167,12 @@ class LazyTensor:
         if shape[:1] == self.shape[:1] and shape:
             read = self.read
             return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]), self.raw)
-        load, raw = self.load, self.raw
+        values, raw = self.torch, self.raw
         rows = self.shape[0] if self.shape else 1
         row_nbytes = math.prod(shape[1:]) * self.dtype.itemsize
 
         def part(start: int, stop: int) -> Tensor:
-            whole = load().reshape(shape)
+            whole = values().reshape(shape)
             return whole[start:stop] if shape else whole
 
         def raw_part(start: int, stop: int) -> bytearray:
@@ -178,3 +196,70 @@ class LazyTensor:
         if dtype is None:
             raise TypeError(f"no DType for {name}")
         return LazyTensor(tuple(value.shape), dtype, lambda a, b: value[a:b] if value.ndim else value)
+
+
+# As numpy calls them; little-endian, as every container stores them.
+_NUMPY_CODES = {
+    DType.F64: "<f8",
+    DType.F32: "<f4",
+    DType.F16: "<f2",
+    DType.C64: "<c8",
+    DType.I64: "<i8",
+    DType.I32: "<i4",
+    DType.I16: "<i2",
+    DType.I8: "i1",
+    DType.U64: "<u8",
+    DType.U32: "<u4",
+    DType.U16: "<u2",
+    DType.U8: "u1",
+    DType.BOOL: "?",
+}
+
+
+def numbers_of(data: bytearray | memoryview, dtype: DType) -> NDArray[Any]:
+    """The elements of a run of bytes as one axis; bfloat16 and float8 as float32, exactly.
+
+    Source: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0 (E8M0).
+    """
+    import numpy as np
+
+    if dtype in _NUMPY_CODES:
+        found = np.frombuffer(data, _NUMPY_CODES[dtype])
+        return found.astype(found.dtype.newbyteorder("="), copy=False)
+    if dtype is DType.BF16:  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    codes = np.frombuffer(data, np.uint8)
+    if dtype is DType.F8_E5M2:  # the upper half of a float16
+        return (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    return (_e4m3() if dtype is DType.F8_E4M3 else _e8m0())[codes]
+
+
+def _e4m3() -> NDArray[np.float32]:
+    """The numbers of all codes: no infinity, and NaN where all bits but the sign are set."""
+    import numpy as np
+
+    codes = np.arange(256)
+    exponents, digits = (codes >> 3) & 15, codes & 7
+    sizes = np.where(exponents == 0, digits * 2.0**-9, (8 + digits) * 2.0 ** (exponents - 10.0))
+    sizes[codes & 127 == 127] = np.nan
+    return np.where(codes < 128, sizes, -sizes).astype(np.float32)
+
+
+def _e8m0() -> NDArray[np.float32]:
+    """The numbers of all codes: powers of two, and NaN for the last."""
+    import numpy as np
+
+    sizes = 2.0 ** (np.arange(256) - 127.0)
+    sizes[255] = np.nan
+    return sizes.astype(np.float32)
+
+
+def _array_of(value: Tensor) -> NDArray[Any]:
+    """A torch tensor as an array in memory of its own; what numpy has no dtype for as float32, exactly."""
+    import numpy as np
+    import torch
+
+    name = str(value.dtype).removeprefix("torch.")
+    if name == "bfloat16" or name.startswith("float8"):
+        value = value.to(torch.float32)
+    return np.array(value.detach().numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Magnitude, Update
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Magnitude, Update
 
 
 def some(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[LazyTensor]:
@@ -16,7 +16,7 @@ def some(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32
 def updates(rows: int, cols: int, rank: int, seed: int) -> dict[str, Update]:
     """Every kind that adds, (rows, cols) but for Kronecker products, stacks and vectors."""
     up, down, up2, down2, full = some(seed, (rows, rank), (rank, cols), (rows, rank), (rank, cols), (rows, cols))
-    halves = [LazyTensor.of(lazy.load().to(dtype)) for lazy, dtype in ((up, torch.bfloat16), (down, torch.float16))]
+    halves = [LazyTensor.of(lazy.torch().to(dtype)) for lazy, dtype in ((up, torch.bfloat16), (down, torch.float16))]
     ups, downs = some(seed + 1, (3, rows, rank), (3, rank, cols))
     (kernel_down,) = some(seed + 2, (rank, cols * 4))
     vector, magnitude = some(seed + 3, (rows,), (rows,))
@@ -32,6 +32,6 @@ def updates(rows: int, cols: int, rank: int, seed: int) -> dict[str, Update]:
         "lokr of matrices": Kronecker((up,), (down,), 2.0),
         "lokr of factors": Kronecker((up, down), (up2, down2), 1.0),
         "lokr of both": Kronecker((up,), (up2, down2), -1.0),
-        "dense": Diff(full, 0.5),
-        "bias": Diff(vector, 1.0),
+        "dense": Dense(full, 0.5),
+        "bias": Dense(vector, 1.0),
     }

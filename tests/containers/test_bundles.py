@@ -167,20 +167,20 @@ def test_windows_in_any_order_make_the_same_torch_file() -> None:
             writer.write_at(span.offset + 48 * number, bytes_of(windows[number]))
         for offset, part in layout.frame({"w": total}):
             writer.write_at(offset, part)
-    assert torch.equal(bundles.open_tensors(store, "m.pt").entries["tied"].load(), value)
+    assert torch.equal(bundles.open_tensors(store, "m.pt").entries["tied"].torch(), value)
 
 
 def test_rows_of_contiguous_strided_and_scalar_tensors() -> None:
     data = MemoryStore({"m": bytes_of(torch.arange(12.0)).tobytes()})
     plain = StoredTensor("m", DType.F32, (3, 4), Span(0, 48))
-    turned = StoredTensor("m", DType.F32, (4, 3), Span(0, 48), strides=(1, 4), storage="0")
+    transposed = StoredTensor("m", DType.F32, (4, 3), Span(0, 48), strides=(1, 4), storage="0")
     scalar = StoredTensor("m", DType.F32, (), Span(20, 4))
     full = torch.arange(12.0).reshape(3, 4)
     assert torch.equal(read_rows(data, plain, 1, 3), full[1:3])
     assert torch.equal(read_rows(data, plain, 2, 2), full[2:2])
-    assert torch.equal(read_rows(data, turned, 1, 3), full.T[1:3])
-    assert read_rows(data, turned, 0, 4).is_contiguous()
-    assert torch.equal(read_rows(data, turned, 4, 4), full.T[4:4])
+    assert torch.equal(read_rows(data, transposed, 1, 3), full.T[1:3])
+    assert read_rows(data, transposed, 0, 4).is_contiguous()
+    assert torch.equal(read_rows(data, transposed, 4, 4), full.T[4:4])
     assert torch.equal(read_rows(data, scalar, 0, 1), torch.tensor(5.0))
     buffer = bytearray(16)
     read_rows_into(data, plain, 2, 3, memoryview(buffer))

@@ -30,13 +30,13 @@ def test_what_numpy_saves_is_read(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     (name, lazy), *others = read(saved(**{"a.b": array})).items()
     assert (name, others, lazy.shape) == ("a.b", [], shape)
-    assert np.array_equal(lazy.load().numpy(), array)
+    assert np.array_equal(lazy.torch().numpy(), array)
 
 
 def test_columns_first_is_read_as_it_means() -> None:
     array = np.asfortranarray(np.arange(12, dtype="float32").reshape(3, 4))
     lazy = read(saved(x=array))["x"]
-    assert np.array_equal(lazy.load().numpy(), array)
+    assert np.array_equal(lazy.torch().numpy(), array)
     assert np.array_equal(lazy.read(1, 3).numpy(), array[1:3])
 
 
@@ -44,7 +44,7 @@ def test_a_changed_value_is_found() -> None:
     data = bytearray(saved(x=np.ones(8, dtype="float32")))
     data[data.index(b"\x00\x00\x80?") + 2] ^= 1
     with pytest.raises(ContainerError, match="CRC-32"):
-        read(bytes(data))["x"].load()
+        read(bytes(data))["x"].torch()
 
 
 def zipped(name: str, content: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:

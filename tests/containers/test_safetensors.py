@@ -248,7 +248,7 @@ def test_we_read_what_the_library_writes(tensors: dict[str, torch.Tensor]) -> No
     lazies = lazy_tensors(store, "m.safetensors", read_header(store, "m.safetensors"))
     assert set(lazies) == set(tensors)
     for name, value in tensors.items():
-        assert_same(lazies[name].load(), value)
+        assert_same(lazies[name].torch(), value)
 
 
 def test_every_tensor_is_aligned_and_bytes_do_not_depend_on_the_order() -> None:

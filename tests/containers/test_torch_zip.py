@@ -184,9 +184,9 @@ def test_a_damaged_record_is_found_when_it_is_loaded() -> None:
     place = read_archive(MemoryStore({NAME: GOOD}), NAME).tensors["a"].span
     bad = GOOD[: place.offset] + b"\x01" + GOOD[place.offset + 1 :]
     found = opened(bad).entries
-    assert torch.equal(found["b"].load(), torch.ones(3, 2))
+    assert torch.equal(found["b"].torch(), torch.ones(3, 2))
     with pytest.raises(ContainerError, match='record "data/0" is damaged: its CRC-32 is'):
-        found["a"].load()
+        found["a"].torch()
     check_records(MemoryStore({NAME: GOOD}), NAME)
     with pytest.raises(ContainerError, match='record "data/0" is damaged'):
         check_records(MemoryStore({NAME: bad}), NAME)
@@ -239,7 +239,7 @@ def test_large_files_use_zip64() -> None:
     assert {name: place.span for name, place in places.items()} == {
         name: entry.span for name, entry in layout.entries.items()
     }
-    assert bytes(bytes_of(open_tensors(Sparse(), NAME).entries["b"].load())) == b"12345"
+    assert bytes(bytes_of(open_tensors(Sparse(), NAME).entries["b"].torch())) == b"12345"
 
 
 def test_many_records_use_zip64() -> None:

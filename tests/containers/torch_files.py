@@ -26,7 +26,7 @@ def opened(data: bytes) -> Tensors:
 
 
 def loaded(data: bytes) -> dict[str, torch.Tensor]:
-    return {name: lazy.load() for name, lazy in opened(data).entries.items()}
+    return {name: lazy.torch() for name, lazy in opened(data).entries.items()}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

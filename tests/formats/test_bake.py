@@ -20,7 +20,7 @@ from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace
 
 FLOOR = {DType.F16: 2.0**-25}  # half the smallest number above zero
 
@@ -32,7 +32,7 @@ def of(**updates: LowRank) -> Adapter:
 
 def bound(update: LowRank) -> Tensor:
     """How far each value of the dense update may be off when every value of `up` is rounded once."""
-    up, down = update.up.load().double().abs(), update.down.load().double().abs()
+    up, down = update.up.torch().double().abs(), update.down.torch().double().abs()
     error = up * ROUNDOFF[update.up.dtype] + FLOOR.get(update.up.dtype, 0.0)
     return 2 * abs(update.scale) * (error @ down).reshape(update.shape) + 1e-13 * (1 + dense(update).abs())
 
@@ -43,7 +43,7 @@ def assert_close(found: Adapter, wanted: Adapter) -> None:
         for one, other in zip(found.updates[weight], chain, strict=True):
             assert type(one) is type(other)
             if isinstance(other, Replace):
-                assert torch.equal(one.value.load(), other.value.load())
+                assert torch.equal(one.value.torch(), other.value.torch())
                 continue
             assert bool(((dense(one) - dense(other)).abs() <= bound(other)).all()), weight
             assert one.is_embedding == other.is_embedding
@@ -111,17 +111,17 @@ def test_a_power_of_two_is_folded_exactly() -> None:
     first, second, third = (LowRank(lazy(5, 2, seed=n), lazy(2, 3), 0.5) for n in range(3))
     even, findings = uniform(of(a=first, b=second, c=replace(third, scale=2.0)))
     assert [(found.code, "exact" in found.message) for found in findings] == [("LF701", True)]
-    assert torch.equal(even.updates["net.c.weight"][0].up.load(), 4 * third.up.load())
+    assert torch.equal(even.updates["net.c.weight"][0].up.torch(), 4 * third.up.torch())
     assert even.updates["net.c.weight"][0].scale == 0.5
 
 
 def test_the_bias_of_a_folded_layer_is_folded_with_it() -> None:
     layers = of(a=LowRank(lazy(5, 2), lazy(2, 3), 0.5), b=LowRank(lazy(5, 2), lazy(2, 3), 0.5))
-    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Diff(lazy(5), 3.0),)}
+    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Dense(lazy(5), 3.0),)}
     adapter = replace(layers, updates={**layers.updates, **third})
     even, _ = uniform(adapter)
     assert even.updates["net.c.bias"][0].scale == 0.5
-    torch.testing.assert_close(dense(even.updates["net.c.bias"][0]), 3 * lazy(5).load().double(), rtol=1e-7, atol=0)
+    torch.testing.assert_close(dense(even.updates["net.c.bias"][0]), 3 * lazy(5).torch().double(), rtol=1e-7, atol=0)
 
 
 def test_padding_adds_zeros_and_reads_any_rows() -> None:
@@ -130,11 +130,11 @@ def test_padding_adds_zeros_and_reads_any_rows() -> None:
     (update,) = even.updates["net.a.weight"]
     assert [found.code for found in findings] == ["LF707"]
     assert (update.up.shape, update.down.shape) == ((6, 4), (4, 3))
-    whole = update.down.load()
+    whole = update.down.torch()
     assert [update.down.read(n, m).tolist() for n in range(5) for m in range(n, 5)] == [
         whole[n:m].tolist() for n in range(5) for m in range(n, 5)
     ]
-    assert torch.equal(update.up.read(2, 5), update.up.load()[2:5])
+    assert torch.equal(update.up.read(2, 5), update.up.torch()[2:5])
     assert torch.equal(dense(update), dense(short))
 
 
@@ -150,7 +150,7 @@ def test_updates_that_alpha_turned_off_stay_so() -> None:
 def test_a_magnitude_is_neither_folded_nor_padded() -> None:
     dora = LowRank(lazy(5, 2), lazy(2, 3), 3.0, Magnitude(lazy(5, seed=4)))
     even, _ = uniform(of(a=dora, b=LowRank(lazy(5, 3), lazy(3, 3), 1.0), c=LowRank(lazy(5, 3), lazy(3, 3), 1.0)))
-    assert torch.equal(even.updates["net.a.weight"][0].magnitude.vector.load(), lazy(5, seed=4).load())
+    assert torch.equal(even.updates["net.a.weight"][0].magnitude.vector.torch(), lazy(5, seed=4).torch())
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_another_dtype_rounds_once_and_says_so(source: torch.dtype, target: DTyp
     adapter = of(a=LowRank(LazyTensor.of(values_before), lazy(2, 3, dtype=source), 1.0))
     narrow, findings = cast(adapter, target)
     (update,) = narrow.updates["net.a.weight"]
-    assert torch.equal(update.up.load(), values_before.to(target.torch))
+    assert torch.equal(update.up.torch(), values_before.to(target.torch))
     assert [found.code for found in findings] == (["LF704"] if loses else [])
 
 
@@ -177,14 +177,14 @@ def test_a_value_beyond_the_dtype_is_refused() -> None:
     huge = LazyTensor.of(torch.full((5, 2), 1e5))
     narrow, _ = cast(of(a=LowRank(huge, lazy(2, 3), 1.0)), DType.F16)
     with pytest.raises(NonFiniteValue, match="too large for float16"):
-        narrow.updates["net.a.weight"][0].up.load()
+        narrow.updates["net.a.weight"][0].up.torch()
 
 
 def test_stripping_leaves_what_loaders_need() -> None:
     raw = {"peft_type": "LORA", "lora_alpha": 16, "r": 2, "lora_dropout": 0.1, "eva_config": {"rho": 2}}
     config = AdapterConfig(base_model="/home/me/models/llama", base_revision="main", raw=raw)
     readme = RawFile("README.md", 2, lambda: b"hi")
-    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, carried={"README.md": readme})
+    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, other_files={"README.md": readme})
     bare, losses = stripped(adapter)
     written = loaded(peft.write(bare))
     assert sorted(written) == ["adapter_config.json", "adapter_model.safetensors"]

@@ -17,7 +17,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats import loralib
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 ALPHA = Hints(alpha=4)
 
@@ -45,7 +45,7 @@ def test_joined_parts_are_one_update_with_zeros_between(enabled: list[bool]) -> 
     torch.testing.assert_close(dense(update), 2 * grouped(a, b, enabled), rtol=1e-12, atol=1e-12)
     assert update.scale == 2
     assert adapter.config.declared_ranks == {"c_attn.weight": 2 * count}
-    assert torch.equal(update.up.read(2, 4), update.up.load()[2:4])
+    assert torch.equal(update.up.read(2, 4), update.up.torch()[2:4])
 
 
 def test_which_parts_are_adapted_is_asked_for() -> None:
@@ -89,7 +89,7 @@ def test_an_embedding_is_told_by_the_base_and_never_guessed() -> None:
     assert update.is_embedding
 
 
-def test_a_turned_weight_of_another_name_is_asked_about() -> None:
+def test_a_transposed_weight_of_another_name_is_asked_about() -> None:
     entries = {"c_fc.lora_A": values(2, 9, seed=1), "c_fc.lora_B": values(4, 2, seed=2)}
     hints = replace(ALPHA, weights={"c_fc.weight": (9, 4)})
     with pytest.raises(ConfigError, match="fan_in_fan_out=true"):
@@ -128,5 +128,5 @@ def test_rows_of_a_spread_factor_are_those_of_the_whole() -> None:
     up = LowRank(lazy(4, 2), lazy(2, 3 * 9), 1.0, kernel=(3, 3))
     bundle_ = loralib.write(Adapter(config=AdapterConfig(), updates={"conv.weight": (up,)}))
     spread = bundle_.tensors("lora.pt").entries["conv.lora_B"]
-    whole = spread.load()
+    whole = spread.torch()
     assert all(torch.equal(spread.read(n, m), whole[n:m]) for n in range(12) for m in range(n, 13))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import loraformat
 from loraformat.errors import AdapterRefused, ContainerError
 from loraformat.io import open_adapter
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -66,7 +66,7 @@ def test_converting_puts_them_where_peft_loads_them(both: Any, tmp_path: Path) -
     updates = open_adapter(str(tmp_path / "converted")).adapter.updates
     (norm,) = updates[NORM]
     assert isinstance(norm, Replace)
-    assert torch.equal(norm.value.load(), torch.linspace(-1, 1, 16))
+    assert torch.equal(norm.value.torch(), torch.linspace(-1, 1, 16))
 
 
 def test_weights_that_the_base_lacks_are_refused(both: Any, tmp_path: Path) -> None:

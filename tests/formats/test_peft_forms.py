@@ -11,7 +11,7 @@ from bundles import bundle
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import FromBase, LowRank
+from loraformat.model.updates import LowRank, SubtractedInit
 
 P = "base_model.model."
 
@@ -42,8 +42,8 @@ def test_stacked_experts_are_expert_major_in_a_and_rank_major_in_b() -> None:
     assert (update.shape, update.rank, update.scale) == ((3, 5, 7), 2, 2.0)
     a, b = values(6, 7).reshape(3, 2, 7), values(5, 6, seed=1).reshape(5, 2, 3)
     expected = torch.einsum("ore,eri->eoi", b, a)
-    assert torch.allclose(update.up.load() @ update.down.load(), expected, atol=1e-6)
-    assert torch.equal(update.up.read(1, 2)[0], update.up.load()[1])
+    assert torch.allclose(update.up.torch() @ update.down.torch(), expected, atol=1e-6)
+    assert torch.equal(update.up.read(1, 2)[0], update.up.torch()[1])
 
 
 def test_the_innermost_layer_is_the_parameter_that_is_registered_first() -> None:
@@ -73,7 +73,7 @@ def test_parameters_of_unknown_order_are_refused() -> None:
 @pytest.mark.parametrize(("version", "claim"), [("0.17.1", True), ("0.18.0", True), ("0.21.2", None), (None, None)])
 def test_old_versions_turn_square_experts(version: str | None, claim: bool | None) -> None:
     adapter = read(layer("m.e", 5, 5, rank=6), target_parameters=["e.w"], peft_version=version)
-    assert adapter.config.turns_square_experts is claim
+    assert adapter.config.transposes_square_experts is claim
 
 
 def test_square_experts_of_the_version_that_mixed_them_up_are_refused() -> None:
@@ -111,7 +111,7 @@ def test_no_list_of_layers_is_refused(pairs: object) -> None:
 )
 def test_a_changed_base_is_an_update_of_its_own(fields: dict[str, Any], recipe: str) -> None:
     first, second = read(layer("m.q", 4, 6), **fields).updates["m.q.weight"]
-    assert first == FromBase(recipe, 2, 2.0, (4, 6))
+    assert first == SubtractedInit(recipe, 2, 2.0, (4, 6))
     assert isinstance(second, LowRank)
 
 
@@ -119,7 +119,7 @@ def test_kasa_has_a_diagonal_between_the_factors() -> None:
     adapter = read({**layer("m.q", 4, 6), "m.q.lora_diag": torch.tensor([2.0, 3.0])}, kasa_config={})
     _, update = adapter.updates["m.q.weight"]
     assert isinstance(update, LowRank)
-    assert torch.equal(update.down.load(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
+    assert torch.equal(update.down.torch(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
     assert adapter.unclaimed == {}
 
 
@@ -128,8 +128,8 @@ def test_block_diagonal_factors_become_whole() -> None:
     tensors = {"m.q_proj.lora_A.weight": values(4, 3), "m.q_proj.lora_B.weight": values(8, 4)}
     tensors |= {"m.o_proj.lora_A.weight": values(4, 3), "m.o_proj.lora_B.weight": values(8, 2)}
     adapter = read(tensors, use_bdlora=blocks, r=4)
-    assert torch.equal(only(adapter, "m.q_proj.weight").down.load(), torch.block_diag(*values(4, 3).chunk(2)))
-    assert torch.equal(only(adapter, "m.o_proj.weight").up.load(), torch.block_diag(*values(8, 2).chunk(2)))
+    assert torch.equal(only(adapter, "m.q_proj.weight").down.torch(), torch.block_diag(*values(4, 3).chunk(2)))
+    assert torch.equal(only(adapter, "m.o_proj.weight").up.torch(), torch.block_diag(*values(8, 2).chunk(2)))
     assert torch.equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loraformat.diagnostics import Severity
 from loraformat.formats import native, peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
+from loraformat.model.updates import Dense, LowRank, Replace, Rows
 
 RTOL = 1e-5  # float32 products of small rank
 
@@ -135,15 +135,15 @@ def test_merging_by_the_updates_is_merging_by_peft(case: str, tmp_path: Path) ->
 def applied(weight: Tensor, update: Any) -> Tensor:
     match update:
         case Replace():
-            return update.value.load().double()
+            return update.value.torch().double()
         case Rows():
-            return weight.index_copy(0, torch.tensor(update.indices), update.values.load().double())
-        case Diff():
+            return weight.index_copy(0, torch.tensor(update.indices), update.values.torch().double())
+        case Dense():
             return weight + dense(update)
         case LowRank(magnitude=None):
             return weight + dense(update).reshape(weight.shape)
     result = (weight + dense(update).reshape(weight.shape)).flatten(1)
-    vector = update.magnitude.vector.load().double()
+    vector = update.magnitude.vector.torch().double()
     norm = result.norm(dim=update.magnitude.axis)
     factor = (vector / norm)[:, None] if update.magnitude.axis == 1 else (vector / norm)[None, :]
     return (result * factor).reshape(weight.shape)

@@ -16,8 +16,7 @@ from loraformat.formats.peft.tuners import REFUSED, TUNERS
 from loraformat.formats.peft.tuners.multiplicative.rotations import _butterfly_order
 from loraformat.model.adapter import Adapter
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Tiled
-from loraformat.model.updates.kinds import LowRank, Multiplied, Replace, Rotated, Rows, Scaled
+from loraformat.model.updates import BlockAffine, LowRank, Multiplied, Replace, Rotated, Rows, Scaled
 
 P = "base_model.model."
 BASE = {"m.q.weight": (6, 4), "m.q.bias": (6,)}
@@ -138,7 +137,7 @@ def test_places_outside_the_weight_are_an_error_when_they_are_read() -> None:
     indices = torch.tensor([[0, 6], [0, 0]], dtype=torch.int32)
     adapter = read("SHIRA", {"m.q.shira_weight": values(2), "m.q.shira_indices": indices})
     with pytest.raises(FormatError, match="outside"):
-        adapter.updates["m.q.weight"][0].difference.load()
+        adapter.updates["m.q.weight"][0].delta.torch()
 
 
 def test_a_part_without_its_others_stays_unclaimed() -> None:
@@ -159,8 +158,8 @@ def test_bone_in_the_variant_bat_is_miss_in_it() -> None:
     blocks = values(3, 2, 2)
     for peft_type, name in (("BONE", "bone"), ("MISS", "miss")):
         (update,) = read(peft_type, {f"m.q.{name}_block": blocks}, init_weights="bat").updates["m.q.weight"]
-        assert isinstance(update, Tiled)
-        assert torch.equal(update.blocks.load(), blocks)
+        assert isinstance(update, BlockAffine)
+        assert torch.equal(update.blocks.torch(), blocks)
 
 
 @pytest.mark.parametrize("is_para", [True, False])
@@ -170,7 +169,7 @@ def test_columns_whose_orthonormal_basis_rounding_decides_are_refused(is_para: b
     entries = {"m.q.deft_P": columns, "m.q.deft_R": values(2, 4)}
     chain = read("DEFT", entries, decomposition_method="qr", para=is_para).updates["m.q.weight"]
     with pytest.raises(UnsupportedUpdate, match="not determined"):
-        chain[0].up.load()
+        chain[0].up.torch()
 
 
 def test_kinds_of_updates() -> None:
@@ -217,7 +216,7 @@ def test_a_low_rank_tuner_is_written_as_lora() -> None:
     (before,), (after,) = adapter.updates["m.q.weight"], again.updates["m.q.weight"]
     assert isinstance(before, LowRank)
     assert isinstance(after, LowRank)
-    assert torch.equal(after.scale * after.up.load() @ after.down.load(), before.up.load() @ before.down.load())
+    assert torch.equal(after.scale * after.up.torch() @ after.down.torch(), before.up.torch() @ before.down.torch())
 
 
 @pytest.mark.parametrize(("count", "size", "levels"), [(4, 4, 2), (8, 2, 3), (4, 6, 3), (12, 4, 2)])
@@ -254,8 +253,8 @@ def test_every_lazy_part_loads_what_its_shape_says() -> None:
     assert isinstance(update, LowRank)
     for factor in (update.up, update.down):
         assert isinstance(factor, LazyTensor)
-        assert factor.load().shape == factor.shape
-        assert torch.equal(factor.read(1, 3), factor.load()[1:3])
+        assert factor.torch().shape == factor.shape
+        assert torch.equal(factor.read(1, 3), factor.torch()[1:3])
 
 
 @pytest.mark.parametrize(("terms", "powers"), [(1, []), (2, [2]), (3, [2, 2]), (5, [2, 2, 2, 2])])
@@ -269,5 +268,5 @@ def test_the_series_of_oft_before_0_18_counts_its_last_power_twice(
     expected = torch.eye(2) + sum(
         (factor * skew.matrix_power(n + 1) for n, factor in enumerate(powers)), torch.zeros(2, 2)
     )
-    assert torch.allclose(update.blocks.load()[0], expected.T, atol=1e-6)
-    assert torch.equal(update.blocks.load()[1], torch.eye(2))
+    assert torch.allclose(update.blocks.torch()[0], expected.T, atol=1e-6)
+    assert torch.equal(update.blocks.torch()[1], torch.eye(2))

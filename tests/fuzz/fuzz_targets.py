@@ -49,7 +49,7 @@ def torch_zip(data: bytes) -> None:
     for lazy in tensors.entries.values():
         assert lazy.numel <= 8 * len(data)
         if lazy.nbytes <= 1 << 16:
-            lazy.load()
+            lazy.torch()
 
 
 def pickle_subset(data: bytes) -> None:

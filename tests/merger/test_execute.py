@@ -12,7 +12,7 @@ from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 Q, UP, EMBED, HEAD = (
     "model.layers.0.q_proj.weight",
@@ -107,7 +107,7 @@ def test_a_resized_table_follows_into_config_and_tie(tmp_path: Path) -> None:
     new = table(75)
     out = merge(base, tmp_path / "out", adapter({EMBED: Replace(new)}))
     result = load(out)
-    assert torch.equal(result[EMBED], new.load())
+    assert torch.equal(result[EMBED], new.torch())
     assert HEAD not in result
     assert json.loads((out / "config.json").read_text()) == {
         **settings,
@@ -127,8 +127,8 @@ def test_different_tables_for_both_ends_untie_them(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(tied=True), config(tied=True))
     out = merge(base, tmp_path / "out", adapter({EMBED: Replace(table(75)), HEAD: Replace(table(75, seed=1))}))
     result = load(out)
-    assert torch.equal(result[EMBED], table(75).load())
-    assert torch.equal(result[HEAD], table(75, seed=1).load())
+    assert torch.equal(result[EMBED], table(75).torch())
+    assert torch.equal(result[HEAD], table(75, seed=1).torch())
     assert json.loads((out / "config.json").read_text()) == config(tied=False) | {"vocab_size": 75}
 
 
@@ -152,7 +152,7 @@ def test_a_trained_copy_of_one_end_leaves_the_old_table_at_the_other(tmp_path: P
     tensors = weights(tied=True)
     base = save_base(tmp_path / "base", tensors, config(tied=True))
     result = load(merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70), follows_tie=False)})))
-    assert torch.equal(result[EMBED], table(70).load())
+    assert torch.equal(result[EMBED], table(70).torch())
     assert torch.equal(result[HEAD], tensors[EMBED])
 
 
@@ -201,7 +201,7 @@ def test_a_pt_base_stays_one_and_its_shared_storage_stays_shared(tmp_path: Path)
     result = torch.load(out / "model.pt", weights_only=True)
     assert list(result) == list(tensors)
     assert result[HEAD].data_ptr() == result[EMBED].data_ptr()
-    assert torch.equal(result[HEAD], table(75).load())
+    assert torch.equal(result[HEAD], table(75).torch())
     assert torch.allclose(result[Q].double(), merged(tensors[Q], [low_rank(24, 24)]), atol=1e-5)
     assert torch.equal(result[UP], tensors[UP])
 
@@ -259,7 +259,7 @@ def test_bin_shards_keep_their_names_and_their_index(tmp_path: Path) -> None:
     out = merge(base, tmp_path / "out", adapter(tables), jobs=2)
     result = load(out)
     assert torch.allclose(result[Q].double(), merged(tensors[Q], [low_rank(24, 24)]), atol=1e-5)
-    assert torch.equal(result[EMBED], table(75).load())
+    assert torch.equal(result[EMBED], table(75).torch())
     assert torch.equal(result[UP], tensors[UP])
     grown = {"total_size": total + 2 * 5 * 24 * 4}
     assert json.loads((out / "pytorch_model.bin.index.json").read_text()) == {**index, "metadata": grown}

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from oracle import HARD, rounded_exactly
 
 from loraformat.merger.compute import computer, kernel
-from loraformat.merger.compute.add import TILE, Product
+from loraformat.merger.compute.apply import TILE
 from loraformat.merger.compute.buffers import Block
 from loraformat.merger.compute.kernel import Kernel, Packed, open_kernel
+from loraformat.merger.compute.kinds.steps import Product
 from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.rounding import round_nearest
 from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -257,6 +258,6 @@ def test_an_edited_tensor_without_elements_moves_nothing(tmp_path: Path) -> None
         updates = {name: low_rank(*tensors[name].shape) for name in names}
         merge_and_tell(base, tmp_path / f"out{number}", adapter(updates))
         update = low_rank(130, 24)
-        exact = 1 + update.scale * (update.up.load().double() @ update.down.load().double())
+        exact = 1 + update.scale * (update.up.torch().double() @ update.down.torch().double())
         found = load(tmp_path / f"out{number}")[names[1]].double()
         assert ((found - exact).abs() <= 2.0**-8 * exact.abs() + 1e-9).all()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Replace, Rows
+from loraformat.model.updates import Replace, Rows
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -88,7 +88,7 @@ def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(tmp_p
         same=lambda one, other: torch.equal(*(load_file(folder)[n] for n in (one, other))),
     )
     result = load(tmp_path / "out")
-    assert torch.equal(result[EMBED], table(70).load())
+    assert torch.equal(result[EMBED], table(70).torch())
     assert torch.equal(result[HEAD], tensors[HEAD])
 
 

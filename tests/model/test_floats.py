@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from loraformat.model.floats import decoded, float64_of, unit_in_last_place
 from loraformat.model.tensors import DType, LazyTensor
 
 FLOATS = [dtype for dtype in DType if dtype.is_floating]
+FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
 HALVES = [DType.BF16, DType.F16]
 
 
@@ -59,10 +63,55 @@ def test_values_are_the_same_with_and_without_bytes(dtype: DType) -> None:
     for one in (lazy, raw, raw.rows(1, 3), raw.reshape(3, 2, 2), raw.T, raw.reshape(4, 3)):
         found = float64_of(one)
         assert found.dtype == np.float64
-        np.testing.assert_array_equal(found, one.load().double().numpy())
+        np.testing.assert_array_equal(found, one.torch().double().numpy())
 
 
 def test_a_scalar_has_one_value() -> None:
     lazy = LazyTensor((), DType.F32, lambda _start, _stop: torch.tensor(2.5), lambda _a, _b: bytearray(b"\0\0 @"))
     assert float64_of(lazy).shape == ()
     assert float64_of(lazy) == 2.5
+
+
+def every_code(dtype: DType) -> Tensor:
+    """All numbers of at most 16 bits, all combinations of edge bytes of a wider one."""
+    if dtype is DType.BOOL:
+        return torch.tensor([False, True])
+    if dtype.itemsize <= 2:
+        codes = torch.arange(1 << 8 * dtype.itemsize, dtype=torch.int32)
+        return codes.to({1: torch.int8, 2: torch.int16}[dtype.itemsize]).view(dtype.torch)
+    edges = torch.tensor([0, 1, 0x7F, 0x80, 0xFF], dtype=torch.uint8)
+    return torch.cartesian_prod(*[edges] * 4).flatten().repeat(2).view(dtype.torch)
+
+
+@pytest.mark.parametrize("has_bytes", [True, False])
+@pytest.mark.parametrize("dtype", list(DType))
+def test_load_gives_the_numbers_that_torch_reads(dtype: DType, has_bytes: bool) -> None:
+    values = every_code(dtype)
+    raw = (lambda a, b: bytearray(bytes_of(values[a:b]))) if has_bytes else None
+    lazy = LazyTensor(tuple(values.shape), dtype, lambda a, b: values[a:b], raw)
+    found = lazy.load()
+    is_narrow = dtype in (DType.BF16, DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0)
+    wanted = values.to(torch.float32) if is_narrow else values
+    assert found.dtype == wanted.numpy().dtype
+    np.testing.assert_array_equal(found, wanted.numpy())
+    assert lazy.torch().dtype == dtype.torch
+
+
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_a_loaded_array_may_be_changed(has_bytes: bool) -> None:
+    values = torch.zeros(3)
+    raw = (lambda a, b: bytearray(bytes_of(values[a:b]))) if has_bytes else None
+    lazy = LazyTensor((3,), DType.F32, lambda a, b: values[a:b], raw)
+    lazy.load()[0] = 1
+    assert not lazy.load().any()
+    assert not values.any()
+
+
+def test_loading_stored_values_needs_no_torch() -> None:
+    probe = (
+        "import sys, loraformat\n"
+        f"adapter = loraformat.load_adapter({str(FIXTURES / 'good' / 'peft' / 'rslora')!r})\n"
+        "print(*[update.up.load().shape for (update,) in adapter.updates.values()], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"

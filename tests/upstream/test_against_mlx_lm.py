@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")
@@ -86,7 +86,7 @@ def test_it_computes_the_same_with_what_we_write(config: dict[str, Any], tmp_pat
         assert isinstance(update, LowRank)
         value = torch.from_numpy(before[name]).double() + dense(update)
         if update.magnitude is not None:
-            value *= (update.magnitude.vector.load().double() / value.norm(dim=1))[:, None]
+            value *= (update.magnitude.vector.torch().double() / value.norm(dim=1))[:, None]
         changed.append((name, mx.array(value.float().numpy())))
     wanted.update(tree_unflatten(changed))
     found = load_adapters(model(), str(tmp_path / "mlx"))
@@ -123,7 +123,7 @@ def test_its_files_become_the_updates_that_it_fuses(tmp_path: Path, *, dora: boo
         (update,) = adapter.updates[f"{name}.weight"]
         value = torch.from_numpy(before[f"{name}.weight"]).double() + dense(update)
         if dora:
-            value *= (update.magnitude.vector.load().double() / value.norm(dim=1))[:, None]
+            value *= (update.magnitude.vector.torch().double() / value.norm(dim=1))[:, None]
         np.testing.assert_allclose(value.numpy(), numpy(layer.weight), rtol=1e-4, atol=1e-5)
 
 

@@ -22,7 +22,7 @@ def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
     def read(start: int, stop: int) -> Tensor:
         import torch
 
-        return torch.cat([part.load() for part in parts])[start:stop]
+        return torch.cat([part.torch() for part in parts])[start:stop]
 
     return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, read)
 
@@ -42,7 +42,7 @@ def block_columns(parts: Sequence[tuple[LazyTensor, Runs]], rows: int) -> LazyTe
         whole = torch.zeros(rows, width, dtype=parts[0][0].dtype.torch)
         left = 0
         for part, runs in parts:
-            values, taken = part.load(), 0
+            values, taken = part.torch(), 0
             for first, end in runs:
                 whole[first:end, left : left + part.shape[1]] = values[taken : taken + end - first]
                 taken += end - first

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.results.weight_figures import module_kind
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import updates_of
 
@@ -139,7 +139,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
             or stored is None
             or len(pieces) > 1
             or piece.part != WHOLE
-            or stored.shape != _turned(update, piece.transposed)
+            or stored.shape != _stored_shape(update, piece.transposed)
         ):
             continue
         if not stored.dtype.is_floating or stored.strides is not None or not all(stored.shape):
@@ -151,7 +151,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
         yield Hit("", f"{kept / whole:.1%} of the update would survive rounding to {', '.join(sorted(dtypes))}")
 
 
-def _turned(update: LowRank, transposed: bool) -> tuple[int, ...]:
+def _stored_shape(update: LowRank, transposed: bool) -> tuple[int, ...]:
     return update.shape[::-1] if transposed else update.shape
 
 
@@ -159,7 +159,7 @@ def _kept(update: LowRank, transposed: bool, base: Tensor) -> tuple[float, float
     """<W' - W, D> and <D, D> for the first rows of a weight as it is stored."""
     import torch
 
-    up, down = update.up.load().to(torch.float64), update.down.load().to(torch.float64)
+    up, down = update.up.torch().to(torch.float64), update.down.torch().to(torch.float64)
     if transposed:
         up, down = down.T, up.T
     delta = (update.scale or 0.0) * up[: base.shape[0]] @ down
@@ -186,7 +186,7 @@ def _is_plain(update: LowRank) -> bool:
 
 def _largest_element(update: LowRank) -> float:
     """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
-    up, down = update.up.load().double() * (update.scale or 0.0), update.down.load().double()
+    up, down = update.up.torch().double() * (update.scale or 0.0), update.down.torch().double()
     bound = float(up.norm(dim=1).max() * down.norm(dim=0).max())
     if not bound > _FLOAT16_MAX:
         return bound

@@ -11,7 +11,7 @@ from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def _picked(vector: LazyTensor, module: str, parts: Parts, side: str) -> tuple[L
     require(fits, module, f"unilora_indices_{side} {indices.shape} does not fit unilora_scales_{side} {scales.shape}")
 
     def values() -> Tensor:
-        numbers, length = indices.load().long(), vector.shape[0]
+        numbers, length = indices.torch().long(), vector.shape[0]
         is_inside = bool(((numbers >= 0) & (numbers < length)).all())
         require(is_inside, module, f"unilora_indices_{side} names values that the vector of {length} does not have")
         return double(vector)[numbers] * double(scales)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[Tensor, Tensor]:
 
     shares = double(weights)
     whole = torch.cat([shares, 1 - shares.sum(dim=-1, keepdim=True)], dim=-1)
-    return indices.load().to(torch.int64), whole
+    return indices.torch().to(torch.int64), whole
 
 
 def _mixed(bank: LazyTensor, mix: Mix) -> Tensor:
