@@ -44,7 +44,7 @@ from loraformat.jobs.estimate import estimate
 from loraformat.jobs.verify import verify
 from loraformat.merger import FileTask, MergePlan, execute, tasks_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude
+from loraformat.model.updates.low_rank import LowRank, Magnitude
 
 
 @pytest.fixture(autouse=True)
