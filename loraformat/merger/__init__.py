@@ -2,6 +2,7 @@
 
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Limits
+from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.plan.layer_replication import as_written
@@ -30,6 +31,7 @@ __all__ = [
     "Written",
     "as_written",
     "base_names",
+    "delta",
     "execute",
     "file_names",
     "findings_of",
