@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: pages of docs, the outputs in pages of docs, parts of README.md.
+"""Writes all text that is made from the source: pages of docs, the outputs in them, parts of README.md and of a schema.
 
 Run: python docs/generate.py.
 """
@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +24,10 @@ import loraformat as loraformat_package
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
 from loraformat.errors import LoraFormatError
-from loraformat.formats.kit.base import KINDS
+from loraformat.formats.kit.base import CONTENTS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
+from loraformat.model.updates import every_kind
 
 ROOT = Path(__file__).parent.parent
 WALKS = ("inspect.md", "validate.md")
@@ -142,7 +144,7 @@ def formats_page() -> str:
     """docs/formats/README.md: the formats, the matrix and its words."""
     head, rows = _matrix()
     losses = "".join(f"| {each.name} | {', '.join(each.holds)} | {each.loses} |\n" for each in formats() if each.writes)
-    kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in KINDS.items())
+    kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in CONTENTS.items())
     return (
         "# Formats\n\nGenerated from the source by docs/generate.py.\n\n"
         f"| name | what it is | writes |\n|---|---|---|\n{_format_rows('')}"
@@ -175,6 +177,15 @@ def _branch(error: type[LoraFormatError], before: str = "") -> Iterator[str]:
     trunk = before.replace("├── ", "│   ").replace("└── ", "    ")
     for each in below:
         yield from _branch(each, trunk + ("└── " if each is below[-1] else "├── "))
+
+
+def report_schema(text: str) -> str:
+    """schemas/report.schema.json with the names of the kinds of update as their table has them."""
+    names = ", ".join(f'"{kind.name}"' for kind in every_kind())
+    lines = textwrap.wrap(names, 96, initial_indent=" " * 18, subsequent_indent=" " * 18)
+    return re.sub(
+        r'("kind": \{\s*"enum": \[\n).*?(\n\s*\])', rf"\1{chr(10).join(lines)}\2", text, count=1, flags=re.DOTALL
+    )
 
 
 def _session(block: str) -> str:
@@ -217,6 +228,8 @@ def main() -> None:
     (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
     guide = ROOT / "docs" / "python.md"
     guide.write_text(python(guide.read_text(encoding="utf-8")), encoding="utf-8")
+    described = ROOT / "schemas" / "report.schema.json"
+    described.write_text(report_schema(described.read_text(encoding="utf-8")), encoding="utf-8")
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -60,13 +60,13 @@ class Opened:
 
     Attributes:
         format: the module that read it.
-        because: why that format was chosen.
+        reason: why that format was chosen.
     """
 
     uri: str
     bundle: Bundle
     format: Format
-    because: str
+    reason: str
     adapter: Adapter
 
 
@@ -88,7 +88,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     if format is None:
         chosen, found = formats.detect(bundle)
     else:
-        chosen, found = formats.get(format), Match(certain=True, because="chosen with --from")
+        chosen, found = formats.get(format), Match(certain=True, reason="chosen with --from")
     adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
     if hints.transposed is not None:
         adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
@@ -96,7 +96,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
         adapter = replace(
             adapter, notes=(found_below(FindingLocation(subject=bundle.named), bundle.uri), *adapter.notes)
         )
-    return Opened(bundle.uri, bundle, chosen, found.because, adapter)
+    return Opened(bundle.uri, bundle, chosen, found.reason, adapter)
 
 
 def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:

@@ -65,7 +65,7 @@ def operation(operations: list[Any], transform: Any) -> str:
         case [("Chunk", 0)]:
             return "split"
         case [("Transpose", _)]:
-            return "turn"
+            return "transpose"
     return "other"
 
 

@@ -7,19 +7,22 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates.kinds import (
-    Diff,
+from loraformat.model.updates import (
+    BiasFromWeight,
+    BlockAffine,
+    Dense,
+    ElementwiseScale,
+    FRoD,
     Hadamard,
     Kronecker,
     LowRank,
-    Modulated,
     Multiplied,
     Replace,
     Rotated,
     Rows,
     Scaled,
     Update,
+    WeightNetwork,
 )
 
 
@@ -38,8 +41,8 @@ def dense(update: Update) -> Tensor:
         case Kronecker():
             left, right = (_chain(factors) for factors in (update.left, update.right))
             return update.scale * torch.kron(left, right)
-        case Diff():
-            return update.scale * update.difference.torch().double()
+        case Dense():
+            return update.scale * update.delta.torch().double()
         case _:
             raise TypeError(type(update))
 
@@ -49,7 +52,7 @@ def merged(
 ) -> Tensor:
     """The weight with all updates applied in order, in float64, not rounded. For one DoRA update at the most.
 
-    Args: others: base weights that `Carried` names, in Linear orientation.
+    Args: others: base weights that `BiasFromWeight` names, in Linear orientation.
     """
     value = weight.double()
     for update in updates:
@@ -65,13 +68,13 @@ def merged(
     for update in updates:
         if isinstance(update, (Replace, Rows)):
             continue
-        if isinstance(update, (Scaled, Rotated, Multiplied, Modulated, Tiled)):
-            is_sum = isinstance(update, Modulated) or (isinstance(update, Scaled) and update.is_sum)
+        if isinstance(update, (Scaled, Rotated, Multiplied, ElementwiseScale, BlockAffine)):
+            is_sum = isinstance(update, ElementwiseScale) or (isinstance(update, Scaled) and update.is_sum)
             of = origin if is_sum else value
             changed = _factored(of.T, update).T if transposed else _factored(of, update)
             value = value + changed - of if of is origin else changed
             continue
-        if isinstance(update, (Projected, Recoded, Carried)):
+        if isinstance(update, (WeightNetwork, FRoD, BiasFromWeight)):
             change = _of_base(origin.T if transposed else origin, update, others or {})
             value = value + (change.T if transposed else change)
             continue
@@ -85,11 +88,11 @@ def merged(
     return value
 
 
-def _of_base(value: Tensor, update: Projected | Recoded | Carried, others: dict[str, Tensor]) -> Tensor:
+def _of_base(value: Tensor, update: WeightNetwork | FRoD | BiasFromWeight, others: dict[str, Tensor]) -> Tensor:
     """What is added to the base's values: column by column, or from an explicit inverse."""
-    if isinstance(update, Carried):
+    if isinstance(update, BiasFromWeight):
         return torch.einsum("oi,i->o", others[update.weight].double(), update.vector.torch().double())
-    if isinstance(update, Projected):
+    if isinstance(update, WeightNetwork):
         up, down = update.up.torch().double(), update.down.torch().double()
         columns = [up @ _through(down @ column, update) for column in value.T]
         return update.scale * torch.stack(columns, dim=1)
@@ -99,7 +102,7 @@ def _of_base(value: Tensor, update: Projected | Recoded | Carried, others: dict[
     return unit @ core - value
 
 
-def _through(hidden: Tensor, update: Projected) -> Tensor:
+def _through(hidden: Tensor, update: WeightNetwork) -> Tensor:
     if update.activation is None:
         return hidden
     assert update.activation == "tanh"
@@ -113,10 +116,10 @@ def _through(hidden: Tensor, update: Projected) -> Tensor:
     return hidden
 
 
-def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated | Tiled) -> Tensor:
+def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | ElementwiseScale | BlockAffine) -> Tensor:
     """The whole factor as one dense matrix, (out, out) on the left or (in, in) on the right."""
     flat = value.reshape(value.shape[0], -1)
-    if isinstance(update, Tiled):
+    if isinstance(update, BlockAffine):
         bands = []
         for block, band in zip(update.blocks.torch().double(), flat.split(update.size), strict=True):
             whole = torch.block_diag(*[block] * (flat.shape[1] // update.size))
@@ -128,7 +131,7 @@ def _factored(value: Tensor, update: Scaled | Rotated | Multiplied | Modulated |
         cols = None if update.cols is None else torch.kron(update.cols.torch().double(), torch.ones(kernel).double())
         flat = torch.diag(rows) @ flat
         return (flat if cols is None else flat @ torch.diag(cols)).reshape(value.shape)
-    if isinstance(update, Modulated):
+    if isinstance(update, ElementwiseScale):
         return value * (1 + torch.einsum("or,ri->oi", update.up.torch().double(), update.down.torch().double()))
     if isinstance(update, Multiplied):
         factor = torch.eye(flat.shape[1]).double() + update.up.torch().double() @ update.down.torch().double()

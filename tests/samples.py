@@ -5,7 +5,7 @@ from __future__ import annotations
 from strategies import lazy
 
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import Diff, FromBase, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, Update
+from loraformat.model.updates import Dense, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, SubtractedInit, Update
 
 LAYER = "model.layers.0.q_proj.weight"
 PLAIN = LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5)
@@ -16,13 +16,13 @@ SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
     "convolution": {"stem.conv.weight": (LowRank(lazy(4, 2), lazy(2, 3 * 4), 1.5, kernel=(2, 2)),)},
     "dora": {LAYER: (LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5, Magnitude(lazy(5, seed=2))),)},
     "bias": {"model.layers.0.q_proj.bias": (Replace(lazy(5)),)},
-    "replacement": {"model.norm.weight": (Replace(lazy(3)),)},
-    "rows": {"model.embed_tokens.weight": (Rows((4, 1), lazy(2, 3)),)},
-    "difference": {"model.norm.weight": (Diff(lazy(3)),)},
+    "full weights": {"model.norm.weight": (Replace(lazy(3)),)},
+    "trained rows": {"model.embed_tokens.weight": (Rows((4, 1), lazy(2, 3)),)},
+    "dense delta": {"model.norm.weight": (Dense(lazy(3)),)},
     "experts": {"mlp.experts.weight": (LowRank(lazy(3, 5, 2), lazy(3, 2, 4), 1.5),)},
-    "from-base": {"k_proj.weight": (FromBase("pissa", 2, 1.5, (5, 3)), PLAIN)},
-    "product": {"k_proj.weight": (Kronecker((lazy(2, 1),), (lazy(2, 3),), 1.5),)},
-    "factor": {"k_proj.weight": (Scaled(lazy(5)),)},
+    "init subtracted from the base (PiSSA, OLoRA)": {"k_proj.weight": (SubtractedInit("pissa", 2, 1.5, (5, 3)), PLAIN)},
+    "LoHa/LoKr": {"k_proj.weight": (Kronecker((lazy(2, 1),), (lazy(2, 3),), 1.5),)},
+    "multiplicative (IA3, OFT …)": {"k_proj.weight": (Scaled(lazy(5)),)},
 }
 
 

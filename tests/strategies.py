@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace, Rows, Update
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, Rows, Update
 
 KINDS = frozenset({"linear", "conv", "embedding", "table", "rows", "bias", "norm", "difference"})
 
@@ -62,7 +62,7 @@ def adapters(draw: st.DrawFn, kinds: Collection[str] = KINDS, *, with_layer: boo
         updates[f"{name}.weight"] = (draw(low_ranks(dora=dora)),)
         scale = updates[f"{name}.weight"][0].scale
         if "difference" in kinds and not dora and draw(st.booleans()):
-            updates[f"{name}.bias"] = (Diff(lazy(3, seed=layer), scale),)
+            updates[f"{name}.bias"] = (Dense(lazy(3, seed=layer), scale),)
         elif "bias" in kinds and draw(st.booleans()):
             updates[f"{name}.bias"] = (Replace(lazy(3, seed=layer)),)
     for kind in sorted(kinds):

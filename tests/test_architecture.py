@@ -22,6 +22,7 @@ CODE = [
 
 OWNERS = {
     "click": ("cli/",),
+    "fcntl": ("storage/platform.py",),
     "huggingface_hub": ("storage/hub.py",),
     "rich": ("report/terminal/text.py",),
     "jinja2": ("report/page/html.py",),

@@ -17,9 +17,9 @@ from loraformat import formats
 from loraformat.containers import open_bundle
 from loraformat.diagnostics import Severity
 from loraformat.formats import native
-from loraformat.formats.kit.base import KINDS, Hints, WriteOptions
+from loraformat.formats.kit.base import CONTENTS, Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 NAMES = [each.NAME for each in formats.FORMATS if each.WRITES]
 WITH_SCALE = [case for case in CASES if "version-0-no-alpha" not in case]
@@ -97,7 +97,7 @@ def test_dora_of_an_embedding_has_another_axis_in_mlx() -> None:
 
 
 def test_every_kind_has_a_sample_and_is_read_by_some_format() -> None:
-    assert set(SAMPLES) == set(KINDS) == {kind for each in formats.FORMATS for kind in each.READS}
+    assert set(SAMPLES) == set(CONTENTS) == {kind for each in formats.FORMATS for kind in each.READS}
     assert all(set(each.HOLDS) <= set(each.READS) for each in formats.FORMATS)
 
 

@@ -95,6 +95,12 @@ def test_the_page_of_the_formats_is_what_their_table_says(generate: ModuleType) 
     assert (ROOT / "docs" / "formats" / "README.md").read_text(encoding="utf-8") == generate.formats_page()
 
 
+def test_the_schema_of_reports_has_the_kinds_of_their_table(generate: ModuleType) -> None:
+    schema = (ROOT / "schemas" / "report.schema.json").read_text(encoding="utf-8")
+    assert schema == generate.report_schema(schema)
+    assert '"weight-network"' in schema
+
+
 def test_links_inside_the_repository_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "fixtures").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

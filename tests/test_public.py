@@ -16,8 +16,8 @@ import pytest
 import loraformat
 from loraformat import errors
 from loraformat.errors import LoraFormatError
+from loraformat.model import updates
 from loraformat.model.results import verbs
-from loraformat.model.updates import kinds
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "python.md"
@@ -30,7 +30,7 @@ OTHERS = (
 # Data that is got from a call and not made by users: their docstrings list the fields, the calls have the examples.
 PLAIN = {
     *("AdapterConfig", "DType", "Finding", "FindingLocation", "Severity", "Summary", "__version__", "Update"),
-    *(update.__name__ for update in get_args(kinds.Update)),
+    *(update.__name__ for update in get_args(updates.Update)),
     "Magnitude",
     *(result.__name__ for result in get_args(verbs.Result)),
     *("Checked", "FieldDifference", "IgnoredFinding", "MemoryEstimate", "MergedAdapter", "Retention", "RoundTrip"),
@@ -44,7 +44,7 @@ def exceptions() -> list[type[LoraFormatError]]:
 
 def test_what_the_package_is_about_is_exported() -> None:
     wanted = {*VERBS, *OTHERS, *(each.__name__ for each in exceptions())}
-    wanted |= {each.__name__ for each in (*get_args(kinds.Update), *get_args(verbs.Result))}
+    wanted |= {each.__name__ for each in (*get_args(updates.Update), *get_args(verbs.Result))}
     assert not wanted - set(loraformat.__all__)
 
 

@@ -12,31 +12,31 @@ from peft_models import Case, Gpt, make, saved
 from safetensors.torch import load_file, save_file
 
 from loraformat.jobs.merge import merge
-from loraformat.model.updates.base_dependent import ACTIVATIONS
+from loraformat.model.updates import ACTIVATIONS
 
 pytest.importorskip("peft")
 
 LINEAR = ["wide", "tall", "square"]
-TURNED = ["c_attn", "c_proj", "c_fc"]
+CONV1D = ["c_attn", "c_proj", "c_fc"]
 
 
 def on(config: str, targets: Any = LINEAR, **fields: Any) -> Case:
-    return Case(config, {"target_modules": targets, **fields}, Gpt if targets == TURNED else Case.model)
+    return Case(config, {"target_modules": targets, **fields}, Gpt if targets == CONV1D else Case.model)
 
 
-def turned(config: str, **fields: Any) -> Case:
-    return on(config, TURNED, fan_in_fan_out=True, **fields)
+def conv1d(config: str, **fields: Any) -> Case:
+    return on(config, CONV1D, fan_in_fan_out=True, **fields)
 
 
 CASES = {
     "adalora": on("AdaLoraConfig", init_r=4, target_r=2, total_step=10, lora_alpha=3),
     "adalora-alpha-0": on("AdaLoraConfig", init_r=4, target_r=2, total_step=10, lora_alpha=0),
-    "adalora-conv1d": turned("AdaLoraConfig", init_r=4, target_r=2, total_step=10),
+    "adalora-conv1d": conv1d("AdaLoraConfig", init_r=4, target_r=2, total_step=10),
     "ia3": on("IA3Config", [*LINEAR, "conv"], feedforward_modules=["tall"]),
     "ia3-feedforward": on("IA3Config", [*LINEAR, "conv", "point"], feedforward_modules=["square", "conv", "point"]),
     "ia3-pattern": on("IA3Config", "wide|square", feedforward_modules="s.*"),
-    "ia3-conv1d": turned("IA3Config", feedforward_modules=["c_fc"]),
-    "ia3-conv1d-square": turned("IA3Config", feedforward_modules=["c_proj"]),
+    "ia3-conv1d": conv1d("IA3Config", feedforward_modules=["c_fc"]),
+    "ia3-conv1d-square": conv1d("IA3Config", feedforward_modules=["c_proj"]),
     "loha": on("LoHaConfig", [*LINEAR, "conv", "point", "line"], r=3, alpha=5, init_weights=False),
     "loha-effective": on(
         "LoHaConfig", [*LINEAR, "conv", "point", "line"], r=3, alpha=5, use_effective_conv2d=True, init_weights=False
@@ -52,8 +52,8 @@ CASES = {
     "trainable-tokens": on("TrainableTokensConfig", ["embed_tokens"], token_indices=[3, 1, 17]),
     "vera": on("VeraConfig", r=4),
     "vera-seed": on("VeraConfig", r=4, save_projection=False, projection_prng_key=11),
-    "vera-conv1d": turned("VeraConfig", r=4),
-    "vera-conv1d-seed": turned("VeraConfig", r=4, save_projection=False),
+    "vera-conv1d": conv1d("VeraConfig", r=4),
+    "vera-conv1d-seed": conv1d("VeraConfig", r=4, save_projection=False),
     "pvera": on("PveraConfig", r=4),
     "oft": on("OFTConfig", [*LINEAR, "conv", "point", "embed"], oft_block_size=4),
     "oft-blocks": on("OFTConfig", [*LINEAR, "conv", "point", "embed"], r=2, oft_block_size=0),
@@ -68,11 +68,11 @@ CASES = {
     "boft": on("BOFTConfig", boft_block_size=4),
     "boft-blocks": on("BOFTConfig", [*LINEAR, "conv", "point"], boft_block_size=0, boft_block_num=2),
     "hira": on("HiraConfig", [*LINEAR, "conv", "point", "embed"], r=4),
-    "hira-conv1d": turned("HiraConfig", r=4),
+    "hira-conv1d": conv1d("HiraConfig", r=4),
     "unilora": on("UniLoraConfig", r=4, theta_d_length=50, save_indices=True),
-    "unilora-conv1d": turned("UniLoraConfig", r=4, theta_d_length=50, save_indices=True),
+    "unilora-conv1d": conv1d("UniLoraConfig", r=4, theta_d_length=50, save_indices=True),
     "tinylora": on("TinyLoraConfig", r=3, u=5, weight_tying=1.0),
-    "tinylora-conv1d": turned("TinyLoraConfig", r=3, u=5, weight_tying=1.0),
+    "tinylora-conv1d": conv1d("TinyLoraConfig", r=3, u=5, weight_tying=1.0),
     "hra": on("HRAConfig", [*LINEAR, "conv", "point"], r=4),
     "hra-odd": on("HRAConfig", [*LINEAR, "conv", "point"], r=3),
     "hra-orthogonal": on("HRAConfig", [*LINEAR, "conv", "point"], r=4, apply_GS=True),
@@ -88,8 +88,8 @@ CASES = {
     "deft-random": on("DeftConfig", r=3, init_weights=False, alpha=2),
     "deft-para": on("DeftConfig", r=4, para=True),
     "deft-para-qr": on("DeftConfig", r=4, para=True, decomposition_method="qr"),
-    "deft-conv1d": turned("DeftConfig", r=4, alpha=3),
-    "deft-conv1d-qr": turned("DeftConfig", r=4, decomposition_method="qr"),
+    "deft-conv1d": conv1d("DeftConfig", r=4, alpha=3),
+    "deft-conv1d-qr": conv1d("DeftConfig", r=4, decomposition_method="qr"),
     "osf": on("OSFConfig", effective_rank=9),
     "osf-half": on("OSFConfig"),
     "osf-pattern": on("OSFConfig", effective_rank=0.25, rank_pattern={"tall": 20}),
@@ -99,7 +99,7 @@ CASES = {
     "frod": on("FrodConfig", progressbar=False),
     "frod-dense": on("FrodConfig", sparse_rate=0.4, progressbar=False, regularization_alpha=0.1),
     "frod-diagonal": on("FrodConfig", sparse_rate=0.0, progressbar=False),
-    "frod-conv1d": turned("FrodConfig", sparse_rate=0.2, progressbar=False),
+    "frod-conv1d": conv1d("FrodConfig", sparse_rate=0.2, progressbar=False),
     **{
         f"glora-{ab}-{c}-{de}": on("GloraConfig", r=3, config_A_B=ab, config_C=c, config_D_E=de)
         for ab, c, de in (
@@ -121,13 +121,13 @@ CASES = {
     "delora": on("DeloraConfig", r=4),
     "gralora": on("GraloraConfig", r=4, gralora_k=2),
     "gralora-hybrid": on("GraloraConfig", r=8, gralora_k=4, hybrid_r=3, alpha=7),
-    "gralora-conv1d": turned("GraloraConfig", r=4, gralora_k=2),
+    "gralora-conv1d": conv1d("GraloraConfig", r=4, gralora_k=2),
     "vblora": on("VBLoRAConfig", r=4, num_vectors=20, vector_length=4, topk=2),
     "vblora-topk": on("VBLoRAConfig", r=4, num_vectors=20, vector_length=4, topk=3, save_only_topk_weights=True),
-    "vblora-conv1d": on("VBLoRAConfig", TURNED, r=4, num_vectors=20, vector_length=2, topk=2),
+    "vblora-conv1d": on("VBLoRAConfig", CONV1D, r=4, num_vectors=20, vector_length=2, topk=2),
     "randlora": on("RandLoraConfig", r=5, randlora_alpha=16),
     "randlora-sparse": on("RandLoraConfig", r=4, sparse=True, randlora_alpha=16),
-    "randlora-conv1d": turned("RandLoraConfig", r=5, randlora_alpha=16),
+    "randlora-conv1d": conv1d("RandLoraConfig", r=5, randlora_alpha=16),
     "beft": on("BeftConfig", ["wide", "square"]),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.model.tensors import DType, row_blocks
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import Dense, LowRank, Replace, Rows, Update, scale_of, settings, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,36 +50,29 @@ def agreement(found: Update, wanted: Update, roundoff: float) -> Agreement:
     """
     if type(found) is not type(wanted) or _facts(found) != _facts(wanted):
         return Agreement(is_exact=False, is_same_kind=False)
-    if _shapes(found) == _shapes(wanted) and _scale(found) == _scale(wanted) and _are_equal(found, wanted):
+    if _shapes(found) == _shapes(wanted) and scale_of(found) == scale_of(wanted) and _are_equal(found, wanted):
         return Agreement(is_exact=True)
     if isinstance(found, LowRank) and isinstance(wanted, LowRank):
         return _compared(_low_ranks(found, wanted, roundoff))
-    if isinstance(found, (Diff, Replace, Rows)) and _shapes(found) == _shapes(wanted):
+    if isinstance(found, (Dense, Replace, Rows)) and _shapes(found) == _shapes(wanted):
         return _compared(_values(found, wanted, roundoff))
     return Agreement(is_exact=False, is_same_kind=False)
 
 
-def _facts(update: Update) -> tuple[object, ...]:
-    """What must be equal whatever the values are."""
-    if isinstance(update, LowRank):
-        return (update.shape, update.is_embedding, None if update.magnitude is None else update.magnitude.axis)
-    if isinstance(update, Rows):
-        return (update.indices, update.follows_tie)
-    return (update.follows_tie,) if isinstance(update, Replace) else ()
+def _facts(update: Update) -> dict[str, object]:
+    """What must be equal whatever the values are; of a convolution the shape, which has the kernel in it."""
+    found = {name: value for name, value in settings(update).items() if name not in ("scale", "kernel")}
+    return found | {"shape": update.shape}
 
 
 def _shapes(update: Update) -> list[tuple[int, ...]]:
-    return [tensor.shape for _, tensor in tensors_of(update)]
-
-
-def _scale(update: Update) -> float | None:
-    return update.scale if isinstance(update, (LowRank, Diff)) else None
+    return [tensor.shape for _, tensor in tensors(update)]
 
 
 def _are_equal(found: Update, wanted: Update) -> bool:
     import torch
 
-    for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
+    for (_, one), (_, other) in zip(tensors(found), tensors(wanted), strict=True):
         if one.dtype is not other.dtype:
             return False
         for start, stop in row_blocks(one.shape, 1, _BLOCK_NUMEL):
@@ -115,8 +108,8 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
 
 
 def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
-    factors = [1.0 if (scale := _scale(update)) is None else scale for update in (found, wanted)]
-    for (_, one), (_, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
+    factors = [1.0 if (scale := scale_of(update)) is None else scale for update in (found, wanted)]
+    for (_, one), (_, other) in zip(tensors(found), tensors(wanted), strict=True):
         for start, stop in row_blocks(other.shape, 1, _BLOCK_NUMEL):
             exact = factors[1] * other.read(start, stop).double()
             yield factors[0] * one.read(start, stop).double() - exact, exact.abs() * (roundoff + 2.0**-51)

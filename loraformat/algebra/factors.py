@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, Union
-
-from typing_extensions import assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Update, products_of
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Update, products_of, scale_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +33,7 @@ Matrix: TypeAlias = Union[Product, "Tensor"]
 
 def is_additive(update: Update) -> bool:
     """Whether the kind adds a matrix that it has all of, so that it has a norm without the base."""
-    return isinstance(update, (LowRank, Hadamard, Kronecker, Diff))
+    return type(update) in MATRICES
 
 
 def is_sound(update: Update) -> bool:
@@ -53,23 +51,9 @@ def matrices_of(update: Update) -> Iterator[Matrix]:
 
     Nothing comes out for kinds that do not add, for an unknown scale, and for factors that do not fit.
     """
-    if not isinstance(update, (LowRank, Hadamard, Kronecker, Diff)) or update.scale is None or not is_sound(update):
-        return
-    match update:
-        case LowRank():
-            for up, down in pairs_of(update):
-                yield Product(values_of(up) * update.scale, values_of(down))
-        case Hadamard():
-            yield _hadamard(update, update.scale)
-        case Kronecker():
-            import torch
-
-            left, right = (dense(side_of(factors)) for factors in (update.left, update.right))
-            yield torch.kron(left, right) * update.scale
-        case Diff():
-            yield values_of(update.difference) * update.scale
-        case _:
-            assert_never(update)
+    scale = scale_of(update)
+    if is_additive(update) and scale is not None and is_sound(update):
+        yield from MATRICES[type(update)](update, scale)
 
 
 def pairs_of(update: LowRank) -> Iterator[tuple[LazyTensor, LazyTensor]]:
@@ -111,6 +95,27 @@ def _hadamard(update: Hadamard, scale: float) -> Matrix:
         return (up1 @ down1) * (up2 @ down2) * scale
     left = torch.einsum("ia,ib->iab", up1, up2).flatten(1) * scale
     return Product(left, torch.einsum("aj,bj->abj", down1, down2).flatten(0, 1))
+
+
+def _low_rank(update: LowRank, scale: float) -> Iterator[Matrix]:
+    for up, down in pairs_of(update):
+        yield Product(values_of(up) * scale, values_of(down))
+
+
+def _kronecker(update: Kronecker, scale: float) -> Iterator[Matrix]:
+    import torch
+
+    left, right = (dense(side_of(factors)) for factors in (update.left, update.right))
+    yield torch.kron(left, right) * scale
+
+
+# The matrices of each kind whose `is_sum` holds, by its class.
+MATRICES: Mapping[type[Update], Callable[[Any, float], Iterator[Matrix]]] = {
+    LowRank: _low_rank,
+    Hadamard: lambda update, scale: iter((_hadamard(update, scale),)),
+    Kronecker: _kronecker,
+    Dense: lambda update, scale: iter((values_of(update.delta) * scale,)),
+}
 
 
 def _is_product(up: LazyTensor, down: LazyTensor) -> bool:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, dense, is_sound, matrices_of, side_of
-from loraformat.model.updates.kinds import Kronecker, Update
+from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, is_sound, matrices_of, side_of
 from loraformat.algebra.norms import core_of, frobenius, norm_of
-from loraformat.model.updates.kinds import Kronecker, Update
+from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,8 +188,8 @@ def _leading(matrix: Matrix, dimensions: int) -> tuple[Tensor, Tensor] | None:
             torch.manual_seed(0)
             left, values, right = torch.svd_lowrank(whole, q=dimensions + 16, niter=4)
     else:
-        left, values, turned = torch.linalg.svd(whole, full_matrices=False)
-        right = turned.T
+        left, values, transposed = torch.linalg.svd(whole, full_matrices=False)
+        right = transposed.T
     count = min(dimensions, int((values > _NOISE * values[0]).sum()))
     if not count:
         return None

@@ -185,7 +185,7 @@ def threads(jobs: int | None) -> int:
     return jobs or min(8, os.cpu_count() or 1)
 
 
-def interruption_keeps(kept: bool) -> None:
+def keep_partial_output(kept: bool) -> None:
     """Say whether what is done stays for --resume when a signal ends the command."""
     from loraformat.cli import KEPT
 
@@ -204,7 +204,7 @@ def present(report: Report, output_format: str, *, findings: bool = True) -> Non
 
 
 @contextmanager
-def collector_at_rest() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """A block without garbage collection: hundreds of thousands of small objects come into being, and none is garbage.
 
     It is a quarter of the time that a file of 200,000 tensors takes.

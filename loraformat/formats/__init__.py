@@ -59,7 +59,7 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
     if not best:
         raise _unknown(bundle)
     if len(best) > 1:
-        reasons = "; ".join(f"{each.NAME} ({match.because})" for each, match in best)
+        reasons = "; ".join(f"{each.NAME} ({match.reason})" for each, match in best)
         raise AmbiguousFormat(f"several formats fit: {reasons}", where=bundle.uri, hint="choose with --from")
     return best[0]
 

@@ -35,7 +35,7 @@ def sniff(bundle: Bundle) -> Match | None:
     pairs = {} if file is None else pairs_of(file.open().entries, MINIMIND)[0]
     if file is None or not pairs or not all(_is_square(pair) for pair in pairs.values()):
         return None
-    return Match(certain=True, because=f"{file.name} has .lora.A.weight for {len(pairs)} square modules")
+    return Match(certain=True, reason=f"{file.name} has .lora.A.weight for {len(pairs)} square modules")
 
 
 def _is_square(pair: Pair) -> bool:

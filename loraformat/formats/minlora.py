@@ -17,7 +17,7 @@ from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, l
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import the_file
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 NAME = "minlora"
 TITLE = "minLoRA: <module>.parametrizations.weight.0.lora_A and lora_B in one .pt file"
@@ -36,7 +36,7 @@ def sniff(bundle: Bundle) -> Match | None:
     if file is None or not pairs:
         return None
     return Match(
-        certain=True, because=f"{file.name} has parametrizations.weight.0.lora_A for {counted(len(pairs), 'module')}"
+        certain=True, reason=f"{file.name} has parametrizations.weight.0.lora_A for {counted(len(pairs), 'module')}"
     )
 
 

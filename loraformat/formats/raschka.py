@@ -16,7 +16,7 @@ from loraformat.formats.kit.read_only import CONTAINERS, HOLDS, LOSES, WRITES, l
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import the_file
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 NAME = "raschka"
 TITLE = "LLMs from scratch: <module>.lora.A and .lora.B, both (in, rank) and (rank, out), in one .pth file"
@@ -35,7 +35,7 @@ def sniff(bundle: Bundle) -> Match | None:
     if file is None or not pairs or not all(_fits(pair) for pair in pairs.values()):
         return None
     return Match(
-        certain=True, because=f"{file.name} has .lora.A of shape (in, rank) for {counted(len(pairs), 'module')}"
+        certain=True, reason=f"{file.name} has .lora.A of shape (in, rank) for {counted(len(pairs), 'module')}"
     )
 
 

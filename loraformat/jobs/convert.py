@@ -26,7 +26,7 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import ConvertResult, RoundTrip
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
-from loraformat.model.updates.kinds import tensors_of
+from loraformat.model.updates import tensors
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
 
@@ -147,7 +147,7 @@ def convert(
         job="convert",
         subject=source,
         format=opened.format.NAME,
-        because=opened.because,
+        reason=opened.reason,
         summary=summarize(adapter),
         data=ConvertResult(
             source=opened.format.NAME,
@@ -248,8 +248,8 @@ def _roundoff(before: Adapter, after: Adapter, losses: tuple[Finding, ...]) -> f
 
 
 def _coarsest(adapter: Adapter) -> float:
-    tensors = (tensor for chain in adapter.updates.values() for update in chain for _, tensor in tensors_of(update))
-    return max((ROUNDOFF.get(tensor.dtype, 0.0) for tensor in tensors), default=0.0)
+    every = (tensor for chain in adapter.updates.values() for update in chain for _, tensor in tensors(update))
+    return max((ROUNDOFF.get(tensor.dtype, 0.0) for tensor in every), default=0.0)
 
 
 def _with_ties(adapter: Adapter, base: Checkpoint | None) -> Adapter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.formats import FORMATS
-from loraformat.formats.kit.base import KINDS
+from loraformat.formats.kit.base import CONTENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class FormatRecord:
         name, title: as in `--to peft`, and in words.
         writes: whether there is a writer.
         containers: of the weights that it writes, the default first.
-        reads, holds: kinds of update that its reader makes and its writer can hold, see KINDS.
+        reads, holds: kinds of update that its reader makes and its writer can hold, see CONTENTS.
         loses: what every conversion into it loses, in words.
         page: its page in the repository.
     """
@@ -49,11 +49,11 @@ def formats() -> tuple[FormatRecord, ...]:
 
 
 def matrix() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Source format → target format → the kinds of update that this conversion refuses, in the order of KINDS."""
+    """Source format → target format → the kinds of update that this conversion refuses, in the order of CONTENTS."""
     every = formats()
     return {
         source.name: {
-            target.name: tuple(kind for kind in KINDS if kind in source.reads and kind not in target.holds)
+            target.name: tuple(kind for kind in CONTENTS if kind in source.reads and kind not in target.holds)
             for target in every
             if target.writes
         }

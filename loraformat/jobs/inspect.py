@@ -21,7 +21,7 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import Summary, summarize
 from loraformat.model.tensors import DType
-from loraformat.model.updates.kinds import Replace, Rows, tensors_of
+from loraformat.model.updates import Replace, Rows, tensors
 from loraformat.report import Report
 from loraformat.storage import Location, uri_of
 
@@ -125,7 +125,7 @@ def inspect(
         job="inspect",
         subject=adapter,
         format=studied.opened.format.NAME,
-        because=studied.opened.because,
+        reason=studied.opened.reason,
         summary=studied.summary,
         data=result_of(studied, view),
         findings=studied.findings,
@@ -220,7 +220,7 @@ def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) ->
         rules.refuse([finding for finding in findings if finding.code == "LF213"], uri)
     for weight, chain in adapter.updates.items():
         for update in chain:
-            role = next((role for role, tensor in tensors_of(update) if tensor.dtype is DType.C64), None)
+            role = next((role for role, tensor in tensors(update) if tensor.dtype is DType.C64), None)
             if role is not None:
                 raise UnsupportedUpdate(
                     f"{role} holds complex numbers; they are not read",

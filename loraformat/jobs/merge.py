@@ -25,6 +25,7 @@ from loraformat.merger import (
     Written,
     as_written,
     base_names,
+    check_kinds,
     file_names,
     findings_of,
     fingerprints_of,
@@ -44,8 +45,9 @@ from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
-from loraformat.model.summary import has_scale, scale_of, summarize
+from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
@@ -200,6 +202,7 @@ def _prepare(
         )
     read = [one.adapter for one in opened]
     checkpoint = as_written(checkpoint, read)
+    check_kinds(read)
     plan = plan_merge(
         checkpoint,
         read,
@@ -248,7 +251,9 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
         return assumptions
     adapter = read_bundle(bundle, hints=hints_of(without, base)).adapter
     gaps = (
-        has_scale(update) and scale_of(update) is None for updates in adapter.updates.values() for update in updates
+        kind_of(update).has_scale and scale_of(update) is None
+        for updates in adapter.updates.values()
+        for update in updates
     )
     return assumptions if any(gaps) else without
 
@@ -323,7 +328,7 @@ def _report(
         job="merge",
         subject=base,
         format=opened[0].format.NAME if len(opened) == 1 else "",
-        because=opened[0].because if len(opened) == 1 else "",
+        reason=opened[0].reason if len(opened) == 1 else "",
         summary=summarize(opened[0].adapter) if len(opened) == 1 else None,
         data=MergeResult(
             base=base,

@@ -98,7 +98,7 @@ def plot(
         job="plot",
         subject=names[-1][0],
         format=main.opened.format.NAME,
-        because=main.opened.because,
+        reason=main.opened.reason,
         data=PlotResult(
             form=form,
             adapters=tuple(uri for uri, _ in names),

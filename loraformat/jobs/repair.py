@@ -10,7 +10,7 @@ from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.tensors import LazyTensor, row_blocks
-from loraformat.model.updates.kinds import Replace, Update
+from loraformat.model.updates import Replace, Update
 
 _BLOCK_NUMEL = 1 << 24
 _WHOLE = ("lora_alpha", "r")

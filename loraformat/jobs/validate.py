@@ -119,7 +119,7 @@ def validate(
         job="validate",
         subject=adapter,
         format=opened.format.NAME,
-        because=opened.because,
+        reason=opened.reason,
         summary=summarize(opened.adapter),
         data=ValidateResult(
             checked=checked,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,17 +17,7 @@ from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.patterns.keys import ends_of
-from loraformat.model.updates.kinds import (
-    FACTORS,
-    Hadamard,
-    Kronecker,
-    LowRank,
-    Replace,
-    Rotated,
-    Rows,
-    Scaled,
-    Update,
-)
+from loraformat.model.updates import LowRank, Replace, Rotated, Scaled, Update
 from loraformat.naming import spelling_of, tied_names
 
 
@@ -119,18 +108,18 @@ def match(adapter: Adapter, base: Checkpoint) -> Matching:
             unmatched[weight] = near.of(weight) if len(unmatched) < _MOST_SUGGESTED else ()
             continue
         if len(place.shape) == 3 and any(isinstance(u, LowRank) and not u.kernel for u in updates):
-            turned, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
+            transposed, is_guess = is_stack_transposed(updates, place.shape, base.config, adapter.config), False
         else:
-            turned, is_guess = is_stored_transposed(
+            transposed, is_guess = is_stored_transposed(
                 name, updates, place.shape, base.config, adapter.config.claims_transposed(module_of(weight))
             )
-        turned = turned or place.is_turned
+        transposed = transposed or place.is_transposed
         landings[weight] = tuple(
-            Landing(piece.tensor, piece.tensor in base.tensors, turned, is_guess, piece.part, name != weight)
+            Landing(piece.tensor, piece.tensor in base.tensors, transposed, is_guess, piece.part, name != weight)
             for piece in place.pieces
         )
         followed = _followed(name, adapter, atlas)
-        misfits.extend(_misfits(weight, updates, place, turned, followed))
+        misfits.extend(_misfits(weight, updates, place, transposed, followed))
     return Matching(landings, unmatched, tuple(misfits), ties)
 
 
@@ -341,39 +330,8 @@ def _misfits(
     for update in updates:
         if isinstance(update, Replace):
             is_part = place.pieces[0].part != WHOLE
-            if not _fits_replacement(update.shape, stored) or (is_part and update.shape != stored):
+            if not update.fits(stored) or (is_part and update.shape != stored):
                 yield Misfit(weight, update.shape, stored)
             expected = update.shape[::-1] if transposed else update.shape
-        elif isinstance(update, Rows):
-            if len(stored) != 2 or update.shape[1] != expected[1]:
-                yield Misfit(weight, update.shape, stored)
-        elif not _fits(update, expected):
+        elif not update.fits(expected):
             yield Misfit(weight, update.shape, stored)
-
-
-def _fits(update: Update, expected: tuple[int, ...]) -> bool:
-    if isinstance(update, LowRank) and not _is_product(update):
-        return False
-    if isinstance(update, LowRank) and update.magnitude is not None:
-        count = expected[0] if update.magnitude.axis == 1 else expected[-1]
-        if update.magnitude.vector.numel != count:
-            return False
-    if isinstance(update, FACTORS):
-        return update.fits(expected)
-    if isinstance(update, (Hadamard, Kronecker)) and not update.is_even:
-        return False
-    if isinstance(update, (Hadamard, Kronecker)) and len(expected) > 2:
-        return update.shape == (expected[0], math.prod(expected[1:]))
-    return update.shape == expected or (expected[:1] == (1,) and update.shape == expected[1:])
-
-
-def _is_product(update: LowRank) -> bool:
-    up, down = update.up.shape, update.down.shape
-    return update.is_stack or (len(up) == len(down) == 2 and up[1] == down[0])
-
-
-def _fits_replacement(new: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """Equal shapes, or another number of rows: a resized vocabulary, other labels, a head that the base lacks."""
-    if stored[:1] == (0,):
-        return new[1:] == stored[1:]
-    return new == stored or (len(new) == 2 and len(stored) == 2 and new[1] == stored[1])

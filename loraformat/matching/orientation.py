@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
-from loraformat.model.updates.kinds import FACTORS, LowRank, Replace, Rows, Update
+from loraformat.model.updates import LowRank, Update, kind_of
 from loraformat.naming import task_classes, tied_names
 
 # Architectures whose `Conv1D` layers store (in, out), and the names of those layers.
@@ -39,11 +39,11 @@ def is_stack_transposed(
     shape = next((u.shape for u in updates if isinstance(u, LowRank)), stored)
     if len(shape) == 2:
         shape = (1, *shape)
-    turned = (*stored[:-2], stored[-1], stored[-2])
-    if shape != turned or stored[-1] != stored[-2]:
-        return shape == turned and shape != stored
-    if claims.turns_square_experts is not None:
-        return claims.turns_square_experts
+    transposed = (*stored[:-2], stored[-1], stored[-2])
+    if shape != transposed or stored[-1] != stored[-2]:
+        return shape == transposed and shape != stored
+    if claims.transposes_square_experts is not None:
+        return claims.transposes_square_experts
     return config.get("model_type") in TRANSPOSED_EXPERTS
 
 
@@ -67,7 +67,7 @@ def is_stored_transposed(
         config: config.json of the base.
         fan_in_fan_out: the adapter's claim, or None.
     """
-    first = next((u for u in updates if not isinstance(u, (Replace, Rows))), None)
+    first = next((u for u in updates if not kind_of(u).overwrites), None)
     if first is None or len(stored) != 2 or len(first.shape) != 2:
         return False, False
     if any(isinstance(update, LowRank) and update.is_embedding for update in updates):
@@ -78,8 +78,8 @@ def is_stored_transposed(
         layer = weight.split(".")[-2] if "." in weight else ""
         return layer in CONV1D[str(model_type)], False
     is_known = is_class_known(config)
-    if not _fits(first, stored):
-        return (bool(fan_in_fan_out) or not is_known) and _fits(first, stored[::-1]), False
+    if not first.fits(stored):
+        return (bool(fan_in_fan_out) or not is_known) and first.fits(stored[::-1]), False
     if stored[0] == stored[1] and fan_in_fan_out:
         return not is_known, not is_known
     return False, False
@@ -88,7 +88,3 @@ def is_stored_transposed(
 def is_class_known(config: Mapping[str, Json]) -> bool:
     """Whether transformers has the class or the model type that config.json names, so that its layers are known."""
     return tied_names(config) is not None or bool(task_classes(config))
-
-
-def _fits(update: Update, shape: tuple[int, ...]) -> bool:
-    return update.fits(shape) if isinstance(update, FACTORS) else update.shape == shape

@@ -16,8 +16,8 @@ class Part:
 
     Attributes:
         expert: which slice of a stacked update; None for all of a stack, or for an update that is none.
-        rows: (start, stop) of the rows taken, after the update was turned as the tensor is stored; None for all, where
-            they are all that the tensor, or its expert, has.
+        rows: (start, stop) of the rows taken, after the update was transposed as the tensor is stored; None for all,
+            where they are all that the tensor, or its expert, has.
         at: the first row of the tensor that they go to; rows of a stack are counted through all its experts.
     """
 
@@ -44,12 +44,12 @@ class Place:
     Attributes:
         shape: of the weight, as it is stored: a transposed tensor has its stored shape.
         pieces: the tensors that hold it.
-        is_turned: whether the loaded model has the transpose of what is stored.
+        is_transposed: whether the loaded model has the transpose of what is stored.
     """
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
-    is_turned: bool = False
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ def _place(name: str, several: list[_Found]) -> Place | None:
     match first.spelled.operation:
         case "rename":
             return Place(first.shape, (Piece(first.tensor),))
-        case "turn":
-            return Place(first.shape, (Piece(first.tensor),), is_turned=True)
+        case "transpose":
+            return Place(first.shape, (Piece(first.tensor),), is_transposed=True)
         case "split":
             return _cut(name, first)
     return None
@@ -167,7 +167,7 @@ def place_of_older_name(weight: str, spelling: Spelling, places: Mapping[str, Pl
     """
     spelled = spelling.in_memory(weight)
     homes = [places[name] for name in spelled.names if name in places]
-    if len(homes) != len(spelled.names) or any(len(home.pieces) != 1 or home.is_turned for home in homes):
+    if len(homes) != len(spelled.names) or any(len(home.pieces) != 1 or home.is_transposed for home in homes):
         return None
     match spelled.operation:
         case "rename":

@@ -11,7 +11,7 @@ from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, StoredTensor, TaskHead
 from loraformat.model.tensors import DType, Span
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 from loraformat.naming import TASKS, TaskClass, spelling_of, task_classes
 
 if TYPE_CHECKING:

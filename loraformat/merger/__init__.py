@@ -4,6 +4,7 @@ from loraformat.merger.compute.retention import retentions, rounding_findings, t
 from loraformat.merger.compute.windows import Limits
 from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
+from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.merger.plan.notes import findings_of
@@ -31,6 +32,7 @@ __all__ = [
     "Written",
     "as_written",
     "base_names",
+    "check_kinds",
     "delta",
     "execute",
     "file_names",

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from loraformat.diagnostics import did_you_mean, show
-from loraformat.errors import NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
+from loraformat.errors import ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
 from loraformat.matching import WHOLE, Part, match
-from loraformat.merger.compute.add import stated_scale
+from loraformat.merger.compute.kinds.steps import not_finite, stated_scale
 from loraformat.merger.compute.windows import Limits
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
@@ -22,10 +22,17 @@ from loraformat.merger.preview import Preview, height_of
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, StoredTensor
 from loraformat.model.floats import float64_of
-from loraformat.model.summary import kind_of
 from loraformat.model.tensors import LazyTensor, Span
-from loraformat.model.updates.base_dependent import Carried
-from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.updates import (
+    BiasFromWeight,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    SubtractedInit,
+    Update,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
 
     from loraformat.model.floats import Floats
 
-_Sum: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff]
+_Sum: TypeAlias = Union[LowRank, Hadamard, Kronecker, Dense]
 
 
 def delta(
@@ -61,6 +68,8 @@ def delta(
 
 
 def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Checkpoint | NDArray[Any] | None) -> Floats:
+    import numpy as np
+
     sums = [update for update in chain if _is_sum(update)]
     if len(sums) == len(chain):
         total = _sum_of(sums[0], weight)
@@ -71,15 +80,19 @@ def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Check
         written, edits = _edits(_Same(adapter), _Same(base))
         return _difference(adapter, weight, written, edits)
     if base is None:
-        kind = next(kind_of(update) for update in chain if not _is_sum(update))
-        text = f"{weight}: what an update of kind {kind} adds depends on the values of the base"
+        needing = [kind for kind in map(kind_of, chain) if kind.needs_base]
+        if not needing:
+            return _of_values(adapter, weight, chain, np.zeros(chain[0].shape))
+        text = f"{weight}: what an update of kind {needing[0].name} adds depends on the values of the base"
         raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH), or the values of the weight")
     return _of_values(adapter, weight, chain, base)
 
 
 def _is_sum(update: Update) -> TypeGuard[_Sum]:
     """Whether what is added does not depend on the base."""
-    return isinstance(update, (Hadamard, Kronecker, Diff)) or (isinstance(update, LowRank) and update.magnitude is None)
+    return isinstance(update, (Hadamard, Kronecker, Dense)) or (
+        isinstance(update, LowRank) and update.magnitude is None
+    )
 
 
 def _sum_of(update: _Sum, weight: str) -> Floats:
@@ -100,11 +113,11 @@ def _sum_of(update: _Sum, weight: str) -> Floats:
             case Kronecker():
                 left, right = _chain(update.left, weight), _chain(update.right, weight)
                 unscaled = np.asarray(np.kron(left, right), np.float64)
-            case Diff():
-                unscaled = float64_of(update.difference)
+            case Dense():
+                unscaled = float64_of(update.delta)
         found: Floats = unscaled * stated_scale(update.scale, weight)
     if not np.isfinite(found).all():
-        raise NonFiniteValue("the adapter holds NaN or infinity", where=weight, hint="the training run diverged")
+        raise not_finite(weight)
     return found
 
 
@@ -223,12 +236,12 @@ def _of_values(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: N
     """
     import torch
 
-    if any(isinstance(update, Carried) for update in chain):
+    if any(isinstance(update, BiasFromWeight) for update in chain):
         text = f"{weight}: the update is computed from another weight of the base"
         raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH)")
     values = _array(base)
     # OLoRA's part is that of the matrix as it is stored.
-    is_turned = any(isinstance(update, FromBase) for update in chain) and bool(
+    is_turned = any(isinstance(update, SubtractedInit) for update in chain) and bool(
         adapter.config.claims_transposed(module_of(weight))
     )
     stored = torch.from_numpy(values.T.copy() if is_turned else values)

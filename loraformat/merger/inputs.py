@@ -14,7 +14,7 @@ from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, FileFingerprint, OpenedFiles
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.matching import Part
-from loraformat.merger.compute.add import Addition, apply
+from loraformat.merger.compute.apply import apply
+from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.merger.compute.prepared import Steps, compute_dtype
 from loraformat.merger.compute.windows import Limits, read_window, windows
 from loraformat.merger.inputs import Inputs
@@ -18,7 +19,7 @@ from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ class AdapterConfig:
         fan_in_fan_out: the source's claim that weights are stored (in, out); None where it makes none. Shapes decide
             first, this flag only for a square weight of an unknown architecture.
         transposed: the modules of which that is claimed, by their ends, where it is not of all; None for no such list.
-        turns_square_experts: whether stacked experts whose matrices are square are stored as the transposes of the
+        transposes_square_experts: whether stacked experts whose matrices are square are stored as the transposes of the
             updates; None for "as the architecture has it".
         layers: for an adapter on a stack with repeated layers: which of the base's layers each of its layers copies;
             None for the base's own stack.
@@ -54,7 +54,7 @@ class AdapterConfig:
     tied: tuple[tuple[str, ...], ...] | None = None
     fan_in_fan_out: bool | None = None
     transposed: tuple[str, ...] | None = None
-    turns_square_experts: bool | None = None
+    transposes_square_experts: bool | None = None
     layers: tuple[int, ...] | None = None
     raw: Mapping[str, Json] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Alike:
+class UpdateGroup:
     """Low-rank updates that differ in nothing but their weights and values, or one update of another kind.
 
     Attributes:
@@ -94,7 +94,8 @@ class Adapter:
         updates: base weight → what is done to it, in order; sorted by name. Names are those of the module tree, with
             the parameter's own name at the end: "model.layers.0.self_attn.q_proj.weight", "….q_proj.bias".
         tokenizer: tokenizer files, passed through.
-        carried: other regular files of the folder, copied along; never dotfiles, subfolders, pickles, optimizer state.
+        other_files: regular files of the folder that are copied along; never dotfiles, subfolders, pickles, optimizer
+            state.
         unclaimed: what the reader did not understand: kept and reported, never swallowed.
         notes: what the reader noticed and worked around.
     """
@@ -102,7 +103,7 @@ class Adapter:
     config: AdapterConfig
     updates: Mapping[str, tuple[Update, ...]]
     tokenizer: Mapping[str, RawFile] = field(default_factory=dict)
-    carried: Mapping[str, RawFile] = field(default_factory=dict)
+    other_files: Mapping[str, RawFile] = field(default_factory=dict)
     unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
 
@@ -143,17 +144,17 @@ class Adapter:
         return found
 
     @cached_property
-    def alike(self) -> tuple[Alike, ...]:
-        """All updates, those together that are alike: a model repeats its layers, so there are few groups."""
+    def update_groups(self) -> tuple[UpdateGroup, ...]:
+        """All updates, grouped by shape, dtype and scale: a model repeats its layers, so there are few groups."""
         declared = self.config.declared_ranks
-        groups: dict[Hashable, Alike] = {}
+        groups: dict[Hashable, UpdateGroup] = {}
         for weight, chain in self.updates.items():
             rank = declared.get(weight)
             for update in chain:
                 key = (rank, *_outline(update)) if isinstance(update, LowRank) else id(update)
                 group = groups.get(key)
                 if group is None:
-                    group = groups[key] = Alike(update, rank, [])
+                    group = groups[key] = UpdateGroup(update, rank, [])
                 group.weights.append(weight)
         return tuple(groups.values())
 

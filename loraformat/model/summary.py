@@ -9,18 +9,9 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from loraformat.model.adapter import Adapter, Alike, module_of
+from loraformat.model.adapter import Adapter, UpdateGroup, module_of
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import (
-    FACTORS,
-    FromBase,
-    Hadamard,
-    LowRank,
-    Replace,
-    Rows,
-    Update,
-    tensors_of,
-)
+from loraformat.model.updates import LowRank, Replace, Rows, Update, kind_of, rank_of, scale_of, tensors
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -38,7 +29,7 @@ class Summary:
         modules: modules that own those weights.
         layers: numbers of the blocks, ascending: the first number of each path.
         module_kinds: last component of the module path ("q_proj") → weights.
-        update_kinds: see `kind_of` → updates.
+        update_kinds: name of the kind → updates.
         ranks: rank → low-rank updates.
         scales: scale → updates that have one; None for updates whose scale nobody stated.
         dtypes: safetensors name → tensors.
@@ -80,12 +71,12 @@ class Summary:
 
 def summarize(adapter: Adapter) -> Summary:
     """The adapter in figures, from names, shapes and dtypes alone."""
-    updates = [(group.update, len(group.weights)) for group in adapter.alike]
-    tensors = _distinct(
-        (tensor, kind_of(each))
+    updates = [(group.update, len(group.weights)) for group in adapter.update_groups]
+    distinct = _distinct(
+        (tensor, kind_of(each).name)
         for chain in adapter.updates.values()
         for each in chain
-        for _, tensor in tensors_of(each)
+        for _, tensor in tensors(each)
     )
     low_rank = [update for update, _ in updates if isinstance(update, LowRank)]
     modules = [module_of(name) for name in adapter.updates]
@@ -100,14 +91,14 @@ def summarize(adapter: Adapter) -> Summary:
         modules=len(set(modules)),
         layers=tuple(by_layer),
         module_kinds=_counted((module.rpartition(".")[2], 1) for module in modules),
-        update_kinds=_counted((kind_of(update), count) for update, count in updates),
+        update_kinds=_counted((kind_of(update).name, count) for update, count in updates),
         ranks=_counted((rank, count) for update, count in updates if (rank := rank_of(update)) is not None),
-        scales=_counted((scale_of(update), count) for update, count in updates if has_scale(update)),
-        dtypes=_counted((dtype.safetensors, count) for (dtype, _, _), count in tensors.items()),
-        tensors=sum(tensors.values()),
-        parameters=sum(math.prod(shape) * count for (_, shape, _), count in tensors.items()),
-        nbytes=sum(math.prod(shape) * dtype.itemsize * count for (dtype, shape, _), count in tensors.items()),
-        parameters_by_kind=_counted((kind, math.prod(shape) * count) for (_, shape, kind), count in tensors.items()),
+        scales=_counted((scale_of(update), count) for update, count in updates if kind_of(update).has_scale),
+        dtypes=_counted((dtype.safetensors, count) for (dtype, _, _), count in distinct.items()),
+        tensors=sum(distinct.values()),
+        parameters=sum(math.prod(shape) * count for (_, shape, _), count in distinct.items()),
+        nbytes=sum(math.prod(shape) * dtype.itemsize * count for (dtype, shape, _), count in distinct.items()),
+        parameters_by_kind=_counted((kind, math.prod(shape) * count) for (_, shape, kind), count in distinct.items()),
         parameters_by_weight=by_weight,
         parameters_by_layer=by_layer,
         has_dora=any(update.magnitude is not None for update in low_rank),
@@ -127,49 +118,23 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def kind_of(update: Update) -> str:
-    """Its kind in a word: "low-rank" or "dora", "from-base", else the name of its class in lower case."""
-    if isinstance(update, LowRank):
-        return "low-rank" if update.magnitude is None else "dora"
-    return "from-base" if isinstance(update, FromBase) else type(update).__name__.lower()
-
-
-def has_scale(update: Update) -> bool:
-    """Whether the kind of update is multiplied by a scale at all: replacements and factors are not."""
-    return not isinstance(update, (Replace, Rows, FromBase, *FACTORS))
-
-
-def scale_of(update: Update) -> float | None:
-    """The factor really applied; None where nobody stated it, or where the kind has none."""
-    return None if isinstance(update, (Replace, Rows, FromBase, *FACTORS)) else update.scale
-
-
-def rank_of(update: Update) -> int | None:
-    """The rank of a low-rank update, or of either product of a LoHa; None for the other kinds."""
-    if isinstance(update, LowRank):
-        return update.rank
-    if isinstance(update, Hadamard):
-        return update.down1.shape[0] if update.down1.shape else 0
-    return None
-
-
 def parameters_of(update: Update) -> int:
     """Elements of all tensors of an update."""
-    return sum(tensor.numel for _, tensor in tensors_of(update))
+    return sum(tensor.numel for _, tensor in tensors(update))
 
 
 def _by_weight(adapter: Adapter) -> dict[str, int]:
     totals = dict.fromkeys(sorted(adapter.updates), 0)
-    for group in adapter.alike:
+    for group in adapter.update_groups:
         parameters = parameters_of(group.update)
         for name in group.weights:
             totals[name] += parameters
     return totals
 
 
-def _distinct(tensors: Iterator[tuple[LazyTensor, str]]) -> Counter[tuple[DType, tuple[int, ...], str]]:
+def _distinct(found: Iterator[tuple[LazyTensor, str]]) -> Counter[tuple[DType, tuple[int, ...], str]]:
     """Dtype, shape and kind of update → how many different tensors have them; two that read the same bytes are one."""
-    forms = {(tensor.read, tensor.shape): (tensor.dtype, tensor.shape, kind) for tensor, kind in tensors}
+    forms = {(tensor.read, tensor.shape): (tensor.dtype, tensor.shape, kind) for tensor, kind in found}
     return Counter(forms.values())
 
 
@@ -195,11 +160,11 @@ def _has_embeddings(adapter: Adapter) -> bool:
         isinstance(group.update, Rows)
         or (isinstance(group.update, LowRank) and group.update.is_embedding)
         or _is_table(group)
-        for group in adapter.alike
+        for group in adapter.update_groups
     )
 
 
-def _is_table(group: Alike) -> bool:
+def _is_table(group: UpdateGroup) -> bool:
     is_matrix = isinstance(group.update, Replace) and len(group.update.shape) == 2
     return is_matrix and any("emb" in name.lower() for name in group.weights)
 

@@ -30,7 +30,7 @@ class Rule:
         pattern: with the groups g0, g1, … for the alternatives and e0, e1, … for the number of an expert in each.
         targets: what takes the place of the match; several where one stored tensor becomes several.
         operation: "rename", "experts" (stacked, several sources joined by rows), "join" (several sources joined by
-            rows), "split" (cut into equal runs of rows), "turn" (transposed), "other" (anything else).
+            rows), "split" (cut into equal runs of rows), "transpose" (transposed), "other" (anything else).
         sources: how many alternatives there are.
         scope: prefixes that a name must have one of, the longest first; it is taken off for the match.
     """

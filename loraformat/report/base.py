@@ -26,7 +26,7 @@ class Report:
         job: name of the verb: "inspect", "validate", "convert", "merge", "verify", "plot", "diff" or "estimate".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
-        because: why it was detected.
+        reason: why it was detected.
         summary: figures of the adapter; None where it could not be read, or where there are several.
         data: the job's own result; None where the job could not be done.
         findings: sorted by place and code.
@@ -37,7 +37,7 @@ class Report:
     job: str
     subject: str
     format: str = ""
-    because: str = ""
+    reason: str = ""
     summary: Summary | None = None
     data: Result | None = None
     findings: tuple[Finding, ...] = ()

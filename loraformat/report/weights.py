@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import layer_of
+from loraformat.model.updates import kind_named
 from loraformat.report.lines import Page, Piece
 from loraformat.report.words import amount, figure, histogram, kind_name, known, middle, number, percent, runs, shape
 
@@ -17,10 +18,6 @@ MOST_ROWS = 40
 
 RAMP = ".:-=+*#%@"
 _ZERO, _UNKNOWN = "0", "?"
-_WITHOUT_SCALE = (
-    *("replace", "rows", "from-base", "scaled", "rotated", "multiplied", "modulated"),
-    *("tiled", "projected", "recoded", "carried"),
-)
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
 
@@ -42,6 +39,11 @@ def say_weights(page: Page, result: InspectResult) -> None:
         say_heat(page, result.weights)
 
 
+def _is_scaled(record: WeightRecord) -> bool:
+    kind = kind_named(record.kind)
+    return kind is not None and kind.has_scale
+
+
 def _weights(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
     has = _Known(weights)
     head = ["weight", "update", "shape", "rank", "scale", "parameters", *has.columns]
@@ -51,7 +53,7 @@ def _weights(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]
             kind_name(record.kind),
             shape(record.shape),
             "-" if record.rank is None else str(record.rank),
-            "-" if record.kind in _WITHOUT_SCALE else number(record.scale),
+            number(record.scale) if _is_scaled(record) else "-",
             amount(record.parameters),
             *has.cells(record),
         ]
@@ -90,7 +92,7 @@ class _Known:
 
 
 def _norm(record: WeightRecord) -> str:
-    if record.norm is None and record.kind in _WITHOUT_SCALE:
+    if record.norm is None and not _is_scaled(record):
         return "-"
     return number(record.norm) + (" !" if record.is_outlier else "")
 

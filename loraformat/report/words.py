@@ -7,6 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.diagnostics import Finding, Severity
+from loraformat.model.updates import kind_named
 
 if TYPE_CHECKING:
     from loraformat.model.summary import Summary
@@ -55,28 +56,10 @@ def middle(values: Iterable[float | None]) -> float | None:
     return median(found) if found else None
 
 
-# What the field calls a kind of update, where it is not what `kind_of` calls it; and one of them, in a count.
-_NAMES = {
-    "low-rank": "LoRA",
-    "dora": "DoRA",
-    "hadamard": "LoHa",
-    "kronecker": "LoKr",
-    "diff": "dense",
-    "replace": "full",
-    "rows": "trained rows",
-}
-_COUNTED = {
-    "low-rank": "LoRA pair",
-    "dora": "DoRA pair",
-    "diff": "dense delta",
-    "replace": "full weight",
-    "rows": "set of trained rows",
-}
-
-
 def kind_name(kind: str) -> str:
     """What the field calls a kind of update: "LoRA" for "low-rank"."""
-    return _NAMES.get(kind, kind)
+    found = kind_named(kind)
+    return found.label or kind if found is not None else kind
 
 
 def updates(summary: Summary) -> str:
@@ -85,9 +68,10 @@ def updates(summary: Summary) -> str:
 
 
 def _counted(kind: str, count: int) -> str:
-    if kind == "rows" and count != 1:
-        return f"{amount(count)} sets of trained rows"
-    return plural(count, _COUNTED[kind]) if kind in _COUNTED else f"{amount(count)} {kind_name(kind)}"
+    found = kind_named(kind)
+    if found is None or not found.unit:
+        return f"{amount(count)} {kind_name(kind)}"
+    return f"{amount(count)} {found.units}" if found.units and count != 1 else plural(count, found.unit)
 
 
 def parameters(summary: Summary) -> str:

@@ -9,8 +9,7 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import FindingLocation, Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
-from loraformat.model.summary import has_scale, rank_of, scale_of
-from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, kind_of, rank_of, scale_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_at, config_file
 from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
@@ -34,7 +33,7 @@ def rank_against_config(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
     """
     assert subject.adapter is not None
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         rank, expected = rank_of(group.update), group.declared_rank
         if is_exchanged(group):
             continue  # LF220 says so
@@ -61,7 +60,7 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     Hu et al. 2021, arXiv 2106.09685, section 4.1: the update is scaled by alpha / r.
     """
     assert subject.adapter is not None
-    unknown = weights_where(subject.adapter, lambda update: has_scale(update) and scale_of(update) is None)
+    unknown = weights_where(subject.adapter, lambda update: kind_of(update).has_scale and scale_of(update) is None)
     if unknown:
         message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
         yield Hit(config_at(subject), message, "give it with --alpha A")
@@ -215,7 +214,7 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     odd: dict[float, list[str]] = {}
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         scale = scale_of(group.update)
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             odd.setdefault(scale, []).extend(group.weights)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity, counted, in_file, listed
 from loraformat.model.adapter import module_of
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_at
 from loraformat.rules.shapes import updates_of

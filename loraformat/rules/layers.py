@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity, counted, in_file
 from loraformat.model.adapter import Adapter, module_of
-from loraformat.model.summary import scale_of
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank, scale_of
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.config import PEFT_FILE, config_at
 from loraformat.rules.shapes import is_exchanged
@@ -42,7 +41,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     mixed = {}
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         if isinstance(group.update, LowRank):
             up, down = group.update.up.dtype, group.update.down.dtype
             if up is not down and up.is_floating and down.is_floating:
@@ -101,7 +100,7 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     shapes: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         shape = group.update.shape
         for name in group.weights if isinstance(group.update, LowRank) else ():
             found = _LAYER(name)
@@ -133,7 +132,7 @@ def exchanged_factors(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, tuners/lora/layer.py `update_layer`; mlx-lm 0.32.2, tuner/lora.py.
     """
     assert subject.adapter is not None
-    found = sorted(name for group in subject.adapter.alike if is_exchanged(group) for name in group.weights)
+    found = sorted(name for group in subject.adapter.update_groups if is_exchanged(group) for name in group.weights)
     if found:
         message = "the factors are transposed or exchanged"
         yield Hit(first_of(found), message, "expected down (rank, in) and up (out, rank)")
@@ -158,7 +157,7 @@ def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     found: dict[str, str] = {}
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         update = group.update
         if is_exchanged(group):
             continue  # LF220 says so
@@ -220,7 +219,7 @@ def vanishing_scale(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     odd: dict[float, list[str]] = defaultdict(list)
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         scale = scale_of(group.update)
         if scale is not None and scale != 0 and not _LEAST_SCALE <= abs(scale) <= _GREATEST_SCALE:
             odd[scale].extend(group.weights)
@@ -250,7 +249,7 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     if subject.format != "peft" or subject.adapter.config.raw.get("use_dora") is True:
         return
-    updates = ((group.update, len(group.weights)) for group in subject.adapter.alike)
+    updates = ((group.update, len(group.weights)) for group in subject.adapter.update_groups)
     found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
         yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, for {found} modules have magnitudes")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.adapter import Adapter, Alike
-from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors_of
+from loraformat.model.adapter import Adapter, UpdateGroup
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors
 from loraformat.rules.base import Hit, Subject, rule
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
 
 def weights_where(adapter: Adapter, holds: Callable[[Update], bool]) -> list[str]:
     """The base weights, sorted, of updates of whose headers something holds."""
-    return sorted(name for group in adapter.alike if holds(group.update) for name in group.weights)
+    return sorted(name for group in adapter.update_groups if holds(group.update) for name in group.weights)
 
 
 def is_vocabulary_table(base_weight: str) -> bool:
@@ -45,7 +45,7 @@ def base_rows(base: Checkpoint | None, name: str) -> int | None:
     return tensor.shape[0] if tensor is not None and tensor.shape else None
 
 
-def is_exchanged(group: Alike) -> bool:
+def is_exchanged(group: UpdateGroup) -> bool:
     """Whether the factors of updates are those of one another: they would fit as (out, rank), (rank, in) if exchanged.
 
     Where the config states no rank for them, only factors that do not fit tell.
@@ -76,7 +76,7 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
     Hu et al. 2021, arXiv 2106.09685, section 4.1.
     """
     assert subject.adapter is not None
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         if is_exchanged(group):
             continue  # LF220 says so
         for up, down in products_of(group.update):
@@ -104,8 +104,8 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     accelerate, accelerator.py `get_state_dict`; deepspeed, runtime/zero/partition_parameters.py.
     """
     assert subject.adapter is not None
-    for group in subject.adapter.alike:
-        for role, tensor in tensors_of(group.update):
+    for group in subject.adapter.update_groups:
+        for role, tensor in tensors(group.update):
             if 0 in tensor.shape:
                 message, hint = f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
                 yield from (Hit(base_weight, message, hint) for base_weight in group.weights)
@@ -140,7 +140,7 @@ def magnitude_shape(subject: Subject) -> Iterator[Hit]:
     Liu et al. 2024, arXiv 2402.09353; peft 0.21.2, tuners/lora/dora.py.
     """
     assert subject.adapter is not None
-    for group in subject.adapter.alike:
+    for group in subject.adapter.update_groups:
         update = group.update
         if isinstance(update, LowRank) and update.magnitude is not None:
             factor, axis = (update.up, 0) if update.magnitude.axis == 1 else (update.down, -1)
@@ -214,8 +214,8 @@ def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     safetensors 0.8.0, `Dtype`; QLoRA keeps its adapters in 16 bits: Dettmers et al. 2023, arXiv 2305.14314, section 3.
     """
     assert subject.adapter is not None
-    for group in subject.adapter.alike:
-        for role, tensor in tensors_of(group.update):
+    for group in subject.adapter.update_groups:
+        for role, tensor in tensors(group.update):
             if not tensor.dtype.is_floating:
                 message = f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}"
                 yield from (Hit(base_weight, message) for base_weight in group.weights)

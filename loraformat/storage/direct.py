@@ -12,6 +12,8 @@ import os
 import threading
 from collections.abc import Callable
 
+from loraformat.storage.platform import platform
+
 PAGE_NBYTES = max(4096, mmap.PAGESIZE)
 LEAST_NBYTES = 16 << 20  # of a file that is written so
 
@@ -34,14 +36,12 @@ class DirectFile:
     disk never hold different parts of one page.
 
     Args:
-        path: an existing file.
+        fd: an existing file, opened by `Platform.open_direct`; closed with this.
         put: writes through the page cache: (offset, bytes).
-
-    Raises: OSError: the file cannot be opened so.
     """
 
-    def __init__(self, path: str, put: Callable[[int, memoryview], None]) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+    def __init__(self, fd: int, put: Callable[[int, memoryview], None]) -> None:
+        self._fd = fd
         self._put = put
         self._lock = threading.Lock()
         self._parts: dict[int, list[tuple[int, bytes]]] = {}
@@ -120,14 +120,15 @@ def open_direct(path: str, nbytes: int | None, put: Callable[[int, memoryview], 
         nbytes: its size, if known.
         put: see DirectFile.
     """
-    if nbytes is None or nbytes < LEAST_NBYTES or not hasattr(os, "O_DIRECT"):
+    if nbytes is None or nbytes < LEAST_NBYTES or not os.path.exists(_MOUNTS):
         return None
     try:
         status = os.stat(path)
         # Page cache and disk would hold different parts of a block that is larger than a page.
         if status.st_blksize > PAGE_NBYTES or _file_system_of(status.st_dev) not in _FILE_SYSTEMS:
             return None
-        return DirectFile(path, put)
+        fd = platform().open_direct(path)
+        return None if fd is None else DirectFile(fd, put)
     except OSError:
         return None
 

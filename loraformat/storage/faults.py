@@ -32,7 +32,7 @@ _KINDS = (
 
 
 @contextmanager
-def told_as(where: str) -> Iterator[None]:
+def as_storage_error(where: str) -> Iterator[None]:
     """A block in which every OSError becomes a StorageError at `where`."""
     try:
         yield

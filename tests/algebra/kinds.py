@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Magnitude, Update
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Magnitude, Update
 
 
 def some(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[LazyTensor]:
@@ -32,6 +32,6 @@ def updates(rows: int, cols: int, rank: int, seed: int) -> dict[str, Update]:
         "lokr of matrices": Kronecker((up,), (down,), 2.0),
         "lokr of factors": Kronecker((up, down), (up2, down2), 1.0),
         "lokr of both": Kronecker((up,), (up2, down2), -1.0),
-        "dense": Diff(full, 0.5),
-        "bias": Diff(vector, 1.0),
+        "dense": Dense(full, 0.5),
+        "bias": Dense(vector, 1.0),
     }

@@ -11,7 +11,7 @@ from oracle import dense
 
 from loraformat.algebra import cosine, distance, frobenius, inner
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank, Replace, Rows
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows
 
 SIZES = {"rows": st.integers(1, 30), "cols": st.integers(1, 30), "rank": st.integers(1, 8)}
 SEEDS = st.integers(0, 2**31)

@@ -14,7 +14,7 @@ from oracle import dense
 
 from loraformat.algebra import frobenius, overlap, spectrum
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Update
+from loraformat.model.updates import LowRank, Replace, Update
 
 SIZES = {"rows": st.integers(1, 30), "cols": st.integers(1, 30), "rank": st.integers(1, 8)}
 SEEDS = st.integers(0, 2**31)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update, tensors_of
+from loraformat.model.updates import LowRank, Replace, Rows, Update, tensors
 
 ONE_ULP = 3e-16  # a factor that is divided and multiplied by the rank again
 
@@ -20,7 +20,7 @@ def assert_same_updates(found: Adapter, wanted: Adapter) -> None:
 
 
 def _assert_same(weight: str, found: Update, wanted: Update) -> None:
-    for (role, one), (other_role, other) in zip(tensors_of(found), tensors_of(wanted), strict=True):
+    for (role, one), (other_role, other) in zip(tensors(found), tensors(wanted), strict=True):
         assert (role, one.shape, one.dtype) == (other_role, other.shape, other.dtype), weight
         assert torch.equal(one.torch(), other.torch()), (weight, role)
     scale = getattr(wanted, "scale", None)

@@ -20,7 +20,7 @@ from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace
 
 FLOOR = {DType.F16: 2.0**-25}  # half the smallest number above zero
 
@@ -117,7 +117,7 @@ def test_a_power_of_two_is_folded_exactly() -> None:
 
 def test_the_bias_of_a_folded_layer_is_folded_with_it() -> None:
     layers = of(a=LowRank(lazy(5, 2), lazy(2, 3), 0.5), b=LowRank(lazy(5, 2), lazy(2, 3), 0.5))
-    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Diff(lazy(5), 3.0),)}
+    third = {"net.c.weight": (LowRank(lazy(5, 2), lazy(2, 3), 3.0),), "net.c.bias": (Dense(lazy(5), 3.0),)}
     adapter = replace(layers, updates={**layers.updates, **third})
     even, _ = uniform(adapter)
     assert even.updates["net.c.bias"][0].scale == 0.5
@@ -184,7 +184,7 @@ def test_stripping_leaves_what_loaders_need() -> None:
     raw = {"peft_type": "LORA", "lora_alpha": 16, "r": 2, "lora_dropout": 0.1, "eva_config": {"rho": 2}}
     config = AdapterConfig(base_model="/home/me/models/llama", base_revision="main", raw=raw)
     readme = RawFile("README.md", 2, lambda: b"hi")
-    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, carried={"README.md": readme})
+    adapter = replace(of(a=LowRank(lazy(5, 2), lazy(2, 3), 8.0)), config=config, other_files={"README.md": readme})
     bare, losses = stripped(adapter)
     written = loaded(peft.write(bare))
     assert sorted(written) == ["adapter_config.json", "adapter_model.safetensors"]

@@ -45,7 +45,7 @@ def test_formats_are_got_by_name() -> None:
 def test_detection(files: dict[str, object], single: bool, wanted: object) -> None:
     found, match = formats.detect(bundle(files, single=single))
     assert found is wanted
-    assert match.because
+    assert match.reason
 
 
 def test_a_folder_of_two_formats_is_ambiguous() -> None:

@@ -14,7 +14,7 @@ from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats import dump
 from loraformat.formats.kit.base import Hints
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 A, B = values(2, 5, seed=1), values(7, 2, seed=2)
 SPELLINGS = [
@@ -46,9 +46,9 @@ def delta(adapter: Adapter, weight: str = "net.q.weight") -> Tensor:
 
 
 @pytest.mark.parametrize(("a", "b"), SPELLINGS)
-@pytest.mark.parametrize("turned", [False, True])
-def test_every_spelling_in_either_orientation(a: str, b: str, *, turned: bool) -> None:
-    entries = {f"net.q.{a}": A.T if turned else A, f"net.q.{b}": B.T if turned else B}
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_spelling_in_either_orientation(a: str, b: str, *, transposed: bool) -> None:
+    entries = {f"net.q.{a}": A.T if transposed else A, f"net.q.{b}": B.T if transposed else B}
     adapter = read(entries)
     torch.testing.assert_close(delta(adapter), 2 * B @ A)
     assert dict(adapter.unclaimed) == {}

@@ -17,7 +17,7 @@ from loraformat.errors import ConfigError
 from loraformat.formats import loralib
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 ALPHA = Hints(alpha=4)
 
@@ -89,7 +89,7 @@ def test_an_embedding_is_told_by_the_base_and_never_guessed() -> None:
     assert update.is_embedding
 
 
-def test_a_turned_weight_of_another_name_is_asked_about() -> None:
+def test_a_transposed_weight_of_another_name_is_asked_about() -> None:
     entries = {"c_fc.lora_A": values(2, 9, seed=1), "c_fc.lora_B": values(4, 2, seed=2)}
     hints = replace(ALPHA, weights={"c_fc.weight": (9, 4)})
     with pytest.raises(ConfigError, match="fan_in_fan_out=true"):

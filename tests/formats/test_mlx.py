@@ -15,7 +15,7 @@ from loraformat.errors import AssumptionContradicted, ConfigError, FormatError, 
 from loraformat.formats import mlx
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 A, B = values(5, 2, seed=1), values(2, 7, seed=2)
 PAIR = {"q.lora_a": A, "q.lora_b": B}

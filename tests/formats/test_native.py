@@ -16,7 +16,7 @@ from loraformat.errors import AssumptionContradicted, FormatError
 from loraformat.formats import native, peft
 from loraformat.formats.kit.base import Hints, WriteOptions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import Hadamard, LowRank, Replace, Rows
+from loraformat.model.updates import Hadamard, LowRank, Replace, Rows
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 

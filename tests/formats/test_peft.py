@@ -15,7 +15,7 @@ from loraformat.errors import AssumptionContradicted, ConfigError, FormatError, 
 from loraformat.formats import peft
 from loraformat.formats.kit.base import Hints
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Replace, Rows
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Replace, Rows
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}
 P = "base_model.model."
@@ -161,7 +161,7 @@ def test_trained_rows_and_their_numbers() -> None:
 def test_a_trained_bias_of_the_factor_has_its_scale() -> None:
     adapter = read({"m.q.lora_B.bias": values(7)}, lora_bias=True)
     (update,) = adapter.updates["m.q.bias"]
-    assert isinstance(update, Diff)
+    assert isinstance(update, Dense)
     assert update.scale == 2
 
 

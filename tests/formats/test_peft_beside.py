@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import loraformat
 from loraformat.errors import AdapterRefused, ContainerError
 from loraformat.io import open_adapter
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")

@@ -11,7 +11,7 @@ from bundles import bundle
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import FromBase, LowRank
+from loraformat.model.updates import LowRank, SubtractedInit
 
 P = "base_model.model."
 
@@ -73,7 +73,7 @@ def test_parameters_of_unknown_order_are_refused() -> None:
 @pytest.mark.parametrize(("version", "claim"), [("0.17.1", True), ("0.18.0", True), ("0.21.2", None), (None, None)])
 def test_old_versions_turn_square_experts(version: str | None, claim: bool | None) -> None:
     adapter = read(layer("m.e", 5, 5, rank=6), target_parameters=["e.w"], peft_version=version)
-    assert adapter.config.turns_square_experts is claim
+    assert adapter.config.transposes_square_experts is claim
 
 
 def test_square_experts_of_the_version_that_mixed_them_up_are_refused() -> None:
@@ -111,7 +111,7 @@ def test_no_list_of_layers_is_refused(pairs: object) -> None:
 )
 def test_a_changed_base_is_an_update_of_its_own(fields: dict[str, Any], recipe: str) -> None:
     first, second = read(layer("m.q", 4, 6), **fields).updates["m.q.weight"]
-    assert first == FromBase(recipe, 2, 2.0, (4, 6))
+    assert first == SubtractedInit(recipe, 2, 2.0, (4, 6))
     assert isinstance(second, LowRank)
 
 

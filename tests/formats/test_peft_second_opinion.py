@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from loraformat.diagnostics import Severity
 from loraformat.formats import native, peft
 from loraformat.model.adapter import Adapter
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
+from loraformat.model.updates import Dense, LowRank, Replace, Rows
 
 RTOL = 1e-5  # float32 products of small rank
 
@@ -138,7 +138,7 @@ def applied(weight: Tensor, update: Any) -> Tensor:
             return update.value.torch().double()
         case Rows():
             return weight.index_copy(0, torch.tensor(update.indices), update.values.torch().double())
-        case Diff():
+        case Dense():
             return weight + dense(update)
         case LowRank(magnitude=None):
             return weight + dense(update).reshape(weight.shape)

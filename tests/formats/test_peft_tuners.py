@@ -16,8 +16,7 @@ from loraformat.formats.peft.tuners import REFUSED, TUNERS
 from loraformat.formats.peft.tuners.multiplicative.rotations import _butterfly_order
 from loraformat.model.adapter import Adapter
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Tiled
-from loraformat.model.updates.kinds import LowRank, Multiplied, Replace, Rotated, Rows, Scaled
+from loraformat.model.updates import BlockAffine, LowRank, Multiplied, Replace, Rotated, Rows, Scaled
 
 P = "base_model.model."
 BASE = {"m.q.weight": (6, 4), "m.q.bias": (6,)}
@@ -138,7 +137,7 @@ def test_places_outside_the_weight_are_an_error_when_they_are_read() -> None:
     indices = torch.tensor([[0, 6], [0, 0]], dtype=torch.int32)
     adapter = read("SHIRA", {"m.q.shira_weight": values(2), "m.q.shira_indices": indices})
     with pytest.raises(FormatError, match="outside"):
-        adapter.updates["m.q.weight"][0].difference.torch()
+        adapter.updates["m.q.weight"][0].delta.torch()
 
 
 def test_a_part_without_its_others_stays_unclaimed() -> None:
@@ -159,7 +158,7 @@ def test_bone_in_the_variant_bat_is_miss_in_it() -> None:
     blocks = values(3, 2, 2)
     for peft_type, name in (("BONE", "bone"), ("MISS", "miss")):
         (update,) = read(peft_type, {f"m.q.{name}_block": blocks}, init_weights="bat").updates["m.q.weight"]
-        assert isinstance(update, Tiled)
+        assert isinstance(update, BlockAffine)
         assert torch.equal(update.blocks.torch(), blocks)
 
 

@@ -18,7 +18,7 @@ from loraformat.formats import peft
 from loraformat.formats.kit.base import WriteOptions
 from loraformat.formats.peft.config import versions
 from loraformat.model.adapter import Adapter, AdapterConfig
-from loraformat.model.updates.kinds import Diff, LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, Rows
 
 P = "base_model.model."
 
@@ -102,8 +102,8 @@ def test_what_peft_cannot_hold_is_refused_before_writing() -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"a.weight": (layer, layer)}, "sequence of updates"),
         ({"a.weight": (layer,), "b.weight": (dora,)}, "plain update beside DoRA"),
-        ({"a.weight": (layer,), "b.bias": (Diff(lazy(7)),)}, "dense difference"),
-        ({"a.weight": (layer,), "a.bias": (Diff(lazy(7), 1.0),)}, "dense difference"),
+        ({"a.weight": (layer,), "b.bias": (Dense(lazy(7)),)}, "dense delta"),
+        ({"a.weight": (layer,), "a.bias": (Dense(lazy(7), 1.0),)}, "dense delta"),
         ({"a.weight": (table, layer)}, "saved as a whole"),
         (
             {"a.weight": (layer,), "e.weight": (Rows((1,), lazy(1, 4), follows_tie=False),)},

@@ -13,8 +13,8 @@ from torch import Tensor
 from loraformat.containers import open_checkpoint
 from loraformat.jobs.measure.changes import changes_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import (
-    Diff,
+from loraformat.model.updates import (
+    Dense,
     Hadamard,
     Kronecker,
     LowRank,
@@ -43,7 +43,7 @@ def kinds() -> dict[str, Update]:
         "dora": LowRank(plain.up, plain.down, 0.5, Magnitude(lazy(ROWS, seed=1))),
         "loha": Hadamard(plain.up, plain.down, lazy(ROWS, 2), lazy(2, COLS), 0.1),
         "lokr": Kronecker((lazy(13, 4),), (lazy(10, 6),), 0.2),
-        "dense": Diff(lazy(ROWS, COLS), 0.5),
+        "dense": Dense(lazy(ROWS, COLS), 0.5),
         "scaled": Scaled(lazy(ROWS), lazy(COLS)),
         "rotated": Rotated(LazyTensor.of(turned), "right"),
         "multiplied": Multiplied(lazy(COLS, 2, scale=0.1), lazy(2, COLS)),
@@ -134,7 +134,7 @@ def test_a_base_that_cannot_be_merged_into_is_said_to_be_left_out(tmp_path: Path
 def test_histograms_count_the_exponents_of_a_sample(tmp_path: Path) -> None:
     name = "w.weight"
     base = save_base(tmp_path / "base", {name: torch.full((64, 4), 2.0)}, {})
-    change = Diff(LazyTensor.of(torch.full((64, 4), 0.25)), 1.0)
+    change = Dense(LazyTensor.of(torch.full((64, 4), 0.25)), 1.0)
     found = changes_of(open_checkpoint(str(base)), adapter({name: change}), with_histograms=True).weights[name]
     assert {at - 127: count for at, count in enumerate(found.base_bins) if count} == {1: 256}
     assert {at - 127: count for at, count in enumerate(found.update_bins) if count} == {-2: 256}

@@ -20,7 +20,7 @@ from loraformat.formats import peft
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank, Replace
+from loraformat.model.updates import LowRank, Replace
 
 PREFIX = "base_model.model."
 SHAPES = {"self_attn.q_proj": (12, 8), "self_attn.k_proj": (6, 8), "mlp.up_proj": (20, 8), "mlp.down_proj": (8, 20)}
@@ -142,7 +142,7 @@ def test_exchanged_factors_are_not_taken_for_transposed_ones(tmp_path: Path) -> 
             convert(source, str(tmp_path / "out"), to="peft", base=given)
 
 
-def test_a_turned_file_that_nothing_decides_is_refused(tmp_path: Path) -> None:
+def test_a_transposed_file_that_nothing_decides_is_refused(tmp_path: Path) -> None:
     square = {
         name: values(8, 2, seed=3) if "lora_A" in name else values(2, 8) for name in factors() if "q_proj" in name
     }

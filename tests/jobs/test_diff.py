@@ -19,8 +19,7 @@ from loraformat.jobs.diff import diff
 from loraformat.jobs.measure.diff_adapters import update_difference
 from loraformat.model.results.differences import DiffResult
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected
-from loraformat.model.updates.kinds import FromBase, Scaled, Update
+from loraformat.model.updates import BiasFromWeight, Scaled, SubtractedInit, Update, WeightNetwork
 from loraformat.schema import check
 
 MINIGPT = Path(__file__).parents[2] / "fixtures" / "minigpt"
@@ -291,11 +290,11 @@ VECTOR, SQUARE = LazyTensor.of(torch.ones(4)), LazyTensor.of(torch.eye(4))
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (FromBase("pissa", 2, 1.0, (4, 4)), FromBase("pissa", 3, 1.0, (4, 4))),
-        (FromBase("kasa", 2, None, (4, 4)), FromBase("pissa", 2, None, (4, 4))),
-        (Projected(SQUARE, SQUARE, 1.0, "tanh"), Projected(SQUARE, SQUARE, 1.0, "relu")),
-        (Projected(SQUARE, SQUARE, 1.0), Projected(SQUARE, SQUARE, 2.0)),
-        (Carried("a.weight", VECTOR, 4), Carried("b.weight", VECTOR, 4)),
+        (SubtractedInit("pissa", 2, 1.0, (4, 4)), SubtractedInit("pissa", 3, 1.0, (4, 4))),
+        (SubtractedInit("kasa", 2, None, (4, 4)), SubtractedInit("pissa", 2, None, (4, 4))),
+        (WeightNetwork(SQUARE, SQUARE, 1.0, "tanh"), WeightNetwork(SQUARE, SQUARE, 1.0, "relu")),
+        (WeightNetwork(SQUARE, SQUARE, 1.0), WeightNetwork(SQUARE, SQUARE, 2.0)),
+        (BiasFromWeight("a.weight", VECTOR, 4), BiasFromWeight("b.weight", VECTOR, 4)),
         (Scaled(VECTOR), Scaled(VECTOR, is_sum=True)),
     ],
 )

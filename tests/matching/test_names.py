@@ -11,7 +11,7 @@ from loraformat.matching import match, nearest, ties_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Update
+from loraformat.model.updates import LowRank, Magnitude, Replace, Update
 
 
 def base(shapes: Mapping[str, tuple[int, ...]], **config: object) -> Checkpoint:
@@ -159,7 +159,7 @@ def test_who_decides_the_orientation(config: dict, flag: bool | None, shape: tup
         ({}, None, False, False),
     ],
 )
-def test_a_square_weight_is_turned_by_architecture_or_by_a_marked_guess(
+def test_a_square_weight_is_transposed_by_architecture_or_by_a_marked_guess(
     config: dict, flag: bool | None, transposed: bool, is_guess: bool
 ) -> None:
     name = "h.0.attn.c_proj.weight"

@@ -1,4 +1,4 @@
-"""Weights that a checkpoint stores in parts, joined or turned: a map of rows of one update."""
+"""Weights that a checkpoint stores in parts, joined or transposed: a map of rows of one update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loraformat.matching import Part, match, replicated
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
 DISK, MEMORY = "model.layers.0.block_sparse_moe.experts", "model.layers.0.mlp.experts"
@@ -71,7 +71,7 @@ def test_single_experts_land_on_a_stack() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "model_type", "claim", "turned"),
+    ("shape", "model_type", "claim", "transposed"),
     [
         ((2, 6, 4), "gpt_oss", None, False),
         ((2, 4, 6), "gpt_oss", None, True),
@@ -81,11 +81,13 @@ def test_single_experts_land_on_a_stack() -> None:
     ],
 )
 def test_who_decides_the_orientation_of_experts(
-    shape: tuple[int, ...], model_type: str, claim: bool | None, turned: bool
+    shape: tuple[int, ...], model_type: str, claim: bool | None, transposed: bool
 ) -> None:
     update = stack(2, 6, 6 if shape[1] == shape[2] else 4)
-    found = match(adapter({"e.w": update}, turns_square_experts=claim), base({"e.w": shape}, model_type=model_type))
-    assert (found.landings["e.w"][0].transposed, found.misfits) == (turned, ())
+    found = match(
+        adapter({"e.w": update}, transposes_square_experts=claim), base({"e.w": shape}, model_type=model_type)
+    )
+    assert (found.landings["e.w"][0].transposed, found.misfits) == (transposed, ())
 
 
 def test_a_few_bytes_of_config_do_not_make_millions_of_names() -> None:

@@ -24,7 +24,7 @@ from loraformat.merger import (
 from loraformat.merger.verify import check_output
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import LowRank, Update
 from loraformat.storage import stage
 
 

@@ -12,23 +12,26 @@ from hypothesis import strategies as st
 from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue
-from loraformat.merger.compute.add import TILE, Addition, add_column_squares, apply, prepare
-from loraformat.merger.compute.multiply import common_unit, row_unit
+from loraformat.merger.compute.apply import TILE, add_column_squares, apply, common_unit
+from loraformat.merger.compute.kinds.arithmetic import prepare
+from loraformat.merger.compute.kinds.placement import Placement
+from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Tiled
-from loraformat.model.updates.kinds import (
-    Diff,
+from loraformat.model.updates import (
+    BlockAffine,
+    Dense,
+    ElementwiseScale,
     Hadamard,
     Kronecker,
     LowRank,
     Magnitude,
-    Modulated,
     Multiplied,
     Replace,
     Rotated,
     Rows,
     Scaled,
     Update,
+    kind_of,
 )
 
 
@@ -53,11 +56,11 @@ def make_factor(kind: str, rows: int, cols: int, rank: int, g: torch.Generator) 
         case "multiplied":
             return Multiplied(lazy(g, cols, rank), lazy(g, rank, cols))
         case "modulated":
-            return Modulated(lazy(g, rows, rank), lazy(g, rank, cols))
+            return ElementwiseScale(lazy(g, rows, rank), lazy(g, rank, cols))
         case "scaled-sum":
             return Scaled(lazy(g, rows), lazy(g, cols), is_sum=True)
         case "tiled":
-            return Tiled(lazy(g, rows // 2, 2, 2))
+            return BlockAffine(lazy(g, rows // 2, 2, 2))
     raise ValueError(kind)
 
 
@@ -77,7 +80,7 @@ def make(kind: str, rows: int, cols: int, rank: int, seed: int) -> Update:
         case "kronecker":
             return Kronecker((lazy(g, 2, 2),), (lazy(g, rows // 2, rank), lazy(g, rank, cols // 2)), 0.25)
         case "diff":
-            return Diff(lazy(g, rows, cols), 1.0)
+            return Dense(lazy(g, rows, cols), 1.0)
         case "replace":
             return Replace(lazy(g, rows, cols))
         case "rows":
@@ -96,9 +99,10 @@ KINDS = (*FACTORS, "low-rank", "dora", "dora-columns", "hadamard", "kronecker", 
 
 def run(weight: torch.Tensor, updates: list[Update], *, transposed: bool, step: int) -> torch.Tensor:
     """`weight` merged in windows of `step` rows, or more where updates need more together."""
-    steps = [prepare(u, transposed, tuple(weight.shape), weight.dtype, "w") for u in updates]
+    steps = [prepare(u, Placement(transposed, tuple(weight.shape), weight.dtype, "w")) for u in updates]
     norms = []
-    unit = common_unit([TILE, *(row_unit(u, transposed, weight.shape[0]) for u in updates)], weight.shape[0])
+    units = [kind_of(u).row_unit(u, transposed, weight.shape[0]) for u in updates]
+    unit = common_unit([TILE, *units], weight.shape[0])
     step = -(-step // unit) * unit
     starts = range(0, weight.shape[0], step)
     for each in steps:
@@ -168,13 +172,13 @@ def test_a_factor_that_is_not_finite_is_refused(value: float) -> None:
     up[1, 1] = value
     update = LowRank(LazyTensor.of(up), LazyTensor.of(torch.zeros(2, 4)), 1.0)
     with pytest.raises(NonFiniteValue, match="NaN or infinity"):
-        prepare(update, transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight")
+        prepare(update, Placement(transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight"))
 
 
 def test_an_unknown_scale_is_refused() -> None:
     update = LowRank(LazyTensor.of(torch.zeros(4, 2)), LazyTensor.of(torch.zeros(2, 4)), None)
     with pytest.raises(MergeError, match="alpha"):
-        prepare(update, transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight")
+        prepare(update, Placement(transposed=False, shape=(4, 4), dtype=torch.float32, where="q_proj.weight"))
 
 
 @given(rows=st.integers(1, 60).map(lambda n: 6 * n), blocks=st.integers(1, 3), transposed=st.booleans())
@@ -203,4 +207,4 @@ def test_a_factor_that_multiplies_is_finite_too(kind: str) -> None:
             shape = getattr(update, name).shape
             broken = replace(update, **{name: LazyTensor.of(bad.torch().flatten()[: math.prod(shape)].reshape(shape))})
             with pytest.raises(NonFiniteValue, match="NaN or infinity"):
-                prepare(broken, transposed=False, shape=(4, 4), dtype=torch.float32, where="w")
+                prepare(broken, Placement(transposed=False, shape=(4, 4), dtype=torch.float32, where="w"))

@@ -21,21 +21,24 @@ from torch import Tensor
 import loraformat
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UsageError
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates.kinds import (
-    Diff,
-    FromBase,
+from loraformat.model.updates import (
+    BiasFromWeight,
+    BlockAffine,
+    Dense,
+    ElementwiseScale,
+    FRoD,
     Hadamard,
     Kronecker,
     LowRank,
     Magnitude,
-    Modulated,
     Multiplied,
     Replace,
     Rotated,
     Rows,
     Scaled,
+    SubtractedInit,
     Update,
+    WeightNetwork,
 )
 
 Q, UP, DOWN = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.layers.0.down_proj.weight"
@@ -46,7 +49,7 @@ SUMS: dict[str, tuple[Update, ...]] = {
     "low-rank": (low_rank(130, 24), low_rank(130, 24, seed=8)),
     "hadamard": (Hadamard(lazy(130, 3), lazy(3, 24), lazy(130, 2, seed=1), lazy(2, 24, seed=1), -0.5),),
     "kronecker": (Kronecker((lazy(10, 2), lazy(2, 6)), (lazy(13, 4, dtype=torch.bfloat16),), 2.0),),
-    "dense": (Diff(lazy(130, 24), 3.0), low_rank(130, 24)),
+    "dense": (Dense(lazy(130, 24), 3.0), low_rank(130, 24)),
 }
 OF_BASE: dict[str, tuple[str, tuple[Update, ...]]] = {
     "dora": (UP, (LowRank(lazy(130, 2), lazy(2, 24), 0.5, Magnitude(lazy(130, seed=3))),)),
@@ -54,14 +57,14 @@ OF_BASE: dict[str, tuple[str, tuple[Update, ...]]] = {
     "new-table": (EMBED, (Replace(lazy(75, 24), follows_tie=False), low_rank(75, 24))),
     "rows": (EMBED, (Rows((3, 70, 71), lazy(3, 24)),)),
     "scaled": (UP, (Scaled(lazy(130), lazy(24, seed=1)),)),
-    "scaled-bias": (BIAS, (Scaled(lazy(130), is_bias=True), Diff(lazy(130, seed=4)))),
+    "scaled-bias": (BIAS, (Scaled(lazy(130), is_bias=True), Dense(lazy(130, seed=4)))),
     "rotated-left": (UP, (low_rank(130, 24), Rotated(lazy(13, 10, 10), "left"))),
     "rotated-right": (UP, (Rotated(lazy(4, 6, 6), "right", order=tuple(reversed(range(24)))),)),
     "multiplied": (DOWN, (Multiplied(lazy(130, 2), lazy(2, 130, seed=5)),)),
-    "modulated": (UP, (Modulated(lazy(130, 2), lazy(2, 24)), low_rank(130, 24))),
-    "tiled": (UP, (Tiled(lazy(65, 2, 2)),)),
-    "projected": (DOWN, (Projected(lazy(24, 3), lazy(3, 24, seed=4), 0.1),)),
-    "recoded": (UP, (Recoded(lazy(24, 24), lazy(24, 24, seed=9)),)),
+    "modulated": (UP, (ElementwiseScale(lazy(130, 2), lazy(2, 24)), low_rank(130, 24))),
+    "tiled": (UP, (BlockAffine(lazy(65, 2, 2)),)),
+    "projected": (DOWN, (WeightNetwork(lazy(24, 3), lazy(3, 24, seed=4), 0.1),)),
+    "recoded": (UP, (FRoD(lazy(24, 24), lazy(24, 24, seed=9)),)),
 }
 
 
@@ -115,7 +118,7 @@ def test_other_kinds_are_computed_from_the_base(kind: str, tmp_path: Path) -> No
 def test_what_an_initialisation_took_off_the_base(recipe: str, tmp_path: Path) -> None:
     tensors = base_weights()
     base = loraformat.open_checkpoint(save_base(tmp_path / "base", tensors, config()))
-    one = adapter({UP: (FromBase(recipe, 3, 0.5, (130, 24)), low_rank(130, 24))})
+    one = adapter({UP: (SubtractedInit(recipe, 3, 0.5, (130, 24)), low_rank(130, 24))})
     weight = tensors[UP].double()
     if recipe == "pissa":
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
@@ -130,7 +133,7 @@ def test_what_an_initialisation_took_off_the_base(recipe: str, tmp_path: Path) -
 def test_a_bias_from_a_weight_needs_the_whole_base(tmp_path: Path) -> None:
     tensors = base_weights()
     base = loraformat.open_checkpoint(save_base(tmp_path / "base", tensors, config()))
-    one = adapter({BIAS: Carried(UP, lazy(24, seed=6), 130), UP: low_rank(130, 24)})
+    one = adapter({BIAS: BiasFromWeight(UP, lazy(24, seed=6), 130), UP: low_rank(130, 24)})
     close(one.delta(BIAS, base, dtype="float64"), tensors[UP].double() @ lazy(24, seed=6).torch().double())
     with pytest.raises(UsageError, match="another weight"):
         one.delta(BIAS, tensors[BIAS].numpy())
@@ -138,7 +141,7 @@ def test_a_bias_from_a_weight_needs_the_whole_base(tmp_path: Path) -> None:
 
 TURNED: dict[str, Update] = {
     "dora": LowRank(lazy(72, 2), lazy(2, 24), 0.5, Magnitude(lazy(72, seed=3))),
-    "tiled": Tiled(lazy(12, 6, 6)),
+    "tiled": BlockAffine(lazy(12, 6, 6)),
     "rotated": Rotated(lazy(12, 6, 6), "left"),
     "scaled": Scaled(lazy(72), lazy(24)),
     "low-rank": low_rank(72, 24),
@@ -161,7 +164,7 @@ def test_olora_takes_its_part_of_the_matrix_as_it_is_stored(tmp_path: Path) -> N
     name = "h.0.attn.c_attn.weight"
     stored = torch.randn(24, 72, generator=torch.Generator().manual_seed(0))
     base = loraformat.open_checkpoint(save_base(tmp_path / "base", {name: stored}, {"model_type": "gpt2"}))
-    one = adapter({name: FromBase("olora", 3, 0.5, (72, 24))}, fan_in_fan_out=True)
+    one = adapter({name: SubtractedInit("olora", 3, 0.5, (72, 24))}, fan_in_fan_out=True)
     q, r = torch.linalg.qr(stored.double())
     wanted = -(0.5 * q[:, :3] @ r[:3]).T
     close(one.delta(name, base, dtype="float64"), wanted, 1e-9)
@@ -199,7 +202,7 @@ def test_what_cannot_be_computed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ShapeMismatch, match="not a product"):
         adapter({UP: LowRank(lazy(4, 2), lazy(3, 4), 1.0)}).delta(UP)
     with pytest.raises(NonFiniteValue):
-        adapter({UP: Diff(LazyTensor.of(torch.tensor([[1.0, float("nan")]])))}).delta(UP)
+        adapter({UP: Dense(LazyTensor.of(torch.tensor([[1.0, float("nan")]])))}).delta(UP)
 
 
 def test_plain_lora_needs_no_torch() -> None:

@@ -12,7 +12,7 @@ from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Rows
+from loraformat.model.updates import LowRank, Magnitude, Replace, Rows
 
 Q, UP, EMBED, HEAD = (
     "model.layers.0.q_proj.weight",

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from oracle import HARD, rounded_exactly
 
 from loraformat.merger.compute import computer, kernel
-from loraformat.merger.compute.add import TILE, Product
+from loraformat.merger.compute.apply import TILE
 from loraformat.merger.compute.buffers import Block
 from loraformat.merger.compute.kernel import Kernel, Packed, open_kernel
+from loraformat.merger.compute.kinds.steps import Product
 from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.rounding import round_nearest
 from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 

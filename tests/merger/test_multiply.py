@@ -11,7 +11,7 @@ from oracle import merged
 
 from loraformat.errors import ShapeMismatch, UnmatchedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Modulated, Multiplied, Rotated, Scaled, Update
+from loraformat.model.updates import ElementwiseScale, Multiplied, Rotated, Scaled, Update
 
 Q, UP, DOWN = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.layers.0.down_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -23,7 +23,12 @@ def lazy(*shape: int, seed: int = 3) -> LazyTensor:
 
 FACTORS: dict[str, tuple[Update, ...]] = {
     Q: (Scaled(lazy(24), lazy(24, seed=4)), Rotated(lazy(4, 6, 6), "right"), low_rank(24, 24)),
-    UP: (low_rank(130, 24), Rotated(lazy(13, 10, 10), "left"), Modulated(lazy(130, 2), lazy(2, 24)), Scaled(lazy(130))),
+    UP: (
+        low_rank(130, 24),
+        Rotated(lazy(13, 10, 10), "left"),
+        ElementwiseScale(lazy(130, 2), lazy(2, 24)),
+        Scaled(lazy(130)),
+    ),
     DOWN: (Multiplied(lazy(130, 2), lazy(2, 130, seed=5)), Rotated(lazy(1, 12, 12), "left", is_shared=True)),
 }
 
@@ -64,8 +69,8 @@ def test_a_bias_that_the_base_lacks_is_left_out(tmp_path: Path) -> None:
             Scaled(None, lazy(25)),
             Rotated(lazy(5, 5, 5), "right"),
             Multiplied(lazy(25, 2), lazy(2, 25)),
-            Modulated(lazy(24, 2), lazy(2, 25)),
-            Modulated(lazy(24, 3), lazy(2, 24)),
+            ElementwiseScale(lazy(24, 2), lazy(2, 25)),
+            ElementwiseScale(lazy(24, 3), lazy(2, 24)),
         ),
         *(Rotated(lazy(1, 7, 7), "left", is_shared=True), Rotated(lazy(4, 6, 6), "left", order=(0, 1))),
     ],

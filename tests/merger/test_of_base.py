@@ -13,8 +13,17 @@ from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates.kinds import Diff, FromBase, Modulated, Scaled, Update
+from loraformat.model.updates import (
+    BiasFromWeight,
+    BlockAffine,
+    Dense,
+    ElementwiseScale,
+    FRoD,
+    Scaled,
+    SubtractedInit,
+    Update,
+    WeightNetwork,
+)
 
 Q, UP, DOWN = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.layers.0.down_proj.weight"
 BIAS = "model.layers.1.up_proj.bias"
@@ -25,34 +34,34 @@ def lazy(*shape: int, seed: int = 3, scale: float = 1.0, dtype: torch.dtype = to
     return LazyTensor.of(value.to(dtype))
 
 
-def network(rows: int, rank: int = 5) -> Projected:
+def network(rows: int, rank: int = 5) -> WeightNetwork:
     layers = [tuple(lazy(rank, rank, seed=seed + step) for seed in (0, 1, 2)) for step in (7, 20)]
-    return Projected(lazy(rows, rank), lazy(rank, rows, seed=4, scale=0.1), 0.7, "tanh", *layers)
+    return WeightNetwork(lazy(rows, rank), lazy(rank, rows, seed=4, scale=0.1), 0.7, "tanh", *layers)
 
 
-def recoded(cols: int, dtype: torch.dtype = torch.float32) -> Recoded:
-    return Recoded(lazy(cols, cols, dtype=dtype), lazy(cols, cols, seed=9))
+def recoded(cols: int, dtype: torch.dtype = torch.float32) -> FRoD:
+    return FRoD(lazy(cols, cols, dtype=dtype), lazy(cols, cols, seed=9))
 
 
 KINDS: dict[str, dict[str, tuple[Update, ...]]] = {
     "tiled": {
-        Q: (Tiled(lazy(4, 6, 6)),),
-        UP: (Tiled(lazy(65, 2, 2)), low_rank(130, 24)),
-        DOWN: (Tiled(lazy(12, 2, 2)),),
+        Q: (BlockAffine(lazy(4, 6, 6)),),
+        UP: (BlockAffine(lazy(65, 2, 2)), low_rank(130, 24)),
+        DOWN: (BlockAffine(lazy(12, 2, 2)),),
     },
     "projected": {
-        UP: (low_rank(130, 24), Projected(lazy(130, 3), lazy(3, 130, seed=4), -0.1)),
-        DOWN: (Projected(lazy(24, 3), lazy(3, 24, seed=4), 0.1), network(24)),
+        UP: (low_rank(130, 24), WeightNetwork(lazy(130, 3), lazy(3, 130, seed=4), -0.1)),
+        DOWN: (WeightNetwork(lazy(24, 3), lazy(3, 24, seed=4), 0.1), network(24)),
     },
     "network": {Q: (network(24),), UP: (network(130), network(130, 2))},
     "recoded": {Q: (recoded(24),), UP: (recoded(24), low_rank(130, 24)), DOWN: (recoded(130),)},
     "recoded-bfloat16": {UP: (recoded(24, torch.bfloat16), recoded(24))},
     "carried": {
-        UP: (Modulated(lazy(130, 2), lazy(2, 24)), low_rank(130, 24)),
+        UP: (ElementwiseScale(lazy(130, 2), lazy(2, 24)), low_rank(130, 24)),
         BIAS: (
             Scaled(lazy(130), is_bias=True, is_sum=True),
-            Diff(lazy(130, seed=5)),
-            Carried(UP, lazy(24, seed=6), 130),
+            Dense(lazy(130, seed=5)),
+            BiasFromWeight(UP, lazy(24, seed=6), 130),
         ),
     },
 }
@@ -86,7 +95,7 @@ def test_neither_memory_nor_threads_change_a_byte_of_it(tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize(
-    "update", [Tiled(lazy(12, 6, 6)), Projected(lazy(72, 3), lazy(3, 72), 0.5), network(72), recoded(24)]
+    "update", [BlockAffine(lazy(12, 6, 6)), WeightNetwork(lazy(72, 3), lazy(3, 72), 0.5), network(72), recoded(24)]
 )
 def test_transposed_storage_gives_the_transpose(tmp_path: Path, update: Update) -> None:
     name = "h.0.attn.c_attn.weight"
@@ -100,7 +109,7 @@ def test_a_bias_is_computed_from_a_transposed_weight(tmp_path: Path) -> None:
     name, bias = "h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias"
     tensors = {name: torch.randn(24, 72), bias: torch.randn(72)}
     base = save_base(tmp_path / "base", tensors, {"model_type": "gpt2"})
-    chains = {name: (low_rank(72, 24),), bias: (Carried(name, lazy(24), 72),)}
+    chains = {name: (low_rank(72, 24),), bias: (BiasFromWeight(name, lazy(24), 72),)}
     result = load(merge(base, tmp_path / "out", adapter(chains)))
     assert torch.allclose(result[bias], tensors[bias] + lazy(24).torch() @ tensors[name], atol=1e-5)
 
@@ -119,14 +128,14 @@ def test_two_adapters_are_each_counted_from_the_unmerged_base(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "update"),
     [
-        (Q, Tiled(lazy(5, 5, 5))),
-        (DOWN, Tiled(lazy(4, 6, 6))),
-        (Q, Tiled(lazy(4, 6, 5))),
-        (Q, Projected(lazy(24, 3), lazy(3, 25), 1.0)),
-        (Q, Projected(lazy(24, 3), lazy(2, 24), 1.0)),
+        (Q, BlockAffine(lazy(5, 5, 5))),
+        (DOWN, BlockAffine(lazy(4, 6, 6))),
+        (Q, BlockAffine(lazy(4, 6, 5))),
+        (Q, WeightNetwork(lazy(24, 3), lazy(3, 25), 1.0)),
+        (Q, WeightNetwork(lazy(24, 3), lazy(2, 24), 1.0)),
         (Q, recoded(25)),
-        (BIAS, Carried(UP, lazy(24), 131)),
-        (BIAS, Carried(UP, lazy(25), 130)),
+        (BIAS, BiasFromWeight(UP, lazy(24), 131)),
+        (BIAS, BiasFromWeight(UP, lazy(25), 130)),
     ],
 )
 def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, name: str, update: Update) -> None:
@@ -138,11 +147,11 @@ def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, name: str, update
 def test_a_bias_from_a_weight_that_is_not_there_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", base_weights(), config())
     with pytest.raises(UnmatchedUpdate, match="no such weight"):
-        merge(base, tmp_path / "out", adapter({BIAS: Carried("model.other.weight", lazy(24), 130)}))
+        merge(base, tmp_path / "out", adapter({BIAS: BiasFromWeight("model.other.weight", lazy(24), 130)}))
 
 
-@pytest.mark.parametrize("update", [recoded(1), Carried("m.weight", lazy(3), 1)])
-def test_a_tensor_without_axes_is_no_weight_of_it(update: Recoded | Carried) -> None:
+@pytest.mark.parametrize("update", [recoded(1), BiasFromWeight("m.weight", lazy(3), 1)])
+def test_a_tensor_without_axes_is_no_weight_of_it(update: FRoD | BiasFromWeight) -> None:
     assert not update.fits(())
 
 
@@ -158,16 +167,16 @@ def test_a_part_between_equal_singular_values_is_refused(tmp_path: Path) -> None
     values = torch.tensor([3.0] * 12 + [2.0] * 8 + [0.0] * 4, dtype=torch.float64)
     base = save_base(tmp_path / "base", {"q_proj.weight": turn * values @ turn.T}, {})
     for rank in (4, 12, 2):  # a border between values that differ, or all of which are zero
-        merge(base, tmp_path / f"out{rank}", adapter({"q_proj.weight": FromBase("osf", rank, None, (24, 24))}))
+        merge(base, tmp_path / f"out{rank}", adapter({"q_proj.weight": SubtractedInit("osf", rank, None, (24, 24))}))
     with pytest.raises(MergeError, match="not determined"):
-        merge(base, tmp_path / "out", adapter({"q_proj.weight": FromBase("osf", 7, None, (24, 24))}))
+        merge(base, tmp_path / "out", adapter({"q_proj.weight": SubtractedInit("osf", 7, None, (24, 24))}))
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("is_transposed", [False, True])
 @pytest.mark.parametrize(
     "update",
-    [FromBase("pissa", 3, None, (72, 24)), FromBase("osf", 3, None, (72, 24)), network(72), recoded(24)],
+    [SubtractedInit("pissa", 3, None, (72, 24)), SubtractedInit("osf", 3, None, (72, 24)), network(72), recoded(24)],
     ids=["pissa", "osf", "network", "recoded"],
 )
 def test_a_base_that_is_not_finite_is_named_as_what_it_is(
@@ -187,4 +196,4 @@ def test_a_bias_from_a_weight_that_is_not_finite_is_refused(tmp_path: Path) -> N
     tensors[UP][129, 0] = float("nan")
     base = save_base(tmp_path / "base", tensors, config())
     with pytest.raises(NonFiniteValue, match="the base weight holds NaN or infinity"):
-        merge(base, tmp_path / "out", adapter({UP: low_rank(130, 24), BIAS: Carried(UP, lazy(24), 130)}))
+        merge(base, tmp_path / "out", adapter({UP: low_rank(130, 24), BIAS: BiasFromWeight(UP, lazy(24), 130)}))

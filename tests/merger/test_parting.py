@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Replace, Rows
+from loraformat.model.updates import Replace, Rows
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -15,7 +15,7 @@ from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, FromBase, LowRank, Magnitude, Replace
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, SubtractedInit
 
 MEMORY, DISK = "model.layers.0.mlp.experts", "model.layers.0.block_sparse_moe.experts"
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
@@ -58,13 +58,13 @@ def test_one_stack_is_merged_into_many_tensors(tmp_path: Path) -> None:
             assert torch.allclose(result[f"{DISK}.{n}.{name}.weight"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_a_stack_is_merged_into_a_stack(tmp_path: Path, turned: bool) -> None:
-    weight = random(3, 20, 75) if turned else random(3, 75, 20)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_stack_is_merged_into_a_stack(tmp_path: Path, transposed: bool) -> None:
+    weight = random(3, 20, 75) if transposed else random(3, 75, 20)
     base = save_base(tmp_path / "base", {"e.w": weight}, {"model_type": "gpt_oss"})
     update = stack(3, 75, 20)
     result = load(merge(base, tmp_path / "out", adapter({"e.w": update})))["e.w"]
-    delta = dense(update).transpose(1, 2) if turned else dense(update)
+    delta = dense(update).transpose(1, 2) if transposed else dense(update)
     assert torch.allclose(result, weight + delta, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_a_bias_of_a_cut_weight_is_cut_too(tmp_path: Path) -> None:
     bias = random(6)
     base = save_base(tmp_path / "base", {"mlp.weights_in.bias": bias}, settings)
     for number, (name, ones) in enumerate({"gate": [1, 1, 1, 0, 0, 0], "up": [0, 0, 0, 1, 1, 1]}.items()):
-        change = adapter({f"mlp.{name}_proj.bias": Diff(LazyTensor.of(torch.ones(3)))})
+        change = adapter({f"mlp.{name}_proj.bias": Dense(LazyTensor.of(torch.ones(3)))})
         result = load(merge(base, tmp_path / f"out{number}", change))["mlp.weights_in.bias"]
         assert torch.equal(result, bias + torch.tensor(ones))
         with pytest.raises(UnsupportedUpdate, match="stores it in parts"):
@@ -114,7 +114,7 @@ def test_what_an_initialisation_took_off_is_taken_off_again(tmp_path: Path, reci
     name = "h.0.attn.c_attn.weight" if transposed else Q
     base = save_base(tmp_path / "base", {name: weight}, settings)
     shape = (70, 30) if transposed else (30, 70)
-    change = adapter({name: (FromBase(recipe, 4, 2.0, shape), low_rank(*shape, scale=2.0))})
+    change = adapter({name: (SubtractedInit(recipe, 4, 2.0, shape), low_rank(*shape, scale=2.0))})
     result = load(merge(base, tmp_path / "out", change))[name]
     left, values, right = torch.linalg.svd(weight.double())
     if recipe == "olora":
@@ -168,11 +168,11 @@ def test_strengths_scale_what_is_added_and_are_summed_before_rounding(tmp_path: 
             1.0,
             Magnitude(LazyTensor.of(torch.ones(24))),
         ),
-        FromBase("pissa", 2, 1.0, (24, 24)),
+        SubtractedInit("pissa", 2, 1.0, (24, 24)),
     ],
     ids=["replace", "dora", "from-base"],
 )
-def test_what_is_no_sum_has_no_strength(tmp_path: Path, update: Replace | LowRank | FromBase) -> None:
+def test_what_is_no_sum_has_no_strength(tmp_path: Path, update: Replace | LowRank | SubtractedInit) -> None:
     base = open_checkpoint(str(save_base(tmp_path / "base", weights(), config())))
     with pytest.raises(UnsupportedUpdate, match=r"q_proj.*cannot be merged at a strength of 0\.5"):
         plan_merge(base, [adapter({Q: update})], [AdapterSource("a", "x", strength=0.5)])

@@ -17,7 +17,7 @@ from loraformat.jobs.merge import merge
 from loraformat.merger import retentions, total_share
 from loraformat.merger.compute.retention import Tally, rounding_findings
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace
+from loraformat.model.updates import LowRank, Magnitude, Replace
 from loraformat.report import render
 
 Q, UP, EMBED = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight", "model.embed_tokens.weight"

@@ -17,7 +17,7 @@ from loraformat.merger.compute.retention import total_share
 from loraformat.merger.compute.rounding import round_nearest, rounder
 from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 Q, UP = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight"
 CHANCE = Arithmetic(rounding="stochastic", seed=7)

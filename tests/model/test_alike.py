@@ -10,7 +10,7 @@ import torch
 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude, Replace, Update
+from loraformat.model.updates import LowRank, Magnitude, Replace, Update
 
 USUAL = LowRank(LazyTensor.of(torch.ones(6, 2)), LazyTensor.of(torch.ones(2, 4)), 2.0)
 OTHERS: dict[str, LowRank] = {
@@ -32,18 +32,18 @@ def adapter(updates: dict[str, tuple[Update, ...]], **ranks: int) -> Adapter:
 
 def test_updates_that_differ_in_values_alone_are_one_group() -> None:
     other = replace(USUAL, up=LazyTensor.of(torch.zeros(6, 2)))
-    (group,) = adapter({"a": (USUAL,), "b": (other, USUAL), "c": (USUAL,)}).alike
+    (group,) = adapter({"a": (USUAL,), "b": (other, USUAL), "c": (USUAL,)}).update_groups
     assert group.weights == ["a", "b", "b", "c"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_whatever_else_differs_parts_them(name: str) -> None:
-    groups = adapter({"a": (USUAL,), "b": (OTHERS[name],), "c": (USUAL,)}).alike
+    groups = adapter({"a": (USUAL,), "b": (OTHERS[name],), "c": (USUAL,)}).update_groups
     assert [(group.update, group.weights) for group in groups] == [(USUAL, ["a", "c"]), (OTHERS[name], ["b"])]
 
 
 def test_the_declared_rank_parts_them() -> None:
-    groups = adapter({"a": (USUAL,), "b": (USUAL,), "c": (USUAL,)}, a=2, b=4).alike
+    groups = adapter({"a": (USUAL,), "b": (USUAL,), "c": (USUAL,)}, a=2, b=4).update_groups
     assert [(group.declared_rank, group.weights) for group in groups] == [(2, ["a"]), (4, ["b"]), (None, ["c"])]
 
 
@@ -53,5 +53,5 @@ def test_every_update_is_in_one_group() -> None:
         for number in range(3)
         for name, update in OTHERS.items()
     }
-    counts = Counter(weight for group in adapter(updates).alike for weight in group.weights)
+    counts = Counter(weight for group in adapter(updates).update_groups for weight in group.weights)
     assert counts == dict.fromkeys(updates, 3)

@@ -6,7 +6,7 @@ from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.results.weight_figures import module_kind, weight_records
 from loraformat.model.summary import layer_of, summarize
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
+from loraformat.model.updates import Hadamard, Kronecker, LowRank, Magnitude, Replace, Rows, Update
 
 
 def tensor(*shape: int, dtype: DType = DType.F32) -> LazyTensor:

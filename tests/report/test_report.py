@@ -27,7 +27,7 @@ from loraformat.model.results.verbs import (
 from loraformat.model.results.weight_figures import weight_records
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.report import RENDERERS, Report, render, render_all
 from loraformat.report.lines import columns_of, shorten
 from loraformat.report.terminal.text import progress, render_findings
@@ -80,7 +80,7 @@ def report(job: str, **more: object) -> Report:
         "job": job,
         "subject": NASTY,
         "format": "native",
-        "because": "lora_config.json",
+        "reason": "lora_config.json",
         "summary": summarize(adapter()),
         "data": RESULTS[job],
         "skipped": (Skipped("LF301", "absent-module", "no base was given"),),

@@ -14,7 +14,7 @@ from loraformat.formats.kit.findings import FINDINGS
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, RawFile
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.rules import MOST_HITS, RULES, Hit, Subject, gate, is_selected, refuse, rule, run, select
 
 EMPTY = Subject(bundle=Bundle("", {}), format="x", adapter=Adapter(config=AdapterConfig(), updates={}))

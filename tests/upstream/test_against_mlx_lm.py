@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 mx = pytest.importorskip("mlx.core", reason="mlx is not installed")
 pytest.importorskip("mlx_lm", reason="mlx-lm is not installed")

@@ -22,12 +22,12 @@ _INDENT = 10
 def command(output_format: str) -> None:
     """List the formats: what each is, what it reads and writes, and what a conversion into it loses or refuses."""
     from loraformat.diagnostics import json_text
-    from loraformat.formats.kit.base import KINDS
+    from loraformat.formats.kit.base import CONTENTS
     from loraformat.jobs.formats import formats, matrix
 
     found = formats()
     if output_format == "json":
-        said = {"formats": [asdict(each) for each in found], "kinds": KINDS, "refused": matrix()}
+        said = {"formats": [asdict(each) for each in found], "kinds": CONTENTS, "refused": matrix()}
         click.echo(json_text(said, indent=2))
         return
     for each in found:

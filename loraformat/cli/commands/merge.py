@@ -116,7 +116,7 @@ def command(
     from loraformat.jobs.merge import merge
     from loraformat.report.terminal.text import progress
 
-    options.interruption_keeps(resume and not dry_run)
+    options.keep_partial_output(resume and not dry_run)
     with progress(f"merging into {out}") as advance:
         report = merge(
             base,

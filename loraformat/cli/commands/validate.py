@@ -134,7 +134,7 @@ def command(
     discovery = discover(adapters, recursive=recursive, format=judged["source_format"])
     settings = _settings(config, isolated, (*adapters, *discovery.adapters))
     options.note(discovery.notes)
-    with options.collector_at_rest():
+    with options.gc_paused():
         from loraformat.jobs.validate import validate
 
         def judge(adapter: str) -> Report:

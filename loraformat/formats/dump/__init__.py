@@ -13,7 +13,7 @@ from loraformat.model.format_files import the_file
 NAME = "dump"
 TITLE = "a state dict of hand-written LoRA code in one .pt, .pth, .bin, .ckpt or .safetensors file"
 SPEC = "docs/formats/dump.md"
-READS: tuple[str, ...] = ("linear", "embedding", "convolution", "replacement")
+READS: tuple[str, ...] = ("linear", "embedding", "convolution", "full weights")
 
 __all__ = [
     "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
@@ -33,4 +33,4 @@ def sniff(bundle: Bundle) -> Match | None:
     if not pairs:
         return None
     first = min(pairs)
-    return Match(certain=False, because=f"{file.name} has factors for {counted(len(pairs), 'module')}, first {first}")
+    return Match(certain=False, reason=f"{file.name} has factors for {counted(len(pairs), 'module')}, first {first}")

@@ -102,21 +102,21 @@ class _Base:
     def fitting(self, found: list[Reading]) -> list[Reading]:
         """The readings that give the weight's shape, those that keep the roles of A and B before the others.
 
-        Only embeddings swap the roles (minLoRA), so a weight that is known to be stored as (in, out) is tried turned
-        around before that.
+        Only embeddings swap the roles (minLoRA), so a weight that is known to be stored as (in, out) is tried
+        transposed before that.
         """
         straight = [reading for reading in found if reading.name in (PEFT, TRANSPOSED)]
         if self.shape is None:
             return straight
         size = (self.shape[0], math.prod(self.shape[1:])) if self.shape else ()
         direct = [reading for reading in straight if (reading.rows, reading.cols) == size]
-        turned_around = [reading for reading in straight if (reading.cols, reading.rows) == self.shape]
+        transposed = [reading for reading in straight if (reading.cols, reading.rows) == self.shape]
         swapped = [reading for reading in found if reading not in straight and (reading.rows, reading.cols) == size]
-        later = (turned_around, swapped) if self.is_transposed else (swapped, turned_around)
+        later = (transposed, swapped) if self.is_transposed else (swapped, transposed)
         return direct or later[0] or later[1]
 
 
-def turned(name: str, a: LazyTensor, b: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
+def transposed(name: str, a: LazyTensor, b: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
     """(down (rank, cols), up (rows, rank)) of a pair read as `name`."""
     match name:
         case "A (rank, in), B (out, rank)":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, solve, turned
+from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, solve, transposed
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs
 from loraformat.formats.kit.pairs.spelling import EVERY, Pair
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
@@ -37,7 +37,7 @@ def _build(pairs: Mapping[str, Pair], rank: int | None, hints: Hints) -> dict[st
         a, b = pair.factors
         update = factors.embedding(a, b, None) if pair.is_embedding else factors.linear(a, b, None)
         if module in names:
-            down, up = turned(names[module], a, b)
+            down, up = transposed(names[module], a, b)
             is_swapped = names[module] in (SWAPPED, SWAPPED_TRANSPOSED)
             update = LowRank(up, down, None, None, _kernel(module, down.shape[1], hints), is_embedding=is_swapped)
         layers[module] = Layer(update, update.rank)

@@ -19,11 +19,11 @@ class Match:
 
     Attributes:
         certain: the tell-tale is conclusive; uncertain matches count only where no format is certain.
-        because: shown to the user: "adapter_config.json has peft_type".
+        reason: shown to the user: "adapter_config.json has peft_type".
     """
 
     certain: bool
-    because: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +72,20 @@ NO_HINTS = Hints()
 DEFAULT_OPTIONS = WriteOptions()
 
 
-# What an adapter may hold, as the conversion matrix has it.
-KINDS = {
+# What an adapter may hold, as the conversion matrix has it; what no low-rank update is, by the `family` of its kind.
+CONTENTS = {
     "linear": "low-rank updates of linear layers",
     "embedding": "low-rank updates of embeddings",
     "convolution": "low-rank updates of convolutions",
     "dora": "DoRA magnitudes",
     "bias": "trained biases",
-    "replacement": "whole weights, resized tables among them",
-    "rows": "trained rows of tables",
-    "difference": "dense differences",
+    "full weights": "weights in the place of the base's, resized tables among them",
+    "trained rows": "some rows of a table",
+    "dense delta": "a matrix as large as the weight, added to it",
     "experts": "stacks of low-rank updates, one for each expert",
-    "from-base": "what PiSSA, OLoRA and KaSA took off the base",
-    "product": "LoHa and LoKr",
-    "factor": "updates that multiply (IA3, OFT and others)",
+    "init subtracted from the base (PiSSA, OLoRA)": "what an initialization took off the base; KaSA and OSF too",
+    "LoHa/LoKr": "Hadamard and Kronecker products of factors",
+    "multiplicative (IA3, OFT …)": "updates that multiply the weight or are computed from it",
 }
 
 
@@ -97,7 +97,7 @@ class Format(Protocol):
         SPEC: where the format is described.
         WRITES: whether there is a writer; without one `losses` gives an error and `write` raises UnsupportedUpdate.
         CONTAINERS: of the weights that it writes, the default first.
-        READS, HOLDS: what its reader makes and its writer can hold, in words of KINDS.
+        READS, HOLDS: what its reader makes and its writer can hold, in words of CONTENTS.
         LOSES: what every conversion into it loses, in words; "" for nothing.
     """
 

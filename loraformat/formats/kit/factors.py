@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude
+from loraformat.model.updates import LowRank, Magnitude
 
 
 def linear(a: LazyTensor, b: LazyTensor, scale: float | None, magnitude: LazyTensor | None = None) -> LowRank:

@@ -43,7 +43,7 @@ def tokenizer_files(bundle: Bundle) -> dict[str, RawFile]:
     return {name: _raw(file) for name, file in bundle.files.items() if name in TOKENIZER_FILES and _is_raw(file)}
 
 
-def carried_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
+def other_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
     """The other files that are copied along: no hidden files, no pickles, no optimizer state, no tensor files.
 
     Args:
@@ -58,7 +58,7 @@ def carried_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
 
 def left_behind(bundle: Bundle, own: Collection[str]) -> Iterator[Finding]:
     """LF222 for the files that are neither read nor carried; nothing for hidden ones."""
-    taken = {*own, *tokenizer_files(bundle), *carried_files(bundle, own)}
+    taken = {*own, *tokenizer_files(bundle), *other_files(bundle, own)}
     names = [name for name in bundle.files if name not in taken and not name.startswith(".")]
     if names:
         yield file_left_behind(FindingLocation(subject=bundle.uri), names)
@@ -98,7 +98,7 @@ def tensor_file(name: str, container: str, entries: Mapping[str, LazyTensor], fr
 def bundle_of(files: list[File], adapter: Adapter) -> Bundle:
     """The folder to be written: the format's own files, and what the adapter carries under other names."""
     own: dict[str, File] = {file.name: file for file in files}
-    return Bundle("", dict(sorted({**adapter.carried, **adapter.tokenizer, **own}.items())))
+    return Bundle("", dict(sorted({**adapter.other_files, **adapter.tokenizer, **own}.items())))
 
 
 def lost_beside(adapter: Adapter, dropped: list[str], own: Collection[str]) -> Iterator[Finding]:
@@ -112,6 +112,6 @@ def lost_beside(adapter: Adapter, dropped: list[str], own: Collection[str]) -> I
         yield unclaimed_tensor_lost("", sorted(adapter.unclaimed))
     if dropped:
         yield dropped_metadata("", dropped)
-    names = sorted({*adapter.carried, *adapter.tokenizer}.intersection(own))
+    names = sorted({*adapter.other_files, *adapter.tokenizer}.intersection(own))
     if names:
         yield dropped_metadata("", names)

@@ -13,8 +13,7 @@ from loraformat.formats.kit.losses import dropped_metadata, folded_scale, padded
 from loraformat.formats.kit.update_slots import is_stated, low_ranks_of, most_common, unstated_fields
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Update
-from loraformat.model.updates.tensors import with_tensors
+from loraformat.model.updates import Dense, LowRank, Update, map_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +58,8 @@ def _uniform(weight: str, update: Update, scale: float, rank: int, low_ranks: Ma
     if isinstance(update, LowRank):
         return _padded(_folded(update, scale), rank)
     layer = low_ranks.get(f"{module_of(weight)}.weight")
-    if isinstance(update, Diff) and layer is not None and update.scale is not None and update.scale == layer.scale:
-        return Diff(multiplied(update.difference, update.scale / scale), scale)
+    if isinstance(update, Dense) and layer is not None and update.scale is not None and update.scale == layer.scale:
+        return Dense(multiplied(update.delta, update.scale / scale), scale)
     return update
 
 
@@ -129,7 +128,7 @@ def cast(adapter: Adapter, dtype: DType) -> tuple[Adapter, tuple[Finding, ...]]:
         return LazyTensor(tensor.shape, dtype, read)
 
     updates = {
-        weight: tuple(with_tensors(update, narrowed) for update in chain) for weight, chain in adapter.updates.items()
+        weight: tuple(map_tensors(update, narrowed) for update in chain) for weight, chain in adapter.updates.items()
     }
     losses = (reduced_precision("", ", ".join(sorted(wider)), dtype.torch_name, ROUNDOFF[dtype]),) if wider else ()
     return replace(adapter, updates=updates), losses
@@ -156,14 +155,14 @@ def stripped(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
     """
     config = adapter.config
     raw = {name: value for name, value in config.raw.items() if is_stated(name)}
-    left_out = [name for name in unstated_fields(config.raw) if name not in raw] + sorted(adapter.carried)
+    left_out = [name for name in unstated_fields(config.raw) if name not in raw] + sorted(adapter.other_files)
     base = config.base_model
     if base is not None and _is_path(base):
         left_out.append("base model (a path)")
         base = None
     losses = (dropped_metadata("", left_out),) if left_out else ()
     bare = replace(config, raw=raw, base_model=base, base_revision=config.base_revision if base else None)
-    return replace(adapter, config=bare, carried={}), losses
+    return replace(adapter, config=bare, other_files={}), losses
 
 
 def _is_path(name: str) -> bool:

@@ -37,8 +37,8 @@ def cleaned_names(where: Where, message: str) -> Said:
 
 
 @kind("LF902", Severity.WARNING)
-def turned_factors(where: Where, message: str) -> Said:
-    """Factors that stood transposed were turned back.
+def transposed_back(where: Where, message: str) -> Said:
+    """Factors that stood transposed were transposed back.
 
     ## Why is this bad?
     It was: PEFT refuses such a file. The output has A (rank, in) and B (out, rank).
@@ -112,11 +112,11 @@ def renamed_modules(where: Where, count: int, before: str, after: str) -> Said:
     return where, f'{counted(count, "module")} renamed as the base has them: "{before}" → "{after}"'
 
 
-REPAIRS = (cleaned_names, turned_factors, dropped_copies, whole_number, renamed_modules)
+REPAIRS = (cleaned_names, transposed_back, dropped_copies, whole_number, renamed_modules)
 
 _MENDED: dict[str, Kind[[str, str]]] = {
     foreign_name_part.code: cleaned_names,
-    transposed_factors.code: turned_factors,
+    transposed_factors.code: transposed_back,
     redundant_copy.code: dropped_copies,
 }
 

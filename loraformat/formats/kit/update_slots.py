@@ -9,8 +9,7 @@ from typing import TypeVar
 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Json
-from loraformat.model.summary import kind_of
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Dense, LowRank, Replace, Rows, Update, kind_of
 
 T = TypeVar("T")
 
@@ -22,11 +21,11 @@ class Slots:
     replace: Replace | None = None
     rows: Rows | None = None
     low_rank: LowRank | None = None
-    difference: Diff | None = None
+    dense: Dense | None = None
 
     def updates(self) -> tuple[Update, ...]:
         """The updates that are there, in order."""
-        every = (self.replace, self.rows, self.low_rank, self.difference)
+        every = (self.replace, self.rows, self.low_rank, self.dense)
         return tuple(update for update in every if update is not None)
 
 
@@ -36,7 +35,7 @@ def slots_of(updates: tuple[Update, ...]) -> Slots | None:
         replace=_only(Replace, updates),
         rows=_only(Rows, updates),
         low_rank=_only(LowRank, updates),
-        difference=_only(Diff, updates),
+        dense=_only(Dense, updates),
     )
     is_stack = found.low_rank is not None and found.low_rank.is_stack
     return found if found.updates() == updates and not is_stack else None
@@ -60,8 +59,8 @@ def low_ranks_of(adapter: Adapter) -> dict[str, LowRank]:
 
 def _sequence_fault(updates: tuple[Update, ...]) -> str:
     """Why `updates` have no slots: a kind that has none, or their number and order."""
-    foreign = next((each for each in updates if not isinstance(each, (Replace, Rows, LowRank, Diff))), None)
-    return "this sequence of updates" if foreign is None else f"an update of the kind {kind_of(foreign)}"
+    foreign = next((each for each in updates if not isinstance(each, (Replace, Rows, LowRank, Dense))), None)
+    return "this sequence of updates" if foreign is None else f"an update of the kind {kind_of(foreign).name}"
 
 
 def _only(kind: type[T], updates: tuple[Update, ...]) -> T | None:

@@ -13,14 +13,14 @@ from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.blocks import Runs, block_columns, stacked
 from loraformat.formats.kit.findings import not_only_tensors, unpaired_factor
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.pairs.spelling import LORALIB, Pair, pairs_of
 from loraformat.formats.kit.scaling import Scaling, scale_of
 from loraformat.formats.litgpt.config import OWN_FILES, SETTINGS, WEIGHTS, LitConfig, parse
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 # Names that earlier versions had, and today's.
 _RENAMED = {".attn.attn": ".attn.qkv", ".attn.c_attn": ".attn.qkv", ".attn.c_proj": ".attn.proj"}
@@ -60,7 +60,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         ),
         updates={weight: (scaled[weight],) for weight in sorted(scaled)},
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, OWN_FILES),
+        other_files=other_files(bundle, OWN_FILES),
         unclaimed={name: tensor for name, tensor in tensors.entries.items() if name not in taken},
         notes=(*_notes(pairs, tensors, in_file(file.name)), *left_behind(bundle, OWN_FILES)),
     )

@@ -15,8 +15,8 @@ TITLE = "loralib: <module>.lora_A and .lora_B, (rank, in) and (out, rank), in on
 SPEC = "docs/formats/loralib.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("torch", "safetensors")
-READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
-HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "replacement")
+READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
 LOSES = "one rank and one alpha for all, beside the file; the name of the base"
 
 __all__ = [
@@ -30,11 +30,11 @@ def sniff(bundle: Bundle) -> Match | None:
     Our own writer's settings beside it are enough.
     """
     if SETTINGS in bundle.files:
-        return Match(certain=True, because=f"{SETTINGS} is there")
+        return Match(certain=True, reason=f"{SETTINGS} is there")
     file = the_file(bundle)
     if file is None or not are_loralib(file.open().entries):
         return None
     pairs, _ = pairs_of(file.open().entries)
     return Match(
-        certain=False, because=f"{file.name} has .lora_A of shape (rank, in) for {counted(len(pairs), 'module')}"
+        certain=False, reason=f"{file.name} has .lora_A of shape (rank, in) for {counted(len(pairs), 'module')}"
     )

@@ -15,7 +15,7 @@ from loraformat.formats.kit.blocks import block_columns
 from loraformat.formats.kit.pairs.read import Layer, base_shape
 from loraformat.formats.kit.pairs.spelling import Pair
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def _is_one_part(height: int, shape: tuple[int, ...] | None, hints: Hints) -> bo
 
 
 def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ...] | None, hints: Hints) -> Layer:
-    rank, straight, turned = b.shape[1], (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
+    rank, straight, transposed = b.shape[1], (b.shape[0], a.shape[1]), (a.shape[1], b.shape[0])
     is_called_table = "emb" in module.rpartition(".")[2].lower() or module.rpartition(".")[2] in _TABLES
     if shape is None and is_called_table:
         raise ConfigError(
@@ -60,17 +60,17 @@ def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int
             where=in_weights(module),
             hint="give it with --base",
         )
-    if shape not in (None, straight, turned):
+    if shape not in (None, straight, transposed):
         raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the weight {shape}", where=in_weights(module))
-    if shape == turned and is_called_table:
+    if shape == transposed and is_called_table:
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
-    if shape == turned != straight and hints.is_transposed(module) is None:
+    if shape == transposed != straight and hints.is_transposed(module) is None:
         raise ConfigError(
             f"the weight {shape} is that of an embedding or of a layer that is stored as (in, out)",
             where=in_weights(module),
             hint='--assume fan_in_fan_out=true for a layer, false for an embedding, ["fc2"] for these layers',
         )
-    if shape == turned != straight and not hints.is_transposed(module):
+    if shape == transposed != straight and not hints.is_transposed(module):
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
     return Layer(LowRank(b, a, None), rank)
 

@@ -54,7 +54,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): two names mean the same tensor.
     """
     settings = _settings(bundle)
-    turned = agreed(settings.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(SETTINGS))
+    transposed = agreed(settings.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(SETTINGS))
 
     def build(pairs: Mapping[str, Pair], rank: int | None, known: Hints) -> dict[str, Layer]:  # noqa: ARG001
         return {
@@ -72,9 +72,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
             settings=(settings.rank, settings.alpha),
             settings_file=SETTINGS if SETTINGS in bundle.files else None,
         ),
-        hints if hints.transposed else replace(hints, fan_in_fan_out=turned),
+        hints if hints.transposed else replace(hints, fan_in_fan_out=transposed),
     )
-    return replace(found, config=replace(found.config, fan_in_fan_out=turned))
+    return replace(found, config=replace(found.config, fan_in_fan_out=transposed))
 
 
 def _with_shape(pair: Pair, size: int | None) -> Pair:

@@ -20,7 +20,7 @@ from loraformat.formats.loralib.read import SETTINGS
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Bundle, Json
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,8 +50,8 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
 def _fault(base_weight: str, slots: Slots) -> str | None:
     if slots.rows is not None:
         return "trained rows"
-    if slots.difference is not None:
-        return "a dense difference"
+    if slots.dense is not None:
+        return "a dense delta"
     if slots.replace is not None and not slots.replace.follows_tie:
         return "a replaced weight that a tied partner does not share"
     if slots.replace is not None and slots.low_rank is not None:

@@ -9,7 +9,7 @@ from loraformat.diagnostics import in_weights
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit.base import Hints
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 _STACK = "switch_mlp"
 # What the layers of an expert are called in checkpoints: as in MLX, or as in Mixtral.

@@ -17,14 +17,14 @@ from loraformat.formats.kit.findings import (
     scale_of_two_versions,
     unpaired_factors,
 )
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, OWN_FILES, WEIGHTS, MlxConfig, parse
 from loraformat.formats.mlx.experts import experts_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, JsonFile, TensorFile
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Magnitude
+from loraformat.model.updates import LowRank, Magnitude
 
 # What mlx-examples/lora multiplied by; its files have no config.
 # Source: mlx-examples 2024-01, lora/models.py `LoRALinear.__init__`.
@@ -79,7 +79,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         ),
         updates={weight: (found.updates[weight],) for weight in sorted(found.updates)},
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, (*OWN_FILES, file.name)),
+        other_files=other_files(bundle, (*OWN_FILES, file.name)),
         unclaimed=found.unclaimed,
         notes=(*found.notes, *left_behind(bundle, (CONFIG, file.name))),
     )

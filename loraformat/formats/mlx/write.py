@@ -18,7 +18,7 @@ from loraformat.formats.mlx.config import CONFIG, EMBEDDINGS, OWN_FILES, WEIGHTS
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, Json
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 # MLX has no other floating types on every device.
 _DTYPES = (DType.F32, DType.F16, DType.BF16)
@@ -43,7 +43,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
 def _fault(base_weight: str, slots: Slots) -> str | None:
     update = slots.low_rank
     if update is None or slots.updates() != (update,):
-        kinds = {"replace": "a replaced weight", "rows": "trained rows", "difference": "a dense difference"}
+        kinds = {"replace": "a replaced weight", "rows": "trained rows", "dense": "a dense delta"}
         return next(words for name, words in kinds.items() if getattr(slots, name) is not None)
     if not base_weight.endswith(".weight"):
         return "a low-rank update of a parameter that is not called weight"

@@ -13,7 +13,16 @@ TITLE = "loraformat folder: lora_config.json and lora_weights.{safetensors,pt}"
 SPEC = "docs/formats/native.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("safetensors", "torch")
-READS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows", "difference")
+READS: tuple[str, ...] = (
+    "linear",
+    "embedding",
+    "convolution",
+    "dora",
+    "bias",
+    "full weights",
+    "trained rows",
+    "dense delta",
+)
 HOLDS: tuple[str, ...] = READS
 LOSES = "settings of other tools"
 
@@ -27,4 +36,4 @@ def sniff(bundle: Bundle) -> Match | None:
     if bundle.is_single_file:
         return None
     found = next((name for name in (CONFIG, *WEIGHTS.values(), *TABLES.values()) if name in bundle.files), None)
-    return Match(certain=True, because=f"{found} is there") if found else None
+    return Match(certain=True, reason=f"{found} is there") if found else None

@@ -12,7 +12,7 @@ from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.fields import names_or_pattern, optional_boolean, optional_integer, optional_text
 from loraformat.formats.kit.findings import not_only_tensors, table_too_short, unpaired_factors
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed, scale_of
 from loraformat.formats.kit.update_slots import Slots
 from loraformat.formats.native.config import MAX_CONFIG_BYTES, MAX_ROWS, NativeConfig, parse
@@ -20,7 +20,7 @@ from loraformat.formats.native.names import CONFIG, FACTORS, OWN_FILES, TABLES, 
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, Json, JsonFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Replace, Rows
+from loraformat.model.updates import Dense, LowRank, Replace, Rows
 
 Parts = Mapping[str, LazyTensor]
 
@@ -34,7 +34,7 @@ class _Sorted:
     modules: dict[str, dict[str, LazyTensor]] = field(default_factory=lambda: defaultdict(dict))
     tables: dict[str, Replace] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
-    differences: dict[str, Diff] = field(default_factory=dict)
+    differences: dict[str, Dense] = field(default_factory=dict)
     unclaimed: dict[str, LazyTensor] = field(default_factory=dict)
 
 
@@ -62,7 +62,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         config=_hub_config(config, slots, hints),
         updates={weight: several.updates() for weight, several in sorted(slots.items())},
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, OWN_FILES),
+        other_files=other_files(bundle, OWN_FILES),
         unclaimed=found.unclaimed,
         notes=(*notes, *left_behind(bundle, OWN_FILES)),
     )
@@ -108,7 +108,7 @@ def _sort_weights(tensors: Tensors, config: NativeConfig, found: _Sorted) -> Non
         elif part == "rows":
             _put(found.rows, owner, _rows(owner, tensor, config, follows_tie=False))
         else:
-            found.differences[owner] = Diff(tensor, config.difference_scale.get(owner, 1.0))
+            found.differences[owner] = Dense(tensor, config.difference_scale.get(owner, 1.0))
 
 
 def _sort_tables(tensors: Tensors, config: NativeConfig, found: _Sorted) -> None:
@@ -158,7 +158,7 @@ def _slots(found: _Sorted, config: NativeConfig, hints: Hints) -> tuple[dict[str
             replace=found.tables.get(weight),
             rows=found.rows.get(weight),
             low_rank=low_ranks.get(weight),
-            difference=found.differences.get(weight),
+            dense=found.differences.get(weight),
         )
         for weight in weights
     }

@@ -26,7 +26,7 @@ from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, 
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, File, Json
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Rows
+from loraformat.model.updates import LowRank, Rows
 
 _OWNED = frozenset(
     [
@@ -96,8 +96,8 @@ def _place(base_weight: str, slots: Slots, weights: dict[str, LazyTensor], table
         (tables if slots.rows.follows_tie else weights)[f"{base_weight}.rows"] = slots.rows.values
     if slots.low_rank is not None:
         weights.update(_factors(module_of(base_weight), slots.low_rank))
-    if slots.difference is not None:
-        weights[f"{base_weight}.difference"] = slots.difference.difference
+    if slots.dense is not None:
+        weights[f"{base_weight}.difference"] = slots.dense.delta
 
 
 def _factors(module: str, update: LowRank) -> dict[str, LazyTensor]:
@@ -163,7 +163,7 @@ def _base(config: AdapterConfig) -> Json:
 
 
 def _difference_scale(adapter: Adapter) -> Json:
-    scales = {weight: slots.difference.scale for weight, slots in all_slots(adapter) if slots.difference is not None}
+    scales = {weight: slots.dense.scale for weight, slots in all_slots(adapter) if slots.dense is not None}
     return {weight: scale for weight, scale in scales.items() if scale != 1.0}
 
 

@@ -20,15 +20,15 @@ READS: tuple[str, ...] = (
     "convolution",
     "dora",
     "bias",
-    "replacement",
-    "rows",
-    "difference",
+    "full weights",
+    "trained rows",
+    "dense delta",
     "experts",
-    "from-base",
-    "product",
-    "factor",
+    "init subtracted from the base (PiSSA, OLoRA)",
+    "LoHa/LoKr",
+    "multiplicative (IA3, OFT …)",
 )
-HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "replacement", "rows")
+HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "full weights", "trained rows")
 LOSES = "vocabulary sizes, which tables are tied"
 
 __all__ = [
@@ -40,8 +40,8 @@ def sniff(bundle: Bundle) -> Match | None:
     """By file names; a config alone must have `peft_type`, because other tools call theirs the same."""
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
-        return Match(certain=True, because=f"{weights} is there")
+        return Match(certain=True, reason=f"{weights} is there")
     config = readable(bundle, CONFIG)
     if isinstance(config, dict) and "peft_type" in config:
-        return Match(certain=True, because=f"{CONFIG} has peft_type")
+        return Match(certain=True, reason=f"{CONFIG} has peft_type")
     return None

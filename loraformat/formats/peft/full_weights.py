@@ -11,7 +11,7 @@ from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.layers import Built
 from loraformat.model.adapter import module_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 
 # VeLoRA's projections and MonteCLoRA's samplers.
 # Source: peft 0.21.2, tuners/lora/variants.py `VeloraLinearVariant`, `MontecloraLinearVariant`.

@@ -17,7 +17,7 @@ from loraformat.formats.peft.lora_variants import check_groups, merged_parts, wi
 from loraformat.formats.peft.tuners.lycoris import product
 from loraformat.formats.peft.wrapped_layers import Nested, Recent, check_layout, nested_layers, stacked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Replace, Rows, Update
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Replace, Rows, SubtractedInit, Update
 
 Parts = Mapping[str, LazyTensor]
 
@@ -36,9 +36,9 @@ class Built:
     replaces: dict[str, Replace] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     low_ranks: dict[str, LowRank] = field(default_factory=dict)
-    products: dict[str, Hadamard | Kronecker | Diff] = field(default_factory=dict)
-    differences: dict[str, Diff] = field(default_factory=dict)
-    from_bases: dict[str, FromBase] = field(default_factory=dict)
+    products: dict[str, Hadamard | Kronecker | Dense] = field(default_factory=dict)
+    differences: dict[str, Dense] = field(default_factory=dict)
+    from_bases: dict[str, SubtractedInit] = field(default_factory=dict)
     scaled_as: dict[str, str] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
     others: dict[str, tuple[Update, ...]] = field(default_factory=dict)
@@ -127,7 +127,7 @@ def _layer(module: str, parts: Parts, scale: float | None, built: Built) -> set[
     if "A" in parts and "B" in parts and not {"embedding_A", "embedding_B"} & parts.keys():
         built.low_ranks[weight] = factors.linear(parts["A"], parts["B"], scale, magnitude)
         if "B_bias" in parts:
-            built.differences[f"{module}.bias"] = Diff(parts["B_bias"], scale)
+            built.differences[f"{module}.bias"] = Dense(parts["B_bias"], scale)
         return {"A", "B", "magnitude", "B_bias"}
     if {"embedding_A", "embedding_B"} <= parts.keys() and not {"A", "B"} & parts.keys():
         a, b = parts["embedding_A"], parts["embedding_B"]
@@ -174,7 +174,7 @@ def _take_off(weight: str, rank: int, scale: float | None, config: PeftConfig, b
     """Adds what the initialisation took off the base's matrix; embeddings and convolutions keep theirs."""
     update = built.low_ranks[weight]
     if config.recipe is not None and not update.is_embedding and not update.kernel and not update.is_stack:
-        built.from_bases[weight] = FromBase(config.recipe, rank, scale, update.shape)
+        built.from_bases[weight] = SubtractedInit(config.recipe, rank, scale, update.shape)
 
 
 def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> set[str]:

@@ -13,7 +13,7 @@ from loraformat.errors import MissingFile
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.fields import optional_text
 from loraformat.formats.kit.findings import announced_but_absent, not_only_tensors, unknown_setting
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed
 from loraformat.formats.kit.update_slots import vocabulary_of
 from loraformat.formats.peft.config.fields import KNOWN_FIELDS, PeftConfig, parse
@@ -22,13 +22,13 @@ from loraformat.formats.peft.full_weights import read_wholes
 from loraformat.formats.peft.keys import CONFIG, OWN_FILES, Sorted, sort
 from loraformat.formats.peft.layers import Built, read_layers
 from loraformat.formats.peft.other_weights import notes_of, read_beside
-from loraformat.formats.peft.transposed import turn_back
+from loraformat.formats.peft.transposed import transpose_back
 from loraformat.formats.peft.tuner_layers import part_names, read_tuned, split_shared
 from loraformat.formats.peft.tuners import TUNERS
-from loraformat.formats.peft.wrapped_layers import turns_square_experts
+from loraformat.formats.peft.wrapped_layers import transposes_square_experts
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, JsonFile
-from loraformat.model.updates.kinds import Replace, Update
+from loraformat.model.updates import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
@@ -48,7 +48,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     tuner = TUNERS.get(config.peft_type)
     if tuner is None:
         found = sort(tensors.entries, where)
-        found.notes.extend(turn_back(found, config, hints, where))
+        found.notes.extend(transpose_back(found, config, hints, where))
         built = read_layers(found, config, hints)
     else:
         shared, entries = split_shared(tensors.entries, tuner)
@@ -66,7 +66,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         config=_hub_config(config, built, updates, hints),
         updates=updates,
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, OWN_FILES),
+        other_files=other_files(bundle, OWN_FILES),
         unclaimed={**{name: tensors.entries[name] for name in sorted(built.unclaimed)}, **beside.unclaimed},
         notes=(*notes, *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
     )
@@ -115,7 +115,7 @@ def _hub_config(
         fan_in_fan_out=agreed(
             config.fan_in_fan_out, hints.all_transposed, "fan_in_fan_out", in_file(CONFIG, "fan_in_fan_out")
         ),
-        turns_square_experts=turns_square_experts(config.version) if config.parameters else None,
+        transposes_square_experts=transposes_square_experts(config.version) if config.parameters else None,
         layers=config.layers,
         raw=raw,
     )

@@ -20,7 +20,7 @@ _READERS = frozenset(
 Pairs = dict[str, tuple[LazyTensor, LazyTensor]]
 
 
-def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: FindingLocation) -> list[Finding]:
+def transpose_back(found: Sorted, config: PeftConfig, hints: Hints, where: FindingLocation) -> list[Finding]:
     """Turns the factors of all layers, where all are transposed and it is certain that they are not exchanged.
 
     Exchanged factors, A (out, rank) and B (rank, in), have shapes of the same kind. The base tells them apart where a
@@ -38,7 +38,7 @@ def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: FindingLoc
     }
     fitting = {module for module, (a, b) in pairs.items() if a.shape[0] == b.shape[1]}
     odd = pairs.keys() - fitting
-    if not odd or not all(_is_turned(pairs[module], config.rank_of(module)) for module in pairs):
+    if not odd or not all(_is_transposed(pairs[module], config.rank_of(module)) for module in pairs):
         return []
     if not (_base_agrees(pairs, hints) if hints.weights is not None else _readers_agree(pairs)):
         return []
@@ -47,17 +47,17 @@ def turn_back(found: Sorted, config: PeftConfig, hints: Hints, where: FindingLoc
     return [transposed_factors(where, sorted(pairs))]
 
 
-def _is_turned(pair: tuple[LazyTensor, LazyTensor], rank: int) -> bool:
+def _is_transposed(pair: tuple[LazyTensor, LazyTensor], rank: int) -> bool:
     a, b = pair
     return a.shape[1] == b.shape[0] == rank
 
 
 def _base_agrees(pairs: Pairs, hints: Hints) -> bool:
-    """Whether every weight that the base has fits the turned factors, and one of them does not fit exchanged ones."""
+    """Whether every weight of the base fits the transposed factors, and one of them does not fit exchanged ones."""
     shapes = {module: (hints.weights or {}).get(f"{module}.weight") for module in pairs}
     known = {module: shape for module, shape in shapes.items() if shape is not None and len(shape) == 2}
-    turned = all(shape == (pairs[module][1].shape[1], pairs[module][0].shape[0]) for module, shape in known.items())
-    return turned and any(shape[0] != shape[1] for shape in known.values())
+    transposed = all(shape == (pairs[module][1].shape[1], pairs[module][0].shape[0]) for module, shape in known.items())
+    return transposed and any(shape[0] != shape[1] for shape in known.values())
 
 
 def _readers_agree(pairs: Pairs) -> bool:

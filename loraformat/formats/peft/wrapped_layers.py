@@ -17,7 +17,7 @@ from loraformat.formats.peft.config.fields import PeftConfig
 from loraformat.formats.peft.keys import CONFIG, Sorted
 from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,7 +206,7 @@ def check_layout(layer: LowRank, version: str | None, where: FindingLocation) ->
         )
 
 
-def turns_square_experts(version: str | None) -> bool | None:
+def transposes_square_experts(version: str | None) -> bool | None:
     """Whether the factors of a square parameter give its transpose as it is stored, in the PEFT that trained them.
 
     PEFT up to 0.18 took every stack for (experts, in, out); None for "as the architecture has it".

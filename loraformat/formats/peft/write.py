@@ -32,7 +32,7 @@ from loraformat.formats.peft.patterns import Inside
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank
+from loraformat.model.updates import Dense, LowRank
 
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
@@ -44,7 +44,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     unknown = [
         weight
         for weight, found in sound.items()
-        if any(update is not None and update.scale is None for update in (found.low_rank, found.difference))
+        if any(update is not None and update.scale is None for update in (found.low_rank, found.dense))
     ]
     if unknown:
         yield unknown_scale("", unknown)
@@ -84,8 +84,8 @@ def _fault(base_weight: str, slots: Slots, others: dict[str, Slots]) -> str | No
         return "rows of a parameter that is not called weight"
     if slots.rows is not None and (update is not None or is_private):
         return "trained rows together with another update of the table"
-    if slots.difference is not None and not _is_factor_bias(base_weight, slots.difference, others):
-        return "a dense difference that is not the bias of lora_B"
+    if slots.dense is not None and not _is_factor_bias(base_weight, slots.dense, others):
+        return "a dense delta that is not the bias of lora_B"
     return None if update is None else _low_rank_fault(base_weight, update, is_private=is_private)
 
 
@@ -99,8 +99,8 @@ def _low_rank_fault(base_weight: str, update: LowRank, *, is_private: bool) -> s
     return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
 
 
-def _is_factor_bias(base_weight: str, difference: Diff, others: dict[str, Slots]) -> bool:
-    """Whether PEFT's `lora_bias` gives this difference: on the bias of a plain low-rank module, with the same scale."""
+def _is_factor_bias(base_weight: str, delta: Dense, others: dict[str, Slots]) -> bool:
+    """Whether PEFT's `lora_bias` gives this delta: on the bias of a plain low-rank module, with the same scale."""
     module = module_of(base_weight)
     layer = others.get(f"{module}.weight")
     update = layer.low_rank if layer is not None else None
@@ -109,7 +109,7 @@ def _is_factor_bias(base_weight: str, difference: Diff, others: dict[str, Slots]
         and update is not None
         and not update.is_embedding
         and update.magnitude is None
-        and update.scale == difference.scale
+        and update.scale == delta.scale
     )
 
 
@@ -170,8 +170,8 @@ def _tensors(base_weight: str, found: Slots, slots: dict[str, Slots]) -> Iterato
         yield f"{module}.token_adapter.trainable_tokens_delta", found.rows.values
     if found.low_rank is not None:
         yield from _layer(module, found.low_rank)
-    if found.difference is not None:
-        yield f"{module}.lora_B.bias", found.difference.difference
+    if found.dense is not None:
+        yield f"{module}.lora_B.bias", found.dense.delta
 
 
 def _whole_name(base_weight: str, slots: dict[str, Slots]) -> str:

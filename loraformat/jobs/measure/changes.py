@@ -17,9 +17,8 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.weight_figures import TableRecord
-from loraformat.model.summary import has_scale, scale_of
-from loraformat.model.updates.kinds import Replace, Update
-from loraformat.model.updates.kinds import Rows as SomeRows
+from loraformat.model.updates import Replace, Update, kind_of, scale_of
+from loraformat.model.updates import Rows as SomeRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,7 +235,7 @@ def _usable(base: Checkpoint, adapter: Adapter) -> Adapter:
 
 
 def _has_value(update: Update) -> bool:
-    return not has_scale(update) or scale_of(update) is not None
+    return not kind_of(update).has_scale or scale_of(update) is not None
 
 
 def _track(preview: Preview, *, with_spectra: bool, with_histograms: bool) -> _Track:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.model.results.differences import WeightDifference
-from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Update, tensors_of
+from loraformat.model.updates import LowRank, Replace, Update, kind_of, scale_of, settings, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +27,7 @@ def update_difference(
         if one is None or other is None:
             lone = one if one is not None else other
             assert lone is not None
-            arrow = f"{kind_of(one) if one else 'none'} -> {kind_of(other) if other else 'none'}"
+            arrow = f"{kind_of(one).name if one else 'none'} -> {kind_of(other).name if other else 'none'}"
             yield _incomparable(weight, arrow, lone, lone, "one has more updates of it")
         else:
             yield _pair(weight, one, other, tolerance)
@@ -38,7 +36,8 @@ def update_difference(
 def _pair(weight: str, one: Update, other: Update, tolerance: float) -> WeightDifference:
     from loraformat.algebra import is_additive
 
-    kind = kind_of(one) if kind_of(one) == kind_of(other) else f"{kind_of(one)} -> {kind_of(other)}"
+    names = kind_of(one).name, kind_of(other).name
+    kind = names[0] if names[0] == names[1] else " -> ".join(names)
     if is_additive(one) and is_additive(other):
         return _additive(weight, kind, one, other, tolerance)
     if type(one) is not type(other) or _settings(one) != _settings(other):
@@ -80,7 +79,7 @@ def _additive(weight: str, kind: str, one: Update, other: Update, tolerance: flo
 
 def _has_known_scale(update: Update) -> bool:
     """Whether a kind that has a scale states it."""
-    return not has_scale(update) or scale_of(update) is not None
+    return not kind_of(update).has_scale or scale_of(update) is not None
 
 
 def _incomparable(weight: str, kind: str, one: Update, other: Update, reason: str) -> WeightDifference:
@@ -106,9 +105,9 @@ def _magnitude_apart(one: Update, other: Update) -> float | None:
 def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: float) -> WeightDifference:
     import torch
 
-    pairs = list(zip(tensors_of(one), tensors_of(other), strict=False))
+    pairs = list(zip(tensors(one), tensors(other), strict=False))
     is_resized = isinstance(one, Replace) and one.shape != other.shape and one.shape[1:] == other.shape[1:]
-    is_alike = [role for role, _ in tensors_of(one)] == [role for role, _ in tensors_of(other)]
+    is_alike = [role for role, _ in tensors(one)] == [role for role, _ in tensors(other)]
     if not is_alike or not (is_resized or all(left.shape == right.shape for (_, left), (_, right) in pairs)):
         return _incomparable(weight, kind, one, other, "their shapes differ")
     before, after = (
@@ -132,14 +131,7 @@ def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: f
 
 
 def _settings(update: Update) -> dict[str, object]:
-    """What an update says beside its tensors: rows, sides, a scale, an activation."""
-    values = {field.name: getattr(update, field.name) for field in fields(update) if field.name != "follows_tie"}
-    return {name: value for name, value in values.items() if not _holds_tensors(value)}
-
-
-def _holds_tensors(value: object) -> bool:
-    members = value if isinstance(value, tuple) else (value,)
-    return any(isinstance(each, LazyTensor) for each in members)
+    return {name: value for name, value in settings(update).items() if name != "follows_tie"}
 
 
 def _first_rows(tensor: LazyTensor, pair: tuple[tuple[str, LazyTensor], tuple[str, LazyTensor]]) -> LazyTensor:
@@ -152,7 +144,7 @@ def _same(one: Update, other: Update) -> bool:
     """Whether two updates hold the same values."""
     if type(one) is not type(other) or scale_of(one) != scale_of(other):
         return False
-    mine, theirs = list(tensors_of(one)), list(tensors_of(other))
+    mine, theirs = list(tensors(one)), list(tensors(other))
     return len(mine) == len(theirs) and all(
         role == name and left.shape == right.shape and bool((_flat(left) == _flat(right)).all())
         for (role, left), (name, right) in zip(mine, theirs, strict=True)

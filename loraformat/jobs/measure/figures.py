@@ -12,7 +12,7 @@ from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.adapter import Adapter
 from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
 from loraformat.model.summary import layer_of
-from loraformat.model.updates.kinds import LowRank, Update
+from loraformat.model.updates import Update, kind_of
 
 if TYPE_CHECKING:
     from loraformat.algebra import Spectrum
@@ -82,11 +82,11 @@ def root_of_squares(norms: Iterable[float | None]) -> float | None:
 def _measured(
     record: WeightRecord, update: Update, change: Change | None, is_only: bool, with_spectrum: bool
 ) -> WeightRecord:
-    from loraformat.algebra import frobenius, norm_and_spectrum
+    from loraformat.algebra import frobenius, is_additive, norm_and_spectrum
 
     figures: tuple[float | None, Spectrum | None]
     # The change of the base is the update's own only where no other update of the weight has a part in it.
-    if change is not None and is_only and _needs_base(update):
+    if change is not None and is_only and (kind_of(update).needs_base or not is_additive(update)):
         figures = math.sqrt(change.update), change.spectrum
     else:
         figures = norm_and_spectrum(update) if with_spectrum else (frobenius(update), None)
@@ -100,13 +100,6 @@ def _measured(
         retained_bf16=change.retained(0),
         retained_fp16=change.retained(1),
     )
-
-
-def _needs_base(update: Update) -> bool:
-    """Whether what is added to the weight is more than a product of factors tells."""
-    from loraformat.algebra import is_additive
-
-    return not is_additive(update) or (isinstance(update, LowRank) and update.magnitude is not None)
 
 
 def _with_spectrum(record: WeightRecord, found: Spectrum | None) -> WeightRecord:

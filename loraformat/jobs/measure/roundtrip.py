@@ -12,7 +12,7 @@ from loraformat.io import read_bundle
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.results.verbs import RoundTrip
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 
 def compare(written: Bundle, wanted: Adapter, *, to: str, hints: Hints, roundoff: float) -> RoundTrip:

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING
 
 from loraformat.engine import one_thread_each
 from loraformat.errors import NonFiniteValue
-from loraformat.merger.compute.add import (
-    Addition,
-    Overwrite,
-    Product,
-    Step,
-    apply,
-    blocks_of,
-)
+from loraformat.merger.compute.apply import apply, blocks_of
 from loraformat.merger.compute.buffers import Block, Buffers
 from loraformat.merger.compute.cuda import Accelerator
 from loraformat.merger.compute.kernel import Kernel, open_kernel
+from loraformat.merger.compute.kinds.steps import Addition, Overwrite, Product, Step
 from loraformat.merger.compute.low_rank import reads_with_torch
 from loraformat.merger.compute.prepared import Steps, compute_dtype
 from loraformat.merger.compute.retention import Tally, change_of, tally_of

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.add import Product
+from loraformat.merger.compute.kinds.steps import Product
 from loraformat.merger.compute.retention import Tally, change_of, tally_of
 from loraformat.merger.compute.rounding import keep_unchanged, round_nearest
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.add import TILE
+from loraformat.merger.compute.apply import TILE
 from loraformat.merger.compute.buffers import Block
 from loraformat.merger.compute.retention import Tally
 from loraformat.model.tensors import DType

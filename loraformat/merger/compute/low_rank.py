@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.add import stated_scale
-from loraformat.merger.compute.multiply import not_finite
+from loraformat.merger.compute.kinds.steps import not_finite, stated_scale
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.floats import float64_of
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats

@@ -6,21 +6,16 @@ from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.add import (
-    Addition,
-    Step,
-    add_column_squares,
-    prepare,
-)
-from loraformat.merger.compute.base_dependent import carried, projected, recoded, taken_off
+from loraformat.merger.compute.apply import add_column_squares
 from loraformat.merger.compute.kernel import Packed, pack
+from loraformat.merger.compute.kinds.arithmetic import prepare
+from loraformat.merger.compute.kinds.placement import BaseValues, Placement, Windows
+from loraformat.merger.compute.kinds.steps import Addition, Step
 from loraformat.merger.compute.low_rank import factors_of, is_plain
 from loraformat.merger.compute.windows import Limits, read_window, rows_of, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.tensors import DType
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded
-from loraformat.model.updates.kinds import FromBase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,22 +61,21 @@ class Steps:
         return steps, [self._norms(step, steps) for step in steps]
 
     def _step(self, term: Term) -> Step:
-        """A term made ready; one that comes from the base is computed from all of the base's matrix first."""
-        edit, update = self._edit, self._inputs.update(term)
-        transposed, where = term.transposed, term.weight
-        if isinstance(update, FromBase):
-            stored = read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype.torch)
-            update = taken_off(update, stored, transposed=transposed, where=where)
-        elif isinstance(update, Projected):
-            update = projected(update, self._base_windows(), transposed=transposed, where=where)
-        elif isinstance(update, Recoded):
-            rows, found = edit.matrix[0], self._base_windows()
-            return recoded(update, found, transposed=transposed, rows=rows, dtype=self.dtype.torch, where=where)
-        elif isinstance(update, Carried):
-            assert term.operand is not None
-            windows = rows_of(self._inputs, term.operand.tensor)
-            update = carried(update, windows, transposed=term.operand.transposed, where=where)
-        return prepare(update, transposed, edit.matrix, self.dtype.torch, where, term.part, term.strength)
+        """A term made ready; one that depends on the base is computed from all of the base's matrix first."""
+        edit, operand = self._edit, term.operand
+
+        def of_operand() -> tuple[Windows, bool]:
+            assert operand is not None
+            return rows_of(self._inputs, operand.tensor), operand.transposed
+
+        def whole() -> Tensor:
+            return read_window(self._inputs, edit, 0, edit.matrix[0], self.dtype.torch)
+
+        base = BaseValues(whole, self._base_windows, of_operand)
+        place = Placement(
+            term.transposed, edit.matrix, self.dtype.torch, term.weight, term.part, term.strength, lambda: base
+        )
+        return prepare(self._inputs.update(term), place)
 
     def _base_windows(self) -> Iterator[tuple[int, Tensor]]:
         for start, stop in windows(self._edit, self._inputs, Limits()):

@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.add import (
-    TILE,
-    blocks_of,
-)
-from loraformat.merger.compute.multiply import common_unit, row_unit
+from loraformat.merger.compute.apply import TILE, blocks_of, common_unit
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit
 from loraformat.model.tensors import DType
+from loraformat.model.updates import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +51,8 @@ class Limits:
 def unit_of(edit: Edit, inputs: Inputs) -> int:
     """Rows of an edit that are computed at a time: a tile, or whole blocks of an update that mixes rows."""
     rows = edit.matrix[0]
-    return common_unit([TILE, *(row_unit(inputs.update(term), term.transposed, rows) for term in edit.terms)], rows)
+    units = [kind_of(update := inputs.update(term)).row_unit(update, term.transposed, rows) for term in edit.terms]
+    return common_unit([TILE, *units], rows)
 
 
 def strip_of(cols: int, itemsize: int) -> int:

@@ -18,13 +18,12 @@ from loraformat.merger.plan.untie import (
     check_untied,
     grown_biases,
     own_terms,
-    really_tied,
+    verified_tie,
 )
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried
-from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update
+from loraformat.model.updates import LowRank, Replace, Rows, Update, kind_of
 
 _UNQUANTIZED = "merge into the 16-bit checkpoint that it was made from"
 
@@ -51,7 +50,7 @@ def edits_of(
 
     Args:
         strengths: one for each adapter; 1 for all where there are none.
-        same: see `really_tied`.
+        same: see `verified_tie`.
 
     Raises:
         UnmatchedUpdate (LF301): an update lands on no tensor; the nearest names are in the message.
@@ -70,7 +69,7 @@ def edits_of(
     for each in _joined(tuple(ties.values())):
         if not any(terms.get(name) for name in each.names):
             continue
-        tie = really_tied(each, base, same)
+        tie = verified_tie(each, base, same)
         members = {name: terms.pop(name, []) for name in tie.names}
         if any(members.values()):
             shared = _shared_terms(members, adapters)
@@ -122,20 +121,20 @@ def _operand(update: Update, matching: Matching, base: Checkpoint) -> Operand | 
         UnsupportedUpdate (LF013): it is stored in parts.
         ShapeMismatch (LF302): it does not fit.
     """
-    if not isinstance(update, Carried):
+    named = kind_of(update).operand
+    if named is None:
         return None
-    landings = matching.landings.get(update.weight, ())
+    weight, shape = named(update)
+    landings = matching.landings.get(weight, ())
     if not landings:
-        raise UnmatchedUpdate(
-            f"{update.weight}: the base has no such weight, from which a bias is computed", where="merge"
-        )
+        raise UnmatchedUpdate(f"{weight}: the base has no such weight, from which a bias is computed", where="merge")
     landing, *others = landings
     if others or landing.part != WHOLE or landing.tensor not in base.tensors:
-        text = f"{update.weight}: the base stores it in parts, first {landing.tensor}, and a bias is computed from it"
+        text = f"{weight}: the base stores it in parts, first {landing.tensor}, and a bias is computed from it"
         raise UnsupportedUpdate(text, where="merge")
-    wanted, stored = (update.length, update.vector.numel), base.tensors[landing.tensor].shape
-    if (wanted[::-1] if landing.transposed else wanted) != stored:
-        raise ShapeMismatch(f"{update.weight}: the update is {wanted}, the base weight {stored}", where="merge")
+    stored = base.tensors[landing.tensor].shape
+    if (shape[::-1] if landing.transposed else shape) != stored:
+        raise ShapeMismatch(f"{weight}: the update is {shape}, the base weight {stored}", where="merge")
     return Operand(landing.tensor, landing.transposed)
 
 

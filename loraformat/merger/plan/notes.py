@@ -21,8 +21,7 @@ from loraformat.merger.plan.findings import (
 from loraformat.merger.plan.planner import ADAPTER_CONFIG
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates.base_dependent import Recoded
-from loraformat.model.updates.kinds import FromBase, Replace, Rows, Update
+from loraformat.model.updates import Update, kind_of
 from loraformat.naming import scales_if_tied
 
 _LEAST_STRENGTH = 1e-6
@@ -57,10 +56,9 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
         text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
         yield unlike_peft(base_uri, text)
     yield from _unlike_peft(plan, adapters)
-    decomposed = [edit for edit in plan.edits if any(_is_from_base(edit, adapters))]
-    if decomposed:
-        largest = max(_matrix_nbytes(edit, adapters) for edit in decomposed)
-        yield whole_matrices(base_uri, len(decomposed), largest)
+    sizes = [nbytes for edit in plan.edits if (nbytes := _whole_nbytes(edit, adapters))]
+    if sizes:
+        yield whole_matrices(base_uri, len(sizes), max(sizes))
 
 
 def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Finding]:
@@ -86,19 +84,13 @@ def _is_head(tensor: str) -> bool:
 
 
 def _adds(term: Term, adapters: Sequence[Adapter]) -> bool:
-    return not isinstance(_update(term, adapters), (Replace, Rows))
+    return not kind_of(_update(term, adapters)).overwrites
 
 
-def _is_from_base(edit: Edit, adapters: Sequence[Adapter]) -> Iterator[bool]:
-    for term in edit.terms:
-        yield isinstance(_update(term, adapters), (FromBase, Recoded))
-
-
-def _matrix_nbytes(edit: Edit, adapters: Sequence[Adapter]) -> int:
+def _whole_nbytes(edit: Edit, adapters: Sequence[Adapter]) -> int:
     """Bytes in float32 of the largest matrix that must be there as a whole: of the weight, or of a basis of it."""
-    bases = [u.basis.numel for term in edit.terms if isinstance(u := _update(term, adapters), Recoded)]
-    whole = any(isinstance(_update(term, adapters), FromBase) for term in edit.terms)
-    return 4 * max([*bases, edit.matrix[0] * edit.matrix[1] if whole else 0])
+    updates = [_update(term, adapters) for term in edit.terms]
+    return 4 * max([whole(each, *edit.matrix) for each in updates if (whole := kind_of(each).whole)], default=0)
 
 
 def _update(term: Term, adapters: Sequence[Adapter]) -> Update:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from loraformat.errors import UnsupportedUpdate
 from loraformat.matching import WHOLE, Landing
-from loraformat.model.summary import kind_of
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Update
-
-_NAMES = {"replace": "a full weight", "rows": "a set of trained rows", "dora": "a DoRA update"}
+from loraformat.model.updates import Update, kind_of
 
 
 def check_strength(weight: str, update: Update, strength: float) -> None:
@@ -15,11 +12,10 @@ def check_strength(weight: str, update: Update, strength: float) -> None:
 
     Raises: UnsupportedUpdate (LF013).
     """
-    if strength == 1.0 or isinstance(update, (Diff, Hadamard, Kronecker)):
-        return
-    if not isinstance(update, LowRank) or update.magnitude is not None:
+    kind = kind_of(update)
+    if strength != 1.0 and not kind.has_strength:
         raise UnsupportedUpdate(
-            f"{weight}: {_NAMES.get(kind_of(update), kind_of(update))} cannot be merged at a strength of {strength:g}",
+            f"{weight}: {kind.noun} cannot be merged at a strength of {strength:g}",
             where="merge",
             hint="it is no sum that could be weakened; merge its adapter without a strength",
         )
@@ -30,19 +26,11 @@ def check_part(weight: str, update: Update, landing: Landing) -> None:
 
     Raises: UnsupportedUpdate (LF013).
     """
-    if landing.part == WHOLE:
-        return
-    if isinstance(update, Diff) or (isinstance(update, LowRank) and update.magnitude is None):
-        return
-    if isinstance(update, LowRank) and _has_row_norms(update, transposed=landing.transposed):
+    kind = kind_of(update)
+    if landing.part == WHOLE or kind.by_rows(update, landing.transposed):
         return
     raise UnsupportedUpdate(
-        f"{weight}: the base stores it in parts, first {landing.tensor}, into which an update of the kind "
-        f"{kind_of(update)} cannot be cut",
+        f"{weight}: the base stores it in parts, first {landing.tensor}, into which an update of the kind {kind.name} "
+        "cannot be cut",
         where="merge",
     )
-
-
-def _has_row_norms(update: LowRank, *, transposed: bool) -> bool:
-    """Whether DoRA's norms are those of single stored rows, so that a part of the rows is enough for them."""
-    return update.magnitude is not None and (update.magnitude.axis == 1) != transposed

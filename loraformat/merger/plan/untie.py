@@ -8,7 +8,7 @@ from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.matching import Tie, is_vocabulary, tie_claim
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.updates.kinds import Replace, Rows, Update
+from loraformat.model.updates import Replace, Rows, Update
 from loraformat.naming import architecture_of, parts_cleanly, tied_names
 
 # How classes of models end that have an output head on a vocabulary.
@@ -17,7 +17,7 @@ _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedL
 Same = Callable[[str, str], bool]
 
 
-def really_tied(tie: Tie, base: Checkpoint, same: Same | None) -> Tie:
+def verified_tie(tie: Tie, base: Checkpoint, same: Same | None) -> Tie:
     """The tie without names whose stored table is another one: transformers does not tie those.
 
     Args:

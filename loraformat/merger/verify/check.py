@@ -19,7 +19,6 @@ from loraformat.merger.verify.reference import (
     Reference,
     check_described,
     check_plan,
-    needs_all_rows,
     needs_torch,
     reference_of,
 )
@@ -66,7 +65,7 @@ def check_output(
     known = check_plan(plan, reference)
     changed = {name: reference.tensors[name] for name in sorted(known) if not reference.tensors[name].is_copy}
     copied = [name for name in sorted(known) if reference.tensors[name].is_copy]
-    chosen = changed if full else {name: changed[name] for name in _sampled(changed)}
+    chosen = changed if full else {name: changed[name] for name in _sampled(changed, reference, inputs)}
     copies = {name: reference.tensors[name] for name in _spread(copied, len(copied) if full else _COPIES)}
     compared = _Compared(reference, chosen, copies, full=full)
     weights = {shard.target: open_weights(output, [shard.target])[1] for shard in plan.shards}
@@ -101,9 +100,9 @@ def _spread(names: Sequence[str], count: int) -> Sequence[str]:
     return names[:: max(1, -(-len(names) // max(1, count)))]
 
 
-def _sampled(changed: Mapping[str, Expected]) -> Iterator[str]:
+def _sampled(changed: Mapping[str, Expected], reference: Reference, inputs: Inputs) -> Iterator[str]:
     """As many tensors as a sample has, from first to last; few of those of which a row needs a whole matrix."""
-    costly = [name for name, expected in changed.items() if needs_all_rows(expected)]
+    costly = [name for name, expected in changed.items() if Computed(expected, reference, inputs).needs_all_rows]
     yield from _spread(costly, _COSTLY_SAMPLES)
     yield from _spread([name for name in changed if name not in set(costly)], _SAMPLES)
 

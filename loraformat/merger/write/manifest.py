@@ -16,23 +16,12 @@ from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, FileFingerprint, OpenedFiles
-from loraformat.model.summary import has_scale, kind_of, scale_of
 from loraformat.model.tensors import row_blocks
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded, Tiled
-from loraformat.model.updates.kinds import (
-    Diff,
-    FromBase,
-    Hadamard,
-    Kronecker,
-    LowRank,
-    Modulated,
-    Multiplied,
-    Replace,
-    Rotated,
-    Rows,
-    Scaled,
-    Update,
-    tensors_of,
+from loraformat.model.updates import (
+    formula_of,
+    kind_of,
+    scale_of,
+    tensors,
 )
 from loraformat.storage import LocalStore, Store, new_hash
 
@@ -120,9 +109,9 @@ def adapter_digest(adapter: Adapter) -> str:
     total = new_hash()
     for weight, updates in sorted(adapter.updates.items()):
         for update in updates:
-            facts = [weight, kind_of(update), scale_of(update) if has_scale(update) else None]
+            facts = [weight, kind_of(update).name, scale_of(update)]
             total.update(json.dumps(facts).encode())
-            for name, tensor in tensors_of(update):
+            for name, tensor in tensors(update):
                 total.update(json.dumps([name, tensor.dtype.safetensors, tensor.shape]).encode())
                 for start, stop in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES):
                     total.update(b"" if tensor.raw is None else tensor.raw(start, stop))
@@ -165,39 +154,12 @@ def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], .
     return (*manifest["history"], last)
 
 
-_FORMULAS: Mapping[type[Update], str] = {
-    Hadamard: "W + s*((B1@A1) * (B2@A2))",
-    Kronecker: "W + s*kron(L, R)",
-    Diff: "W + s*D",
-    Replace: "V",
-    Rows: "W with rows V",
-    Scaled: "r * W * c",
-    Multiplied: "W @ (I + B@A)",
-    Modulated: "W * (1 + B@A)",
-    Tiled: "T + (T + I) @ M of tiles T of W",
-    Projected: "W + s*B @ f(A@W)",
-    Recoded: "U @ C of W = U * n @ V.T",
-    Carried: "b + W@c",
-}
-
-
-def formula_of(update: Update) -> str:
-    """How an update changes its weight W; s is its scale, norms run along the axis of DoRA's magnitude m."""
-    if isinstance(update, LowRank):
-        return "W + s*B@A" if update.magnitude is None else "m * (W + s*B@A) / norm(W + s*B@A)"
-    if isinstance(update, FromBase):
-        return f"W - {update.recipe}(W)"
-    if isinstance(update, Rotated):
-        return "L @ W" if update.side == "left" else "W @ R"
-    return _FORMULAS[type(update)]
-
-
 def _term(term: Term, inputs: Inputs) -> dict[str, Any]:
     update = inputs.adapters[term.adapter].updates[term.weight][term.index]
     return {
         "adapter": term.adapter,
         "weight": term.weight,
-        "kind": kind_of(update),
+        "kind": kind_of(update).name,
         "formula": formula_of(update),
         "scale": scale_of(update),
         "transposed": term.transposed,

@@ -13,6 +13,7 @@ from loraformat.engine import open_engine
 from loraformat.errors import ContainerError, MergeError
 from loraformat.merger.compute.windows import Limits
 from loraformat.merger.inputs import Inputs, base_names
+from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
 from loraformat.merger.verify import check_output
@@ -83,6 +84,7 @@ def run_merge(
 
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
+    check_kinds(inputs.adapters)
     base = Source(inputs.store, base_names(plan, inputs.base))
     journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], __version__))
     read = open_engine(limits.jobs).map

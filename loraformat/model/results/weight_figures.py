@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from loraformat.model.adapter import Adapter, module_of
-from loraformat.model.summary import kind_of, parameters_of, rank_of, scale_of
-from loraformat.model.updates.kinds import tensors_of
+from loraformat.model.summary import parameters_of
+from loraformat.model.updates import kind_of, rank_of, scale_of, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +92,12 @@ def weight_records(adapter: Adapter) -> tuple[WeightRecord, ...]:
     return tuple(
         WeightRecord(
             weight=base_weight,
-            kind=kind_of(update),
+            kind=kind_of(update).name,
             shape=update.shape,
             rank=rank_of(update),
             scale=scale_of(update),
             parameters=parameters_of(update),
-            dtype=next((tensor.dtype.safetensors for _, tensor in tensors_of(update)), ""),
+            dtype=next((tensor.dtype.safetensors for _, tensor in tensors(update)), ""),
         )
         for base_weight, chain in sorted(adapter.updates.items())
         for update in chain

@@ -1,15 +1,14 @@
-"""Updates whose effect is a function of the base's own values: what they add, only the base tells."""
+"""Updates that are computed from the base's own values by more than a factor of each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias, Union
 
 from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates.base import is_shape
 
-# Activations of the network of `Projected`, by their names in transformers; those that have no parameters of their own.
+# Activations of `WeightNetwork`, by their names in transformers; those that have no parameters of their own.
 # Source: transformers 5.23.0, activations.py `ACT2CLS`.
 ACTIVATIONS = (
     *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"),
@@ -19,7 +18,34 @@ ACTIVATIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tiled:
+class SubtractedInit:
+    """ΔW = −part(W): a part of the base's own matrix is taken off, as an initialisation did before training.
+
+    It is computed from the whole un-merged matrix, in Linear orientation but for "olora", and needs no tensors.
+
+    Attributes:
+        recipe: "pissa": the `rank` largest singular components; "kasa", "osf": the `rank` smallest of them; "olora":
+            scale · Q[:, :rank] @ R[:rank] of the QR decomposition of the matrix as it is stored.
+        rank: at least 1.
+        scale: of the low-rank update beside it; None where nobody stated it.
+        shape: of the weight.
+
+    Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
+    tuners/osf/layer.py `get_delta_weight`.
+    """
+
+    recipe: str
+    rank: int
+    scale: float | None
+    shape: tuple[int, ...]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it can be taken off a weight of `shape`, in Linear orientation."""
+        return is_shape(self.shape, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAffine:
     """W' of tiles T' = T + (T + I) M: every tile of W in one row of tiles has the same M.
 
     Attributes:
@@ -47,7 +73,7 @@ class Tiled:
 
 
 @dataclass(frozen=True, slots=True)
-class Projected:
+class WeightNetwork:
     """ΔW = scale · up @ f(down @ W), with W as it is in the base, before any update.
 
     f is the identity where there is no activation. Else it is a network: h = a(down @ W); for each encoder h = a(E h);
@@ -80,7 +106,7 @@ class Projected:
 
 
 @dataclass(frozen=True, slots=True)
-class Recoded:
+class FRoD:
     """ΔW = U core - W, where W = U diag(λ) basisᵀ and the columns of U have the length 1.
 
     W is that of the base, before any update. A column of U that would be shorter than 1e-12 is zero; a basis that
@@ -107,7 +133,7 @@ class Recoded:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class BiasFromWeight:
     """Δb = W c: what a change of the inputs by c would do to the outputs, W as it is in the base.
 
     Attributes:
@@ -129,22 +155,3 @@ class Carried:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it can be added to a bias of `shape`."""
         return math.prod(shape) == self.length and shape[-1:] == (self.length,)
-
-
-OfBase: TypeAlias = Union[Tiled, Projected, Recoded, Carried]
-
-OF_BASE = (Tiled, Projected, Recoded, Carried)
-
-
-def tensors_of_base(update: OfBase) -> Iterator[tuple[str, LazyTensor]]:
-    """The tensors that an update is made of, each with its role."""
-    if isinstance(update, Tiled):
-        yield "blocks", update.blocks
-    elif isinstance(update, Recoded):
-        yield from (("basis", update.basis), ("core", update.core))
-    elif isinstance(update, Carried):
-        yield "vector", update.vector
-    else:
-        yield from (("up", update.up), ("down", update.down))
-        yield from ((f"encoder{n}", factor) for n, factor in enumerate(update.encoders))
-        yield from ((f"decoder{n}", factor) for n, factor in enumerate(update.decoders))

@@ -42,7 +42,7 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
 
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
-    facts = [("read as", f"{report.format} ({report.because})")] if report.because else []
+    facts = [("read as", f"{report.format} ({report.reason})")] if report.reason else []
     facts.append(("base", summary.base_model or "not stated"))
     if summary.task:
         facts.append(("task", summary.task))

@@ -189,8 +189,8 @@ def _say_validation(page: Page, report: Report, result: ValidateResult, *, but: 
 
 
 def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
-    because = f" ({report.because})" if report.because else ""
-    page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{because}")
+    reason = f" ({report.reason})" if report.reason else ""
+    page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{reason}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"
     if result.is_dry_run:
         names = ", ".join(result.files)

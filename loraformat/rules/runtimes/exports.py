@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from loraformat.diagnostics import Severity
 from loraformat.errors import LoraFormatError
 from loraformat.model.adapter import module_of
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 
 _TORCHTUNE_FILE = re.compile(r"adapter(_model|_[0-9]{1,9})\.pt")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import FindingLocation, Severity, counted, in_file
 from loraformat.model.adapter import module_of
-from loraformat.model.summary import kind_of, rank_of
-from loraformat.model.updates.kinds import Diff
+from loraformat.model.updates import Dense, kind_of, rank_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, peft_config
 from loraformat.rules.shapes import updates_of
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from loraformat.rules.targets import Line, Target
 
 
-def told(subject: Subject, code: str, where: str | FindingLocation, what: str) -> Iterator[Hit]:
+def hits_for_targets(subject: Subject, code: str, where: str | FindingLocation, what: str) -> Iterator[Hit]:
     """A hit for each target that has a line about the feature."""
     for target in subject.targets:
         for line in target.lines_for(code):
@@ -84,7 +83,7 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
     replaced = [
         name
         for name, update in updates_of(subject.adapter)
-        if kind_of(update) in ("replace", "rows") and not name.endswith(".bias")  # LF604 says so
+        if kind_of(update).overwrites and not name.endswith(".bias")  # LF604 says so
     ]
     for target in subject.targets:
         for line in target.lines_for("LF602"):
@@ -110,9 +109,9 @@ def unsupported_dora(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF603.
     """
     assert subject.adapter is not None
-    found = [name for name, update in updates_of(subject.adapter) if kind_of(update) == "dora"]
+    found = [name for name, update in updates_of(subject.adapter) if kind_of(update).name == "dora"]
     if found:
-        yield from told(subject, "LF603", found[0], "a DoRA magnitude")
+        yield from hits_for_targets(subject, "LF603", found[0], "a DoRA magnitude")
 
 
 @rule("LF604", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -133,11 +132,12 @@ def unsupported_bias(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     bias = peft_config(subject).get("bias")
-    names = [name for name, update in updates_of(subject.adapter) if isinstance(update, Diff) or name.endswith(".bias")]
+    every = updates_of(subject.adapter)
+    names = [name for name, update in every if isinstance(update, Dense) or name.endswith(".bias")]
     if isinstance(bias, str) and bias != "none":
-        yield from told(subject, "LF604", in_file(PEFT_FILE, "bias"), f'"{bias}"')
+        yield from hits_for_targets(subject, "LF604", in_file(PEFT_FILE, "bias"), f'"{bias}"')
     elif names:
-        yield from told(subject, "LF604", names[0], "a trained bias")
+        yield from hits_for_targets(subject, "LF604", names[0], "a trained bias")
 
 
 @rule("LF605", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -182,7 +182,7 @@ def ignored_rslora(subject: Subject) -> Iterator[Hit]:
     Kalajdzievski 2023, arXiv 2312.03732; loraformat/rules/runtimes.json, the lines LF606.
     """
     if peft_config(subject).get("use_rslora") is True:
-        yield from told(subject, "LF606", in_file(PEFT_FILE, "use_rslora"), "scale alpha / sqrt(rank)")
+        yield from hits_for_targets(subject, "LF606", in_file(PEFT_FILE, "use_rslora"), "scale alpha / sqrt(rank)")
 
 
 @rule("LF607", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -202,7 +202,9 @@ def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF607; sglang issue 40835.
     """
     if peft_config(subject).get("alpha_pattern"):
-        yield from told(subject, "LF607", in_file(PEFT_FILE, "alpha_pattern"), "modules with an alpha of their own")
+        yield from hits_for_targets(
+            subject, "LF607", in_file(PEFT_FILE, "alpha_pattern"), "modules with an alpha of their own"
+        )
 
 
 @rule("LF608", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -222,7 +224,9 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, the lines LF608.
     """
     if peft_config(subject).get("rank_pattern"):
-        yield from told(subject, "LF608", in_file(PEFT_FILE, "rank_pattern"), "modules with a rank of their own")
+        yield from hits_for_targets(
+            subject, "LF608", in_file(PEFT_FILE, "rank_pattern"), "modules with a rank of their own"
+        )
 
 
 @rule("LF609", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -244,7 +248,7 @@ def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
     """
     init = peft_config(subject).get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        yield from told(subject, "LF609", in_file(PEFT_FILE, "init_lora_weights"), f'"{init}"')
+        yield from hits_for_targets(subject, "LF609", in_file(PEFT_FILE, "init_lora_weights"), f'"{init}"')
 
 
 @rule("LF610", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -265,7 +269,7 @@ def unsupported_container(subject: Subject) -> Iterator[Hit]:
     """
     files = subject.bundle.files
     if "adapter_model.bin" in files and "adapter_model.safetensors" not in files:
-        yield from told(subject, "LF610", in_file("adapter_model.bin"), "no safetensors file")
+        yield from hits_for_targets(subject, "LF610", in_file("adapter_model.bin"), "no safetensors file")
 
 
 @rule("LF611", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -287,4 +291,4 @@ def unsupported_key(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for note in subject.adapter.notes:
         if note.code == "LF221":
-            yield from told(subject, "LF611", note.location, note.message.partition(";")[0])
+            yield from hits_for_targets(subject, "LF611", note.location, note.message.partition(";")[0])

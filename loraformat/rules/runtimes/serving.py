@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity, in_file
 from loraformat.model.adapter import module_of
-from loraformat.model.summary import layer_of, rank_of
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.summary import layer_of
+from loraformat.model.updates import LowRank, rank_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import PEFT_FILE, peft_config
-from loraformat.rules.runtimes.loading import highest_rank, hit_of, told
+from loraformat.rules.runtimes.loading import highest_rank, hit_of, hits_for_targets
 from loraformat.rules.shapes import updates_of
 
 
@@ -32,7 +32,7 @@ def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
     """
     targets = peft_config(subject).get("target_modules")
     if isinstance(targets, str) and targets not in ("all", "all-linear"):
-        yield from told(subject, "LF612", in_file(PEFT_FILE, "target_modules"), "a regular expression")
+        yield from hits_for_targets(subject, "LF612", in_file(PEFT_FILE, "target_modules"), "a regular expression")
 
 
 @rule("LF613", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -80,7 +80,7 @@ def fractional_setting(subject: Subject) -> Iterator[Hit]:
     for field in ("r", "lora_alpha"):
         value = peft_config(subject).get(field)
         if isinstance(value, float):
-            yield from told(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is no integer")
+            yield from hits_for_targets(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is no integer")
 
 
 @rule("LF615", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -131,7 +131,7 @@ def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for name, update in updates_of(subject.adapter):
         if isinstance(update, LowRank) and (update.is_embedding or module_of(name).endswith("lm_head")):
-            yield from told(subject, "LF616", name, "factors of an embedding or head")
+            yield from hits_for_targets(subject, "LF616", name, "factors of an embedding or head")
             return
 
 
@@ -154,7 +154,7 @@ def unsupported_experts(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for name, update in updates_of(subject.adapter):
         if isinstance(update, LowRank) and update.is_stack:
-            yield from told(subject, "LF617", name, f"a stack of {update.up.shape[0]} experts")
+            yield from hits_for_targets(subject, "LF617", name, f"a stack of {update.up.shape[0]} experts")
             return
 
 
@@ -178,7 +178,7 @@ def unpaired_projection(subject: Subject) -> Iterator[Hit]:
     names = {module_of(name) for name in subject.adapter.updates}
     for name in sorted(names):
         if name.endswith(".q_proj") and f"{name.removesuffix('q_proj')}v_proj" not in names:
-            yield from told(subject, "LF618", name, "no v_proj beside q_proj")
+            yield from hits_for_targets(subject, "LF618", name, "no v_proj beside q_proj")
             return
 
 
@@ -252,4 +252,4 @@ def uneven_layers(subject: Subject) -> Iterator[Hit]:
     everywhere = set().union(*layers.values()) if layers else set()
     for kind, found in sorted(layers.items()):
         if found != everywhere:
-            yield from told(subject, "LF621", kind, f"in {len(found)} of {len(everywhere)} adapted layers")
+            yield from hits_for_targets(subject, "LF621", kind, f"in {len(found)} of {len(everywhere)} adapted layers")

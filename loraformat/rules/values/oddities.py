@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
-from loraformat.model.updates.kinds import LowRank, Replace, Rows
+from loraformat.model.updates import LowRank, Replace, Rows
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import is_vocabulary_table, updates_of
 from loraformat.rules.values.stored import blocks

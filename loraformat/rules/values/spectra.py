@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.results.weight_figures import module_kind
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import updates_of
 
@@ -139,7 +139,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
             or stored is None
             or len(pieces) > 1
             or piece.part != WHOLE
-            or stored.shape != _turned(update, piece.transposed)
+            or stored.shape != _stored_shape(update, piece.transposed)
         ):
             continue
         if not stored.dtype.is_floating or stored.strides is not None or not all(stored.shape):
@@ -151,7 +151,7 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
         yield Hit("", f"{kept / whole:.1%} of the update would survive rounding to {', '.join(sorted(dtypes))}")
 
 
-def _turned(update: LowRank, transposed: bool) -> tuple[int, ...]:
+def _stored_shape(update: LowRank, transposed: bool) -> tuple[int, ...]:
     return update.shape[::-1] if transposed else update.shape
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
 from loraformat.model.tensors import LazyTensor, row_blocks
-from loraformat.model.updates.kinds import LowRank, tensors_of
+from loraformat.model.updates import LowRank, tensors
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import updates_of
 
@@ -60,7 +60,7 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
-        for role, tensor in tensors_of(update):
+        for role, tensor in tensors(update):
             if tensor.dtype.is_floating:
                 bad = sum(int((~block.isfinite()).sum()) for block in blocks(tensor))
                 if bad:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraformat.errors import StorageError
-from loraformat.storage.faults import told_as
+from loraformat.storage.faults import as_storage_error
 
 MOST_FOLDERS = 100_000
 _HINT = "name the folders themselves"
@@ -55,7 +55,7 @@ def in_numbers(name: str) -> tuple[tuple[int, str], ...]:
 
 def _listed(path: str) -> tuple[Folder, list[str]]:
     files, inner, links = [], [], 0
-    with told_as(path), os.scandir(path) as entries:
+    with as_storage_error(path), os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -12,15 +11,15 @@ from contextlib import contextmanager, suppress
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
-from loraformat.storage.faults import told_as
+from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore
 from loraformat.storage.local.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
+from loraformat.storage.platform import LOCK_FLAGS, NEW_FLAGS, NO_FOLLOW, platform
 
 # In a folder that a run has not finished, or in which it keeps an old output for a moment: the name of the output.
 MARKER = f"{OWN_PREFIX}output"
 
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _MOST_MARKER_NBYTES = 4096
 _MOST_LOCK_NBYTES = 20
 _OLD = "old"
@@ -65,12 +64,12 @@ def stage(
         refuse_existing_folder(target, path, overwrite, names, written)
         keep = False
         try:
-            with told_as(target):
+            with as_storage_error(target):
                 _mark(partial, path, permissions)
                 _restrict(partial, permissions)
             with signals.delivered():
                 yield HiddenFolder(partial, permissions)
-            with told_as(target):
+            with as_storage_error(target):
                 _remove_own(partial)
                 _sync(partial)
                 refuse_existing_folder(target, path, overwrite, names, written)
@@ -88,10 +87,9 @@ def require_space(target: str, nbytes: int) -> None:
     folder = os.path.abspath(target)
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
-    with told_as(target):
-        status = os.statvfs(folder)
-    free = status.f_bavail * status.f_frsize
-    if free < nbytes:
+    with as_storage_error(target):
+        free = platform().free_nbytes(folder)
+    if free is not None and free < nbytes:
         raise StorageError(f"no space: {nbytes} bytes are needed, {free} are free", where=target)
 
 
@@ -104,7 +102,7 @@ def _sibling(path: str, word: str) -> str:
 def _locked(target: str, path: str) -> Iterator[None]:
     """The right to write to `path`, for as long as this process lives or the block lasts."""
     lock = _sibling(path, "lock")
-    with told_as(target):
+    with as_storage_error(target):
         fd = _take_lock(target, lock)
     try:
         yield
@@ -118,21 +116,20 @@ def _locked(target: str, path: str) -> Iterator[None]:
 def _take_lock(target: str, lock: str) -> int:
     while True:
         try:
-            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+            fd = os.open(lock, LOCK_FLAGS, 0o666)
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.ELOOP):
                 raise
             raise _no_lock(target, lock) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            platform().lock(fd)
         except BlockingIOError:
             owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
             os.close(fd)
             raise StorageError(f"in use by pid {owner or 'unknown'}", where=target) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise
+        except OSError:
+            os.close(fd)
+            raise
         if not _is_lock(fd):
             os.close(fd)
             raise _no_lock(target, lock)
@@ -170,7 +167,7 @@ def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
     os.makedirs(folder, permissions, exist_ok=True)
     marker = os.path.join(folder, MARKER)
     if not os.path.lexists(marker):
-        fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(marker, NEW_FLAGS, 0o600)
         try:
             os.write(fd, os.fsencode(os.path.basename(path)))
             os.fsync(fd)
@@ -194,14 +191,14 @@ def _belongs_to(folder: str, path: str) -> bool:
     What others made is neither believed nor removed.
     """
     try:
-        if os.lstat(folder).st_uid != os.geteuid():
+        if not platform().is_mine(os.lstat(folder)):
             return False
         if not os.listdir(folder):
             return True
         marker = os.path.join(folder, MARKER)
         if not stat.S_ISREG(os.lstat(marker).st_mode):
             return False
-        fd = os.open(marker, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(marker, os.O_RDONLY | NO_FOLLOW)
         try:
             return os.read(fd, _MOST_MARKER_NBYTES) == os.fsencode(os.path.basename(path))
         finally:
@@ -274,11 +271,7 @@ def _put_in_place(partial: str, path: str) -> None:
 
 
 def _sync(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    platform().sync_folder(folder)
 
 
 def _remove_tree(path: str) -> None:

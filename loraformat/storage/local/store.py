@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import stat
 import threading
@@ -15,7 +13,8 @@ from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Source
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
-from loraformat.storage.faults import checked_name, checked_range, checked_total, kind_of, told_as
+from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
+from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,13 +26,7 @@ OWN_PREFIX = ".loraformat-"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz", ".gguf")
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
-_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-_FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
-_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
-_CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 
 
 class LocalStore:
@@ -58,7 +51,7 @@ class LocalStore:
         self._seen: dict[str, tuple[int, ...]] = {}
         self._unfinished: set[str] = set()
         self._permissions = permissions
-        with told_as(uri):
+        with as_storage_error(uri):
             path = os.path.abspath(uri)
             mode = os.stat(uri).st_mode
         self._folder = path if stat.S_ISDIR(mode) else os.path.dirname(path)
@@ -83,7 +76,7 @@ class LocalStore:
 
     def files(self) -> Mapping[str, int]:
         """Regular files by name → size in bytes, sorted; without those that belong to a run of this package."""
-        with told_as(self.uri):
+        with as_storage_error(self.uri):
             if self._only is not None:
                 found = {self._only: os.stat(self._path(self._only))}
             else:
@@ -98,7 +91,7 @@ class LocalStore:
         """See Store."""
         if self._only is not None:
             return ()
-        with told_as(self.uri), os.scandir(self._folder) as entries:
+        with as_storage_error(self.uri), os.scandir(self._folder) as entries:
             return tuple(sorted(each.name for each in entries if each.is_dir() and not each.name.startswith(".")))
 
     def size(self, path: str) -> int:
@@ -141,16 +134,16 @@ class LocalStore:
         self.check_target(path)
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
-        with told_as(target):
-            fd = os.open(partial, _CREATE_FLAGS, 0o666 & self._permissions)
+        with as_storage_error(target):
+            fd = os.open(partial, NEW_FLAGS, 0o666 & self._permissions)
         self._unfinished.add(unfinished)
         try:
-            with told_as(target):
-                _reserve(fd, size)
+            with as_storage_error(target):
+                platform().reserve(fd, size or 0)
             with LocalWriter(fd, target, partial, size) as writer:
                 yield writer
                 checked_total(target, size, writer.written)
-            with told_as(target):
+            with as_storage_error(target):
                 os.fsync(fd)
                 if partial != target:
                     os.replace(partial, target)
@@ -168,7 +161,7 @@ class LocalStore:
         target = self._path(checked_name(path, self.uri))
         if not os.path.lexists(target):
             return
-        with told_as(target):
+        with as_storage_error(target):
             kind = kind_of(os.lstat(target).st_mode)
         if kind != "a file":
             text = f"the output is a file, and {kind} stands there: it is not replaced"
@@ -188,7 +181,7 @@ class LocalStore:
         A link inside the folder, or into the Hub cache that it belongs to, is what it leads to.
         """
         found = {}
-        with told_as(self.uri), os.scandir(self._folder) as entries:
+        with as_storage_error(self.uri), os.scandir(self._folder) as entries:
             for entry in entries:
                 is_inner = entry.is_symlink() and self._is_inside(entry.path)
                 found[entry.name] = kind_of(entry.stat(follow_symlinks=is_inner).st_mode)
@@ -196,13 +189,13 @@ class LocalStore:
 
     def names(self) -> list[str]:
         """Names of everything in the folder, files of a run of this package included, sorted."""
-        with told_as(self.uri):
+        with as_storage_error(self.uri):
             return sorted(os.listdir(self._folder))
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
         full = self._path(checked_name(path, self.uri))
-        with told_as(full), suppress(FileNotFoundError):
+        with as_storage_error(full), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(full).st_mode):
                 _remove_folder(full)
             else:
@@ -211,7 +204,7 @@ class LocalStore:
 
     def is_own(self, path: str) -> bool:
         """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
-        with told_as(self._path(path)):
+        with as_storage_error(self._path(path)):
             status = os.lstat(self._path(checked_name(path, self.uri)))
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
@@ -235,7 +228,7 @@ class LocalStore:
         Raises: StorageError: there is none.
         """
         full = self._path(checked_name(path, self.uri))
-        with told_as(full):
+        with as_storage_error(full):
             return [os.stat(os.path.dirname(os.path.realpath(full)))], os.stat(full)
 
     def _path(self, name: str) -> str:
@@ -249,8 +242,8 @@ class LocalStore:
             raise StorageError("no such file or folder", where=path)
         if os.path.islink(path) and not self._may_follow(path):
             raise _leaves(path)
-        with told_as(path):
-            fd = os.open(path, _READ_FLAGS)
+        with as_storage_error(path):
+            fd = os.open(path, READ_FLAGS)
             try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
@@ -323,7 +316,7 @@ class LocalWriter:
             return
         try:
             if kind is None:
-                with told_as(self._where):
+                with as_storage_error(self._where):
                     direct.finish()
         finally:
             direct.close()
@@ -336,7 +329,7 @@ class LocalWriter:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """See Writer."""
         view = memoryview(data).cast("B")
-        with told_as(self._where):
+        with as_storage_error(self._where):
             if self._direct is None:
                 self._put(offset, view)
             else:
@@ -353,41 +346,20 @@ class LocalWriter:
         if not isinstance(source, LocalStore):
             return False
         with source.descriptor(path) as fd:
-            try:
-                fcntl.ioctl(self._fd, _FICLONE, fd)
-            except OSError as error:
-                if error.errno in _CANNOT_CLONE:
-                    return False
-                with told_as(self._where):
-                    raise
-            self._count(os.fstat(fd).st_size)
-        return True
+            with as_storage_error(self._where):
+                is_shared = platform().clone(self._fd, fd)
+            if is_shared:
+                self._count(os.fstat(fd).st_size)
+        return is_shared
 
     def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer."""
         done = 0
         if isinstance(source, LocalStore) and self._direct is None:
-            with source.descriptor(path) as fd:
-                done = self._copy_inside(fd, source_offset, offset, nbytes)
+            with source.descriptor(path) as fd, as_storage_error(self._where):
+                done = platform().copy_range(self._fd, fd, source_offset, offset, nbytes)
             self._count(done)
         copy_blocks(self, source, path, source_offset + done, offset + done, nbytes - done)
-
-    def _copy_inside(self, fd: int, source_offset: int, offset: int, nbytes: int) -> int:
-        """How many bytes the kernel could copy by itself; the rest, if any, is the caller's."""
-        done = 0
-        while hasattr(os, "copy_file_range") and done < nbytes:
-            count = min(nbytes - done, _MOST_AT_ONCE)
-            try:
-                moved = os.copy_file_range(fd, self._fd, count, source_offset + done, offset + done)
-            except OSError as error:
-                if error.errno in _CANNOT_COPY_INSIDE:
-                    break
-                with told_as(self._where):
-                    raise
-            if moved == 0:
-                break
-            done += moved
-        return done
 
     def _count(self, nbytes: int) -> None:
         with self._lock:
@@ -415,14 +387,3 @@ def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _reserve(fd: int, size: int | None) -> None:
-    """Disk blocks for `size` bytes, where the file system can promise them."""
-    if not size or not hasattr(os, "posix_fallocate"):
-        return
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in _CANNOT_RESERVE:
-            raise

@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
-from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.faults import as_storage_error, kind_of
 from loraformat.storage.local.store import LocalStore
+from loraformat.storage.platform import platform
 
 ANYONE = 0o777
 _GROUP = 0o070
@@ -56,7 +57,7 @@ def refuse_existing_folder(
     if not os.path.lexists(path):
         return
     _refuse_places(target, path)
-    with told_as(target):
+    with as_storage_error(target):
         kind = kind_of(os.lstat(path).st_mode)
         if not overwrite and kind in ("a file", "a folder"):
             raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
@@ -105,8 +106,8 @@ def _group_at(target: str) -> int:
     try:
         status = os.stat(parent)
     except OSError:  # told where the output is made
-        return os.getegid()
-    return status.st_gid if status.st_mode & stat.S_ISGID else os.getegid()
+        return platform().group()
+    return status.st_gid if status.st_mode & stat.S_ISGID else platform().group()
 
 
 def _granted(found: Iterable[os.stat_result], group: int, *, is_folder: bool = False) -> int:
@@ -125,8 +126,7 @@ def _granted(found: Iterable[os.stat_result], group: int, *, is_folder: bool = F
 
 def is_restricted(permissions: int) -> bool:
     """Whether files will be less readable than the umask of this process would leave them."""
-    umask = os.umask(0o077)
-    os.umask(umask)
+    umask = platform().umask()
     readable = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH
     return (ANYONE & ~umask & readable) != (permissions & ~umask & readable)
 

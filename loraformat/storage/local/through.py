@@ -7,11 +7,11 @@ import stat
 import sys
 
 from loraformat.errors import StorageError
-from loraformat.storage.faults import kind_of, told_as
+from loraformat.storage.faults import as_storage_error, kind_of
 from loraformat.storage.local.store import LocalStore
+from loraformat.storage.platform import WRITE_FLAGS
 
 # No O_CREAT: what was there may be gone. A terminal must not become the one that controls us.
-_FLAGS = os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def write_to(path: str, data: bytes) -> None:
@@ -26,20 +26,20 @@ def write_to(path: str, data: bytes) -> None:
     if not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode):
         _replace(path, data)
         return
-    with told_as(path):
+    with as_storage_error(path):
         status = os.stat(path)
     stream = _own_stream(status)
     if stream is not None:
         _write_all(stream, data)
     elif stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
-        with told_as(path):
+        with as_storage_error(path):
             _write_through(path, data, status)
     else:  # a block device is a disk
         raise StorageError(f"{kind_of(status.st_mode)} stands there: it is not written to", where=path)
 
 
 def _write_through(path: str, data: bytes, status: os.stat_result) -> None:
-    fd = os.open(path, _FLAGS)
+    fd = os.open(path, WRITE_FLAGS)
     try:
         if not os.path.samestat(os.fstat(fd), status):
             raise StorageError("what is there changed while it was opened", where=path)

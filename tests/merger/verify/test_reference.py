@@ -21,15 +21,17 @@ from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.matching import names, rows
 from loraformat.merger import AdapterSource, Arithmetic, Inputs, MergePlan, plan_merge
-from loraformat.merger.compute import add, computer, prepared
+from loraformat.merger.compute import apply, computer, prepared
 from loraformat.merger.compute import low_rank as products
+from loraformat.merger.compute.kinds import sums
+from loraformat.merger.compute.kinds.arithmetic import ARITHMETIC
 from loraformat.merger.plan import edits, layer_replication, planner
 from loraformat.merger.verify import check_output, reference
 from loraformat.merger.write import other_files, run, tasks
 from loraformat.model.adapter import Adapter
 from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker, LowRank, Magnitude, Replace
+from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Magnitude, Replace
 from loraformat.storage import LocalStore
 
 Q, UP = "model.layers.0.q_proj.weight", "model.layers.1.up_proj.weight"
@@ -76,7 +78,7 @@ def factors(*shape: int) -> LazyTensor:
     [
         Hadamard(factors(24, 3), factors(3, 24), factors(24, 2), factors(2, 24), 0.5),
         Kronecker((factors(4, 3),), (factors(6, 2), factors(2, 8)), 0.5),
-        Diff(factors(24, 24), 2.0),
+        Dense(factors(24, 24), 2.0),
         low_rank(24, 24),
     ],
     ids=["hadamard", "kronecker", "difference", "low-rank"],
@@ -101,8 +103,8 @@ def test_a_flipped_sign_of_the_scale_is_found(
         monkeypatch.setattr(prepared, "factors_of", lambda *given: (-real(*given)[0], real(*given)[1]))
     else:
         monkeypatch.setattr(computer, "open_kernel", lambda: None)
-        stated = add.stated_scale
-        monkeypatch.setattr(add, "stated_scale", lambda *given: -stated(*given))
+        stated = sums.stated_scale
+        monkeypatch.setattr(sums, "stated_scale", lambda *given: -stated(*given))
     refused(*inputs, tmp_path / "out", r"(q|up)_proj\.weight: row \d+, column \d+ is .* by the reference", verify=mode)
 
 
@@ -120,8 +122,7 @@ def test_a_strength_that_is_dropped_by_torch_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     monkeypatch.setattr(computer, "open_kernel", lambda: None)
-    real = add._low_rank
-    monkeypatch.setattr(add, "_low_rank", lambda *given: real(*given[:-1], 1.0))
+    monkeypatch.setitem(ARITHMETIC, LowRank, lambda update, place: sums.low_rank(update, replace(place, strength=1.0)))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
 
 
@@ -164,7 +165,7 @@ def test_a_wrong_factor_of_dora_is_found(
 ) -> None:
     base = save_base(tmp_path / "base", weights(dtype=torch.bfloat16), config())
     merge_and_tell(base, tmp_path / "right", adapter({Q: dora(24, 24)}))
-    monkeypatch.setattr(add, "_add", wrong)
+    monkeypatch.setattr(apply, "_add", wrong)
     with pytest.raises(MergeError, match=r"q_proj\.weight: row \d+, column \d+ is .* by the reference"):
         merge_and_tell(base, tmp_path / "out", adapter({Q: dora(24, 24)}))
 
@@ -182,7 +183,7 @@ def test_norms_of_columns_that_leave_out_the_update_are_found(tmp_path: Path, mo
         merge_and_tell(base, tmp_path / "out", change)
 
 
-def test_a_square_weight_that_is_turned_the_wrong_way_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_square_weight_that_is_wrongly_transposed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "h.0.attn.c_proj.weight"
     base = save_base(tmp_path / "base", {name: torch.randn(24, 24)}, {"model_type": "gpt2"})
     real = names.is_stored_transposed
@@ -192,7 +193,7 @@ def test_a_square_weight_that_is_turned_the_wrong_way_is_found(tmp_path: Path, m
         merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)}))
 
 
-def test_factors_that_are_turned_the_wrong_way_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_that_are_transposed_the_wrong_way_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "h.0.attn.c_proj.weight"
     base = save_base(tmp_path / "base", {name: torch.randn(24, 24)}, {"model_type": "gpt2"})
     real = products._oriented
@@ -229,13 +230,12 @@ def test_experts_that_get_the_update_of_their_neighbour_are_found(
 
         monkeypatch.setattr(edits, "_for_each_expert", shifted)
     else:
-        prepared = add._low_rank
 
-        def neighbour(update: Any, transposed: Any, dtype: Any, where: Any, part: Any, strength: Any) -> Any:
-            other = replace(part, expert=(part.expert + 1) % 3)
-            return prepared(update, transposed, dtype, where, other, strength)
+        def neighbour(update: Any, place: Any) -> Any:
+            other = replace(place.part, expert=(place.part.expert + 1) % 3)
+            return sums.low_rank(update, replace(place, part=other))
 
-        monkeypatch.setattr(add, "_low_rank", neighbour)
+        monkeypatch.setitem(ARITHMETIC, LowRank, neighbour)
     with pytest.raises(MergeError, match=r"down_proj: (planned with .* of expert 2 .* of expert 0|row \d+, column)"):
         merge_and_tell(base, tmp_path / "out", change)
 
@@ -288,12 +288,11 @@ def test_rows_of_a_joined_weight_that_are_exchanged_are_found(tmp_path: Path, mo
 def test_rows_that_are_added_in_another_place_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
     base = save_base(tmp_path / "base", {"mlp.weights_in.weight": torch.randn(40, 24)}, settings)
-    real = add._low_rank
 
-    def moved(update: Any, transposed: Any, dtype: Any, where: Any, part: Any, strength: Any) -> Any:
-        return real(update, transposed, dtype, where, replace(part, at=20 - part.at), strength)
+    def moved(update: Any, place: Any) -> Any:
+        return sums.low_rank(update, replace(place, part=replace(place.part, at=20 - place.part.at)))
 
-    monkeypatch.setattr(add, "_low_rank", moved)
+    monkeypatch.setitem(ARITHMETIC, LowRank, moved)
     with pytest.raises(MergeError, match=r"weights_in\.weight: row \d+, column"):
         merge_and_tell(base, tmp_path / "out", adapter({"mlp.gate_proj.weight": low_rank(20, 24)}))
 

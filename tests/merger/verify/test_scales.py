@@ -17,12 +17,12 @@ from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
 from loraformat.merger import AdapterSource
 from loraformat.merger.verify.reference import scales
-from loraformat.merger.verify.reference.scales import Scales, has_scale
+from loraformat.merger.verify.reference.scales import Scales, scale_used
 from loraformat.merger.write import run
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank, Scaled
+from loraformat.model.updates import Dense, LowRank, Scaled
 
 GOOD = Path(__file__).parents[3] / "fixtures" / "good"
 CASES = sorted(path.parent.relative_to(GOOD).as_posix() for path in GOOD.glob("*/*/expect.json"))
@@ -53,8 +53,9 @@ def test_a_formula_gives_the_scale_of_every_fixture(case: str) -> None:
     for weight, chain in opened.adapter.updates.items():
         for update in chain:
             found = formulas.of(weight, update)
-            if has_scale(update) and update.scale is not None:
-                assert found == pytest.approx(update.scale, rel=1e-12)
+            is_scaled, scale = scale_used(update)
+            if is_scaled and scale is not None:
+                assert found == pytest.approx(scale, rel=1e-12)
             else:
                 assert found is None
 
@@ -129,7 +130,7 @@ def test_a_merge_is_compared_with_the_formula_of_each_format(tmp_path: Path, mon
     for number, case in enumerate(CASES):
         adapter = open_adapter(str(GOOD / case)).adapter
         shapes = {weight: chain[0].shape for weight, chain in adapter.updates.items()}
-        scaled = [update for chain in adapter.updates.values() for update in chain if has_scale(update)]
+        scaled = [update for chain in adapter.updates.values() for update in chain if scale_used(update)[0]]
         if any(update.scale is None for update in scaled) or any(0 in shape for shape in shapes.values()):
             continue
         base = save_base(tmp_path / f"base{number}", {n: torch.randn(*shape) for n, shape in shapes.items()}, {})
@@ -176,6 +177,6 @@ TYPES = [
 def test_no_config_makes_a_formula_fail(raw: dict[str, Any], kind: Any, name: str, weight: str) -> None:
     config = AdapterConfig(raw={**raw, **({} if kind is None else {"peft_type": kind})})
     formulas = Scales(Adapter(config=config, updates={}), AdapterSource("memory", name))
-    for update in (low_rank(8, 6), Diff(LazyTensor.of(torch.ones(8, 6)))):
+    for update in (low_rank(8, 6), Dense(LazyTensor.of(torch.ones(8, 6)))):
         found = formulas.of(weight, update)
         assert found is None or isinstance(found, float)

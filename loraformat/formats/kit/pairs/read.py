@@ -15,7 +15,7 @@ from loraformat.formats.kit.findings import (
     scale_by_definition,
     unpaired_factor,
 )
-from loraformat.formats.kit.folder import carried_files, left_behind, tokenizer_files
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.pairs.rank_and_alpha import stated
 from loraformat.formats.kit.pairs.spelling import Pair, Spelling, clean, pairs_of, weight_name
 from loraformat.formats.kit.scaling import Scaling, agreed, scale_of
@@ -23,7 +23,7 @@ from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, Tensors
 from loraformat.model.format_files import the_file
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Update
+from loraformat.model.updates import LowRank, Replace, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
         ),
         updates=dict(sorted(updates.items())),
         tokenizer=tokenizer_files(bundle),
-        carried=carried_files(bundle, own),
+        other_files=other_files(bundle, own),
         unclaimed={**beside.unclaimed, **_halves(tensors, pairs, whole)},
         notes=(*notes, *left_behind(bundle, own)),
     )

@@ -127,8 +127,8 @@ def is_loralib(pair: Pair) -> bool:
     a, b = (factor.shape for factor in pair.factors)
     if len(a) != 2 or len(b) != 2 or not b[1] or a[0] % b[1]:
         return False
-    is_turned_too = a[1] == b[0] and a[1] < a[0]
-    return b[1] <= b[0] and not is_turned_too
+    is_transposed_too = a[1] == b[0] and a[1] < a[0]
+    return b[1] <= b[0] and not is_transposed_too
 
 
 def _factor(name: str, spellings: Sequence[Spelling]) -> tuple[str, int, bool] | None:

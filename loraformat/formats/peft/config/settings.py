@@ -18,7 +18,7 @@ from loraformat.formats.kit.update_slots import Slots, most_common, stated_alpha
 from loraformat.formats.peft.patterns import PatternKeys, lookup
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Json
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 Number = TypeVar("Number", int, float)
 
@@ -51,7 +51,7 @@ def settings(adapter: Adapter, slots: Mapping[str, Slots], *, by_root: bool = Tr
     layers = {module_of(weight): found.low_rank for weight, found in slots.items() if found.low_rank is not None}
     saved = saved_modules(slots)
     occasional: dict[str, Json] = {
-        "lora_bias": any(found.difference is not None for found in slots.values()),
+        "lora_bias": any(found.dense is not None for found in slots.values()),
         "trainable_token_indices": _token_indices(config, slots),
         "use_dora": any(update.magnitude is not None for update in layers.values()),
     }

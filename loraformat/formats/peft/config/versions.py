@@ -11,7 +11,7 @@ from loraformat.budget import Budget
 from loraformat.formats.kit.update_slots import Slots
 from loraformat.model.bundle import Json
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 Version = tuple[int, int]
 
@@ -90,9 +90,9 @@ def faults(slots: Mapping[str, Slots], layers: tuple[int, ...] | None, version: 
     for weight, found in slots.items():
         if found.rows is not None and version < (0, 15):
             yield weight, "trained rows (trainable_token_indices, since 0.15)"
-        if found.difference is not None and version < (0, 14):
+        if found.dense is not None and version < (0, 14):
             yield weight, "a trained bias of lora_B (lora_bias, since 0.14)"
-        elif found.difference is not None and version < (0, 16) and found.difference.scale != 1.0:
+        elif found.dense is not None and version < (0, 16) and found.dense.scale != 1.0:
             yield weight, "a trained bias of lora_B with a factor (merged with it since 0.16)"
         if found.low_rank is not None:
             yield from ((weight, fault) for fault in _layer_faults(found.low_rank, version))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 _DEFAULT_RANK = 12
 

@@ -21,7 +21,7 @@ from loraformat.formats.kit.fields import (
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import Ends
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ class Source:
     def shape(self, module: str, *, out: int | None = None, into: int | None = None) -> tuple[int, int]:
         """(out, in) of the module's weight in the base; what is known of it decides how it is stored.
 
-        Without anything known it is taken as stored, or turned where the config says `fan_in_fan_out`.
+        Without anything known it is taken as stored, or transposed where the config says `fan_in_fan_out`.
 
         Raises: UnsupportedUpdate (LF013): no base was given, or it has no such matrix.
         """

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.base_dependent import Tiled
-from loraformat.model.updates.kinds import Diff, LowRank
+from loraformat.model.updates import BlockAffine, Dense, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ def _bat(module: str, blocks: LazyTensor) -> Chains:
     """Every tile T of the base becomes T + (T + I) M."""
     is_square = len(blocks.shape) == 3 and blocks.shape[1] == blocks.shape[2]
     require(is_square, module, f"blocks of shape {blocks.shape} are no square matrices, as the variant bat has them")
-    return {f"{module}.weight": (Tiled(blocks),)}
+    return {f"{module}.weight": (BlockAffine(blocks),)}
 
 
 def _cyclic(rank: int, into: int) -> Tensor:
@@ -117,7 +116,7 @@ def _c3a(_source: Source, module: str, parts: Parts) -> Chains:
     into = columns * size
     require(into > 0, module, f"c3a_kernel {kernels.shape} is empty")
     difference = LazyTensor((rows * size, into), DType.F32, lambda start, stop: _circulant(kernels, start, stop))
-    return {f"{module}.weight": (Diff(difference, 1 / into),)}
+    return {f"{module}.weight": (Dense(difference, 1 / into),)}
 
 
 def _circulant(kernels: LazyTensor, start: int, stop: int) -> Tensor:
@@ -167,7 +166,7 @@ DELORA = Tuner(
 
 def _beft(_source: Source, module: str, parts: Parts) -> Chains:
     bias = parts.get("beft_bias")
-    return {} if bias is None else {f"{module}.bias": (Diff(bias.reshape(bias.numel)),)}
+    return {} if bias is None else {f"{module}.bias": (Dense(bias.reshape(bias.numel)),)}
 
 
 BEFT = Tuner(parts={"beft_bias": (1, 2)}, read=_beft, settings=("init_weights",))

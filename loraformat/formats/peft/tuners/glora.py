@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, exact, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried
-from loraformat.model.updates.kinds import Diff, LowRank, Modulated, Scaled, Update
+from loraformat.model.updates import BiasFromWeight, Dense, ElementwiseScale, LowRank, Scaled, Update
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:
@@ -39,7 +38,7 @@ def _pair(module: str, parts: Parts, path: str) -> tuple[LazyTensor, LazyTensor]
 def _factor(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
     pair, values = _pair(module, parts, "A"), parts.get("glora_A.X")
     if pair is not None:
-        return (Modulated(*pair),)
+        return (ElementwiseScale(*pair),)
     if values is None:
         return ()
     return (Scaled(_one_more(module, values, _outputs(source, module, parts)), is_sum=True),)
@@ -52,7 +51,7 @@ def _sum(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
     if pair is not None:
         return (LowRank(*pair, 1.0),)
     if values is None:
-        return (Diff(parts["glora_B.zeros"]),)  # added as they are, so that a layer that does nothing is one too
+        return (Dense(parts["glora_B.zeros"]),)  # added as they are, so that a layer that does nothing is one too
     out, into = source.shape(module, out=values.numel if values.numel > 1 else None)
     up = computed((out, 1), lambda: double(values).flatten().expand(out)[:, None])
     return (LowRank(up, computed((1, into), lambda: torch.ones(1, into, dtype=torch.float64)), 1.0),)
@@ -66,7 +65,7 @@ def _of_bias(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
         chain = (Scaled(_one_more(module, factors, out), is_bias=True, is_sum=True),)
     if added is not None:
         require(added.numel in (1, out), module, f"glora_E {added.shape} does not fit {out} outputs")
-        chain = (*chain, Diff(computed((out,), lambda: double(added).flatten().expand(out))))
+        chain = (*chain, Dense(computed((out,), lambda: double(added).flatten().expand(out))))
     return chain
 
 
@@ -80,7 +79,7 @@ def _from_weight(source: Source, module: str, parts: Parts) -> tuple[Update, ...
         vector = values.reshape(values.numel)
     else:
         return ()
-    return (Carried(f"{module}.weight", vector, _outputs(source, module, parts)),)
+    return (BiasFromWeight(f"{module}.weight", vector, _outputs(source, module, parts)),)
 
 
 def _outputs(source: Source, module: str, parts: Parts) -> int:

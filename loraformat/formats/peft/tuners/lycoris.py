@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Parts, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Diff, Hadamard, Kronecker
+from loraformat.model.updates import Dense, Hadamard, Kronecker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | Diff | None:
+def product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | Dense | None:
     """The update of a LoHa or LoKr module, or None where parts are missing.
 
     Raises: FormatError (LF012): a core tensor does not fit its factors.
@@ -28,7 +28,7 @@ def product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronec
     line = parts.get("lokr_w2")
     left, right = _kron_factors(module, parts, "lokr_w1", None), _kron_factors(module, parts, "lokr_w2", "lokr_t2")
     if left and line is not None and len(line.shape) == 3:
-        return Diff(_line(left, line), scale)
+        return Dense(_line(left, line), scale)
     return Kronecker(left, right, scale) if left and right else None
 
 

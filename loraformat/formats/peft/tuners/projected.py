@@ -12,8 +12,7 @@ from loraformat.diagnostics import in_file, in_weights
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
-from loraformat.model.updates.base_dependent import ACTIVATIONS, Projected
-from loraformat.model.updates.kinds import FromBase, LowRank, Update
+from loraformat.model.updates import ACTIVATIONS, LowRank, SubtractedInit, Update, WeightNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +37,7 @@ def _deft(source: Source, module: str, parts: Parts) -> Chains:
         up = down = exact((out, rank), lambda: _orthonormal(double(directions), module, has_signs=not is_para))
     else:
         down = exact((out, rank), lambda: double(directions).clamp(min=0))
-    chain: tuple[Update, ...] = (Projected(up, down.T, -1.0),)
+    chain: tuple[Update, ...] = (WeightNetwork(up, down.T, -1.0),)
     if injected is not None and not is_para:
         require(injected.shape[0] == rank, module, f"deft_R {injected.shape} does not fit deft_P {directions.shape}")
         alpha = source.number("alpha", 0)
@@ -79,7 +78,7 @@ _NETWORK = ("peanut_encoders.{}.weight", "peanut_decoders.{}.weight")
 
 
 def _peanut(source: Source, module: str, parts: Parts) -> Chains:
-    """ΔW = s · B f(A W), f a network of an activation and pairs of encoder and decoder; see `Projected`."""
+    """ΔW = s · B f(A W), f a network of an activation and pairs of encoder and decoder; see `WeightNetwork`."""
     down, up = parts.get("peanut_A.weight"), parts.get("peanut_B.weight")
     depth = source.integer("depth", 0, low=0, high=_MOST_DEPTH)
     names = [[form.format(number) for number in range(depth)] for form in _NETWORK]
@@ -96,7 +95,7 @@ def _peanut(source: Source, module: str, parts: Parts) -> Chains:
     fits = up.shape[1] == rank and all(layer.shape == (rank, rank) for layer in (*encoders, *decoders))
     require(fits, module, f"peanut_A {down.shape}, peanut_B {up.shape} and the layers between them do not fit")
     scale = source.number("scaling", 1.0)
-    return {f"{module}.weight": (Projected(up, down, scale, activation, encoders, decoders),)}
+    return {f"{module}.weight": (WeightNetwork(up, down, scale, activation, encoders, decoders),)}
 
 
 PEANUT = Tuner(
@@ -120,7 +119,7 @@ def _osf(source: Source, module: str, parts: Parts) -> Chains:
     require(fits, module, f"U_low {left.shape}, S_low {values.shape} and V_low {right.shape} do not fit")
     shape = (left.shape[0], right.shape[1])
     up = exact(left.shape, lambda: double(left) * double(values))
-    return {f"{module}.weight": (FromBase("osf", rank, None, shape), LowRank(up, right, 1.0))}
+    return {f"{module}.weight": (SubtractedInit("osf", rank, None, shape), LowRank(up, right, 1.0))}
 
 
 OSF = Tuner(

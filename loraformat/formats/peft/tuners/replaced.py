@@ -6,7 +6,7 @@ Source: peft 0.21.2, tuners/ln_tuning/layer.py `merge`; tuners/trainable_tokens/
 from __future__ import annotations
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 
 
 def _norms(_source: Source, module: str, parts: Parts) -> Chains:

@@ -15,7 +15,7 @@ from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff, LowRank
+from loraformat.model.updates import Dense, LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
     # A mask is made of the weight as it is stored: PEFT has no SHiRA for transposed layers.
     shape = source.shape(module)
     difference = scattered(module, values, lambda: indices.torch().to(DType.I64.torch), shape)
-    return {f"{module}.weight": (Diff(difference),)}
+    return {f"{module}.weight": (Dense(difference),)}
 
 
 def scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shape: tuple[int, int]) -> LazyTensor:
@@ -71,11 +71,11 @@ def _super(source: Source, module: str, parts: Parts) -> Chains:
     difference = scattered(module, values, lambda: _rows_and_columns(indices, shape[1]), shape)
     a, b = parts.get("supertuning_lora_A.weight"), parts.get("supertuning_lora_B.weight")
     if source.raw.get("r") is None:
-        return {f"{module}.weight": (Diff(difference),)}
+        return {f"{module}.weight": (Dense(difference),)}
     if a is None or b is None:
         return {}
     scale = source.number("lora_alpha", 1) / a.shape[0]
-    return {f"{module}.weight": (LowRank(b, a, scale), Diff(difference))}
+    return {f"{module}.weight": (LowRank(b, a, scale), Dense(difference))}
 
 
 def _rows_and_columns(indices: LazyTensor, columns: int) -> Tensor:

@@ -14,7 +14,7 @@ from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, require
 from loraformat.formats.peft.tuners.sparse import places_of, scattered
 from loraformat.model.tensors import DType, LazyTensor
-from loraformat.model.updates.kinds import Diff
+from loraformat.model.updates import Dense
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         return places_of(seed, count, out, into)
 
     if not has_transform:
-        return {f"{module}.weight": (Diff(scattered(module, spectrum, drawn, (out, into)), scale),)}
+        return {f"{module}.weight": (Dense(scattered(module, spectrum, drawn, (out, into)), scale),)}
 
     @lru_cache(maxsize=1)
     def squares() -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         return (double(spectrum) * squares()[1]).flatten()[start:stop].to(DType.F32.torch)
 
     spread = LazyTensor((4 * count,), DType.F32, values)
-    return {f"{module}.weight": (Diff(scattered(module, spread, lambda: squares()[0], (out, into)), scale),)}
+    return {f"{module}.weight": (Dense(scattered(module, spread, lambda: squares()[0], (out, into)), scale),)}
 
 
 def _squares(places: Tensor, out: int, into: int) -> tuple[Tensor, Tensor]:

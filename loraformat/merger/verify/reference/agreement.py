@@ -67,7 +67,7 @@ def _told(term: Term) -> _Told:
 def _must(share: Share) -> _Told:
     run = share.run
     return (
-        *(share.adapter, share.weight, share.index, share.is_turned),
+        *(share.adapter, share.weight, share.index, share.is_transposed),
         *(run.expert, run.first, run.at, share.strength),
     )
 
@@ -75,8 +75,8 @@ def _must(share: Share) -> _Told:
 def _at(several: Sequence[_Told], number: int) -> str:
     if number >= len(several):
         return "no more updates"
-    adapter, weight, index, turned, expert, first, at, strength = several[number]
-    way = "transposed" if turned else "as it is"
+    adapter, weight, index, transposed, expert, first, at, strength = several[number]
+    way = "transposed" if transposed else "as it is"
     matrix = "" if expert is None else f" of expert {expert}"
     rows = f"row {first}{matrix} at {at}, times {strength:g}"
     return f"update {index + 1} of {weight} of adapter {adapter + 1}, {way}, {rows}"

@@ -11,14 +11,14 @@ from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.verify.reference.layers import stack_of, with_layers
-from loraformat.merger.verify.reference.scales import Scales, has_scale
+from loraformat.merger.verify.reference.scales import Scales, scale_used
 from loraformat.merger.verify.reference.sites import (
     NotFollowed,
     Renaming,
     Run,
     Site,
     Sites,
-    is_turned,
+    is_transposed,
     may_be_absent,
     renaming_of,
 )
@@ -29,7 +29,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, row_blocks
-from loraformat.model.updates.kinds import LowRank, Replace, Rows, Update
+from loraformat.model.updates import LowRank, Replace, Rows, Update
 
 HINT = "this is an error of loraformat: please report it"
 
@@ -44,7 +44,7 @@ class Share:
 
     Attributes:
         adapter, weight, index: which update it is.
-        is_turned: whether the tensor is stored as (in, out).
+        is_transposed: whether the tensor is stored as (in, out).
         run: which rows of it go where.
         factor: scale and strength together; 1 for kinds that have none.
         strength: of its adapter.
@@ -54,7 +54,7 @@ class Share:
     weight: str
     index: int
     update: Update
-    is_turned: bool
+    is_transposed: bool
     run: Run
     factor: float
     strength: float
@@ -125,7 +125,7 @@ class _Home:
         if name is None or site is None:
             return None
         chain = self.adapter.updates.get(weight, ())
-        return site, is_turned(name, chain, site, self.config, self.adapter)
+        return site, is_transposed(name, chain, site, self.config, self.adapter)
 
 
 def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
@@ -188,17 +188,18 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
             continue
         if found is None:
             raise MergeError(f"{weight}: the reference finds no tensor that it lands on", where="verify", hint=HINT)
-        site, turned = found
+        site, transposed = found
         for index, update in enumerate(chain):
             factor, is_stated = _factor(weight, update, scales)
             for run in site.runs or _whole(site, update):
-                yield Share(number, weight, index, update, turned, run, factor * strength, strength), is_stated
+                yield Share(number, weight, index, update, transposed, run, factor * strength, strength), is_stated
 
 
 def _factor(weight: str, update: Update, scales: Scales) -> tuple[float, bool]:
-    if not has_scale(update):
+    is_scaled, used = scale_used(update)
+    if not is_scaled:
         return 1.0, True
-    used, stated = update.scale, scales.of(weight, update)
+    stated = scales.of(weight, update)
     if used is None:
         raise MergeError(f"{weight}: merged without a scale", where="verify", hint=HINT)
     if stated is not None and not math.isclose(used, stated, rel_tol=_SAME_SCALE):

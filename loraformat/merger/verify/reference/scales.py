@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias, TypeGuard, Union
+from typing import TypeAlias
 
 from loraformat.budget import Budget
 from loraformat.containers import open_bundle
@@ -15,13 +15,10 @@ from loraformat.merger.plan.data import AdapterSource
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, Json, JsonFile
 from loraformat.model.patterns.matching import Matcher
-from loraformat.model.updates.base_dependent import Projected
-from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.updates import Dense, LowRank, SubtractedInit, Update, WeightNetwork, kind_of, scale_of
 
 _Config: TypeAlias = Mapping[str, Json]
 
-_Scaled: TypeAlias = Union[LowRank, Hadamard, Kronecker, Diff, FromBase, Projected]
-_SCALED = (LowRank, Hadamard, Kronecker, Diff, FromBase, Projected)
 _WITH_PATTERNS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 _PLAIN = re.compile(r"[\w\-/ .]*")
 _ANCHORED = re.compile(r"\^((?:[\w\-/ ]|\\\.|\\-)*)\$?")
@@ -31,9 +28,11 @@ _EXAMPLES_SCALE = 20.0  # mlx-examples/lora, whose files say nothing
 _SETTINGS = "lora_settings.json"
 
 
-def has_scale(update: Update) -> TypeGuard[_Scaled]:
-    """Whether an update is of a kind with a factor, and uses it."""
-    return isinstance(update, _SCALED) and not (isinstance(update, FromBase) and update.recipe != "olora")
+def scale_used(update: Update) -> tuple[bool, float | None]:
+    """(whether an update is multiplied by a factor, the factor as the reader has it)."""
+    if isinstance(update, SubtractedInit):
+        return update.recipe == "olora", update.scale
+    return kind_of(update).has_scale, scale_of(update)
 
 
 class Scales:
@@ -56,7 +55,7 @@ class Scales:
 
     def of(self, weight: str, update: Update) -> float | None:
         """The factor of an update; None where no formula tells."""
-        if self._formula is None or not has_scale(update):
+        if self._formula is None or not scale_used(update)[0]:
             return None
         return self._formula(weight, update)
 
@@ -77,7 +76,7 @@ class Scales:
                 found = _TUNERS.get(kind, _one)(raw, update)
             except ZeroDivisionError:
                 return None
-            return -found if isinstance(update, Projected) and kind == "DEFT" else found
+            return -found if isinstance(update, WeightNetwork) and kind == "DEFT" else found
         module, times = self._module(weight)
         ranks, alphas = self._keys("rank_pattern"), self._keys("alpha_pattern")
         size = ranks.of(module, _number(raw, "r") or self._source.rank)
@@ -111,7 +110,7 @@ class Scales:
 
     def _native(self, weight: str, update: Update) -> float | None:
         raw = self._adapter.config.raw
-        if isinstance(update, Diff):
+        if isinstance(update, Dense):
             return _numbers(raw.get("difference_scale")).get(weight, 1.0)
         module = weight.removesuffix(".weight")
         alpha = _numbers(raw.get("alpha_exceptions")).get(module, _number(raw, "alpha"))
@@ -242,7 +241,7 @@ def _deft(raw: _Config, update: Update) -> float:
 # Source: peft 0.21.2, tuners/*/layer.py and config.py, for the defaults.
 _TUNERS: Mapping[str, Callable[[_Config, Update], float]] = {
     "ADALORA": _adalora,
-    "C3A": lambda _, update: 1 / update.shape[1] if isinstance(update, Diff) else 1.0,
+    "C3A": lambda _, update: 1 / update.shape[1] if isinstance(update, Dense) else 1.0,
     "DEFT": _deft,
     "FOURIERFT": _fourier,
     "GRALORA": lambda raw, _: _or(raw, "alpha", 64) / (_or(raw, "r", 32) + _or(raw, "hybrid_r", 0)),

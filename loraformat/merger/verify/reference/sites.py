@@ -15,7 +15,7 @@ from loraformat.merger.verify.reference.ties import Table
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.updates.kinds import LowRank, Replace, Rotated, Rows, Scaled, Update
+from loraformat.model.updates import LowRank, Replace, Rotated, Rows, Scaled, Update
 from loraformat.naming import Spelled, spelling_of, task_classes, tied_names
 
 # Layers of the class Conv1D, which stores (in, out), in the models that have them.
@@ -27,7 +27,7 @@ _CONV1D_OF = {
 # Lookups of names, in all, in the search for a prefix.
 _MOST_LOOKUPS = 5_000_000
 # Models whose stacked experts are (experts, in, out).
-_TURNED_EXPERTS = {"gpt_oss"}
+_TRANSPOSED_EXPERTS = {"gpt_oss"}
 
 
 class NotFollowed(Exception):
@@ -61,13 +61,13 @@ class Site:
         shape: of the weight, as it is stored.
         runs: where its rows stand; () for one whole tensor.
         tensor: that tensor.
-        is_turned: whether the loaded model has the transpose.
+        is_transposed: whether the loaded model has the transpose.
     """
 
     shape: tuple[int, ...]
     runs: tuple[Run, ...] = ()
     tensor: str = ""
-    is_turned: bool = False
+    is_transposed: bool = False
 
 
 class Sites:
@@ -134,8 +134,8 @@ class Sites:
                 return None
             rows = shape[0] // parts
             return Site((rows, *shape[1:]), (Run(stored, rows, at=rows * spelled.names.index(name)),))
-        if kinds <= {"rename", "turn"}:
-            return Site(shape, tensor=stored, is_turned=kinds == {"turn"})
+        if kinds <= {"rename", "transpose"}:
+            return Site(shape, tensor=stored, is_transposed=kinds == {"transpose"})
         return None
 
     def _laid_out(self, several: list[tuple[str, Spelled]], *, is_stack: bool) -> Site | None:
@@ -166,7 +166,7 @@ class Sites:
         """A weight under a name of older checkpoints: renamed, one expert of a stack, or what is stored apart now."""
         spelled = self._spelling.in_memory(weight)
         homes = [self._in_memory.get(name) for name in spelled.names]
-        whole = [home for home in homes if home is not None and not home.is_turned]
+        whole = [home for home in homes if home is not None and not home.is_transposed]
         if len(whole) != len(homes):
             return None
         if spelled.operation == "rename" and spelled.names != (weight,):
@@ -293,33 +293,35 @@ def _agree(wanted: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(wanted) == len(shape) and all(one in (0, other) for one, other in zip(wanted, shape, strict=True))
 
 
-def is_turned(weight: str, chain: Sequence[Update], site: Site, config: Mapping[str, Json], adapter: Adapter) -> bool:
+def is_transposed(
+    weight: str, chain: Sequence[Update], site: Site, config: Mapping[str, Json], adapter: Adapter
+) -> bool:
     """Whether rows of the stored weight are columns of its updates: shapes tell, and else the model."""
     kinds = [update for update in chain if not isinstance(update, (Replace, Rows))]
     if not kinds or any(isinstance(update, LowRank) and update.is_embedding for update in kinds):
-        return site.is_turned
+        return site.is_transposed
     is_stack = len(site.shape) == 3 and any(isinstance(update, LowRank) and not update.kernel for update in kinds)
     if not is_stack and (len(site.shape) != 2 or len(kinds[0].shape) != 2):
-        return site.is_turned
+        return site.is_transposed
     straight = site.shape
     crossed = (*straight[:-2], straight[-1], straight[-2])
     first = next(update for update in kinds if not is_stack or isinstance(update, LowRank))
     ways = [fits(first, shape) for shape in (straight, crossed)]
     if ways[0] != ways[1]:
         return ways[1]
-    if site.is_turned:
+    if site.is_transposed:
         return True
-    return _is_expert_turned(config, adapter) if is_stack else _is_conv1d(weight, config, adapter)
+    return _is_expert_transposed(config, adapter) if is_stack else _is_conv1d(weight, config, adapter)
 
 
-def _is_expert_turned(config: Mapping[str, Json], adapter: Adapter) -> bool:
+def _is_expert_transposed(config: Mapping[str, Json], adapter: Adapter) -> bool:
     """PEFT up to 0.18 took every stack for (experts, in, out); else the model says how it stores its own."""
     raw = adapter.config.raw
     if raw.get("target_parameters"):
         version = str(raw.get("peft_version") or "").split(".")[:2]
-        return version in (["0", "17"], ["0", "18"]) or config.get("model_type") in _TURNED_EXPERTS
-    claimed = adapter.config.turns_square_experts
-    return config.get("model_type") in _TURNED_EXPERTS if claimed is None else claimed
+        return version in (["0", "17"], ["0", "18"]) or config.get("model_type") in _TRANSPOSED_EXPERTS
+    claimed = adapter.config.transposes_square_experts
+    return config.get("model_type") in _TRANSPOSED_EXPERTS if claimed is None else claimed
 
 
 def _is_conv1d(weight: str, config: Mapping[str, Json], adapter: Adapter) -> bool:

@@ -13,7 +13,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import Span
-from loraformat.model.updates.kinds import Replace
+from loraformat.model.updates import Replace
 from loraformat.naming import TaskClass, spelling_of, task_classes
 
 

@@ -14,7 +14,7 @@ from loraformat.merger.verify.reference.kinds import effects
 from loraformat.merger.verify.reference.kinds.effect import Effect, Landed, Matrix
 from loraformat.merger.verify.reference.sources import as_rows, base_rows, reads_with_torch
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.updates.kinds import tensors_of
+from loraformat.model.updates import tensors
 
 if TYPE_CHECKING:
     from loraformat.merger.verify.reference.kinds.effect import Blocks
@@ -40,6 +40,11 @@ class Computed:
     def unit(self) -> int:
         """Rows that are computed together."""
         return min(math.lcm(1, *(effect.unit for _, effect in self._effects)), max(1, self.expected.matrix[0]))
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether no row can be computed without a pass over a whole matrix of the base."""
+        return any(effect.needs_all_rows for _, effect in self._effects)
 
     def rows(self, start: int, stop: int) -> tuple[Floats, Floats]:
         """Rows of the base, and what they must be in the output before rounding; whole units of them."""
@@ -101,21 +106,16 @@ class Computed:
             yield start, self._overwritten(rows, start, start + len(rows))
 
 
-def needs_all_rows(expected: Expected) -> bool:
-    """Whether no row can be computed without a pass over a whole matrix of the base."""
-    return any(effects.needs_all_rows(_landed(share)) for share in expected.shares)
-
-
 def needs_torch(expected: Expected) -> bool:
     """Whether values are read with torch: those of the base, or of a factor."""
     if expected.source.strides is not None or not expected.source.dtype.is_floating:
         return True
-    factors = (factor for share in expected.shares for _, factor in tensors_of(share.update))
+    factors = (factor for share in expected.shares for _, factor in tensors(share.update))
     return any(reads_with_torch(factor) for factor in factors)
 
 
 def _landed(share: Share) -> Landed:
-    return Landed(share.update, share.factor, share.is_turned, share.run.expert, share.run.first)
+    return Landed(share.update, share.factor, share.is_transposed, share.run.expert, share.run.first)
 
 
 def _size(stored: StoredTensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from loraformat.merger.verify.reference.sources import factor_rows
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Replace, Rows, Update
+from loraformat.model.updates import Replace, Rows, Update
 from loraformat.naming import architecture_of, tied_names
 
 _INPUTS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings"})

@@ -13,7 +13,7 @@ from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
-from loraformat.model.updates.base_dependent import Recoded
+from loraformat.model.updates import FRoD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         middle.index_put_((numbers[0], numbers[1]), double(turned), accumulate=True)
         return middle @ double(basis).T
 
-    return {f"{module}.weight": (Recoded(basis, exact((into, into), core)),)}
+    return {f"{module}.weight": (FRoD(basis, exact((into, into), core)),)}
 
 
 def _category(module: str) -> str:

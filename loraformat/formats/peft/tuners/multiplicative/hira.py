@@ -9,7 +9,7 @@ import math
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Modulated
+from loraformat.model.updates import ElementwiseScale
 
 _TABLE = ("hira_embedding_A", "hira_embedding_B")
 _LAYER = ("hira_A", "hira_B")
@@ -25,7 +25,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     else:
         return {}
     require(up.shape[1] == down.shape[0], module, f"hira_A has rank {down.shape[0]}, hira_B {up.shape[1]}")
-    return {f"{module}.weight": (Modulated(up, down),)}
+    return {f"{module}.weight": (ElementwiseScale(up, down),)}
 
 
 def _matrix(factor: LazyTensor) -> LazyTensor:

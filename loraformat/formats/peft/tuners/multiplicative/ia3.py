@@ -10,7 +10,7 @@ from loraformat.diagnostics import in_file, show
 from loraformat.errors import ConfigError
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner
-from loraformat.model.updates.kinds import Scaled
+from loraformat.model.updates import Scaled
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:

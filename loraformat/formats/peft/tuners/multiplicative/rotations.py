@@ -15,7 +15,7 @@ from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Multiplied, Rotated, Scaled
+from loraformat.model.updates import Multiplied, Rotated, Scaled
 
 if TYPE_CHECKING:
     from torch import Tensor

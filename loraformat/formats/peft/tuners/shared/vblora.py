@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import LowRank
+from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.merger.verify.reference.sources import factor_rows, factor_values
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.kinds import Update
+from loraformat.model.updates import Update
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -30,7 +30,7 @@ class Matrix:
         rows, cols: of the output.
         base: its rows from first to last as they are in the base, in blocks; those that it lacks are zero.
         origin: the same after rows were replaced, which is what DoRA's norms are those of.
-        other: W of a weight by its name, from first to last row, and whether it is turned.
+        other: W of a weight by its name, from first to last row, and whether it is transposed.
     """
 
     rows: int
@@ -46,14 +46,14 @@ class Landed:
 
     Attributes:
         factor: scale and strength together; 1 for kinds that have none.
-        is_turned: whether the tensor is stored as (in, out).
+        is_transposed: whether the tensor is stored as (in, out).
         expert: which matrix of a stack it is.
         first: the first row of the update, as stored, that counts.
     """
 
     update: Update
     factor: float = 1.0
-    is_turned: bool = False
+    is_transposed: bool = False
     expert: int | None = None
     first: int = 0
 
@@ -85,6 +85,11 @@ class Effect(ABC):
     def slack(self, origin: Floats) -> Floats | float:  # noqa: ARG002
         """How far values may be from these since they hang on a rounding that two right ways may decide differently."""
         return 0.0
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether a row cannot be computed without a pass over a whole matrix of the base."""
+        return False
 
     def once(self) -> None:
         """Compute what all rows need, in one thread."""

@@ -1,21 +1,20 @@
 """What each kind of update makes of rows of a stored weight, in float64, from its formula.
 
-Rows are those of the tensor as it is stored. Where it is stored as (in, out), "turned", a block of its rows is a block
-of columns of the weight W (out, in) of which the formulas speak.
+Rows are those of the tensor as it is stored. Where it is stored transposed, as (in, out), a block of its rows is a
+block of columns of the weight W (out, in) of which the formulas speak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loraformat.merger.verify.reference.kinds.effect import Effect, FactorMatrix, Landed, Matrix
-from loraformat.merger.verify.reference.kinds.multiplicative import TURNS
+from loraformat.merger.verify.reference.kinds.multiplicative import MULTIPLICATIVE
 from loraformat.merger.verify.reference.kinds.sums import SUMS
 from loraformat.merger.verify.reference.sources import factor_rows
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded
-from loraformat.model.updates.kinds import FromBase, LowRank, Multiplied, Replace, Rotated, Rows, Update
+from loraformat.model.updates import Replace, Rows, Update, no_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +47,7 @@ class _Overwriting(Effect):
         update = self.landed.update
         if isinstance(update, Replace):
             table = self.table
-            return (table.all.T[low:high] if self.landed.is_turned else table.rows(low, high)).reshape(value.shape)
+            return (table.all.T[low:high] if self.landed.is_transposed else table.rows(low, high)).reshape(value.shape)
         assert isinstance(update, Rows)
         result: Floats = value.copy()
         for number in np.flatnonzero((self.indices >= low) & (self.indices < high)):
@@ -56,26 +55,22 @@ class _Overwriting(Effect):
         return result
 
 
-_EFFECTS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
+EFFECTS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
     **SUMS,
-    **TURNS,
+    **MULTIPLICATIVE,
     Replace: _Overwriting,
     Rows: _Overwriting,
 }
 
 
 def effect_of(landed: Landed, matrix: Matrix) -> Effect:
-    """The effect of an update on a tensor."""
-    return _EFFECTS[type(landed.update)](landed, matrix)
+    """The effect of an update on a tensor. Raises: see `check_effects`."""
+    check_effects([type(landed.update)])
+    return EFFECTS[type(landed.update)](landed, matrix)
 
 
-def needs_all_rows(landed: Landed) -> bool:
-    """Whether a row cannot be computed without a pass over a whole matrix of the base."""
-    update = landed.update
-    if isinstance(update, LowRank) and update.magnitude is not None:
-        return (update.magnitude.axis == 1) is landed.is_turned
-    if isinstance(update, Rotated):
-        return update.order is not None and (update.side == "left") is not landed.is_turned
-    if isinstance(update, Multiplied):
-        return landed.is_turned
-    return isinstance(update, (FromBase, Projected, Recoded, Carried))
+def check_effects(kinds: Iterable[type[Update]]) -> None:
+    """Raises: UnsupportedUpdate (LF013): the reference has no effect for a class of update."""
+    for kind in kinds:
+        if kind not in EFFECTS:
+            raise no_line(kind, "EFFECTS in loraformat/merger/verify/reference/kinds/effects.py")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from loraformat.merger.verify.reference.kinds.effect import Effect, FactorMatrix, Landed, Matrix
 from loraformat.merger.verify.reference.sources import factor_values
 from loraformat.model.tensors import DType
-from loraformat.model.updates.base_dependent import Recoded, Tiled
-from loraformat.model.updates.kinds import Modulated, Multiplied, Rotated, Scaled, Update
+from loraformat.model.updates import BlockAffine, ElementwiseScale, FRoD, Multiplied, Rotated, Scaled, Update
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -20,22 +19,22 @@ _LEAST_LENGTH, _LEAST_SINGULAR = 1e-12, 1e-6
 _LOST = 2.0**-48  # of sums of a few hundred terms
 
 
-class _Turn(Effect):
-    """An update that multiplies: on blocks of W, whole columns of it where it is turned."""
+class _Multiplication(Effect):
+    """An update that multiplies: on blocks of W, whole columns of it where it is transposed."""
 
     is_sum = False
 
     @abstractmethod
     def of(self, weight: Floats, low: int, high: int) -> Floats:
-        """W after it: rows `low:high` of W and all of its columns, or where it is turned such columns and all rows."""
+        """W after it: rows `low:high` of W and all columns, or where it is transposed such columns and all rows."""
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:
         before = origin if self.is_sum else value
-        after = self.of(before.T, low, high).T if self.landed.is_turned else self.of(before, low, high)
+        after = self.of(before.T, low, high).T if self.landed.is_transposed else self.of(before, low, high)
         return value + (after - before) if self.is_sum else after
 
 
-class _Scaling(_Turn):
+class _Scaling(_Multiplication):
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         assert isinstance(landed.update, Scaled)
@@ -51,35 +50,39 @@ class _Scaling(_Turn):
     def of(self, weight: Floats, low: int, high: int) -> Floats:
         rows, cols = self.vectors
         if rows is not None:
-            weight = weight * (rows if self.landed.is_turned else rows[low:high])[:, None]
+            weight = weight * (rows if self.landed.is_transposed else rows[low:high])[:, None]
         if cols is not None:
-            cols = cols[low:high] if self.landed.is_turned else cols.repeat(weight.shape[1] // len(cols))
+            cols = cols[low:high] if self.landed.is_transposed else cols.repeat(weight.shape[1] // len(cols))
             weight = weight * cols
         return weight
 
 
-class _Modulation(_Turn):
+class _Modulation(_Multiplication):
     """W + W₀ ∘ (up @ down)."""
 
     is_sum = True
 
     @cached_property
     def factors(self) -> tuple[Floats, Floats]:
-        assert isinstance(self.landed.update, Modulated)
+        assert isinstance(self.landed.update, ElementwiseScale)
         return FactorMatrix(self.landed.update.up).all, FactorMatrix(self.landed.update.down).all
 
     def of(self, weight: Floats, low: int, high: int) -> Floats:
         up, down = self.factors
-        product = up @ down[:, low:high] if self.landed.is_turned else up[low:high] @ down
+        product = up @ down[:, low:high] if self.landed.is_transposed else up[low:high] @ down
         return weight * (1 + product)
 
 
-class _Reflection(_Turn):
+class _Reflection(_Multiplication):
     """W (I + up @ down)."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        self.unit = matrix.rows if landed.is_turned else 1
+        self.unit = matrix.rows if landed.is_transposed else 1
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return self.landed.is_transposed
 
     @cached_property
     def factors(self) -> tuple[Floats, Floats]:
@@ -91,14 +94,19 @@ class _Reflection(_Turn):
         return weight + weight @ up @ down
 
 
-class _Rotation(_Turn):
+class _Rotation(_Multiplication):
     """L W or W R of diagonal blocks; rows or columns are taken in an order first, and put back."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
         assert isinstance(landed.update, Rotated)
-        mixes_rows = (landed.update.side == "left") is not landed.is_turned
-        self.unit = 1 if not mixes_rows else landed.update.size if landed.update.order is None else matrix.rows
+        mixes_rows = (landed.update.side == "left") is not landed.is_transposed
+        self._mixes_all = mixes_rows and landed.update.order is not None
+        self.unit = matrix.rows if self._mixes_all else landed.update.size if mixes_rows else 1
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return self._mixes_all
 
     @cached_property
     def blocks(self) -> Floats:
@@ -121,24 +129,24 @@ class _Rotation(_Turn):
         return mixed if update.side == "left" else mixed.T
 
 
-class _Tiling(_Turn):
+class _Tiling(_Multiplication):
     """T + (T + I) M for each tile T of W, M that of its row of tiles."""
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        assert isinstance(landed.update, Tiled)
+        assert isinstance(landed.update, BlockAffine)
         self.unit = landed.update.size
 
     @cached_property
     def blocks(self) -> Floats:
-        assert isinstance(self.landed.update, Tiled)
+        assert isinstance(self.landed.update, BlockAffine)
         return factor_values(self.landed.update.blocks)
 
     def of(self, weight: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
         import numpy as np
 
         blocks, size = self.blocks, self.unit
-        first = 0 if self.landed.is_turned else low // size
+        first = 0 if self.landed.is_transposed else low // size
         result = np.empty_like(weight)
         for top in range(0, weight.shape[0], size):
             for side in range(0, weight.shape[1], size):
@@ -152,11 +160,15 @@ class _Recoding(Effect):
 
     def __init__(self, landed: Landed, matrix: Matrix) -> None:
         super().__init__(landed, matrix)
-        self.unit = matrix.rows if landed.is_turned else 1
+        self.unit = matrix.rows if landed.is_transposed else 1
 
     @property
-    def update(self) -> Recoded:
-        assert isinstance(self.landed.update, Recoded)
+    def needs_all_rows(self) -> bool:
+        return True
+
+    @property
+    def update(self) -> FRoD:
+        assert isinstance(self.landed.update, FRoD)
         return self.landed.update
 
     @cached_property
@@ -178,7 +190,7 @@ class _Recoding(Effect):
         import numpy as np
 
         whole = [rows for _, rows in self.matrix.base()]
-        outputs = [np.concatenate(whole).T] if self.landed.is_turned else whole
+        outputs = [np.concatenate(whole).T] if self.landed.is_transposed else whole
         lengths = sum(((rows @ self.inverse) ** 2).sum(axis=0) for rows in outputs) ** 0.5
         return np.asarray(np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > _LEAST_LENGTH))
 
@@ -187,7 +199,7 @@ class _Recoding(Effect):
 
     def units(self, origin: Floats, nudge: float = 0.0) -> Floats:
         """Rows of U; `nudge` times as far away from it as the sums before may be, of which some almost cancel."""
-        outputs = origin.T if self.landed.is_turned else origin
+        outputs = origin.T if self.landed.is_transposed else origin
         found = outputs @ self.inverse * self.scales
         if nudge:
             largest = (abs(outputs) @ abs(self.inverse)).max(axis=1, keepdims=True, initial=0.0)
@@ -197,11 +209,11 @@ class _Recoding(Effect):
     def slack(self, origin: Floats) -> Floats | float:
         """What it makes of U where the last places of its values are not known, or decide how they are rounded."""
         moved = abs(self.units(origin, 1.0) - self.units(origin, -1.0)) @ abs(self.core)
-        return moved.T if self.landed.is_turned else moved
+        return moved.T if self.landed.is_transposed else moved
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
         change = self.units(origin) @ self.core
-        return value + (change.T if self.landed.is_turned else change) - origin
+        return value + (change.T if self.landed.is_transposed else change) - origin
 
 
 def rounded(values: Floats, dtype: DType) -> Floats:
@@ -216,11 +228,11 @@ def rounded(values: Floats, dtype: DType) -> Floats:
     return narrow.astype(np.float16 if dtype is DType.F16 else np.float32).astype(np.float64)
 
 
-TURNS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
+MULTIPLICATIVE: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
     Scaled: _Scaling,
     Rotated: _Rotation,
     Multiplied: _Reflection,
-    Modulated: _Modulation,
-    Tiled: _Tiling,
-    Recoded: _Recoding,
+    ElementwiseScale: _Modulation,
+    BlockAffine: _Tiling,
+    FRoD: _Recoding,
 }

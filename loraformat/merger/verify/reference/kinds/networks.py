@@ -10,24 +10,24 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.merger.verify.reference.sources import factor_values
-from loraformat.model.updates.base_dependent import Projected
+from loraformat.model.updates import WeightNetwork
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 
-def activated(update: Projected, values: Floats) -> Floats:
-    """F of (rank, in) values: see `Projected`."""
+def activated(update: WeightNetwork, values: Floats) -> Floats:
+    """F of (rank, in) values: see `WeightNetwork`."""
     if update.activation is None:
         return values
-    turn = _ACTIVATIONS[update.activation]
+    activation = _ACTIVATIONS[update.activation]
     inputs: list[Floats] = []
-    hidden = turn(values)
+    hidden = activation(values)
     for encoder in update.encoders:
         inputs.append(hidden)
-        hidden = turn(factor_values(encoder) @ hidden)
+        hidden = activation(factor_values(encoder) @ hidden)
     for decoder, given in zip(update.decoders, reversed(inputs), strict=True):
-        hidden = turn(factor_values(decoder) @ hidden) + given
+        hidden = activation(factor_values(decoder) @ hidden) + given
     return hidden
 
 

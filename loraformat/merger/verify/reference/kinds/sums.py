@@ -1,4 +1,4 @@
-"""Updates that add: products of factors, dense differences, DoRA, and what is computed from the base and added."""
+"""Updates that add: products of factors, dense deltas, DoRA, and what is computed from the base and added."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from loraformat.merger.verify.reference.kinds.effect import Effect, FactorMatrix
 from loraformat.merger.verify.reference.kinds.networks import activated
 from loraformat.merger.verify.reference.sources import factor_values
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected
-from loraformat.model.updates.kinds import Diff, FromBase, Hadamard, Kronecker, LowRank, Update
+from loraformat.model.updates import (
+    BiasFromWeight,
+    Dense,
+    Hadamard,
+    Kronecker,
+    LowRank,
+    SubtractedInit,
+    Update,
+    WeightNetwork,
+)
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -20,11 +28,11 @@ if TYPE_CHECKING:
 class _Product:
     """up @ down, or its transpose."""
 
-    def __init__(self, up: LazyTensor, down: LazyTensor, *, is_turned: bool) -> None:
-        self._up, self._down, self._is_turned = FactorMatrix(up), FactorMatrix(down), is_turned
+    def __init__(self, up: LazyTensor, down: LazyTensor, *, is_transposed: bool) -> None:
+        self._up, self._down, self._is_transposed = FactorMatrix(up), FactorMatrix(down), is_transposed
 
     def rows(self, low: int, high: int) -> Floats:
-        if self._is_turned:
+        if self._is_transposed:
             return product(self._down.all[:, low:high].T, self._up.all.T)
         return product(self._up.rows(low, high), self._down.all)
 
@@ -34,21 +42,21 @@ class _Sum(Effect):
 
     @cached_property
     def delta(self) -> Callable[[int, int], Floats]:
-        update, is_turned = self.landed.update, self.landed.is_turned
+        update, is_transposed = self.landed.update, self.landed.is_transposed
         if isinstance(update, Hadamard):
-            one = _Product(update.up1, update.down1, is_turned=is_turned)
-            two = _Product(update.up2, update.down2, is_turned=is_turned)
+            one = _Product(update.up1, update.down1, is_transposed=is_transposed)
+            two = _Product(update.up2, update.down2, is_transposed=is_transposed)
             return lambda low, high: one.rows(low, high) * two.rows(low, high)
         if isinstance(update, Kronecker):
-            return _kronecker(update, is_turned=is_turned)
-        if isinstance(update, Diff):
-            difference = FactorMatrix(update.difference)
-            return (lambda low, high: difference.all.T[low:high]) if is_turned else difference.rows
+            return _kronecker(update, is_transposed=is_transposed)
+        if isinstance(update, Dense):
+            delta = FactorMatrix(update.delta)
+            return (lambda low, high: delta.all.T[low:high]) if is_transposed else delta.rows
         assert isinstance(update, LowRank)
         factors = update.up, update.down
         if update.is_stack:
             factors = update.expert(self.landed.expert or 0)
-        return _Product(*factors, is_turned=is_turned).rows
+        return _Product(*factors, is_transposed=is_transposed).rows
 
     def change(self, low: int, high: int) -> Floats:
         first = self.landed.first
@@ -58,11 +66,11 @@ class _Sum(Effect):
         return value + self.change(low, high).reshape(value.shape)
 
 
-def _kronecker(update: Kronecker, *, is_turned: bool) -> Callable[[int, int], Floats]:
+def _kronecker(update: Kronecker, *, is_transposed: bool) -> Callable[[int, int], Floats]:
     import numpy as np
 
     left, right = (_chain(side) for side in (update.left, update.right))
-    if is_turned:
+    if is_transposed:
         left, right = left.T, right.T
     count = len(right)
 
@@ -101,7 +109,11 @@ class _Dora(_Sum):
         update = self.landed.update
         assert isinstance(update, LowRank)
         assert update.magnitude is not None
-        return (update.magnitude.axis == 1) is not self.landed.is_turned
+        return (update.magnitude.axis == 1) is not self.landed.is_transposed
+
+    @property
+    def needs_all_rows(self) -> bool:
+        return not self.is_per_row
 
     @cached_property
     def column_norms(self) -> Floats:
@@ -131,13 +143,17 @@ class _Dora(_Sum):
 class _TakenOff(Effect):
     """W less a part of W₀, from its singular vectors, or from those of its QR decomposition as it is stored."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def part(self) -> tuple[Floats, Floats]:
         """(left, right), whose product it is."""
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, FromBase)
+        assert isinstance(update, SubtractedInit)
         whole, rank = np.concatenate([rows for _, rows in self.matrix.base()]), update.rank
         if update.recipe == "olora":
             kept = np.linalg.qr(whole)[0][:, :rank]
@@ -157,9 +173,13 @@ class _TakenOff(Effect):
 class _Projection(Effect):
     """W + scale · up f(down W₀)."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def up(self) -> Floats:
-        assert isinstance(self.landed.update, Projected)
+        assert isinstance(self.landed.update, WeightNetwork)
         return FactorMatrix(self.landed.update.up).all
 
     @cached_property
@@ -167,9 +187,9 @@ class _Projection(Effect):
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, Projected)
+        assert isinstance(update, WeightNetwork)
         down = FactorMatrix(update.down).all
-        if self.landed.is_turned:
+        if self.landed.is_transposed:
             found = np.concatenate([down @ rows.T for _, rows in self.matrix.base()], axis=1)
         else:
             found = sum(down[:, start : start + len(rows)] @ rows for start, rows in self.matrix.base())  # type: ignore[assignment]
@@ -180,22 +200,26 @@ class _Projection(Effect):
 
     def __call__(self, value: Floats, origin: Floats, low: int, high: int) -> Floats:  # noqa: ARG002
         up = self.up
-        change: Floats = self.inner[:, low:high].T @ up.T if self.landed.is_turned else up[low:high] @ self.inner
+        change: Floats = self.inner[:, low:high].T @ up.T if self.landed.is_transposed else up[low:high] @ self.inner
         return value + self.landed.factor * change
 
 
 class _Carrying(Effect):
     """b + W c, W another weight of the base."""
 
+    @property
+    def needs_all_rows(self) -> bool:
+        return True
+
     @cached_property
     def product(self) -> Floats:
         import numpy as np
 
         update = self.landed.update
-        assert isinstance(update, Carried)
+        assert isinstance(update, BiasFromWeight)
         vector = factor_values(update.vector).reshape(-1)
-        blocks, is_turned = self.matrix.other(update.weight)
-        if is_turned:
+        blocks, is_transposed = self.matrix.other(update.weight)
+        if is_transposed:
             return np.asarray(sum(vector[start : start + len(rows)] @ rows for start, rows in blocks))
         return np.concatenate([rows @ vector for _, rows in blocks])
 
@@ -215,8 +239,8 @@ SUMS: Mapping[type[Update], Callable[[Landed, Matrix], Effect]] = {
     LowRank: _low_rank,
     Hadamard: _Sum,
     Kronecker: _Sum,
-    Diff: _Sum,
-    FromBase: _TakenOff,
-    Projected: _Projection,
-    Carried: _Carrying,
+    Dense: _Sum,
+    SubtractedInit: _TakenOff,
+    WeightNetwork: _Projection,
+    BiasFromWeight: _Carrying,
 }

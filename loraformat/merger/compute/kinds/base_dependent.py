@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch
-from loraformat.merger.compute.multiply import Multiplication, finite
+from loraformat.merger.compute.kinds.placement import Placement, Windows
+from loraformat.merger.compute.kinds.steps import Multiplication, Step, finite
+from loraformat.merger.compute.kinds.sums import dense, low_rank
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates.base_dependent import Carried, Projected, Recoded
-from loraformat.model.updates.kinds import Diff, FromBase, LowRank
+from loraformat.model.updates import BiasFromWeight, Dense, FRoD, LowRank, SubtractedInit, Update, WeightNetwork
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-# (first row, rows of the base's tensor as stored), from the first to the last, in any floating dtype.
-Windows: TypeAlias = Iterable[tuple[int, "Tensor"]]
 
 # Singular values that differ by less, relative to the greatest, have no order that two machines agree on (float32).
 _LEAST_GAP = 2.0**-23
@@ -24,7 +22,7 @@ _LEAST_LENGTH = 1e-12
 _LEAST_SINGULAR = 1e-6
 
 
-def taken_off(update: FromBase, stored: Tensor, *, transposed: bool, where: str) -> LowRank:
+def part_of_base(update: SubtractedInit, stored: Tensor, *, transposed: bool, where: str) -> LowRank:
     """What an initialisation took off a base matrix, as the low-rank update that takes it off again.
 
     Args:
@@ -76,10 +74,10 @@ def _check_border(values: Tensor, border: int, where: str) -> None:
         )
 
 
-def projected(update: Projected, windows: Windows, *, transposed: bool, where: str) -> LowRank:
+def network_of_weight(update: WeightNetwork, windows: Windows, *, transposed: bool, where: str) -> LowRank:
     """What the network of an update makes of the base's matrix, as a low-rank update.
 
-    Args: windows: of the un-merged matrix; transposed, where: see `taken_off`.
+    Args: windows: of the un-merged matrix; transposed, where: see `part_of_base`.
     Raises: NonFiniteValue (LF402): a factor or the matrix holds NaN or infinity.
     """
     import torch
@@ -99,17 +97,17 @@ def projected(update: Projected, windows: Windows, *, transposed: bool, where: s
     return LowRank(update.up, LazyTensor.of(_through(update, found, where)), update.scale)
 
 
-def _through(update: Projected, values: Tensor, where: str) -> Tensor:
-    """What f makes of (rank, in) values: see Projected."""
+def _through(update: WeightNetwork, values: Tensor, where: str) -> Tensor:
+    """What f makes of (rank, in) values: see WeightNetwork."""
     if update.activation is None:
         return values
-    turn = _activation(update.activation)
-    hidden, given = turn(values), []
+    activation = _activation(update.activation)
+    hidden, given = activation(values), []
     for encoder in update.encoders:
         given.append(hidden)
-        hidden = turn(_double(encoder, where) @ hidden)
+        hidden = activation(_double(encoder, where) @ hidden)
     for decoder in update.decoders:
-        hidden = turn(_double(decoder, where) @ hidden) + given.pop()
+        hidden = activation(_double(decoder, where) @ hidden) + given.pop()
     return hidden
 
 
@@ -142,8 +140,8 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     return known[name]
 
 
-def carried(update: Carried, windows: Windows, *, transposed: bool, where: str) -> Diff:
-    """W c as a difference of the bias. Arguments as for `projected`; the windows are those of W."""
+def bias_change(update: BiasFromWeight, windows: Windows, *, transposed: bool, where: str) -> Dense:
+    """W c as a dense update of the bias. Arguments as for `network_of_weight`; the windows are those of W."""
     import torch
 
     vector = _double(update.vector, where).flatten()
@@ -153,18 +151,18 @@ def carried(update: Carried, windows: Windows, *, transposed: bool, where: str) 
             total += vector[start : start + len(values)] @ values
         else:
             total[start : start + len(values)] = values @ vector
-    return Diff(LazyTensor.of(total))
+    return Dense(LazyTensor.of(total))
 
 
-def recoded(
-    update: Recoded, windows: Windows, *, transposed: bool, rows: int, dtype: torch.dtype, where: str
+def in_shared_basis(
+    update: FRoD, windows: Windows, *, transposed: bool, rows: int, dtype: torch.dtype, where: str
 ) -> Multiplication:
     """U core, from rows of W; on transposed storage all rows stand together. It is computed in float64.
 
     Args:
         rows: of the stored tensor.
         dtype: of the values that come in and out.
-        windows, transposed, where: as for `projected`.
+        windows, transposed, where: as for `network_of_weight`.
     """
     import torch
 
@@ -181,13 +179,44 @@ def recoded(
     scales = torch.where(lengths > _LEAST_LENGTH, 1 / lengths, torch.zeros(()))
     narrow = update.basis.dtype.torch
 
-    def turn(values: Tensor, _start: int, _stop: int) -> Tensor:
+    def transform(values: Tensor, _start: int, _stop: int) -> Tensor:
         outputs = values.T if transposed else values
         unit = (coded(outputs.to(torch.float64)) * scales).to(torch.float32).to(narrow).to(torch.float64)
         result = unit @ core
         return (result.T if transposed else result).to(dtype)
 
-    return Multiplication(turn, rows if transposed else 1, is_sum=True)
+    return Multiplication(transform, rows if transposed else 1, is_sum=True)
+
+
+def _subtracted_init(update: SubtractedInit, place: Placement) -> Step:
+    found = part_of_base(update, place.base().whole(), transposed=place.transposed, where=place.where)
+    return low_rank(found, place)
+
+
+def _weight_network(update: WeightNetwork, place: Placement) -> Step:
+    found = network_of_weight(update, place.base().windows(), transposed=place.transposed, where=place.where)
+    return low_rank(found, place)
+
+
+def _frod(update: FRoD, place: Placement) -> Step:
+    windows, rows = place.base().windows(), place.shape[0]
+    return in_shared_basis(
+        update, windows, transposed=place.transposed, rows=rows, dtype=place.dtype, where=place.where
+    )
+
+
+def _bias_from_weight(update: BiasFromWeight, place: Placement) -> Step:
+    windows, transposed = place.base().operand()
+    return dense(bias_change(update, windows, transposed=transposed, where=place.where), place)
+
+
+# How each of these kinds is made ready, by its class.
+BASE_DEPENDENT: Mapping[type[Update], Callable[[Any, Placement], Step]] = {
+    SubtractedInit: _subtracted_init,
+    WeightNetwork: _weight_network,
+    FRoD: _frod,
+    BiasFromWeight: _bias_from_weight,
+}
 
 
 def _inverse(basis: Tensor) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,1 @@
+"""How each kind of update is made ready for blocks of rows of a stored tensor."""

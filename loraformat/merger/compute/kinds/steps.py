@@ -1,0 +1,97 @@
+"""What an update made ready does to blocks of rows: it adds, sets or multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+from loraformat.errors import MergeError, NonFiniteValue
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Delta: TypeAlias = Callable[[int, int], "Tensor"]
+Transform: TypeAlias = Callable[["Tensor", int, int], "Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A Delta that is rows of left @ right, told by its factors so that a product can go into memory that is there."""
+
+    left: Tensor
+    right: Tensor
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows `start:stop`."""
+        return self.left[start:stop] @ self.right
+
+
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """A term that adds: `delta(start, stop)` are rows of s·ΔW as stored, (stop - start, cols).
+
+    Attributes:
+        magnitude: DoRA, in the stored orientation: (rows, 1) where `is_per_row`, else (1, cols); else None.
+        is_per_row: whether each stored row has its norm; if not, each column has, and a whole pass must come first.
+        span: (start, stop) of the rows of the tensor that it adds to, from which `delta` and `magnitude` count; None
+            for all.
+    """
+
+    delta: Delta
+    magnitude: Tensor | None = None
+    is_per_row: bool = True
+    span: tuple[int, int] | None = None
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether it has a magnitude."""
+        return self.magnitude is not None
+
+    @property
+    def needs_column_norms(self) -> bool:
+        """Whether norms run over all rows of the stored tensor."""
+        return self.is_dora and not self.is_per_row
+
+
+@dataclass(frozen=True, slots=True)
+class Overwrite:
+    """A term that sets rows: `rows(start, stop)` gives (row numbers from `start` on, their values)."""
+
+    rows: Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplication:
+    """A term that multiplies: `transform(values, start, stop)` are rows of the weight as stored after it.
+
+    Attributes:
+        unit: rows that must stand together: 1, or the size of a block that mixes rows.
+        is_sum: whether `transform` is given the base's rows, before other updates, and its changes of them are added.
+    """
+
+    transform: Transform
+    unit: int = 1
+    is_sum: bool = False
+
+
+Step: TypeAlias = Union[Addition, Overwrite, Multiplication]
+
+
+def finite(value: Tensor, where: str) -> Tensor:
+    """`value`; raises NonFiniteValue (LF402) where it holds NaN or infinity."""
+    if not bool(value.isfinite().all()):
+        raise not_finite(where)
+    return value
+
+
+def not_finite(where: str) -> NonFiniteValue:
+    """The error about an adapter's value that is NaN or infinite."""
+    return NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+
+
+def stated_scale(scale: float | None, where: str) -> float:
+    """The scale; raises MergeError (LF206) where it is unknown."""
+    if scale is None:
+        raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
+    return scale

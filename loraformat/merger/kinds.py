@@ -1,0 +1,22 @@
+"""Whether every kind of update that a merge meets can be computed and compared, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from loraformat.merger.compute.kinds.arithmetic import check_arithmetic
+from loraformat.merger.verify.reference.kinds.effects import check_effects
+from loraformat.model.adapter import Adapter
+from loraformat.model.updates import kind_of
+
+
+def check_kinds(adapters: Iterable[Adapter]) -> None:
+    """Compare the kinds of the adapters' updates with the tables that a merge needs.
+
+    Raises: UnsupportedUpdate (LF013): one of the tables has no line for a kind.
+    """
+    updates = {type(each): each for adapter in adapters for chain in adapter.updates.values() for each in chain}
+    for update in updates.values():
+        kind_of(update)
+    check_arithmetic(updates)
+    check_effects(updates)

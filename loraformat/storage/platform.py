@@ -1,0 +1,201 @@
+"""What storage asks of the operating system beyond plain reads and writes: locks, shared blocks, direct writes, modes.
+
+Everything here is allowed to do nothing: where a system has no such call, files are copied through memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Protocol
+
+_MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
+_FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
+_CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+
+# A FIFO is not waited for, a link is not followed where a file is made, and no child inherits a descriptor.
+_INHERITED = getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+READ_FLAGS = os.O_RDONLY | _INHERITED | _BINARY | getattr(os, "O_NONBLOCK", 0)
+NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | _INHERITED | _BINARY | getattr(os, "O_NOFOLLOW", 0)
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | _INHERITED | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+WRITE_FLAGS = os.O_WRONLY | _INHERITED | _BINARY | getattr(os, "O_NOCTTY", 0)
+NO_FOLLOW = _INHERITED | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+class Platform(Protocol):
+    """One operating system. Whatever else goes wrong raises OSError."""
+
+    def lock(self, fd: int) -> None:
+        """Lock a file for as long as it is open; nothing where there are no locks. Raises BlockingIOError: it is."""
+
+    def clone(self, fd: int, source: int) -> bool:
+        """Let a new file share all blocks of another; False where that is not possible."""
+
+    def copy_range(self, fd: int, source: int, source_offset: int, offset: int, nbytes: int) -> int:
+        """Copy between files without moving the bytes through memory; how many were, 0 where that is not possible."""
+
+    def reserve(self, fd: int, nbytes: int) -> None:
+        """Take room on the disk for a file, where the file system can promise it."""
+
+    def open_direct(self, path: str) -> int | None:
+        """A descriptor that writes whole pages past the page cache; None where there is no such thing."""
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable."""
+
+    def free_nbytes(self, folder: str) -> int | None:
+        """Bytes that may still be written below a folder; None where nobody knows."""
+
+    def is_mine(self, status: os.stat_result) -> bool:
+        """Whether a file belongs to the user of this process."""
+
+    def group(self) -> int:
+        """The group that new files of this process get."""
+
+    def umask(self) -> int:
+        """The mode bits that new files of this process do not get."""
+
+
+class Posix:
+    """Linux and its relatives; each call is there or does nothing."""
+
+    def lock(self, fd: int) -> None:
+        """See Platform."""
+        import fcntl
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def clone(self, fd: int, source: int) -> bool:
+        """See Platform."""
+        import fcntl
+
+        try:
+            fcntl.ioctl(fd, _FICLONE, source)
+        except OSError as error:
+            if error.errno in _CANNOT_CLONE:
+                return False
+            raise
+        return True
+
+    def copy_range(self, fd: int, source: int, source_offset: int, offset: int, nbytes: int) -> int:
+        """See Platform."""
+        done = 0
+        while hasattr(os, "copy_file_range") and done < nbytes:
+            count = min(nbytes - done, _MOST_AT_ONCE)
+            try:
+                moved = os.copy_file_range(source, fd, count, source_offset + done, offset + done)
+            except OSError as error:
+                if error.errno in _CANNOT_COPY_INSIDE:
+                    break
+                raise
+            if moved == 0:
+                break
+            done += moved
+        return done
+
+    def reserve(self, fd: int, nbytes: int) -> None:
+        """See Platform."""
+        if not nbytes or not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+
+    def open_direct(self, path: str) -> int | None:
+        """See Platform."""
+        if not hasattr(os, "O_DIRECT"):
+            return None
+        return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def sync_folder(self, path: str) -> None:
+        """See Platform."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def free_nbytes(self, folder: str) -> int | None:
+        """See Platform."""
+        status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize
+
+    def is_mine(self, status: os.stat_result) -> bool:
+        """See Platform."""
+        return status.st_uid == os.geteuid()
+
+    def group(self) -> int:
+        """See Platform."""
+        return os.getegid()
+
+    def umask(self) -> int:
+        """See Platform."""
+        found = os.umask(0o077)
+        os.umask(found)
+        return found
+
+
+class Plain:
+    """A system of which nothing is known but that files can be read, written, renamed and made durable."""
+
+    def lock(self, fd: int) -> None:
+        """See Platform."""
+
+    def clone(self, fd: int, source: int) -> bool:
+        """See Platform."""
+        del fd, source
+        return False
+
+    def copy_range(self, fd: int, source: int, source_offset: int, offset: int, nbytes: int) -> int:
+        """See Platform."""
+        del fd, source, source_offset, offset, nbytes
+        return 0
+
+    def reserve(self, fd: int, nbytes: int) -> None:
+        """See Platform."""
+
+    def open_direct(self, path: str) -> int | None:
+        """See Platform."""
+        del path
+        return None
+
+    def sync_folder(self, path: str) -> None:
+        """See Platform."""
+
+    def free_nbytes(self, folder: str) -> int | None:
+        """See Platform."""
+        del folder
+        return None
+
+    def is_mine(self, status: os.stat_result) -> bool:
+        """See Platform."""
+        return stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)
+
+    def group(self) -> int:
+        """See Platform."""
+        return 0
+
+    def umask(self) -> int:
+        """See Platform."""
+        return 0
+
+
+PLATFORM: Platform = Posix() if os.name == "posix" else Plain()
+
+
+def platform() -> Platform:
+    """The operating system of this process."""
+    return PLATFORM

@@ -1,0 +1,287 @@
+"""Changes the source in one place at a time and sees whether a test notices: `make mutants`.
+
+    python tests/mutants.py --trace              which tests run which lines, and how long each takes (the whole suite)
+    python tests/mutants.py --seed 1a2b3c4d      draws mutants, runs the tests that cover each, prints a table
+
+The places and the changes are cosmic-ray's; a mutant is killed where a test that covers its line fails. Tests run in a
+process that is forked from one which has imported the heavy libraries, on a copy of the package with the change in it,
+the quickest first, for at most `--most-seconds` of what they took when they were traced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+AREAS = {
+    "merger": "loraformat/merger/**/*.py",
+    "algebra": "loraformat/algebra/*.py",
+    "matching": "loraformat/matching/*.py",
+    "readers": "loraformat/formats/**/read.py",
+    "tuners": "loraformat/formats/peft/**/*.py",
+    "rules": "loraformat/rules/**/*.py",
+}
+TRACES, DURATIONS = ROOT / "build" / "coverage", ROOT / "build" / "durations.json"
+# Operators that only make what is a type, or text for people, different.
+_LEFT_OUT = ("VariableReplacer", "VariableInserter", "StringReplacer")
+_ONE_RUN_S = 15  # to start, and to collect
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A change: the n-th place of an operator in a file."""
+
+    area: str
+    file: str
+    operator: str
+    occurrence: int
+    line: int
+
+
+class Durations:
+    """A plugin of pytest: seconds of each test, by its name."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: object) -> None:
+        self.found[report.nodeid] += report.duration  # type: ignore[attr-defined]
+
+    def pytest_sessionfinish(self) -> None:
+        if "PYTEST_XDIST_WORKER" not in os.environ:
+            DURATIONS.write_text(json.dumps(self.found))
+
+
+def trace(arguments: Sequence[str]) -> int:
+    """Run the suite, and note which lines each test runs."""
+    import pytest
+
+    TRACES.parent.mkdir(exist_ok=True)
+    os.environ["COVERAGE_FILE"] = str(TRACES)
+    options = ["--cov=loraformat", "--cov-context=test", "--cov-report=", "-n", "2", "-q", "-p", "no:cacheprovider"]
+    return int(pytest.main([*options, *arguments], plugins=[Durations()]))
+
+
+def candidates() -> Iterator[Mutant]:
+    """Every change that the operators can make, annotations left out."""
+    from cosmic_ray import plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
+
+    names = [name for name in plugins.operator_names() if not name.endswith(_LEFT_OUT)]
+    operators = [(name, plugins.get_operator(name)()) for name in sorted(names)]
+    seen: set[str] = set()
+    for area, pattern in AREAS.items():
+        for path in sorted(ROOT.glob(pattern)):
+            file = path.relative_to(ROOT).as_posix()
+            if file in seen:
+                continue
+            seen.add(file)
+            nodes = list(ast_nodes(get_ast(path.read_text(encoding="utf-8"))))
+            for name, operator in operators:
+                occurrence = 0
+                for node in nodes:
+                    for position in operator.mutation_positions(node):
+                        if not _is_annotation(node):
+                            yield Mutant(area, file, name, occurrence, position[0][0])
+                        occurrence += 1
+
+
+def _is_annotation(node: object) -> bool:
+    while node is not None:
+        kind = getattr(node, "type", "")
+        parent = getattr(node, "parent", None)
+        if kind in ("annassign", "tfpdef"):
+            return True
+        if getattr(parent, "type", "") == "funcdef" and getattr(parent, "annotation", None) is node:
+            return True
+        node = parent
+    return False
+
+
+def drawn(seed: int, count: int) -> list[Mutant]:
+    """A sample, as many of each file as it has lines that can change: first a line, then a change of it."""
+    by_line: dict[tuple[str, int], list[Mutant]] = defaultdict(list)
+    for mutant in candidates():
+        by_line[mutant.file, mutant.line].append(mutant)
+    chance = random.Random(seed)
+    lines = sorted(by_line)
+    chosen = sorted(chance.sample(lines, min(count, len(lines))))
+    return [chance.choice(by_line[line]) for line in chosen]
+
+
+def covering(mutants: Sequence[Mutant]) -> Mapping[Mutant, list[str]]:
+    """The tests that run the line of each mutant, the quickest first."""
+    from coverage import CoverageData
+
+    data = CoverageData(str(TRACES))
+    data.read()
+    durations = json.loads(DURATIONS.read_text())
+    found: dict[Mutant, list[str]] = {}
+    for mutant in mutants:
+        contexts = data.contexts_by_lineno(str(ROOT / mutant.file)).get(mutant.line, [])
+        tests = {context.partition("|")[0] for context in contexts} & durations.keys()
+        found[mutant] = sorted(tests, key=lambda name: (durations[name], name))
+    return found
+
+
+def difference(mutant: Mutant) -> tuple[str, str]:
+    """(the changed source, the change as a diff)."""
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
+    before = (ROOT / mutant.file).read_text(encoding="utf-8")
+    after = mutate_code(before, plugins.get_operator(mutant.operator)(), mutant.occurrence)
+    assert after is not None
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return after, "\n".join(line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---"))
+
+
+def within(tests: Sequence[str], most_seconds: float) -> list[str]:
+    """The tests that together took at most so long."""
+    durations, chosen, total = json.loads(DURATIONS.read_text()), [], 0.0
+    for name in tests:
+        total += durations[name]
+        if chosen and total > most_seconds:
+            break
+        chosen.append(name)
+    return chosen
+
+
+def start(mutant: Mutant, source: str, tests: Sequence[str], folder: Path) -> int:
+    """Fork a process that runs tests on a copy of the package with the change; its number."""
+    shutil.copytree(ROOT / "loraformat", folder / "loraformat", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "schemas").symlink_to(ROOT / "schemas")
+    (folder / mutant.file).write_text(source, encoding="utf-8")
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 3
+    try:
+        os.setsid()
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.path.insert(0, str(folder))
+        os.environ["PYTHONPATH"] = str(folder)
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        import pytest
+
+        base = f"--basetemp={folder / 'tmp'}"
+        code = int(pytest.main([*tests, "-x", "-q", base, "-p", "no:cacheprovider", "-p", "no:randomly"]))
+    finally:
+        os._exit(code)
+
+
+def run(mutants: Mapping[Mutant, list[str]], jobs: int, most_seconds: float, out: Path) -> list[dict[str, object]]:
+    """How each mutant ended, as it is known; written to `out` line by line."""
+    waiting = list(mutants.items())
+    running: dict[int, tuple[Mutant, str, float, float, Path]] = {}
+    results: list[dict[str, object]] = []
+
+    def note(mutant: Mutant, ended: str, change: str) -> None:
+        results.append(
+            {"file": mutant.file, "line": mutant.line, "area": mutant.area, "ended": ended, "change": change}
+        )
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(results[-1]) + "\n")
+
+    durations = json.loads(DURATIONS.read_text())
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant, tests = waiting.pop()
+            source, change = difference(mutant)
+            if not tests:
+                note(mutant, "no test covers it", change)
+                continue
+            chosen = within(tests, most_seconds)
+            folder = Path(tempfile.mkdtemp(prefix="mutant-"))
+            limit = time.monotonic() + _ONE_RUN_S * 4 + 6 * sum(durations[name] for name in chosen)
+            running[start(mutant, source, chosen, folder)] = (mutant, change, limit, time.monotonic(), folder)
+        _reap(running, note)
+    return results
+
+
+def _reap(running: dict[int, tuple[Mutant, str, float, float, Path]], note: object) -> None:
+    time.sleep(0.05)
+    for number in list(running):
+        mutant, change, limit, _, folder = running[number]
+        done, status = os.waitpid(number, os.WNOHANG)
+        if not done and time.monotonic() < limit:
+            continue
+        ended = "timeout"
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            ended = "survived" if code == 0 else "killed"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(number, signal.SIGKILL)
+        if not done:
+            os.waitpid(number, 0)
+        del running[number]
+        note(mutant, ended, change)  # type: ignore[operator]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(results: Sequence[Mapping[str, object]]) -> str:
+    """The figures by area, then every mutant that lives."""
+    lines = ["area       mutants  killed  survived  timeout  uncovered"]
+    ended = defaultdict(Counter)  # type: ignore[var-annotated]
+    for one in results:
+        ended[one["area"]][one["ended"]] += 1
+        ended["all"][one["ended"]] += 1
+    for area in (*AREAS, "all"):
+        counts = ended[area]
+        figures = (counts["killed"], counts["survived"], counts["timeout"], counts["no test covers it"])
+        lines.append(
+            f"{area:<10} {sum(counts.values()):>7} {figures[0]:>7} {figures[1]:>9} {figures[2]:>8} {figures[3]:>10}"
+        )
+    counts = ended["all"]
+    judged = sum(counts.values()) - counts["timeout"]
+    lines.append(f"killed: {counts['killed'] / max(1, judged):.1%} of {judged}, timeouts apart")
+    for one in results:
+        if one["ended"] not in ("killed", "timeout"):
+            lines += ["", f"{one['file']}:{one['line']}: {one['ended']}", str(one["change"])]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", action="store_true", help="run the suite and note what each test covers")
+    parser.add_argument("--seed", default="0", help="first eight hexadecimal digits of a commit")
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--most-seconds", type=float, default=60)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl")
+    arguments, rest = parser.parse_known_args()
+    if arguments.trace:
+        return trace(rest)
+    import peft  # noqa: F401 - imported once, for all that are forked
+    import safetensors.torch  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.unlink(missing_ok=True)
+    mutants = covering(drawn(int(arguments.seed, 16), arguments.count))
+    print(table(run(mutants, arguments.jobs, arguments.most_seconds, arguments.out)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

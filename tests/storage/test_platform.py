@@ -1,0 +1,86 @@
+"""What the operating system cannot do costs time, and changes no byte."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from merger.checkpoints import adapter_folder, config, save_base, weights
+
+import loraformat
+from loraformat.errors import StorageError
+from loraformat.storage import LocalStore, platform, stage
+from loraformat.storage.platform import Plain, Posix
+
+SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
+
+
+class Recorder(Posix):
+    """A toy platform: knows what it was asked for, and refuses locks if told to."""
+
+    def __init__(self, *, is_locked: bool = False) -> None:
+        self.calls: list[str] = []
+        self._is_locked = is_locked
+
+    def lock(self, fd: int) -> None:
+        self.calls.append("lock")
+        if self._is_locked:
+            raise BlockingIOError
+        super().lock(fd)
+
+    def reserve(self, fd: int, nbytes: int) -> None:
+        self.calls.append("reserve")
+        super().reserve(fd, nbytes)
+
+    def free_nbytes(self, folder: str) -> int:
+        del folder
+        return 10
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_system_with_nothing_but_files_gives_the_same_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = save_base(tmp_path / "base", weights(dtype=torch.bfloat16), config(), shards=2)
+    change = adapter_folder(tmp_path / "change", SHAPES)
+    loraformat.merge(base, [change], tmp_path / "here")
+    monkeypatch.setattr(platform, "PLATFORM", Plain())
+    loraformat.merge(base, [change], tmp_path / "plain")
+    assert contents(tmp_path / "plain") == contents(tmp_path / "here")
+    left = tmp_path / f".other.loraformat-{'0' * 8}.partial"
+    left.mkdir()
+    loraformat.merge(base, [change], tmp_path / "other")
+    assert not left.exists()
+
+
+def test_locks_room_and_space_are_asked_of_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(platform, "PLATFORM", recorder)
+    with stage(str(tmp_path / "out"), overwrite=False) as store, store.create("a", 4) as writer:
+        writer.write(b"1234")
+    assert recorder.calls == ["lock", "reserve"]
+    assert (tmp_path / "out" / "a").read_bytes() == b"1234"
+    base = save_base(tmp_path / "base", weights(), config())
+    with pytest.raises(StorageError, match="10 are free"):
+        loraformat.merge(base, [adapter_folder(tmp_path / "change", SHAPES)], tmp_path / "merged")
+    monkeypatch.setattr(platform, "PLATFORM", Recorder(is_locked=True))
+    with pytest.raises(StorageError, match="in use by pid"), stage(str(tmp_path / "new"), overwrite=False):
+        pass
+
+
+def test_a_copy_inside_the_kernel_is_the_copy_through_memory(tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "source").write_bytes(data)
+    for number, each in enumerate((Posix(), Plain())):
+        with (tmp_path / "source").open("rb") as source, (tmp_path / f"out{number}").open("w+b") as out:
+            done = each.copy_range(out.fileno(), source.fileno(), 1000, 0, 250_000)
+            assert done in (0, 250_000)
+            out.seek(0)
+            assert out.read(done) == data[1000 : 1000 + done]
+    store = LocalStore(str(tmp_path))
+    with store.create("copy", 250_000) as writer:
+        writer.copy_from(store, "source", 1000, 0, 250_000)
+    assert (tmp_path / "copy").read_bytes() == data[1000:251_000]
