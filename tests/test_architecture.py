@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,56 @@ def test_every_file_that_the_page_names_is_there() -> None:
     named = set(re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|json|svg))`", ARCHITECTURE))
     assert len(named) > 20
     assert not {name for name in named if not ((PACKAGE / name).is_file() or (ROOT / name).is_file())}
+
+
+PACKAGES = {
+    ".".join(path.parent.relative_to(ROOT).parts): path
+    for path in SOURCES
+    if path.name == "__init__.py" and path.parent != PACKAGE
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path) for path in SOURCES}
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, whole or names of them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names)
+
+
+def members_needed() -> dict[str, set[str]]:
+    """Package → its modules and packages that modules outside of it import."""
+    needed: dict[str, set[str]] = {package: set() for package in PACKAGES}
+    for path in SOURCES:
+        for target in modules_imported(path):
+            parts = target.split(".")
+            for depth in range(2, len(parts)):
+                package = ".".join(parts[:depth])
+                if not f"{module_name(path)}.".startswith(f"{package}."):
+                    needed[package].add(parts[depth])
+    return needed
+
+
+NEEDED = members_needed()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_lists_all_that_others_may_use(package: str) -> None:
+    """What is not in `__all__` is the package's own; a module that others import is in it."""
+    home = importlib.import_module(package)
+    assert isinstance(home.__all__, list)
+    assert not NEEDED[package] - set(home.__all__), "add it to __all__, or do not reach into the package"
+    assert not [name for name in home.__all__ if not hasattr(home, name) and f"{package}.{name}" not in MODULES]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)

@@ -40,6 +40,7 @@ __all__ = [
     "fingerprints_of",
     "open_inputs",
     "permissions_of",
+    "plan",
     "plan_merge",
     "previews_of",
     "retentions",
@@ -49,6 +50,7 @@ __all__ = [
     "tasks_of",
     "total_share",
     "weight_nbytes",
+    "write",
     "write_others",
     "write_weights",
 ]

@@ -81,18 +81,17 @@ def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Check
         return _difference(adapter, weight, written, edits)
     if base is None:
         needing = [kind for kind in map(kind_of, chain) if kind.needs_base]
-        if not needing:
-            return _of_values(adapter, weight, chain, np.zeros(chain[0].shape))
-        text = f"{weight}: what an update of kind {needing[0].name} adds depends on the values of the base"
-        raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH), or the values of the weight")
+        if needing or 0 in chain[0].shape:  # an axis that only the base tells
+            kind = needing[0] if needing else kind_of(chain[0])
+            text = f"{weight}: what an update of kind {kind.name} adds depends on the base"
+            raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH), or the values of the weight")
+        base = np.zeros(chain[0].shape)
     return _of_values(adapter, weight, chain, base)
 
 
 def _is_sum(update: Update) -> TypeGuard[_Sum]:
-    """Whether what is added does not depend on the base."""
-    return isinstance(update, (Hadamard, Kronecker, Dense)) or (
-        isinstance(update, LowRank) and update.magnitude is None
-    )
+    """Whether what is added does not depend on the base, and is computed here without torch."""
+    return isinstance(update, (LowRank, Hadamard, Kronecker, Dense)) and not kind_of(update).needs_base
 
 
 def _sum_of(update: _Sum, weight: str) -> Floats:
