@@ -55,12 +55,15 @@ def validator_of(schema: dict[str, Any]) -> Callable[[object], object]:
 
 
 def _draft_7(schema: object) -> Any:  # noqa: ANN401 - JSON
-    """The same rules as fastjsonschema knows them: lists of schemas for items by position are called `items` there."""
+    """The same rules as fastjsonschema knows them, which is draft 7."""
     if isinstance(schema, list):
         return [_draft_7(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     older = {key: _draft_7(value) for key, value in schema.items()}
+    if isinstance(schema.get("$ref"), str) and schema.keys() - {"$ref", "description"}:
+        older.pop("description", None)  # draft 7 ignores what stands beside a reference
+        return {"allOf": [{"$ref": older.pop("$ref")}, older]}
     if isinstance(schema.get("prefixItems"), list):
         if "items" in older:
             older["additionalItems"] = older["items"]

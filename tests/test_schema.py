@@ -117,3 +117,15 @@ def test_long_values_are_cut() -> None:
 def test_an_unknown_schema_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         schema.load("nothing")
+
+
+def test_what_stands_beside_a_reference_counts() -> None:
+    """The library that writes the validators follows draft 7, which ignores it."""
+    digests = {"schema": "urn:loraformat:schema:manifest:2", "outputs": []}
+    found = dict(schema.check("manifest", digests))
+    wanted = {
+        tuple(error.absolute_path)
+        for error in jsonschema.Draft202012Validator(schema.load("manifest")).iter_errors(digests)
+    }
+    assert ("outputs",) in found
+    assert set(found) == wanted
