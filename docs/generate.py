@@ -14,13 +14,16 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from click import Group
 from click.testing import CliRunner
 from drawing import drawing
 
+import loraformat as loraformat_package
 from loraformat.cli import COMMANDS
 from loraformat.cli import main as loraformat
+from loraformat.errors import LoraFormatError
 from loraformat.formats.kit.base import CONTENTS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
@@ -154,6 +157,28 @@ def formats_page() -> str:
     )
 
 
+def python(text: str) -> str:
+    """docs/python.md with the kinds of update and the tree of errors as they are now."""
+    rows = "".join(f"| `{kind.__name__}` | {_first_line(kind)} |\n" for kind in get_args(loraformat_package.Update))
+    text = _replaced(text, "| kind | what it does to the weight W |\n|---|---|\n", rows)
+    tree = "\n".join(_branch(loraformat_package.LoraFormatError))
+    return re.sub(r"```text\nLoraFormatError.*?```", lambda _: f"```text\n{tree}\n```", text, flags=re.DOTALL)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").splitlines()[0].replace("|", "\\|")
+
+
+def _branch(error: type[LoraFormatError], before: str = "") -> Iterator[str]:
+    """An error and those below it, one a line, with their codes."""
+    name = f"{before}{error.__name__}"
+    yield f"{name:<35}{error.code} {error.name}"
+    below = sorted((each for each in error.__subclasses__()), key=lambda each: each.__name__)
+    trunk = before.replace("├── ", "│   ").replace("└── ", "    ")
+    for each in below:
+        yield from _branch(each, trunk + ("└── " if each is below[-1] else "├── "))
+
+
 def report_schema(text: str) -> str:
     """schemas/report.schema.json with the names of the kinds of update as their table has them."""
     names = ", ".join(f'"{kind.name}"' for kind in every_kind())
@@ -201,6 +226,8 @@ def main() -> None:
         example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
     (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
+    guide = ROOT / "docs" / "python.md"
+    guide.write_text(python(guide.read_text(encoding="utf-8")), encoding="utf-8")
     described = ROOT / "schemas" / "report.schema.json"
     described.write_text(report_schema(described.read_text(encoding="utf-8")), encoding="utf-8")
     page = ROOT / "README.md"

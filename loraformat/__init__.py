@@ -7,49 +7,118 @@ from typing import TYPE_CHECKING
 
 from loraformat._version import __version__
 
-# Public name → module; resolved on first use, so that `import loraformat` imports neither torch nor anything else.
-_HOMES = {
-    "Adapter": "loraformat.model.adapter",
-    "AdapterConfig": "loraformat.model.adapter",
-    "BiasFromWeight": "loraformat.model.updates",
-    "BlockAffine": "loraformat.model.updates",
-    "Dense": "loraformat.model.updates",
-    "ElementwiseScale": "loraformat.model.updates",
-    "FRoD": "loraformat.model.updates",
-    "Finding": "loraformat.diagnostics",
-    "Hadamard": "loraformat.model.updates",
-    "Kronecker": "loraformat.model.updates",
-    "LazyTensor": "loraformat.model.tensors",
-    "LoraFormatError": "loraformat.errors",
-    "LowRank": "loraformat.model.updates",
-    "Magnitude": "loraformat.model.updates",
-    "Multiplied": "loraformat.model.updates",
-    "Replace": "loraformat.model.updates",
-    "Report": "loraformat.report",
-    "Rotated": "loraformat.model.updates",
-    "Rows": "loraformat.model.updates",
-    "Scaled": "loraformat.model.updates",
-    "Severity": "loraformat.diagnostics",
-    "SubtractedInit": "loraformat.model.updates",
-    "WeightNetwork": "loraformat.model.updates",
-    "convert": "loraformat.jobs.convert",
-    "inspect": "loraformat.jobs.inspect",
-    "load_adapter": "loraformat.io",
-    "merge": "loraformat.jobs.merge",
-    "save_adapter": "loraformat.io",
-    "validate": "loraformat.jobs.validate",
+# Module → its public names, resolved on first use, so that `import loraformat` imports neither torch nor anything else.
+_PUBLIC: dict[str, tuple[str, ...]] = {
+    # Verbs, and what they are given.
+    "loraformat.jobs.convert": ("convert",),
+    "loraformat.jobs.diff": ("diff",),
+    "loraformat.jobs.estimate": ("estimate",),
+    "loraformat.jobs.explain": ("explain",),
+    "loraformat.jobs.inspect": ("View", "inspect"),
+    "loraformat.jobs.merge": ("merge",),
+    "loraformat.jobs.plot": ("plot",),
+    "loraformat.jobs.validate": ("validate",),
+    "loraformat.jobs.verify": ("verify",),
+    "loraformat.model.assumptions": ("Assumptions",),
+    # Adapters and bases.
+    "loraformat.containers": ("open_checkpoint",),
+    "loraformat.io": ("load_adapter", "save_adapter"),
+    "loraformat.merger": ("delta",),
+    "loraformat.model.adapter": ("Adapter", "AdapterConfig"),
+    "loraformat.model.checkpoint": ("BaseWeight", "Checkpoint"),
+    "loraformat.model.tensors": ("DType", "LazyTensor"),
+    # Kinds of update.
+    "loraformat.model.updates": (
+        *("BiasFromWeight", "BlockAffine", "Dense", "ElementwiseScale", "FRoD", "Hadamard", "Kronecker", "LowRank"),
+        *("Magnitude", "Multiplied", "Replace", "Rotated", "Rows", "Scaled", "SubtractedInit", "Update"),
+        "WeightNetwork",
+    ),
+    # Reports.
+    "loraformat.diagnostics": ("Finding", "FindingLocation", "Severity"),
+    "loraformat.report": ("Report",),
+    "loraformat.model.results.differences": ("DiffResult", "FieldDifference", "WeightDifference"),
+    "loraformat.model.results.estimates": ("EstimateResult", "MemoryEstimate", "TargetEstimate"),
+    "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
+    "loraformat.model.results.verbs": (
+        *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
+        *("RoundTrip", "VerifyResult"),
+    ),
+    "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
+    "loraformat.model.summary": ("Summary",),
+    # Errors.
+    "loraformat.errors": (
+        *("AdapterRefused", "AmbiguousFormat", "AssumptionContradicted", "ConfigError", "ContainerError"),
+        *("FormatError", "GitLfsPointer", "InvalidHeader", "InvalidJson", "InvalidYaml", "LoraFormatError"),
+        *("MergeError", "MissingExtra", "MissingFile", "NonFiniteValue", "NotATensorFile", "NothingChecked"),
+        *("OutOfResources", "RoundTripFailed", "ShapeMismatch", "StorageError", "TruncatedFile", "UnknownFormat"),
+        *("UnmatchedUpdate", "UnsafePickle", "UnsupportedUpdate", "UsageError", "WebPage"),
+    ),
 }
 
 if TYPE_CHECKING:
-    from loraformat.diagnostics import Finding, Severity
-    from loraformat.errors import LoraFormatError
+    from loraformat.containers import open_checkpoint
+    from loraformat.diagnostics import Finding, FindingLocation, Severity
+    from loraformat.errors import (
+        AdapterRefused,
+        AmbiguousFormat,
+        AssumptionContradicted,
+        ConfigError,
+        ContainerError,
+        FormatError,
+        GitLfsPointer,
+        InvalidHeader,
+        InvalidJson,
+        InvalidYaml,
+        LoraFormatError,
+        MergeError,
+        MissingExtra,
+        MissingFile,
+        NonFiniteValue,
+        NotATensorFile,
+        NothingChecked,
+        OutOfResources,
+        RoundTripFailed,
+        ShapeMismatch,
+        StorageError,
+        TruncatedFile,
+        UnknownFormat,
+        UnmatchedUpdate,
+        UnsafePickle,
+        UnsupportedUpdate,
+        UsageError,
+        WebPage,
+    )
     from loraformat.io import load_adapter, save_adapter
     from loraformat.jobs.convert import convert
-    from loraformat.jobs.inspect import inspect
+    from loraformat.jobs.diff import diff
+    from loraformat.jobs.estimate import estimate
+    from loraformat.jobs.explain import explain
+    from loraformat.jobs.inspect import View, inspect
     from loraformat.jobs.merge import merge
+    from loraformat.jobs.plot import plot
     from loraformat.jobs.validate import validate
+    from loraformat.jobs.verify import verify
+    from loraformat.merger import delta
     from loraformat.model.adapter import Adapter, AdapterConfig
-    from loraformat.model.tensors import LazyTensor
+    from loraformat.model.assumptions import Assumptions
+    from loraformat.model.checkpoint import BaseWeight, Checkpoint
+    from loraformat.model.results.differences import DiffResult, FieldDifference, WeightDifference
+    from loraformat.model.results.estimates import EstimateResult, MemoryEstimate, TargetEstimate
+    from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
+    from loraformat.model.results.verbs import (
+        Checked,
+        ConvertResult,
+        InspectResult,
+        MergedAdapter,
+        MergeResult,
+        PlotResult,
+        Retention,
+        RoundTrip,
+        VerifyResult,
+    )
+    from loraformat.model.results.weight_figures import TableRecord, WeightRecord
+    from loraformat.model.summary import Summary
+    from loraformat.model.tensors import DType, LazyTensor
     from loraformat.model.updates import (
         BiasFromWeight,
         BlockAffine,
@@ -66,6 +135,7 @@ if TYPE_CHECKING:
         Rows,
         Scaled,
         SubtractedInit,
+        Update,
         WeightNetwork,
     )
     from loraformat.report import Report
@@ -73,35 +143,99 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "AdapterRefused",
+    "AmbiguousFormat",
+    "AssumptionContradicted",
+    "Assumptions",
+    "BaseWeight",
     "BiasFromWeight",
     "BlockAffine",
+    "Checked",
+    "Checkpoint",
+    "ConfigError",
+    "ContainerError",
+    "ConvertResult",
+    "DType",
     "Dense",
+    "DiffResult",
     "ElementwiseScale",
+    "EstimateResult",
     "FRoD",
+    "FieldDifference",
     "Finding",
+    "FindingLocation",
+    "FormatError",
+    "GitLfsPointer",
     "Hadamard",
+    "IgnoredFinding",
+    "InspectResult",
+    "InvalidHeader",
+    "InvalidJson",
+    "InvalidYaml",
     "Kronecker",
     "LazyTensor",
     "LoraFormatError",
     "LowRank",
     "Magnitude",
+    "MemoryEstimate",
+    "MergeError",
+    "MergeResult",
+    "MergedAdapter",
+    "MissingExtra",
+    "MissingFile",
     "Multiplied",
+    "NonFiniteValue",
+    "NotATensorFile",
+    "NothingChecked",
+    "OutOfResources",
+    "PlotResult",
     "Replace",
     "Report",
+    "Retention",
     "Rotated",
+    "RoundTrip",
+    "RoundTripFailed",
     "Rows",
     "Scaled",
     "Severity",
+    "ShapeMismatch",
+    "Skipped",
+    "StorageError",
     "SubtractedInit",
+    "Summary",
+    "TableRecord",
+    "TargetEstimate",
+    "TruncatedFile",
+    "UnknownFormat",
+    "UnmatchedUpdate",
+    "UnsafePickle",
+    "UnsupportedUpdate",
+    "Update",
+    "UsageError",
+    "ValidateResult",
+    "VerifyResult",
+    "View",
+    "WebPage",
+    "WeightDifference",
     "WeightNetwork",
+    "WeightRecord",
     "__version__",
     "convert",
+    "delta",
+    "diff",
+    "estimate",
+    "explain",
     "inspect",
     "load_adapter",
     "merge",
+    "open_checkpoint",
+    "plot",
     "save_adapter",
     "validate",
+    "verify",
 ]
+
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

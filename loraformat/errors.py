@@ -47,7 +47,15 @@ class LoraFormatError(Exception):
         return {}
 
     def finding(self) -> Finding:
-        """The error as an error-level finding."""
+        """The error as an error-level finding.
+
+        >>> import loraformat
+        >>> try:
+        ...     loraformat.load_adapter("no-such-folder")
+        ... except loraformat.LoraFormatError as error:
+        ...     print(error.where, error.finding().code)
+        no-such-folder LF020
+        """
         return Finding(
             code=self.code,
             name=self.name,

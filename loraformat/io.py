@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 
 from loraformat import formats
 from loraformat.budget import Budget
-from loraformat.containers import CONTAINERS, bundle_of_store, open_adapter_files, open_bundle, save_bundle
+from loraformat.containers import (
+    CONTAINERS,
+    bundle_of_store,
+    open_adapter_files,
+    open_bundle,
+    open_checkpoint,
+    save_bundle,
+)
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
-from loraformat.model.assumptions import Assumptions
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
@@ -108,17 +115,33 @@ def _with_task(adapter: Adapter, task: str | None) -> Adapter:
     return replace(adapter, config=replace(adapter.config, task=task))
 
 
-def load_adapter(uri: Location, *, format: str | None = None, alpha: float | None = None) -> Adapter:  # noqa: A002
-    """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` is called.
+def load_adapter(
+    uri: Location,
+    *,
+    base: Location | Checkpoint | None = None,
+    alpha: float | None = None,
+    assumptions: Assumptions | None = None,
+    format: str | None = None,  # noqa: A002
+) -> Adapter:
+    """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` or `torch()` is called.
+
+    >>> import loraformat
+    >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
+    >>> len(adapter.updates), adapter.config.base_model
+    (9, 'loraformat/tiny-llama')
 
     Args:
-        uri: folder or file.
+        uri: folder, file or "hf://owner/name".
+        base: the base, or where it lies; its names and shapes tell what the files of some formats leave open.
+        alpha: for files that do not state it; short for `assumptions`.
+        assumptions: what else the files do not say.
         format: name of a format ("peft", "native", "dump"), to skip detection.
-        alpha: for files that do not state it.
 
-    Raises: LoraFormatError and its subclasses.
+    Raises: LoraFormatError and its subclasses; AssumptionContradicted (LF024): the files say otherwise.
     """
-    return open_adapter(uri, format=format, hints=Hints(alpha=alpha)).adapter
+    opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
+    hints = hints_of(with_alpha(alpha, assumptions), opened)
+    return open_adapter(uri, format=format, hints=hints).adapter
 
 
 def save_adapter(
@@ -135,6 +158,11 @@ def save_adapter(
     check: Callable[[Bundle], None] | None = None,
 ) -> tuple[str, ...]:
     """Write an adapter into a new folder, whole or not at all, and return the names of its files.
+
+    >>> import loraformat
+    >>> adapter = loraformat.load_adapter("fixtures/good/peft/rslora")
+    >>> loraformat.save_adapter(adapter, "rslora-native", to="native")[-2:]
+    ('lora_config.json', 'lora_weights.safetensors')
 
     Args:
         adapter: from `load_adapter`.

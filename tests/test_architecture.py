@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-import loraformat
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "loraformat"
@@ -112,6 +111,56 @@ def test_every_file_that_the_page_names_is_there() -> None:
     assert not {name for name in named if not ((PACKAGE / name).is_file() or (ROOT / name).is_file())}
 
 
+PACKAGES = {
+    ".".join(path.parent.relative_to(ROOT).parts): path
+    for path in SOURCES
+    if path.name == "__init__.py" and path.parent != PACKAGE
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path) for path in SOURCES}
+
+
+def modules_imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, whole or names of them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names)
+
+
+def members_needed() -> dict[str, set[str]]:
+    """Package → its modules and packages that modules outside of it import."""
+    needed: dict[str, set[str]] = {package: set() for package in PACKAGES}
+    for path in SOURCES:
+        for target in modules_imported(path):
+            parts = target.split(".")
+            for depth in range(2, len(parts)):
+                package = ".".join(parts[:depth])
+                if not f"{module_name(path)}.".startswith(f"{package}."):
+                    needed[package].add(parts[depth])
+    return needed
+
+
+NEEDED = members_needed()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_lists_all_that_others_may_use(package: str) -> None:
+    """What is not in `__all__` is the package's own; a module that others import is in it."""
+    home = importlib.import_module(package)
+    assert isinstance(home.__all__, list)
+    assert not NEEDED[package] - set(home.__all__), "add it to __all__, or do not reach into the package"
+    assert not [name for name in home.__all__ if not hasattr(home, name) and f"{package}.{name}" not in MODULES]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_every_library_has_one_door(path: Path) -> None:
     used = {name.partition(".")[0] for name in imports(ast.parse(path.read_text(encoding="utf-8")))}
@@ -146,15 +195,3 @@ def test_nothing_unpickles_evaluates_or_starts_a_process(path: Path) -> None:
     assert not {name.partition(".")[0] for name in imports(tree)} & BANNED_IMPORTS
     banned = set(calls(tree)) & BANNED_CALLS
     assert not (banned - {"import_module", "importlib.import_module"} if relative(path) in LAZY_TABLES else banned)
-
-
-PUBLIC = """
-    Adapter AdapterConfig BiasFromWeight BlockAffine Dense ElementwiseScale FRoD Finding Hadamard Kronecker LazyTensor
-    LoraFormatError LowRank Magnitude Multiplied Replace Report Rotated Rows Scaled Severity SubtractedInit
-    WeightNetwork __version__ convert inspect load_adapter merge save_adapter validate
-"""
-
-
-def test_the_public_names() -> None:
-    assert " ".join(sorted(loraformat.__all__)) == " ".join(PUBLIC.split())
-    assert all(getattr(loraformat, name) is not None for name in loraformat.__all__)

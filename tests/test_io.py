@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import loraformat
-from loraformat import Adapter, AdapterConfig, Hadamard, LazyTensor, LowRank
-from loraformat.errors import AdapterRefused, AssumptionContradicted, NonFiniteValue, StorageError
+from loraformat import Adapter, AdapterConfig, Assumptions, Hadamard, LazyTensor, LowRank
+from loraformat.errors import AdapterRefused, AssumptionContradicted, NonFiniteValue, StorageError, UsageError
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -30,6 +31,29 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
         assert (update.scale, back.config.base_model) == (2.0, "example/base")
         assert torch.equal(update.up.torch(), up)
         assert torch.equal(update.down.torch(), down)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_the_shapes_of_the_base_tell_what_the_files_leave_open(tmp_path: Path, is_open: bool) -> None:
+    """The kernel of a convolution is nowhere in a file of hand-written names."""
+    tensors = {"conv.lora_A": torch.randn(2, 27), "conv.lora_B": torch.randn(8, 2)}
+    torch.save(tensors, tmp_path / "mine.pt")
+    (tmp_path / "base").mkdir()
+    save_file({"conv.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "base" / "model.safetensors")
+    known = Assumptions(scale=3.0)
+    base = loraformat.open_checkpoint(tmp_path / "base") if is_open else tmp_path / "base"
+    loaded = loraformat.load_adapter(tmp_path / "mine.pt", base=base, assumptions=known, format="dump")
+    wanted = 3 * torch.einsum("or,ri->oi", tensors["conv.lora_B"].double(), tensors["conv.lora_A"].double())
+    found = loaded.delta("conv.weight", dtype="float64")
+    np.testing.assert_allclose(found, wanted.reshape(8, 3, 3, 3).numpy(), rtol=1e-12)
+    alone = loraformat.load_adapter(tmp_path / "mine.pt", assumptions=known, format="dump")
+    assert alone.delta("conv.weight").shape == (8, 27)
+
+
+def test_alpha_and_assumptions_may_not_contradict_each_other(tmp_path: Path) -> None:
+    loraformat.save_adapter(adapter(torch.ones(6, 2), torch.ones(2, 4)), tmp_path / "a", to="peft")
+    with pytest.raises(UsageError, match="alpha"):
+        loraformat.load_adapter(tmp_path / "a", alpha=4, assumptions=Assumptions(alpha=5))
 
 
 def test_loading_reads_no_value(tmp_path: Path) -> None:

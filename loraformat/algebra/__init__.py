@@ -15,6 +15,7 @@ from loraformat.algebra.spectrum import (
 __all__ = [
     "Overlap",
     "Spectrum",
+    "agreement",
     "cosine",
     "distance",
     "energy_ranks",
@@ -22,7 +23,9 @@ __all__ = [
     "inner",
     "is_additive",
     "norm_and_spectrum",
+    "outliers",
     "overlap",
+    "retention",
     "spectrum",
     "spectrum_of",
 ]

@@ -31,6 +31,8 @@ from loraformat.cli.refusals import (
 from loraformat.diagnostics import show
 from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
 
+__all__ = ["COMMANDS", "KEPT", "LazyGroup", "Terminated", "main"]
+
 # Command → one line of help. The module of a command has its name; none is imported until it is chosen.
 COMMANDS = {
     "inspect": "Show what is in an adapter: format, ranks, scales, parameters, norms.",

@@ -14,7 +14,7 @@ from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
-from loraformat.storage import CHECKPOINT_SUFFIXES, Source, open_store
+from loraformat.storage import CHECKPOINT_SUFFIXES, Location, Source, open_store, uri_of
 
 # Torch files that a trainer leaves beside the weights.
 _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
@@ -35,8 +35,14 @@ class _Choice:
     weight_map: Mapping[str, str] | None = None
 
 
-def open_checkpoint(uri: str) -> Checkpoint:
+def open_checkpoint(uri: Location) -> Checkpoint:
     """A base model from a folder or from one weight file, headers only; its files are opened once, for all later reads.
+
+    >>> import loraformat
+    >>> base = loraformat.open_checkpoint("fixtures/minigpt/base")
+    >>> weight = base.weights["token_embedding.weight"]
+    >>> weight.shape, weight.dtype.safetensors
+    ((96, 64), 'F32')
 
     Safetensors files win over `.bin`, and those over `.pt`. Where there is an index, its shards are the weights.
 
@@ -46,7 +52,8 @@ def open_checkpoint(uri: str) -> Checkpoint:
         FormatError (LF012): an adapter instead of a base; the index and a shard disagree; a tensor in two files.
         ContainerError and its subclasses: a weight file is damaged. StorageError: nothing there.
     """
-    return checkpoint_of_store(open_store(uri), uri)
+    text = uri_of(uri)
+    return checkpoint_of_store(open_store(text), text)
 
 
 def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:

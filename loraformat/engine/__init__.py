@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from loraformat.engine.devices import open_device
 from loraformat.engine.local import LocalEngine, one_thread_each
 
-__all__ = ["Engine", "one_thread_each", "open_device", "open_engine"]
+__all__ = ["Engine", "one_thread_each", "open_device", "open_engine", "resources"]
 
 T = TypeVar("T")
 R = TypeVar("R")

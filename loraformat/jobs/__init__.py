@@ -1,1 +1,16 @@
 """The verbs: one function a module, named like it, returning a Report."""
+
+__all__ = [
+    "convert",
+    "demo",
+    "diff",
+    "estimate",
+    "explain",
+    "formats",
+    "inputs",
+    "inspect",
+    "merge",
+    "plot",
+    "validate",
+    "verify",
+]

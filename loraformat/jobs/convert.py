@@ -15,12 +15,12 @@ from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
 from loraformat.io import hints_of, refuse_losses, save_adapter
-from loraformat.jobs.inputs.subject import open_base, open_subject, with_alpha
+from loraformat.jobs.inputs.subject import open_base, open_subject
 from loraformat.jobs.measure import roundtrip
 from loraformat.jobs.repair import mend
 from loraformat.merger.plan.findings import kept_private
 from loraformat.model.adapter import Adapter
-from loraformat.model.assumptions import Assumptions
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import ConvertResult, RoundTrip
@@ -68,6 +68,11 @@ def convert(
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the adapter at `source` in another format (or in its own, in clean form) into the new folder `out`.
+
+    >>> import loraformat
+    >>> report = loraformat.convert("fixtures/minigpt/lora_adapter", "as-peft", to="peft", alpha=1.0)
+    >>> report.data.files
+    ('adapter_config.json', 'adapter_model.safetensors', 'tokenizer.json')
 
     Args:
         source: folder or file.

@@ -10,10 +10,9 @@ from loraformat.containers import open_checkpoint
 from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
 from loraformat.formats.kit.base import Hints
 from loraformat.io import Opened, hints_of, open_adapter
-from loraformat.jobs.inputs.subject import with_alpha
 from loraformat.jobs.measure.diff_adapters import update_difference
 from loraformat.jobs.measure.diff_checkpoints import tensor_differences
-from loraformat.model.assumptions import Assumptions
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.differences import DiffResult, FieldDifference, WeightDifference
 from loraformat.report import Report
@@ -35,6 +34,11 @@ def diff(
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """What differs between two adapters, or between two checkpoints: config, names, values.
+
+    >>> import loraformat
+    >>> report = loraformat.diff("fixtures/good/peft/tiny-llama", "fixtures/good/peft/rslora")
+    >>> report.data.has_equal_values
+    False
 
     Args:
         before, after: folders or files, both adapters or both checkpoints.

@@ -32,6 +32,10 @@ _QUANTIZED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 def estimate(base: Location, *, rank: int, targets: Sequence[str]) -> Report:
     """Parameters, size and training memory of a LoRA adapter for a base; no value is read.
 
+    >>> import loraformat
+    >>> loraformat.estimate("fixtures/minigpt/base", rank=8, targets=["q_proj"]).data.parameters
+    2048
+
     Args:
         base: a config.json, a folder with one, or a checkpoint (its headers win over its config.json).
         rank: at least 1.

@@ -41,7 +41,12 @@ def pages() -> dict[str, Page]:
 
 
 def explain(code: str) -> str | None:
-    """The page of a code as Markdown, or None for what is no code."""
+    """The page of a code as Markdown, or None for what is not a code.
+
+    >>> import loraformat
+    >>> print(loraformat.explain("LF202").splitlines()[0])
+    # LF202 rank-mismatch
+    """
     page = pages().get(code)
     return page.markdown() if page else None
 

@@ -10,11 +10,11 @@ from loraformat import rules
 from loraformat.diagnostics import Finding, FindingLocation, in_order
 from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.io import Opened
-from loraformat.jobs.inputs.subject import open_base, open_subject, with_alpha
+from loraformat.jobs.inputs.subject import open_base, open_subject
 from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
-from loraformat.model.assumptions import Assumptions
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.verbs import InspectResult
@@ -36,6 +36,11 @@ _VALUE_RULES = rules.select(rules.RULES, ("LF4",))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """How the weights are shown.
+
+    >>> import loraformat
+    >>> view = loraformat.View(sort="parameters", group="none")
+    >>> loraformat.inspect("fixtures/good/peft/tiny-llama", view=view).data.weights[0].parameters
+    160
 
     Attributes:
         sort: one of SORT_KEYS.
@@ -79,6 +84,13 @@ def inspect(
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Format, ranks, scales, targets, parameters of the adapter at a path; no value is read without `norms`.
+
+    >>> import loraformat
+    >>> report = loraformat.inspect("fixtures/good/peft/tiny-llama", norms=True)
+    >>> report.summary.ranks, report.summary.scales
+    ({2: 8}, {1.5: 8})
+    >>> [record.weight for record in report.data.weights if record.norm is not None][0]
+    'model.layers.0.mlp.down_proj.weight'
 
     Args:
         adapter: folder or file.

@@ -13,10 +13,9 @@ from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
 from loraformat.engine import one_thread_each
 from loraformat.errors import LoraFormatError, StorageError, UsageError
-from loraformat.jobs.inputs.subject import with_alpha
 from loraformat.jobs.inspect import Studied, result_of, study
 from loraformat.model.adapter import Adapter
-from loraformat.model.assumptions import Assumptions
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import JsonFile
 from loraformat.model.results.plot_data import Picture, Subject
 from loraformat.model.results.verbs import PlotResult
@@ -39,6 +38,11 @@ def plot(
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Draw adapters into one file, which appears whole or not at all.
+
+    >>> import loraformat
+    >>> report = loraformat.plot(["fixtures/good/peft/tiny-llama"], "tiny-llama.html")
+    >>> report.data.form, report.written
+    ('html', ('tiny-llama.html',))
 
     Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
     its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.

@@ -12,8 +12,8 @@ from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, NothingChecked, UsageError
 from loraformat.io import hints_of, open_files, read_bundle
 from loraformat.jobs.inputs.line_numbers import with_lines
-from loraformat.jobs.inputs.subject import open_base, with_alpha
-from loraformat.model.assumptions import Assumptions
+from loraformat.jobs.inputs.subject import open_base
+from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
@@ -63,6 +63,11 @@ def validate(
     format: str | None = None,  # noqa: A002
 ) -> Report:
     """Everything that the rules find about the adapter at a path. What cannot be read is a finding, not an exception.
+
+    >>> import loraformat
+    >>> report = loraformat.validate("fixtures/minigpt/lora_adapter", base="fixtures/minigpt/base")
+    >>> report.ok, [finding.code for finding in report.findings]
+    (False, ['LF206', 'LF031'])
 
     Args:
         adapter: folder or file.

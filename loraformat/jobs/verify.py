@@ -70,6 +70,12 @@ class _Check:
 def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Report:
     """Compare the folder `out` with what was written about it: names, sizes, headers, and digests of all bytes.
 
+    >>> import loraformat
+    >>> adapters = ["fixtures/minigpt/lora_adapter"]
+    >>> _ = loraformat.merge("fixtures/minigpt/base", adapters, "to-verify", alpha=1.0)
+    >>> loraformat.verify("to-verify", base="fixtures/minigpt/base").ok
+    True
+
     The manifest and the list of digests each have a digest of themselves, so that what they say is not believed where
     it was changed. Without the list only computed weights, and files that are not weights, have digests; the bytes that
     nothing could be compared with are counted.

@@ -29,6 +29,7 @@ __all__ = [
     "quantized_weights",
     "replicated",
     "tie_claim",
+    "ties",
     "ties_of",
     "why_headless",
     "with_task_head",

@@ -2,6 +2,7 @@
 
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Limits
+from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
 from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
@@ -32,12 +33,14 @@ __all__ = [
     "as_written",
     "base_names",
     "check_kinds",
+    "delta",
     "execute",
     "file_names",
     "findings_of",
     "fingerprints_of",
     "open_inputs",
     "permissions_of",
+    "plan",
     "plan_merge",
     "previews_of",
     "retentions",
@@ -47,6 +50,7 @@ __all__ = [
     "tasks_of",
     "total_share",
     "weight_nbytes",
+    "write",
     "write_others",
     "write_weights",
 ]

@@ -130,10 +130,11 @@ def _spans(edit: Edit, taken: set[tuple[str, Part]]) -> Iterator[tuple[str, int,
     for key, term in seen.items():
         if key not in taken:
             taken.add(key)
-            yield term.weight, term.part.at, term.part.at + _height(edit, term.part)
+            yield term.weight, term.part.at, term.part.at + height_of(edit, term.part)
 
 
-def _height(edit: Edit, part: Part) -> int:
+def height_of(edit: Edit, part: Part) -> int:
+    """Rows of the stored tensor that a part of an update goes to."""
     if part.rows is not None:
         return part.rows[1] - part.rows[0]
     is_slice = part.expert is not None and edit.row_axes > 1

@@ -1,1 +1,16 @@
 """What things are: frozen data about adapters, bundles and checkpoints. No I/O; torch only when values are loaded."""
+
+__all__ = [
+    "adapter",
+    "assumptions",
+    "blueprints",
+    "bundle",
+    "checkpoint",
+    "floats",
+    "format_files",
+    "patterns",
+    "results",
+    "summary",
+    "tensors",
+    "updates",
+]

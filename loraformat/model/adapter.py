@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +84,12 @@ class UpdateGroup:
 class Adapter:
     """The hub of every conversion: formats read into it and write out of it.
 
+    >>> import loraformat
+    >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
+    >>> for update in adapter.updates["model.layers.0.self_attn.v_proj.weight"]:
+    ...     print(type(update).__name__, update.shape, update.scale)
+    LowRank (4, 8) 1.5
+
     Attributes:
         updates: base weight → what is done to it, in order; sorted by name. Names are those of the module tree, with
             the parameter's own name at the end: "model.layers.0.self_attn.q_proj.weight", "….q_proj.bias".
@@ -93,6 +106,42 @@ class Adapter:
     other_files: Mapping[str, RawFile] = field(default_factory=dict)
     unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
+
+    def delta(
+        self,
+        weight: str,
+        base: Checkpoint | NDArray[Any] | None = None,
+        *,
+        dtype: str = "float32",
+    ) -> NDArray[np.float32] | NDArray[np.float64]:
+        """ΔW of one weight: what all its updates add to it, dense, scale included.
+
+        >>> import loraformat
+        >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
+        >>> adapter.delta("model.layers.0.self_attn.v_proj.weight").shape
+        (4, 8)
+
+        Args:
+            weight: a key of `updates`.
+            base: of what the adapter was trained on, the opened checkpoint, or the values of the weight in the
+                orientation of the model. LoRA, LoHa, LoKr and dense deltas need none; DoRA, replaced weights, trained
+                rows, factors (IA3, OFT, …) and what is computed from the base (PiSSA, …) do.
+            dtype: "float32" or "float64"; it is computed in float64 and rounded once.
+
+        Returns: W' - W in the shape and orientation of the weight in the model: (out, in) for a linear layer, however
+            the file or the checkpoint stores it; (out, in, *kernel) for a convolution, which LoHa and LoKr know only
+            with a base, and (out, in · prod(kernel)) without. Rows that the base lacks count as zero.
+
+        Raises:
+            UsageError (LF021): there is no update for `weight`, or it needs a base and none was given.
+            MergeError (LF206): the scale is unknown. NonFiniteValue (LF402): the update holds NaN or infinity.
+            UnmatchedUpdate (LF301), ShapeMismatch (LF302), UnsupportedUpdate (LF013): it could not be merged into the
+                base.
+        """
+        import loraformat
+
+        found: NDArray[np.float32] | NDArray[np.float64] = loraformat.delta(self, weight, base, dtype=dtype)
+        return found
 
     @cached_property
     def update_groups(self) -> tuple[UpdateGroup, ...]:

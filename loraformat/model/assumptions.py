@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from loraformat.diagnostics import show
@@ -71,6 +71,12 @@ def _given(usage: str, expected: str, parse: Callable[[object], Any]) -> Any:  #
 class Assumptions:
     """It fills gaps; where the file says otherwise the reader raises AssumptionContradicted (LF024).
 
+    >>> import loraformat
+    >>> said = loraformat.Assumptions(alpha=1.0)
+    >>> adapter = loraformat.load_adapter("fixtures/minigpt/lora_adapter", assumptions=said)
+    >>> adapter.updates["blocks.0.attention.q_proj.weight"][0].scale
+    0.25
+
     Attributes:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
         fan_in_fan_out: whether the base stores weights as (in, out); or the modules of which that is so, by their ends.
@@ -101,6 +107,16 @@ class Assumptions:
 
 KEYS: dict[str, Key] = {each.name: each.metadata[_KEY] for each in fields(Assumptions)}
 USAGE = ", ".join(key.usage for key in KEYS.values())
+
+
+def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
+    """`--alpha` and `--assume` as one; UsageError (LF021) where they disagree."""
+    known = assumptions or Assumptions()
+    if alpha is None:
+        return known
+    if known.alpha is not None and known.alpha != alpha:
+        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+    return replace(known, alpha=alpha)
 
 
 def parse_value(key: str, text: str) -> Any:  # noqa: ANN401 - of the key's own type

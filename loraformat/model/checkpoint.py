@@ -74,6 +74,11 @@ class WeightFile:
 class BaseWeight:
     """A weight of a base by shape and dtype, with a way to its values.
 
+    >>> import loraformat
+    >>> weight = loraformat.open_checkpoint("fixtures/minigpt/base").weights["token_embedding.weight"]
+    >>> weight.read(0, 2).shape
+    torch.Size([2, 64])
+
     Attributes:
         parts: the stored tensors that it is made of.
         read: `read(start, stop)` gives those rows of the first axis as a torch tensor, in memory of their own; a weight
@@ -174,6 +179,11 @@ class TaskHead:
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A base model.
+
+    >>> import loraformat
+    >>> base = loraformat.open_checkpoint("fixtures/minigpt/base")
+    >>> base.config["model_type"], base.parameters
+    ('MiniGPT', 111940)
 
     Attributes:
         uri: folder or file.

@@ -101,7 +101,7 @@ class LazyTensor:
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
     >>> tensor = adapter.updates["model.layers.0.self_attn.q_proj.weight"][0].down
     >>> tensor.shape, tensor.dtype.safetensors, tensor.load().shape
-    ((2, 16), 'F32', (2, 16))
+    ((2, 8), 'F32', (2, 8))
 
     Attributes:
         shape: may be `()`.

@@ -14,7 +14,7 @@ from loraformat.report.json import render_list as render_json_list
 if TYPE_CHECKING:
     from loraformat.report.ci.sarif import Described
 
-__all__ = ["FORMS", "RENDERERS", "Renderer", "Report", "render", "render_all"]
+__all__ = ["FORMS", "RENDERERS", "Renderer", "Report", "page", "render", "render_all", "terminal", "words"]
 
 
 class Renderer(Protocol):

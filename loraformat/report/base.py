@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 class Report:
     """The outcome of one job on one subject.
 
+    >>> import loraformat
+    >>> report = loraformat.validate("fixtures/minigpt/lora_adapter", select=["LF2"])
+    >>> report.ok, report.worst.value, report.findings[0].hint
+    (False, 'error', 'give it with --alpha A')
+
     Attributes:
         job: name of the verb: "inspect", "validate", "convert", "merge", "verify", "plot", "diff" or "estimate".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.

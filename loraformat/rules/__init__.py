@@ -15,7 +15,20 @@ from loraformat.rules.metadata import card, statements
 from loraformat.rules.runtimes import exports, loading, serving
 from loraformat.rules.values import oddities, spectra, stored
 
-__all__ = ["MOST_HITS", "RULES", "Hit", "Rule", "Subject", "gate", "is_selected", "refuse", "rule", "run", "select"]
+__all__ = [
+    "MOST_HITS",
+    "RULES",
+    "Hit",
+    "Rule",
+    "Subject",
+    "gate",
+    "is_selected",
+    "refuse",
+    "rule",
+    "run",
+    "select",
+    "targets",
+]
 
 RULES: tuple[Rule, ...] = (
     files.empty_file,

@@ -1,1 +1,3 @@
 """The commands, one module each, named like it."""
+
+__all__: list[str] = []

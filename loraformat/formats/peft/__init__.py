@@ -32,7 +32,19 @@ HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", 
 LOSES = "vocabulary sizes, which tables are tied"
 
 __all__ = [
-    "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
+    "CONTAINERS",
+    "HOLDS",
+    "LOSES",
+    "NAME",
+    "READS",
+    "SPEC",
+    "TITLE",
+    "WRITES",
+    "config",
+    "losses",
+    "read",
+    "sniff",
+    "write",
 ]  # fmt: skip
 
 

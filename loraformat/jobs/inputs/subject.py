@@ -19,16 +19,6 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import has_marker
 
 
-def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumptions:
-    """`--alpha` and `--assume` as one; UsageError (LF021) where they disagree."""
-    known = assumptions or Assumptions()
-    if alpha is None:
-        return known
-    if known.alpha is not None and known.alpha != alpha:
-        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
-    return replace(known, alpha=alpha)
-
-
 def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
     """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
     files = _files(base)

@@ -2,4 +2,4 @@
 
 from loraformat.merger.verify.check import check_output
 
-__all__ = ["check_output"]
+__all__ = ["check_output", "reference"]

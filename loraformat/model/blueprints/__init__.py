@@ -11,6 +11,8 @@ from loraformat.model.blueprints.gpt import GPTS
 from loraformat.model.blueprints.llama import FAMILIES, decoder
 from loraformat.model.bundle import Json
 
+__all__ = ["KNOWN", "blueprint"]
+
 KNOWN = tuple(sorted({*FAMILIES, *GPTS}))
 
 _WAY_OUT = "give the folder of the checkpoint, or one of its files: headers are enough"

@@ -1,1 +1,3 @@
 """Reports as one page or one figure."""
+
+__all__ = ["figure", "heatmap", "html", "svg"]

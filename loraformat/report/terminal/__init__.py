@@ -1,1 +1,3 @@
 """Reports for people at a terminal. rich is imported here."""
+
+__all__ = ["text"]

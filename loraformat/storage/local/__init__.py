@@ -1,1 +1,3 @@
 """Files of this machine: read, written whole or not at all."""
+
+__all__ = ["folders", "staging", "store", "targets", "through"]

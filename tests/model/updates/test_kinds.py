@@ -8,12 +8,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import toy_kind
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+import loraformat
 from loraformat.algebra.factors import MATRICES
 from loraformat.cli import main
 from loraformat.formats.kit.base import CONTENTS
@@ -169,6 +171,9 @@ def test_a_new_kind_is_merged_inspected_recorded_and_verified(
     shown = run("inspect", adapter)
     assert shown.exit_code == 0
     assert "2 shifts" in shown.output
+    vector = stored["base_model.model.model.layers.0.q_proj.toy_shift"].numpy()
+    change = loraformat.load_adapter(adapter).delta(Q, before[Q].numpy())
+    np.testing.assert_allclose(change, np.broadcast_to(vector, (24, 24)), atol=1e-6)
     record = json.loads(run("inspect", adapter, "--format", "json", "--base", base, "--norms").stdout)
     (first, _) = record["data"]["weights"]
     assert (first["kind"], first["parameters"], first["scale"]) == ("shifted", 24, None)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from loraformat.formats.peft.tuners.base import Source, Tuner
 
-__all__ = ["REFUSED", "TUNERS", "Source", "Tuner"]
+__all__ = ["REFUSED", "TUNERS", "Source", "Tuner", "lycoris"]
 
 # peft_type → the module below this package and the name in it. A module is imported when its tuner is asked for.
 _HOMES = {

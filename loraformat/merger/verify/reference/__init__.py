@@ -15,6 +15,8 @@ __all__ = [
     "Reference",
     "check_described",
     "check_plan",
+    "kinds",
     "needs_torch",
     "reference_of",
+    "sources",
 ]

@@ -1,1 +1,3 @@
 """Tuners of PEFT whose modules share matrices or vectors."""
+
+__all__: list[str] = []
