@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import adapter_folder, config, contents, save_base, weights
+from merger.checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
