@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from loraformat.containers.base_weights import BaseWeights
 from loraformat.containers.bundles import load_json
+from loraformat.containers.quantized import decoded
 from loraformat.containers.weight_files import container_of
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
@@ -65,7 +66,7 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         _check_index(choice, tensors)
     others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
     config = {} if single else _config(store, sizes)
-    return Checkpoint(
+    stored = Checkpoint(
         store.uri,
         files,
         tensors,
@@ -77,6 +78,7 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         weights=BaseWeights(store, tensors),
         opened=store,
     )
+    return decoded(stored)
 
 
 def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:

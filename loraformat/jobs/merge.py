@@ -64,6 +64,7 @@ class _Options:
     dtype: str | None
     arithmetic: Arithmetic
     max_shard_nbytes: int | None
+    quantized: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ def merge(
     rounding: str = "nearest",
     seed: int = 0,
     max_shard_nbytes: int | None = None,
+    dequantize: bool = False,
+    keep_quantized: bool = False,
     verify: str = "sample",
     digests: str = "blake3",
     resume: bool = False,
@@ -124,6 +127,8 @@ def merge(
         rounding: "nearest", or "stochastic" for outputs of 16 bits.
         seed: of stochastic rounding; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
+        dequantize: write all weights of a quantized base dense.
+        keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
         verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
             has it), or "none" (of what is computed alone).
@@ -148,7 +153,8 @@ def merge(
     ):
         if value is not None:
             require_one_of(value, allowed, argument)
-    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes)
+    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized)
+    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes, quantized)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
@@ -174,6 +180,13 @@ def merge(
     if announce is not None:
         announce(report.findings[len(prepared.findings) :])
     return report
+
+
+def _quantized(*, dequantize: bool, keep_quantized: bool) -> str | None:
+    """What `plan_merge` calls it."""
+    if dequantize and keep_quantized:
+        raise UsageError("--dequantize and --keep-quantized exclude each other", where="merge")
+    return "dense" if dequantize else "mixed" if keep_quantized else None
 
 
 def _prepare(
@@ -213,6 +226,7 @@ def _prepare(
         arithmetic=options.arithmetic,
         max_shard_nbytes=options.max_shard_nbytes,
         same=_comparison(checkpoint),
+        quantized=options.quantized,
     )
     plan = replace(plan, base_files=fingerprints_of(checkpoint.store, base_names(plan, checkpoint)))
     findings.extend(findings_of(plan, checkpoint, read))

@@ -37,7 +37,8 @@ def tensors_unlike_base(
     checkpoint = replicated(base, None if layers is None else tuple(layers))
 
     def fault(name: str) -> str:
-        source, written = checkpoint.weights.get((names or {}).get(name, name)), weight_of(output, name, tensors[name])
+        source = checkpoint.as_stored.weights.get((names or {}).get(name, name))
+        written = weight_of(output, name, tensors[name])
         if source is None:
             return "the base has no such tensor"
         if (source.dtype, source.shape) != (written.dtype, written.shape):

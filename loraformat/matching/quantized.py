@@ -1,4 +1,7 @@
-"""Whether a base is quantized, by which scheme, and which of its weights are: named, so that nobody else is blamed."""
+"""Whether a base is quantized by a scheme that is not decoded, and which of its weights are.
+
+They are named, so that nobody else is blamed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ class Quantization:
 
 
 def quantization_of(base: Checkpoint) -> Quantization | None:
-    """The scheme of a quantized base; None where neither a config nor a tensor says that there is one."""
+    """The scheme of a quantized base that is not decoded; None where neither a config nor a tensor says that it is."""
+    if base.quantized is not None:
+        return None
     for name, settings in _settings(base):
         scheme = _scheme(settings)
         if scheme is not None:

@@ -166,7 +166,8 @@ def _rebuilt(
 
 def _dtype_of(base: Checkpoint) -> DType:
     """The dtype that most floating tensors of a base have, in which transformers would keep the head too."""
-    counts = Counter(tensor.dtype for tensor in base.tensors.values() if tensor.dtype.is_floating)
+    stored = (tensor for tensor in base.tensors.values() if tensor.dtype.is_floating and not tensor.encoded)
+    counts = Counter(tensor.dtype for tensor in stored)
     return counts.most_common(1)[0][0] if counts else DType.F32
 
 

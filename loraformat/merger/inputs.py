@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
 from loraformat.containers.fingerprints import fingerprint_of
-from loraformat.errors import ContainerError, StorageError
+from loraformat.errors import ContainerError, StorageError, UnsupportedUpdate
 from loraformat.io import hints_of, open_files, read_bundle
 from loraformat.merger.plan.data import MergePlan, Term
 from loraformat.merger.plan.layer_replication import as_written
@@ -57,6 +57,7 @@ def open_inputs(plan: MergePlan) -> Inputs:
     """
     base = open_checkpoint(plan.base)
     _check_same(base.store, plan.base_files)
+    _check_scheme(base, plan)
     bundles, adapters = [], []
     for source in plan.adapters:
         bundle = open_files(source.uri)
@@ -69,7 +70,8 @@ def open_inputs(plan: MergePlan) -> Inputs:
 
 def base_names(plan: MergePlan, base: Checkpoint) -> list[str]:
     """The base's files that the output is made from."""
-    names = {tensor.file for tensor in base.tensors.values()}
+    stored = base if base.quantized is None else base.quantized.stored
+    names = {tensor.file for tensor in stored.tensors.values()}
     names |= {copied.name for copied in plan.copies if copied.adapter is None}
     names |= {name for name in ("config.json", base.index or "") if name in base.others}
     return sorted(names)
@@ -88,6 +90,17 @@ def _fingerprint(store: OpenedFiles, name: str) -> FileFingerprint:
         return fingerprint_of(store, name, whole=False)
     except ContainerError:
         return FileFingerprint(name, store.size(name))
+
+
+def _check_scheme(base: Checkpoint, plan: MergePlan) -> None:
+    planned = "" if plan.quantized is None else plan.quantized.scheme
+    found = "" if base.quantized is None else base.quantized.scheme
+    if planned != found:
+        raise UnsupportedUpdate(
+            f'the plan reads the base as "{planned or "dense"}", here it is read as "{found or "dense"}"',
+            where=base.uri,
+            hint="use the version of loraformat that made the plan",
+        )
 
 
 def _check_same(store: OpenedFiles, files: Iterable[FileFingerprint]) -> None:

@@ -25,6 +25,8 @@ class StoredTensor:
         offset: elements from the start of `span` to the first element; 0 unless strided.
         storage: names the bytes: tensors of one file with equal (storage, offset, shape, strides) are one tensor under
             several names (tied weights of a `.pt` file). None where the container has no sharing (safetensors).
+        encoded: the name of the quantized weight whose shape this is; its values are decoded from other tensors, and
+            its span is empty. "" for a tensor that stands in the file.
     """
 
     file: str
@@ -34,11 +36,13 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
     offset: int = 0
     storage: str | None = None
+    encoded: str = ""
 
     @property
     def entry(self) -> Entry:
-        """As an Entry; only for a tensor without strides."""
+        """As an Entry; only for a tensor that stands in the file, without strides."""
         assert self.strides is None
+        assert not self.encoded
         return Entry(self.dtype, self.shape, self.span)
 
 
@@ -80,7 +84,7 @@ class BaseWeight:
         read: `read(start, stop)` gives those rows of the first axis as a torch tensor, in memory of their own; a weight
             of shape `()` is read as `read(0, 1)`.
         read_into: `read_into(start, stop, buffer)` fills a buffer of the right length with the bytes of the same rows,
-            row-major and little-endian; None where values are computed, or do not stand so in the file.
+            row-major and little-endian, without torch; None where torch must put them into order.
         as_matrix: `as_matrix(2)` is a stack of matrices as one matrix with the rows of all of them; `as_matrix(1)` is
             the weight itself.
     """
@@ -95,7 +99,7 @@ class BaseWeight:
 
     @property
     def is_copyable(self) -> bool:
-        """Whether its bytes stand in a file as they would in any other container."""
+        """Whether `raw` gives its bytes."""
         return self.read_into is not None
 
     @property
@@ -114,6 +118,41 @@ class BaseWeight:
         buffer = bytearray((stop - start) * self.row_nbytes)
         self.read_into(start, stop, memoryview(buffer))
         return buffer
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight that a quantized base stores as several tensors: codes, scales, zero points.
+
+    Attributes:
+        name: what the weight is called in a dense checkpoint.
+        shape: in a dense checkpoint.
+        dtype: in a dense checkpoint, unless the caller asks for another one.
+        parts: names of all stored tensors that belong to it, in any file of the base, those included that only a
+            runtime needs. A dense weight is written to the file of the first.
+        layout: what its scheme knows of it beside that.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    parts: tuple[str, ...]
+    layout: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """How a base is quantized.
+
+    Attributes:
+        scheme: its name in `containers.quantized.SCHEMES`.
+        stored: the same base as it stands in its files: codes, scales and all weights that are not quantized.
+        weights: the quantized weights, by name.
+    """
+
+    scheme: str
+    stored: Checkpoint
+    weights: Mapping[str, QuantizedWeight]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +188,8 @@ class Checkpoint:
     Attributes:
         uri: folder or file.
         files: weight files by name.
-        tensors: all tensors of the index (or of all files where there is none), by name.
+        tensors: all weights, by name: the tensors of the index (or of all files where there is none), but those of a
+            scheme that is known (`quantized`) as the weights that they are decoded to.
         index: name of the `*.index.json`, or None.
         config: config.json, or {} where there is none.
         others: every other regular file beside the weights (config.json and index included) → size.
@@ -160,6 +200,7 @@ class Checkpoint:
         weights: name → weight with its values, for all `tensors`; empty for headers without files.
         opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
             files that are opened again may be others.
+        quantized: how some of the weights are stored; None where all are tensors of the files.
     """
 
     uri: str
@@ -174,6 +215,17 @@ class Checkpoint:
     quantization_files: Mapping[str, Json] = field(default_factory=dict)
     weights: Mapping[str, BaseWeight] = field(default_factory=dict)
     opened: OpenedFiles | None = None
+    quantized: Quantized | None = None
+
+    @property
+    def as_stored(self) -> Checkpoint:
+        """Every tensor that can be copied, as it stands in the files.
+
+        A base with other layers or another head than its files has no quantized weight that could be copied.
+        """
+        if self.quantized is None or self.layers or self.task is not None:
+            return self
+        return self.quantized.stored
 
     @property
     def store(self) -> OpenedFiles:

@@ -61,6 +61,12 @@ from loraformat.cli import completers, options
     metavar="SIZE",
     help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
 )
+@click.option("--dequantize", is_flag=True, help="Write all weights of a quantized base dense.")
+@click.option(
+    "--keep-quantized",
+    is_flag=True,
+    help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
+)
 @click.option(
     "--verify",
     type=options.Choice(["none", "sample", "full"]),
@@ -98,6 +104,8 @@ def command(
     rounding: str,
     seed: int,
     max_shard_size: int | None,
+    dequantize: bool,
+    keep_quantized: bool,
     verify: str,
     digests: str,
     no_hash: bool,
@@ -133,6 +141,8 @@ def command(
             rounding=rounding,
             seed=seed,
             max_shard_nbytes=max_shard_size,
+            dequantize=dequantize,
+            keep_quantized=keep_quantized,
             verify=verify,
             digests="none" if no_hash else digests,
             resume=resume,

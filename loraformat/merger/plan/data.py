@@ -93,6 +93,19 @@ class FileOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedOutput:
+    """What becomes of the weights of a quantized base.
+
+    Attributes:
+        scheme: of the base, by its name in `containers.quantized.SCHEMES`.
+        is_dense: whether all are written dense; else those that no update reaches stay in codes.
+    """
+
+    scheme: str
+    is_dense: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """A tensor of the output that is computed.
 
@@ -168,9 +181,12 @@ class MergePlan:
     Attributes:
         base: URI of the base.
         config_patch: changes to config.json, as paths of keys: (("text_config", "vocab_size"), 95).
+        config_removed: paths of keys that config.json must not have any more.
+        settings: JSON files beside config.json that are written anew: (name, all that they say).
         index: name of the index to write anew, None where there is none or the base's is copied.
         left_out: what is not taken over from the base: other weight files, which would be stale, and subfolders.
         base_files: what the base's files were when the plan was made.
+        quantized: for a quantized base, what becomes of its weights; else None.
     """
 
     base: str
@@ -183,6 +199,9 @@ class MergePlan:
     arithmetic: Arithmetic = Arithmetic()
     files: FileOptions = FileOptions()
     base_files: tuple[FileFingerprint, ...] = ()
+    config_removed: tuple[tuple[str, ...], ...] = ()
+    settings: tuple[tuple[str, Json], ...] = ()
+    quantized: QuantizedOutput | None = None
 
     @property
     def edits(self) -> tuple[Edit, ...]:

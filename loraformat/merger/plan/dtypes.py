@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from loraformat.merger.plan.data import Edit
@@ -16,15 +17,18 @@ from loraformat.naming import levels_of
 _CONFIG_KEYS = ("dtype", "torch_dtype")
 
 
-def in_dtype(found: Edits, base: Checkpoint, dtype: DType) -> Edits:
+def in_dtype(found: Edits, base: Checkpoint, dtype: DType, kept: AbstractSet[str] = frozenset()) -> Edits:
     """The same edits with `dtype` as output, and an edit without terms for every other floating tensor.
 
     All floating tensors change, not only those that an adapter touches: a checkpoint of two dtypes is loaded in one of
     them by most libraries, which would round again.
+
+    Args:
+        kept: tensors that belong to the codes of quantized weights.
     """
     edits = {name: replace(edit, dtype=dtype.safetensors) for name, edit in found.edits.items()}
     for name, stored in base.tensors.items():
-        if stored.dtype.is_floating and stored.dtype is not dtype and name not in edits:
+        if stored.dtype.is_floating and stored.dtype is not dtype and name not in edits and name not in kept:
             edits[name] = Edit(name, name, dtype.safetensors, stored.shape, ())
     return Edits(dict(sorted(edits.items())), found.untied, found.resized)
 

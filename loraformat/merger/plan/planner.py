@@ -21,6 +21,7 @@ from loraformat.merger.plan.data import (
 from loraformat.merger.plan.dtypes import dtype_patch, in_dtype
 from loraformat.merger.plan.edits import Edits, edits_of
 from loraformat.merger.plan.layer_replication import as_written, layer_counts, task_settings
+from loraformat.merger.plan.quantized import is_decoded, quantized_output, settings_of
 from loraformat.merger.plan.reshard import resharded
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, Json
@@ -45,6 +46,7 @@ def plan_merge(
     arithmetic: Arithmetic | None = None,
     max_shard_nbytes: int | None = None,
     same: Callable[[str, str], bool] | None = None,
+    quantized: str | None = None,
 ) -> MergePlan:
     """What merging `adapters` into `base` will do, file by file. Reads nothing but two tied tables that may be equal.
 
@@ -56,19 +58,24 @@ def plan_merge(
         dtype: of every floating tensor of the output; None keeps the base's.
         arithmetic: how sums are made and rounded.
         max_shard_nbytes: most bytes of tensors in an output file; None keeps the base's files.
+        quantized: what becomes of the weights of a quantized base, see `quantized_output`.
 
-    Raises: see `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
+    Raises: see `quantized_output`, `edits_of`; MergeError (LF801) also where a `.pt` file holds more than tensors.
     """
     base = as_written(base, adapters)
     found = edits_of(base, adapters, [source.strength for source in sources], same)
+    decoded = quantized_output(base, found, quantized)
+    base, found = decoded.base, decoded.found
     if dtype is not None:
-        found = in_dtype(found, base, dtype)
-    shards = tuple(_shard(base, file, found, container) for file in base.files.values())
+        found = in_dtype(found, base, dtype, decoded.parts)
+    shards = tuple(_shard(base, file, found, container) for file in base.files.values() if file.name in decoded.files)
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
     _check_names(base)
     stale = {name for name in base.others if _is_stale(name, base) or not _is_text(name)}
     adapter_of_base = {ADAPTER_CONFIG} & base.others.keys()
-    kept_back = stale | adapter_of_base | tokenizers.keys() | {MANIFEST, DIGESTS}
+    settings = settings_of(base, decoded, dtype)
+    stale |= {*settings.left_out, *(base.files.keys() - decoded.files)}
+    kept_back = stale | adapter_of_base | tokenizers.keys() | {MANIFEST, DIGESTS} | {name for name, _ in settings.files}
     copies = [CopiedFile(name) for name in base.others if name not in kept_back]
     copies += [CopiedFile(name, number) for name, number in tokenizers.items()]
     patch: tuple[tuple[tuple[str, ...], Json], ...] = (
@@ -76,8 +83,9 @@ def plan_merge(
         *task_settings(base),
         *layer_counts(base),
         *(dtype_patch(base.config, dtype) if dtype is not None else ()),
+        *settings.patch,
     )
-    rewritten = {"config.json"} if patch else set()
+    rewritten = {"config.json"} if patch or settings.removed else set()
     index = _new_index(base, shards)
     rewritten |= {name for name in (base.index, index) if name}
     if max_shard_nbytes is not None:
@@ -95,6 +103,9 @@ def plan_merge(
         left_out=(*sorted(stale | adapter_of_base), *(f"{name}/" for name in base.folders)),
         arithmetic=arithmetic or Arithmetic(),
         files=FileOptions(container, None if dtype is None else dtype.safetensors, max_shard_nbytes),
+        config_removed=settings.removed,
+        settings=settings.files,
+        quantized=decoded.output,
     )
 
 
@@ -129,6 +140,7 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
     edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
     unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
     is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
+    is_whole = is_whole and not is_decoded(file, base)
     verbatim = wanted == file.container and not kind.depends_on_values and unchanged and is_whole
     return ShardPlan(
         source=file.name,

@@ -19,6 +19,14 @@ def to_plain(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
     return asdict(value)
 
 
+class _AnyJson:
+    value: Json
+
+
+# `get_type_hints` resolves the names inside, so that a field's hint is another object than `Json`.
+_JSON = get_type_hints(_AnyJson)["value"]
+
+
 def from_plain(kind: type[T], value: Json, where: str) -> T:
     """A dataclass from its fields.
 
@@ -56,7 +64,7 @@ def _dataclass(kind: Any, value: Json, where: str) -> Any:  # noqa: ANN401
 
 
 def _value(kind: Any, value: Json, where: str) -> Any:  # noqa: ANN401 - one line a kind of type
-    if kind == Json:
+    if kind == _JSON:
         return value
     origin = get_origin(kind)
     if origin is Union or origin is UnionType:

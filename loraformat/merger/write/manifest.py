@@ -51,6 +51,8 @@ def build_manifest(
     base: dict[str, Any] = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
     if inputs.base.task is not None and inputs.base.task.renamed:
         base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
+    if plan.quantized is not None:
+        base["quantized"] = asdict(plan.quantized)
     return {
         "schema": SCHEMA,
         "tool": {"name": "loraformat", "version": __version__},

@@ -10,7 +10,7 @@ from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan, nbytes_of
-from loraformat.model.bundle import OpenedFiles
+from loraformat.model.bundle import Json, OpenedFiles
 from loraformat.storage import Run, Store, copy_blocks, digest_of, new_hash
 
 
@@ -28,7 +28,9 @@ def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tu
         else:
             data = inputs.adapters[copied.adapter].tokenizer[copied.name].read()
             runs[copied.name] = put(output, copied.name, data)
-    if plan.config_patch:
+    for name, value in plan.settings:
+        runs[name] = put(output, name, _json(value))
+    if plan.config_patch or plan.config_removed:
         runs["config.json"] = put(output, "config.json", _json(_patched(inputs.store, plan)))
     if plan.index is not None:
         runs[plan.index] = put(output, plan.index, _json(_index(inputs, plan)))
@@ -58,7 +60,8 @@ def weight_nbytes(plan: MergePlan) -> int:
 def file_names(plan: MergePlan) -> tuple[str, ...]:
     """Names of all files of the output, sorted."""
     names = {copied.name for copied in plan.copies} | {shard.target for shard in plan.shards}
-    names |= {"config.json"} if plan.config_patch else set()
+    names |= {"config.json"} if plan.config_patch or plan.config_removed else set()
+    names |= {name for name, _ in plan.settings}
     names |= {plan.index} if plan.index else set()
     return tuple(sorted(names))
 
@@ -70,6 +73,11 @@ def _patched(store: OpenedFiles, plan: MergePlan) -> dict[str, Any]:
         for key in path[:-1]:
             level = cast("dict[str, Any]", level[key])
         level[path[-1]] = value
+    for path in plan.config_removed:
+        level = config
+        for key in path[:-1]:
+            level = cast("dict[str, Any]", level[key])
+        del level[path[-1]]
     return config
 
 
@@ -96,5 +104,5 @@ def _object(store: OpenedFiles, name: str) -> dict[str, Any]:
     return value
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def _json(value: Json | Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8")

@@ -75,7 +75,9 @@ def columns_of(shape: Sequence[int]) -> int:
 
 def verbatim_runs(inputs: Inputs, file: WeightFile, edited: AbstractSet[str]) -> Iterator[Copy]:
     """Everything of a file but the edited tensors, header included, as long runs at their own offsets."""
-    spans = sorted((span.offset, span.end) for name in edited if (span := inputs.base.tensors[name].span).nbytes)
+    spans = sorted(
+        (span.offset, span.end) for name in edited if (span := inputs.base.as_stored.tensors[name].span).nbytes
+    )
     position = 0
     for stop, resume in [*spans, (file.nbytes, file.nbytes)]:
         if stop > position:
@@ -85,7 +87,7 @@ def verbatim_runs(inputs: Inputs, file: WeightFile, edited: AbstractSet[str]) ->
 
 def tensor_run(inputs: Inputs, name: str, entry: Entry, *, needs_checksums: bool) -> Copy | None:
     """An untouched tensor as one run, where its bytes stand in order and need no checksum; else None."""
-    weight = inputs.base.weights[name]
+    weight = inputs.base.as_stored.weights[name]
     if needs_checksums or not weight.is_copyable:
         return None
     (stored,) = weight.parts
@@ -106,7 +108,7 @@ def verbatim_copies(copies: Sequence[Copy], target: Target) -> Iterator[Task]:
 
 def tensor_copies(inputs: Inputs, name: str, target: Target) -> Iterator[Task]:
     """An untouched tensor: as one run where it is one, else block by block."""
-    weight, entry = inputs.base.weights[name], target.entries[name]
+    weight, entry = inputs.base.as_stored.weights[name], target.entries[name]
     copy = tensor_run(inputs, name, entry, needs_checksums=target.needs_checksums)
     if copy is not None:
         yield from _runs(copy, target)

@@ -249,7 +249,7 @@ def _layout(shard: ShardPlan) -> Layout:
 
 
 def _verbatim_entries(shard: ShardPlan, base: Checkpoint) -> dict[str, Entry]:
-    return {tensor.name: base.tensors[tensor.name].entry for tensor in shard.tensors}
+    return {tensor.name: base.as_stored.tensors[tensor.name].entry for tensor in shard.tensors}
 
 
 def _window_task(

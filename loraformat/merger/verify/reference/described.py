@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loraformat.containers import checkpoint_of_store
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.verify.reference.expected import HINT, Reference
 from loraformat.model.bundle import Json, OpenedFiles
+from loraformat.model.checkpoint import Quantized
 from loraformat.model.tensors import DType
 from loraformat.strict_json import parse
 
@@ -34,6 +36,8 @@ def check_described(
     Raises: MergeError (LF801): a size, a tie, a count of layers or a dtype in config.json is another one; the index
         does not name the files that the tensors are in; a tokenizer file is not the adapter's.
     """
+    if inputs.base.quantized is not None:
+        _check_codes(inputs.base.quantized, output, reference)
     for name in output.files():
         if name.endswith(_INDEX) and _object(output, name).get("weight_map") != found:
             raise _error(name, "it does not name the files in which the tensors are")
@@ -47,6 +51,23 @@ def check_described(
     for name, file in tokenizers.items():
         if output.read(name) != file.read():
             raise _error(name, "it is not the adapter's")
+
+
+def _check_codes(quantized: Quantized, output: OpenedFiles, reference: Reference) -> None:
+    """Read the output as a base: its scheme must find those weights in codes that stay so, with the shapes they had.
+
+    Raises: MergeError (LF801): it finds others, or calls an output quantized that is dense.
+    """
+    written = checkpoint_of_store(output, output.uri).quantized
+    found = {} if written is None else {name: weight.shape for name, weight in written.weights.items()}
+    kept = {
+        name: weight.shape
+        for name, weight in quantized.weights.items()
+        if all(part in reference.tensors and reference.tensors[part].is_copy for part in weight.parts)
+    }
+    if found != kept or (written is None) is not (not kept):
+        differ = sorted(name for name in found.keys() | kept.keys() if found.get(name) != kept.get(name))
+        raise _error(differ[0] if differ else _CONFIG, "the output's config and its weights differ in what is in codes")
 
 
 def _wanted(plan: MergePlan, inputs: Inputs, reference: Reference) -> Iterator[tuple[tuple[str, ...], Json]]:

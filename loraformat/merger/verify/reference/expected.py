@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat.containers import bytes_of, read_rows
+from loraformat.containers.quantized import SCHEMES
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan
@@ -22,7 +23,7 @@ from loraformat.merger.verify.reference.sites import (
     may_be_absent,
     renaming_of,
 )
-from loraformat.merger.verify.reference.sources import headers
+from loraformat.merger.verify.reference.sources import base_rows, headers
 from loraformat.merger.verify.reference.tasks import with_head
 from loraformat.merger.verify.reference.ties import Table, follows, joined, stays_one, tables_of
 from loraformat.model.adapter import Adapter
@@ -82,7 +83,8 @@ class Expected:
     @property
     def is_copy(self) -> bool:
         """Whether its bytes are those of a tensor of the base, `origin`."""
-        return not self.shares and self.dtype is self.source.dtype and self.shape == self.source.shape
+        is_like = self.dtype is self.source.dtype and self.shape == self.source.shape
+        return is_like and not self.shares and not self.source.encoded
 
     @property
     def matrix(self) -> tuple[int, int]:
@@ -157,10 +159,37 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
         expected |= {one.name: one for one in _of_table(table, shares, tensors)}
     expected |= {name: _expected(name, name, found, tensors) for name, found in shares.items()}
     expected |= {one.name: one for one in _longer_biases(expected)}
-    if plan.files.dtype is not None:
-        wanted = DType[plan.files.dtype]
-        expected = {n: replace(one, dtype=wanted) if one.dtype.is_floating else one for n, one in expected.items()}
+    if plan.files.dtype is not None or plan.quantized is not None:
+        expected = {name: replace(one, dtype=_dtype_of(one, plan, inputs)) for name, one in expected.items()}
+    if plan.quantized is not None and not plan.quantized.is_dense:
+        expected = _partly_in_codes(expected, inputs)
     return Reference(expected, homes, unfollowed, unscaled, has_parted)
+
+
+def _dtype_of(one: Expected, plan: MergePlan, inputs: Inputs) -> DType:
+    """The dtype in the output: the one that was asked for, else that of the base, or of a dense weight there."""
+    if plan.files.dtype is not None and one.dtype.is_floating:
+        return DType[plan.files.dtype]
+    quantized = inputs.base.quantized
+    return quantized.weights[one.source.encoded].dtype if quantized is not None and one.source.encoded else one.dtype
+
+
+def _partly_in_codes(expected: Mapping[str, Expected], inputs: Inputs) -> dict[str, Expected]:
+    """The tensors of an output in which quantized weights that no update reaches are copied as they are stored.
+
+    Which other weights a runtime loads together with those that become dense is taken from the scheme.
+    """
+    quantized = inputs.base.quantized
+    assert quantized is not None
+    coded = {name: one for name, one in expected.items() if one.source.encoded}
+    touched = {one.source.encoded for name, one in coded.items() if one.shares or name != one.origin}
+    dense = touched | SCHEMES[quantized.scheme].together(touched, quantized.weights.keys())
+    kept = {part for name, weight in quantized.weights.items() if name not in dense for part in weight.parts}
+    copies = {part: quantized.stored.tensors[part] for part in sorted(kept)}
+    return {
+        **{name: one for name, one in expected.items() if name not in coded or one.source.encoded in dense},
+        **{name: Expected(name, name, stored, stored.dtype, stored.shape) for name, stored in copies.items()},
+    }
 
 
 def _homes(inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> tuple[list[_Home], dict[int, str], list[Table]]:
@@ -284,6 +313,9 @@ def _is_one(stored: str, name: str, inputs: Inputs, tensors: Mapping[str, Stored
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     for rows in row_blocks(one.shape, one.dtype.itemsize, _BLOCK_NBYTES):
-        if bytes_of(read_rows(inputs.store, one, *rows)) != bytes_of(read_rows(inputs.store, other, *rows)):
+        if one.encoded or other.encoded:
+            if base_rows(inputs, one, *rows).tobytes() != base_rows(inputs, other, *rows).tobytes():
+                return False
+        elif bytes_of(read_rows(inputs.store, one, *rows)) != bytes_of(read_rows(inputs.store, other, *rows)):
             return False
     return True

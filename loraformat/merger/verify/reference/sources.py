@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraformat.containers import open_weights, read_raw_rows, read_rows
+from loraformat.containers.quantized import laid_out, reference_rows
 from loraformat.merger.inputs import Inputs
 from loraformat.model.bundle import OpenedFiles
 from loraformat.model.checkpoint import StoredTensor
@@ -22,7 +23,15 @@ _INDEX_NBYTES = 100_000_000
 
 
 def base_rows(inputs: Inputs, stored: StoredTensor, start: int, stop: int) -> Floats:
-    """Rows of a tensor of the base in float64, trailing axes flattened."""
+    """Rows of a tensor of the base in float64, trailing axes flattened.
+
+    Those of a quantized weight are decoded by the reference of its scheme, which shares no arithmetic with what the
+    merge reads. Which stored tensors belong to a weight, and its shape, are told by the scheme once for both.
+    """
+    if stored.encoded:
+        assert inputs.base.quantized is not None
+        values = reference_rows(inputs.base.quantized, stored, start, stop)
+        return values.reshape(stop - start, math.prod(stored.shape[1:]))
     return rows_of(inputs.store, stored, start, stop)
 
 
@@ -56,6 +65,8 @@ def reads_with_torch(factor: LazyTensor) -> bool:
 def headers(inputs: Inputs) -> Mapping[str, StoredTensor]:
     """The tensors of the base's files as they are called there, whatever was done to their names since."""
     base = inputs.base
+    if base.quantized is not None:
+        return laid_out(base, base.quantized.weights.keys()).tensors
     if not base.layers and base.task is None:
         return base.tensors
     _, tensors = open_weights(inputs.store, base.files)

@@ -33,7 +33,8 @@ def with_head(
         new = _name_in(one, stored, memory.in_memory(stored).names[0])
         if new is not None:
             found[new] = tensor
-    like = Counter(tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating).most_common(1)[0][0]
+    plain = (tensor.dtype for tensor in tensors.values() if tensor.dtype.is_floating and not tensor.encoded)
+    like = Counter(plain).most_common(1)[0][0]
     file = next(iter(tensors.values())).file
     for adapter in adapters:
         for weight, chain in adapter.updates.items():

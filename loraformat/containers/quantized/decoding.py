@@ -1,0 +1,170 @@
+"""A quantized base as the weights that it means, with a way to their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from loraformat.containers.quantized.scheme import SCHEMES, QuantizedScheme
+from loraformat.diagnostics import show
+from loraformat.errors import FormatError
+from loraformat.model.checkpoint import BaseWeight, Checkpoint, Quantized, QuantizedWeight, StoredTensor
+from loraformat.model.tensors import DType, Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from loraformat.model.floats import Floats
+
+    _Float = TypeVar("_Float", bound=np.floating[Any])
+
+# Of the values that a scheme decodes.
+_DTYPE = DType.F32
+
+
+def decoded(stored: Checkpoint) -> Checkpoint:
+    """The base by its weights where a scheme of the table stores it; else as it is.
+
+    Raises: FormatError (LF012): the tensors are not those of the scheme.
+    """
+    found = next((name for name, scheme in SCHEMES.items() if scheme.detect(stored)), None)
+    if found is None:
+        return stored
+    weights = SCHEMES[found].weights(stored)
+    _check_parts(stored, weights)
+    base = replace(stored, quantized=Quantized(found, stored, weights))
+    return replace(laid_out(base, weights.keys()), weights=_DecodedWeights(base, SCHEMES[found]))
+
+
+def laid_out(base: Checkpoint, dense: AbstractSet[str]) -> Checkpoint:
+    """The headers of a quantized base with some of its quantized weights dense, and the parts of all others.
+
+    A part is left out where no other weight needs it. Values of `weights` stay those that they are.
+    """
+    assert base.quantized is not None
+    stored, weights = base.quantized.stored, base.quantized.weights
+    kept = {part for name, weight in weights.items() if name not in dense for part in weight.parts}
+    left_out = {part for name in dense for part in weights[name].parts} - kept
+    homes: dict[str, list[str]] = {}
+    for name in weights:
+        if name in dense:
+            homes.setdefault(weights[name].parts[0], []).append(name)
+    files = {
+        file.name: replace(
+            file,
+            names=tuple(
+                new for name in file.names for new in (*homes.get(name, ()), *(() if name in left_out else (name,)))
+            ),
+        )
+        for file in stored.files.values()
+    }
+    headers = {name: _header(stored, weights[name]) for name in dense}
+    tensors = {
+        name: headers[name] if name in headers else stored.tensors[name]
+        for file in files.values()
+        for name in file.names
+        if name in headers or name in stored.tensors
+    }
+    return replace(base, files=files, tensors=tensors)
+
+
+def reference_rows(quantized: Quantized, tensor: StoredTensor, start: int, stop: int) -> Floats:
+    """Rows of a quantized weight in float64, by the reference of its scheme; the weight may be seen as a matrix."""
+    weight = quantized.weights[tensor.encoded]
+    read = partial(SCHEMES[quantized.scheme].reference, quantized.stored, weight)
+    return _rows_of(read, weight.shape, tensor.shape, start, stop)
+
+
+class _DecodedWeights(Mapping[str, BaseWeight]):
+    """Name → weight; each is made when it is asked for."""
+
+    def __init__(self, base: Checkpoint, scheme: QuantizedScheme) -> None:
+        assert base.quantized is not None
+        self._stored, self._weights, self._scheme = base.quantized.stored, base.quantized.weights, scheme
+        parts = {part for weight in self._weights.values() for part in weight.parts}
+        self._others = {name: None for name in self._stored.weights if name not in parts}
+
+    def __getitem__(self, name: str) -> BaseWeight:
+        if name in self._weights:
+            weight = self._weights[name]
+            return _weight_of(self._stored, weight, self._scheme, weight.shape)
+        if name in self._others:
+            return self._stored.weights[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._weights
+        yield from self._others
+
+    def __len__(self) -> int:
+        return len(self._weights) + len(self._others)
+
+
+def _weight_of(
+    stored: Checkpoint, weight: QuantizedWeight, scheme: QuantizedScheme, shape: tuple[int, ...]
+) -> BaseWeight:
+    """A quantized weight, seen in `shape`; nothing is read."""
+    decode = partial(_rows_of, partial(scheme.rows, stored, weight), weight.shape, shape)
+
+    def read(start: int, stop: int) -> Tensor:
+        import torch
+
+        return torch.from_numpy(decode(start, stop))
+
+    def read_into(start: int, stop: int, buffer: memoryview) -> None:
+        import numpy as np
+
+        np.frombuffer(buffer, "<f4")[:] = decode(start, stop).reshape(-1)
+
+    def as_matrix(row_axes: int) -> BaseWeight:
+        rows = math.prod(weight.shape[:row_axes])
+        return _weight_of(stored, weight, scheme, (rows, *weight.shape[row_axes:]))
+
+    return BaseWeight(
+        name=weight.name,
+        parts=tuple(stored.tensors[part] for part in weight.parts),
+        shape=shape,
+        dtype=_DTYPE,
+        read=read,
+        read_into=read_into,
+        as_matrix=as_matrix,
+    )
+
+
+def _rows_of(
+    read: Callable[[int, int], NDArray[_Float]], shape: tuple[int, ...], seen_as: tuple[int, ...], start: int, stop: int
+) -> NDArray[_Float]:
+    """Rows of a weight of `shape` whose leading axes are seen as one; whole matrices of a stack are decoded."""
+    import numpy as np
+
+    height = max(1, (seen_as[0] if seen_as else 1) // max(1, shape[0] if shape else 1))
+    first = start // height
+    rows = read(first, max(first, -(-stop // height)))
+    rows = rows.reshape(len(rows) * height, *seen_as[1:])
+    return np.ascontiguousarray(rows[start - first * height : stop - first * height])
+
+
+def _header(stored: Checkpoint, weight: QuantizedWeight) -> StoredTensor:
+    file = stored.tensors[weight.parts[0]].file
+    span = Span(stored.files[file].data_start, 0)
+    return StoredTensor(file, _DTYPE, weight.shape, span, encoded=weight.name)
+
+
+def _check_parts(stored: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> None:
+    """Refuse a weight whose name stands in the files as another tensor, or a part that does not stand there."""
+    parts = {part for weight in weights.values() for part in weight.parts}
+    for name, weight in weights.items():
+        missing = next((part for part in weight.parts if part not in stored.tensors), None)
+        if missing is not None:
+            raise FormatError(f"{show(name, 200)}: {show(missing, 200)} is missing", where=stored.uri)
+        if name in stored.tensors and name not in parts:
+            raise FormatError(f"{show(name, 200)} is stored dense and in codes", where=stored.tensors[name].file)

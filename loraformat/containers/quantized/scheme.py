@@ -1,0 +1,61 @@
+"""What a quantization scheme is: everything that is known of how a tool stores weights as codes and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+
+    Singles: TypeAlias = NDArray[np.float32]
+
+
+class QuantizedScheme(Protocol):
+    """A module of `containers/quantized`, or any object with these functions.
+
+    `stored` is always the base as it stands in its files: config.json and the files beside it, headers, the metadata of
+    each file, `weights[name].raw(start, stop)` for rows of a tensor and `store.read_into` for any other bytes.
+    """
+
+    def detect(self, stored: Checkpoint) -> bool:
+        """Whether a base is of this scheme, by its config and its tensors."""
+
+    def weights(self, stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
+        """The quantized weights, by name. Small tensors that tell shapes may be read.
+
+        Raises: FormatError (LF012): a part is missing or has the wrong shape; config and tensors contradict each other.
+        """
+
+    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
+        """Rows `start:stop` of the first axis: what the library of the scheme computes, before its last rounding."""
+
+    def reference(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
+        """The same values in float64, by code that shares nothing with `rows`: `--verify` compares with them."""
+
+    def together(self, touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
+        """Those of `weights` that must be dense where `touched` are: runtimes load some modules as one."""
+
+    def described(
+        self, files: Mapping[str, Json], dense: Sequence[str], kept: Sequence[str]
+    ) -> Mapping[str, Json | None]:
+        """What config.json and the other files about the quantization must say of an output.
+
+        Args:
+            files: config.json, where there is one, and the files beside it, by name.
+            dense: names of quantized weights that the output has as dense ones.
+            kept: names of those that it has in codes; where there are none, nothing may call it quantized.
+
+        Returns: the files that change: name → all that it says; None where the output must not have it.
+        """
+
+
+# Name → scheme, the most telling first; a scheme is a module beside this one and its line here.
+SCHEMES: dict[str, QuantizedScheme] = {}

@@ -1,0 +1,188 @@
+"""What becomes of the weights of a quantized base, and what the files beside them must say then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from loraformat.containers.quantized import SCHEMES, laid_out
+from loraformat.diagnostics import counted
+from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
+from loraformat.matching import quantization_of
+from loraformat.merger.plan.data import Edit, QuantizedOutput
+from loraformat.merger.plan.edits import Edits
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint, WeightFile
+from loraformat.model.tensors import DType
+
+_CONFIG = "config.json"
+_DTYPE_KEYS = ("dtype", "torch_dtype")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A base as its output will have it.
+
+    Attributes:
+        base: headers: some quantized weights dense, the parts of the others; values as in the base.
+        found: edits, one for each quantized weight that becomes dense.
+        output: for the plan; None for a base that is not quantized.
+        dense, kept: the quantized weights that are written dense, and those that stay in codes, sorted.
+        parts: names of the tensors that those are stored in.
+        files: the weight files of the base that still have a tensor.
+    """
+
+    base: Checkpoint
+    found: Edits
+    output: QuantizedOutput | None
+    dense: tuple[str, ...]
+    kept: tuple[str, ...]
+    parts: frozenset[str]
+    files: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What changes in the files that describe a quantization.
+
+    Attributes:
+        patch, removed: see `MergePlan.config_patch` and `config_removed`.
+        files: see `MergePlan.settings`.
+        left_out: files that the output must not have.
+    """
+
+    patch: tuple[tuple[tuple[str, ...], Json], ...] = ()
+    removed: tuple[tuple[str, ...], ...] = ()
+    files: tuple[tuple[str, Json], ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Decoded:
+    """The base with those quantized weights dense that the output has so.
+
+    Args:
+        wanted: "dense": all; "mixed": those that updates reach and those that runtimes load as one with them; None:
+            there is no such update.
+
+    Raises:
+        UnsupportedUpdate (LF013): an update reaches a quantized weight, and nothing says what shall become of it; all
+            shall be dense, and the scheme is not known.
+        MergeError (LF801): weights shall stay in codes while layers are replicated, or the head of a task is added.
+        UsageError (LF021): something is wanted of a base that is not quantized.
+    """
+    if base.quantized is None:
+        _check_not_wanted(base, wanted)
+        return Decoded(base, found, None, (), (), frozenset(), frozenset(base.files))
+    weights = base.quantized.weights
+    touched = {code for edit in found.edits.values() if (code := base.tensors[edit.source].encoded)}
+    if wanted is None and touched:
+        raise UnsupportedUpdate(
+            f"the base is quantized ({base.quantized.scheme}), and {counted(len(touched), 'weight', 'is')} merged "
+            f"into that it stores in codes, first {min(touched)}",
+            where="merge",
+            hint="--dequantize writes all weights dense, --keep-quantized only those that change",
+        )
+    is_dense = wanted == "dense"
+    scheme = SCHEMES[base.quantized.scheme]
+    dense = weights.keys() if is_dense else scheme.together(touched, weights.keys()) | touched
+    kept = tuple(sorted(weights.keys() - dense))
+    if base.layers or base.task is not None:
+        if kept:
+            raise MergeError(
+                "weights cannot stay in codes where layers are replicated or the head of a task is added",
+                where="merge",
+                hint="use --dequantize",
+            )
+        layout = base
+    else:
+        layout = laid_out(base, set(dense))
+    return Decoded(
+        layout,
+        _dense_edits(layout, found),
+        QuantizedOutput(base.quantized.scheme, is_dense),
+        tuple(sorted(dense)),
+        kept,
+        frozenset(part for name in kept for part in weights[name].parts),
+        frozenset(name for name, file in layout.files.items() if file.names),
+    )
+
+
+def _check_not_wanted(base: Checkpoint, wanted: str | None) -> None:
+    if wanted is None:
+        return
+    quantization = quantization_of(base)
+    if quantization is None:
+        raise UsageError("the base is not quantized", where="merge", hint="leave --dequantize and --keep-quantized out")
+    if wanted == "dense":
+        raise UnsupportedUpdate(
+            f"the base is quantized ({quantization.scheme}, says {quantization.where}), and this scheme is not read",
+            where="merge",
+            hint="merge into the 16-bit checkpoint that it was made from",
+        )
+
+
+def _dense_edits(base: Checkpoint, found: Edits) -> Edits:
+    """The edits, with one for every quantized weight of a layout that is dense, in the dtype that it has so."""
+    assert base.quantized is not None
+    weights = base.quantized.weights
+    edits = dict(found.edits)
+    for name, edit in found.edits.items():
+        code = base.tensors[edit.source].encoded
+        if code:
+            edits[name] = replace(edit, dtype=weights[code].dtype.safetensors)
+    for name, tensor in base.tensors.items():
+        if tensor.encoded and name not in edits:
+            edits[name] = Edit(name, name, weights[tensor.encoded].dtype.safetensors, tensor.shape, ())
+    return Edits(dict(sorted(edits.items())), found.untied, found.resized)
+
+
+def is_decoded(file: WeightFile, base: Checkpoint) -> bool:
+    """Whether a file of a layout holds other tensors than in the base, since a quantized weight is dense."""
+    return base.quantized is not None and base.quantized.stored.files[file.name].names != file.names
+
+
+def settings_of(base: Checkpoint, decoded: Decoded, dtype: DType | None) -> Settings:
+    """What config.json and the files about the quantization must say of an output.
+
+    A dense output states its dtype, by which a runtime would else have to guess.
+    """
+    if decoded.output is None or not (decoded.dense or decoded.output.is_dense):
+        return Settings()
+    files: Mapping[str, Json] = {**({_CONFIG: dict(base.config)} if base.config else {}), **base.quantization_files}
+    changed = SCHEMES[decoded.output.scheme].described(files, decoded.dense, decoded.kept)
+    config = changed.get(_CONFIG, dict(base.config))
+    assert isinstance(config, Mapping)
+    changes = dict(_changes(base.config, config, ()))
+    beside = {name: value for name, value in changed.items() if name != _CONFIG}
+    return Settings(
+        (
+            *((path, value[0]) for path, value in changes.items() if value is not None),
+            *_stated_dtype(base, decoded, dtype),
+        ),
+        tuple(path for path, value in changes.items() if value is None),
+        tuple(sorted((name, value) for name, value in beside.items() if value is not None)),
+        tuple(sorted(name for name, value in beside.items() if value is None)),
+    )
+
+
+def _stated_dtype(base: Checkpoint, decoded: Decoded, dtype: DType | None) -> Iterator[tuple[tuple[str, ...], Json]]:
+    """The dtype of a dense output, where config.json states none."""
+    assert base.quantized is not None
+    dtypes = {base.quantized.weights[name].dtype for name in decoded.dense} if dtype is None else {dtype}
+    if base.config and not decoded.kept and len(dtypes) == 1 and not any(base.config.get(key) for key in _DTYPE_KEYS):
+        yield ("torch_dtype",), dtypes.pop().torch_name
+
+
+def _changes(
+    old: Mapping[str, Json], new: Mapping[str, Json], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], tuple[Json] | None]]:
+    """Paths of keys → the new value in a tuple, None where the key is gone."""
+    for key in old:
+        if key not in new:
+            yield (*path, key), None
+    for key, value in new.items():
+        before = old.get(key)
+        if key in old and isinstance(before, Mapping) and isinstance(value, Mapping):
+            yield from _changes(before, value, (*path, key))
+        elif key not in old or before != value:
+            yield (*path, key), (value,)
