@@ -33,6 +33,7 @@ __all__ = [
     "open_tensors",
     "open_weights",
     "plan_file",
+    "quantized",
     "read_raw_rows",
     "read_rows",
     "read_rows_into",
