@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.floats import SMALLEST_LOST
+from loraformat.model.tensors import row_blocks
 from loraformat.model.updates import Dense, LowRank, Replace, Rows, Update, scale_of, settings, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK_NUMEL = 1 << 22
-# Half of the smallest number above zero: below the normal numbers rounding is off by up to that, whatever the value.
-_FLOOR = {DType.F16: 2.0**-25, DType.BF16: 2.0**-134, DType.F32: 2.0**-150}
 _TINY = 1e-300
 
 
@@ -94,7 +93,7 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
     assert found.scale is not None
     assert wanted.scale is not None
     share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
-    floors = [_FLOOR.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
+    floors = [SMALLEST_LOST.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
     downs = found.down.torch().double(), wanted.down.torch().double()
     for start, stop in row_blocks((wanted.up.shape[0], downs[1].shape[-1]), 1, _BLOCK_NUMEL):
         ups = [update.up.read(start, stop).double() for update in (found, wanted)]

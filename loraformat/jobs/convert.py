@@ -11,7 +11,7 @@ from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
 from loraformat.formats.kit.losses import dropped_metadata
-from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
+from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
 from loraformat.io import hints_of, refuse_losses, save_adapter
@@ -23,6 +23,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.floats import ROUNDOFF
 from loraformat.model.results.verbs import ConvertResult, RoundTrip
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType

@@ -13,6 +13,7 @@ from loraformat.errors import ConfigError, MissingFile, UsageError
 from loraformat.matching import is_vocabulary, nearest
 from loraformat.model.adapter import module_of
 from loraformat.model.blueprints import blueprint
+from loraformat.model.patterns.keys import is_end_of
 from loraformat.model.results.estimates import EstimateResult, MemoryEstimate, TargetEstimate
 from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.summary import layer_of
@@ -113,7 +114,7 @@ def _is_meant(name: str, shape: tuple[int, ...], target: str) -> bool:
     if target == ALL_LINEAR:
         return len(shape) == 2 and name.endswith(".weight") and _is_linear(name)
     path = module_of(name) if name.endswith(".weight") else name
-    return path == target or path.endswith(f".{target}")
+    return is_end_of(target, path)
 
 
 def _can_be(shape: tuple[int, ...]) -> bool:

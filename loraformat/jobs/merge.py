@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -358,7 +359,7 @@ def _report(
             ),
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched),
-            parameters_touched=sum(_count(sizes[name]) for name in touched if name in sizes),
+            parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes),
             bytes_written=weight_nbytes(plan),
             files=names,
             is_dry_run=outcome is None,
@@ -376,10 +377,3 @@ def _report(
 def _names(shard: ShardPlan) -> list[str]:
     """Tensors of an output file, those included that share their bytes with another."""
     return [*(tensor.name for tensor in shard.tensors), *shard.aliases]
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -8,11 +8,10 @@ from loraformat.diagnostics import Finding, in_file, listed
 from loraformat.formats.kit.repairs import dropped_copies, renamed_modules, whole_number
 from loraformat.matching import prefix_of
 from loraformat.model.adapter import Adapter
-from loraformat.model.checkpoint import BaseWeight, Checkpoint
-from loraformat.model.tensors import LazyTensor, row_blocks
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import has_equal_values
 from loraformat.model.updates import Replace, Update
 
-_BLOCK_NUMEL = 1 << 24
 _WHOLE = ("lora_alpha", "r")
 
 
@@ -64,14 +63,4 @@ def _is_copy(weight: str, update: Update, base: Checkpoint) -> bool:
     stored = base.weights.get(weight)
     if not isinstance(update, Replace) or stored is None or stored.shape != update.value.shape:
         return False
-    return _are_equal(update.value, stored)
-
-
-def _are_equal(value: LazyTensor, stored: BaseWeight) -> bool:
-    import torch
-
-    for start, stop in row_blocks(stored.shape, 1, _BLOCK_NUMEL):
-        found = value.read(start, stop).to(stored.dtype.torch)
-        if not torch.equal(found, stored.read(start, stop)):
-            return False
-    return True
+    return has_equal_values(update.value.to(stored.dtype), stored)

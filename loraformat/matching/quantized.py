@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loraformat.diagnostics import FindingLocation, in_file, in_weights
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.naming import levels_of
 
 # The end of a tensor's name after its module → the scheme that writes it, most telling first.
 # Source: transformers 5.23.0 quantizers/; compressed-tensors 0.20.1; bitsandbytes 0.50.2; hqq 0.2.8.
@@ -100,8 +101,7 @@ def _is_side(base: Checkpoint, name: str, suffix: str) -> bool:
 
 
 def _settings(base: Checkpoint) -> Iterator[tuple[str, Mapping[str, Json]]]:
-    text = base.config.get("text_config")
-    for level in (base.config, text if isinstance(text, dict) else {}):
+    for _, level in levels_of(base.config):
         for key in ("quantization_config", "compression_config"):
             found = level.get(key)
             if isinstance(found, dict):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.naming import architecture_of, tied_names
+from loraformat.naming import architecture_of, levels_of, tied_names
 
 # Last module components by which libraries call their input embeddings and output heads.
 # Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
@@ -94,8 +94,7 @@ def tie_claim(config: Mapping[str, Json]) -> bool | None:
 
     Where the two disagree they count as tied: to part what was not tied only writes a tensor twice.
     """
-    levels = [level for level in (config, config.get("text_config")) if isinstance(level, Mapping)]
-    claims = [level[key] for level in levels for key in TIE_KEYS if isinstance(level.get(key), bool)]
+    claims = [level[key] for _, level in levels_of(config) for key in TIE_KEYS if isinstance(level.get(key), bool)]
     return any(claims) if claims else None
 
 

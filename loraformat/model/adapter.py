@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraformat.diagnostics import Finding
 from loraformat.model.bundle import Json, RawFile
+from loraformat.model.patterns.keys import is_end_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Update
 
@@ -62,7 +63,7 @@ class AdapterConfig:
         """Whether the weight of a module is claimed to be stored as (in, out)."""
         if self.transposed is None:
             return self.fan_in_fan_out
-        return any(f".{module}".endswith(f".{name}") for name in self.transposed)
+        return any(is_end_of(name, module) for name in self.transposed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,8 +242,5 @@ class Checkpoint:
             key = (tensor.file, tensor.storage, tensor.offset, tensor.shape) if tensor.storage else (name,)
             if key not in seen:
                 seen.add(key)
-                count = 1
-                for size in tensor.shape:
-                    count *= size
-                total += count
+                total += math.prod(tensor.shape)
         return total

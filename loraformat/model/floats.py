@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _EXPONENT = 0x7FF0_0000_0000_0000  # of a float64
 # Bits of the significand, the hidden one counted, and the exponent of the smallest normal number.
 _PRECISION = {DType.F64: (53, -1022), DType.F32: (24, -126), DType.F16: (11, -14), DType.BF16: (8, -126)}
+# Half a unit in the last place, relative: what rounding to the dtype may lose of a normal number (IEEE 754).
+ROUNDOFF = {dtype: 2.0**-bits for dtype, (bits, _) in _PRECISION.items()}
+# Half of the smallest number above zero: what it may lose of any other.
+SMALLEST_LOST = {dtype: 2.0 ** (least - bits) for dtype, (bits, least) in _PRECISION.items()}
 
 
 def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:

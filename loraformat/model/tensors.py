@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,9 @@ class DType(Enum):
     def by_torch_name(cls, name: str) -> DType | None:
         """The dtype called `name` in torch ("float32", without `torch.`), or None."""
         return next((dtype for dtype in cls if dtype.torch_name == name), None)
+
+
+_BLOCK_NBYTES = 4 << 20  # of what is compared at a time
 
 
 # Of spans and entries there are as many as a file has tensors, which may be hundreds of thousands: tuples cost half.
@@ -196,6 +199,30 @@ class LazyTensor:
         if dtype is None:
             raise TypeError(f"no DType for {name}")
         return LazyTensor(tuple(value.shape), dtype, lambda a, b: value[a:b] if value.ndim else value)
+
+
+class Readable(Protocol):
+    """What has values by rows: a LazyTensor, a weight of a base."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """May be `()`."""
+
+    @property
+    def dtype(self) -> DType:
+        """Of what is read."""
+
+    @property
+    def read(self) -> Callable[[int, int], Tensor]:
+        """See LazyTensor."""
+
+
+def has_equal_values(one: Readable, other: Readable) -> bool:
+    """Whether two tensors have one shape and the same numbers in it; NaN equals nothing. A block is read at a time."""
+    if one.shape != other.shape:
+        return False
+    blocks = row_blocks(one.shape, max(one.dtype.itemsize, other.dtype.itemsize), _BLOCK_NBYTES)
+    return all(bool((one.read(start, stop) == other.read(start, stop)).all()) for start, stop in blocks)
 
 
 # As numpy calls them; little-endian, as every container stores them.

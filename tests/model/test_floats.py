@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraformat.containers import bytes_of
-from loraformat.model.floats import decoded, float64_of, unit_in_last_place
+from loraformat.model.floats import ROUNDOFF, SMALLEST_LOST, decoded, float64_of, unit_in_last_place
 from loraformat.model.tensors import DType, LazyTensor
 
 FLOATS = [dtype for dtype in DType if dtype.is_floating]
@@ -115,3 +115,10 @@ def test_loading_stored_values_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rounding_loses_what_torch_says(dtype: DType) -> None:
+    info = torch.finfo(dtype.torch)
+    assert info.eps / 2 == ROUNDOFF[dtype]
+    assert info.smallest_normal * info.eps / 2 == SMALLEST_LOST[dtype]

@@ -11,6 +11,7 @@ from loraformat.diagnostics import Finding
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
+from loraformat.model.patterns.keys import is_end_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Hints(Assumptions):
         """Whether the base stores the weight of a module as (in, out); None where nobody says."""
         if self.transposed is None:
             return self.all_transposed
-        return any(f".{module}".endswith(f".{name}") for name in self.transposed)
+        return any(is_end_of(name, module) for name in self.transposed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

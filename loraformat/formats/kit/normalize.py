@@ -12,14 +12,13 @@ from loraformat.errors import NonFiniteValue
 from loraformat.formats.kit.losses import dropped_metadata, folded_scale, padded_ranks, reduced_precision
 from loraformat.formats.kit.update_slots import is_stated, low_ranks_of, most_common, unstated_fields
 from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.floats import ROUNDOFF
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Dense, LowRank, Update, map_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Half a unit in the last place, relative: IEEE 754.
-ROUNDOFF = {DType.F64: 2.0**-53, DType.F32: 2.0**-24, DType.F16: 2.0**-11, DType.BF16: 2.0**-8}
 
 # Settings of a source that say how alpha becomes the factor; after this there is one rule.
 _RULES = ("use_rslora", "scaling", "alpha_pattern", "alpha_exceptions", "rank_pattern", "rank_exceptions")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from loraformat.diagnostics import Finding, FindingLocation, listed
 from loraformat.errors import FormatError
 from loraformat.formats.kit.findings import foreign_name_part
+from loraformat.formats.kit.pairs.spelling import WRAPPERS
 from loraformat.model.tensors import LazyTensor
 
 CONFIG = "adapter_config.json"
@@ -21,7 +22,6 @@ OWN_FILES = (CONFIG, *WEIGHTS.values())
 
 PREFIX = "base_model.model."
 
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MAY_BE_WRAPPED = re.compile("_orig_mod|_wrapped_module").search
 
 _MODULE_PARTS = {
@@ -98,8 +98,8 @@ def _without_prefix(name: str) -> tuple[str, bool, tuple[str, ...]]:
     if name.startswith(PREFIX) and not rest.startswith(PREFIX) and not _MAY_BE_WRAPPED(rest):
         return rest, True, ()
     components = name.split(".")
-    wrappers = tuple(sorted({f"{part}." for part in components if part in _WRAPPERS}))
-    path = ".".join(part for part in components if part not in _WRAPPERS)
+    wrappers = tuple(sorted({f"{part}." for part in components if part in WRAPPERS}))
+    path = ".".join(part for part in components if part not in WRAPPERS)
     if path.startswith(f"module.{PREFIX}"):
         path, wrappers = path.removeprefix("module."), (*wrappers, "module.")
     bare = path.removeprefix(PREFIX)

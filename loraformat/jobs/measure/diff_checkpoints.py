@@ -11,7 +11,7 @@ from loraformat.containers import CONTAINERS
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.differences import MOST_RANK, WeightDifference
-from loraformat.model.tensors import row_blocks
+from loraformat.model.tensors import has_equal_values, row_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def _difference(name: str, one: BaseWeight, other: BaseWeight, tolerance: float)
     if is_resized and not (one.shape[1:] == other.shape[1:] and len(one.shape) > 1):
         return replace(bare, reason="their shapes differ")
     if not (one.dtype.is_floating and other.dtype.is_floating):
-        same = not is_resized and one.dtype == other.dtype and _is_equal(one, other)
+        same = not is_resized and one.dtype == other.dtype and has_equal_values(one, other)
         return replace(bare, status="equal") if same else replace(bare, reason="they are no real numbers and differ")
     sums = _summed(one, other)
     before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
@@ -161,10 +161,3 @@ def _are_matrices(name: str, whole: Tensor) -> bool:
 def _ordered(figures: Sequence[_Figure | None]) -> list[_Figure | None]:
     """Ascending, None, which is above what was looked for, last."""
     return sorted(figures, key=lambda figure: (figure is None, figure or 0))
-
-
-def _is_equal(one: BaseWeight, other: BaseWeight) -> bool:
-    return all(
-        bool((one.read(start, stop) == other.read(start, stop)).all())
-        for start, stop in row_blocks(one.shape, one.dtype.itemsize, _BLOCK_NBYTES)
-    )

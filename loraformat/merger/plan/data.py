@@ -233,7 +233,4 @@ class MergePlan:
 
 def nbytes_of(tensor: PlannedTensor) -> int:
     """Bytes that the values of a planned tensor take."""
-    total = DType[tensor.dtype].itemsize
-    for size in tensor.shape:
-        total *= size
-    return total
+    return DType[tensor.dtype].itemsize * math.prod(tensor.shape)

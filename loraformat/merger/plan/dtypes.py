@@ -11,6 +11,7 @@ from loraformat.merger.plan.edits import Edits
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.tensors import DType
+from loraformat.naming import levels_of
 
 # What transformers calls it: `torch_dtype` up to version 4, `dtype` since version 5.
 _CONFIG_KEYS = ("dtype", "torch_dtype")
@@ -34,13 +35,9 @@ def in_dtype(found: Edits, base: Checkpoint, dtype: DType, kept: AbstractSet[str
 
 def dtype_patch(config: Mapping[str, Json], dtype: DType) -> list[tuple[tuple[str, ...], str]]:
     """What config.json must say about the dtype, where it says anything."""
-    nested = config.get("text_config")
-    levels: list[tuple[tuple[str, ...], Mapping[str, Json]]] = [((), config)]
-    if isinstance(nested, Mapping):
-        levels.append((("text_config",), nested))
     return [
         ((*path, key), dtype.torch_name)
-        for path, level in levels
+        for path, level in levels_of(config)
         for key in _CONFIG_KEYS
         if level.get(key) not in (None, dtype.torch_name)
     ]

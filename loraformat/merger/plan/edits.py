@@ -22,7 +22,7 @@ from loraformat.merger.plan.untie import (
 )
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import has_equal_values
 from loraformat.model.updates import LowRank, Replace, Rows, Update, kind_of
 
 _UNQUANTIZED = "merge into the 16-bit checkpoint that it was made from"
@@ -235,25 +235,12 @@ def _same(one: Sequence[Term], other: Sequence[Term], adapters: Sequence[Adapter
         return False
     for left, right in zip((_update(t, adapters) for t in one), (_update(t, adapters) for t in other), strict=True):
         if isinstance(left, Replace) and isinstance(right, Replace):
-            if not _equal(left.value, right.value):
+            if not has_equal_values(left.value, right.value):
                 return False
         elif isinstance(left, Rows) and isinstance(right, Rows):
-            if left.indices != right.indices or not _equal(left.values, right.values):
+            if left.indices != right.indices or not has_equal_values(left.values, right.values):
                 return False
         else:
-            return False
-    return True
-
-
-def _equal(one: LazyTensor, other: LazyTensor, rows: int = 4096) -> bool:
-    """Whether two tables have the same values; a few thousand rows are in memory at a time."""
-    if one.shape != other.shape:
-        return False
-    if not one.shape:
-        return bool((one.torch() == other.torch()).all())
-    for start in range(0, one.shape[0], rows):
-        stop = min(start + rows, one.shape[0])
-        if not bool((one.read(start, stop) == other.read(start, stop)).all()):
             return False
     return True
 

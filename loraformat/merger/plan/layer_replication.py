@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from loraformat.errors import MergeError
 from loraformat.matching import replicated, with_task_head
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.naming import levels_of
 
 COUNT_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
@@ -41,7 +42,7 @@ def _repeated(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         return base
     if len(stacks) > 1:
         raise MergeError("the adapters were trained on different stacks of layers (layer_replication)", where="merge")
-    listed = [key for level in _levels(base.config) for key in level if key == "layer_types"]
+    listed = [key for _, level in levels_of(base.config) for key in level if key == "layer_types"]
     if listed:
         raise MergeError("config.json lists layer_types, and the layers are repeated", where="merge")
     return replicated(base, stacks.pop())
@@ -51,13 +52,5 @@ def layer_counts(base: Checkpoint) -> Iterator[tuple[tuple[str, ...], int]]:
     """The changes to config.json that a base with repeated layers needs, as (path of keys, value)."""
     if not base.layers:
         return
-    for path, level in (((), base.config), (("text_config",), base.config.get("text_config"))):
-        if isinstance(level, Mapping):
-            yield from (((*path, key), len(base.layers)) for key in COUNT_KEYS if key in level)
-
-
-def _levels(config: Mapping[str, Json]) -> Iterator[Mapping[str, Json]]:
-    yield config
-    nested = config.get("text_config")
-    if isinstance(nested, Mapping):
-        yield nested
+    for path, level in levels_of(base.config):
+        yield from (((*path, key), len(base.layers)) for key in COUNT_KEYS if key in level)

@@ -27,7 +27,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
 from loraformat.model.tensors import DType
-from loraformat.naming import scales_if_tied
+from loraformat.naming import levels_of, scales_if_tied
 from loraformat.storage import WEIGHT_SUFFIXES
 
 # With it in the folder transformers takes the merged model for an adapter, and loads the base that the file names.
@@ -224,11 +224,7 @@ def _new_index(base: Checkpoint, shards: Sequence[ShardPlan]) -> str | None:
 
 def _config_patch(config: Mapping[str, Json], found: Edits) -> tuple[tuple[tuple[str, ...], int | bool], ...]:
     patch: list[tuple[tuple[str, ...], int | bool]] = []
-    levels: list[tuple[tuple[str, ...], Mapping[str, Json]]] = [((), config)]
-    nested = config.get("text_config")
-    if isinstance(nested, Mapping):
-        levels.append((("text_config",), nested))
-    for path, level in levels:
+    for path, level in levels_of(config):
         for old, new in found.resized.values():
             if level.get("vocab_size") == old and ((*path, "vocab_size"), new) not in patch:
                 patch.append(((*path, "vocab_size"), new))

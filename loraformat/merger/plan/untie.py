@@ -9,7 +9,7 @@ from loraformat.matching import Tie, is_vocabulary, tie_claim
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import Replace, Rows, Update
-from loraformat.naming import architecture_of, parts_cleanly, tied_names
+from loraformat.naming import architecture_of, levels_of, parts_cleanly, tied_names
 
 # How classes of models end that have an output head on a vocabulary.
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
@@ -165,6 +165,5 @@ def _is_table(name: str, base: Checkpoint) -> bool:
     stored = base.tensors.get(name)
     if is_vocabulary(name):
         return True
-    levels = (base.config, base.config.get("text_config"))
-    sizes = [level.get("vocab_size") for level in levels if isinstance(level, Mapping)]
+    sizes = [level.get("vocab_size") for _, level in levels_of(base.config)]
     return stored is not None and len(stored.shape) == 2 and stored.shape[0] in sizes and "embed" in name

@@ -160,6 +160,11 @@ class _Matches:
         return self._matcher.fullmatch(module)
 
 
+def is_end_of(end: str, path: str) -> bool:
+    """Whether a path of modules ends in whole names as `end` does: "q_proj" and "self_attn.q_proj", not "proj"."""
+    return f".{path}".endswith(f".{end}")
+
+
 def ends_of(module: str) -> Iterator[str]:
     """The path itself and what follows each of its last 100 dots: all that can select it."""
     yield module

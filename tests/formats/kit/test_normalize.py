@@ -16,9 +16,10 @@ from loraformat.diagnostics import Severity
 from loraformat.errors import NonFiniteValue
 from loraformat.formats import loralib, mlx, peft
 from loraformat.formats.kit.base import Format, WriteOptions
-from loraformat.formats.kit.normalize import ROUNDOFF, cast, stripped, uniform
+from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
+from loraformat.model.floats import ROUNDOFF
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Dense, LowRank, Magnitude, Replace
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat.budget import Budget
+from loraformat.model.patterns.keys import is_end_of
 from loraformat.model.patterns.matching import Matcher, fullmatch, is_linear
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj", "q_proj", "blocks.3.attn.qkv", "")
@@ -140,3 +141,18 @@ def test_bounds_with_leading_zeros_are_bounds(pattern: str) -> None:
     with pytest.raises(re.error, match="min repeat"):
         re.compile(pattern)
     assert fullmatch(pattern, "a") is None
+
+
+@pytest.mark.parametrize(
+    ("end", "path", "expected"),
+    [
+        ("q_proj", "layers.0.q_proj", True),
+        ("0.q_proj", "layers.0.q_proj", True),
+        ("q_proj", "q_proj", True),
+        ("proj", "layers.0.q_proj", False),
+        ("layers.0.q_proj", "q_proj", False),
+        ("0.q_proj", "layers.10.q_proj", False),
+    ],
+)
+def test_an_end_is_made_of_whole_names(end: str, path: str, expected: bool) -> None:
+    assert is_end_of(end, path) is expected

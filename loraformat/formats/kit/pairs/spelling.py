@@ -50,7 +50,7 @@ _COPIES = (
 _INNER = (".linear.", ".original_layer.", ".base_layer.", ".conv.")
 
 # Prefixes of wrappers that say nothing about the module.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PEFT = "base_model.model."
 
 
@@ -81,7 +81,7 @@ class Pair:
 
 def clean(name: str) -> str:
     """A tensor name without what wrappers of training code put there: `_orig_mod.`, `module.`, PEFT's prefix."""
-    path = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+    path = ".".join(part for part in name.split(".") if part not in WRAPPERS)
     path = path.rpartition(_PEFT)[2]
     return path.removeprefix("module.")
 
