@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,8 +182,11 @@ def start(mutant: Mutant, source: str, tests: Sequence[str], folder: Path) -> in
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         import pytest
 
+        quiet = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
         base = f"--basetemp={folder / 'tmp'}"
-        code = int(pytest.main([*tests, "-x", "-q", base, "-p", "no:cacheprovider", "-p", "no:randomly"]))
+        code = int(pytest.main([*tests, "-x", "-q", base, "-p", "no:cacheprovider", "-W", quiet]))
+    except BaseException:  # noqa: BLE001 - a fork must not run on
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -226,7 +230,8 @@ def _reap(running: dict[int, tuple[Mutant, str, float, float, Path]], note: obje
         ended = "timeout"
         if done:
             code = os.waitstatus_to_exitcode(status)
-            ended = "survived" if code == 0 else "killed"
+            # 1: a test failed; 2: one could not be imported. Anything else is a fault of this script.
+            ended = {0: "survived", 1: "killed", 2: "killed"}.get(code, "not run")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(number, signal.SIGKILL)
         if not done:
