@@ -525,3 +525,20 @@ def test_a_head_leaves_a_table_that_is_in_codes(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(found["lm_head.weight"], rounded(value + 2.0 * (up @ down), torch.bfloat16))
     assert torch.equal(found["model.embed_tokens.weight"], rounded(value, torch.bfloat16))
     assert written_config(tmp_path / "o")["tie_word_embeddings"] is False
+
+
+def test_another_dtype_is_not_that_of_scales_that_stay(tmp_path: Path) -> None:
+    base, change, out = quantized_base(tmp_path / "b"), adapter(tmp_path / "a"), tmp_path / "o"
+    loraformat.merge(str(base), [str(change)], str(out), keep_quantized=True, dtype="float16", verify="full")
+    found, before = load(out), load(base)
+    for name, value in found.items():
+        if name in before and name not in dense_tensors():
+            assert torch.equal(value, before[name])
+        else:
+            assert value.dtype is torch.float16
+
+
+def test_a_file_of_scales_alone_is_reported_as_left_out(tmp_path: Path) -> None:
+    base, change = quantized_base(tmp_path / "b", shards=2), adapter(tmp_path / "a")
+    plan = loraformat.merge(str(base), [str(change)], "nowhere", dry_run=True, dequantize=True).data.plan
+    assert list(plan["left_out"]) == ["model-00002-of-00002.safetensors", "quant_config.json"]

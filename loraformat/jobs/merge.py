@@ -19,8 +19,8 @@ from loraformat.merger import (
     AdapterSource,
     Arithmetic,
     Inputs,
-    Limits,
     MergePlan,
+    Resources,
     ShardPlan,
     Trust,
     Written,
@@ -163,7 +163,7 @@ def merge(
         announce(prepared.findings)
     if dry_run:
         return _report(prepared, base)
-    limits = Limits(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
+    limits = Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
     trust = Trust(verify=verify, digests=digests, resume=resume)
     met: list[Finding] = []
 
@@ -282,7 +282,7 @@ def _source(opened: Opened, assumptions: Assumptions, strength: float) -> Adapte
 def _write(
     prepared: _Prepared,
     out: str,
-    limits: Limits,
+    limits: Resources,
     trust: Trust,
     sources: Sequence[str],
     meet: Callable[[tuple[Finding, ...]], None],

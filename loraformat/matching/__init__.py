@@ -5,7 +5,7 @@ from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_o
 from loraformat.matching.nearest import is_namesake, nearest
 from loraformat.matching.orientation import is_class_known
 from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
-from loraformat.matching.rows import WHOLE, Part
+from loraformat.matching.rows import WHOLE, RowMap
 from loraformat.matching.tasks import why_headless, with_task_head
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
 
@@ -15,8 +15,8 @@ __all__ = [
     "Landing",
     "Matching",
     "Misfit",
-    "Part",
     "Quantization",
+    "RowMap",
     "Tie",
     "is_class_known",
     "is_embedding",

@@ -11,7 +11,7 @@ from itertools import islice
 from loraformat.matching.layers import replicated
 from loraformat.matching.nearest import Nearest
 from loraformat.matching.orientation import is_stack_transposed, is_stored_transposed
-from loraformat.matching.rows import WHOLE, Part, Piece, Place, place_of_older_name, places_of
+from loraformat.matching.rows import WHOLE, RowMap, StoredRows, StoredWeight, place_of_older_name, places_of
 from loraformat.matching.tasks import with_task_head
 from loraformat.matching.ties import Tie, ties_of
 from loraformat.model.adapter import Adapter, module_of
@@ -38,7 +38,7 @@ class Landing:
     is_stored: bool = True
     transposed: bool = False
     is_guess: bool = False
-    part: Part = WHOLE
+    part: RowMap = WHOLE
     is_prefixed: bool = False
 
 
@@ -137,21 +137,21 @@ class _Atlas:
         self._spelling = spelling_of(base.config)
 
     @cached_property
-    def places(self) -> Mapping[str, Place]:
+    def places(self) -> Mapping[str, StoredWeight]:
         """Names in memory."""
         return places_of(self._base)
 
-    def find(self, name: str) -> Place | None:
+    def find(self, name: str) -> StoredWeight | None:
         stored = self._base.tensors.get(name)
         if stored is not None:
-            return Place(stored.shape, (Piece(name),))
+            return StoredWeight(stored.shape, (StoredRows(name),))
         tie = self._tie_of.get(name)
         if tie is not None:
-            return Place(self._base.tensors[tie.stored].shape, (Piece(name),))
+            return StoredWeight(self._base.tensors[tie.stored].shape, (StoredRows(name),))
         module, _, parameter = name.rpartition(".")
         wrapped = f"{module}.base_layer.{parameter}"  # in a base that was saved with adapters in it
         if wrapped in self._base.tensors:
-            return Place(self._base.tensors[wrapped].shape, (Piece(wrapped),))
+            return StoredWeight(self._base.tensors[wrapped].shape, (StoredRows(wrapped),))
         if not self._spelling.rules:
             return None
         place = self.places.get(name) or place_of_older_name(name, self._spelling, self.places)
@@ -162,7 +162,7 @@ class _Atlas:
         tie = self._tie_of.get(name)
         return () if tie is None else (other for other in tie.names if other != name)
 
-    def _beside_bare_model(self, name: str) -> Place | None:
+    def _beside_bare_model(self, name: str) -> StoredWeight | None:
         """A weight of a head whose stored name is renamed to one inside the bare model: the class has it outside.
 
         Source: transformers 5.23.0, core_model_loading.py `rename_source_key`, which then takes the prefix off.
@@ -170,11 +170,11 @@ class _Atlas:
         prefix = self._spelling.prefix
         return self.places.get(f"{prefix}.{name}") if prefix else None
 
-    def _tied_head(self, name: str) -> Place | None:
+    def _tied_head(self, name: str) -> StoredWeight | None:
         """A head that is not stored, and that checkpoints call by a longer name than the model in memory does."""
         for tie, longer in self._longer_names.get(name, ()):
             if longer is not None and longer not in self._base.tensors:
-                return Place(self._base.tensors[tie.stored].shape, (Piece(longer),))
+                return StoredWeight(self._base.tensors[tie.stored].shape, (StoredRows(longer),))
         return None
 
     @cached_property
@@ -306,7 +306,7 @@ def _has_shapes(chains: Mapping[str, tuple[Update, ...]], prefix: _Prefix, atlas
     return True
 
 
-def _pieces(atlas: _Atlas, name: str) -> tuple[Piece, ...]:
+def _pieces(atlas: _Atlas, name: str) -> tuple[StoredRows, ...]:
     place = atlas.find(name)
     return () if place is None else place.pieces
 
@@ -323,7 +323,7 @@ def _followed(name: str, adapter: Adapter, atlas: _Atlas) -> tuple[int, ...] | N
 
 
 def _misfits(
-    weight: str, updates: tuple[Update, ...], place: Place, transposed: bool, followed: tuple[int, ...] | None
+    weight: str, updates: tuple[Update, ...], place: StoredWeight, transposed: bool, followed: tuple[int, ...] | None
 ) -> Iterable[Misfit]:
     stored = place.shape
     expected = followed or ((*stored[:-2], *stored[-2:][::-1]) if transposed else stored)

@@ -11,7 +11,7 @@ from loraformat.naming import Spelled, Spelling, spelling_of
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RowMap:
     """A map of rows: some rows of the update as it is stored → some rows of the tensor.
 
     Attributes:
@@ -26,19 +26,19 @@ class Part:
     at: int = 0
 
 
-WHOLE = Part()
+WHOLE = RowMap()
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StoredRows:
     """A stored tensor, or a run of its rows, that holds a part of a weight of the loaded model."""
 
     tensor: str
-    part: Part = WHOLE
+    part: RowMap = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredWeight:
     """A weight of the loaded model in a checkpoint.
 
     Attributes:
@@ -48,7 +48,7 @@ class Place:
     """
 
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[StoredRows, ...]
     is_transposed: bool = False
 
 
@@ -72,7 +72,7 @@ class _Same:
         return isinstance(other, _Same) and other.base is self.base
 
 
-def places_of(base: Checkpoint) -> Mapping[str, Place]:
+def places_of(base: Checkpoint) -> Mapping[str, StoredWeight]:
     """Name in memory → where it is stored. Left out: what is stored in another way than by rows, and what is not clear.
 
     A weight that is stored in parts is only here where all parts are. Each rule and the merger asks for the same base,
@@ -82,10 +82,10 @@ def places_of(base: Checkpoint) -> Mapping[str, Place]:
 
 
 @lru_cache(maxsize=2)
-def _places(same: _Same) -> Mapping[str, Place]:
+def _places(same: _Same) -> Mapping[str, StoredWeight]:
     base, spelling = same.base, spelling_of(same.base.config)
     if not spelling.rules:
-        return {name: Place(tensor.shape, (Piece(name),)) for name, tensor in base.tensors.items()}
+        return {name: StoredWeight(tensor.shape, (StoredRows(name),)) for name, tensor in base.tensors.items()}
     found: dict[str, list[_Found]] = {}
     for name, tensor in base.tensors.items():
         spelled = spelling.in_memory(name)
@@ -95,37 +95,37 @@ def _places(same: _Same) -> Mapping[str, Place]:
     return {name: place for name, place in places.items() if place is not None}
 
 
-def _place(name: str, several: list[_Found]) -> Place | None:
+def _place(name: str, several: list[_Found]) -> StoredWeight | None:
     operations = {each.spelled.operation for each in several}
     first = several[0]
     if operations == {"experts"}:
         return _stacked(several)
     if operations == {"join"}:
         joined = _joined(several)
-        return None if joined is None else Place(joined[0], tuple(joined[1]))
+        return None if joined is None else StoredWeight(joined[0], tuple(joined[1]))
     if len(several) > 1:
         return None
     match first.spelled.operation:
         case "rename":
-            return Place(first.shape, (Piece(first.tensor),))
+            return StoredWeight(first.shape, (StoredRows(first.tensor),))
         case "transpose":
-            return Place(first.shape, (Piece(first.tensor),), is_transposed=True)
+            return StoredWeight(first.shape, (StoredRows(first.tensor),), is_transposed=True)
         case "split":
             return _cut(name, first)
     return None
 
 
-def _cut(name: str, stored: _Found) -> Place | None:
+def _cut(name: str, stored: _Found) -> StoredWeight | None:
     count = len(stored.spelled.names)
     rows = stored.shape[0] if stored.shape else 0
     if rows == 0 or rows % count:
         return None
     height = rows // count
     at = stored.spelled.names.index(name) * height
-    return Place((height, *stored.shape[1:]), (Piece(stored.tensor, Part(rows=(0, height), at=at)),))
+    return StoredWeight((height, *stored.shape[1:]), (StoredRows(stored.tensor, RowMap(rows=(0, height), at=at)),))
 
 
-def _stacked(several: list[_Found]) -> Place | None:
+def _stacked(several: list[_Found]) -> StoredWeight | None:
     experts: dict[int, list[_Found]] = {}
     for each in several:
         if each.spelled.expert is None:
@@ -133,7 +133,7 @@ def _stacked(several: list[_Found]) -> Place | None:
         experts.setdefault(each.spelled.expert, []).append(each)
     if sorted(experts) != list(range(len(experts))):
         return None
-    pieces: list[Piece] = []
+    pieces: list[StoredRows] = []
     shapes = set()
     for number in sorted(experts):
         joined = _joined(experts[number], number)
@@ -141,10 +141,10 @@ def _stacked(several: list[_Found]) -> Place | None:
             return None
         shapes.add(joined[0])
         pieces += joined[1]
-    return Place((len(experts), *shapes.pop()), tuple(pieces)) if len(shapes) == 1 else None
+    return StoredWeight((len(experts), *shapes.pop()), tuple(pieces)) if len(shapes) == 1 else None
 
 
-def _joined(several: list[_Found], expert: int | None = None) -> tuple[tuple[int, ...], list[Piece]] | None:
+def _joined(several: list[_Found], expert: int | None = None) -> tuple[tuple[int, ...], list[StoredRows]] | None:
     """The shape of tensors joined by rows in the order of their sources, and each with the rows that it takes."""
     ordered = sorted(several, key=lambda each: each.spelled.source)
     is_whole = [each.spelled.source for each in ordered] == list(range(ordered[0].spelled.sources))
@@ -153,12 +153,12 @@ def _joined(several: list[_Found], expert: int | None = None) -> tuple[tuple[int
     pieces, start = [], 0
     for each in ordered:
         stop = start + each.shape[0]
-        pieces.append(Piece(each.tensor, Part(expert, (start, stop) if len(ordered) > 1 else None)))
+        pieces.append(StoredRows(each.tensor, RowMap(expert, (start, stop) if len(ordered) > 1 else None)))
         start = stop
     return (start, *ordered[0].shape[1:]), pieces
 
 
-def place_of_older_name(weight: str, spelling: Spelling, places: Mapping[str, Place]) -> Place | None:
+def place_of_older_name(weight: str, spelling: Spelling, places: Mapping[str, StoredWeight]) -> StoredWeight | None:
     """Where a weight is stored that the adapter calls by a name that checkpoints used before, or by one expert of it.
 
     Args:
@@ -179,25 +179,27 @@ def place_of_older_name(weight: str, spelling: Spelling, places: Mapping[str, Pl
     return None
 
 
-def _slice_of_stack(spelled: Spelled, stack: Place) -> Place | None:
+def _slice_of_stack(spelled: Spelled, stack: StoredWeight) -> StoredWeight | None:
     if len(stack.shape) != 3 or spelled.expert is None or spelled.expert >= stack.shape[0]:
         return None
     if stack.shape[1] % spelled.sources:
         return None
     height = stack.shape[1] // spelled.sources
     at = spelled.expert * stack.shape[1] + spelled.source * height
-    return Place((height, stack.shape[2]), (Piece(stack.pieces[0].tensor, Part(rows=(0, height), at=at)),))
+    return StoredWeight(
+        (height, stack.shape[2]), (StoredRows(stack.pieces[0].tensor, RowMap(rows=(0, height), at=at)),)
+    )
 
 
-def _laid_together(homes: list[Place]) -> Place | None:
+def _laid_together(homes: list[StoredWeight]) -> StoredWeight | None:
     if any(home.shape != homes[0].shape or home.pieces[0].part != WHOLE for home in homes):
         return None
-    return Place((sum(home.shape[0] for home in homes), *homes[0].shape[1:]), tuple(_pieces_in_order(homes)))
+    return StoredWeight((sum(home.shape[0] for home in homes), *homes[0].shape[1:]), tuple(_pieces_in_order(homes)))
 
 
-def _pieces_in_order(homes: list[Place]) -> Iterator[Piece]:
+def _pieces_in_order(homes: list[StoredWeight]) -> Iterator[StoredRows]:
     start = 0
     for home in homes:
         stop = start + home.shape[0]
-        yield Piece(home.pieces[0].tensor, Part(rows=(start, stop)))
+        yield StoredRows(home.pieces[0].tensor, RowMap(rows=(start, stop)))
         start = stop

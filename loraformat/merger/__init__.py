@@ -1,7 +1,7 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
-from loraformat.merger.compute.windows import Limits
+from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
 from loraformat.merger.kinds import check_kinds
@@ -21,11 +21,11 @@ __all__ = [
     "FileEngine",
     "FileTask",
     "Inputs",
-    "Limits",
     "MergePlan",
     "Opened",
     "Preview",
     "Receipt",
+    "Resources",
     "ShardPlan",
     "Source",
     "Trust",

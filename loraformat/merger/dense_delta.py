@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from loraformat.diagnostics import did_you_mean, show
 from loraformat.errors import ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
-from loraformat.matching import WHOLE, Part, match
+from loraformat.matching import WHOLE, RowMap, match
 from loraformat.merger.compute.kinds.steps import not_finite, stated_scale
-from loraformat.merger.compute.windows import Limits
+from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.merger.plan.edits import edit_of, edits_of
@@ -185,7 +185,7 @@ def _difference(adapter: Adapter, weight: str, base: Checkpoint, edits: Sequence
     import numpy as np
 
     inputs = Inputs(base=base, adapters=[adapter])
-    pieces: dict[Part, tuple[Edit, Floats]] = {}
+    pieces: dict[RowMap, tuple[Edit, Floats]] = {}
     is_transposed = False
     for edit in edits:
         terms = tuple(term for term in edit.terms if term.weight == weight)
@@ -205,7 +205,7 @@ def _difference(adapter: Adapter, weight: str, base: Checkpoint, edits: Sequence
     return np.ascontiguousarray(found.swapaxes(-1, -2)) if is_transposed and found.ndim > 1 else found
 
 
-def _joined(pieces: Mapping[Part, tuple[Edit, Floats]]) -> Floats:
+def _joined(pieces: Mapping[RowMap, tuple[Edit, Floats]]) -> Floats:
     """Runs of rows in their order; where there are experts, those of each, stacked."""
     import numpy as np
 
@@ -222,7 +222,7 @@ def _changed(edit: Edit, inputs: Inputs) -> Floats:
 
     preview = Preview((), tuple(inputs.update(term) for term in edit.terms), edit, inputs)
     opened, found = preview.open(), np.empty(preview.matrix)
-    for start, stop in preview.windows(Limits()):
+    for start, stop in preview.windows(Resources()):
         rows = opened.base(start, stop)
         found[start:stop] = (opened.merged(rows, start) - rows).numpy()
     return found

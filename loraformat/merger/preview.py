@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.matching import Part
+from loraformat.matching import RowMap
 from loraformat.merger.compute.apply import apply
 from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.merger.compute.prepared import Steps, compute_dtype
-from loraformat.merger.compute.windows import Limits, read_window, windows
+from loraformat.merger.compute.windows import Resources, read_window, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.merger.plan.edits import edits_of
@@ -65,7 +65,7 @@ class Preview:
         """Whether products of low-rank factors are added and nothing else, so that `Opened.product` tells what."""
         return all(isinstance(update, LowRank) and update.magnitude is None for update in self.updates)
 
-    def windows(self, limits: Limits) -> list[tuple[int, int]]:
+    def windows(self, limits: Resources) -> list[tuple[int, int]]:
         """(first row, row after the last) of the windows in which it is read."""
         return list(windows(self._edit, self._inputs, limits))
 
@@ -114,7 +114,7 @@ def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:
     checkpoint = as_written(base, [adapter])
     inputs = Inputs(base=checkpoint, adapters=[adapter])
     found: list[Preview] = []
-    taken: set[tuple[str, Part]] = set()
+    taken: set[tuple[str, RowMap]] = set()
     for edit in edits_of(checkpoint, [adapter]).edits.values():
         spans = tuple(_spans(edit, taken))
         if spans:
@@ -122,9 +122,9 @@ def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:
     return found
 
 
-def _spans(edit: Edit, taken: set[tuple[str, Part]]) -> Iterator[tuple[str, int, int]]:
+def _spans(edit: Edit, taken: set[tuple[str, RowMap]]) -> Iterator[tuple[str, int, int]]:
     """The rows of each weight whose part was not taken before."""
-    seen: dict[tuple[str, Part], Term] = {}
+    seen: dict[tuple[str, RowMap], Term] = {}
     for term in edit.terms:
         seen.setdefault((term.weight, term.part), term)
     for key, term in seen.items():
@@ -133,7 +133,7 @@ def _spans(edit: Edit, taken: set[tuple[str, Part]]) -> Iterator[tuple[str, int,
             yield term.weight, term.part.at, term.part.at + height_of(edit, term.part)
 
 
-def height_of(edit: Edit, part: Part) -> int:
+def height_of(edit: Edit, part: RowMap) -> int:
     """Rows of the stored tensor that a part of an update goes to."""
     if part.rows is not None:
         return part.rows[1] - part.rows[0]

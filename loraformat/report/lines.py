@@ -15,14 +15,14 @@ _WIDEST = 44  # that a first column may take from the others so that no two name
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Styled:
     """Text with a style of its own; made safe already or by `Page`."""
 
     text: str
     style: str = ""
 
 
-Line = tuple[Piece, ...]
+Line = tuple[Styled, ...]
 
 
 @dataclass(slots=True)
@@ -36,27 +36,27 @@ class Page:
     width: int | None = None
     lines: list[Line] = field(default_factory=list)
 
-    def say(self, *pieces: Piece | str) -> None:
+    def say(self, *pieces: Styled | str) -> None:
         """A line; plain strings have no style."""
         self.lines.append(_safe(pieces))
 
-    def flow(self, *pieces: Piece | str, indent: int = 4) -> None:
+    def flow(self, *pieces: Styled | str, indent: int = 4) -> None:
         """A line that is broken between words where the width has no place for it; what follows is indented."""
-        line: list[Piece] = []
+        line: list[Styled] = []
         used = 0
         for part in _safe(pieces):
             for word in re.findall(r" *[^ ]+ ?| +", part.text):
                 if self.width is not None and used > indent and used + columns_of(word.rstrip()) > self.width:
-                    line[-1] = Piece(line[-1].text.rstrip(), line[-1].style)
+                    line[-1] = Styled(line[-1].text.rstrip(), line[-1].style)
                     self.lines.append(tuple(line))
-                    line, used, word = [Piece(" " * indent)], indent, word.lstrip()  # noqa: PLW2901
-                line.append(Piece(word, part.style))
+                    line, used, word = [Styled(" " * indent)], indent, word.lstrip()  # noqa: PLW2901
+                line.append(Styled(word, part.style))
                 used += columns_of(word)
         self.lines.append(tuple(line))
 
     def fact(self, label: str, value: str) -> None:
         """A line of the block under the title: label, then value, aligned with its neighbours."""
-        self.flow("  ", Piece(f"{label:<11}", "dim"), value, indent=13)
+        self.flow("  ", Styled(f"{label:<11}", "dim"), value, indent=13)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Aligned columns: the first is a name (left, cut in the middle), a column of numbers stands to the right."""
@@ -72,7 +72,7 @@ class Page:
             row[0] = shorten(row[0], widths[0])
             parts = [_aligned(cell, width, to_right) for cell, width, to_right in zip(row, widths, right, strict=True)]
             text = (" " * _GAP).join(parts).rstrip()
-            self.lines.append((Piece("  "), Piece(text, "" if number else "dim")))
+            self.lines.append((Styled("  "), Styled(text, "" if number else "dim")))
 
     def fitted_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], dispensable: Sequence[str]) -> None:
         """A table without columns that the width has no place for, of `dispensable` in that order; they are named."""
@@ -87,7 +87,7 @@ class Page:
         self.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
         if left_out and rows:
             told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
-            self.flow(Piece(f"  {told}", "dim"), indent=2)
+            self.flow(Styled(f"  {told}", "dim"), indent=2)
 
     def _holds(self, rows: Sequence[Sequence[str]], narrowest: int) -> bool:
         """Whether a table fits the width, its first column cut down to `narrowest`."""
@@ -99,15 +99,15 @@ class Page:
     def finding(self, finding: Finding) -> None:
         """`where: error[LF202] message`, and the hint below it."""
         where = f"{finding.where}: " if finding.where else ""
-        label = Piece(f"{finding.severity.value}[{finding.code}]", STYLES[finding.severity])
+        label = Styled(f"{finding.severity.value}[{finding.code}]", STYLES[finding.severity])
         self.say(where, label, f" {finding.message}")
         if finding.hint:
-            self.say("  ", Piece("hint:", "cyan"), f" {finding.hint}")
+            self.say("  ", Styled("hint:", "cyan"), f" {finding.hint}")
 
 
-def _safe(pieces: Sequence[Piece | str]) -> Line:
-    parts = (Piece(piece) if isinstance(piece, str) else piece for piece in pieces)
-    return tuple(Piece(show(part.text, limit=4000), part.style) for part in parts)
+def _safe(pieces: Sequence[Styled | str]) -> Line:
+    parts = (Styled(piece) if isinstance(piece, str) else piece for piece in pieces)
+    return tuple(Styled(show(part.text, limit=4000), part.style) for part in parts)
 
 
 def shorten(text: str, width: int) -> str:

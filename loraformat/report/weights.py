@@ -10,7 +10,7 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import layer_of
 from loraformat.model.updates import kind_named
-from loraformat.report.lines import Page, Piece
+from loraformat.report.lines import Page, Styled
 from loraformat.report.words import amount, figure, histogram, kind_name, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.
@@ -34,7 +34,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
         from loraformat.algebra.outliers import LEAST_SCORE
 
         text = f"stands out among the weights of its module kind (robust z of log norm above {LEAST_SCORE})"
-        page.flow("  ! ", Piece(text, "dim"))
+        page.flow("  ! ", Styled(text, "dim"))
     if result.has_heat:
         say_heat(page, result.weights)
 
@@ -182,7 +182,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
             row = cells.setdefault(record.module, {})
             row[layer] = _larger(value if value is not None and math.isfinite(value) else None, row.get(layer))
     if all(value is None for row in cells.values() for value in row.values()):
-        page.say(Piece("  no heat: no norms of weights in numbered layers", "dim"))
+        page.say(Styled("  no heat: no norms of weights in numbered layers", "dim"))
         return
     layers = sorted({layer for row in cells.values() for layer in row})
     values = [value for row in cells.values() for value in row.values()]
@@ -191,14 +191,14 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     label = max(len(module) for module in cells)
     bins = _binned(layers, None if page.width is None else max(8, page.width - label - 4))
     page.say("")
-    page.say("  ", Piece(f"{'layer':<{label}}", "dim"), "  ", Piece(_ruler(bins), "dim"))
+    page.say("  ", Styled(f"{'layer':<{label}}", "dim"), "  ", Styled(_ruler(bins), "dim"))
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
     many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
     ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
     unknown = f"{_UNKNOWN} unknown   " if None in values else ""
-    page.flow("  ", Piece(f"{ends}{zero}{unknown}({figure}, log scale{many})", "dim"))
+    page.flow("  ", Styled(f"{ends}{zero}{unknown}({figure}, log scale{many})", "dim"))
 
 
 def _larger(one: float | None, other: float | None) -> float | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from algebra.kinds import some, updates
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import some, updates
 from oracle import dense
 
 from loraformat.algebra import cosine, distance, frobenius, inner

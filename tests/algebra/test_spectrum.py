@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from algebra.kinds import some, updates
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kinds import some, updates
 from oracle import dense
 
 from loraformat.algebra import frobenius, overlap, spectrum

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bundles import bundle, loaded
-from equal import assert_same_updates
+from formats.equal import assert_same_updates
 from hypothesis import given, settings
 from strategies import adapters, lazy, values
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from loraformat.matching import Part, match, replicated
+from loraformat.matching import RowMap, match, replicated
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
@@ -41,7 +41,7 @@ def test_a_stack_lands_on_single_experts() -> None:
     found = match(adapter({f"{MEMORY}.gate_up_proj": stack(2, 12, 4)}), base(mixtral(), **MIXTRAL))
     assert not found.misfits
     assert {landing.tensor: landing.part for landing in found.landings[f"{MEMORY}.gate_up_proj"]} == {
-        f"{DISK}.{n}.{name}.weight": Part(n, rows) for n in (0, 1) for name, rows in (("w1", (0, 6)), ("w3", (6, 12)))
+        f"{DISK}.{n}.{name}.weight": RowMap(n, rows) for n in (0, 1) for name, rows in (("w1", (0, 6)), ("w3", (6, 12)))
     }
 
 
@@ -62,8 +62,8 @@ def test_single_experts_land_on_a_stack() -> None:
     updates = {f"{DISK}.1.w3.weight": stack(6, 4), f"{DISK}.1.w2.weight": stack(4, 6)}
     found = match(adapter(updates), base(shapes, **MIXTRAL))
     assert [(landing.tensor, landing.part) for (landing,) in found.landings.values()] == [
-        (f"{MEMORY}.gate_up_proj", Part(rows=(0, 6), at=18)),
-        (f"{MEMORY}.down_proj", Part(rows=(0, 4), at=4)),
+        (f"{MEMORY}.gate_up_proj", RowMap(rows=(0, 6), at=18)),
+        (f"{MEMORY}.down_proj", RowMap(rows=(0, 4), at=4)),
     ]
     assert not found.misfits
     outside = match(adapter({f"{DISK}.2.w3.weight": stack(6, 4)}), base(shapes, **MIXTRAL))

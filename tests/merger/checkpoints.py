@@ -14,7 +14,7 @@ from loraformat.containers import open_checkpoint
 from loraformat.merger import (
     AdapterSource,
     Inputs,
-    Limits,
+    Resources,
     Written,
     as_written,
     plan_merge,
@@ -129,7 +129,7 @@ def merge_and_tell(
     inputs = Inputs(base=checkpoint, adapters=adapters)
     with stage(str(out), overwrite=False, inputs=[str(base)]) as output:
         write_others(plan, inputs, output)
-        written = write_weights(plan, inputs, output, Limits(jobs=jobs, memory_nbytes=memory_nbytes))
+        written = write_weights(plan, inputs, output, Resources(jobs=jobs, memory_nbytes=memory_nbytes))
         check_output(plan, inputs, output, full=True, digests=written.digests)
         return written
 

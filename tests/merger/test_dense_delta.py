@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import adapter, config, low_rank, save_base, weights
+from merger.checkpoints import adapter, config, low_rank, save_base, weights
 from oracle import dense, merged
 from peft_models import Case, Gpt, Net, make, saved
 from strategies import lazy

@@ -12,7 +12,7 @@ from loraformat.engine import one_thread_each, open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.measure.tables import Rows, table_record
 from loraformat.matching import match
-from loraformat.merger import Limits, Opened, Preview, previews_of
+from loraformat.merger import Opened, Preview, Resources, previews_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import Skipped
@@ -117,7 +117,7 @@ def changes_of(
     except (MergeError, UnsupportedUpdate) as refused:
         return Changes(skipped=(Skipped(refused.code, "change-of-base", str(refused)),))
     tracks = [_track(each, with_spectra=with_spectra, with_histograms=with_histograms) for each in previews]
-    limits, done = Limits(jobs=jobs), 0
+    limits, done = Resources(jobs=jobs), 0
     total = sum(each.matrix[0] * each.row_nbytes for each in previews)
     with one_thread_each():
         tasks = (task for track in tracks for task in track.tasks(limits))
@@ -151,7 +151,7 @@ class _Track:
     left: int = 0
     sums: dict[str, Change] = field(default_factory=dict)
 
-    def tasks(self, limits: Limits) -> Iterator[Callable[[], _Done]]:
+    def tasks(self, limits: Resources) -> Iterator[Callable[[], _Done]]:
         """The windows, each a piece of work. The factors are read when the first begins."""
         self.opened = self.preview.open()
         blocks = self.preview.windows(limits)

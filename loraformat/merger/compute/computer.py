@@ -20,7 +20,7 @@ from loraformat.merger.compute.low_rank import reads_with_torch
 from loraformat.merger.compute.prepared import Steps, compute_dtype
 from loraformat.merger.compute.retention import Tally, change_of, tally_of
 from loraformat.merger.compute.rounding import keep_unchanged, rounder
-from loraformat.merger.compute.windows import Limits, read_window, strip_of, unit_of
+from loraformat.merger.compute.windows import Resources, read_window, strip_of, unit_of
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, Edit
 from loraformat.model.tensors import DType
@@ -41,7 +41,7 @@ class Computed:
 class Computer:
     """Computes windows of edits, in memory that each thread keeps."""
 
-    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, limits: Limits) -> None:
+    def __init__(self, inputs: Inputs, arithmetic: Arithmetic, limits: Resources) -> None:
         device = limits.device
         self._inputs, self._arithmetic = inputs, arithmetic
         self._turns = BoundedSemaphore(limits.jobs)

@@ -12,7 +12,7 @@ from loraformat.merger.compute.kinds.arithmetic import prepare
 from loraformat.merger.compute.kinds.placement import BaseValues, Placement, Windows
 from loraformat.merger.compute.kinds.steps import Addition, Step
 from loraformat.merger.compute.low_rank import factors_of, is_plain
-from loraformat.merger.compute.windows import Limits, read_window, rows_of, windows
+from loraformat.merger.compute.windows import Resources, read_window, rows_of, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.tensors import DType
@@ -78,7 +78,7 @@ class Steps:
         return prepare(self._inputs.update(term), place)
 
     def _base_windows(self) -> Iterator[tuple[int, Tensor]]:
-        for start, stop in windows(self._edit, self._inputs, Limits()):
+        for start, stop in windows(self._edit, self._inputs, Resources()):
             yield start, read_window(self._inputs, self._edit, start, stop, self.dtype.torch)
 
     def _norms(self, step: Step, steps: Sequence[Step]) -> Tensor | None:

@@ -27,7 +27,7 @@ _WAITING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Resources:
     """How much of the machine a merge may take.
 
     Attributes:
@@ -63,7 +63,7 @@ def strip_of(cols: int, itemsize: int) -> int:
     return height
 
 
-def windows(edit: Edit, inputs: Inputs, limits: Limits) -> Iterator[tuple[int, int]]:
+def windows(edit: Edit, inputs: Inputs, limits: Resources) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
     read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraformat.errors import ConfigError
-from loraformat.matching import WHOLE, Part
+from loraformat.matching import WHOLE, RowMap
 from loraformat.merger.plan.serialized import from_plain, to_plain
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import FileFingerprint, Json
@@ -57,7 +57,7 @@ class Term:
     weight: str
     index: int
     transposed: bool = False
-    part: Part = WHOLE
+    part: RowMap = WHOLE
     strength: float = 1.0
     operand: Operand | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import counted
 from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
-from loraformat.matching import WHOLE, Matching, Part, Tie, match, quantization_of, quantized_weights
+from loraformat.matching import WHOLE, Matching, RowMap, Tie, match, quantization_of, quantized_weights
 from loraformat.merger.plan.data import Edit, Operand, Term
 from loraformat.merger.plan.supported import check_part, check_strength
 from loraformat.merger.plan.untie import (
@@ -277,7 +277,7 @@ def _for_each_expert(
     for term in terms:
         update = _update(term, adapters)
         if row_axes == 2 and isinstance(update, LowRank) and update.is_stack and term.part.expert is None:
-            found += [replace(term, part=Part(expert=e, at=e * shape[1])) for e in range(update.up.shape[0])]
+            found += [replace(term, part=RowMap(expert=e, at=e * shape[1])) for e in range(update.up.shape[0])]
         else:
             found.append(term)
     return tuple(found)

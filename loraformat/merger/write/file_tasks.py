@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from loraformat.merger.compute.retention import Tally
-from loraformat.merger.compute.windows import Limits
+from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.plan.serialized import from_plain, to_plain
@@ -15,7 +15,7 @@ from loraformat.merger.write.weights import Written, write_weights
 from loraformat.model.bundle import Json
 from loraformat.storage import Run, open_store
 
-_LIMITS = Limits()
+_LIMITS = Resources()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class FileEngine(Protocol):
 
 
 def tasks_of(
-    plan: MergePlan, output: str, *, without: Iterable[str] = (), limits: Limits = _LIMITS, digests: bool = True
+    plan: MergePlan, output: str, *, without: Iterable[str] = (), limits: Resources = _LIMITS, digests: bool = True
 ) -> tuple[FileTask, ...]:
     """The tasks of a plan, but for files that are there."""
     there = set(without)
@@ -106,7 +106,7 @@ def execute(task: FileTask) -> Receipt:
 
     Raises: as `open_inputs` and `write_weights`.
     """
-    limits = Limits(jobs=task.jobs, memory_nbytes=task.memory_nbytes)
+    limits = Resources(jobs=task.jobs, memory_nbytes=task.memory_nbytes)
     inputs, output = open_inputs(task.plan), open_store(task.output)
     written = write_weights(task.plan, inputs, output, limits, digests=task.digests)
     return receipt_of(task.target, written)

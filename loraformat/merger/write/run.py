@@ -11,7 +11,7 @@ from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
 from loraformat.errors import ContainerError, MergeError
-from loraformat.merger.compute.windows import Limits
+from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import Inputs, base_names
 from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
@@ -70,7 +70,7 @@ def run_merge(
     inputs: Inputs,
     sources: Sequence[Source],
     output: Output,
-    limits: Limits,
+    limits: Resources,
     trust: Trust,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     engine: FileEngine | None = None,

@@ -13,7 +13,7 @@ from loraformat.engine import open_engine
 from loraformat.merger.compute.computer import Computer
 from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.retention import Tally
-from loraformat.merger.compute.windows import Limits, windows
+from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
 from loraformat.merger.write.digests import Digest
@@ -49,7 +49,7 @@ def write_weights(
     plan: MergePlan,
     inputs: Inputs,
     output: Store,
-    limits: Limits,
+    limits: Resources,
     *,
     on_written: OnWritten | None = None,
     there: Mapping[str, Written] | None = None,
@@ -127,7 +127,14 @@ class _Shard:
     """One output file in the making."""
 
     def __init__(
-        self, plan: ShardPlan, merge: MergePlan, inputs: Inputs, output: Store, limits: Limits, *, needs_digests: bool
+        self,
+        plan: ShardPlan,
+        merge: MergePlan,
+        inputs: Inputs,
+        output: Store,
+        limits: Resources,
+        *,
+        needs_digests: bool,
     ) -> None:
         self._plan, self._merge, self._inputs, self._limits = plan, merge, inputs, limits
         self._output, self._needs_digests = output, needs_digests

@@ -12,7 +12,7 @@ from loraformat.report.base import Report
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SourceLine:
     """A place in a file.
 
     Attributes:
@@ -31,11 +31,11 @@ class Place:
         return quote(self.path, safe="/")
 
 
-def place_of(finding: Finding, report: Report) -> Place:
+def place_of(finding: Finding, report: Report) -> SourceLine:
     """The file that a finding is about: the one that it names, else the weights."""
     folder = report.subject.replace("\\", "/").rstrip("/") or "."
     weights = report.data.file if isinstance(report.data, ValidateResult) else ""
     file = finding.location.file or weights
     is_file = folder.endswith(f"/{file}") or folder == file
     path = posixpath.normpath(folder if is_file or not file else f"{folder}/{file}")
-    return Place(show(path), max(1, finding.location.line), show(finding.location.inside))
+    return SourceLine(show(path), max(1, finding.location.line), show(finding.location.inside))

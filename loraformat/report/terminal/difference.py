@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from loraformat.model.results.differences import DiffResult, WeightDifference
 from loraformat.model.summary import layer_of
-from loraformat.report.lines import Page, Piece
+from loraformat.report.lines import Page, Styled
 from loraformat.report.weights import MOST_ROWS
 from loraformat.report.words import amount, cut, figure, kind_name, known, middle, number, percent, plural, runs, shape
 
@@ -19,7 +19,7 @@ _Column = tuple[str, Callable[[_Group], str]]
 
 def say_difference(page: Page, result: DiffResult) -> None:
     """What two adapters or checkpoints differ in."""
-    page.flow(Piece(result.before, "bold"), "  against  ", Piece(result.after, "bold"), f"  ({result.subject_kind})")
+    page.flow(Styled(result.before, "bold"), "  against  ", Styled(result.after, "bold"), f"  ({result.subject_kind})")
     if len(set(result.formats)) > 1:
         page.fact("format", " -> ".join(result.formats))
     _say_fields(page, result)
@@ -38,8 +38,8 @@ def say_difference(page: Page, result: DiffResult) -> None:
     page.say("values ", values, ", metadata ", _verdict(result.has_equal_metadata), fields)
 
 
-def _verdict(is_equal: bool) -> Piece:
-    return Piece("equal", "bold green") if is_equal else Piece("different", "bold yellow")
+def _verdict(is_equal: bool) -> Styled:
+    return Styled("equal", "bold green") if is_equal else Styled("different", "bold yellow")
 
 
 def _say_fields(page: Page, result: DiffResult) -> None:
@@ -96,7 +96,7 @@ def _say_weights(page: Page, result: DiffResult) -> None:
     rows = [[*key, *(cell(group) for _, cell in columns)] for key, group in groups.items()]
     page.fitted_table(head, rows, _DISPENSABLE)
     for reason in sorted({weight.reason for weight in changed if weight.reason}):
-        page.flow("  ", Piece("incomparable: ", "bold"), reason)
+        page.flow("  ", Styled("incomparable: ", "bold"), reason)
 
 
 _DISPENSABLE = (

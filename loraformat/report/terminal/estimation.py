@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraformat.model.results.estimates import EstimateResult
-from loraformat.report.lines import Page, Piece
+from loraformat.report.lines import Page, Styled
 from loraformat.report.words import amount, nbytes, plural, shape
 
 _MOST_DIGITS = 4
@@ -11,7 +11,7 @@ _MOST_DIGITS = 4
 
 def say_estimate(page: Page, subject: str, result: EstimateResult) -> None:
     """What an adapter would cost."""
-    page.flow(Piece(subject, "bold"), f"  {amount(result.base_parameters)} parameters, by {result.source}")
+    page.flow(Styled(subject, "bold"), f"  {amount(result.base_parameters)} parameters, by {result.source}")
     page.fact("rank", str(result.rank))
     page.fact("parameters", f"{amount(result.parameters)} ({result.share:.{_MOST_DIGITS}%} of base and adapter)")
     page.fact("size", ", ".join(f"{nbytes(count)} in {dtype}" for dtype, count in result.nbytes.items()))
@@ -42,4 +42,4 @@ def say_estimate(page: Page, subject: str, result: EstimateResult) -> None:
         ],
     )
     note = "16-bit weights and gradients, float32 master copy and moments of Adam, NF4 for qlora; without activations"
-    page.flow(Piece(f"  {note}", "dim"), indent=2)
+    page.flow(Styled(f"  {note}", "dim"), indent=2)

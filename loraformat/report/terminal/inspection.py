@@ -8,7 +8,7 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import TableRecord
 from loraformat.model.summary import Summary
 from loraformat.report.base import Report
-from loraformat.report.lines import Page, Piece
+from loraformat.report.lines import Page, Styled
 from loraformat.report.weights import say_weights
 from loraformat.report.words import (
     amount,
@@ -30,15 +30,15 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
     """Everything about one adapter but its findings."""
     summary = report.summary
     if summary is None:
-        page.say(Piece(report.subject, "bold"))
+        page.say(Styled(report.subject, "bold"))
         return
     size = f"{plural(summary.tensors, 'tensor')}, {nbytes(summary.nbytes)}, {histogram(summary.dtypes)}"
-    page.flow(Piece(report.subject, "bold"), f"  {report.format}  {size}")
+    page.flow(Styled(report.subject, "bold"), f"  {report.format}  {size}")
     for label, value in _facts(report, summary, result):
         page.fact(label, value)
     say_weights(page, result)
     for skipped in report.skipped:
-        page.flow("  ", Piece("not measured against the base: ", "bold"), skipped.reason)
+        page.flow("  ", Styled("not measured against the base: ", "bold"), skipped.reason)
 
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from loraformat.model.results.verbs import (
 )
 from loraformat.report.base import Report
 from loraformat.report.ci.concise import totals
-from loraformat.report.lines import STYLES, Line, Page, Piece, columns_of, shorten
+from loraformat.report.lines import STYLES, Line, Page, Styled, columns_of, shorten
 from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
 from loraformat.report.terminal.inspection import say_inspection, say_together
@@ -75,7 +75,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
             say_estimate(page, report.subject, report.data)
         case None:
             _say_findings(page, report.findings)
-            page.say(Piece(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
     return _drawn(page.lines, color=color)
 
 
@@ -94,12 +94,12 @@ def render_validations(reports: Sequence[Report], *, width: int | None = None, c
     shared = Counter(report.skipped for report in reports).most_common(1)[0][0]
     for report in reports:
         if report.findings:
-            page.say(Piece(report.subject, "bold"))
+            page.say(Styled(report.subject, "bold"))
         _say_findings(page, report.findings)
         if isinstance(report.data, ValidateResult):
             _say_validation(page, report, report.data, but=shared)
         else:
-            page.say(Piece(report.subject, "bold"), f": {counts(report.findings)}")
+            page.say(Styled(report.subject, "bold"), f": {counts(report.findings)}")
         page.say("")
     _say_skipped(page, shared)
     page.say(totals(reports))
@@ -162,7 +162,7 @@ def _say_findings(page: Page, findings: Sequence[Finding]) -> None:
             page.finding(finding)
     left_out = [finding for at, finding in enumerate(findings) if at not in shown]
     if left_out:
-        page.say(Piece("not shown: ", "dim"), f"{counts(left_out)} more (--format json lists all of them)")
+        page.say(Styled("not shown: ", "dim"), f"{counts(left_out)} more (--format json lists all of them)")
 
 
 def _say_skipped(page: Page, skips: Sequence[Skipped]) -> None:
@@ -171,34 +171,34 @@ def _say_skipped(page: Page, skips: Sequence[Skipped]) -> None:
         by_reason[skipped.reason].append(skipped)
     for reason, group in by_reason.items():
         codes = ", ".join(skipped.code for skipped in group) if len(group) <= _FEW_CODES else plural(len(group), "rule")
-        page.say(Piece("not checked: ", "dim"), f"{codes} ({reason})")
+        page.say(Styled("not checked: ", "dim"), f"{codes} ({reason})")
 
 
 def _say_validation(page: Page, report: Report, result: ValidateResult, *, but: Sequence[Skipped] = ()) -> None:
     """What ran, and what did not but for the rules that are named elsewhere."""
     _say_skipped(page, () if report.skipped == but else report.skipped)
     if result.base.startswith("hf://"):
-        page.say(Piece("base: ", "dim"), result.base)
+        page.say(Styled("base: ", "dim"), result.base)
     if result.ignored:
-        page.say(Piece("ignored: ", "dim"), plural(len(result.ignored), "finding"))
+        page.say(Styled("ignored: ", "dim"), plural(len(result.ignored), "finding"))
     verdict = counts(report.findings)
     style = STYLES[report.worst] if report.worst else "bold green"
     read_as = f" ({report.format})" if report.format else ""
     checked = plural(len(result.checked), "rule")
-    page.say(Piece(report.subject, "bold"), f"{read_as}: ", Piece(verdict or "OK", style), f", {checked} checked")
+    page.say(Styled(report.subject, "bold"), f"{read_as}: ", Styled(verdict or "OK", style), f", {checked} checked")
 
 
 def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     reason = f" ({report.reason})" if report.reason else ""
-    page.say(Piece("read   ", "dim"), Piece(report.subject, "bold"), f" as {result.source}{reason}")
+    page.say(Styled("read   ", "dim"), Styled(report.subject, "bold"), f" as {result.source}{reason}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"
     if result.is_dry_run:
         names = ", ".join(result.files)
-        page.say(Piece("nothing written", "bold"), f" (dry run): {names}{wrote}")
+        page.say(Styled("nothing written", "bold"), f" (dry run): {names}{wrote}")
         return
-    page.say(Piece("wrote  ", "dim"), Piece(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
+    page.say(Styled("wrote  ", "dim"), Styled(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
     if result.roundtrip is not None:
-        page.say(Piece("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
+        page.say(Styled("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
 
 
 def _roundtrip(found: RoundTrip) -> str:
@@ -211,11 +211,11 @@ def _roundtrip(found: RoundTrip) -> str:
 
 
 def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
-    verdict = Piece(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+    verdict = Styled(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
     compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
     of_base = "" if data.tensors_of_base is None else f", {plural(data.tensors_of_base, 'copied tensor')} with the base"
     page.say(
-        *(Piece(report.subject, "bold"), ": ", verdict),
+        *(Styled(report.subject, "bold"), ": ", verdict),
         f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
     )
     missed = data.bytes_total - data.bytes_read
@@ -227,34 +227,34 @@ def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
 
 
 def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
-    page.say(Piece("base    ", "dim"), Piece(result.base, "bold"))
+    page.say(Styled("base    ", "dim"), Styled(result.base, "bold"))
     for adapter in result.adapters:
         page.say(
-            Piece("adapter ", "dim"),
-            Piece(adapter.uri, "bold"),
+            Styled("adapter ", "dim"),
+            Styled(adapter.uri, "bold"),
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
     page.say(
-        Piece("merge   " if result.is_dry_run else "merged  ", "dim"),
+        Styled("merge   " if result.is_dry_run else "merged  ", "dim"),
         f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
         f"{amount(result.tensors_copied)} copied",
     )
     _say_retention(page, result)
     if result.checked is not None:
-        page.say(Piece("checked ", "dim"), _checked(result.checked))
+        page.say(Styled("checked ", "dim"), _checked(result.checked))
     size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
-        page.say(Piece("nothing written", "bold"), f" (dry run): {size}")
+        page.say(Styled("nothing written", "bold"), f" (dry run): {size}")
     else:
-        page.say(Piece("wrote   ", "dim"), Piece(_places(report), "bold"), f": {size}")
+        page.say(Styled("wrote   ", "dim"), Styled(_places(report), "bold"), f": {size}")
 
 
 def _say_retention(page: Page, result: MergeResult) -> None:
     """How much of the update survived rounding, in all and for the weights where least did."""
     if result.retained is None:
         return
-    page.say(Piece("kept    ", "dim"), f"{result.retained:.2%} of the update after rounding")
+    page.say(Styled("kept    ", "dim"), f"{result.retained:.2%} of the update after rounding")
     worst = sorted(result.retention, key=lambda one: (one.share is None, one.share, one.weight))[:_WORST]
     if result.retained >= _FULLY_KEPT and all(one.share is None or one.share >= _FULLY_KEPT for one in worst):
         return
@@ -278,11 +278,11 @@ def _checked(found: Checked) -> str:
 
 def _say_plot(page: Page, report: Report, result: PlotResult) -> None:
     steps = f" (steps {result.steps[0]:,} to {result.steps[-1]:,})" if result.steps else ""
-    page.say(Piece("read   ", "dim"), f"{plural(len(result.adapters), 'adapter')}{steps}")
+    page.say(Styled("read   ", "dim"), f"{plural(len(result.adapters), 'adapter')}{steps}")
     for skipped in report.skipped:
-        page.say(Piece("not measured against the base: ", "bold"), skipped.reason)
+        page.say(Styled("not measured against the base: ", "bold"), skipped.reason)
     alone = ", self-contained" if result.form == "html" else ""
-    page.say(Piece("wrote  ", "dim"), Piece(", ".join(report.written), "bold"), f": {nbytes(result.nbytes)}{alone}")
+    page.say(Styled("wrote  ", "dim"), Styled(", ".join(report.written), "bold"), f": {nbytes(result.nbytes)}{alone}")
 
 
 def _percent(share: float | None) -> str:

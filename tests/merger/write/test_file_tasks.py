@@ -19,9 +19,9 @@ from loraformat.errors import ConfigError, MergeError, StorageError
 from loraformat.jobs.inputs.subject import Assumptions
 from loraformat.merger import (
     FileTask,
-    Limits,
     MergePlan,
     Receipt,
+    Resources,
     Trust,
     execute,
     open_inputs,
@@ -81,7 +81,7 @@ def merged_by(engine: object, plan: MergePlan, out: Path) -> None:
     inputs = open_inputs(plan)
     with stage(str(out), overwrite=False) as output:
         sources = [source_of(bundle) for bundle in inputs.bundles]
-        run_merge(plan, inputs, sources, output, Limits(), Trust(), engine=engine)  # type: ignore[arg-type]
+        run_merge(plan, inputs, sources, output, Resources(), Trust(), engine=engine)  # type: ignore[arg-type]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

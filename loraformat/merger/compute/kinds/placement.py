@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.matching import WHOLE, Part
+from loraformat.matching import WHOLE, RowMap
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,6 @@ class Placement:
     shape: tuple[int, int]
     dtype: torch.dtype
     where: str
-    part: Part = WHOLE
+    part: RowMap = WHOLE
     strength: float = 1.0
     base: Callable[[], BaseValues] = _no_base

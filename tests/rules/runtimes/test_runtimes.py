@@ -14,7 +14,7 @@ from loraformat.jobs.validate import validate
 from loraformat.rules import RULES
 from loraformat.rules.targets import Target, key_of, names, parse
 
-GOOD = Path(__file__).parent.parent.parent / "fixtures" / "good" / "peft" / "tiny-llama"
+GOOD = Path(__file__).parents[3] / "fixtures" / "good" / "peft" / "tiny-llama"
 BY_CODE = {rule.code: rule for rule in RULES}
 
 
@@ -59,7 +59,7 @@ def test_a_plain_adapter_loads_in_every_runtime_that_reads_its_format() -> None:
 
 
 def test_a_limit_that_the_caller_gives_takes_the_place_of_the_default(tmp_path: Path) -> None:
-    folder = Path(__file__).parent.parent.parent / "fixtures" / "bad" / "LF601-rank-above-default" / "adapter"
+    folder = Path(__file__).parents[3] / "fixtures" / "bad" / "LF601-rank-above-default" / "adapter"
     (told,) = validate(str(folder), target=["vllm"]).findings
     assert "rank 20 needs --max-lora-rank 32" in told.message  # vLLM takes some values only
     assert [f.code for f in validate(str(folder), target=["vllm"], max_lora_rank=32).findings] == []

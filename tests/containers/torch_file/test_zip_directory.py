@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from containers.torch_files import GOOD, NAME, TOP, assert_same, loaded, opened, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch_files import GOOD, NAME, TOP, assert_same, loaded, opened, written
 
 from loraformat.errors import ContainerError, InvalidHeader, LoraFormatError, NotATensorFile, TruncatedFile
 

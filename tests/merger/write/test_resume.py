@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import adapter_folder, config, contents, save_base, weights
 from hub_server import COMMIT, Hub
+from merger.checkpoints import adapter_folder, config, contents, save_base, weights
 
 from loraformat.containers import open_weights
 from loraformat.jobs.merge import merge

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from containers.torch_files import GOOD, NAME, assert_same, loaded, opened, random_tensor, saved, written
 from hypothesis import given
 from hypothesis import strategies as st
-from torch_files import GOOD, NAME, assert_same, loaded, opened, random_tensor, saved, written
 
 from loraformat.containers import bytes_of, open_tensors
 from loraformat.containers.torch_file import layout as torch_layout

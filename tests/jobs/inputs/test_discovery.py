@@ -15,7 +15,7 @@ from loraformat.cli import main
 from loraformat.jobs.inputs import discovery
 from loraformat.jobs.inputs.discovery import discover
 
-FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
+FIXTURES = Path(__file__).parents[3] / "fixtures"
 PEFT = FIXTURES / "good" / "peft" / "tiny-llama"
 
 

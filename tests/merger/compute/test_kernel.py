@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merger.checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from oracle import HARD, rounded_exactly
 
 from loraformat.merger.compute import computer, kernel

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from merger.checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 from oracle import HARD, merged, rounded_exactly
 
 from loraformat.errors import NonFiniteValue

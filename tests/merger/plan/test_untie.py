@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter, config, load, low_rank, merge, merge_and_tell, save_base, weights
+from merger.checkpoints import adapter, config, load, low_rank, merge, merge_and_tell, save_base, weights
 from oracle import merged
 from safetensors.torch import load_file
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import adapter_folder, config, save_base, weights
+from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint

@@ -16,7 +16,7 @@ import pytest
 from loraformat.errors import StorageError
 from loraformat.storage import write_to
 
-GOOD = Path(__file__).parent.parent.parent / "fixtures" / "good" / "peft" / "tiny-llama"
+GOOD = Path(__file__).parents[3] / "fixtures" / "good" / "peft" / "tiny-llama"
 # `exec` before the command: its stdout, and no other process's, is what the shell has opened.
 VALIDATE = f'exec "{sys.executable}" -m loraformat validate "{GOOD}"'
 

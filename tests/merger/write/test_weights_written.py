@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter, config, contents, load, low_rank, merge, save_base, weights
+from merger.checkpoints import adapter, config, contents, load, low_rank, merge, save_base, weights
 from oracle import merged
 
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate

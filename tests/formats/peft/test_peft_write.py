@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from bundles import bundle, loaded
-from equal import assert_same_updates
+from formats.equal import assert_same_updates
 from hypothesis import given, settings
 from strategies import adapters, lazy, values
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import adapter_folder, config, contents, save_base, weights
+from merger.checkpoints import adapter_folder, config, contents, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.containers import open_checkpoint, open_weights
@@ -27,7 +27,7 @@ from loraformat.merger import (
     AdapterSource,
     Arithmetic,
     Inputs,
-    Limits,
+    Resources,
     Source,
     Trust,
     plan_merge,
@@ -153,7 +153,7 @@ def test_one_wrong_bit_is_found_by_the_full_check(
     (tmp_path / "out").mkdir()
     output = Faulty(str(tmp_path / "out"), name, byte)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
-        run_merge(plan, merged, [source], output, Limits(jobs=jobs), Trust(verify="full"))
+        run_merge(plan, merged, [source], output, Resources(jobs=jobs), Trust(verify="full"))
 
 
 def test_the_full_check_reads_stacks_and_scalars(tmp_path: Path) -> None:

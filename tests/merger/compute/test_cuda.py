@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import adapter_folder, config, load, save_base, weights
 from click.testing import CliRunner
+from merger.checkpoints import adapter_folder, config, load, save_base, weights
 
 from loraformat.cli import main
 from loraformat.engine import open_device

@@ -13,7 +13,7 @@ from loraformat.jobs.inputs.discovery import discover
 from loraformat.jobs.inputs.settings import Settings, find_settings, read_settings
 from loraformat.jobs.validate import validate
 
-BAD = Path(__file__).parent.parent.parent / "fixtures" / "bad"
+BAD = Path(__file__).parents[3] / "fixtures" / "bad"
 TEXT = """
 [validate]
 target = ["vllm"]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from loraformat.jobs.merge import merge
 from loraformat.jobs.validate import validate
 
-CASE = Path(__file__).parent.parent.parent / "fixtures" / "bad" / "LF406-lost-to-rounding"
+CASE = Path(__file__).parents[3] / "fixtures" / "bad" / "LF406-lost-to-rounding"
 
 
 def test_the_share_that_is_foretold_is_the_share_that_is_kept(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from bundles import bundle, tensors
-from equal import assert_same_updates
+from formats.equal import assert_same_updates
 from strategies import values
 
 from loraformat.errors import AssumptionContradicted, ConfigError, FormatError, MissingFile, UnsupportedUpdate

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from checkpoints import adapter, config, load, low_rank, merge_and_tell, save_base, weights
+from merger.checkpoints import adapter, config, load, low_rank, merge_and_tell, save_base, weights
 from oracle import merged
 from safetensors.torch import save_file
 
