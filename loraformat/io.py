@@ -184,7 +184,7 @@ def save_adapter(
         text = f"expected an Adapter, found {type(anything).__name__}"
         raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
     if container is not None:
-        require_one_of(container, tuple(CONTAINERS), "container")
+        require_one_of(container, sorted(CONTAINERS), "container")
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     bundle = _finite(chosen.write(adapter, options))
