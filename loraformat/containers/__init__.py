@@ -39,6 +39,7 @@ __all__ = [
     "read_rows_into",
     "save_bundle",
     "strict_json",
+    "torch_zip",
     "weight_of",
 ]
 

@@ -86,7 +86,7 @@ def open_tensors(store: Source, path: str) -> Tensors:
         from loraformat.containers import npz
 
         return Tensors("npz", npz.read_arrays(store, path))
-    from loraformat.containers.torch_file import archive as torch_zip
+    from loraformat.containers import torch_zip
 
     archive = torch_zip.read_archive(store, path)
     entries = torch_zip.lazy_tensors(store, path, archive)

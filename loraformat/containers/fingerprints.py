@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from loraformat.containers import safetensors
+from loraformat.containers import safetensors, torch_zip
 from loraformat.containers.bundles import is_safetensors
-from loraformat.containers.torch_file import archive
 from loraformat.model.bundle import FileFingerprint
 from loraformat.storage import CHECKPOINT_SUFFIXES, Source
 
@@ -33,7 +32,7 @@ def header_sha256(store: Source, name: str) -> str:
     if is_safetensors(store, name):
         header = safetensors.read_header(store, name)
         return hashlib.sha256(store.read(name, 0, header.data_start)).hexdigest()
-    records = archive.read_archive(store, name).records.values()
+    records = torch_zip.read_archive(store, name).records.values()
     listed = [[record.name, record.offset, record.nbytes, record.crc32] for record in records]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
@@ -45,8 +44,8 @@ def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
     """
     if is_safetensors(store, name):
         return [(0, safetensors.read_header(store, name).data_start)]
-    archive.check_records(store, name)
-    records = archive.read_archive(store, name).records.values()
+    torch_zip.check_records(store, name)
+    records = torch_zip.read_archive(store, name).records.values()
     return [(record.offset, record.offset + record.nbytes) for record in records]
 
 

@@ -97,7 +97,7 @@ def _torch_name(name: str) -> str:
 
 
 def _open_torch(store: Source, name: str, nbytes: int) -> Opened:
-    from loraformat.containers.torch_file.archive import read_archive
+    from loraformat.containers.torch_zip import read_archive
 
     archive = read_archive(store, name)
     names = tuple(archive.tensors)
@@ -120,7 +120,7 @@ def _plan_torch(
 
 
 def _check_torch(store: Source, name: str) -> None:
-    from loraformat.containers.torch_file.archive import check_records
+    from loraformat.containers.torch_zip import check_records
 
     check_records(store, name)
 

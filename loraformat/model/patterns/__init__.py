@@ -1,3 +1,5 @@
 """Regular expressions out of configs, matched in linear time."""
 
-__all__ = ["keys", "matching"]
+from loraformat.model.patterns.matching import fullmatch
+
+__all__ = ["fullmatch", "keys", "matching"]

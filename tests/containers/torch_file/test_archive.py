@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from loraformat.containers import bytes_of, open_tensors
 from loraformat.containers.torch_file import layout as torch_layout
-from loraformat.containers.torch_file.archive import check_records, read_archive
+from loraformat.containers.torch_zip import check_records, read_archive
 from loraformat.errors import ContainerError, UnsafePickle
 from loraformat.model.tensors import DType
 from loraformat.storage import MemoryStore
