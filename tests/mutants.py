@@ -40,6 +40,7 @@ TRACES, DURATIONS = ROOT / "build" / "coverage", ROOT / "build" / "durations.jso
 # Operators that only make what is a type, or text for people, different.
 _LEFT_OUT = ("VariableReplacer", "VariableInserter", "StringReplacer")
 _ONE_RUN_S = 15  # to start, and to collect
+_LINES_BELOW = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class Durations:
 
     def pytest_sessionfinish(self) -> None:
         if "PYTEST_XDIST_WORKER" not in os.environ:
-            DURATIONS.write_text(json.dumps(self.found))
+            known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+            DURATIONS.write_text(json.dumps({**known, **self.found}))
 
 
 def trace(arguments: Sequence[str]) -> int:
@@ -73,7 +75,17 @@ def trace(arguments: Sequence[str]) -> int:
 
     TRACES.parent.mkdir(exist_ok=True)
     os.environ["COVERAGE_FILE"] = str(TRACES)
-    options = ["--cov=loraformat", "--cov-context=test", "--cov-report=", "-n", "2", "-q", "-p", "no:cacheprovider"]
+    options = [
+        "--cov=loraformat",
+        "--cov-append",
+        "--cov-context=test",
+        "--cov-report=",
+        "-n",
+        "2",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
     return int(pytest.main([*options, *arguments], plugins=[Durations()]))
 
 
@@ -135,10 +147,21 @@ def covering(mutants: Sequence[Mutant]) -> Mapping[Mutant, list[str]]:
     durations = json.loads(DURATIONS.read_text())
     found: dict[Mutant, list[str]] = {}
     for mutant in mutants:
-        contexts = data.contexts_by_lineno(str(ROOT / mutant.file)).get(mutant.line, [])
-        tests = {context.partition("|")[0] for context in contexts} & durations.keys()
+        by_line = data.contexts_by_lineno(str(ROOT / mutant.file))
+        tests: set[str] = set()
+        # A line that runs when the module is imported belongs to no test: those of the code below it count.
+        for line in range(mutant.line, mutant.line + _LINES_BELOW):
+            tests = {context.partition("|")[0] for context in by_line.get(line, [])} & durations.keys()
+            if tests:
+                break
         found[mutant] = sorted(tests, key=lambda name: (durations[name], name))
     return found
+
+
+def lived(results: Path) -> set[tuple[str, int, str]]:
+    """File, line and change of the mutants that no test killed, out of earlier results."""
+    lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    return {(one["file"], one["line"], one["change"]) for one in lines if one["ended"] != "killed"}
 
 
 def difference(mutant: Mutant) -> tuple[str, str]:
@@ -273,6 +296,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--most-seconds", type=float, default=20)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants.jsonl")
+    parser.add_argument("--again", type=Path, help="earlier results: only the mutants that lived")
     arguments, rest = parser.parse_known_args()
     if arguments.trace:
         return trace(rest)
@@ -283,9 +307,13 @@ def main() -> int:
 
     torch.set_num_threads(1)
     os.chdir(ROOT)
+    sample = drawn(int(arguments.seed, 16), arguments.count)
+    if arguments.again is not None:
+        left = lived(arguments.again)
+        sample = [one for one in sample if (one.file, one.line, difference(one)[1]) in left]
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.unlink(missing_ok=True)
-    mutants = covering(drawn(int(arguments.seed, 16), arguments.count))
+    mutants = covering(sample)
     print(table(run(mutants, arguments.jobs, arguments.most_seconds, arguments.out)))
     return 0
 

@@ -111,6 +111,8 @@ class ObjectOutput(ObjectStore):
         self.waiting: dict[str, bytes] = {}
         self.complete: set[str] = set()
 
+    permissions = 0o777
+
     @property
     def location(self) -> str:
         return self.uri

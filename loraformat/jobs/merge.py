@@ -158,7 +158,7 @@ def merge(
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
-    prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force)
+    prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force, whole=dry_run)
     if announce is not None:
         announce(prepared.findings)
     if dry_run:
@@ -196,6 +196,7 @@ def _prepare(
     options: _Options,
     *,
     force: bool,
+    whole: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
     findings: list[Finding] = []
@@ -207,7 +208,7 @@ def _prepare(
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         findings.extend(rules.refuse(found, uri, force=force))
         opened.append(one)
-        sources.append(_source(one, said, strength))
+        sources.append(_source(one, said, strength, whole=whole))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise UsageError(
             f"--alpha {assumptions.alpha:g} is given, but every adapter states its own",
@@ -273,9 +274,9 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
     return assumptions if any(gaps) else without
 
 
-def _source(opened: Opened, assumptions: Assumptions, strength: float) -> AdapterSource:
+def _source(opened: Opened, assumptions: Assumptions, strength: float, *, whole: bool) -> AdapterSource:
     store = opened.bundle.opened
-    files = () if store is None else fingerprints_of(store, opened.bundle.files)
+    files = () if store is None else fingerprints_of(store, opened.bundle.files, whole=whole)
     return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength, files=files)
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
 from loraformat.diagnostics import did_you_mean, show
-from loraformat.errors import ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
+from loraformat.errors import NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
 from loraformat.matching import WHOLE, RowMap, match
 from loraformat.merger.compute.kinds.steps import not_finite, stated_scale
 from loraformat.merger.compute.windows import Resources
@@ -60,11 +60,26 @@ def delta(
     Raises: see `Adapter.delta`.
     """
     require_one_of(dtype, ("float32", "float64"), "dtype")
+    given: object = adapter
+    if not isinstance(given, Adapter):
+        raise UsageError(
+            f"expected an Adapter, found {type(given).__name__}", where="adapter", hint="load_adapter(PATH)"
+        )
+    name: object = weight
+    if not isinstance(name, str):
+        raise UsageError(f"expected the name of a weight, found {type(name).__name__}", where="weight")
     chain = adapter.updates.get(weight)
     if chain is None:
         hint = did_you_mean(weight, adapter.updates)
         raise UsageError(f"the adapter has no update for {show(weight, 200)}", where="weight", hint=hint.strip())
-    return _dense(adapter, weight, chain, base).astype(dtype)
+    import numpy as np
+
+    found = _dense(adapter, weight, chain, base)
+    with np.errstate(over="ignore"):
+        rounded: NDArray[np.float32] | NDArray[np.float64] = found.astype(dtype)
+    if np.isfinite(found).all() and not np.isfinite(rounded).all():
+        raise NonFiniteValue(f"the update overflows {dtype}", where=weight, hint='ask for dtype="float64"')
+    return rounded
 
 
 def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Checkpoint | NDArray[Any] | None) -> Floats:
@@ -143,16 +158,18 @@ def _shape_in(
     adapter: Adapter, weight: str, sums: Sequence[_Sum], base: Checkpoint | NDArray[Any] | None
 ) -> tuple[int, ...]:
     """The shape of the weight where the base tells what the update does not: the kernel of a convolution; else ()."""
-    if base is None or not any(isinstance(update, (Hadamard, Kronecker)) for update in sums):
+    if base is None:
         return ()
     if not isinstance(base, Checkpoint):
         shape = _array(base).shape
-        if (shape[0], math.prod(shape[1:])) != sums[0].shape:
-            raise ShapeMismatch(f"the update is {sums[0].shape}, the values are {shape}", where=weight)
+        expected = sums[0].shape
+        if shape != expected and (not shape or (shape[0], math.prod(shape[1:])) != expected):
+            raise ShapeMismatch(f"the update is {expected}, the values are {shape}", where=weight)
         return shape
     _, edits = _edits(_Same(adapter), _Same(base))
     shapes = [edit.shape for edit in edits if any(term.weight == weight for term in edit.terms)]
-    return shapes[0] if shapes and len(shapes[0]) > 2 else ()
+    is_open = any(isinstance(update, (Hadamard, Kronecker)) for update in sums)
+    return shapes[0] if is_open and shapes and len(shapes[0]) > 2 else ()
 
 
 class _Same:
@@ -263,7 +280,15 @@ def _array(base: NDArray[Any]) -> Floats:
     if isinstance(given, (str, os.PathLike)) or not hasattr(given, "__array__"):
         text = f"expected a Checkpoint or an array, found {type(given).__name__}"
         raise UsageError(text, where="base", hint="open one with open_checkpoint(PATH)")
-    return np.array(given, np.float64)
+    if hasattr(given, "detach"):  # a tensor of torch, which numpy takes without its gradient and in its own dtypes
+        given = given.detach().double().cpu()
+    values = np.asarray(given)
+    if values.dtype.kind not in "fiu":
+        raise UsageError(f"expected real numbers, found {values.dtype}", where="base")
+    found = np.array(values, np.float64)
+    if not np.isfinite(found).all():
+        raise NonFiniteValue("the values hold NaN or infinity", where="base")
+    return found
 
 
 def _checkpoint_of(name: str, values: LazyTensor) -> Checkpoint:

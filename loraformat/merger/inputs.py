@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
 from loraformat.containers.fingerprints import fingerprint_of
-from loraformat.errors import ContainerError, StorageError, UnsupportedUpdate
+from loraformat.diagnostics import show
+from loraformat.errors import ConfigError, ContainerError, StorageError, UnsupportedUpdate
 from loraformat.io import hints_of, open_files, read_bundle
 from loraformat.merger.plan.data import MergePlan, Term
 from loraformat.merger.plan.layer_replication import as_written
@@ -53,7 +54,12 @@ class Inputs:
 def open_inputs(plan: MergePlan) -> Inputs:
     """Open what a plan refers to, with nothing but the plan.
 
-    Raises: StorageError: a file is another one than when the plan was made; and as for reading base and adapters.
+    Files are compared with what they were when the plan was made: by size, the hash of the header where they hold
+    weights, else of all bytes; and of all bytes of the adapters where the plan has it (`merge --dry-run`). Other values
+    under an equal header of the base are not noticed.
+
+    Raises: StorageError: a file is another one; ConfigError (LF103): the plan names an adapter, an update, a weight
+        or a file that is not there; and as for reading base and adapters.
     """
     base = open_checkpoint(plan.base)
     _check_same(base.store, plan.base_files)
@@ -65,7 +71,23 @@ def open_inputs(plan: MergePlan) -> Inputs:
             _check_same(bundle.opened, source.files)
         bundles.append(bundle)
         adapters.append(read_bundle(bundle, format=source.format, hints=hints_of(source, base)).adapter)
-    return Inputs(base=as_written(base, adapters), adapters=adapters, bundles=bundles)
+    inputs = Inputs(base=as_written(base, adapters), adapters=adapters, bundles=bundles)
+    _check_references(plan, inputs)
+    return inputs
+
+
+def _check_references(plan: MergePlan, inputs: Inputs) -> None:
+    for shard in plan.shards:
+        if shard.source not in inputs.base.files:
+            raise ConfigError(f"the base has no weight file {show(shard.source, 100)}", where="plan")
+        for edit in shard.edits:
+            if edit.source not in inputs.base.weights:
+                raise ConfigError(f"the base has no weight {show(edit.source, 100)}", where="plan")
+            for term in edit.terms:
+                updates = inputs.adapters[term.adapter].updates if term.adapter < len(inputs.adapters) else {}
+                if term.index >= len(updates.get(term.weight, ())):
+                    text = f"adapter {term.adapter} has no update {term.index} of {show(term.weight, 100)}"
+                    raise ConfigError(text, where="plan")
 
 
 def base_names(plan: MergePlan, base: Checkpoint) -> list[str]:
@@ -77,17 +99,20 @@ def base_names(plan: MergePlan, base: Checkpoint) -> list[str]:
     return sorted(names)
 
 
-def fingerprints_of(store: OpenedFiles, names: Iterable[str]) -> tuple[FileFingerprint, ...]:
+def fingerprints_of(store: OpenedFiles, names: Iterable[str], *, whole: bool = False) -> tuple[FileFingerprint, ...]:
     """What the files of an input are: sizes, hashes of the headers of weight files, hashes of all others.
 
     A file beside the adapter that is damaged has a name and a size only.
+
+    Args:
+        whole: whether all bytes of weight files are hashed too.
     """
-    return tuple(_fingerprint(store, name) for name in sorted(names))
+    return tuple(_fingerprint(store, name, whole=whole) for name in sorted(names))
 
 
-def _fingerprint(store: OpenedFiles, name: str) -> FileFingerprint:
+def _fingerprint(store: OpenedFiles, name: str, *, whole: bool) -> FileFingerprint:
     try:
-        return fingerprint_of(store, name, whole=False)
+        return fingerprint_of(store, name, whole=whole)
     except ContainerError:
         return FileFingerprint(name, store.size(name))
 
@@ -105,7 +130,8 @@ def _check_scheme(base: Checkpoint, plan: MergePlan) -> None:
 
 def _check_same(store: OpenedFiles, files: Iterable[FileFingerprint]) -> None:
     for planned in files:
-        if _fingerprint(store, planned.name) != planned:
+        whole = planned.header_sha256 is not None and planned.sha256 is not None
+        if _fingerprint(store, planned.name, whole=whole) != planned:
             raise StorageError(
                 f"{planned.name}: the file changed after the merge was planned", where=store.uri, hint="plan it again"
             )

@@ -63,12 +63,16 @@ __all__ = [
 ]
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, permissions: int = ANYONE) -> Store:
     """The files of a local folder, one local file as a store with one entry, or a repository (`hf://owner/name`).
+
+    Args:
+        permissions: mode bits that files which are written there may have, where there are such bits.
 
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
-    return scheme_of(uri).open(uri)
+    store = scheme_of(uri).open(uri)
+    return store.restricted(permissions) if isinstance(store, LocalStore) else store
 
 
 def stage(

@@ -83,6 +83,10 @@ class Output(Store, Protocol):
     def location(self) -> str:
         """URI under which another process opens the same unfinished output, to write a file into it."""
 
+    @property
+    def permissions(self) -> int:
+        """Mode bits that its files may have, where there are such bits."""
+
     def names(self) -> list[str]:
         """Names of everything in it, sorted; files that this package keeps for the time of a run included."""
 

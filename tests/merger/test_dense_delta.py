@@ -274,3 +274,34 @@ def test_it_is_what_peft_calls_the_delta_weight(tuner: str, tmp_path: Path) -> N
             norm = changed.pow(2).sum(dim=axes, keepdim=True).sqrt()
             wanted = magnitude.reshape(norm.shape) / norm * changed - weight
         np.testing.assert_allclose(one.delta(f"{name}.weight", base), wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_that_does_not_fit_is_refused_for_every_kind(tmp_path: Path) -> None:
+    change = adapter({"q_proj.weight": low_rank(24, 8)})
+    for wrong in (np.zeros((3, 3)), np.zeros(()), torch.zeros(8, 24)):
+        with pytest.raises(ShapeMismatch):
+            loraformat.delta(change, "q_proj.weight", wrong)
+    for wrong in ("gpt2", np.array(["a"]), np.zeros((24, 8), complex)):
+        with pytest.raises(UsageError):
+            loraformat.delta(change, "q_proj.weight", wrong)
+    with pytest.raises(NonFiniteValue):
+        loraformat.delta(change, "q_proj.weight", np.full((24, 8), np.nan))
+    for name in (3, []):
+        with pytest.raises(UsageError):
+            loraformat.delta(change, name)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="load_adapter"):
+        loraformat.delta("path", "q_proj.weight")  # type: ignore[arg-type]
+
+
+def test_values_of_torch_are_taken_in_any_dtype(tmp_path: Path) -> None:
+    change = adapter({"q_proj.weight": low_rank(24, 8)})
+    plain = loraformat.delta(change, "q_proj.weight")
+    for values in (torch.zeros(24, 8, dtype=torch.bfloat16), torch.zeros(24, 8, requires_grad=True)):
+        assert np.array_equal(loraformat.delta(change, "q_proj.weight", values), plain)
+
+
+def test_a_delta_beyond_float32_is_refused() -> None:
+    large = LowRank(LazyTensor.of(torch.full((2, 1), 1e30)), LazyTensor.of(torch.full((1, 2), 1e30)), 1.0)
+    with pytest.raises(NonFiniteValue, match="float64"):
+        loraformat.delta(adapter({"q_proj.weight": large}), "q_proj.weight")
+    assert loraformat.delta(adapter({"q_proj.weight": large}), "q_proj.weight", dtype="float64").max() > 1e59

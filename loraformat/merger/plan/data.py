@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from loraformat import schema
+from loraformat.diagnostics import json_path
 from loraformat.errors import ConfigError
 from loraformat.matching import WHOLE, RowMap
 from loraformat.merger.plan.serialized import from_plain, to_plain
@@ -221,7 +223,11 @@ class MergePlan:
         if not isinstance(value, dict) or value.get("version") != VERSION:
             found = value.get("version") if isinstance(value, dict) else None
             raise ConfigError(f"version: expected {VERSION}, found {found!r:.20}", where="plan")
-        return from_plain(cls, {name: one for name, one in value.items() if name != "version"}, "plan")
+        plan = from_plain(cls, {name: one for name, one in value.items() if name != "version"}, "plan")
+        fault = next(schema.check("merge-plan", value), None)
+        if fault is not None:
+            raise ConfigError(f"{json_path(fault[0])}: {fault[1]}", where="plan")
+        return plan
 
     def only(self, target: str) -> MergePlan:
         """The same merge with one weight file alone. Raises LookupError: there is no such file."""

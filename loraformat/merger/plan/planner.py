@@ -69,6 +69,7 @@ def plan_merge(
     if dtype is not None:
         found = in_dtype(found, base, dtype, decoded.parts)
     shards = tuple(_shard(base, file, found, container) for file in base.files.values() if file.name in decoded.files)
+    _check_targets(shards)
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
     _check_names(base)
     stale = {name for name in base.others if _is_stale(name, base) or not _is_text(name)}
@@ -107,6 +108,16 @@ def plan_merge(
         settings=settings.files,
         quantized=decoded.output,
     )
+
+
+def _check_targets(shards: Sequence[ShardPlan]) -> None:
+    """Raises: MergeError (LF801): two weight files of the base would have one name in the output."""
+    sources: dict[str, str] = {}
+    for shard in shards:
+        other = sources.setdefault(shard.target, shard.source)
+        if other != shard.source:
+            text = f"{other} and {shard.source} would both become {shard.target}"
+            raise MergeError(text, where="merge", hint="leave out --container, or rename one of the files")
 
 
 def _check_names(base: Checkpoint) -> None:

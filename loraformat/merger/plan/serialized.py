@@ -75,7 +75,7 @@ def _value(kind: Any, value: Json, where: str) -> Any:  # noqa: ANN401 - one lin
         return _tuple(get_args(kind), value, where)
     if origin is dict and isinstance(value, Mapping):
         return {name: _value(get_args(kind)[1], one, f"{where}[{name!r}]") for name, one in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1023:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loraformat.engine import open_device
+from loraformat.errors import ConfigError
 from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import open_inputs
@@ -13,7 +15,7 @@ from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.plan.serialized import from_plain, to_plain
 from loraformat.merger.write.weights import Written, write_weights
 from loraformat.model.bundle import Json
-from loraformat.storage import Run, open_store
+from loraformat.storage import ANYONE, Run, open_store
 
 _LIMITS = Resources()
 
@@ -28,6 +30,8 @@ class FileTask:
         jobs: threads.
         memory_nbytes: for windows.
         digests: whether copied bytes get a digest too.
+        permissions: mode bits that the file may have, beside what the umask takes away.
+        device: see `engine.open_device`.
     """
 
     plan: MergePlan
@@ -35,6 +39,8 @@ class FileTask:
     jobs: int = 1
     memory_nbytes: int = _LIMITS.memory_nbytes
     digests: bool = True
+    permissions: int = ANYONE
+    device: str = "cpu"
 
     @property
     def target(self) -> str:
@@ -46,10 +52,15 @@ class FileTask:
         return {**to_plain(self), "plan": self.plan.to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Json]) -> FileTask:
+    def from_json(cls, value: Json) -> FileTask:
         """A task from what `to_json` gave. Raises ConfigError (LF103): it is not of that form."""
+        if not isinstance(value, dict):
+            raise ConfigError(f"expected an object, found {type(value).__name__}", where="task")
         plan = MergePlan.from_json(value.get("plan"))
-        return from_plain(cls, {**value, "plan": to_plain(plan)}, "task")
+        task = from_plain(cls, {**value, "plan": to_plain(plan)}, "task")
+        if len(plan.shards) != 1 or task.jobs < 1 or task.memory_nbytes < 1:
+            raise ConfigError("expected one weight file, at least one job and one byte of memory", where="task")
+        return task
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +101,26 @@ class FileEngine(Protocol):
 
 
 def tasks_of(
-    plan: MergePlan, output: str, *, without: Iterable[str] = (), limits: Resources = _LIMITS, digests: bool = True
+    plan: MergePlan,
+    output: str,
+    *,
+    without: Iterable[str] = (),
+    limits: Resources = _LIMITS,
+    digests: bool = True,
+    permissions: int = ANYONE,
 ) -> tuple[FileTask, ...]:
     """The tasks of a plan, but for files that are there."""
     there = set(without)
     return tuple(
-        FileTask(plan.only(shard.target), output, limits.jobs, limits.memory_nbytes, digests)
+        FileTask(
+            plan.only(shard.target),
+            output,
+            jobs=limits.jobs,
+            memory_nbytes=limits.memory_nbytes,
+            digests=digests,
+            permissions=permissions,
+            device="cpu" if limits.device is None else str(limits.device),
+        )
         for shard in plan.shards
         if shard.target not in there
     )
@@ -106,8 +131,8 @@ def execute(task: FileTask) -> Receipt:
 
     Raises: as `open_inputs` and `write_weights`.
     """
-    limits = Resources(jobs=task.jobs, memory_nbytes=task.memory_nbytes)
-    inputs, output = open_inputs(task.plan), open_store(task.output)
+    limits = Resources(jobs=task.jobs, device=open_device(task.device), memory_nbytes=task.memory_nbytes)
+    inputs, output = open_inputs(task.plan), open_store(task.output, task.permissions)
     written = write_weights(task.plan, inputs, output, limits, digests=task.digests)
     return receipt_of(task.target, written)
 

@@ -98,8 +98,15 @@ def run_merge(
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
-        tasks = tasks_of(plan, output.location, without=there, limits=limits, digests=digests)
-        written = _written_by(engine, tasks, there, journal)
+        tasks = tasks_of(
+            plan,
+            output.location,
+            without=there,
+            limits=limits,
+            digests=digests,
+            permissions=output.permissions,
+        )
+        written = _written_by(engine, tasks, there, journal, limits)
     if trust.verify != "none":
         is_full = trust.verify == "full"
         written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
@@ -113,13 +120,16 @@ def run_merge(
 
 
 def _written_by(
-    engine: FileEngine, tasks: Sequence[FileTask], there: Mapping[str, Written], journal: Journal
+    engine: FileEngine, tasks: Sequence[FileTask], there: Mapping[str, Written], journal: Journal, limits: Resources
 ) -> Written:
     """The figures of all files, those of the tasks from their receipts."""
     found = dict(there)
     for receipt in engine.run(tasks):
         found[receipt.target] = receipt.written()
         journal.add(receipt.target, found[receipt.target])
+        if limits.progress is not None:
+            shard = next(task.plan.shards[0] for task in tasks if task.target == receipt.target)
+            limits.progress(sum(map(nbytes_of, shard.tensors)))
     for task in tasks:
         if task.target not in found:
             raise MergeError("the engine gave no receipt for this file", where=task.target)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from merger.checkpoints import adapter_folder, config, save_base, weights
+from safetensors.torch import load_file
 
 import loraformat
 from loraformat.errors import ConfigError, MergeError, StorageError
@@ -153,12 +154,14 @@ def test_an_adapter_that_changed_since_is_refused_by_name(base: Path, change: Pa
     ("path", "value", "expected"),
     [
         (("version",), 1, "version: expected 2, found 1"),
-        (("extra",), 1, 'unknown field "extra"'),
+        (("extra",), 1, "extra"),
         (("base",), 7, r"plan\.base"),
         (("shards", 0, "edits", 0, "terms", 0, "index"), "x", r"terms\[0\]\.index"),
         (("shards", 0, "tensors", 0, "shape"), [1.5], r"shape\[0\]"),
         (("adapters", 0, "strength"), "much", "strength"),
         (("shards",), {}, "expected a list"),
+        (("shards", 0, "edits", 0, "terms", 0, "adapter"), -1, "adapter"),
+        (("arithmetic", "rounding"), "x", "rounding"),
     ],
 )
 def test_a_plan_that_is_not_of_its_form_is_refused(
@@ -172,6 +175,71 @@ def test_a_plan_that_is_not_of_its_form_is_refused(
     with pytest.raises(ConfigError, match=expected) as error:
         MergePlan.from_json(plain)
     assert "plan" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("adapters",), []),
+        (("shards", 0, "source"), "x"),
+        (("shards", 0, "edits", 0, "source"), "x"),
+        (("shards", 0, "edits", 0, "terms", 0, "index"), 9),
+        (("shards", 0, "edits", 0, "terms", 0, "adapter"), 9),
+        (("shards", 0, "edits", 0, "terms", 0, "weight"), "x"),
+    ],
+)
+def test_a_plan_that_names_what_is_not_there_is_refused(
+    base: Path, change: Path, tmp_path: Path, path: tuple[Any, ...], value: object
+) -> None:
+    plain = json.loads(json.dumps(planned(base, [str(change)]).to_json()))
+    plain["shards"] = [next(shard for shard in plain["shards"] if shard["edits"])]
+    level = plain
+    for key in path[:-1]:
+        level = level[key]
+    level[path[-1]] = value
+    (tmp_path / "out").mkdir()
+    (task,) = tasks_of(MergePlan.from_json(plain), str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="plan"):
+        execute(task)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("value", [None, [], "x", 5, {}])
+def test_what_is_no_task_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError):
+        FileTask.from_json(value)
+
+
+def test_a_retrained_adapter_is_noticed_by_its_values(base: Path, change: Path, tmp_path: Path) -> None:
+    plan = planned(base, [str(change)])
+    path = change / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StorageError, match="adapter_model"):
+        open_inputs(plan)
+
+
+def test_a_file_of_an_engine_is_as_private_as_the_others(base: Path, change: Path, tmp_path: Path) -> None:
+    plan = planned(base, [str(change)])
+    inputs = open_inputs(plan)
+    with stage(str(tmp_path / "out"), overwrite=False, permissions=0o700) as output:
+        sources = [source_of(bundle) for bundle in inputs.bundles]
+        run_merge(plan, inputs, sources, output, Resources(), Trust(), engine=FreshInterpreters())
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "out").iterdir()} == {0}
+
+
+def test_two_files_that_would_have_one_name_are_refused(base: Path, change: Path, tmp_path: Path) -> None:
+    index = json.loads((base / "model.safetensors.index.json").read_text())
+    renames = {"model-00001-of-00002.safetensors": "x.bin", "model-00002-of-00002.safetensors": "x.pt"}
+    for old, new in renames.items():
+        torch.save(load_file(base / old), base / new)
+        (base / old).unlink()
+    index["weight_map"] = {name: renames[file] for name, file in index["weight_map"].items()}
+    (base / "model.safetensors.index.json").unlink()
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(MergeError, match=r"x\.bin and x\.pt would both become x\.safetensors"):
+        loraformat.merge(base, [change], tmp_path / "out", container="safetensors")
 
 
 def test_a_file_without_a_receipt_ends_the_merge(base: Path, change: Path, tmp_path: Path) -> None:
