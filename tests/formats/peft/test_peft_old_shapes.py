@@ -116,3 +116,18 @@ def test_a_variant_beside_the_weights_is_not_read_with_them(tmp_path: Path) -> N
     report = loraformat.merge(str(tmp_path / "base"), [str(tmp_path / "adapter")], str(tmp_path / "out"))
     assert any("model.fp16.safetensors" in finding.message for finding in report.findings if finding.code == "LF802")
     tiny.check_merged(tmp_path / "out", "LlamaForCausalLM", both)
+
+
+def test_an_adapter_in_pickled_parts_is_read(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(4)
+    factors = {
+        "base_model.model.m.q.lora_A.weight": torch.randn(2, 4, generator=g),
+        "base_model.model.m.q.lora_B.weight": torch.randn(6, 2, generator=g),
+    }
+    for number, (name, value) in enumerate(factors.items(), 1):
+        torch.save({name: value}, tmp_path / f"adapter_model-{number:05}-of-00002.bin")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    (update,) = loraformat.load_adapter(tmp_path).updates["m.q.weight"]
+    assert isinstance(update, loraformat.LowRank)
+    assert torch.equal(update.up.torch(), factors["base_model.model.m.q.lora_B.weight"])
