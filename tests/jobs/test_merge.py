@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from merger.checkpoints import adapter_folder, config, save_base, weights
 
 import loraformat
+from loraformat.errors import AdapterRefused, NonFiniteValue
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -21,3 +24,25 @@ def test_a_base_that_holds_an_adapter_too_gives_a_model(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("adapter_*"))
     assert "LF817" in {finding.code for finding in report.findings}
     tiny.check_merged(tmp_path / "out", "LlamaForCausalLM", both)
+
+
+def test_one_error_and_several_are_counted_as_such(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    for names, said in (
+        (["x.q_proj.weight"], "1 error ["),
+        (["x.q_proj.weight", "y.q_proj.weight"], "2 errors, first ["),
+    ):
+        change = adapter_folder(tmp_path / str(len(names)), dict.fromkeys(names, (24, 24)))
+        with pytest.raises(AdapterRefused) as error:
+            loraformat.merge(base, [change], tmp_path / "out")
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e6), (torch.bfloat16, 7e37)])
+def test_an_overflow_is_explained_where_the_dtype_is_at_fault(tmp_path: Path, dtype: torch.dtype, scale: float) -> None:
+    base = save_base(tmp_path / "base", weights(dtype=dtype), config())
+    change = adapter_folder(tmp_path / "change", {"model.layers.0.q_proj.weight": (24, 24)}, scale=scale)
+    with pytest.raises(NonFiniteValue) as error:
+        loraformat.merge(base, [change], tmp_path / "out")
+    assert ("overflows float16" in error.value.hint) == (dtype is torch.float16)
+    assert "not finite in" in error.value.message
