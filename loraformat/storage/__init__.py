@@ -52,6 +52,7 @@ __all__ = [
     "local",
     "memory_at",
     "new_hash",
+    "open_output",
     "open_store",
     "permissions_for",
     "require_space",
@@ -63,16 +64,18 @@ __all__ = [
 ]
 
 
-def open_store(uri: str, permissions: int = ANYONE) -> Store:
+def open_store(uri: str) -> Store:
     """The files of a local folder, one local file as a store with one entry, or a repository (`hf://owner/name`).
-
-    Args:
-        permissions: mode bits that files which are written there may have, where there are such bits.
 
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
-    store = scheme_of(uri).open(uri)
-    return store.restricted(permissions) if isinstance(store, LocalStore) else store
+    return scheme_of(uri).open(uri)
+
+
+def open_output(location: str, permissions: int) -> Store:
+    """An unfinished output by its `Output.location`, to write a file into it with no other mode bits than these."""
+    scheme = scheme_of(location)
+    return LocalStore(location, permissions) if scheme.modes else scheme.open(location)
 
 
 def stage(

@@ -15,7 +15,7 @@ from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.plan.serialized import from_plain, to_plain
 from loraformat.merger.write.weights import Written, write_weights
 from loraformat.model.bundle import Json
-from loraformat.storage import ANYONE, Run, open_store
+from loraformat.storage import ANYONE, Run, open_output
 
 _LIMITS = Resources()
 
@@ -132,7 +132,7 @@ def execute(task: FileTask) -> Receipt:
     Raises: as `open_inputs` and `write_weights`.
     """
     limits = Resources(jobs=task.jobs, device=open_device(task.device), memory_nbytes=task.memory_nbytes)
-    inputs, output = open_inputs(task.plan), open_store(task.output, task.permissions)
+    inputs, output = open_inputs(task.plan), open_output(task.output, task.permissions)
     written = write_weights(task.plan, inputs, output, limits, digests=task.digests)
     return receipt_of(task.target, written)
 

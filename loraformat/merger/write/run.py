@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from loraformat._version import __version__
 from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
-from loraformat.errors import ContainerError, MergeError
+from loraformat.errors import MergeError
 from loraformat.merger.compute.windows import Resources
-from loraformat.merger.inputs import Inputs, base_names
+from loraformat.merger.inputs import Inputs, base_names, fingerprints_of
 from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
@@ -29,7 +29,7 @@ from loraformat.merger.write.manifest import (
 )
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
-from loraformat.model.bundle import DIGESTS, Bundle, OpenedFiles
+from loraformat.model.bundle import DIGESTS, Bundle, FileFingerprint, OpenedFiles
 from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
@@ -110,8 +110,8 @@ def run_merge(
     if trust.verify != "none":
         is_full = trust.verify == "full"
         written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
-    base_prints, *adapters = [_prints(one, read) for one in (base, *sources)]
-    prints = {"base": base_prints, "adapters": adapters}
+    adapters = [_recorded(one, known.files) for one, known in zip(sources, plan.adapters, strict=True)]
+    prints = {"base": _recorded(base, plan.base_files), "adapters": adapters}
     outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
@@ -181,14 +181,13 @@ def _identities(source: Source) -> list[Any]:
     return [[name, *source.store.identity(name)] for name in source.names]
 
 
-def _prints(source: Source, read: Map) -> list[dict[str, Any]]:
-    return list(read(lambda name: _print(source.store, name), sorted(source.names)))
+def _recorded(source: Source, planned: Sequence[FileFingerprint]) -> list[dict[str, Any]]:
+    """What the manifest says of the files of an input: name, size and hashes, as the plan has them where it does."""
+    return [_record(one) for one in planned or fingerprints_of(source.store, source.names)]
 
 
-def _print(store: OpenedFiles, name: str) -> dict[str, Any]:
-    """Name, size and hashes of a file; a file beside the adapter that is damaged has a name and a size only."""
-    shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # JSON holds no other bytes
-    try:
-        return {**plain_fingerprint(fingerprint_of(store, name, whole=False)), "name": shown}
-    except ContainerError:
-        return {"name": shown, "nbytes": store.size(name)}
+def _record(found: FileFingerprint) -> dict[str, Any]:
+    name = found.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # JSON has no other bytes
+    # A plan that is to leave this process hashes all bytes of adapters too; the manifest says the same without it.
+    whole = None if found.header_sha256 is not None else found.sha256
+    return plain_fingerprint(replace(found, name=name, sha256=whole))

@@ -57,7 +57,7 @@ def write_weights(
 ) -> Written:
     """Write the weight files of a plan; one pool of threads for all of them.
 
-    A file is made durable and gets its name in a thread of its own, while the next one is computed.
+    A file is made durable and renamed into place in a thread of its own, while the next one is computed.
 
     Args:
         on_written: called after each file, from that thread.

@@ -69,11 +69,6 @@ class LocalStore:
         """Mode bits that files which are written may have."""
         return self._permissions
 
-    def restricted(self, permissions: int) -> LocalStore:
-        """The same store, whose new files have no other mode bits than these."""
-        self._permissions &= permissions
-        return self
-
     @property
     def location(self) -> str:
         """See Output."""
