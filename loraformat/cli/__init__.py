@@ -78,7 +78,9 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"loraformat.cli.commands.{cmd_name}").command
+        is_version = cmd_name == "version"  # of the tool itself, like help
+        module = importlib.import_module(f"loraformat.cli.commands.{'help' if is_version else cmd_name}")
+        command = module.version if is_version else module.command
         assert isinstance(command, click.Command)
         return command
 

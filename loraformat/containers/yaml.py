@@ -87,7 +87,7 @@ def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for key, item in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
-            raise InvalidYaml(f"{_line(key)}a key that is no text or stands there twice", where=_in_line(key, where))
+            raise InvalidYaml(f"{_line(key)}a key is not text, or appears twice", where=_in_line(key, where))
         found[_checked_text(key, where)] = _value(item, where)
     return found
 

@@ -146,7 +146,7 @@ class Quantized:
 
     Attributes:
         scheme: its name in `containers.quantized.SCHEMES`.
-        stored: the same base as it stands in its files: codes, scales and all weights that are not quantized.
+        stored: the same base as its files store it: codes, scales and all weights that are not quantized.
         weights: the quantized weights, by name.
     """
 

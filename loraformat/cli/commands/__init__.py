@@ -1,3 +1,3 @@
-"""The commands, one module each, named like it."""
+"""The commands, one module each, named like it; `version` is in `help`."""
 
 __all__: list[str] = []

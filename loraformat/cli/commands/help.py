@@ -1,9 +1,10 @@
-"""loraformat help."""
+"""loraformat help and loraformat version: about the tool itself."""
 
 from __future__ import annotations
 
 import click
 
+from loraformat._version import __version__
 from loraformat.cli import completers
 
 
@@ -22,3 +23,9 @@ def command(ctx: click.Context, name: str | None) -> None:
     assert found is not None
     with click.Context(found, info_name=named, parent=root) as inner:
         click.echo(found.get_help(inner))
+
+
+@click.command("version")
+def version() -> None:
+    """Show the version, as `loraformat --version` does."""
+    click.echo(f"loraformat, version {__version__}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class QuantizedScheme(Protocol):
     """A module of `containers/quantized`, or any object with these functions.
 
-    `stored` is always the base as it stands in its files: config.json and the files beside it, headers, the metadata of
+    `stored` is always the base as its files store it: config.json and the files beside it, headers, the metadata of
     each file, `weights[name].raw(start, stop)` for rows of a tensor and `store.read_into` for any other bytes.
     """
 

@@ -41,7 +41,7 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """W' = L W or W R, where L or R is block-diagonal; a convolution counts as (out, in · prod(kernel)).
+    """W' = L W or W R, where L or R is block-diagonal; a convolution is flattened to (out, in · prod(kernel)).
 
     Attributes:
         blocks: (count, size, size): the blocks along the diagonal, as they multiply.
@@ -88,7 +88,7 @@ class Rotated:
 
 @dataclass(frozen=True, slots=True)
 class Multiplied:
-    """W' = W (I + up @ down): a chain of reflections, say; a convolution counts as (out, in · prod(kernel)).
+    """W' = W (I + up @ down): a chain of reflections, say; a convolution is flattened to (out, in · prod(kernel)).
 
     Attributes: up: (in, rank); down: (rank, in).
     Source: peft 0.21.2, tuners/hra/layer.py.

@@ -45,7 +45,7 @@ class Hadamard:
         return ((self.up1, self.down1), (self.up2, self.down2))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be added to a weight of `shape`; that of a convolution counts as (out, in · prod(kernel))."""
+        """Whether it can be added to a weight of `shape`; a convolution as (out, in · prod(kernel))."""
         return self.is_even and is_shape(self.shape, (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape)
 
 
@@ -80,5 +80,5 @@ class Kronecker:
         return tuple((side[0], side[1]) for side in (self.left, self.right) if len(side) == 2)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it can be added to a weight of `shape`; that of a convolution counts as (out, in · prod(kernel))."""
+        """Whether it can be added to a weight of `shape`; a convolution as (out, in · prod(kernel))."""
         return self.is_even and is_shape(self.shape, (shape[0], math.prod(shape[1:])) if len(shape) > 2 else shape)
