@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -39,6 +38,8 @@ def open_adapter_files(uri: str) -> Bundle:
     names = listed([show(os.path.basename(one.uri), 60) for one in found], 8)
     config = next((name for name in CONFIGS if name in bundle.files), None)
     if config is not None and not any(has_config(one) for one in found):
+        import shlex
+
         copy = f"cp {show(shlex.join([os.path.join(uri, config), found[0].uri]), 400)}"
         hint = f"copy it beside the weights: {copy}" if len(found) == 1 else "copy it beside those that you mean"
         raise MissingFile(f"{config} is here, and the weights are in {names}", where=uri, hint=hint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,6 +59,8 @@ class MemoryStore:
 
     def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source: a digest of the content."""
+        import hashlib
+
         return (hashlib.sha256(self._content(path)).hexdigest(),)
 
     def check_inside(self, path: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraformat.algebra.outliers import outliers
 from loraformat.engine import one_thread_each, open_engine
 from loraformat.model.adapter import Adapter
 from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
@@ -116,5 +115,7 @@ def _with_spectrum(record: WeightRecord, found: Spectrum | None) -> WeightRecord
 
 
 def _with_outliers(records: Sequence[WeightRecord]) -> tuple[WeightRecord, ...]:
+    from loraformat.algebra.outliers import outliers
+
     found = outliers((number, (each.module, each.shape), each.norm) for number, each in enumerate(records))
     return tuple(replace(record, is_outlier=number in found) for number, record in enumerate(records))
