@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Not --quiet: PyTorch is a download of hundreds of megabytes, and somebody is waiting.
+# Not --quiet: for the tests, PyTorch is a download of hundreds of megabytes, and somebody is waiting.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard schemas/*) $(wildcard loraformat/merger/compute/kernel*.[ch])
+SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
 .PHONY: demo test test-architectures mutants check clean
 
@@ -34,7 +34,7 @@ clean:
 	rm -rf $(VENV) dist build
 
 $(BIN)/python:
-	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads (PyTorch is the largest)"
+	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads"
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that a change of the source needs no new installation.

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from loraformat.errors import UsageError
+from loraformat.extras import import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +21,10 @@ def open_device(name: str) -> torch.device | None:
         return None
     if not re.fullmatch(r"cuda(:\d{1,3})?", name):
         raise UsageError(f"{name!r} is not a device, expected cpu, cuda or cuda:N", where="--device")
-    import torch
-
+    torch = import_torch(f"--device {name}")
     if not torch.cuda.is_available():
         raise UsageError(f"{name} is not there: torch finds no CUDA device", where="--device", hint="use cpu")
-    device = torch.device(name)
+    device: torch.device = torch.device(name)
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         raise UsageError(f"{name} is not there: torch finds {count} CUDA devices", where="--device")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from loraformat.containers import open_bundle, save_bundle
 from loraformat.formats.kit.folder import json_file, tensor_file
 from loraformat.model.bundle import Bundle, File, Json, TensorFile
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.storage import stage
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
-    from loraformat.model.tensors import Values
 
 _WIDTH, _HIDDEN, _LAYERS, _VOCABULARY, _NEW_WORDS, _RANK, _ALPHA = 64, 128, 2, 96, 4, 8, 16
 _TARGETS = {

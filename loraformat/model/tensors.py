@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from loraformat.errors import MissingExtra
+from loraformat.extras import import_torch
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -313,17 +313,6 @@ def _array_of(value: Values | Tensor) -> tuple[Values, DType | None]:
         wide = value.detach().cpu()
         return (wide.float() if dtype in (DType.BF16, *_FLOAT8) else wide).numpy(), dtype
     return value, next((dtype for dtype, code in _NUMPY_CODES.items() if np.dtype(code) == value.dtype), None)
-
-
-def import_torch(purpose: str) -> Any:
-    """The module torch. Raises: MissingExtra (LF029): it is not installed."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtra(f"{purpose} needs PyTorch", hint="pip install 'loraformat[torch]'") from None
-    return torch
 
 
 def rounded(values: Values, dtype: DType) -> Values:
