@@ -103,7 +103,7 @@ def _kronecker(update: Kronecker, scale: float) -> Iterator[Matrix]:
     import numpy as np
 
     left, right = (dense(side_of(factors)) for factors in (update.left, update.right))
-    yield np.kron(left, right) * scale
+    yield np.asarray(np.kron(left, right), np.float64) * scale
 
 
 # The matrices of each kind whose `is_sum` holds, by its class.

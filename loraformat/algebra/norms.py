@@ -69,8 +69,8 @@ def core_of(product: Product) -> Floats:
     """R_left R_rightᵀ of the QR decompositions of both factors: a small matrix with the product's singular values."""
     import numpy as np
 
-    left, right = (np.linalg.qr(factor, mode="r") for factor in (product.left, product.right.T))
-    return np.asarray(left @ right.T, np.float64)
+    left, right = (np.asarray(np.linalg.qr(each, mode="r"), np.float64) for each in (product.left, product.right.T))
+    return left @ right.T
 
 
 def _norm_by_qr(matrix: Product) -> float:

@@ -175,7 +175,8 @@ class _Drawn:
     def normal(self, *shape: int) -> Floats:
         """Mean 0 and deviation 1: the sum of twelve uniform numbers, less six."""
         bits = self._generator.integers(0, 1 << 32, (12, *shape), dtype="u8")
-        return (bits.sum(axis=0) / 2.0**32) - 6.0
+        found: Floats = bits.sum(axis=0) / 2.0**32 - 6.0
+        return found
 
 
 def _words(count: int) -> dict[str, Json]:

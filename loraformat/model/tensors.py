@@ -59,7 +59,8 @@ class DType(Enum):
         """The dtype of arrays that hold its values: float32 for bfloat16 and float8, which numpy lacks."""
         import numpy as np
 
-        return np.dtype(_NUMPY_CODES.get(self, "<f4")).newbyteorder("=")
+        found: np.dtype[Any] = np.dtype(_NUMPY_CODES.get(self, "<f4")).newbyteorder("=")
+        return found
 
     @property
     def torch(self) -> torch.dtype:
@@ -338,7 +339,7 @@ def rounded(values: Values, dtype: DType) -> Values:
                 result = np.where(is_nan, quiet, result)
             return np.asarray(result.view(np.float32).reshape(values.shape))
         if dtype in _FLOAT8:
-            return numbers_of(memoryview(_float8_codes(values, dtype)), dtype).reshape(values.shape)
+            return numbers_of(_flat_bytes(_float8_codes(values, dtype)), dtype).reshape(values.shape)
         return np.asarray(values.astype(dtype.numpy))
 
 
@@ -364,7 +365,7 @@ def bytes_of(values: Values, dtype: DType) -> memoryview:
 def _flat_bytes(values: Values) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _odd(values: Values) -> NDArray[np.float32]:
@@ -400,6 +401,6 @@ def _float8_codes(values: Values, dtype: DType) -> NDArray[np.uint8]:
     is_up = (high < low) | (high == low) & (above % 2 == 0)
     codes = (above - 1 + is_up).astype(np.uint8)
     if dtype is DType.F8_E8M0:
-        return np.where(np.isnan(values), np.uint8(255), codes)
+        return np.asarray(np.where(np.isnan(values), np.uint8(255), codes))
     codes = np.where(np.isnan(values), np.uint8(127), codes)
     return np.asarray(codes | np.where(np.signbit(values), np.uint8(128), np.uint8(0)))
