@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 from loraformat.errors import MissingExtra
 
 
-def import_torch(purpose: str) -> Any:
+def import_torch(purpose: str) -> ModuleType:
     """The module torch.
 
     Args:

@@ -70,7 +70,8 @@ def core_of(product: Product) -> Floats:
     import numpy as np
 
     left, right = (np.asarray(np.linalg.qr(each, mode="r"), np.float64) for each in (product.left, product.right.T))
-    return left @ right.T
+    core: Floats = left @ right.T
+    return core
 
 
 def _norm_by_qr(matrix: Product) -> float:

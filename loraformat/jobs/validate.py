@@ -23,7 +23,6 @@ from loraformat.storage import Location, listed, uri_of, uri_or_none
 
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
-
     from loraformat.rules.targets import Target
 
 

@@ -11,12 +11,11 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 
 if TYPE_CHECKING:
-    from loraformat.model.tensors import Values
-
     from loraformat.matching import Matching
     from loraformat.model.adapter import Adapter
     from loraformat.model.bundle import Bundle
     from loraformat.model.checkpoint import Checkpoint
+    from loraformat.model.tensors import Values
     from loraformat.rules.targets import Target
 
 

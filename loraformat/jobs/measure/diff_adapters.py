@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from loraformat.model.results.differences import WeightDifference
 from loraformat.model.floats import float64_of
+from loraformat.model.results.differences import WeightDifference
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update, kind_of, scale_of, settings, tensors
 

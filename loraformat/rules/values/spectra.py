@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.floats import float64_of
+from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.tensors import DType, rounded
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
