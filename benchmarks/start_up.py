@@ -84,7 +84,7 @@ def verbs(folder: Path) -> Mapping[str, Sequence[str]]:
         "convert": [*tool, "convert", str(ADAPTER), "--to", "native", "-o", out],
         "diff": [*tool, "diff", str(ADAPTER), str(ADAPTER)],
         "plot": [*tool, "plot", str(ADAPTER), "-o", f"{out}.html"],
-        "estimate": [*tool, "estimate", str(BASE), "--rank", "8"],
+        "estimate": [*tool, "estimate", str(BASE), "--rank", "8", "--targets", "all-linear"],
         "merge": [*tool, *merge, "-o", out],
         "verify": [*tool, "verify", merged],
     }
