@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraformat.arithmetic import multiply
+from loraformat.arithmetic.sums import fold
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -112,7 +113,7 @@ def _reflection(column: NDArray[AnyFloat]) -> tuple[NDArray[AnyFloat], AnyFloat]
     import numpy as np
 
     wide = column.astype(np.float64)
-    square = multiply(wide[None], wide[:, None])[0, 0]
+    square = fold(wide * wide, 0)
     vector = np.zeros_like(column)
     vector[0] = 1
     if square == wide[0] * wide[0]:
@@ -126,5 +127,5 @@ def _reflection(column: NDArray[AnyFloat]) -> tuple[NDArray[AnyFloat], AnyFloat]
 def _reflected(vector: NDArray[AnyFloat], factor: AnyFloat, rest: NDArray[AnyFloat]) -> NDArray[AnyFloat]:
     import numpy as np
 
-    sums = multiply(vector.astype(np.float64)[None], rest.astype(np.float64))
+    sums = fold(vector.astype(np.float64)[:, None] * rest, 0)
     return np.asarray((factor * vector)[:, None] * sums.astype(vector.dtype))

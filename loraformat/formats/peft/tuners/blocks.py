@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
+from loraformat.arithmetic.sums import row_squares
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import DType, LazyTensor, rounded
@@ -178,7 +178,7 @@ def _norms(rows: Floats) -> Floats:
     """(rows,): the length of each."""
     import numpy as np
 
-    return np.sqrt(multiply(rows[:, None], rows[:, :, None])[:, 0, 0])
+    return np.sqrt(row_squares(rows))
 
 
 DELORA = Tuner(

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from loraformat.arithmetic import multiply
+from loraformat.arithmetic.elementary import cos_and_sin
 from loraformat.arithmetic.factorizations import solved
-from loraformat.arithmetic.functions import cos_and_sin
+from loraformat.arithmetic.sums import fold, row_squares
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
@@ -81,8 +82,7 @@ def _skew(stored: LazyTensor, size: int, eps: float | None) -> Floats:
     blocks = np.asarray(blocks - blocks.transpose(0, 2, 1))
     if eps is None:
         return blocks
-    flat = blocks.reshape(len(values), 1, size * size)
-    norms = np.sqrt(multiply(flat, flat.transpose(0, 2, 1)))  # (count, 1, 1)
+    norms = np.sqrt(2 * row_squares(values))[:, None, None]
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = np.minimum(eps / math.sqrt(len(values)) / norms, 1)
     return np.asarray(blocks * np.where(np.isnan(factors), 1.0, factors))
@@ -195,19 +195,13 @@ def _reflections(vectors: Floats, is_orthogonal: bool) -> tuple[Floats, Floats]:
     for number, column in enumerate(vectors.T):
         vector = column
         for other in units[:number] if is_orthogonal else ():
-            vector = vector - _inner(other, vector) * other
+            vector = vector - fold(other * vector, 0) * other
         with np.errstate(divide="ignore", invalid="ignore"):
-            vector = vector / np.sqrt(_inner(vector, vector))
-        before = multiply(units[:number], vector[:, None])
-        ups[:, number] = -2 * (vector + multiply(ups[:, :number], before)[:, 0])
+            vector = vector / np.sqrt(fold(vector * vector, 0))
+        before = fold(units[:number] * vector, 1)
+        ups[:, number] = -2 * (vector + fold(ups[:, :number] * before, 1))
         units[number] = vector
     return ups, units
-
-
-def _inner(one: Floats, other: Floats) -> Floats:
-    """(1,): the inner product of two vectors."""
-    value: Floats = multiply(one[None], other[:, None])[0]
-    return value
 
 
 HRA = Tuner(parts={"hra_u": (2,)}, read=_hra, settings=("apply_GS", "init_weights", "r"))

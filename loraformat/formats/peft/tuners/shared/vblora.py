@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
-from loraformat.arithmetic.functions import exp
+from loraformat.arithmetic.elementary import exp
+from loraformat.arithmetic.sums import fold
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, integers, require
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
@@ -80,7 +80,7 @@ def _chosen(logits: LazyTensor, top: int) -> tuple[NDArray[np.int64], Floats]:
     numbers = np.argsort(np.where(np.isnan(values), -np.inf, -values), axis=-1, kind="stable")[..., :top]
     largest = np.take_along_axis(values, numbers, axis=-1)
     powers = exp(largest - largest[..., :1])
-    return numbers, powers / _total(powers)
+    return numbers, powers / fold(powers, -1)[..., None]
 
 
 def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[NDArray[np.int64], Floats]:
@@ -88,18 +88,11 @@ def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[NDArray[np.int64]
     import numpy as np
 
     shares = float64_of(weights)
-    return integers(indices), np.concatenate([shares, 1 - _total(shares)], axis=-1)
-
-
-def _total(values: Floats) -> Floats:
-    """The sums along the last axis, which stays, with one value."""
-    import numpy as np
-
-    return multiply(values, np.ones((*values.shape[:-2], values.shape[-1], 1)))
+    return integers(indices), np.concatenate([shares, (1 - fold(shares, -1))[..., None]], axis=-1)
 
 
 def _mixed(bank: LazyTensor, mix: Mix) -> Floats:
-    """(…, length): the vectors of the bank, each times its share, added in the order of their numbers' list."""
+    """(…, length): the vectors of the bank, each times its share, added one after the other."""
     import numpy as np
 
     numbers, shares = mix()

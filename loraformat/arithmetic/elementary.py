@@ -1,4 +1,4 @@
-"""exp, cos and sin by additions and multiplications alone: the same bytes on every machine.
+"""Exponentials, cosines and sines by additions and multiplications alone: the same bytes on every machine.
 
 numpy takes these functions from vector libraries that differ between processors. Here each is a polynomial after a
 reduction of the argument, computed elementwise in float64, within two units in the last place.
