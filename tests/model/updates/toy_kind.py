@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from loraformat.formats.peft import tuners
@@ -47,10 +48,10 @@ SHIFTED = Kind(name="shifted", formula="W + 1@v.T", family="multiplicative (IA3,
 
 # 3: its arithmetic.
 def shifted(update: Shifted, place: Placement) -> Addition:
-    vector = finite(update.vector.torch().to(place.dtype), place.where)
+    vector, cols = finite(update.vector.load(), place.where), place.shape[1]
     if place.transposed:
-        return Addition(lambda start, stop: vector[start:stop, None].expand(-1, place.shape[1]))
-    return Addition(lambda start, stop: vector.expand(stop - start, -1))
+        return Addition(lambda start, stop: np.broadcast_to(vector[start:stop, None], (stop - start, cols)))
+    return Addition(lambda start, stop: np.broadcast_to(vector, (stop - start, cols)))
 
 
 # 4: its line in the reference.
