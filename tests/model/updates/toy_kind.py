@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from loraformat.formats.peft import tuners
@@ -48,10 +47,10 @@ SHIFTED = Kind(name="shifted", formula="W + 1@v.T", family="multiplicative (IA3,
 
 # 3: its arithmetic.
 def shifted(update: Shifted, place: Placement) -> Addition:
-    vector, cols = finite(update.vector.load(), place.where), place.shape[1]
+    vector = finite(update.vector.load(), place.where)
     if place.transposed:
-        return Addition(lambda start, stop: np.broadcast_to(vector[start:stop, None], (stop - start, cols)))
-    return Addition(lambda start, stop: np.broadcast_to(vector, (stop - start, cols)))
+        return Addition(lambda start, stop: vector[start:stop, None].repeat(place.shape[1], axis=1))
+    return Addition(lambda start, stop: vector[None].repeat(stop - start, axis=0))
 
 
 # 4: its line in the reference.
