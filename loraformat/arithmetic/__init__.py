@@ -1,15 +1,21 @@
-"""Products and sums in one fixed order: the same bytes on every machine."""
+"""Products, sums and roundings in one fixed order: the same bytes on every machine."""
 
-from __future__ import annotations
+from loraformat.arithmetic.factors import Packed, pack
+from loraformat.arithmetic.products import finish, multiply, product, takes, window
+from loraformat.arithmetic.sums import column_squares, fold, row_squares
+from loraformat.arithmetic.tally import TILE, Tally
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from loraformat.model.floats import Floats
-
-__all__ = ["multiply"]
-
-
-def multiply(left: Floats, right: Floats) -> Floats:
-    """(…, rows, k) times (…, k, cols) in float64."""
-    return left @ right
+__all__ = [
+    "TILE",
+    "Packed",
+    "Tally",
+    "column_squares",
+    "finish",
+    "fold",
+    "multiply",
+    "pack",
+    "product",
+    "row_squares",
+    "takes",
+    "window",
+]

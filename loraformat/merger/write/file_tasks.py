@@ -8,7 +8,6 @@ from typing import Protocol
 
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
-from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan
