@@ -85,4 +85,5 @@ def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Floats]]:
     height = max(TILE, _MOST_WINDOW_NBYTES // max(1, weight.row_nbytes) // TILE * TILE)
     for start, stop in blocks_of(0, weight.rows, height):
         with np.errstate(invalid="ignore"):
-            yield start, weight.read(start, stop).astype(np.float64)
+            values = weight.read(start, stop).astype(np.float64)
+        yield start, values

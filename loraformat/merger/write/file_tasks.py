@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loraformat.arithmetic import Tally
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
 from loraformat.merger.compute.windows import Resources
