@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from loraformat import arithmetic
 from loraformat.merger.compute.kinds.steps import Addition, Multiplication, Overwrite, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TILE = 64
+TILE = arithmetic.TILE
 
 
 def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Sequence[Tensor | None]) -> Tensor:

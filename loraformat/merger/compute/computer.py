@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import Tally, takes
+from loraformat.arithmetic import window as add_product
 from loraformat.engine import one_thread_each
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.compute.apply import apply, blocks_of
 from loraformat.merger.compute.buffers import Block, Buffers
 from loraformat.merger.compute.cuda import Accelerator
-from loraformat.merger.compute.kernel import Kernel, open_kernel
 from loraformat.merger.compute.kinds.steps import Addition, Overwrite, Product, Step
 from loraformat.merger.compute.low_rank import reads_with_torch
 from loraformat.merger.compute.prepared import Steps, compute_dtype
-from loraformat.merger.compute.retention import Tally, change_of, tally_of
+from loraformat.merger.compute.retention import change_of, tally_of
 from loraformat.merger.compute.rounding import keep_unchanged, rounder
 from loraformat.merger.compute.windows import Resources, read_window, strip_of, unit_of
 from loraformat.merger.inputs import Inputs
@@ -65,9 +66,10 @@ class Computer:
     def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
         """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
         tallies: list[Tally] | None
-        kernel, accelerator = self._kernel_for(edit, steps), self._accelerator
-        if kernel is not None:
-            tallies = kernel.window(raw, steps.packed(), start, written)
+        accelerator = self._accelerator
+        if self._is_one_product(edit, steps):
+            stop = start + written.rows
+            tallies = add_product(steps.packed(), start, stop, raw.data, raw.dtype, written.data, written.dtype)
         elif accelerator is not None and self._is_nearest and (products := plain_products(steps.get()[0])):
             tallies = [accelerator.add(raw.tensor(), products, start, written.tensor(), steps.dtype.torch)]
         else:
@@ -81,7 +83,7 @@ class Computer:
         """`one_thread_each`, which imports torch, where any of the edits or a copy needs it."""
         inputs = self._inputs
         needs_torch = (
-            self._kernel_for(edit, self.steps(edit)) is None or reads_with_torch(edit, inputs) for edit in edits
+            not self._is_one_product(edit, self.steps(edit)) or reads_with_torch(edit, inputs) for edit in edits
         )
         return one_thread_each() if inputs.has_views or any(needs_torch) else nullcontext()
 
@@ -93,11 +95,11 @@ class Computer:
     def _is_nearest(self) -> bool:
         return self._arithmetic.rounding == "nearest"
 
-    def _kernel_for(self, edit: Edit, steps: Steps) -> Kernel | None:
+    def _is_one_product(self, edit: Edit, steps: Steps) -> bool:
+        """Whether an edit is computed in one pass, without torch."""
         if self._accelerator is not None or not (self._is_nearest and steps.is_plain and steps.dtype is DType.F64):
-            return None
-        kernel, stored = open_kernel(), self._inputs.base.tensors[edit.source].dtype
-        return kernel if kernel is not None and kernel.takes(stored, DType[edit.dtype]) else None
+            return False
+        return takes(self._inputs.base.tensors[edit.source].dtype, DType[edit.dtype])
 
     def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
         """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""

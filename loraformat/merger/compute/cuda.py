@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import Tally
 from loraformat.merger.compute.kinds.steps import Product
-from loraformat.merger.compute.retention import Tally, change_of, tally_of
+from loraformat.merger.compute.retention import change_of, tally_of
 from loraformat.merger.compute.rounding import keep_unchanged, round_nearest
 
 if TYPE_CHECKING:

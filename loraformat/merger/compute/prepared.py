@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import Packed, pack
 from loraformat.merger.compute.apply import add_column_squares
-from loraformat.merger.compute.kernel import Packed, pack
 from loraformat.merger.compute.kinds.arithmetic import prepare
 from loraformat.merger.compute.kinds.placement import BaseValues, Placement, Windows
 from loraformat.merger.compute.kinds.steps import Addition, Step

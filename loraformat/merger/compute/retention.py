@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.retention import is_lost
+from loraformat.arithmetic import Tally
 from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.merger.plan.findings import update_lost_to_rounding
 from loraformat.model.results.verbs import Retention
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Sums over some rows of a weight; D is the exact update, C what became of it: written value minus base value.
-
-    Attributes:
-        kept: Σ C·D.
-        whole: Σ D·D.
-        unchanged: elements where C is zero.
-        numel: elements in all.
-        largest: max |D|.
-    """
-
-    kept: float = 0.0
-    whole: float = 0.0
-    unchanged: int = 0
-    numel: int = 0
-    largest: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.kept + other.kept,
-            self.whole + other.whole,
-            self.unchanged + other.unchanged,
-            self.numel + other.numel,
-            max(self.largest, other.largest),
-        )
 
 
 def change_of(written: Tensor, base: Tensor, out: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from loraformat.arithmetic import Tally
 from loraformat.containers import bytes_of
-from loraformat.merger.compute.retention import Tally
 from loraformat.merger.inputs import Inputs
 from loraformat.model.checkpoint import BaseWeight, WeightFile
 from loraformat.model.tensors import Entry

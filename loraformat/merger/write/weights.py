@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from loraformat.arithmetic import Tally
 from loraformat.containers import CONTAINERS, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.merger.compute.computer import Computer
 from loraformat.merger.compute.prepared import Steps
-from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
