@@ -56,7 +56,7 @@ def _is_moderate(values: Floats) -> bool:
 
 
 def _fused(one: Floats, other: Floats, total: Floats) -> Floats:
-    """One · other + total, rounded once.
+    """`one` · `other` + `total`, rounded once.
 
     The exact sum is that of three numbers. The two smaller ones are added with rounding to odd, which a second
     rounding to the nearest cannot spoil (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).

@@ -29,12 +29,13 @@ class Packed:
     @property
     def rank(self) -> int:
         """Terms of each sum."""
-        return self.left.shape[1]
+        return int(self.left.shape[1])
 
     def right_matrix(self) -> Floats:
         """The right factor as it was given, (rank, cols); a copy."""
         blocks, rank, width = self.right.shape
-        return self.right.transpose(1, 0, 2).reshape(rank, blocks * width)[:, : self.cols]
+        matrix: Floats = self.right.transpose(1, 0, 2).reshape(rank, blocks * width)[:, : self.cols]
+        return matrix
 
 
 def pack(left: Floats, right: Floats) -> Packed:

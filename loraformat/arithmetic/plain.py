@@ -131,7 +131,7 @@ def _tally(base: Floats, written: Floats, update: Floats) -> Tally:
 def _values(bits: NDArray[Any], dtype: DType) -> Floats:
     import numpy as np
 
-    return decoded(memoryview(np.ascontiguousarray(bits)).cast("B"), dtype).reshape(bits.shape)
+    return decoded(np.ascontiguousarray(bits).data.cast("B"), dtype).reshape(bits.shape)
 
 
 def _largest(values: Floats, axis: int) -> Floats:
@@ -158,4 +158,6 @@ def bits_of(data: memoryview, dtype: DType, rows: int, cols: int) -> NDArray[Any
     """A run of bytes as the (rows, cols) unsigned integers of a dtype's size; the same memory."""
     import numpy as np
 
-    return np.frombuffer(data, bits_type(dtype), rows * cols).reshape(rows, cols)
+    if not rows * cols:
+        return np.empty((rows, cols), bits_type(dtype))
+    return np.frombuffer(data, bits_type(dtype)).reshape(rows, cols)

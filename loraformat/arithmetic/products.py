@@ -38,7 +38,7 @@ def product(packed: Packed, start: int, stop: int) -> Floats:
 
 
 def multiply(left: Floats, right: Floats) -> Floats:
-    """Left · right in the same fixed order, for products that are needed once.
+    """The product of two matrices in the same fixed order, for products that are needed once.
 
     >>> import numpy as np
     >>> multiply(np.ones((2, 3)), np.ones((3, 1)))
