@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from loraformat.errors import MissingExtra
+from loraformat.extras import import_torch
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -59,7 +59,8 @@ class DType(Enum):
         """The dtype of arrays that hold its values: float32 for bfloat16 and float8, which numpy lacks."""
         import numpy as np
 
-        return np.dtype(_NUMPY_CODES.get(self, "<f4")).newbyteorder("=")
+        found: np.dtype[Any] = np.dtype(_NUMPY_CODES.get(self, "<f4")).newbyteorder("=")
+        return found
 
     @property
     def torch(self) -> torch.dtype:
@@ -315,17 +316,6 @@ def _array_of(value: Values | Tensor) -> tuple[Values, DType | None]:
     return value, next((dtype for dtype, code in _NUMPY_CODES.items() if np.dtype(code) == value.dtype), None)
 
 
-def import_torch(purpose: str) -> Any:
-    """The module torch. Raises: MissingExtra (LF029): it is not installed."""
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtra(f"{purpose} needs PyTorch", hint="pip install 'loraformat[torch]'") from None
-    return torch
-
-
 def rounded(values: Values, dtype: DType) -> Values:
     """Real values rounded once to the nearest of `dtype`, ties to even, as an array of `dtype.numpy`.
 
@@ -349,7 +339,7 @@ def rounded(values: Values, dtype: DType) -> Values:
                 result = np.where(is_nan, quiet, result)
             return np.asarray(result.view(np.float32).reshape(values.shape))
         if dtype in _FLOAT8:
-            return numbers_of(memoryview(_float8_codes(values, dtype)), dtype).reshape(values.shape)
+            return numbers_of(_flat_bytes(_float8_codes(values, dtype)), dtype).reshape(values.shape)
         return np.asarray(values.astype(dtype.numpy))
 
 
@@ -375,7 +365,7 @@ def bytes_of(values: Values, dtype: DType) -> memoryview:
 def _flat_bytes(values: Values) -> memoryview:
     import numpy as np
 
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def _odd(values: Values) -> NDArray[np.float32]:
@@ -411,6 +401,6 @@ def _float8_codes(values: Values, dtype: DType) -> NDArray[np.uint8]:
     is_up = (high < low) | (high == low) & (above % 2 == 0)
     codes = (above - 1 + is_up).astype(np.uint8)
     if dtype is DType.F8_E8M0:
-        return np.where(np.isnan(values), np.uint8(255), codes)
+        return np.asarray(np.where(np.isnan(values), np.uint8(255), codes))
     codes = np.where(np.isnan(values), np.uint8(127), codes)
     return np.asarray(codes | np.where(np.signbit(values), np.uint8(128), np.uint8(0)))
