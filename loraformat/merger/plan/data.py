@@ -15,7 +15,7 @@ from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import FileFingerprint, Json
 from loraformat.model.tensors import DType
 
-VERSION = 2  # of the JSON form of a plan
+VERSION = 3  # of the JSON form of a plan
 
 
 @dataclass(frozen=True, slots=True)

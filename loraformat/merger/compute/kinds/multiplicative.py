@@ -81,7 +81,7 @@ def _block_affine(update: BlockAffine, place: Placement) -> Multiplication:
     blocks, size = _all(update.blocks, place), update.size
 
     def rows_of_tiles(values: Floats, start: int, stop: int) -> Floats:
-        result = values.copy()
+        result: Floats = values.copy()
         for number in range(start // size, -(-stop // size)):
             low, high = max(start, number * size), min(stop, (number + 1) * size)
             rows, block = slice(low - start, high - start), blocks[number]
