@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bundles import bundle
@@ -254,7 +255,7 @@ def test_every_lazy_part_loads_what_its_shape_says() -> None:
     for factor in (update.up, update.down):
         assert isinstance(factor, LazyTensor)
         assert factor.torch().shape == factor.shape
-        assert torch.equal(factor.read(1, 3), factor.torch()[1:3])
+        assert np.array_equal(factor.read(1, 3), factor.load()[1:3])
 
 
 @pytest.mark.parametrize(("terms", "powers"), [(1, []), (2, [2]), (3, [2, 2]), (5, [2, 2, 2, 2])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from bundles import bundle
@@ -43,7 +44,7 @@ def test_stacked_experts_are_expert_major_in_a_and_rank_major_in_b() -> None:
     a, b = values(6, 7).reshape(3, 2, 7), values(5, 6, seed=1).reshape(5, 2, 3)
     expected = torch.einsum("ore,eri->eoi", b, a)
     assert torch.allclose(update.up.torch() @ update.down.torch(), expected, atol=1e-6)
-    assert torch.equal(update.up.read(1, 2)[0], update.up.torch()[1])
+    assert np.array_equal(update.up.read(1, 2)[0], update.up.load()[1])
 
 
 def test_the_innermost_layer_is_the_parameter_that_is_registered_first() -> None:
@@ -130,7 +131,7 @@ def test_block_diagonal_factors_become_whole() -> None:
     adapter = read(tensors, use_bdlora=blocks, r=4)
     assert torch.equal(only(adapter, "m.q_proj.weight").down.torch(), torch.block_diag(*values(4, 3).chunk(2)))
     assert torch.equal(only(adapter, "m.o_proj.weight").up.torch(), torch.block_diag(*values(8, 2).chunk(2)))
-    assert torch.equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
+    assert np.array_equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
 
 
 def test_what_only_training_needs_is_left_out_with_a_note() -> None:
