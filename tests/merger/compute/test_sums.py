@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import merged
 
-from loraformat.errors import MergeError, NonFiniteValue
 from loraformat.arithmetic import TILE
+from loraformat.errors import MergeError, NonFiniteValue
 from loraformat.merger.compute.apply import add_column_squares, apply, common_unit
 from loraformat.merger.compute.kinds.arithmetic import prepare
 from loraformat.merger.compute.kinds.placement import Placement

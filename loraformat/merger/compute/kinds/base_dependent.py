@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraformat.arithmetic import TILE, column_squares, multiply
+from loraformat.arithmetic.factorizations import orthonormal, solved
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch
 from loraformat.merger.compute.kinds.activations import CURVES
 from loraformat.merger.compute.kinds.placement import Placement, Windows
@@ -49,8 +50,8 @@ def part_of_base(update: SubtractedInit, stored: Floats, *, transposed: bool, wh
     if update.recipe == "olora":
         if update.scale is None:
             raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
-        left, right = np.linalg.qr(stored)
-        left, right, factor = left[:, :rank], right[:rank], -update.scale
+        left, factor = orthonormal(stored[:, :rank]), -update.scale
+        right = multiply(left.T, stored)
     else:
         left, values, right = np.linalg.svd(stored, full_matrices=False)
         border = rank if update.recipe == "pissa" else len(values) - rank
@@ -188,11 +189,8 @@ def _inverse(basis: Floats) -> Floats:
     """The transpose of the inverse, or of the pseudo-inverse where there is none."""
     import numpy as np
 
-    try:
-        inverse = np.linalg.inv(basis)
-    except np.linalg.LinAlgError:
-        inverse = np.linalg.pinv(basis, rcond=_LEAST_SINGULAR)
-    return np.ascontiguousarray(inverse.T)
+    inverse: Floats = solved(basis.T[None], np.eye(len(basis))[None])[0]
+    return inverse if np.isfinite(inverse).all() else np.asarray(np.linalg.pinv(basis, rcond=_LEAST_SINGULAR).T)
 
 
 def _together(windows: Windows, where: str) -> Windows:
