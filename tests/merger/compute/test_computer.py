@@ -1,4 +1,4 @@
-"""Windows of a merge: the same bytes with the compiled loop and without, and every bit of the base that nothing changes."""
+"""Windows of a merge: the same bytes with the compiled loop and without; what nothing changes keeps every bit."""
 
 from __future__ import annotations
 
