@@ -62,8 +62,9 @@ def _add_where(strip: Floats, origin: Floats, step: Addition, norms: Floats | No
         return
     first, start, stop = step.span[0], max(low, step.span[0]), min(high, step.span[1])
     if start < stop:
-        rows = slice(start - low, stop - low)
-        _add(strip[rows], origin[rows], step, norms, start - first, stop - first)
+        rows = strip[start - low : stop - low]
+        before = rows if origin is strip else origin[start - low : stop - low]
+        _add(rows, before, step, norms, start - first, stop - first)
 
 
 def add_column_squares(total: Floats, window: Floats, start: int, steps: Sequence[Step], wanted: Addition) -> None:
@@ -118,12 +119,11 @@ def _add(strip: Floats, origin: Floats, step: Addition, norms: Floats | None, lo
     import numpy as np
 
     delta = step.delta(low, high)
+    if step.magnitude is not None and norms is None and origin is not strip:
+        norms = np.sqrt(row_squares(origin + delta))[:, None]
+    strip += delta
     if step.magnitude is None:
-        strip += delta
         return
     if norms is None:
-        factor = step.magnitude[low:high] / np.sqrt(row_squares(origin + delta))[:, None]
-    else:
-        factor = step.magnitude / norms
-    strip += delta
-    strip *= factor
+        norms = np.sqrt(row_squares(strip))[:, None]
+    strip *= (step.magnitude[low:high] if step.is_per_row else step.magnitude) / norms

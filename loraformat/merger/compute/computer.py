@@ -68,7 +68,7 @@ class Computer:
         # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
         if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
             _refuse_non_finite(edit, raw, written, start)
-        return Computed(written.data, None if tallies is None else tuple(tallies))
+        return Computed(written.data, tuple(tallies) if tallies and edit.terms else None)
 
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""
@@ -92,12 +92,12 @@ class Computer:
     def _rounded(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
         """Fill `written`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
         ready = [] if steps.is_plain else steps.get()[0]
-        is_change = bool(edit.terms) and not any(isinstance(step, Overwrite) for step in ready)
+        is_change = not any(isinstance(step, Overwrite) for step in ready)
         chance = None if self._is_nearest else Chance(self._arithmetic.seed, edit.tensor)
         tallies: list[Tally] = []
         for low, high in blocks_of(0, raw.rows, strip_of(raw.cols, edit.matrix[0], ready)):
             before, after = raw.part(low, high), written.part(low, high)
-            base, update, result = self._strip(steps, before, start + low)
+            base, update, result = self._strip(edit, steps, before, start + low)
             if is_change and chance is None:
                 tallies += finish(before.data, before.dtype, result, update, after.data, after.dtype)
             elif chance is None:
@@ -122,13 +122,18 @@ class Computer:
         block.data[nbytes:] = bytes(block.data.nbytes - nbytes)
         return block
 
-    def _strip(self, steps: Steps, raw: Block, low: int) -> tuple[Floats, Floats, Floats]:
-        """(W, D, W + D) of a strip that begins at row `low`; D is what the steps add, before rounding."""
+    def _strip(self, edit: Edit, steps: Steps, raw: Block, low: int) -> tuple[Floats, Floats, Floats]:
+        """(W, D, W + D) of a strip that begins at row `low`; D is what the steps add, before rounding.
+
+        Where nothing is added D is W: it is rounded to another dtype, and an overflow shows in the tally.
+        """
         import numpy as np
 
         base, update, result = (self._buffers.matrix(name, raw.rows, raw.cols) for name in ("base", "update", "result"))
         with np.errstate(all="ignore"):
             base[:] = raw.numbers
+            if not edit.terms:
+                return base, base, base
             if steps.is_plain:
                 update = product(steps.packed(), low, low + raw.rows)
                 np.add(base, update, out=result)

@@ -6,6 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from loraformat.merger.compute.buffers import Block
+from loraformat.model.floats import unit_in_last_place
 from loraformat.model.tensors import DType, bytes_of, numbers_of, rounded
 
 if TYPE_CHECKING:
@@ -13,17 +14,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
     Bits = NDArray[np.unsignedinteger[Any]]
 
+_LARGEST = {DType.BF16: 255 * 2.0**120, DType.F16: 2047 * 2.0**5}
 _PER_BLOCK = 16  # 16-bit numbers in one block of Philox4x64
 
 
 def nearest_bits(values: Floats, dtype: DType) -> Bits:
     """Values rounded once to the nearest of `dtype`, as unsigned integers of its size."""
+    return _bits_of(rounded(values, dtype), dtype)
+
+
+def _bits_of(values: Values, dtype: DType) -> Bits:
+    """The same for an array of `dtype.numpy`, of values that `dtype` can hold."""
     import numpy as np
 
-    return np.frombuffer(bytes_of(rounded(values, dtype), dtype), f"<u{dtype.itemsize}").reshape(values.shape)
+    return np.frombuffer(bytes_of(values, dtype), f"<u{dtype.itemsize}").reshape(values.shape)
 
 
 def values_of(bits: Bits, dtype: DType) -> Floats:
@@ -70,19 +78,22 @@ class Chance:
         """
         import numpy as np
 
-        near = nearest_bits(values, dtype)
         if dtype.itemsize != 2:
-            return near
-        size, found = np.abs(values), values_of(near, dtype)
-        with np.errstate(all="ignore"):  # what is not finite is rounded to the nearest
-            # Magnitudes of 16-bit floats are ordered as their bits are: one less is the neighbour towards zero.
-            below = (near & np.uint16(0x7FFF)) - (np.abs(found) > size).astype(np.uint16)
-            low, high = values_of(below, dtype), values_of(below + np.uint16(1), dtype)
-            chance = (size - low) / (high - low)
-        is_up = self._uniform(first, values.size).reshape(values.shape) < chance
-        sign = np.signbit(values).astype(np.uint16) << np.uint16(15)
-        drawn = (below + is_up.astype(np.uint16)) | sign
-        return np.where(np.isfinite(found) & (size > 0), drawn, near)
+            return nearest_bits(values, dtype)
+        size = np.abs(values)
+        with np.errstate(all="ignore"):
+            unit = unit_in_last_place(values, dtype)
+            steps = size / unit
+            below = np.floor(steps)
+            steps -= below  # which part of the way to the upper neighbour, exactly
+            below += self._uniform(first, values.size).reshape(values.shape) < steps
+            below *= unit
+        drawn = np.copysign(below, values, out=below)
+        is_inside = size <= _LARGEST[dtype]
+        if is_inside.all():
+            return _bits_of(drawn.astype(dtype.numpy), dtype)
+        # What is beyond the largest number, infinite or no number has no two neighbours.
+        return nearest_bits(np.where(is_inside, drawn, values), dtype)
 
     def _uniform(self, first: int, count: int) -> Floats:
         """`count` numbers from number `first` on, in [0, 1) with 16 bits: Philox4x64-10 in counter mode."""
