@@ -68,10 +68,9 @@ def cos_and_sin(angles: Floats) -> tuple[Floats, Floats]:
     square = rest * rest
     cos, sin = _polynomial(_COS, square), _polynomial(_SIN, square) * rest
     turn = quarters.astype(np.int64) % 4
-    both = (np.choose(turn, (cos, -sin, -cos, sin)), np.choose(turn, (sin, cos, -sin, -cos)))
-    for place in zip(*np.nonzero(is_far), strict=True):
-        both[0][place], both[1][place] = math.cos(finite[place]), math.sin(finite[place])
-    for values in both:
+    both = (np.asarray(np.choose(turn, (cos, -sin, -cos, sin))), np.asarray(np.choose(turn, (sin, cos, -sin, -cos))))
+    for values, function in zip(both, (math.cos, math.sin), strict=True):
+        values[is_far] = [function(angle) for angle in finite[is_far].tolist()]
         values[~np.isfinite(angles)] = np.nan
     return both
 

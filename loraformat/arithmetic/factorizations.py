@@ -43,7 +43,7 @@ def solved(left: Floats, right: Floats) -> Floats:
     import numpy as np
 
     size = left.shape[-1]
-    work = np.concatenate([left, right], axis=-1)
+    work = np.ascontiguousarray(np.concatenate([left, right], axis=-1))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         for start in range(0, size, _PANEL):
             _eliminate(work, start, min(start + _PANEL, size))

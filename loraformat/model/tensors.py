@@ -161,7 +161,12 @@ class LazyTensor:
         Raises: MissingExtra (LF029): PyTorch is not installed.
         """
         torch = import_torch("a torch tensor")
-        return cast("Tensor", torch.from_numpy(self.load()).to(self.dtype.torch))
+        if not self.numel:
+            return cast("Tensor", torch.empty(self.shape, dtype=self.dtype.torch))
+        # By way of bytes, so that what a NaN carries stays.
+        rows = self.shape[0] if self.shape else 1
+        data = bytes_of(self.load(), self.dtype) if self.raw is None else self.raw(0, rows)
+        return cast("Tensor", torch.frombuffer(data, dtype=torch.uint8).view(self.dtype.torch).reshape(self.shape))
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows `start:stop` of the first axis."""

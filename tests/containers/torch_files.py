@@ -23,7 +23,7 @@ def saved(value: object) -> bytes:
 
 def raw_bytes(value: torch.Tensor) -> bytes:
     """The elements as they stand in a file, by torch."""
-    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
 
 
 def opened(data: bytes) -> Tensors:

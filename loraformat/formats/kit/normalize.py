@@ -84,7 +84,9 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
         import numpy as np
 
         values = tensor.read(start, stop)
-        return _checked(values, rounded(values.astype(np.float64) * factor, tensor.dtype), tensor.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = values.astype(np.float64) * factor
+        return _checked(values, rounded(product, tensor.dtype), tensor.dtype)
 
     return LazyTensor(tensor.shape, tensor.dtype, read)
 

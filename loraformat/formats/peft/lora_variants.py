@@ -74,8 +74,9 @@ def with_diagonal(a: LazyTensor, diagonal: LazyTensor) -> LazyTensor:
     def read(start: int, stop: int) -> Values:
         import numpy as np
 
-        factors = diagonal.read(start, stop).astype(np.float64)[:, None]
-        return rounded(a.read(start, stop).astype(np.float64) * factors, a.dtype)
+        with np.errstate(invalid="ignore"):
+            factors = diagonal.read(start, stop).astype(np.float64)[:, None]
+            return rounded(a.read(start, stop).astype(np.float64) * factors, a.dtype)
 
     return LazyTensor(a.shape, a.dtype, read)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import bundle
+from oracle import rounded_exactly
 
 from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import peft
@@ -122,6 +123,16 @@ def test_kasa_has_a_diagonal_between_the_factors() -> None:
     assert isinstance(update, LowRank)
     assert torch.equal(update.down.torch(), values(2, 6) * torch.tensor([[2.0], [3.0]]))
     assert adapter.unclaimed == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_diagonal_of_16_bits_is_worked_in_with_one_rounding(dtype: torch.dtype) -> None:
+    pair = {name: value.to(dtype) for name, value in layer("m.q", 4, 60).items()}
+    diagonal = values(2, seed=3).to(dtype)
+    down = read({**pair, "m.q.lora_diag": diagonal}, kasa_config={}).updates["m.q.weight"][1].down
+    # exact in float64, which has more than twice the digits
+    exact = diagonal.double()[:, None] * pair["m.q.lora_A.weight"].double()
+    assert down.torch().flatten().tolist() == [rounded_exactly(value, dtype) for value in exact.flatten().tolist()]
 
 
 def test_block_diagonal_factors_become_whole() -> None:

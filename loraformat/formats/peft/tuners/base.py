@@ -151,12 +151,22 @@ def computed(shape: tuple[int, ...], value: Callable[[], Values]) -> LazyTensor:
     Args:
         value: gives a tensor of `shape`, in float64 so that one rounding remains.
     """
-    return LazyTensor(shape, DType.F32, lambda start, stop: rounded(value()[start:stop], DType.F32))
+    return _computed(shape, DType.F32, value)
 
 
 def exact(shape: tuple[int, ...], value: Callable[[], Values]) -> LazyTensor:
     """A tensor as `computed`, but of float64: a sum with 1, say, of which float32 would lose the smaller part."""
-    return LazyTensor(shape, DType.F64, lambda start, stop: rounded(value()[start:stop], DType.F64))
+    return _computed(shape, DType.F64, value)
+
+
+def _computed(shape: tuple[int, ...], dtype: DType, value: Callable[[], Values]) -> LazyTensor:
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # infinities and NaN are judged by whoever reads
+            return rounded(value()[start:stop], dtype)
+
+    return LazyTensor(shape, dtype, read)
 
 
 def integers(tensor: LazyTensor) -> NDArray[np.int64]:

@@ -64,9 +64,8 @@ def _orthonormal(columns: Floats, module: str, *, has_signs: bool) -> Floats:
 
     if not np.isfinite(columns).all():
         return columns
-    with np.errstate(all="ignore"):  # what is not finite is refused
-        found = orthonormal(columns)
-        cosines = multiply(found.T, orthonormal(columns.astype(np.float32)).astype(np.float64))
+    found = orthonormal(columns)
+    cosines = multiply(found.T, orthonormal(columns.astype(np.float32)).astype(np.float64))
     if not np.abs((cosines if has_signs else np.abs(cosines)) - np.eye(len(cosines))).max() < _SAME:
         raise UnsupportedUpdate(
             "the QR decomposition of deft_P is not determined by its values in float32, in which PEFT computes it",

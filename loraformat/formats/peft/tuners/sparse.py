@@ -55,7 +55,8 @@ def scattered(module: str, values: LazyTensor, where: Callable[[], Places], shap
         flat = (places[0, here] - start) * shape[1] + places[1, here]
         filled, owners = np.unique(flat, return_inverse=True)
         totals = np.zeros(len(filled))
-        np.add.at(totals, owners, float64_of(values)[here])
+        with np.errstate(invalid="ignore"):
+            np.add.at(totals, owners, float64_of(values)[here])
         block = np.zeros((stop - start) * shape[1], np.float32)
         block[filled] = rounded(totals, DType.F32)
         return block.reshape(stop - start, shape[1])

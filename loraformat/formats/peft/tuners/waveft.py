@@ -50,7 +50,10 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
         return _squares(drawn(), out, into)
 
     def values(start: int, stop: int) -> Values:
-        return rounded((float64_of(spectrum) * squares()[1]).reshape(-1)[start:stop], DType.F32)
+        import numpy as np
+
+        with np.errstate(invalid="ignore"):
+            return rounded((float64_of(spectrum) * squares()[1]).reshape(-1)[start:stop], DType.F32)
 
     spread = LazyTensor((4 * count,), DType.F32, values)
     return {f"{module}.weight": (Dense(scattered(module, spread, lambda: squares()[0], (out, into)), scale),)}

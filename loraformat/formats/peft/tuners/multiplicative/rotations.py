@@ -83,8 +83,7 @@ def _skew(stored: LazyTensor, size: int, eps: float | None) -> Floats:
     if eps is None:
         return blocks
     norms = np.sqrt(2 * row_squares(values))[:, None, None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factors = np.minimum(eps / math.sqrt(len(values)) / norms, 1)
+    factors = np.minimum(eps / math.sqrt(len(values)) / norms, 1)
     return np.asarray(blocks * np.where(np.isnan(factors), 1.0, factors))
 
 
@@ -196,8 +195,7 @@ def _reflections(vectors: Floats, is_orthogonal: bool) -> tuple[Floats, Floats]:
         vector = column
         for other in units[:number] if is_orthogonal else ():
             vector = vector - fold(other * vector, 0) * other
-        with np.errstate(divide="ignore", invalid="ignore"):
-            vector = vector / np.sqrt(fold(vector * vector, 0))
+        vector = vector / np.sqrt(fold(vector * vector, 0))
         before = fold(units[:number] * vector, 1)
         ups[:, number] = -2 * (vector + fold(ups[:, :number] * before, 1))
         units[number] = vector
