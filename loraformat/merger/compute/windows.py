@@ -32,7 +32,7 @@ class Resources:
     Attributes:
         jobs: threads that compute at a time; others read and write meanwhile.
         device: on which updates that are plain products are computed; None for the CPU, where all others are.
-        memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
+        memory_nbytes: for all windows together; Python and the adapter's factors come on top.
         progress: called with bytes done since the last call.
     """
 
