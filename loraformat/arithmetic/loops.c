@@ -20,8 +20,12 @@
 #define SINGLE_PARTS (COLS / SINGLES)
 #define SUMS 8 /* sums over a row are made for every 8th column, then added up */
 #define SUM_PARTS (SUMS / DOUBLES)
+#define PANEL 64    /* rows of a product */
 #define BAND 16     /* rows after which it is decided whether float32 first pays */
 #define FLUSH 8     /* blocks of columns whose products are summed in float32 */
+#define LINK 16     /* terms of one chain in float32; the sums of the chains are added up */
+#define OPEN 4      /* chains in float64 that are computed together */
+#define READY 8     /* registers that wait for them before they are, while their columns of R are in the cache */
 #define MOST_RANK 4096
 #define LEAST_NORM 0x1p-30 /* within these no float32 number overflows, and what underflows is below the bound's margin */
 #define MOST_NORM 0x1p30
@@ -29,12 +33,19 @@
 #define MARGIN (1 + 0x1p-9)
 #define OUTER 2 /* float32 numbers by which an interval is widened, away from zero and towards it */
 #define INNER 3
-#define MOST_SETTLED 4 /* one block of so many: above this share float32 first does not pay */
+#define MOST_OPEN 4 /* one block of so many: above this share float32 first does not pay */
 
 #define EXPONENT 0x7ff0000000000000
 #define SIGN ((int64_t)1 << 63)
 #define NAN_DOUBLE 0x7ff8000000000000
 #define NAN_SINGLE 0x7fc00000
+
+/* Before loops over code that is long: one copy of it is enough. */
+#if defined(__clang__)
+#define ONE_BY_ONE _Pragma("clang loop unroll(disable)")
+#else
+#define ONE_BY_ONE _Pragma("GCC unroll 1")
+#endif
 
 INLINE int64_t size_of(enum type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 
@@ -114,13 +125,14 @@ INLINE void finish_block(const doubles *delta, const doubles *sum, const uint8_t
     }
 }
 
-/* The same where only `there` columns are left. What fills the others up changes no sum. */
-INLINE void finish_end(const doubles *delta, const doubles *sum, const uint8_t *raw, enum type in, uint8_t *out,
-                       enum type to, int64_t there, struct sums *sums) {
+/* The same for the last `there` columns of a row, at most COLS. What fills the others up changes no sum. */
+INLINE void finish_columns(const doubles *delta, const doubles *sum, const uint8_t *raw, enum type in, uint8_t *out,
+                           enum type to, int64_t there, struct sums *sums) {
     uint8_t from[COLS * 8] = {0}, into[COLS * 8];
-    memcpy(from, raw, there * size_of(in));
-    finish_block(delta, sum, from, in, into, to, sums);
-    memcpy(out, into, there * size_of(to));
+    int is_whole = there >= COLS;
+    if (!is_whole) memcpy(from, raw, there * size_of(in));
+    finish_block(delta, sum, is_whole ? raw : from, in, is_whole ? out : into, to, sums);
+    if (!is_whole) memcpy(out, into, there * size_of(to));
 }
 
 /* Sums of one row added to a tally. */
@@ -153,14 +165,11 @@ INLINE void rows_in_double(int rows, const struct window *w, int64_t row, enum t
     for (int64_t col = 0; col < w->cols; col += COLS, right += w->rank * COLS) {
         doubles delta[DOUBLE_ROWS][DOUBLE_PARTS];
         chains(rows, w->left + row * w->rank, w->rank, right, delta);
+        ONE_BY_ONE
         for (int each = 0; each < rows; each++) {
             int64_t at = (row + each) * w->cols + col;
-            const uint8_t *from = w->raw + at * size_of(in);
-            uint8_t *into = w->out + at * size_of(to);
-            if (col + COLS <= w->cols)
-                finish_block(delta[each], NULL, from, in, into, to, sums + each);
-            else
-                finish_end(delta[each], NULL, from, in, into, to, w->cols - col, sums + each);
+            finish_columns(delta[each], NULL, w->raw + at * size_of(in), in, w->out + at * size_of(to), to,
+                           w->cols - col, sums + each);
         }
     }
     for (int each = 0; each < rows; each++) add_sums(sums + each, tally);
@@ -173,13 +182,24 @@ struct singles {
     float *left;  /* bands of BAND rows: (bands, rank, BAND) */
     float *right; /* as R: (blocks, rank, COLS) */
     float *row_bound, *column_bound;
+    int is_right_exact;
 };
 
 struct single_sums {
     singles kept[SINGLE_PARTS], whole[SINGLE_PARTS], largest[SINGLE_PARTS];
     ints changed;
     double total_kept[COLS], total_whole[COLS];
-    int64_t settled; /* blocks of which values were computed in float64 */
+    /* What float64 made of values that the bound left open. */
+    double corrected_kept, corrected_changed;
+};
+
+/* Where in a band values are left open: places of a row that fill a register of float64. */
+struct queue {
+    int64_t length, blocks; /* waiting; all that ever had a value left open */
+    struct {
+        int64_t row, col;
+        struct single_sums *sums;
+    } items[READY + SINGLE_ROWS * DOUBLE_PARTS];
 };
 
 /* The weighted norm of the proof as a factor of the bound; infinite, so that float64 decides, where float32 may not do. */
@@ -195,7 +215,13 @@ static void free_singles(struct singles *s) {
     free(s->column_bound);
 }
 
-/* Whether there was memory. Weight k of `rank` is the number of roundings that the product of place k goes through. */
+/* How many roundings the product of place k goes through: those of its factors, of its chain, and of the sums of chains. */
+INLINE double roundings(int64_t k, int64_t rank) {
+    int64_t chain = k / LINK, chains = (rank + LINK - 1) / LINK, end = (chain + 1) * LINK;
+    return (double)(2 + (end < rank ? end : rank) - k + chains - (chain ? chain : 1));
+}
+
+/* Whether there was memory. */
 static int make_singles(const struct window *w, struct singles *s) {
     int64_t rank = w->rank, blocks = (w->cols + COLS - 1) / COLS, bands = (w->rows + BAND - 1) / BAND;
     s->left = calloc(bands * rank * BAND, sizeof(float));
@@ -208,7 +234,7 @@ static int make_singles(const struct window *w, struct singles *s) {
         float *into = s->left + row / BAND * rank * BAND + row % BAND;
         double squares = 0;
         for (int64_t k = 0; k < rank; k++) {
-            double weighted = (double)(rank - k + 2) * from[k];
+            double weighted = roundings(k, rank) * from[k];
             squares += weighted * from[k];
             into[k * BAND] = (float)from[k];
         }
@@ -216,17 +242,22 @@ static int make_singles(const struct window *w, struct singles *s) {
     }
     const double *from = w->right;
     float *into = s->right, *bound = s->column_bound;
+    longs is_inexact = {0};
     for (int64_t block = 0; block < blocks; block++, bound += COLS) {
         doubles squares[DOUBLE_PARTS] = {{0}};
-        for (int64_t k = 0; k < rank; k++, from += COLS, into += COLS)
+        for (int64_t k = 0; k < rank; k++, from += COLS, into += COLS) {
+            double weight = roundings(k, rank);
             for (int part = 0; part < DOUBLE_PARTS; part++) {
-                doubles value = load_doubles(from + part * DOUBLES), weighted = value * (double)(rank - k + 2);
+                doubles value = load_doubles(from + part * DOUBLES), weighted = value * weight;
                 few_singles single = __builtin_convertvector(value, few_singles);
                 squares[part] += weighted * value;
+                is_inexact |= (longs)(__builtin_convertvector(single, doubles) != value);
                 STORE(into + part * DOUBLES, single);
             }
+        }
         for (int col = 0; col < COLS; col++) bound[col] = bound_of(squares[col / DOUBLES][col % DOUBLES], 1.0);
     }
+    s->is_right_exact = !any(is_inexact);
     /* Columns that are not there have no update, and so no error. */
     for (int64_t col = w->cols; col < blocks * COLS; col++) s->column_bound[col] = 0;
     return 1;
@@ -239,30 +270,83 @@ INLINE singles read_singles(const uint8_t *from, enum type type) {
     return (singles)(__builtin_convertvector(half, words) << 16);
 }
 
-/* Replaces in `written` what the bound left open: the lanes of a block that are set in `is_open`. */
-static __attribute__((noinline, cold)) void settle(const struct window *w, int64_t row, int64_t col, const float *base,
-                                                   const int32_t *is_open, int is_same_type, enum type to,
-                                                   float *written) {
-    const double *left = w->left + row * w->rank, *right = w->right + col * w->rank;
-    for (int first = 0; first < COLS; first += DOUBLES) {
-        int is_any = 0;
-        for (int lane = 0; lane < DOUBLES; lane++) is_any |= is_open[first + lane];
-        if (!is_any) continue;
-        doubles update = {0};
-        for (int64_t k = 0; k < w->rank; k++) update += load_doubles(right + k * COLS + first) * left[k];
-        doubles from = __builtin_convertvector(load_few_singles(base + first), doubles), found;
-        uint8_t unused[DOUBLES * 2];
-        found = write_doubles(unused, to, from + update);
-        if (is_same_type) found = choose_doubles(update == 0, from, found);
+/* A register of values in float64, from `col` on: W + update, rounded, to where its float32 form stands. */
+static void settle_one(const struct window *w, int64_t row, int64_t col, doubles update, enum type in, enum type to,
+                       struct single_sums *sums) {
+    int64_t at = row * w->cols + col, there = w->cols - col < DOUBLES ? w->cols - col : DOUBLES;
+    uint8_t from[DOUBLES * 4] = {0}, before[DOUBLES * 2] = {0}, after[DOUBLES * 2];
+    memcpy(from, w->raw + at * size_of(in), there * size_of(in));
+    memcpy(before, w->out + at * 2, there * 2);
+    doubles base = read_doubles(from, in), written = write_doubles(after, to, base + update);
+    if (in == to) {
+        longs same = (longs)(update == 0);
         for (int lane = 0; lane < DOUBLES; lane++)
-            if (is_open[first + lane]) written[first + lane] = (float)found[lane];
+            if (same[lane]) memcpy(after + lane * 2, from + lane * 2, 2);
+        written = choose_doubles(same, base, written);
+    }
+    memcpy(w->out + at * 2, after, there * 2);
+    doubles first = read_doubles(before, to);
+    for (int lane = 0; lane < there; lane++) {
+        sums->corrected_kept += (written[lane] - first[lane]) * update[lane];
+        sums->corrected_changed += (written[lane] != base[lane]) - (first[lane] != base[lane]);
+    }
+}
+
+/* Every value of the queue, OPEN registers at a time; R is taken in float32, which is nearer, where it is the same. */
+INLINE void settle_from(const struct window *w, const struct singles *s, int is_exact, struct queue *queue, enum type in,
+                        enum type to) {
+    for (int64_t low = 0; low < queue->length; low += OPEN) {
+        const double *left[OPEN];
+        int64_t right[OPEN];
+        doubles sums[OPEN] = {{0}}, update[OPEN];
+        for (int each = 0; each < OPEN; each++) {
+            int64_t item = low + each < queue->length ? low + each : low, col = queue->items[item].col;
+            left[each] = w->left + queue->items[item].row * w->rank;
+            right[each] = col / COLS * COLS * w->rank + col % COLS;
+        }
+        for (int64_t k = 0; k < w->rank; k++)
+            for (int each = 0; each < OPEN; each++) {
+                int64_t at = right[each] + k * COLS;
+                doubles value = is_exact ? __builtin_convertvector(load_few_singles(s->right + at), doubles)
+                                         : load_doubles(w->right + at);
+                sums[each] += value * left[each][k];
+            }
+        memcpy(update, sums, sizeof update); /* `sums` stay in registers */
+        for (int each = 0; each < OPEN && low + each < queue->length; each++)
+            settle_one(w, queue->items[low + each].row, queue->items[low + each].col, update[each], in, to,
+                       queue->items[low + each].sums);
+    }
+    queue->length = 0;
+}
+
+static __attribute__((noinline)) void settle(const struct window *w, const struct singles *s, struct queue *queue,
+                                             enum type in, enum type to) {
+    if (s->is_right_exact)
+        settle_from(w, s, 1, queue, in, to);
+    else
+        settle_from(w, s, 0, queue, in, to);
+}
+
+/* The registers of a block in which values are open are queued. */
+INLINE void leave_open(const ints *is_open, int64_t row, int64_t col, int64_t cols, struct single_sums *sums,
+                       struct queue *queue) {
+    int32_t lanes[COLS];
+    queue->blocks++;
+    memcpy(lanes, is_open, sizeof lanes);
+    for (int first = 0; first < COLS && col + first < cols; first += DOUBLES) {
+        int32_t is_any = 0;
+        for (int lane = 0; lane < DOUBLES; lane++) is_any |= lanes[first + lane];
+        if (!is_any) continue;
+        queue->items[queue->length].row = row;
+        queue->items[queue->length].col = col + first;
+        queue->items[queue->length++].sums = sums;
     }
 }
 
 /* COLS columns of one row, whose float32 products are in `delta`. */
 INLINE void finish_single_block(const struct window *w, int64_t row, int64_t col, const singles *delta,
                                 const uint8_t *raw, enum type in, uint8_t *out, enum type to, float row_bound,
-                                const float *column_bound, struct single_sums *sums) {
+                                const float *column_bound, struct single_sums *sums, struct queue *queue) {
     singles base[SINGLE_PARTS], written[SINGLE_PARTS];
     ints is_open[SINGLE_PARTS], any_open = {0};
     for (int part = 0; part < SINGLE_PARTS; part++) {
@@ -283,16 +367,7 @@ INLINE void finish_single_block(const struct window *w, int64_t row, int64_t col
         }
         any_open |= is_open[part];
     }
-    if (__builtin_expect(any((longs)any_open), 0)) {
-        float bases[COLS], results[COLS];
-        int32_t opens[COLS];
-        memcpy(bases, base, sizeof bases);
-        memcpy(results, written, sizeof results);
-        memcpy(opens, is_open, sizeof opens);
-        settle(w, row, col, bases, opens, in == to, to, results);
-        memcpy(written, results, sizeof results);
-        sums->settled++;
-    }
+    if (__builtin_expect(any((longs)any_open), 0)) leave_open(is_open, row, col, w->cols, sums, queue);
     for (int part = 0; part < SINGLE_PARTS; part++) {
         halves half = to == BF16 ? __builtin_convertvector((words)written[part] >> 16, halves) : halves_of(written[part]);
         STORE(out + part * SINGLES * 2, half);
@@ -304,19 +379,21 @@ INLINE void finish_single_block(const struct window *w, int64_t row, int64_t col
     }
 }
 
-/* The same where only `there` columns are left. What fills the others up is 1, to which nothing is added. */
-INLINE void finish_single_end(const struct window *w, int64_t row, int64_t col, const singles *delta, const uint8_t *raw,
-                              enum type in, uint8_t *out, enum type to, float row_bound, const float *column_bound,
-                              struct single_sums *sums) {
-    int64_t there = w->cols - col;
-    uint16_t into[COLS], half = in == BF16 ? 0x3f80 : 0x3c00;
-    uint8_t from[COLS * 4];
-    const float one = 1;
-    for (int place = 0; place < COLS; place++)
-        memcpy(from + place * size_of(in), in == F32 ? (const void *)&one : (const void *)&half, size_of(in));
-    memcpy(from, raw, there * size_of(in));
-    finish_single_block(w, row, col, delta, from, in, (uint8_t *)into, to, row_bound, column_bound, sums);
-    memcpy(out, into, there * 2);
+/* The same for the last columns of a row, at most COLS. What fills the others up is 1, to which nothing is added. */
+INLINE void finish_single_columns(const struct window *w, const struct singles *s, int64_t row, int64_t col,
+                                  const singles *delta, enum type in, enum type to, struct single_sums *sums,
+                                  struct queue *queue) {
+    int64_t at = row * w->cols + col, there = w->cols - col;
+    const uint8_t *raw = w->raw + at * size_of(in), *from = raw;
+    uint8_t *out = w->out + at * 2, *into = out, old[COLS * 4], new[COLS * 2];
+    if (there < COLS) {
+        uint32_t one = in == BF16 ? 0x3f80 : in == F16 ? 0x3c00 : 0x3f800000;
+        for (int place = 0; place < COLS; place++) memcpy(old + place * size_of(in), &one, size_of(in));
+        memcpy(old, raw, there * size_of(in));
+        from = old, into = new;
+    }
+    finish_single_block(w, row, col, delta, from, in, into, to, s->row_bound[row], s->column_bound + col, sums, queue);
+    if (there < COLS) memcpy(out, new, there * 2);
 }
 
 /* float32 sums of some blocks into float64. */
@@ -331,7 +408,7 @@ INLINE void flush(struct single_sums *sums) {
 
 /* Sums of one row added to a tally; whether they are finite. If not, a value is not, and nothing is added. */
 INLINE int add_single_sums(const struct single_sums *sums, double *tally) {
-    double kept = 0, whole = 0, changed = 0, largest = tally[3];
+    double kept = sums->corrected_kept, whole = 0, changed = sums->corrected_changed, largest = tally[3];
     for (int place = 0; place < COLS; place++) {
         double size = (double)sums->largest[place / SINGLES][place % SINGLES];
         kept += sums->total_kept[place];
@@ -347,54 +424,60 @@ INLINE int add_single_sums(const struct single_sums *sums, double *tally) {
     return 1;
 }
 
-/* `rows` rows from `row` on, all of one band; how many blocks of theirs needed float64. */
-INLINE int64_t rows_in_single(int rows, const struct window *w, const struct singles *s, int64_t row, enum type in,
-                              enum type to, double *tally) {
+/* Chains of `rows` rows, at most SINGLE_ROWS, for a block of columns. */
+INLINE void single_chains(int rows, const float *left, int64_t rank, const float *right,
+                          singles (*delta)[SINGLE_PARTS]) {
+    singles sums[SINGLE_ROWS][SINGLE_PARTS];
+    for (int64_t low = 0; low == 0 || low < rank; low += LINK) {
+        int64_t high = low + LINK < rank ? low + LINK : rank;
+        for (int each = 0; each < rows; each++)
+            for (int part = 0; part < SINGLE_PARTS; part++) sums[each][part] = (singles){0};
+        for (int64_t k = low; k < high; k++)
+            for (int each = 0; each < rows; each++)
+                for (int part = 0; part < SINGLE_PARTS; part++)
+                    sums[each][part] += load_singles(right + k * COLS + part * SINGLES) * left[k * BAND + each];
+        for (int each = 0; each < rows; each++)
+            for (int part = 0; part < SINGLE_PARTS; part++)
+                delta[each][part] = low ? delta[each][part] + sums[each][part] : sums[each][part];
+    }
+}
+
+/* `rows` rows from `row` on, all of one band. */
+INLINE void rows_in_single(int rows, const struct window *w, const struct singles *s, int64_t row, enum type in,
+                           enum type to, double *tally, struct queue *queue) {
     struct single_sums sums[SINGLE_ROWS];
     memset(sums, 0, rows * sizeof *sums);
     const float *right = s->right, *left = s->left + row / BAND * w->rank * BAND + row % BAND;
-    int64_t until_flush = FLUSH, settled = 0;
+    int64_t until_flush = FLUSH;
     for (int64_t col = 0; col < w->cols; col += COLS, right += w->rank * COLS) {
         singles delta[SINGLE_ROWS][SINGLE_PARTS];
+        single_chains(rows, left, w->rank, right, delta);
+        if (queue->length >= READY) settle(w, s, queue, in, to);
+        ONE_BY_ONE
         for (int each = 0; each < rows; each++)
-            for (int part = 0; part < SINGLE_PARTS; part++) delta[each][part] = (singles){0};
-        for (int64_t k = 0; k < w->rank; k++)
-            for (int each = 0; each < rows; each++)
-                for (int part = 0; part < SINGLE_PARTS; part++)
-                    delta[each][part] += load_singles(right + k * COLS + part * SINGLES) * left[k * BAND + each];
-        for (int each = 0; each < rows; each++) {
-            int64_t at = (row + each) * w->cols + col;
-            const uint8_t *from = w->raw + at * size_of(in);
-            uint8_t *into = w->out + at * 2;
-            if (col + COLS <= w->cols)
-                finish_single_block(w, row + each, col, delta[each], from, in, into, to, s->row_bound[row + each],
-                                    s->column_bound + col, sums + each);
-            else
-                finish_single_end(w, row + each, col, delta[each], from, in, into, to, s->row_bound[row + each],
-                                  s->column_bound + col, sums + each);
-        }
+            finish_single_columns(w, s, row + each, col, delta[each], in, to, sums + each, queue);
         if (--until_flush == 0 || col + COLS >= w->cols) {
             for (int each = 0; each < rows; each++) flush(sums + each);
             until_flush = FLUSH;
         }
     }
-    for (int each = 0; each < rows; each++) {
-        settled += sums[each].settled;
+    settle(w, s, queue, in, to);
+    for (int each = 0; each < rows; each++)
         if (!add_single_sums(sums + each, tally)) rows_in_double(1, w, row + each, in, to, tally);
-    }
-    return settled;
 }
 
 /* --- windows ------------------------------------------------------------------------------------------------------ */
 
-INLINE int64_t band_in_single(const struct window *w, const struct singles *s, int64_t row, int64_t stop, enum type in,
-                              enum type to, double *tally) {
-    int64_t settled = 0;
-    for (; row + SINGLE_ROWS <= stop; row += SINGLE_ROWS)
-        settled += rows_in_single(SINGLE_ROWS, w, s, row, in, to, tally);
-    for (; row + 4 <= stop; row += 4) settled += rows_in_single(4, w, s, row, in, to, tally);
-    for (; row < stop; row++) settled += rows_in_single(1, w, s, row, in, to, tally);
-    return settled;
+/* Rows of one band; whether float32 first paid. */
+INLINE int band_in_single(const struct window *w, const struct singles *s, int64_t row, int64_t stop, enum type in,
+                          enum type to, double *tally) {
+    struct queue queue;
+    queue.length = queue.blocks = 0;
+    int64_t blocks = (stop - row) * ((w->cols + COLS - 1) / COLS);
+    for (; row + SINGLE_ROWS <= stop; row += SINGLE_ROWS) rows_in_single(SINGLE_ROWS, w, s, row, in, to, tally, &queue);
+    for (; row + 4 <= stop; row += 4) rows_in_single(4, w, s, row, in, to, tally, &queue);
+    for (; row < stop; row++) rows_in_single(1, w, s, row, in, to, tally, &queue);
+    return queue.blocks * MOST_OPEN <= blocks;
 }
 
 /* What depends on nothing but the tile, so that neither windows nor the instruction set show in the tallies: in which
@@ -403,7 +486,6 @@ INLINE void tiles(const struct window *w, enum type in, enum type to) {
     struct singles s;
     int has_singles = 0, may = to != F32 && w->rank > 0 && w->rank <= MOST_RANK && w->rows > 0 && w->cols > 0;
     if (may && !(has_singles = make_singles(w, &s))) free_singles(&s);
-    int64_t blocks = (w->cols + COLS - 1) / COLS;
     double *tally = w->tallies;
     for (int64_t low = 0; low < w->rows; low += w->tile, tally += 4) {
         int64_t high = low + w->tile < w->rows ? low + w->tile : w->rows, row = low;
@@ -411,8 +493,7 @@ INLINE void tiles(const struct window *w, enum type in, enum type to) {
         int is_single = has_singles && w->tile % BAND == 0;
         while (is_single && row < high) {
             int64_t stop = row + BAND < high ? row + BAND : high;
-            int64_t settled = band_in_single(w, &s, row, stop, in, to, tally);
-            is_single = settled * MOST_SETTLED <= (stop - row) * blocks;
+            is_single = band_in_single(w, &s, row, stop, in, to, tally);
             row = stop;
         }
         for (; row + DOUBLE_ROWS <= high; row += DOUBLE_ROWS) rows_in_double(DOUBLE_ROWS, w, row, in, to, tally);
@@ -432,18 +513,24 @@ static void window(const struct window *w, int in, int to) {
 }
 #undef COPY
 
+/* Panel by panel of rows: a block of R is used for all rows of it while it is in the cache. */
 static void product(const double *left, int64_t rank, const double *right, int64_t rows, int64_t cols, double *out) {
-    for (int64_t col = 0; col < cols; col += COLS, right += rank * COLS) {
-        size_t nbytes = (col + COLS <= cols ? COLS : cols - col) * sizeof(double);
-        doubles delta[DOUBLE_ROWS][DOUBLE_PARTS];
-        int64_t row = 0;
-        for (; row + DOUBLE_ROWS <= rows; row += DOUBLE_ROWS) {
-            chains(DOUBLE_ROWS, left + row * rank, rank, right, delta);
-            for (int each = 0; each < DOUBLE_ROWS; each++) memcpy(out + (row + each) * cols + col, delta[each], nbytes);
-        }
-        for (; row < rows; row++) {
-            chains(1, left + row * rank, rank, right, delta);
-            memcpy(out + row * cols + col, delta[0], nbytes);
+    for (int64_t low = 0; low < rows; low += PANEL) {
+        int64_t high = low + PANEL < rows ? low + PANEL : rows;
+        for (int64_t col = 0; col < cols; col += COLS) {
+            const double *block = right + col * rank;
+            size_t nbytes = (col + COLS <= cols ? COLS : cols - col) * sizeof(double);
+            doubles delta[DOUBLE_ROWS][DOUBLE_PARTS];
+            int64_t row = low;
+            for (; row + DOUBLE_ROWS <= high; row += DOUBLE_ROWS) {
+                chains(DOUBLE_ROWS, left + row * rank, rank, block, delta);
+                for (int each = 0; each < DOUBLE_ROWS; each++)
+                    memcpy(out + (row + each) * cols + col, delta[each], nbytes);
+            }
+            for (; row < high; row++) {
+                chains(1, left + row * rank, rank, block, delta);
+                memcpy(out + row * cols + col, delta[0], nbytes);
+            }
         }
     }
 }
@@ -460,9 +547,10 @@ static void finish(const struct finish *f, int in, int to) {
         for (int64_t col = 0; col < f->cols; col += COLS) {
             int64_t at = row * f->cols + col, there = f->cols - col < COLS ? f->cols - col : COLS;
             doubles delta[DOUBLE_PARTS] = {{0}}, sum[DOUBLE_PARTS] = {{0}};
-            memcpy(delta, f->update + at, there * sizeof(double));
-            memcpy(sum, f->result + at, there * sizeof(double));
-            finish_end(delta, sum, f->raw + at * size_of(in), in, f->out + at * size_of(to), to, there, &sums);
+            /* Of a size that is known, so that it is no call. */
+            memcpy(delta, f->update + at, there == COLS ? COLS * sizeof(double) : there * sizeof(double));
+            memcpy(sum, f->result + at, there == COLS ? COLS * sizeof(double) : there * sizeof(double));
+            finish_columns(delta, sum, f->raw + at * size_of(in), in, f->out + at * size_of(to), to, there, &sums);
         }
         add_sums(&sums, tally);
     }

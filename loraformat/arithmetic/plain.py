@@ -131,7 +131,7 @@ def _tally(base: Floats, written: Floats, update: Floats) -> Tally:
 def _values(bits: NDArray[Any], dtype: DType) -> Floats:
     import numpy as np
 
-    return decoded(np.ascontiguousarray(bits).data.cast("B"), dtype).reshape(bits.shape)
+    return decoded(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data, dtype).reshape(bits.shape)
 
 
 def _largest(values: Floats, axis: int) -> Floats:
