@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Not --quiet: for the tests, PyTorch is a download of hundreds of megabytes, and somebody is waiting.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
+SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
 .PHONY: demo test test-architectures test-core mutants check clean
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.measure.tables import Rows, table_record
 from loraformat.matching import match
@@ -120,13 +120,12 @@ def changes_of(
     tracks = [_track(each, with_spectra=with_spectra, with_histograms=with_histograms) for each in previews]
     limits, done = Resources(jobs=jobs), 0
     total = sum(each.matrix[0] * each.row_nbytes for each in previews)
-    with one_thread_each():
-        tasks = (task for track in tracks for task in track.tasks(limits))
-        for each in open_engine(jobs).map(lambda task: task(), tasks):
-            each.track.account(each)
-            done += each.rows * each.track.preview.row_nbytes
-            if progress is not None:
-                progress(done, total)
+    tasks = (task for track in tracks for task in track.tasks(limits))
+    for each in open_engine(jobs).map(lambda task: task(), tasks):
+        each.track.account(each)
+        done += each.rows * each.track.preview.row_nbytes
+        if progress is not None:
+            progress(done, total)
     found = Changes()
     for track in tracks:
         track.finish(found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.containers import CONTAINERS
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.differences import MOST_RANK, WeightDifference
 from loraformat.model.tensors import has_equal_values, row_blocks
@@ -46,13 +46,12 @@ def tensor_differences(
     names = sorted(first.tensors.keys() & second.tensors.keys())
     sizes = [math.prod(first.tensors[name].shape) * first.tensors[name].dtype.itemsize for name in names]
     found, done = [], 0
-    with one_thread_each():
-        results = open_engine(jobs).map(compared, names)
-        for nbytes, difference in zip(sizes, results, strict=True):
-            found.append(difference)
-            done += nbytes
-            if progress is not None:
-                progress(done, sum(sizes))
+    results = open_engine(jobs).map(compared, names)
+    for nbytes, difference in zip(sizes, results, strict=True):
+        found.append(difference)
+        done += nbytes
+        if progress is not None:
+            progress(done, sum(sizes))
     return tuple(found)
 
 
