@@ -54,6 +54,7 @@ def damages(value: Tensor) -> Iterator[Tensor]:
     yield value + 1000
     yield value * 0
     if value.is_floating_point():
+        yield value * float("inf")
         yield value * float("nan")
 
 
