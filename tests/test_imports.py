@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from arithmetic.cases import LOOPS
 from safetensors.torch import load_file, save_file
 
 from loraformat.io import load_adapter
-from loraformat.merger.compute.kernel import open_kernel
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 HEAVY = ("torch", "numpy", "huggingface_hub", "transformers", "peft", "rich", "jsonschema", "yaml", "jinja2")
@@ -57,9 +57,10 @@ def test_text_about_a_pt_folder_needs_no_torch() -> None:
     assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "jinja2"}
 
 
-@pytest.mark.skipif(open_kernel() is None, reason="the kernel was not built, or this processor has no AVX2")
-def test_merging_plain_products_needs_no_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+def test_merging_plain_products_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: str) -> None:
     """Importing torch takes longer than merging a small model, and more memory than all else together."""
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
     adapter, base, out = FIXTURES / "good" / "peft" / "rslora", tmp_path / "base", tmp_path / "out"
     base.mkdir()
     updates = load_adapter(str(adapter)).updates

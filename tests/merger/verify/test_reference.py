@@ -53,18 +53,18 @@ def refused(base: str, change: str, out: Path, match: str, **options: Any) -> No
 
 
 @MODES
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("is_one_product", [True, False], ids=["product", "steps"])
 @pytest.mark.parametrize("strength", ["", "=0.5", "=-3"])
 def test_what_is_right_passes(
     inputs: tuple[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
-    is_compiled: bool,
+    is_one_product: bool,
     strength: str,
 ) -> None:
-    if not is_compiled:
-        monkeypatch.setattr(computer, "open_kernel", lambda: None)
+    if not is_one_product:
+        monkeypatch.setattr(computer, "takes", lambda *dtypes: False)
     report = merge(inputs[0], [inputs[1] + strength], str(tmp_path / "out"), verify=mode)
     assert report.data.checked == Checked(changed=2, followed=2, compared=2, copied=8, copies_compared=8, unscaled=0)
 
@@ -94,15 +94,15 @@ def test_a_sum_is_added_as_strongly_as_the_caller_said(tmp_path: Path, update: A
 
 
 @MODES
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("is_one_product", [True, False], ids=["product", "steps"])
 def test_a_flipped_sign_of_the_scale_is_found(
-    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, is_compiled: bool
+    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, is_one_product: bool
 ) -> None:
-    if is_compiled:
+    if is_one_product:
         real = prepared.factors_of
         monkeypatch.setattr(prepared, "factors_of", lambda *given: (-real(*given)[0], real(*given)[1]))
     else:
-        monkeypatch.setattr(computer, "open_kernel", lambda: None)
+        monkeypatch.setattr(computer, "takes", lambda *dtypes: False)
         stated = sums.stated_scale
         monkeypatch.setattr(sums, "stated_scale", lambda *given: -stated(*given))
     refused(*inputs, tmp_path / "out", r"(q|up)_proj\.weight: row \d+, column \d+ is .* by the reference", verify=mode)
@@ -121,7 +121,7 @@ def test_a_dropped_strength_is_found(
 def test_a_strength_that_is_dropped_by_torch_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(computer, "open_kernel", lambda: None)
+    monkeypatch.setattr(computer, "takes", lambda *dtypes: False)
     monkeypatch.setitem(ARITHMETIC, LowRank, lambda update, place: sums.low_rank(update, replace(place, strength=1.0)))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
 
