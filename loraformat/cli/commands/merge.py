@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -18,7 +17,10 @@ from loraformat.cli import completers, options
 @options.assume
 @options.container
 @click.option(
-    "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+    "--jobs",
+    type=click.IntRange(1, options.MOST_JOBS),
+    default=None,
+    help="Threads; by default as many as processors that the command may use.",
 )
 @click.option(
     "--device",
@@ -125,7 +127,7 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
-            jobs=jobs or min(8, os.cpu_count() or 1),
+            jobs=jobs or options.processors(),
             device=device,
             memory_nbytes=memory,
             dtype=dtype,
