@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import math
 
 import numpy as np
@@ -236,3 +238,12 @@ def test_the_worst_errors_of_float32(dtype: DType, sign: int) -> None:
     bits = arithmetic.rounded_bits(np.full((1, len(shifts)), half), dtype)
     assert_right(Case(bits, dtype, dtype, left, right))
     assert_right(Case(bits ^ 0x8000, dtype, dtype, -left, right))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("module", ["compiled", "factors", "products", "rounding", "sums", "tally", "chains"])
+def test_examples_in_docstrings(module: str, loop: str) -> None:
+    with forced(loop):
+        done = doctest.testmod(importlib.import_module(f"loraformat.arithmetic.{module}"))
+    assert done.attempted
+    assert not done.failed
