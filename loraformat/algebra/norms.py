@@ -8,15 +8,17 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, dense, is_sound, matrices_of, side_of
+from loraformat.model.floats import quietly
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 # Below this share of ‖left‖²·‖right‖² the sums of a squared norm cancel: 1e-8 leaves half the digits of float64.
 _CANCELLED = 1e-8
 
 
+@quietly
 def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
@@ -34,6 +36,7 @@ def frobenius(update: Update) -> float | None:
     return _hypot(norm_of(matrix) for matrix in matrices_of(update))
 
 
+@quietly
 def inner(one: Update, other: Update) -> float | None:
     """⟨ΔW₁, ΔW₂⟩, the sum of the elementwise products; None where either has no norm or the shapes differ.
 
@@ -43,6 +46,7 @@ def inner(one: Update, other: Update) -> float | None:
     return math.fsum(terms) if terms else None
 
 
+@quietly
 def cosine(one: Update, other: Update) -> float | None:
     """⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), between -1 and 1; None as for `inner`, and where an update is zero."""
     product, norms = inner(one, other), (frobenius(one), frobenius(other))
@@ -51,30 +55,40 @@ def cosine(one: Update, other: Update) -> float | None:
     return max(-1.0, min(1.0, product / (norms[0] * norms[1])))
 
 
+@quietly
 def distance(one: Update, other: Update) -> float | None:
     """‖ΔW₁ - ΔW₂‖_F, from the factors of both side by side; None as for `inner`."""
     return _hypot(norm_of(_difference(left, right)) for left, right in _paired(one, other))
 
 
+@quietly
 def norm_of(matrix: Matrix) -> float:
     """‖matrix‖_F. Of a product by Gram matrices, or by QR of the factors where those would cancel."""
     if not isinstance(matrix, Product):
-        return float(matrix.norm())
+        return _length(matrix)
     left, right = matrix.left.T @ matrix.left, matrix.right @ matrix.right.T
     square, most = float((left * right).sum()), float(left.trace() * right.trace())
     return math.sqrt(square) if square > _CANCELLED * most else _norm_by_qr(matrix)
 
 
-def core_of(product: Product) -> Tensor:
+def core_of(product: Product) -> Floats:
     """R_left R_rightᵀ of the QR decompositions of both factors: a small matrix with the product's singular values."""
-    import torch
+    import numpy as np
 
-    left = torch.linalg.qr(product.left, mode="r").R
-    return left @ torch.linalg.qr(product.right.T, mode="r").R.T
+    left, right = (np.asarray(np.linalg.qr(each, mode="r"), np.float64) for each in (product.left, product.right.T))
+    core: Floats = left @ right.T
+    return core
 
 
 def _norm_by_qr(matrix: Product) -> float:
-    return float(core_of(matrix).norm())
+    return _length(core_of(matrix))
+
+
+def _length(values: Floats) -> float:
+    """The root of the sum of all squares."""
+    import numpy as np
+
+    return float(np.linalg.norm(values))
 
 
 def _paired(one: Update, other: Update) -> list[tuple[Matrix, Matrix]]:
@@ -98,10 +112,10 @@ def _inner(one: Matrix, other: Matrix) -> float:
 
 
 def _difference(one: Matrix, other: Matrix) -> Matrix:
-    import torch
+    import numpy as np
 
     if isinstance(one, Product) and isinstance(other, Product):
-        return Product(torch.cat([one.left, -other.left], dim=1), torch.cat([one.right, other.right], dim=0))
+        return Product(np.concatenate([one.left, -other.left], axis=1), np.concatenate([one.right, other.right]))
     return dense(one) - dense(other)
 
 

@@ -1,6 +1,6 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
-from loraformat.merger.compute import kernel
+from loraformat import arithmetic as kernel  # under the name by which it is checked from outside
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta

@@ -1,8 +1,10 @@
-"""Floating-point numbers as float64 in numpy: what needs no torch need not wait for it to be imported."""
+"""Floating-point numbers as float64 in numpy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.model.tensors import DType, LazyTensor, numbers_of
 
@@ -23,6 +25,22 @@ ROUNDOFF = {dtype: 2.0**-bits for dtype, (bits, _) in _PRECISION.items()}
 SMALLEST_LOST = {dtype: 2.0 ** (least - bits) for dtype, (bits, least) in _PRECISION.items()}
 
 
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def quietly(function: _Function) -> _Function:
+    """The function, in which numpy warns of no value: what is not finite shows in its result, and others judge that."""
+
+    @wraps(function)
+    def quiet(*args: object, **named: object) -> object:
+        import numpy as np
+
+        with np.errstate(all="ignore"):
+            return function(*args, **named)
+
+    return quiet  # type: ignore[return-value]
+
+
 def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
     """The elements of a run of bytes, exactly, as one axis.
 
@@ -36,7 +54,7 @@ def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
 
 
 def float64_of(tensor: LazyTensor) -> Floats:
-    """All values of a tensor, in its shape; read without torch where its bytes can be had."""
+    """All values of a tensor, in its shape."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):  # a signalling NaN

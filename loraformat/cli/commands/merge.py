@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -18,7 +17,10 @@ from loraformat.cli import completers, options
 @options.assume
 @options.container
 @click.option(
-    "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+    "--jobs",
+    type=click.IntRange(1, options.MOST_JOBS),
+    default=None,
+    help="Threads; by default as many as processors that the command may use.",
 )
 @click.option(
     "--device",
@@ -33,19 +35,12 @@ from loraformat.cli import completers, options
     metavar="SIZE",
     default="64MiB",
     show_default=True,
-    help="For windows of the base; Python, torch and the adapters come on top.",
+    help="For windows of the base; Python and the adapters come on top.",
 )
 @click.option(
     "--dtype",
     type=options.Choice(["float32", "bfloat16", "float16"]),
     help="Write every floating tensor in this dtype; by default each keeps the base's.",
-)
-@click.option(
-    "--accumulate",
-    type=options.Choice(["float32", "float64"]),
-    default="float64",
-    show_default=True,
-    help="Precision of the sums; the result is rounded once either way.",
 )
 @click.option(
     "--rounding",
@@ -100,7 +95,6 @@ def command(
     device: str,
     memory: int,
     dtype: str | None,
-    accumulate: str,
     rounding: str,
     seed: int,
     max_shard_size: int | None,
@@ -133,11 +127,10 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
-            jobs=jobs or min(8, os.cpu_count() or 1),
+            jobs=jobs or options.processors(),
             device=device,
             memory_nbytes=memory,
             dtype=dtype,
-            accumulate=accumulate,
             rounding=rounding,
             seed=seed,
             max_shard_nbytes=max_shard_size,
