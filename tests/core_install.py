@@ -185,7 +185,16 @@ def cases() -> dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Any], A
             {"peft_type": "LOKR", "alpha": ALPHA, "r": RANK},
             lambda base: base + scale * np.kron(wide(left), wide(right)),
         ),
-        "saved-table": ({"weight": table[:ROWS]}, {**lora, "modules_to_save": ["proj"]}, lambda _: wide(table[:ROWS])),
+        "saved-table": (
+            {"lora_A.weight": a, "lora_B.weight": b, "../embed.weight": table[:ROWS]},
+            {**lora, "modules_to_save": ["embed"]},
+            lambda base: base + scale * (wide(b) @ wide(a)),
+        ),
+        "resized-table": (
+            {"lora_A.weight": a, "lora_B.weight": b, "../embed.weight": table},
+            {**lora, "modules_to_save": ["embed"]},
+            lambda base: base + scale * (wide(b) @ wide(a)),
+        ),
     }
 
 
@@ -199,16 +208,24 @@ def merged(name: str, tensors: Mapping[str, Any], settings: Mapping[str, Any], e
     folder = Path(name)
     for part in ("base", "adapter"):
         (folder / part).mkdir(parents=True)
-    save_file({"proj.weight": base, "norm.weight": base[0].copy()}, folder / "base" / "model.safetensors")
-    prefixed = {f"base_model.model.proj.{role}": values for role, values in tensors.items()}
-    save_file(prefixed, folder / "adapter" / "adapter_model.safetensors")
+    table = np.random.default_rng(7).standard_normal((ROWS, COLS)).astype(np.float32)
+    stored = {"proj.weight": base, "norm.weight": base[0].copy(), "embed.weight": table}
+    save_file(stored, folder / "base" / "model.safetensors")
+    roles = {f"proj.{role}".replace("proj.../", ""): values for role, values in tensors.items()}
+    save_file(
+        {f"base_model.model.{role}": values for role, values in roles.items()},
+        folder / "adapter" / "adapter_model.safetensors",
+    )
     config = {"target_modules": ["proj"], "base_model_name_or_path": "tiny", "task_type": None, **settings}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     run("merge", folder / "base", folder / "adapter", "--verify", "full", "-o", folder / "merged")
     run("merge", folder / "base", folder / "adapter", "--dtype", "float16", "-o", folder / "half")
     exact = expected(base.astype(np.float64))
     for output, half_unit in (("merged", 2.0**-24), ("half", 2.0**-11)):
-        found = load_file(folder / output / "model.safetensors")["proj.weight"].astype(np.float64)
+        written = load_file(folder / output / "model.safetensors")
+        found = written["proj.weight"].astype(np.float64)
+        wanted = roles.get("embed.weight", table).astype(written["embed.weight"].dtype)
+        assert np.array_equal(written["embed.weight"], wanted), name
         gap = abs(found - exact)
         room = half_unit * abs(exact) * (1 + 1e-6) + (2.0**-25 if output == "half" else 1e-12)
         assert found.shape == exact.shape, name
