@@ -111,14 +111,14 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     def of(name: str) -> NDArray[Any]:
         found = stored.weights[name]
         words = np.frombuffer(found.raw(0, found.rows), "<u4").reshape(found.shape)
-        spread = np.empty((words.shape[0], words.shape[1] * 8))
+        spread = np.empty((found.shape[0], found.shape[1] * 8))
         for nibble, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
             spread[:, output::8] = (words >> np.uint32(4 * nibble)) % 16
         return spread
 
     scales = whole(stored, weight.parts[2]).astype(np.float64)
     index = np.arange(weight.shape[1]) // group
-    return ((of(weight.parts[0]) - of(weight.parts[1])[index]) * scales[index]).T[start:stop]
+    return np.asarray(((of(weight.parts[0]) - of(weight.parts[1])[index]) * scales[index]).T[start:stop], np.float64)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

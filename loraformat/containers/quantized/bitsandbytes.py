@@ -1,7 +1,7 @@
 """bitsandbytes: NF4 and FP4 in blocks of the flat weight, with plain or quantized scales, and INT8 with a scale a row.
 
-Source: bitsandbytes 0.50.2, functional.py `QuantState`, `dequantize_4bit`, `dequantize_blockwise`, `int8_vectorwise_dequant`;
-transformers 5.23.0, quantizers/quantizer_bnb_4bit.py; docs/formats of the project say what was compared bit for bit.
+Source: bitsandbytes 0.50.2, functional.py `QuantState`, `dequantize_4bit`, `dequantize_blockwise`,
+`int8_vectorwise_dequant`; transformers 5.23.0, quantizers/quantizer_bnb_4bit.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
 from loraformat.model.tensors import DType
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -125,9 +127,7 @@ def _four_bits(stored: Checkpoint, module: str, kind: str) -> QuantizedWeight:
 def _shape(state: Json, name: str) -> tuple[int, ...]:
     found = state.get("shape") if isinstance(state, dict) else None
     listed = found if isinstance(found, list) else []
-    sizes = tuple(
-        size for size in listed if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 40
-    )
+    sizes = tuple(size for size in listed if type(size) is int and 0 < size < 1 << 40)
     if not 0 < len(sizes) == len(listed) <= _MOST_DIMENSIONS:
         raise FormatError(f"{show(name, 200)}: quant_state has no shape", where=name)
     return sizes
@@ -201,11 +201,11 @@ def _absmax(stored: Checkpoint, weight: QuantizedWeight, first: int, last: int) 
 
     layout = weight.layout
     assert isinstance(layout, _Blocks)
-    values = part_rows(stored, weight.parts[1], first, last)
-    if layout.nested:
+    values: NDArray[Any] = part_rows(stored, weight.parts[1], first, last)
+    if layout.nested and last > first:
         groups = np.arange(first, last) // layout.nested
-        low = int(groups[0]) if last > first else 0
-        nested = part_rows(stored, weight.parts[2], low, int(groups[-1]) + 1 if last > first else 0)
+        low = int(groups[0])
+        nested = part_rows(stored, weight.parts[2], low, int(groups[-1]) + 1)
         values = whole(stored, weight.parts[3])[values] * nested[groups - low] + np.float32(layout.offset)
     return finite_scales(np.asarray(values, np.float32), weight.parts[1])
 
@@ -226,8 +226,9 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         return single(single(codes * scale[:, None]) * float(np.float32(_INT8_STEP)))
     layout, width = weight.layout, math.prod(weight.shape[1:])
     index = np.arange(start * width, stop * width)
-    data = span_of_bytes(stored, weight.parts[0], index[0] // 2, index[-1] // 2 + 1) if len(index) else index
-    byte = data[index // 2 - index[0] // 2] if len(index) else data
+    if not len(index):
+        return np.zeros((0, *weight.shape[1:]))
+    byte = span_of_bytes(stored, weight.parts[0], index[0] // 2, index[-1] // 2 + 1)[index // 2 - index[0] // 2]
     codes = np.where(index % 2 == 0, byte // 16, byte % 16).astype(np.int64)
     block = index // layout.size
     if layout.nested:

@@ -70,10 +70,9 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
 def _block(value: Json, where: str) -> Block:
     if value is None:
         return Block(0, 0)
-    sizes = (
-        [size for size in value if isinstance(size, int) and 0 < size <= _MOST_BLOCK] if isinstance(value, list) else []
-    )
-    if not isinstance(value, list) or len(sizes) != 2 or len(value) != 2:
+    listed = value if isinstance(value, list) else []
+    sizes = [size for size in listed if type(size) is int and 0 < size <= _MOST_BLOCK]
+    if not len(listed) == len(sizes) == 2:
         raise FormatError(f"weight_block_size: expected two sizes, found {show(str(value), 80)}", where=where)
     return Block(*sizes)
 
@@ -112,12 +111,9 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     block = weight.layout
     assert isinstance(block, Block)
     if not block.rows:
-        each = (
-            scales.reshape(-1)[start:stop, None, None]
-            if len(weight.shape) == 3 and scales.size > 1
-            else scales.reshape(-1)[0]
-        )
-        return np.asarray(codes * each, np.float32)
+        is_each = len(weight.shape) == 3 and scales.size > 1
+        scale = scales.reshape(-1)[start:stop, None, None] if is_each else scales.reshape(-1)[0]
+        return np.asarray(codes * scale, np.float32)
     if len(weight.shape) == 3:
         spread = np.repeat(np.repeat(scales[start:stop], block.rows, axis=1)[:, : codes.shape[1]], block.cols, axis=2)
     else:
@@ -150,11 +146,10 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     size = np.where(exponent == 0, digits * 2.0 ** (1 - bias - bits), (1 + digits / 2**bits) * 2.0 ** (exponent - bias))
     value = np.where(code >= 128, -size, size)
     raw = stored.weights[weight.parts[1]].raw(0, stored.weights[weight.parts[1]].rows)
-    exponents = grid.dtype in (DType.U8, DType.F8_E8M0)
-    scale = (
-        2.0 ** (np.frombuffer(raw, "u1").astype(np.float64) - 127) if exponents else _scales(stored, weight.parts[1])
-    )
-    scale = scale.reshape(grid.shape).astype(np.float64)
+    if grid.dtype in (DType.U8, DType.F8_E8M0):
+        scale = (2.0 ** (np.frombuffer(raw, "u1").astype(np.float64) - 127)).reshape(grid.shape)
+    else:
+        scale = _scales(stored, weight.parts[1]).astype(np.float64)
     block = weight.layout
     assert isinstance(block, Block)
     lines = np.arange(start, stop)

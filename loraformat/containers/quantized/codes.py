@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -43,6 +45,7 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
     """
     import numpy as np
 
+    codes: NDArray[Any]
     lines = np.moveaxis(words, axis, -1)
     raw = np.ascontiguousarray(lines).astype("<i4", copy=False).view(np.uint8)
     if bits == 8:
@@ -54,7 +57,7 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
         loose = np.unpackbits(raw, axis=-1, bitorder="little")
         count = loose.shape[-1] // bits
         loose = loose[..., : count * bits].reshape(*raw.shape[:-1], count, bits)
-        codes = (loose << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+        codes = np.asarray((loose << np.arange(bits, dtype=np.uint8)).sum(axis=-1), np.uint8)
     return np.moveaxis(codes, -1, axis)
 
 

@@ -169,10 +169,8 @@ def _fp4(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, ...
     if inputs % size:
         raise FormatError(f"{show(codes, 200)}: groups of {size} do not divide {inputs} inputs", where=tensor.file)
     scales = f"{module}.weight_scale"
-    dtype = DType.F8_E4M3 if size == 16 else DType.U8
-    require_shape(
-        scales, part(stored, scales, name), (out, inputs // size), dtype, *([DType.F8_E8M0] if size == 32 else [])
-    )
+    dtypes = (DType.F8_E4M3,) if size == 16 else (DType.U8, DType.F8_E8M0)
+    require_shape(scales, part(stored, scales, name), (out, inputs // size), *dtypes)
     parts = {"codes": codes, "scales": scales}
     if size == 16:
         total = f"{module}.weight_global_scale"
@@ -188,8 +186,8 @@ def _packed(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, 
     out, inputs = (int(size) for size in whole(stored, shape_name))
     words = -(-inputs * group.bits // 32) if group.bits == 3 else -(-inputs // (32 // group.bits))
     if min(out, inputs) < 1 or tensor.shape != (out, words) or tensor.dtype is not DType.I32:
-        text = f"{show(codes, 200)} has the shape {list(tensor.shape)}, weight_shape says {[out, inputs]} at {group.bits} bits"
-        raise FormatError(text, where=tensor.file)
+        text = f"{show(codes, 200)} has the shape {list(tensor.shape)}, expected {[out, words]}"
+        raise FormatError(f"{text}: weight_shape {[out, inputs]} at {group.bits} bits", where=tensor.file)
     parts = {"codes": codes, "scales": f"{module}.weight_scale"}
     groups = -(-inputs // group.size) if group.size else 1
     scales = part(stored, parts["scales"], name)
@@ -214,7 +212,8 @@ def _eight_bits(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[i
         raise FormatError(text, where=tensor.file)
     wanted = _grid(tensor, group)
     if grid.shape not in wanted:
-        text = f"{show(scales, 200)} has the shape {list(grid.shape)}, expected {' or '.join(str(list(one)) for one in wanted)}"
+        expected = " or ".join(str(list(one)) for one in wanted)
+        text = f"{show(scales, 200)} has the shape {list(grid.shape)}, expected {expected}"
         raise FormatError(text, where=grid.file)
     parts = {"codes": name, "scales": scales}
     zeros = f"{module}.weight_zero_point"
@@ -272,7 +271,7 @@ def _codes(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: 
     if layout.group.format != _PACKED:
         return np.asarray(found, np.float32)
     unsigned = from_stream(found, layout.group.bits, axis=1)[:, : weight.shape[1]]
-    return unsigned.astype(np.float32) - np.float32(1 << (layout.group.bits - 1))
+    return np.asarray(unsigned.astype(np.float32) - np.float32(1 << (layout.group.bits - 1)), np.float32)
 
 
 def _spread(
@@ -317,9 +316,6 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         found = stored.weights[names[key]]
         return np.frombuffer(found.raw(first, last), code).reshape(last - first, *found.shape[1:])
 
-    def single(values: NDArray[Any]) -> Floats:
-        return values.astype(np.float32).astype(np.float64)
-
     if group.format in _FP4_GROUPS:
         code = raw("codes", "u1")[:, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
         exponent, digit = code // 2 % 4, code % 2
@@ -328,8 +324,8 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         scale = raw("scales", "u1").astype(np.int64)
         if "total" in names:
             total = float(raw("total", "<f4", 0, 1)[0])
-            return single(values * single(_eight(scale) / total)[:, place // 16])
-        return single(values * (2.0 ** (scale - 127.0))[:, place // 32])
+            return _single(values * _single(_eight(scale) / total)[:, place // 16])
+        return _single(values * (2.0 ** (scale - 127.0))[:, place // 32])
     return _reference_integers(stored, weight, layout, start, stop)
 
 
@@ -338,21 +334,18 @@ def _reference_integers(stored: Checkpoint, weight: QuantizedWeight, layout: _La
 
     group, names, (out, inputs) = layout.group, layout.parts, weight.shape
 
-    def values(key: str) -> Floats:
-        return whole(stored, names[key]).astype(np.float64)
-
     def fields(words: NDArray[Any], count: int) -> Floats:
         """The first `count` signed codes of lines of words."""
         place = np.arange(count) * group.bits
         wide = np.concatenate([words, np.zeros((len(words), 1), words.dtype)], axis=1).view(np.uint32).astype(np.uint64)
         both = wide[:, place // 32] | wide[:, place // 32 + 1] << np.uint64(32)
         unsigned = (both >> (place % 32).astype(np.uint64)) & np.uint64(2**group.bits - 1)
-        return unsigned.astype(np.float64) - 2.0 ** (group.bits - 1)
+        return np.asarray(unsigned.astype(np.float64) - 2.0 ** (group.bits - 1), np.float64)
 
     lines, place = np.arange(start, stop), np.arange(inputs)
     is_packed = group.format == _PACKED
     codes = fields(whole(stored, names["codes"]), inputs) if is_packed else _unpacked(stored, names["codes"])
-    grid = values("scales")
+    grid = whole(stored, names["scales"]).astype(np.float64)
     if grid.ndim < 2:
         grid = np.broadcast_to(grid.reshape(1, 1), (out, 1))
     at = lines // group.block[0] if group.block[0] else lines
@@ -366,7 +359,7 @@ def _reference_integers(stored: Checkpoint, weight: QuantizedWeight, layout: _La
         zero = whole(stored, names["zeros"])
         zero = fields(np.ascontiguousarray(zero.T), out).T if is_packed else np.broadcast_to(zero, grid.shape)
         result = result - zero[at[:, None], across[None, :]]
-    return (result * grid[at[:, None], across[None, :]]).astype(np.float32).astype(np.float64)
+    return _single(result * grid[at[:, None], across[None, :]])
 
 
 def _unpacked(stored: Checkpoint, name: str) -> Floats:
@@ -374,7 +367,16 @@ def _unpacked(stored: Checkpoint, name: str) -> Floats:
 
     weight = stored.weights[name]
     code = np.frombuffer(weight.raw(0, weight.rows), "u1").reshape(weight.shape)
-    return _eight(code.astype(np.int64)) if weight.dtype is DType.F8_E4M3 else code.view(np.int8).astype(np.float64)
+    if weight.dtype is DType.F8_E4M3:
+        return _eight(code.astype(np.int64))
+    return np.asarray(code.view(np.int8), np.float64)
+
+
+def _single(values: NDArray[Any]) -> Floats:
+    """Values rounded to float32."""
+    import numpy as np
+
+    return np.asarray(values.astype(np.float32), np.float64)
 
 
 def _eight(code: NDArray[np.int64]) -> Floats:

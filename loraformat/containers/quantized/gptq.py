@@ -96,7 +96,8 @@ def _weight(stored: Checkpoint, module: str, bits: int, size: int) -> QuantizedW
     indices = stored.tensors.get(f"{module}.g_idx")
     inputs = indices.shape[0] if indices is not None and len(indices.shape) == 1 else words * _WORD // bits
     if -(-inputs * bits // _WORD) != words:
-        text = f"{show(module, 200)}.qweight holds {words} words a column, {inputs} inputs of {bits} bits take another number"
+        words_wanted = -(-inputs * bits // _WORD)
+        text = f"{show(module, 200)}.qweight has {words} rows, {inputs} inputs of {bits} bits take {words_wanted}"
         raise FormatError(text, where=codes.file)
     group = inputs if size == -1 else size
     if group < 1:
@@ -132,9 +133,8 @@ def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[st
         seen |= set(fields.reshape(-1).tolist()) if fields.size < 4096 else set(_distinct(fields))
         if not seen <= {middle, middle - 1} or len(seen) > 1:
             text = f"the settings say sym, but zero points are {', '.join(map(str, sorted(seen)[:4]))}"
-            raise FormatError(
-                text, where=f"{module}.qzeros", hint=f"expected {middle} (v2) or {middle - 1} (v1) throughout"
-            )
+            hint = f"expected {middle} (v2) or {middle - 1} (v1) throughout"
+            raise FormatError(text, where=f"{module}.qzeros", hint=hint)
     return 0 if seen == {middle} else 1
 
 
@@ -160,13 +160,15 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
 
 def _zeros(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: int, stop: int) -> NDArray[np.uint8]:
     """(groups, stop - start): the zero points of some outputs, each taken modulo 2^bits."""
+    import numpy as np
+
     # The words that hold them begin where the bits of a code and of a word begin together.
     step = _WORD // layout.bits if _WORD % layout.bits == 0 else _WORD
     first = start // step * step
     width = stored.tensors[weight.parts[1]].shape[1]
     words = columns(stored, weight.parts[1], first * layout.bits // _WORD, min(width, -(-stop * layout.bits // _WORD)))
     stored_ones = from_stream(words, layout.bits, axis=1)[:, start - first : stop - first]
-    return (stored_ones + layout.added) & ((1 << layout.bits) - 1)
+    return np.asarray((stored_ones + np.uint8(layout.added)) & np.uint8((1 << layout.bits) - 1), np.uint8)
 
 
 def _groups(stored: Checkpoint, weight: QuantizedWeight, count: int) -> NDArray[Any]:
@@ -179,7 +181,7 @@ def _groups(stored: Checkpoint, weight: QuantizedWeight, count: int) -> NDArray[
     layout, inputs = weight.layout, weight.shape[1]
     assert isinstance(layout, _Layout)
     if len(weight.parts) == 3:
-        return np.arange(inputs) // layout.group
+        return np.asarray(np.arange(inputs) // layout.group)
     found = whole(stored, weight.parts[3])
     if found.size and not 0 <= int(found.min()) <= int(found.max()) < count:
         raise FormatError(f"g_idx: an index is not below {count}, the number of groups", where=weight.parts[3])
@@ -207,13 +209,9 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     codes = field(of(weight.parts[0], "<u4").T[start:stop], inputs).astype(np.float64)
     zeros = field(of(weight.parts[1], "<u4"), weight.shape[0])[:, start:stop]
     zeros = ((zeros + np.uint64(layout.added)) % np.uint64(2**layout.bits)).astype(np.float64)
-    scales = (
-        of(weight.parts[2], "<f2").astype(np.float64)
-        if stored.tensors[weight.parts[2]].dtype is DType.F16
-        else (whole(stored, weight.parts[2]).astype(np.float64))
-    )
+    scales = whole(stored, weight.parts[2]).astype(np.float64)
     groups = of(weight.parts[3], "<i4") if len(weight.parts) > 3 else np.arange(inputs) // layout.group
-    return (codes - zeros.T[:, groups]) * scales[:, start:stop].T[:, groups]
+    return np.asarray((codes - zeros.T[:, groups]) * scales[:, start:stop].T[:, groups], np.float64)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

@@ -103,7 +103,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
 def _one(stored: Checkpoint, name: str) -> np.float32:
     import numpy as np
 
-    value = np.float32(whole(stored, name).reshape(-1)[0])
+    value: np.float32 = np.float32(whole(stored, name).reshape(-1)[0])
     if not np.isfinite(value) or value == 0:
         raise NonFiniteValue(f"the scale of the whole weight is {float(value)}", where=name)
     return value

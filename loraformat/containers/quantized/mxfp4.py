@@ -79,7 +79,7 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     power = np.frombuffer(stored.weights[weight.parts[1]].raw(start, stop), "u1").reshape(experts, out, -1)
     scale = 2.0 ** (power.astype(np.float64)[:, :, place // 32] - 127)
     values = np.where(code >= 8, -size, size) * scale
-    return values.astype(np.float32).astype(np.float64).transpose(0, 2, 1)
+    return np.asarray(values.astype(np.float32).transpose(0, 2, 1), np.float64)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

@@ -55,7 +55,7 @@ _METHODS_OF_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 def settings_of(stored: Checkpoint) -> Settings | None:
-    """The first settings of a quantization: those of config.json, then of the files beside it; None where there are none."""
+    """The first settings of a quantization: of config.json, then of the files beside it; None where there are none."""
     for path, level in levels_of(stored.config):
         for key in _KEYS:
             found = level.get(key)
@@ -121,7 +121,7 @@ def with_modules(settings: Mapping[str, Json], key: str, modules: Sequence[str],
 
 
 def fused_with(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
-    """Those of `weights` that engines load as one with any that is touched: q, k and v; gate and up; a layer's experts."""
+    """Those of `weights` that engines load as one with a touched one: q, k and v; gate and up; a layer's experts."""
     groups = {group for name in touched for group in _groups(name)}
     return {name for name in weights if name in touched or any(group in groups for group in _groups(name))}
 
