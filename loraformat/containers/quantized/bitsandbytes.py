@@ -184,15 +184,12 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
         codes = part_rows(stored, weight.parts[0], start, stop).astype(np.float32)
         return np.asarray((codes * scales[:, None]) * np.float32(_INT8_STEP), np.float32)
-    width = math.prod(weight.shape[1:])
+    width, size = math.prod(weight.shape[1:]), weight.layout.size
     first, last = start * width, stop * width
-    code_book = whole(stored, weight.parts[-2])
     packed = span_of_bytes(stored, weight.parts[0], first // 2, -(-last // 2))
-    codes = high_nibble_first(packed)[first % 2 :][: last - first]
-    size = weight.layout.size
-    absmax = _absmax(stored, weight, first // size, -(-last // size))
-    scales = np.repeat(absmax, size)[first % size :][: last - first]
-    return np.asarray((code_book[codes] * scales).reshape(stop - start, *weight.shape[1:]), np.float32)
+    numbers = whole(stored, weight.parts[-2])[high_nibble_first(packed)[first % 2 :][: last - first]]
+    absmax = np.repeat(_absmax(stored, weight, first // size, -(-last // size)), size)[first % size :][: last - first]
+    return np.asarray((numbers * absmax).reshape(stop - start, *weight.shape[1:]), np.float32)
 
 
 def _absmax(stored: Checkpoint, weight: QuantizedWeight, first: int, last: int) -> NDArray[np.float32]:

@@ -45,9 +45,9 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
     """
     import numpy as np
 
-    codes: NDArray[Any]
     lines = np.moveaxis(words, axis, -1)
     raw = np.ascontiguousarray(lines).astype("<i4", copy=False).view(np.uint8)
+    codes: NDArray[Any]
     if bits == 8:
         codes = raw
     elif bits in (2, 4):
@@ -58,7 +58,7 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
         count = loose.shape[-1] // bits
         loose = loose[..., : count * bits].reshape(*raw.shape[:-1], count, bits)
         codes = np.asarray((loose << np.arange(bits, dtype=np.uint8)).sum(axis=-1), np.uint8)
-    return np.moveaxis(codes, -1, axis)
+    return np.asarray(np.moveaxis(np.asarray(codes, np.uint8), -1, axis))
 
 
 def fp4_table() -> NDArray[np.float32]:

@@ -204,7 +204,8 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         place = np.arange(count) * layout.bits
         wide = np.concatenate([words, np.zeros((len(words), 1), words.dtype)], axis=1).astype(np.uint64)
         low, high = wide[:, place // 32], wide[:, place // 32 + 1]
-        return ((low | high << np.uint64(32)) >> (place % 32).astype(np.uint64)) & np.uint64(2**layout.bits - 1)
+        found: NDArray[Any] = (low | high << np.uint64(32)) >> (place % 32).astype(np.uint64)
+        return np.asarray(found & np.uint64(2**layout.bits - 1))
 
     codes = field(of(weight.parts[0], "<u4").T[start:stop], inputs).astype(np.float64)
     zeros = field(of(weight.parts[1], "<u4"), weight.shape[0])[:, start:stop]
