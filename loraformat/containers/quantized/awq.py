@@ -41,11 +41,6 @@ _BITS, _PER_WORD = 4, 8
 _NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether tensors of an AWQ weight are there; the table has looked at the settings."""
-    return any(name.endswith(".qweight") for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     settings = settings_of(stored)
@@ -97,7 +92,7 @@ def _fields(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[np.
     first = start // _PER_WORD
     words = columns(stored, name, first, -(-stop // _PER_WORD)).view(np.uint32)
     shifts = np.array(_NIBBLES, np.uint32) * _BITS
-    fields = ((words[:, :, None] >> shifts) & 15).astype(np.uint8).reshape(len(words), -1)
+    fields = ((words[:, :, None] >> shifts) & 15).astype(np.uint8).reshape(len(words), words.shape[1] * _PER_WORD)
     return fields[:, start - first * _PER_WORD :][:, : stop - start]
 
 

@@ -71,11 +71,6 @@ class _Blocks:
     offset: float = 0.0
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether tensors of a bitsandbytes weight are there; the table has looked at the settings."""
-    return any(_STATE in name or name.endswith(".SCB") for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     found: dict[str, QuantizedWeight] = {}

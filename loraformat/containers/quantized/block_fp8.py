@@ -45,11 +45,6 @@ class Block(NamedTuple):
     cols: int
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether a weight is float8; the table has looked at the settings."""
-    return any(tensor.dtype in (DType.F8_E4M3, DType.F8_E5M2) for tensor in stored.tensors.values())
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     settings = settings_of(stored)

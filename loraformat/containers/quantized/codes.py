@@ -30,7 +30,7 @@ def _nibbles(packed: NDArray[np.uint8], first: int, second: int) -> NDArray[np.u
 
     codes = np.empty((*packed.shape, 2), np.uint8)
     codes[..., 0], codes[..., 1] = (packed >> first) & 15, (packed >> second) & 15
-    return codes.reshape(*packed.shape[:-1], -1)
+    return codes.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 
 def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.uint8]:
@@ -52,7 +52,7 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
         codes = raw
     elif bits in (2, 4):
         each = np.arange(0, 8, bits, dtype=np.uint8)
-        codes = ((raw[..., None] >> each) & ((1 << bits) - 1)).reshape(*raw.shape[:-1], -1)
+        codes = ((raw[..., None] >> each) & ((1 << bits) - 1)).reshape(*raw.shape[:-1], raw.shape[-1] * 8 // bits)
     else:
         loose = np.unpackbits(raw, axis=-1, bitorder="little")
         count = loose.shape[-1] // bits

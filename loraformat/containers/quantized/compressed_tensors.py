@@ -62,11 +62,6 @@ class _Layout:
     parts: Mapping[str, str]
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether tensors of a compressed weight are there; the table has looked at the settings."""
-    return any(name.endswith((".weight_packed", ".weight_scale")) for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     settings = settings_of(stored)
@@ -260,8 +255,8 @@ def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDA
         scales = np.where(scales == 255, np.nan, np.ldexp(1.0, scales.astype(np.int32) - 127)).astype(np.float32)
     finite_scales(scales, layout.parts["scales"])
     codes = low_nibble_first(part_rows(stored, layout.parts["codes"], start, stop))
-    values = fp4_table()[codes].reshape(stop - start, -1, size) * scales[:, :, None]
-    return np.asarray(values.reshape(stop - start, -1), np.float32)
+    values = fp4_table()[codes].reshape(*scales.shape, size) * scales[:, :, None]
+    return np.asarray(values.reshape(codes.shape), np.float32)
 
 
 def _codes(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: int, stop: int) -> NDArray[np.float32]:

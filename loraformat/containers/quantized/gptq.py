@@ -59,11 +59,6 @@ class _Layout:
     added: int
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether tensors of a GPTQ weight are there; the table has looked at the settings."""
-    return any(name.endswith(".qweight") for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     settings = settings_of(stored)

@@ -30,11 +30,6 @@ _BESIDE = (".input_scale", ".pre_quant_scale")
 _ALGORITHMS = ("NVFP4", "FP8")
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether tensors of a ModelOpt weight are there; the table has looked at the settings."""
-    return any(name.endswith((".weight_scale_2", ".weight_scale")) for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     settings = settings_of(stored)
@@ -96,8 +91,8 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         return np.asarray(codes * _one(stored, weight.parts[1]), np.float32)
     scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
     scales = scales * _one(stored, weight.parts[2])
-    values = fp4_table()[low_nibble_first(codes)].reshape(stop - start, -1, _GROUP) * scales[:, :, None]
-    return np.asarray(values.reshape(stop - start, -1), np.float32)
+    values = fp4_table()[low_nibble_first(codes)].reshape(stop - start, weight.shape[1] // _GROUP, _GROUP) * scales[:, :, None]
+    return np.asarray(values.reshape(stop - start, weight.shape[1]), np.float32)
 
 
 def _one(stored: Checkpoint, name: str) -> np.float32:

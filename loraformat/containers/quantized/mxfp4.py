@@ -28,11 +28,6 @@ _CODES, _SCALES = "_blocks", "_scales"
 _NBYTES = 16  # of a group of 32 codes
 
 
-def detect(stored: Checkpoint) -> bool:
-    """Whether blocks of MXFP4 are there; the table has looked at the settings."""
-    return any(name.endswith(_CODES) for name in stored.tensors)
-
-
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights, (experts, in, out): the files have (experts, out, in). See `QuantizedScheme.weights`."""
     found = {}

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from loraformat.errors import FormatError
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
+from loraformat.model.tensors import DType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +61,11 @@ class QuantizedScheme(Protocol):
         """
 
 
+# Of tensors that hold codes, and the ends of names of tensors that scale them.
+_CODES = (DType.U8, DType.I8, DType.I32, DType.F8_E4M3, DType.F8_E5M2)
+_SCALES = (".absmax", ".SCB", ".weight_scale", ".weight_scale_inv", ".qscale_weight")
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """A scheme in a module beside this one, which is imported when a base says that it is of that scheme.
@@ -72,15 +79,24 @@ class Module:
     methods: tuple[str, ...]
 
     def detect(self, stored: Checkpoint) -> bool:
-        """See `QuantizedScheme.detect`: the settings name the method, and its tensors are there."""
+        """See `QuantizedScheme.detect`: the settings name the method, and not all tensors are plain numbers.
+
+        Settings that a tool left behind in a dense checkpoint mean nothing.
+        """
         from loraformat.containers.quantized.settings import settings_of
 
         settings = settings_of(stored)
-        return settings is not None and settings.method in self.methods and bool(self._module.detect(stored))
+        if settings is None or settings.method not in self.methods:
+            return False
+        return any(tensor.dtype in _CODES or name.endswith(_SCALES) for name, tensor in stored.tensors.items())
 
     def weights(self, stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
-        """See `QuantizedScheme.weights`."""
-        return self._module.weights(stored)
+        """See `QuantizedScheme.weights`. Raises: FormatError (LF012): there is none."""
+        found = self._module.weights(stored)
+        if not found:
+            text = f"the settings say {self.methods[0]}, and no weight is stored so"
+            raise FormatError(text, where=stored.uri)
+        return found
 
     def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
         """See `QuantizedScheme.rows`."""
