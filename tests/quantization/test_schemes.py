@@ -150,8 +150,18 @@ WRONG = [
     ("bitsandbytes NF4", "weight.quant_state.bitsandbytes__nf4", bytes_of({**STATE, "shape": []}), "shape"),
     ("bitsandbytes NF4", "weight.quant_state.bitsandbytes__nf4", bytes_of({**STATE, "blocksize": 0}), "blocksize"),
     ("bitsandbytes NF4", "weight.quant_state.bitsandbytes__nf4", bytes_of({**STATE, "blocksize": 48}), "blocksize"),
-    ("bitsandbytes NF4", "weight.quant_state.bitsandbytes__nf4", bytes_of({**STATE, "quant_type": "fp4"}), "quant_type"),
-    ("bitsandbytes NF4", "weight.quant_state.bitsandbytes__nf4", torch.tensor([123, 34], dtype=torch.uint8), "quant_state"),
+    (
+        "bitsandbytes NF4",
+        "weight.quant_state.bitsandbytes__nf4",
+        bytes_of({**STATE, "quant_type": "fp4"}),
+        "quant_type",
+    ),
+    (
+        "bitsandbytes NF4",
+        "weight.quant_state.bitsandbytes__nf4",
+        torch.tensor([123, 34], dtype=torch.uint8),
+        "quant_state",
+    ),
     ("bitsandbytes NF4", "weight.quant_map", torch.linspace(-1, 1, 16), "quant_map"),
     ("bitsandbytes NF4", "weight.absmax", torch.ones(3), "absmax"),
     ("bitsandbytes INT8", "SCB", torch.ones(3), "SCB"),
@@ -169,7 +179,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "part", "tensor", "words"), WRONG)
-def test_a_part_of_another_shape_is_named(tmp_path: Path, name: str, part: str, tensor: torch.Tensor, words: str) -> None:
+def test_a_part_of_another_shape_is_named(
+    tmp_path: Path, name: str, part: str, tensor: torch.Tensor, words: str
+) -> None:
     folder = write(tmp_path / "b", encoded(name, 16, 64))
     changed(folder, f"{MODULE}.{part}", tensor)
     with pytest.raises(LoraFormatError, match=words):
