@@ -1,7 +1,7 @@
-"""Quantized weights written by rule, one scheme after the other: the tensors, the settings, and the values that they mean.
+"""Quantized weights written by rule, one scheme after the other: tensors, settings, and the values that they mean.
 
-Nothing here is shared with the readers: codes are put into their bits one by one, and a value is worked out from its own
-code and scales, with each rounding to float32 written out. Rules: docs/quantized.md, where their sources stand.
+Nothing here is shared with the readers: codes are put into their bits one by one, and a value is worked out from its
+own code and scales, with each rounding to float32 written out. Rules: docs/quantized.md, where their sources stand.
 """
 
 from __future__ import annotations
@@ -218,7 +218,11 @@ def gptq(
             for o in range(out)
         ]
         settings = {
-            **{"quant_method": "gptq", "bits": bits, "group_size": group, "sym": symmetric, "desc_act": act_order},
+            "quant_method": "gptq",
+            "bits": bits,
+            "group_size": group,
+            "sym": symmetric,
+            "desc_act": act_order,
             "checkpoint_format": label or ("gptq" if version == 1 else "gptq_v2"),
         }
         files = {"quantize_config.json": settings}
@@ -287,7 +291,9 @@ def nvfp4(producer: str) -> Encoder:
 def _groups(kind: str, **weights: object) -> dict[str, Any]:
     group = {"targets": ["Linear"], "format": kind, "weights": weights}
     return {
-        **{"quant_method": "compressed-tensors", "format": kind, "ignore": ["lm_head"]},
+        "quant_method": "compressed-tensors",
+        "format": kind,
+        "ignore": ["lm_head"],
         "config_groups": {"group_0": group},
     }
 

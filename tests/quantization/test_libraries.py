@@ -1,4 +1,4 @@
-"""What the libraries of the schemes write and read back, against what we read: bit for bit after their last rounding."""
+"""What the libraries of the schemes write and read back, bit for bit after their last rounding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quantization.encoders import MODULE, Encoded, write
 from loraformat.containers import open_checkpoint
 
 pytestmark = pytest.mark.oracle
-# Rows of whole blocks: elsewhere bitsandbytes 0.50.2 on the CPU does not read back what it wrote itself: of (48, 80) in blocks
-# of 64 its values are 2.5 times as far from the weight as those by its own definition, which are ours.
+# Rows of whole blocks: elsewhere bitsandbytes 0.50.2 on the CPU does not read back what it wrote itself. Of (48, 80) in
+# blocks of 64 its values are 2.5 times as far from the weight as those by its own definition, which are ours.
 SHAPES = [(48, 128), (33, 256), (1, 128)]
 
 
@@ -90,7 +90,8 @@ def test_compressed_tensors(tmp_path: Path, kind: str, weights: dict[str, Any]) 
     written = compressor.compress(dict(state), scheme)
     expected = compressor.decompress(dict(written), scheme)["weight"]
     settings = {
-        **{"quant_method": "compressed-tensors", "format": kind},
+        "quant_method": "compressed-tensors",
+        "format": kind,
         "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
     }
     one = Encoded(
