@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Not --quiet: PyTorch is a download of hundreds of megabytes, and somebody is waiting.
+# Not --quiet: for the tests, PyTorch is a download of hundreds of megabytes, and somebody is waiting.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-SOURCE := pyproject.toml constraints.txt hatch_build.py $(wildcard schemas/*) $(wildcard loraformat/merger/compute/kernel*.[ch])
+SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-oracles mutants check clean
+.PHONY: demo test test-architectures test-core test-oracles mutants check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -22,6 +22,9 @@ test-architectures: $(VENV)/installed-test
 test-oracles: $(VENV)/installed-test
 	$(PIP) -e '.[oracles]'
 	$(BIN)/python -m pytest -m oracle
+# The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
+test-core: $(VENV)/installed
+	$(BIN)/python tests/core_install.py
 
 # Changes in the source, one at a time, that a test should notice: 400 drawn by the commit. More than an hour.
 mutants: $(VENV)/installed-test
@@ -39,7 +42,7 @@ clean:
 	rm -rf $(VENV) dist build
 
 $(BIN)/python:
-	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads (PyTorch is the largest)"
+	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads"
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that a change of the source needs no new installation.

@@ -2,7 +2,7 @@
 
 For each adapter and for a warm and a cold page cache, in alternating runs: `cp -r` followed by `sync -f`, `loraformat
 merge`, and PEFT's load, merge and save. Prints medians of wall time, processor time, peak memory and bytes moved; then
-what --hash, --verify and --accumulate cost, where the time goes, and wall time and peak memory against the size of the
+what --hash and --verify cost, where the time goes, and wall time and peak memory against the size of the
 base; at the end all tables once more. Needs three times the largest size on disk.
 
     python benchmarks/merge.py [--gigabytes 2] [--runs 3] [--sizes 1,2,4,8] [--no-peft] [--folder DIR]
@@ -156,7 +156,6 @@ def cost_of_options(folder: Path, runs: int) -> None:
     variants |= {"--verify sample": (), "--verify full": ("--verify", "full")}
     variants |= {"--verify none --no-hash": ("--verify", "none", "--no-hash")}
     variants |= {"--verify none --hash sha256": ("--verify", "none", "--hash", "sha256")}
-    variants |= {"--verify none --accumulate float32": ("--verify", "none", "--accumulate", "float32")}
     for rank in (16, 64):
         if rank == 64:
             variants = {name: more for name, more in variants.items() if "hash" not in name and "none" in name}

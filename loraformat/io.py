@@ -31,7 +31,7 @@ from loraformat.naming import TASKS
 from loraformat.storage import ANYONE, Location, listed, stage, uri_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
 def folder_of(uri: str) -> str:
@@ -221,9 +221,11 @@ def _checked_tensor(where: FindingLocation, lazy: LazyTensor) -> LazyTensor:
     if not lazy.dtype.is_floating:
         return lazy
 
-    def read(start: int, stop: int) -> Tensor:
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
         values = lazy.read(start, stop)
-        if not bool(values.isfinite().all()):
+        if not np.isfinite(values).all():
             raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
         return values
 

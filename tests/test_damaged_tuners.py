@@ -52,6 +52,7 @@ def damages(value: Tensor) -> Iterator[Tensor]:
     yield value * 0
     if value.is_floating_point():
         yield value * float("nan")
+        yield value * float("inf")
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -85,7 +85,6 @@ def test_adapters_without_an_order_are_refused_before_a_strength_is_lost(several
         {"dtype": "fp16"},
         {"dtype": 3},
         {"container": "pickle"},
-        {"accumulate": "float16"},
         {"rounding": "up"},
         {"verify": "all"},
         {"digests": "md5"},

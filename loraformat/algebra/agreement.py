@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.model.floats import SMALLEST_LOST
+from loraformat.model.floats import SMALLEST_LOST, float64_of
 from loraformat.model.tensors import row_blocks
 from loraformat.model.updates import Dense, LowRank, Replace, Rows, Update, scale_of, settings, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 _BLOCK_NUMEL = 1 << 22
 _TINY = 1e-300
@@ -69,46 +69,49 @@ def _shapes(update: Update) -> list[tuple[int, ...]]:
 
 
 def _are_equal(found: Update, wanted: Update) -> bool:
-    import torch
+    import numpy as np
 
     for (_, one), (_, other) in zip(tensors(found), tensors(wanted), strict=True):
         if one.dtype is not other.dtype:
             return False
         for start, stop in row_blocks(one.shape, 1, _BLOCK_NUMEL):
-            if not torch.equal(one.read(start, stop), other.read(start, stop)):
+            if not np.array_equal(one.read(start, stop), other.read(start, stop)):
                 return False
     return True
 
 
-def _compared(pairs: Iterator[tuple[Tensor, Tensor]]) -> Agreement:
+def _compared(pairs: Iterator[tuple[Floats, Floats]]) -> Agreement:
     """From (difference, bound) of all blocks."""
     worst = 0.0
     for difference, bound in pairs:
-        if difference.numel():
-            worst = max(worst, float((difference.abs() / (bound + _TINY)).max()))
+        if difference.size:
+            worst = max(worst, float((abs(difference) / (bound + _TINY)).max()))
     return Agreement(is_exact=False, error=worst)
 
 
-def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tuple[Floats, Floats]]:
     assert found.scale is not None
     assert wanted.scale is not None
     share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
     floors = [SMALLEST_LOST.get(tensor.dtype, 0.0) if roundoff else 0.0 for tensor in (found.up, found.down)]
-    downs = found.down.torch().double(), wanted.down.torch().double()
+    downs = float64_of(found.down), float64_of(wanted.down)
     for start, stop in row_blocks((wanted.up.shape[0], downs[1].shape[-1]), 1, _BLOCK_NUMEL):
-        ups = [update.up.read(start, stop).double() for update in (found, wanted)]
+        ups = [float64_of(update.up.rows(start, stop)) for update in (found, wanted)]
         difference = found.scale * (ups[0] @ downs[0]) - wanted.scale * (ups[1] @ downs[1])
-        up, down = ups[1].abs(), downs[1].abs()
-        lost = floors[0] * down.sum(dim=0)[None, :] + floors[1] * up.sum(dim=1)[:, None]
+        up, down = abs(ups[1]), abs(downs[1])
+        lost = floors[0] * down.sum(axis=0)[None, :] + floors[1] * up.sum(axis=1)[:, None]
         yield difference, abs(wanted.scale) * ((up @ down) * share + 2 * lost)
     if found.magnitude is not None and wanted.magnitude is not None:
-        one, other = found.magnitude.vector.torch().double(), wanted.magnitude.vector.torch().double()
-        yield one - other, other.abs() * roundoff
+        one, other = float64_of(found.magnitude.vector), float64_of(wanted.magnitude.vector)
+        yield one - other, abs(other) * roundoff
 
 
-def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Floats, Floats]]:
+    import numpy as np
+
     factors = [1.0 if (scale := scale_of(update)) is None else scale for update in (found, wanted)]
     for (_, one), (_, other) in zip(tensors(found), tensors(wanted), strict=True):
         for start, stop in row_blocks(other.shape, 1, _BLOCK_NUMEL):
-            exact = factors[1] * other.read(start, stop).double()
-            yield factors[0] * one.read(start, stop).double() - exact, exact.abs() * (roundoff + 2.0**-51)
+            exact = factors[1] * other.read(start, stop).astype(np.float64)
+            found_here = factors[0] * one.read(start, stop).astype(np.float64)
+            yield found_here - exact, abs(exact) * (roundoff + 2.0**-51)

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Update, products_of, scale_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
     """left @ right: (rows, rank) @ (rank, cols), both float64; a scale is in `left`."""
 
-    left: Tensor
-    right: Tensor
+    left: Floats
+    right: Floats
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -28,7 +29,7 @@ class Product:
 
 
 # A Product, or a whole matrix (rows, cols) in float64 where factors would not be smaller.
-Matrix: TypeAlias = Union[Product, "Tensor"]
+Matrix: TypeAlias = Union[Product, "Floats"]
 
 
 def is_additive(update: Update) -> bool:
@@ -72,29 +73,25 @@ def side_of(factors: tuple[LazyTensor, ...]) -> Matrix:
     return Product(values_of(factors[0]), values_of(factors[1]))
 
 
-def dense(matrix: Matrix) -> Tensor:
+def dense(matrix: Matrix) -> Floats:
     """The whole matrix, (rows, cols) float64."""
     return matrix.left @ matrix.right if isinstance(matrix, Product) else matrix
 
 
-def values_of(factor: LazyTensor) -> Tensor:
+def values_of(factor: LazyTensor) -> Floats:
     """All values as a float64 matrix, trailing axes flattened; a vector is one column."""
-    import torch
-
-    value = factor.torch().to(torch.float64)
+    value = float64_of(factor)
     rows = value.shape[0] if value.ndim else 1
     return value.reshape(rows, math.prod(value.shape[1:]))
 
 
 def _hadamard(update: Hadamard, scale: float) -> Matrix:
     """(U1 D1) ∘ (U2 D2) is itself a product, of the row-wise Kronecker products of its factors."""
-    import torch
-
     up1, down1, up2, down2 = map(values_of, (update.up1, update.down1, update.up2, update.down2))
     if up1.shape[1] * up2.shape[1] >= min(up1.shape[0], down1.shape[1]):
         return (up1 @ down1) * (up2 @ down2) * scale
-    left = torch.einsum("ia,ib->iab", up1, up2).flatten(1) * scale
-    return Product(left, torch.einsum("aj,bj->abj", down1, down2).flatten(0, 1))
+    left = (up1[:, :, None] * up2[:, None, :]).reshape(len(up1), -1) * scale
+    return Product(left, (down1[:, None, :] * down2[None, :, :]).reshape(-1, down1.shape[1]))
 
 
 def _low_rank(update: LowRank, scale: float) -> Iterator[Matrix]:
@@ -103,10 +100,10 @@ def _low_rank(update: LowRank, scale: float) -> Iterator[Matrix]:
 
 
 def _kronecker(update: Kronecker, scale: float) -> Iterator[Matrix]:
-    import torch
+    import numpy as np
 
     left, right = (dense(side_of(factors)) for factors in (update.left, update.right))
-    yield torch.kron(left, right) * scale
+    yield np.asarray(np.kron(left, right), np.float64) * scale
 
 
 # The matrices of each kind whose `is_sum` holds, by its class.

@@ -11,7 +11,7 @@ from loraformat.algebra.factors import Matrix, Product, dense, is_sound, matrice
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 # Below this share of ‖left‖²·‖right‖² the sums of a squared norm cancel: 1e-8 leaves half the digits of float64.
 _CANCELLED = 1e-8
@@ -59,22 +59,30 @@ def distance(one: Update, other: Update) -> float | None:
 def norm_of(matrix: Matrix) -> float:
     """‖matrix‖_F. Of a product by Gram matrices, or by QR of the factors where those would cancel."""
     if not isinstance(matrix, Product):
-        return float(matrix.norm())
+        return _length(matrix)
     left, right = matrix.left.T @ matrix.left, matrix.right @ matrix.right.T
     square, most = float((left * right).sum()), float(left.trace() * right.trace())
     return math.sqrt(square) if square > _CANCELLED * most else _norm_by_qr(matrix)
 
 
-def core_of(product: Product) -> Tensor:
+def core_of(product: Product) -> Floats:
     """R_left R_rightᵀ of the QR decompositions of both factors: a small matrix with the product's singular values."""
-    import torch
+    import numpy as np
 
-    left = torch.linalg.qr(product.left, mode="r").R
-    return left @ torch.linalg.qr(product.right.T, mode="r").R.T
+    left, right = (np.asarray(np.linalg.qr(each, mode="r"), np.float64) for each in (product.left, product.right.T))
+    core: Floats = left @ right.T
+    return core
 
 
 def _norm_by_qr(matrix: Product) -> float:
-    return float(core_of(matrix).norm())
+    return _length(core_of(matrix))
+
+
+def _length(values: Floats) -> float:
+    """The root of the sum of all squares."""
+    import numpy as np
+
+    return float(np.linalg.norm(values))
 
 
 def _paired(one: Update, other: Update) -> list[tuple[Matrix, Matrix]]:
@@ -98,10 +106,10 @@ def _inner(one: Matrix, other: Matrix) -> float:
 
 
 def _difference(one: Matrix, other: Matrix) -> Matrix:
-    import torch
+    import numpy as np
 
     if isinstance(one, Product) and isinstance(other, Product):
-        return Product(torch.cat([one.left, -other.left], dim=1), torch.cat([one.right, other.right], dim=0))
+        return Product(np.concatenate([one.left, -other.left], axis=1), np.concatenate([one.right, other.right]))
     return dense(one) - dense(other)
 
 

@@ -13,7 +13,8 @@ from loraformat.algebra.norms import core_of, frobenius, norm_of
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
 # Singular values below this share of the largest are noise of factors in float32: their vectors point anywhere.
 _NOISE = 1e-6
@@ -84,18 +85,14 @@ def spectrum_of(matrix: Matrix) -> Spectrum | None:
     return None if values is None else _spectrum(values)
 
 
-def singular_values(matrix: Matrix) -> Tensor | None:
+def singular_values(matrix: Matrix) -> Floats | None:
     """Descending, float64, as many as the smallest axis of the matrix or of its factors; None where not finite."""
-    import torch
-
     whole = core_of(matrix) if isinstance(matrix, Product) else matrix
-    if not bool(whole.isfinite().all()):
-        return None
-    return torch.linalg.svdvals(whole)[: min(matrix.shape)]
+    return _singular_values(whole)[: min(matrix.shape)] if _is_finite(whole) else None
 
 
 def energy_ranks(
-    matrix: Tensor, shares: Sequence[float], most: int = 256
+    matrix: Values, shares: Sequence[float], most: int = 256
 ) -> tuple[float | None, tuple[int | None, ...]]:
     """(effective rank, least rank that holds each share of ‖matrix‖²) of a whole matrix.
 
@@ -103,26 +100,46 @@ def energy_ranks(
     iteration has turned to its leading ones (Halko, Martinsson and Tropp 2011, algorithm 4.4): ranks are those of the
     projection, never below the truth, None where they are above `most`, and the effective rank is then None.
     """
-    import torch
+    import numpy as np
 
-    whole = float(matrix.to(torch.float64).square().sum())
+    whole = float(np.square(matrix, dtype=np.float64).sum())
     if whole <= 0 or not math.isfinite(whole):
         return None, (None,) * len(shares)
     is_exact = min(matrix.shape) <= most
-    values = torch.linalg.svdvals(matrix.to(torch.float64)) if is_exact else _leading_values(matrix, most)
-    held = values.square().cumsum(0) / whole
+    values = _singular_values(matrix.astype(np.float64)) if is_exact else _leading_values(matrix, most)
+    held = np.square(values).cumsum() / whole
     found = tuple(next((rank for rank, at in enumerate(held.tolist(), 1) if at >= share), None) for share in shares)
     return (_spectrum(values).effective_rank if is_exact else None), found
 
 
-def _leading_values(matrix: Tensor, most: int) -> Tensor:
-    import torch
+def _leading_values(matrix: Values, most: int) -> Floats:
+    import numpy as np
 
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(matrix @ torch.randn(matrix.shape[1], most, generator=generator)).Q
-    for _ in range(2):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
-    return torch.linalg.svdvals((basis.T @ matrix).to(torch.float64))
+    basis = _leading_basis(matrix, most, turns=2)
+    return _singular_values((basis.T @ matrix).astype(np.float64))
+
+
+def _leading_basis(matrix: Values, count: int, turns: int) -> Values:
+    """(rows, count) orthonormal columns near the leading left singular vectors; the same for the same matrix."""
+    import numpy as np
+
+    drawn = np.random.default_rng(0).standard_normal((matrix.shape[1], count)).astype(matrix.dtype)
+    basis = np.linalg.qr(matrix @ drawn).Q
+    for _ in range(turns):
+        basis = np.linalg.qr(matrix @ np.linalg.qr(matrix.T @ basis).Q).Q
+    return np.asarray(basis)
+
+
+def _singular_values(matrix: Floats) -> Floats:
+    import numpy as np
+
+    return np.asarray(np.linalg.svd(matrix, compute_uv=False), np.float64)
+
+
+def _is_finite(matrix: Floats) -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(matrix).all())
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,30 +183,30 @@ def _overlap(one: Matrix, other: Matrix, dimensions: int) -> Overlap | None:
         return None
     count = min(first[0].shape[1], second[0].shape[1])
     outputs, inputs = (
-        min(1.0, float((left[:, :count].T @ right[:, :count]).square().sum()) / count)
+        min(1.0, float(((left[:, :count].T @ right[:, :count]) ** 2).sum()) / count)
         for left, right in zip(first, second, strict=True)
     )
     return Overlap(count, outputs, inputs)
 
 
-def _leading(matrix: Matrix, dimensions: int) -> tuple[Tensor, Tensor] | None:
+def _leading(matrix: Matrix, dimensions: int) -> tuple[Floats, Floats] | None:
     """(left, right) singular vectors in columns, at most `dimensions` and none of the noise; None for none at all."""
-    import torch
+    import numpy as np
 
     if isinstance(matrix, Product):
-        (q_left, r_left), (q_right, r_right) = (torch.linalg.qr(each) for each in (matrix.left, matrix.right.T))
+        (q_left, r_left), (q_right, r_right) = (np.linalg.qr(each) for each in (matrix.left, matrix.right.T))
         whole = r_left @ r_right.T
     else:
         q_left, q_right, whole = None, None, matrix
-    if not bool(whole.isfinite().all()):
+    if not _is_finite(whole):
         return None
     if min(whole.shape) > _MOST_EXACT:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            left, values, right = torch.svd_lowrank(whole, q=dimensions + 16, niter=4)
+        basis = _leading_basis(whole, dimensions + 16, turns=4)
+        inner, values, transposed = np.linalg.svd(basis.T @ whole, full_matrices=False)
+        left = basis @ inner
     else:
-        left, values, transposed = torch.linalg.svd(whole, full_matrices=False)
-        right = transposed.T
+        left, values, transposed = np.linalg.svd(whole, full_matrices=False)
+    right = transposed.T
     count = min(dimensions, int((values > _NOISE * values[0]).sum()))
     if not count:
         return None
@@ -198,17 +215,17 @@ def _leading(matrix: Matrix, dimensions: int) -> tuple[Tensor, Tensor] | None:
 
 
 def _kronecker(update: Kronecker) -> Spectrum | None:
-    import torch
+    import numpy as np
 
     if update.scale is None or not is_sound(update):
         return None
     left, right = (singular_values(side_of(factors)) for factors in (update.left, update.right))
     if left is None or right is None:
         return None
-    return _spectrum(torch.outer(left, right).flatten().sort(descending=True).values * abs(update.scale))
+    return _spectrum(np.sort(np.outer(left, right).reshape(-1))[::-1] * abs(update.scale))
 
 
-def _spectrum(values: Tensor) -> Spectrum:
+def _spectrum(values: Floats) -> Spectrum:
     found = values.tolist()
     largest = found[0] if found else 0.0
     if largest <= 0:

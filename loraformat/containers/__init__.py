@@ -1,4 +1,4 @@
-"""Bytes to named tensors and back. Knows nothing of LoRA; torch is imported only where values are read or written."""
+"""Bytes to named tensors and back. Knows nothing of LoRA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
 from loraformat.containers.layout import Layout
-from loraformat.containers.rows import bytes_of, read_raw_rows, read_rows, read_rows_into
+from loraformat.containers.rows import read_raw_rows, read_rows, read_rows_into
 from loraformat.containers.torch_file.checksum import combine_crc32
 from loraformat.containers.weight_files import CONTAINERS, Container, container_of
 from loraformat.model.tensors import DType
@@ -21,7 +21,6 @@ __all__ = [
     "Layout",
     "bundle_of_store",
     "bundles",
-    "bytes_of",
     "checkpoint_of_store",
     "combine_crc32",
     "container_of",

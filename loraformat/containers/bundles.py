@@ -5,19 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING
 
 from loraformat.containers import safetensors, strict_json
 from loraformat.containers.layout import Layout
-from loraformat.containers.rows import bytes_of
 from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, refuse_stand_in
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
-from loraformat.model.tensors import DType, LazyTensor, row_blocks
+from loraformat.model.tensors import LazyTensor, bytes_of, row_blocks
 from loraformat.storage import WEIGHT_SUFFIXES, Source, Store, Writer, open_store
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
@@ -174,17 +169,16 @@ def _write_tensor(writer: Writer, offset: int, name: str, lazy: LazyTensor) -> i
     """The CRC-32 of the bytes written."""
     crc32 = 0
     for start, stop in row_blocks(lazy.shape, lazy.dtype.itemsize, _BLOCK_NBYTES):
-        value = lazy.read(start, stop)
-        _check_value(name, value, lazy, stop - start)
-        data = bytes_of(value)
+        data = memoryview(lazy.raw(start, stop)) if lazy.raw is not None else _bytes_of(name, lazy, start, stop)
         crc32 = zlib.crc32(data, crc32)
         writer.write_at(offset, data)
         offset += data.nbytes
     return crc32
 
 
-def _check_value(name: str, value: Tensor, lazy: LazyTensor, rows: int) -> None:
-    shape = (rows, *lazy.shape[1:]) if lazy.shape else ()
-    dtype = DType.by_torch_name(str(value.dtype).removeprefix("torch."))
-    assert tuple(value.shape) == shape, f"{name}: promised {shape}, loaded {tuple(value.shape)}"
-    assert dtype is lazy.dtype, f"{name}: promised {lazy.dtype}, loaded {value.dtype}"
+def _bytes_of(name: str, lazy: LazyTensor, start: int, stop: int) -> memoryview:
+    value = lazy.read(start, stop)
+    shape = (stop - start, *lazy.shape[1:]) if lazy.shape else ()
+    assert value.shape == shape, f"{name}: promised {shape}, loaded {value.shape}"
+    assert value.dtype == lazy.dtype.numpy, f"{name}: promised {lazy.dtype}, loaded {value.dtype}"
+    return bytes_of(value, lazy.dtype)

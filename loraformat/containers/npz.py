@@ -18,7 +18,7 @@ from loraformat.model.tensors import DType, LazyTensor, Span
 from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _MAGIC = b"\x93NUMPY"
 _MOST_HEADER_NBYTES = 1 << 16
@@ -67,7 +67,7 @@ def _lazy(store: Source, path: str, record: Record) -> LazyTensor:
     stored = _placed(store, path, record)
     checked: list[bool] = []
 
-    def read(start: int, stop: int) -> Tensor:
+    def read(start: int, stop: int) -> Values:
         if not checked:
             check_record(store, path, record)
             checked.append(True)

@@ -1,4 +1,4 @@
-"""From bytes of a file to torch tensors, and back."""
+"""From bytes of a file to arrays."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from loraformat.errors import ContainerError
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.tensors import DType
+from loraformat.model.tensors import DType, numbers_of
 from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
-def read_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> Tensor:
-    """Rows `start:stop` of the first axis, on the CPU, in memory of their own.
+def read_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> Values:
+    """Rows `start:stop` of the first axis, as an array of `tensor.dtype.numpy` in memory of their own.
 
     A strided view is gathered from the part of its storage that the rows touch. A tensor of shape `()` is read as rows
     0 to 1 and comes back with shape `()`.
@@ -25,7 +25,7 @@ def read_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> Ten
     shape: tuple[int, ...] = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
     if tensor.strides is not None and math.prod(shape) > 0:
         return _gathered(store, tensor, start, shape)
-    return _decoded(read_raw_rows(store, tensor, start, stop), tensor).reshape(shape)
+    return numbers_of(read_raw_rows(store, tensor, start, stop), tensor.dtype).reshape(shape)
 
 
 def read_raw_rows(store: Source, tensor: StoredTensor, start: int, stop: int) -> bytearray:
@@ -54,16 +54,8 @@ def read_rows_into(store: Source, tensor: StoredTensor, start: int, stop: int, b
         _check_bool(buffer, tensor)
 
 
-def bytes_of(value: Tensor) -> memoryview:
-    """The elements of a tensor in row-major order, as bytes; without a copy where it is contiguous."""
-    import torch
-
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
-
-
-def _gathered(store: Source, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> Tensor:
-    import torch
+def _gathered(store: Source, tensor: StoredTensor, start: int, shape: tuple[int, ...]) -> Values:
+    import numpy as np
 
     strides = tensor.strides
     assert strides is not None
@@ -73,17 +65,9 @@ def _gathered(store: Source, tensor: StoredTensor, start: int, shape: tuple[int,
     buffer = bytearray(count * itemsize)
     store.read_into(tensor.file, tensor.span.offset + first * itemsize, buffer)
     _check_bool(buffer, tensor)
-    return torch.as_strided(_decoded(buffer, tensor), shape, strides).clone(memory_format=torch.contiguous_format)
-
-
-def _decoded(buffer: bytearray, tensor: StoredTensor) -> Tensor:
-    """All elements of a buffer, as one axis."""
-    import torch
-
-    if not buffer:
-        return torch.empty(0, dtype=tensor.dtype.torch)
-    # By way of bytes, since `frombuffer` takes fewer element types than `view`.
-    return torch.frombuffer(buffer, dtype=torch.uint8).view(tensor.dtype.torch)
+    values = numbers_of(buffer, tensor.dtype)
+    steps = tuple(stride * values.itemsize for stride in strides)
+    return np.array(np.lib.stride_tricks.as_strided(values, shape, steps), order="C")
 
 
 def _check_bool(buffer: bytearray | memoryview, tensor: StoredTensor) -> None:

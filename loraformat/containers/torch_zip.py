@@ -24,7 +24,7 @@ from loraformat.model.tensors import LazyTensor, Span
 from loraformat.storage.base import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
 _MOST_DIMENSIONS = 8
@@ -80,7 +80,7 @@ def lazy_tensors(store: Source, path: str, archive: Archive) -> dict[str, LazyTe
                 check_record(store, path, record)
                 checked.add(record.name)
 
-        def read(start: int, stop: int) -> Tensor:
+        def read(start: int, stop: int) -> Values:
             check()
             return read_rows(store, tensor, start, stop)
 

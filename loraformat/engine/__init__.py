@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Protocol, TypeVar
 
 from loraformat.engine.devices import open_device
-from loraformat.engine.local import LocalEngine, one_thread_each
+from loraformat.engine.local import LocalEngine
 
-__all__ = ["Engine", "one_thread_each", "open_device", "open_engine", "resources"]
+__all__ = ["Engine", "open_device", "open_engine", "resources"]
 
 T = TypeVar("T")
 R = TypeVar("R")

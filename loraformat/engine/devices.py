@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from loraformat.errors import UsageError
+from loraformat.extras import import_torch
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,11 @@ def open_device(name: str) -> torch.device | None:
         return None
     if not re.fullmatch(r"cuda(:\d{1,3})?", name):
         raise UsageError(f"{name!r} is not a device, expected cpu, cuda or cuda:N", where="--device")
-    import torch
-
-    if not torch.cuda.is_available():
+    library = import_torch(f"--device {name}")
+    if not library.cuda.is_available():
         raise UsageError(f"{name} is not there: torch finds no CUDA device", where="--device", hint="use cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
+    device: torch.device = library.device(name)
+    count = library.cuda.device_count()
     if (device.index or 0) >= count:
         raise UsageError(f"{name} is not there: torch finds {count} CUDA devices", where="--device")
     return device

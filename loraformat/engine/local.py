@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,7 +35,7 @@ class LocalEngine:
         from concurrent.futures import ThreadPoolExecutor
 
         pending: deque[Future[R]] = deque()
-        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="loraformat", initializer=_compute_alone)
+        pool = ThreadPoolExecutor(self.jobs, thread_name_prefix="loraformat")
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -47,24 +45,3 @@ class LocalEngine:
                 yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _compute_alone() -> None:
-    """Every thread has a number of torch's threads of its own, and a product over several threads has other bits."""
-    if "torch" in sys.modules:
-        import torch  # which waits for another thread that is just importing it
-
-        torch.set_num_threads(1)
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """A block in which torch computes in the calling thread alone, so that workers do not fight for processors."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

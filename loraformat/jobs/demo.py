@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from loraformat.containers import open_bundle, save_bundle
 from loraformat.formats.kit.folder import json_file, tensor_file
 from loraformat.model.bundle import Bundle, File, Json, TensorFile
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.storage import stage
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 _WIDTH, _HIDDEN, _LAYERS, _VOCABULARY, _NEW_WORDS, _RANK, _ALPHA = 64, 128, 2, 96, 4, 8, 16
 _TARGETS = {
@@ -72,7 +72,7 @@ def compare(folder: str = ".") -> str:
 
     Raises: AssertionError where the merged model is not base + scale · up @ down, rounded once.
     """
-    import torch
+    import numpy as np
 
     base, merged = (_tensors(os.path.join(folder, name), "model.safetensors") for name in ("base", "merged"))
     factors = _tensors(os.path.join(folder, "adapter"), "lora_weights.pt")
@@ -80,33 +80,30 @@ def compare(folder: str = ".") -> str:
     touched = 0
     for name, weight in base.items():
         module = name.removesuffix(".weight")
-        expected = weight
+        expected = weight.load().astype(np.float64)
         if f"{module}.lora_A" in factors:
-            down, up = (factors[f"{module}.{which}"].double() for which in ("lora_A", "lora_B"))
-            expected = (weight.double() + _ALPHA / _RANK * (up @ down)).to(weight.dtype)
+            down, up = (factors[f"{module}.{which}"].load().astype(np.float64) for which in ("lora_A", "lora_B"))
+            expected = expected + _ALPHA / _RANK * (up @ down)
             touched += 1
         elif name in tables:
-            expected = tables[name].to(weight.dtype)
+            expected = tables[name].load().astype(np.float64)
             touched += 1
-        gap = (merged[name].double() - expected.double()).abs()
-        # Half a unit in the last place of bfloat16 (2⁻⁹ of the value) is what float32 may round the other way.
-        assert bool((gap <= 2.0**-8 * expected.double().abs() + 1e-9).all()), name
-        assert torch.isfinite(merged[name]).all(), name
+        # Rounding to bfloat16 loses at most half a unit in the last place, 2⁻⁹ of the value.
+        gap = abs(merged[name].load() - expected)
+        assert bool((gap <= 2.0**-8 * abs(expected) + 1e-9).all()), name
+        assert np.isfinite(merged[name].load()).all(), name
     return f"{touched} of {len(base)} tensors changed, each as float64 says; the other {len(base) - touched} are equal"
 
 
-def _tensors(folder: str, name: str) -> dict[str, Tensor]:
-    entries = open_bundle(folder).tensors(name).entries
-    return {key: lazy.torch() for key, lazy in entries.items()}
+def _tensors(folder: str, name: str) -> Mapping[str, LazyTensor]:
+    return open_bundle(folder).tensors(name).entries
 
 
 def _base_files() -> dict[str, File]:
-    import torch
+    drawn = _Drawn(seed=1)
 
-    generator = torch.Generator().manual_seed(1)
-
-    def random(*shape: int) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * 0.02).to(torch.bfloat16)
+    def random(*shape: int) -> LazyTensor:
+        return LazyTensor.of(rounded(drawn.normal(*shape) * 0.02, DType.BF16), DType.BF16)
 
     tensors = {"model.embed_tokens.weight": random(_VOCABULARY, _WIDTH), "model.norm.weight": random(_WIDTH)}
     for layer in range(_LAYERS):
@@ -140,17 +137,19 @@ def _base_files() -> dict[str, File]:
 
 
 def _adapter_files() -> dict[str, File]:
-    import torch
+    drawn = _Drawn(seed=2)
 
-    generator = torch.Generator().manual_seed(2)
-    factors: dict[str, Tensor] = {}
+    def random(deviation: float, *shape: int) -> LazyTensor:
+        return LazyTensor.of(rounded(drawn.normal(*shape) * deviation, DType.F32))
+
+    factors: dict[str, LazyTensor] = {}
     for layer in range(_LAYERS):
         for name, (rows, columns) in _TARGETS.items():
             module = f"model.layers.{layer}.self_attn.{name}"
-            factors[f"{module}.lora_A"] = torch.randn(_RANK, columns, generator=generator) * 0.05
-            factors[f"{module}.lora_B"] = torch.randn(rows, _RANK, generator=generator) * 0.01
+            factors[f"{module}.lora_A"] = random(0.05, _RANK, columns)
+            factors[f"{module}.lora_B"] = random(0.01, rows, _RANK)
     rows = _VOCABULARY + _NEW_WORDS
-    table = torch.randn(rows, _WIDTH, generator=generator) * 0.02
+    table = random(0.02, rows, _WIDTH)
     config: dict[str, Json] = {
         "method": "lora",
         "rank": _RANK,
@@ -165,14 +164,29 @@ def _adapter_files() -> dict[str, File]:
     }
 
 
+class _Drawn:
+    """A source of numbers that are the same on every machine: exact sums of integers, near a normal distribution."""
+
+    def __init__(self, seed: int) -> None:
+        import numpy as np
+
+        self._generator = np.random.Generator(np.random.Philox(seed))
+
+    def normal(self, *shape: int) -> Floats:
+        """Mean 0 and deviation 1: the sum of twelve uniform numbers, less six."""
+        bits = self._generator.integers(0, 1 << 32, (12, *shape), dtype="u8")
+        found: Floats = bits.sum(axis=0) / 2.0**32 - 6.0
+        return found
+
+
 def _words(count: int) -> dict[str, Json]:
     words = [f"word{number}" for number in range(count)]
     by_index: dict[str, Json] = {str(number): word for number, word in enumerate(words)}
     return {"idx_to_word": by_index, "vocab_size": count, "word_to_idx": {w: n for n, w in enumerate(words)}}
 
 
-def _weights(name: str, container: str, tensors: Mapping[str, Tensor]) -> TensorFile:
-    return tensor_file(name, container, {key: LazyTensor.of(value) for key, value in tensors.items()})
+def _weights(name: str, container: str, tensors: Mapping[str, LazyTensor]) -> TensorFile:
+    return tensor_file(name, container, tensors)
 
 
 def _save(target: str, files: Mapping[str, File]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import CONTAINERS, bytes_of, open_checkpoint
+from loraformat.containers import CONTAINERS, open_checkpoint
 from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
@@ -47,7 +47,7 @@ from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
 from loraformat.model.summary import summarize
-from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
@@ -87,7 +87,6 @@ def merge(
     device: str = "cpu",
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     dtype: str | None = None,
-    accumulate: str = "float64",
     rounding: str = "nearest",
     seed: int = 0,
     max_shard_nbytes: int | None = None,
@@ -121,9 +120,8 @@ def merge(
         container: "safetensors" or "torch" for the weight files; None keeps the base's.
         jobs: threads.
         device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last place.
-        memory_nbytes: for windows; Python, torch and the adapters come on top.
+        memory_nbytes: for windows; Python and the adapters come on top.
         dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
-        accumulate: "float32" or "float64", in which sums are made; float64 tensors are always computed in float64.
         rounding: "nearest", or "stochastic" for outputs of 16 bits.
         seed: of stochastic rounding; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
@@ -146,7 +144,6 @@ def merge(
     for value, allowed, argument in (
         (container, tuple(CONTAINERS), "container"),
         (dtype, _DTYPES, "dtype"),
-        (accumulate, ("float32", "float64"), "accumulate"),
         (rounding, ("nearest", "stochastic"), "rounding"),
         (verify, ("none", "sample", "full"), "verify"),
         (digests, ("blake3", "sha256", "none"), "digests"),
@@ -154,7 +151,7 @@ def merge(
         if value is not None:
             require_one_of(value, allowed, argument)
     quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized)
-    options = _Options(container, dtype, Arithmetic(accumulate, rounding, seed), max_shard_nbytes, quantized)
+    options = _Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
@@ -255,7 +252,10 @@ def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
         if (first.shape, first.dtype) != (second.shape, second.dtype):
             return False
         blocks = row_blocks(first.shape, first.dtype.itemsize, 4 << 20)
-        return all(bytes_of(first.read(start, stop)) == bytes_of(second.read(start, stop)) for start, stop in blocks)
+        return all(
+            bytes_of(first.read(start, stop), first.dtype) == bytes_of(second.read(start, stop), second.dtype)
+            for start, stop in blocks
+        )
 
     return same
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from loraformat._version import __version__
 from loraformat.containers import open_bundle, open_checkpoint
 from loraformat.diagnostics import Finding
-from loraformat.engine import one_thread_each
 from loraformat.errors import LoraFormatError, StorageError, UsageError
 from loraformat.jobs.inspect import Studied, result_of, study
 from loraformat.model.adapter import Adapter
@@ -228,11 +227,6 @@ def _label(uri: str, step: int | None, others: Sequence[str]) -> str:
 
 def _cosine(one: Adapter, other: Adapter) -> float | None:
     """The cosine of all that two adapters add together; None where they add nothing that compares."""
-    with one_thread_each():
-        return _cosine_of(one, other)
-
-
-def _cosine_of(one: Adapter, other: Adapter) -> float | None:
     from loraformat.algebra import frobenius, inner
 
     products: list[float] = []

@@ -22,8 +22,7 @@ from loraformat.report import Report
 from loraformat.storage import Location, listed, uri_of, uri_or_none
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from loraformat.model.tensors import Values
     from loraformat.rules.targets import Target
 
 
@@ -177,7 +176,7 @@ def _target(text: str) -> Target:
         raise UsageError(f'"{text}": {error}', where="--target") from error
 
 
-def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Tensor] | None:
+def _reader(base: Checkpoint | None) -> Callable[[str, int, int], Values] | None:
     """Rows of a tensor of the base, by name."""
     if base is None:
         return None

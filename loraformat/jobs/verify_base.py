@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraformat.containers import bytes_of, weight_of
+from loraformat.containers import weight_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
 from loraformat.matching import replicated
 from loraformat.merger.plan.findings import output_changed
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, StoredTensor
-from loraformat.model.tensors import row_blocks
+from loraformat.model.tensors import bytes_of, row_blocks
 from loraformat.storage import Store
 
 _BLOCK_NBYTES = 4 << 20
@@ -57,7 +57,7 @@ def _are_equal(one: BaseWeight, other: BaseWeight) -> bool:
         if are_raw:
             is_same = one.raw(start, stop) == other.raw(start, stop)
         else:
-            is_same = bytes_of(one.read(start, stop)) == bytes_of(other.read(start, stop))
+            is_same = bytes_of(one.read(start, stop), one.dtype) == bytes_of(other.read(start, stop), other.dtype)
         if not is_same:
             return False
     return True

@@ -15,7 +15,7 @@ from loraformat.model.updates import Replace
 from loraformat.naming import TASKS, TaskClass, spelling_of, task_classes
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
 def with_task_head(base: Checkpoint, adapter: Adapter) -> Checkpoint:
@@ -175,7 +175,7 @@ def _empty(name: str, stored: StoredTensor) -> BaseWeight:
     def nothing(start: int, stop: int, buffer: memoryview) -> None:
         assert start == stop == len(buffer) == 0
 
-    def none(*rows: int) -> Tensor:
+    def none(*rows: int) -> Values:
         raise AssertionError(f"{name} has no rows in the base, and rows {rows} were asked for")
 
     weight = BaseWeight(

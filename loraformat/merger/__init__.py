@@ -1,6 +1,5 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
-from loraformat.merger.compute import kernel
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta
@@ -39,7 +38,6 @@ __all__ = [
     "file_names",
     "findings_of",
     "fingerprints_of",
-    "kernel",
     "open_inputs",
     "permissions_of",
     "plan",

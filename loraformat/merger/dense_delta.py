@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, Union
 
+from loraformat.arithmetic import multiply
 from loraformat.diagnostics import did_you_mean, show
 from loraformat.errors import NonFiniteValue, ShapeMismatch, UnmatchedUpdate, UsageError, require_one_of
 from loraformat.matching import WHOLE, RowMap, match
@@ -105,7 +106,7 @@ def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Check
 
 
 def _is_sum(update: Update) -> TypeGuard[_Sum]:
-    """Whether what is added does not depend on the base, and is computed here without torch."""
+    """Whether what is added does not depend on the base, and is computed here by itself."""
     return isinstance(update, (LowRank, Hadamard, Kronecker, Dense)) and not kind_of(update).needs_base
 
 
@@ -145,7 +146,7 @@ def _product(up: LazyTensor, down: LazyTensor, weight: str) -> Floats:
     left, right = (float64_of(factor) if is_stack else _matrix(factor) for factor in (up, down))
     if left.shape[-1] != right.shape[-2]:
         raise ShapeMismatch(f"factors of shapes {up.shape} and {down.shape} are not a product", where=weight)
-    return left @ right
+    return multiply(left, right)
 
 
 def _matrix(factor: LazyTensor) -> Floats:
@@ -241,7 +242,7 @@ def _changed(edit: Edit, inputs: Inputs) -> Floats:
     opened, found = preview.open(), np.empty(preview.matrix)
     for start, stop in preview.windows(Resources()):
         rows = opened.base(start, stop)
-        found[start:stop] = (opened.merged(rows, start) - rows).numpy()
+        found[start:stop] = opened.merged(rows, start) - rows
     return found
 
 
@@ -250,8 +251,6 @@ def _of_values(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: N
 
     Raises: UsageError (LF021): the update is computed from another weight too. ShapeMismatch (LF302): it does not fit.
     """
-    import torch
-
     if any(isinstance(update, BiasFromWeight) for update in chain):
         text = f"{weight}: the update is computed from another weight of the base"
         raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH)")
@@ -260,8 +259,7 @@ def _of_values(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: N
     is_turned = any(isinstance(update, SubtractedInit) for update in chain) and bool(
         adapter.config.claims_transposed(module_of(weight))
     )
-    stored = torch.from_numpy(values.T.copy() if is_turned else values)
-    known = _checkpoint_of(weight, LazyTensor.of(stored))
+    known = _checkpoint_of(weight, LazyTensor.of(values.T.copy() if is_turned else values))
     one = Adapter(config=AdapterConfig(fan_in_fan_out=is_turned), updates={weight: chain})
     matching = match(one, known)
     (landing,) = matching.landings[weight]

@@ -45,11 +45,6 @@ class Inputs:
         """The update that a term of the plan means."""
         return self.adapters[term.adapter].updates[term.weight][term.index]
 
-    @property
-    def has_views(self) -> bool:
-        """Whether the base has tensors that do not stand row-major, which torch puts into order."""
-        return any(not weight.is_copyable for weight in self.base.weights.values())
-
 
 def open_inputs(plan: MergePlan) -> Inputs:
     """Open what a plan refers to, with nothing but the plan.

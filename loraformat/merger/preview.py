@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from loraformat.matching import RowMap
 from loraformat.merger.compute.apply import apply
 from loraformat.merger.compute.kinds.steps import Addition
-from loraformat.merger.compute.prepared import Steps, compute_dtype
+from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.windows import Resources, read_window, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, Term
@@ -18,11 +18,10 @@ from loraformat.merger.plan.edits import edits_of
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +70,7 @@ class Preview:
 
     def open(self) -> Opened:
         """The tensor, to be computed: its factors are read when they are first needed and kept."""
-        # What is a difference of W' and W in the end loses digits: it is computed in float64.
-        dtype = compute_dtype(self._edit, self._inputs, "float32") if self.is_product else DType.F64
-        return Opened(Steps(self._edit, self._inputs, dtype), self._edit, self._inputs)
+        return Opened(Steps(self._edit, self._inputs), self._edit, self._inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +81,18 @@ class Opened:
     _edit: Edit
     _inputs: Inputs
 
-    def base(self, start: int, stop: int) -> Tensor:
-        """(rows, cols) of the base in the dtype of the computation; zeros for rows that it does not have."""
-        return read_window(self._inputs, self._edit, start, stop, self._steps.dtype.torch)
+    def base(self, start: int, stop: int) -> Floats:
+        """(rows, cols) of the base; zeros for rows that it does not have."""
+        return read_window(self._inputs, self._edit, start, stop)
 
-    def merged(self, base: Tensor, start: int) -> Tensor:
+    def merged(self, base: Floats, start: int) -> Floats:
         """What becomes of rows of the base from `start` on, not rounded; `base` stays as it is."""
         steps, norms = self._steps.get()
-        return apply(base.clone(), start, steps, norms)
+        return apply(base.copy(), start, steps, norms)
 
-    def product(self, low: int, high: int) -> Tensor:
+    def product(self, low: int, high: int) -> Floats:
         """What is added to rows `low:high` of a tensor that `is_product`; no row of a span's border is between them."""
-        total: Tensor | None = None
+        total: Floats | None = None
         for step in self._steps.get()[0]:
             assert isinstance(step, Addition)
             first, last = step.span or (0, high)

@@ -1,4 +1,4 @@
-"""What things are: frozen data about adapters, bundles and checkpoints. No I/O; torch only when values are loaded."""
+"""What things are: frozen data about adapters, bundles and checkpoints. No I/O."""
 
 __all__ = [
     "adapter",

@@ -11,7 +11,7 @@ from loraformat.model.bundle import Json, OpenedFiles
 from loraformat.model.tensors import DType, Entry, Span
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +77,14 @@ class BaseWeight:
     >>> import loraformat
     >>> weight = loraformat.open_checkpoint("fixtures/minigpt/base").weights["token_embedding.weight"]
     >>> weight.read(0, 2).shape
-    torch.Size([2, 64])
+    (2, 64)
 
     Attributes:
         parts: the stored tensors that it is made of.
-        read: `read(start, stop)` gives those rows of the first axis as a torch tensor, in memory of their own; a weight
-            of shape `()` is read as `read(0, 1)`.
+        read: `read(start, stop)` gives those rows of the first axis as an array of `dtype.numpy`, in memory of their
+            own; a weight of shape `()` is read as `read(0, 1)`.
         read_into: `read_into(start, stop, buffer)` fills a buffer of the right length with the bytes of the same rows,
-            row-major and little-endian, without torch; None where torch must put them into order.
+            row-major and little-endian; None where they do not stand so.
         as_matrix: `as_matrix(2)` is a stack of matrices as one matrix with the rows of all of them; `as_matrix(1)` is
             the weight itself.
     """
@@ -93,7 +93,7 @@ class BaseWeight:
     parts: tuple[StoredTensor, ...]
     shape: tuple[int, ...]
     dtype: DType
-    read: Callable[[int, int], Tensor]
+    read: Callable[[int, int], Values]
     read_into: Callable[[int, int, memoryview], None] | None
     as_matrix: Callable[[int], BaseWeight]
 

@@ -1,4 +1,4 @@
-"""Floating-point numbers as float64 in numpy: what needs no torch need not wait for it to be imported."""
+"""Floating-point numbers as float64 in numpy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
 
 
 def float64_of(tensor: LazyTensor) -> Floats:
-    """All values of a tensor, in its shape; read without torch where its bytes can be had."""
+    """All values of a tensor, in its shape."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):  # a signalling NaN

@@ -6,13 +6,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from loraformat.extras import import_torch
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
+
+    # Numbers of a tensor as numpy holds them: bfloat16 and float8, which it lacks, as float32 of the same values.
+    Values: TypeAlias = NDArray[Any]
 
 
 class DType(Enum):
@@ -48,13 +55,19 @@ class DType(Enum):
         return self in (DType.F64, DType.F32, DType.F16, DType.BF16)
 
     @property
-    def torch(self) -> torch.dtype:
-        """The torch dtype; imports torch."""
-        import torch
+    def numpy(self) -> np.dtype[Any]:
+        """The dtype of arrays that hold its values: float32 for bfloat16 and float8, which numpy lacks."""
+        import numpy as np
 
-        found = getattr(torch, self.torch_name)
-        assert isinstance(found, torch.dtype)
+        found: np.dtype[Any] = np.dtype(_NUMPY_CODES.get(self, "<f4")).newbyteorder("=")
         return found
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype. Raises: MissingExtra (LF029): PyTorch is not installed."""
+        found = getattr(import_torch("a torch dtype"), self.torch_name)
+        assert found is not None
+        return cast("torch.dtype", found)
 
     @classmethod
     def by_torch_name(cls, name: str) -> DType | None:
@@ -109,8 +122,9 @@ class LazyTensor:
     Attributes:
         shape: may be `()`.
         dtype: of what `read` returns.
-        read: `read(start, stop)` gives rows `start:stop` of the first axis as a torch tensor of `dtype`, contiguous or
-            not; a tensor of shape `()` is read as `read(0, 1)` and comes back with shape `()`.
+        read: `read(start, stop)` gives rows `start:stop` of the first axis as an array of `dtype.numpy` whose values
+            `dtype` can hold, contiguous or not; a tensor of shape `()` is read as `read(0, 1)` and comes back with
+            shape `()`.
         raw: `raw(start, stop)` gives the bytes of the same rows, row-major and little-endian; None where values are
             computed or do not stand so.
 
@@ -119,7 +133,7 @@ class LazyTensor:
 
     shape: tuple[int, ...]
     dtype: DType
-    read: Callable[[int, int], Tensor]
+    read: Callable[[int, int], Values]
     raw: Callable[[int, int], bytearray] | None = None
 
     @property
@@ -132,19 +146,27 @@ class LazyTensor:
         """How many bytes the values take."""
         return self.numel * self.dtype.itemsize
 
-    def load(self) -> NDArray[Any]:
+    def load(self) -> Values:
         """All values, as a numpy array of `shape` in memory of its own.
 
         The array has the dtype of the tensor where numpy has it; bfloat16 and float8 values are float32, exactly.
-        PyTorch is needed only where values are computed from others, or do not stand row-major in their file.
         """
-        if self.raw is None:
-            return _array_of(self.torch())
-        return numbers_of(self.raw(0, self.shape[0] if self.shape else 1), self.dtype).reshape(self.shape)
+        import numpy as np
+
+        return np.array(self.read(0, self.shape[0] if self.shape else 1), order="C")
 
     def torch(self) -> Tensor:
-        """All values, as a torch tensor of `shape` and `dtype`; imports torch."""
-        return self.read(0, self.shape[0] if self.shape else 1)
+        """All values, as a torch tensor of `shape` and `dtype`.
+
+        Raises: MissingExtra (LF029): PyTorch is not installed.
+        """
+        torch = import_torch("a torch tensor")
+        if not self.numel:
+            return cast("Tensor", torch.empty(self.shape, dtype=self.dtype.torch))
+        # By way of bytes, so that what a NaN carries stays.
+        rows = self.shape[0] if self.shape else 1
+        data = bytes_of(self.load(), self.dtype) if self.raw is None else self.raw(0, rows)
+        return cast("Tensor", torch.frombuffer(data, dtype=torch.uint8).view(self.dtype.torch).reshape(self.shape))
 
     def rows(self, start: int, stop: int) -> LazyTensor:
         """Rows `start:stop` of the first axis."""
@@ -160,7 +182,7 @@ class LazyTensor:
     def T(self) -> LazyTensor:  # noqa: N802 - the name that numpy and torch use
         """The transpose of a matrix. Its rows are columns here, so any of its rows costs a whole load."""
         rows, columns = self.shape
-        whole = self.torch
+        whole = self.load
         return LazyTensor((columns, rows), self.dtype, lambda a, b: whole().T[a:b])
 
     def reshape(self, *shape: int) -> LazyTensor:
@@ -170,11 +192,11 @@ class LazyTensor:
         if shape[:1] == self.shape[:1] and shape:
             read = self.read
             return LazyTensor(shape, self.dtype, lambda a, b: read(a, b).reshape(b - a, *shape[1:]), self.raw)
-        values, raw = self.torch, self.raw
+        values, raw = self.load, self.raw
         rows = self.shape[0] if self.shape else 1
         row_nbytes = math.prod(shape[1:]) * self.dtype.itemsize
 
-        def part(start: int, stop: int) -> Tensor:
+        def part(start: int, stop: int) -> Values:
             whole = values().reshape(shape)
             return whole[start:stop] if shape else whole
 
@@ -185,20 +207,24 @@ class LazyTensor:
         return LazyTensor(shape, self.dtype, part, None if raw is None else raw_part)
 
     def to(self, dtype: DType) -> LazyTensor:
-        """The same values rounded to `dtype`."""
+        """The same values rounded once to the nearest of `dtype`."""
         if dtype is self.dtype:
             return self
         read = self.read
-        return LazyTensor(self.shape, dtype, lambda a, b: read(a, b).to(dtype.torch))
+        return LazyTensor(self.shape, dtype, lambda a, b: rounded(read(a, b), dtype))
 
     @staticmethod
-    def of(value: Tensor) -> LazyTensor:
-        """A torch tensor that is in memory already."""
-        name = str(value.dtype).removeprefix("torch.")
-        dtype = DType.by_torch_name(name)
-        if dtype is None:
-            raise TypeError(f"no DType for {name}")
-        return LazyTensor(tuple(value.shape), dtype, lambda a, b: value[a:b] if value.ndim else value)
+    def of(value: Values | Tensor, dtype: DType | None = None) -> LazyTensor:
+        """An array, or a torch tensor, that is in memory already.
+
+        Args:
+            dtype: of which all values are, where the dtype of the array does not say it: BF16 for a float32 array.
+        """
+        array, found = _array_of(value)
+        found = dtype or found
+        if found is None or array.dtype != found.numpy:
+            raise TypeError(f"no DType for {array.dtype}" if found is None else f"{array.dtype} does not hold {found}")
+        return LazyTensor(tuple(array.shape), found, lambda a, b: array[a:b] if array.ndim else array)
 
 
 class Readable(Protocol):
@@ -213,7 +239,7 @@ class Readable(Protocol):
         """Of what is read."""
 
     @property
-    def read(self) -> Callable[[int, int], Tensor]:
+    def read(self) -> Callable[[int, int], Values]:
         """See LazyTensor."""
 
 
@@ -243,7 +269,10 @@ _NUMPY_CODES = {
 }
 
 
-def numbers_of(data: bytearray | memoryview, dtype: DType) -> NDArray[Any]:
+_FLOAT8 = (DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0)
+
+
+def numbers_of(data: bytearray | memoryview, dtype: DType) -> Values:
     """The elements of a run of bytes as one axis; bfloat16 and float8 as float32, exactly.
 
     Source: OCP 8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0 (E8M0).
@@ -281,12 +310,102 @@ def _e8m0() -> NDArray[np.float32]:
     return sizes.astype(np.float32)
 
 
-def _array_of(value: Tensor) -> NDArray[Any]:
-    """A torch tensor as an array in memory of its own; what numpy has no dtype for as float32, exactly."""
+def _array_of(value: Values | Tensor) -> tuple[Values, DType | None]:
+    """(array, the dtype of its values or None), of an array or of a torch tensor, in whose memory it may lie."""
     import numpy as np
-    import torch
 
-    name = str(value.dtype).removeprefix("torch.")
-    if name == "bfloat16" or name.startswith("float8"):
-        value = value.to(torch.float32)
-    return np.array(value.detach().numpy())
+    if not isinstance(value, np.ndarray):
+        dtype = DType.by_torch_name(str(value.dtype).removeprefix("torch."))
+        wide = value.detach().cpu()
+        return (wide.float() if dtype in (DType.BF16, *_FLOAT8) else wide).numpy(), dtype
+    return value, next((dtype for dtype, code in _NUMPY_CODES.items() if np.dtype(code) == value.dtype), None)
+
+
+def rounded(values: Values, dtype: DType) -> Values:
+    """Real values rounded once to the nearest of `dtype`, ties to even, as an array of `dtype.numpy`.
+
+    Too large a value becomes infinity, or in float8_e4m3fn, which has none, NaN. Complex numbers and integers are
+    converted as numpy does.
+
+    >>> import numpy as np
+    >>> rounded(np.array([1 + 2**-8 + 2**-40]), DType.BF16)  # by way of float32 this would be 1.0
+    array([1.0078125], dtype=float32)
+    """
+    import numpy as np
+
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype is DType.BF16:
+            bits = np.atleast_1d(_odd(values)).view(np.uint32)
+            result = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF)) & np.uint32(0xFFFF0000)
+            if (is_nan := np.atleast_1d(np.isnan(values))).any():
+                # What a NaN carries stays where bfloat16 has room for it.
+                cut = bits & np.uint32(0xFFFF0000)
+                quiet = np.where(cut & 0x007F0000, cut, cut | np.uint32(0x00400000))
+                result = np.where(is_nan, quiet, result)
+            return np.asarray(result.view(np.float32).reshape(values.shape))
+        if dtype in _FLOAT8:
+            return numbers_of(_flat_bytes(_float8_codes(values, dtype)), dtype).reshape(values.shape)
+        return np.asarray(values.astype(dtype.numpy))
+
+
+def bytes_of(values: Values, dtype: DType) -> memoryview:
+    """Values of a dtype, row-major and little-endian, as they stand in a file; without a copy where they stand so.
+
+    Args:
+        values: an array of `dtype.numpy`; what `dtype` cannot hold is rounded as by `rounded`.
+    """
+    import numpy as np
+
+    assert values.dtype == dtype.numpy, f"{values.dtype} for {dtype}"
+    if dtype is DType.BF16:
+        bits = values.view(np.uint32) if values.flags.c_contiguous else np.ascontiguousarray(values).view(np.uint32)
+        if (bits & 0xFFFF).any():
+            bits = np.ascontiguousarray(rounded(values, dtype)).view(np.uint32)
+        return _flat_bytes((bits >> 16).astype("<u2"))
+    if dtype in _FLOAT8:
+        return _flat_bytes(_float8_codes(values, dtype))
+    return _flat_bytes(values.astype(values.dtype.newbyteorder("<"), copy=False))
+
+
+def _flat_bytes(values: Values) -> memoryview:
+    import numpy as np
+
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _odd(values: Values) -> NDArray[np.float32]:
+    """As float32, towards zero, with the last bit set where that is not exact.
+
+    What has 24 bits so rounds to 8 bits as the wider value does; through the nearest float32 it would be rounded twice
+    (Boldo and Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd, 2008).
+    """
+    import numpy as np
+
+    if values.dtype != np.float64:
+        return np.array(values, np.float32, order="C")
+    near = np.array(values, np.float32, order="C")
+    back, bits = near.astype(np.float64), near.view(np.uint32)
+    bits -= (np.abs(back) > np.abs(values)).astype(np.uint32)
+    bits |= ((back != values) & ~np.isnan(values)).astype(np.uint32)
+    return near
+
+
+def _float8_codes(values: Values, dtype: DType) -> NDArray[np.uint8]:
+    """The codes of the nearest values; ties to even codes."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = values.astype(np.float64)
+        sizes = numbers_of(bytearray(range(128 if dtype is not DType.F8_E8M0 else 256)), dtype).astype(np.float64)
+    last = int(np.flatnonzero(np.isfinite(sizes))[-1])
+    # One step past the largest value: what lies beyond the middle to it overflows.
+    ladder = np.append(sizes[: last + 1], 2 * sizes[last] - sizes[last - 1] if dtype is not DType.F8_E8M0 else np.inf)
+    magnitude = np.abs(values)
+    above = np.clip(np.searchsorted(ladder, magnitude), 1, last + 1)
+    low, high = magnitude - ladder[above - 1], ladder[above] - magnitude
+    is_up = (high < low) | (high == low) & (above % 2 == 0)
+    codes = (above - 1 + is_up).astype(np.uint8)
+    if dtype is DType.F8_E8M0:
+        return np.asarray(np.where(np.isnan(values), np.uint8(255), codes))
+    codes = np.where(np.isnan(values), np.uint8(127), codes)
+    return np.asarray(codes | np.where(np.signbit(values), np.uint8(128), np.uint8(0)))

@@ -11,12 +11,11 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from loraformat.matching import Matching
     from loraformat.model.adapter import Adapter
     from loraformat.model.bundle import Bundle
     from loraformat.model.checkpoint import Checkpoint
+    from loraformat.model.tensors import Values
     from loraformat.rules.targets import Target
 
 
@@ -61,7 +60,7 @@ class Subject:
     format: str
     adapter: Adapter | None = None
     base: Checkpoint | None = None
-    read_base: Callable[[str, int, int], Tensor] | None = None
+    read_base: Callable[[str, int, int], Values] | None = None
     targets: tuple[Target, ...] = ()
     max_rank: int | None = None
     budget: Budget = field(default_factory=Budget)

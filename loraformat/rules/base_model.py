@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.metadata.vocabulary import tokens_of
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
@@ -136,7 +136,7 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     landings = subject.matching.landings
     renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
-        yield Hit(name, f"{len(renamed)} names are taken for others of the base, this one for {tensor}")
+        yield Hit(name, f"{counted(len(renamed), 'name', 'is')} taken for others of the base, this one for {tensor}")
 
 
 @rule("LF305", Severity.ERROR, since="0.1.0")

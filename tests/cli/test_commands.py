@@ -340,12 +340,12 @@ def test_verify_compares_a_merge_with_its_manifest(example: Path, tmp_path: Path
 
 
 def test_merge_options_that_change_bytes_are_in_the_manifest(example: Path, tmp_path: Path) -> None:
-    more = ("--dtype", "bfloat16", "--rounding", "stochastic", "--seed", 3, "--accumulate", "float64")
+    more = ("--dtype", "bfloat16", "--rounding", "stochastic", "--seed", 3)
     files = ("--max-shard-size", "20kB", "--verify", "full", "--hash", "sha256")
     result = run("merge", example / "base", example / "adapter", "--alpha", 16, "-o", tmp_path / "out", *more, *files)
     assert result.exit_code == 0, result.output
     manifest = json.loads((tmp_path / "out" / "loraformat.manifest.json").read_text())
-    arithmetic = {"accumulate": "float64", "rounding": "stochastic", "seed": 3}
+    arithmetic = {"rounding": "stochastic", "seed": 3}
     assert manifest["options"] == {**arithmetic, "container": None, "dtype": "BF16", "max_shard_nbytes": 20_000}
     assert manifest["adapters"][0]["alpha"] == 16
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1

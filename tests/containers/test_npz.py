@@ -37,7 +37,7 @@ def test_columns_first_is_read_as_it_means() -> None:
     array = np.asfortranarray(np.arange(12, dtype="float32").reshape(3, 4))
     lazy = read(saved(x=array))["x"]
     assert np.array_equal(lazy.torch().numpy(), array)
-    assert np.array_equal(lazy.read(1, 3).numpy(), array[1:3])
+    assert np.array_equal(lazy.read(1, 3), array[1:3])
 
 
 def test_a_changed_value_is_found() -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from containers.torch_files import raw_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from loraformat.containers import bytes_of, plan_file
+from loraformat.containers import plan_file
 from loraformat.containers.safetensors import Header, lazy_tensors, read_header
 from loraformat.errors import (
     ContainerError,
@@ -211,7 +212,7 @@ def tensor_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 def assert_same(one: torch.Tensor, other: torch.Tensor) -> None:
     assert one.dtype == other.dtype
     assert one.shape == other.shape
-    assert bytes(bytes_of(one)) == bytes(bytes_of(other))
+    assert raw_bytes(one) == raw_bytes(other)
 
 
 def written(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -222,7 +223,7 @@ def written(tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = 
         data[offset : offset + len(part)] = part
     for name, value in tensors.items():
         span = layout.entries[name].span
-        data[span.offset : span.end] = bytes_of(value)
+        data[span.offset : span.end] = raw_bytes(value)
     return bytes(data)
 
 

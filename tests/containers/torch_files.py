@@ -6,7 +6,7 @@ import zlib
 
 import torch
 
-from loraformat.containers import bytes_of, open_tensors
+from loraformat.containers import open_tensors
 from loraformat.containers.torch_file import layout as torch_layout
 from loraformat.model.bundle import Tensors
 from loraformat.model.tensors import DType
@@ -19,6 +19,11 @@ def saved(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
+
+
+def raw_bytes(value: torch.Tensor) -> bytes:
+    """The elements as they stand in a file, by torch."""
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
 
 
 def opened(data: bytes) -> Tensors:
@@ -34,7 +39,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
         assert found[name].shape == value.shape
-        assert bytes(bytes_of(found[name])) == bytes(bytes_of(value))
+        assert raw_bytes(found[name]) == raw_bytes(value)
 
 
 def random_tensor(dtype: DType, shape: tuple[int, ...]) -> torch.Tensor:
@@ -58,8 +63,8 @@ def written(
     data = bytearray(b"\xee" * layout.nbytes)
     for name, value in tensors.items():
         span = layout.entries[name].span
-        data[span.offset : span.end] = bytes_of(value)
-    for offset, part in layout.frame({name: zlib.crc32(bytes_of(value)) for name, value in tensors.items()}):
+        data[span.offset : span.end] = raw_bytes(value)
+    for offset, part in layout.frame({name: zlib.crc32(raw_bytes(value)) for name, value in tensors.items()}):
         data[offset : offset + len(part)] = part
     assert len(data) == layout.nbytes
     return bytes(data)

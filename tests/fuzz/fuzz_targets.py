@@ -288,7 +288,7 @@ def seeds(name: str) -> list[bytes]:
 def _records(shard: bytes = b"") -> bytes:
     """A manifest and digests as a merge writes them."""
     name = "a.safetensors" if shard else "config.json"
-    options = {"accumulate": "float64", "rounding": "nearest", "seed": 0, "container": None, "dtype": None}
+    options = {"rounding": "nearest", "seed": 0, "container": None, "dtype": None}
     said = {"alpha": None, "rank": None, "scale": None, "fan_in_fan_out": None, "strength": 1.0, "format": "peft"}
     used = {**said, "files": [], "digest": "0" * 64}
     tool = {"name": "loraformat", "version": "0"}

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from containers.torch_files import raw_bytes
 from torch import Tensor
 
-from loraformat.containers import bytes_of
 from loraformat.model.floats import ROUNDOFF, SMALLEST_LOST, decoded, float64_of, unit_in_last_place
 from loraformat.model.tensors import DType, LazyTensor
 
@@ -38,7 +38,7 @@ def samples(dtype: DType) -> Tensor:
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_decoded_is_what_torch_reads(dtype: DType) -> None:
     values = samples(dtype)
-    np.testing.assert_array_equal(decoded(bytes_of(values), dtype), values.double().numpy())
+    np.testing.assert_array_equal(decoded(bytearray(raw_bytes(values)), dtype), values.double().numpy())
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -59,7 +59,7 @@ def test_units_of_wide_floats_are_those_of_numpy(dtype: DType, kind: type) -> No
 def test_values_are_the_same_with_and_without_bytes(dtype: DType) -> None:
     values = torch.arange(12).view(3, 4).to(dtype.torch)
     lazy = LazyTensor.of(values)
-    raw = LazyTensor(lazy.shape, lazy.dtype, lazy.read, lambda start, stop: bytearray(bytes_of(values[start:stop])))
+    raw = LazyTensor(lazy.shape, lazy.dtype, lazy.read, lambda start, stop: bytearray(raw_bytes(values[start:stop])))
     for one in (lazy, raw, raw.rows(1, 3), raw.reshape(3, 2, 2), raw.T, raw.reshape(4, 3)):
         found = float64_of(one)
         assert found.dtype == np.float64
@@ -67,7 +67,9 @@ def test_values_are_the_same_with_and_without_bytes(dtype: DType) -> None:
 
 
 def test_a_scalar_has_one_value() -> None:
-    lazy = LazyTensor((), DType.F32, lambda _start, _stop: torch.tensor(2.5), lambda _a, _b: bytearray(b"\0\0 @"))
+    lazy = LazyTensor(
+        (), DType.F32, lambda _start, _stop: np.array(2.5, np.float32), lambda _a, _b: bytearray(b"\0\0 @")
+    )
     assert float64_of(lazy).shape == ()
     assert float64_of(lazy) == 2.5
 
@@ -87,20 +89,21 @@ def every_code(dtype: DType) -> Tensor:
 @pytest.mark.parametrize("dtype", list(DType))
 def test_load_gives_the_numbers_that_torch_reads(dtype: DType, has_bytes: bool) -> None:
     values = every_code(dtype)
-    raw = (lambda a, b: bytearray(bytes_of(values[a:b]))) if has_bytes else None
-    lazy = LazyTensor(tuple(values.shape), dtype, lambda a, b: values[a:b], raw)
-    found = lazy.load()
+    raw = (lambda a, b: bytearray(raw_bytes(values[a:b]))) if has_bytes else None
     is_narrow = dtype in (DType.BF16, DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0)
-    wanted = values.to(torch.float32) if is_narrow else values
-    assert found.dtype == wanted.numpy().dtype
-    np.testing.assert_array_equal(found, wanted.numpy())
+    wanted = (values.to(torch.float32) if is_narrow else values).numpy()
+    lazy = LazyTensor(wanted.shape, dtype, lambda a, b: wanted[a:b], raw)
+    found = lazy.load()
+    assert found.dtype == dtype.numpy == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
     assert lazy.torch().dtype == dtype.torch
+    np.testing.assert_array_equal(lazy.torch().to(values.dtype if not is_narrow else torch.float32).numpy(), wanted)
 
 
 @pytest.mark.parametrize("has_bytes", [True, False])
 def test_a_loaded_array_may_be_changed(has_bytes: bool) -> None:
-    values = torch.zeros(3)
-    raw = (lambda a, b: bytearray(bytes_of(values[a:b]))) if has_bytes else None
+    values = np.zeros(3, np.float32)
+    raw = (lambda a, b: bytearray(values[a:b].tobytes())) if has_bytes else None
     lazy = LazyTensor((3,), DType.F32, lambda a, b: values[a:b], raw)
     lazy.load()[0] = 1
     assert not lazy.load().any()

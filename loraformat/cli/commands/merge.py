@@ -33,19 +33,12 @@ from loraformat.cli import completers, options
     metavar="SIZE",
     default="64MiB",
     show_default=True,
-    help="For windows of the base; Python, torch and the adapters come on top.",
+    help="For windows of the base; Python and the adapters come on top.",
 )
 @click.option(
     "--dtype",
     type=options.Choice(["float32", "bfloat16", "float16"]),
     help="Write every floating tensor in this dtype; by default each keeps the base's.",
-)
-@click.option(
-    "--accumulate",
-    type=options.Choice(["float32", "float64"]),
-    default="float64",
-    show_default=True,
-    help="Precision of the sums; the result is rounded once either way.",
 )
 @click.option(
     "--rounding",
@@ -100,7 +93,6 @@ def command(
     device: str,
     memory: int,
     dtype: str | None,
-    accumulate: str,
     rounding: str,
     seed: int,
     max_shard_size: int | None,
@@ -137,7 +129,6 @@ def command(
             device=device,
             memory_nbytes=memory,
             dtype=dtype,
-            accumulate=accumulate,
             rounding=rounding,
             seed=seed,
             max_shard_nbytes=max_shard_size,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from loraformat.model.floats import Floats
 
@@ -115,11 +114,6 @@ def _weight_of(
     """A quantized weight, seen in `shape`; nothing is read."""
     decode = partial(_rows_of, partial(scheme.rows, stored, weight), weight.shape, shape)
 
-    def read(start: int, stop: int) -> Tensor:
-        import torch
-
-        return torch.from_numpy(decode(start, stop))
-
     def read_into(start: int, stop: int, buffer: memoryview) -> None:
         import numpy as np
 
@@ -134,7 +128,7 @@ def _weight_of(
         parts=tuple(stored.tensors[part] for part in weight.parts),
         shape=shape,
         dtype=_DTYPE,
-        read=read,
+        read=decode,
         read_into=read_into,
         as_matrix=as_matrix,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraformat.model.tensors import LazyTensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 Runs = Sequence[tuple[int, int]]
 
@@ -19,10 +19,10 @@ def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
         return parts[0]
     rows = sum(part.shape[0] for part in parts)
 
-    def read(start: int, stop: int) -> Tensor:
-        import torch
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
 
-        return torch.cat([part.torch() for part in parts])[start:stop]
+        return np.concatenate([part.load() for part in parts])[start:stop]
 
     return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, read)
 
@@ -36,13 +36,13 @@ def block_columns(parts: Sequence[tuple[LazyTensor, Runs]], rows: int) -> LazyTe
     """
     width = sum(part.shape[1] for part, _ in parts)
 
-    def read(start: int, stop: int) -> Tensor:
-        import torch
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
 
-        whole = torch.zeros(rows, width, dtype=parts[0][0].dtype.torch)
+        whole = np.zeros((rows, width), parts[0][0].dtype.numpy)
         left = 0
         for part, runs in parts:
-            values, taken = part.torch(), 0
+            values, taken = part.load(), 0
             for first, end in runs:
                 whole[first:end, left : left + part.shape[1]] = values[taken : taken + end - first]
                 taken += end - first

@@ -13,11 +13,11 @@ from loraformat.formats.kit.losses import dropped_metadata, folded_scale, padded
 from loraformat.formats.kit.update_slots import is_stated, low_ranks_of, most_common, unstated_fields
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.floats import ROUNDOFF
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import Dense, LowRank, Update, map_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 
 # Settings of a source that say how alpha becomes the factor; after this there is one rule.
@@ -80,9 +80,13 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     if factor == 1.0:
         return tensor
 
-    def read(start: int, stop: int) -> Tensor:
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
         values = tensor.read(start, stop)
-        return _checked(values, (values.double() * factor).to(values.dtype), tensor.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = values.astype(np.float64) * factor
+        return _checked(values, rounded(product, tensor.dtype), tensor.dtype)
 
     return LazyTensor(tensor.shape, tensor.dtype, read)
 
@@ -92,16 +96,16 @@ def _padded(update: LowRank, rank: int) -> LowRank:
         return update
     up, down, own = update.up, update.down, update.rank
 
-    def columns(start: int, stop: int) -> Tensor:
-        import torch
+    def columns(start: int, stop: int) -> Values:
+        import numpy as np
 
-        return torch.nn.functional.pad(up.read(start, stop), (0, rank - own))
+        return np.pad(up.read(start, stop), ((0, 0), (0, rank - own)))
 
-    def rows(start: int, stop: int) -> Tensor:
-        import torch
+    def rows(start: int, stop: int) -> Values:
+        import numpy as np
 
         there = down.read(min(start, own), min(stop, own))
-        return torch.nn.functional.pad(there, (0, 0, 0, stop - start - there.shape[0]))
+        return np.pad(there, ((0, stop - start - there.shape[0]), (0, 0)))
 
     return replace(
         update,
@@ -120,9 +124,9 @@ def cast(adapter: Adapter, dtype: DType) -> tuple[Adapter, tuple[Finding, ...]]:
         if not _holds(dtype, tensor.dtype):
             wider[tensor.dtype.torch_name] = None
 
-        def read(start: int, stop: int) -> Tensor:
+        def read(start: int, stop: int) -> Values:
             values = tensor.read(start, stop)
-            return _checked(values, values.to(dtype.torch), dtype)
+            return _checked(values, rounded(values, dtype), dtype)
 
         return LazyTensor(tensor.shape, dtype, read)
 
@@ -139,8 +143,10 @@ def _holds(target: DType, source: DType) -> bool:
     return source in inner.get(target, (target,))
 
 
-def _checked(before: Tensor, after: Tensor, dtype: DType) -> Tensor:
-    if not bool(after.isfinite().all()) and bool(before.isfinite().all()):
+def _checked(before: Values, after: Values, dtype: DType) -> Values:
+    import numpy as np
+
+    if not np.isfinite(after).all() and np.isfinite(before).all():
         raise NonFiniteValue(
             f"a value is too large for {dtype.torch_name}", where="convert", hint="choose another --dtype"
         )

@@ -23,7 +23,7 @@ from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 WEIGHTS = {"torch": "lora.pt", "safetensors": "lora.safetensors"}
 
@@ -125,12 +125,14 @@ def _spread(up: LazyTensor, size: int) -> LazyTensor:
     """kron(up, I): each output `size` times, as Conv2d takes `(B @ A).view(out, in, size, size)`."""
     rows, rank = up.shape
 
-    def read(start: int, stop: int) -> Tensor:
-        import torch
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
 
         first, last = start // size, math.ceil(stop / size)
         values = up.read(first, last)
-        whole = torch.kron(values, torch.eye(size, dtype=values.dtype))
-        return whole[start - first * size : stop - first * size]
+        whole = np.zeros((last - first, size, rank, size), values.dtype)
+        for number in range(size):
+            whole[:, number, :, number] = values
+        return whole.reshape((last - first) * size, rank * size)[start - first * size : stop - first * size]
 
     return LazyTensor((rows * size, rank * size), up.dtype, read)

@@ -56,7 +56,7 @@ def upcast(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _wide(tensor: LazyTensor) -> LazyTensor:
-    return LazyTensor(tensor.shape, DType.F32, lambda start, stop: tensor.read(start, stop).float())
+    return tensor.to(DType.F32)
 
 
 def weights_of(bundle: Bundle) -> AdapterWeights:

@@ -15,10 +15,10 @@ from loraformat.formats.kit.blocks import block_columns
 from loraformat.formats.kit.fields import Config, as_integer, as_object, as_texts
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.model.bundle import Json
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import LazyTensor, rounded
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _MAX_LAYERS = 10_000
 _MAX_PARTS = 1_000  # each is looked for in each module's name
@@ -54,14 +54,14 @@ def block_diagonal(blocks: LazyTensor, count: int) -> LazyTensor:
     rows, cols = blocks.shape
     height = rows // count
 
-    def read(start: int, stop: int) -> Tensor:
-        import torch
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
 
         values = blocks.read(start, stop)
-        whole = torch.zeros(stop - start, count, cols, dtype=values.dtype)
-        numbers = torch.arange(start, stop)
+        whole = np.zeros((stop - start, count, cols), values.dtype)
+        numbers = np.arange(start, stop)
         whole[numbers - start, numbers // height] = values
-        return whole.flatten(1)
+        return whole.reshape(stop - start, count * cols)
 
     return LazyTensor((rows, cols * count), blocks.dtype, read)
 
@@ -70,7 +70,15 @@ def with_diagonal(a: LazyTensor, diagonal: LazyTensor) -> LazyTensor:
     """KaSA: diag(d) @ A. Tensors that do not fit are kept as they are, for the rules to judge."""
     if len(a.shape) != 2 or diagonal.shape != a.shape[:1]:
         return a
-    return LazyTensor(a.shape, a.dtype, lambda start, stop: a.read(start, stop) * diagonal.read(start, stop)[:, None])
+
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        with np.errstate(invalid="ignore"):
+            factors = diagonal.read(start, stop).astype(np.float64)[:, None]
+            return rounded(a.read(start, stop).astype(np.float64) * factors, a.dtype)
+
+    return LazyTensor(a.shape, a.dtype, read)
 
 
 def layers_of(raw: Config) -> tuple[int, ...] | None:

@@ -20,7 +20,7 @@ from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _WRAPPED = ".base_layer"
 
@@ -161,10 +161,11 @@ def stacked(a: LazyTensor, b: LazyTensor, rank: int, scale: float | None, recent
         return LowRank(b, a, scale)
     rows, cols = b.shape[0], a.shape[1]
 
-    def up(start: int, stop: int) -> Tensor:
-        return recent.load(b).reshape(rows, rank, experts)[:, :, start:stop].permute(2, 0, 1)
+    def up(start: int, stop: int) -> Values:
+        stack: Values = recent.load(b).reshape(rows, rank, experts)[:, :, start:stop].transpose(2, 0, 1)
+        return stack
 
-    def down(start: int, stop: int) -> Tensor:
+    def down(start: int, stop: int) -> Values:
         return a.read(start * rank, stop * rank).reshape(stop - start, rank, cols)
 
     return LowRank(
@@ -177,15 +178,15 @@ class Recent:
     """The values of the tensors that were loaded last, so that one is not read again for each of its parts."""
 
     count: int = 4
-    _values: OrderedDict[int, Tensor] = field(default_factory=OrderedDict)
+    _values: OrderedDict[int, Values] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
-    def load(self, lazy: LazyTensor) -> Tensor:
+    def load(self, lazy: LazyTensor) -> Values:
         """The values of `lazy`, which must live as long as this object."""
         with self._lock:
             value = self._values.pop(id(lazy), None)
             if value is None:
-                value = lazy.torch()
+                value = lazy.load()
             self._values[id(lazy)] = value
             while len(self._values) > self.count:
                 self._values.popitem(last=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.measure.tables import Rows, table_record
 from loraformat.matching import match
@@ -17,13 +17,14 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.weight_figures import TableRecord
+from loraformat.model.tensors import DType, rounded
 from loraformat.model.updates import Replace, Update, kind_of, scale_of
 from loraformat.model.updates import Rows as SomeRows
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from loraformat.algebra import Spectrum
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
 _STRIP = 64
 _SAMPLED = 16  # one strip in so many goes into the histograms
@@ -119,13 +120,12 @@ def changes_of(
     tracks = [_track(each, with_spectra=with_spectra, with_histograms=with_histograms) for each in previews]
     limits, done = Resources(jobs=jobs), 0
     total = sum(each.matrix[0] * each.row_nbytes for each in previews)
-    with one_thread_each():
-        tasks = (task for track in tracks for task in track.tasks(limits))
-        for each in open_engine(jobs).map(lambda task: task(), tasks):
-            each.track.account(each)
-            done += each.rows * each.track.preview.row_nbytes
-            if progress is not None:
-                progress(done, total)
+    tasks = (task for track in tracks for task in track.tasks(limits))
+    for each in open_engine(jobs).map(lambda task: task(), tasks):
+        each.track.account(each)
+        done += each.rows * each.track.preview.row_nbytes
+        if progress is not None:
+            progress(done, total)
     found = Changes()
     for track in tracks:
         track.finish(found)
@@ -146,7 +146,7 @@ class _Track:
     preview: Preview
     with_histograms: bool
     opened: Opened | None = None
-    whole: Tensor | None = None
+    whole: Values | None = None
     rows: Rows | None = None
     left: int = 0
     sums: dict[str, Change] = field(default_factory=dict)
@@ -169,13 +169,15 @@ class _Track:
 
     def finish(self, found: Changes) -> None:
         """Hand over the sums, and what only the whole tensor tells."""
+        import numpy as np
+
         from loraformat.algebra import spectrum_of
 
         for weight, change in self.sums.items():
             found.weights.setdefault(weight, Change()).add(change)
         if self.whole is not None:
             for weight, first, last in self.preview.spans:
-                found.weights[weight].spectrum = spectrum_of(self.whole[first:last])
+                found.weights[weight].spectrum = spectrum_of(self.whole[first:last].astype(np.float64))
             self.whole = None
         if self.rows is not None:
             found.tables.append(table_record(self.preview.spans[0][0], self.rows))
@@ -184,7 +186,7 @@ class _Track:
         opened, spans = self.opened, self.preview.spans
         assert opened is not None
         base = opened.base(start, stop)
-        update: Tensor | None = None
+        update: Floats | None = None
         if not self.preview.is_product:
             result = opened.merged(base, start)
             update = result - base
@@ -198,13 +200,13 @@ class _Track:
                 changes.extend((weight, self._change(base[here], added, low)) for weight in weights)
         return changes
 
-    def _change(self, base: Tensor, update: Tensor, low: int) -> Change:
+    def _change(self, base: Floats, update: Floats, low: int) -> Change:
         change = _sums(base, update)
         if self.with_histograms and (low // _STRIP) % _SAMPLED == 0:
             change.base_bins, change.update_bins = _bins(base), _bins(update)
         return change
 
-    def _keep(self, start: int, base: Tensor, result: Tensor, update: Tensor) -> None:
+    def _keep(self, start: int, base: Floats, result: Floats, update: Floats) -> None:
         if self.rows is not None:
             self.rows.add(start, base, result)
         if self.whole is not None:
@@ -239,11 +241,11 @@ def _has_value(update: Update) -> bool:
 
 
 def _track(preview: Preview, *, with_spectra: bool, with_histograms: bool) -> _Track:
-    import torch
+    import numpy as np
 
     track = _Track(preview, with_histograms)
     if with_spectra and not preview.is_product:
-        track.whole = torch.zeros(preview.matrix, dtype=torch.float32)
+        track.whole = np.zeros(preview.matrix, np.float32)
     if preview.is_table and any(isinstance(update, (Replace, SomeRows)) for update in preview.updates):
         track.rows = Rows.of(preview.matrix[0], preview.rows_stored)
     return track
@@ -256,28 +258,26 @@ def _strips(start: int, stop: int, spans: Sequence[tuple[str, int, int]]) -> Ite
     return pairwise(places)
 
 
-def _sums(base: Tensor, update: Tensor) -> Change:
-    import torch
-
+def _sums(base: Floats, update: Floats) -> Change:
     result, kept = base + update, []
-    for dtype in (torch.bfloat16, torch.float16):
-        written = result.to(dtype).to(result.dtype).sub_(base)
+    for dtype in (DType.BF16, DType.F16):
+        written = rounded(result, dtype) - base
         kept.append(_dot(written, update))
     return Change(base=_dot(base, base), update=_dot(update, update), kept=(kept[0], kept[1]))
 
 
-def _dot(one: Tensor, other: Tensor) -> float:
-    import torch
+def _dot(one: Floats, other: Floats) -> float:
+    import numpy as np
 
-    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
+    return float(np.vdot(one, other))
 
 
-def _bins(values: Tensor) -> tuple[int, ...]:
+def _bins(values: Floats) -> tuple[int, ...]:
     """How many values have which exponent of float32; zeros and subnormal numbers are in bin 0."""
-    import torch
+    import numpy as np
 
-    exponents = (values.to(torch.float32).contiguous().view(torch.int32) >> 23) & (_BINS - 1)
-    return tuple(torch.bincount(exponents.reshape(-1), minlength=_BINS).tolist())
+    exponents = (np.array(values, np.float32, order="C").view(np.uint32) >> 23) & (_BINS - 1)
+    return tuple(np.bincount(exponents.reshape(-1), minlength=_BINS).tolist())
 
 
 def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

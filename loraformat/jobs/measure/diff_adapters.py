@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from loraformat.model.floats import float64_of
 from loraformat.model.results.differences import WeightDifference
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update, kind_of, scale_of, settings, tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 def update_difference(
@@ -97,13 +98,12 @@ def _magnitude_apart(one: Update, other: Update) -> float | None:
     if first is None or second is None or first.vector.numel != second.vector.numel or first.axis != second.axis:
         return None
     before, after = _flat(first.vector), _flat(second.vector)
-    norm = float(before.norm())
-    apart = float((after - before).norm())
+    norm, apart = _length(before), _length(after - before)
     return apart / norm if norm else (math.inf if apart else 0.0)
 
 
 def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: float) -> WeightDifference:
-    import torch
+    import numpy as np
 
     pairs = list(zip(tensors(one), tensors(other), strict=False))
     is_resized = isinstance(one, Replace) and one.shape != other.shape and one.shape[1:] == other.shape[1:]
@@ -111,10 +111,10 @@ def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: f
     if not is_alike or not (is_resized or all(left.shape == right.shape for (_, left), (_, right) in pairs)):
         return _incomparable(weight, kind, one, other, "their shapes differ")
     before, after = (
-        torch.cat([_flat(_first_rows(pair[side][1], pair)) for pair in pairs]) if pairs else torch.zeros(0)
+        np.concatenate([_flat(_first_rows(pair[side][1], pair)) for pair in pairs]) if pairs else np.zeros(0)
         for side in (0, 1)
     )
-    norm, norm_after, apart = float(before.norm()), float(after.norm()), float((after - before).norm())
+    norm, norm_after, apart = _length(before), _length(after), _length(after - before)
     is_equal = apart <= tolerance * norm and not is_resized
     return WeightDifference(
         weight=weight,
@@ -155,7 +155,11 @@ def _ratio(apart: float | None, norm: float | None) -> float | None:
     return apart / norm if apart is not None and norm else None
 
 
-def _flat(tensor: LazyTensor) -> Tensor:
-    import torch
+def _flat(tensor: LazyTensor) -> Floats:
+    return float64_of(tensor).reshape(-1)
 
-    return tensor.torch().to(torch.float64).reshape(-1)
+
+def _length(vector: Floats) -> float:
+    import numpy as np
+
+    return float(np.linalg.norm(vector))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.containers import CONTAINERS
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.differences import MOST_RANK, WeightDifference
 from loraformat.model.tensors import has_equal_values, row_blocks
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _BLOCK_NBYTES = 8 << 20
 _LONGEST_KERNEL = 16
@@ -46,13 +46,12 @@ def tensor_differences(
     names = sorted(first.tensors.keys() & second.tensors.keys())
     sizes = [math.prod(first.tensors[name].shape) * first.tensors[name].dtype.itemsize for name in names]
     found, done = [], 0
-    with one_thread_each():
-        results = open_engine(jobs).map(compared, names)
-        for nbytes, difference in zip(sizes, results, strict=True):
-            found.append(difference)
-            done += nbytes
-            if progress is not None:
-                progress(done, sum(sizes))
+    results = open_engine(jobs).map(compared, names)
+    for nbytes, difference in zip(sizes, results, strict=True):
+        found.append(difference)
+        done += nbytes
+        if progress is not None:
+            progress(done, sum(sizes))
     return tuple(found)
 
 
@@ -92,30 +91,30 @@ class _Sums:
     numel: int = 0
     largest: float = 0.0
     is_unordered: bool = False
-    whole: Tensor | None = None
+    whole: Values | None = None
 
 
 def _summed(one: BaseWeight, other: BaseWeight) -> _Sums:
-    import torch
+    import numpy as np
 
     sums = _Sums()
     shape = (min(one.shape[0], other.shape[0]), *one.shape[1:]) if one.shape else ()
     for start, stop in row_blocks(shape, one.dtype.itemsize, _BLOCK_NBYTES):
         before, after = (weight.read(start, stop) for weight in (one, other))
-        wide = torch.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else torch.float32
-        before, after = before.to(wide), after.to(wide)
+        wide = np.float64 if max(one.dtype.itemsize, other.dtype.itemsize) > 4 else np.float32
+        before, after = before.astype(wide, copy=False), after.astype(wide, copy=False)
         apart = after - before
         sums.before += _square(before)
         sums.after += _square(after)
         sums.apart += _square(apart)
-        sums.inner += float((before * after).sum(dtype=torch.float64))
+        sums.inner += float((before * after).sum(dtype=np.float64))
         sums.changed += int((before != after).sum())
-        sums.numel += apart.numel()
-        sums.largest = max(sums.largest, float(apart.abs().max()) if apart.numel() else 0.0)
-        sums.is_unordered = sums.is_unordered or not bool(apart.isfinite().all())
-        if sums.whole is None and apart.ndim > 1 and bool(apart.any()):
+        sums.numel += apart.size
+        sums.largest = max(sums.largest, float(abs(apart).max()) if apart.size else 0.0)
+        sums.is_unordered = sums.is_unordered or not np.isfinite(apart).all()
+        if sums.whole is None and apart.ndim > 1 and apart.any():
             # What went before was equal, and what comes stands in place.
-            sums.whole = torch.zeros(shape, dtype=torch.float32)
+            sums.whole = np.zeros(shape, np.float32)
         if sums.whole is not None:
             sums.whole[start:stop] = apart
     if sums.is_unordered:
@@ -123,18 +122,18 @@ def _summed(one: BaseWeight, other: BaseWeight) -> _Sums:
     return sums
 
 
-def _square(values: Tensor) -> float:
-    import torch
+def _square(values: Values) -> float:
+    import numpy as np
 
-    return float((values * values).sum(dtype=torch.float64))
+    return float((values * values).sum(dtype=np.float64))
 
 
-def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
+def _with_ranks(found: WeightDifference, whole: Values) -> WeightDifference:
     """The difference with the ranks of D; of a stack of experts those of every expert that differs, folded."""
     from loraformat.algebra import energy_ranks
 
     are_experts = _are_matrices(found.weight, whole)
-    matrices = [matrix for matrix in whole if bool(matrix.any())] if are_experts else [whole.flatten(1)]
+    matrices = [matrix for matrix in whole if matrix.any()] if are_experts else [whole.reshape(len(whole), -1)]
     is_stack = are_experts and whole.shape[0] > 1
     ranks = [energy_ranks(matrix, (0.9, 0.99), most=MOST_RANK) for matrix in matrices]
     effective = _ordered([each for each, _ in ranks])
@@ -151,7 +150,7 @@ def _with_ranks(found: WeightDifference, whole: Tensor) -> WeightDifference:
     )
 
 
-def _are_matrices(name: str, whole: Tensor) -> bool:
+def _are_matrices(name: str, whole: Values) -> bool:
     """Whether a tensor is a row of matrices, one for each expert; the kernel of a convolution is short or says so."""
     return (
         whole.ndim == 3 and "conv" not in name and (not name.endswith(".weight") or whole.shape[-1] > _LONGEST_KERNEL)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.model.adapter import Adapter
 from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
 from loraformat.model.summary import layer_of
@@ -43,9 +43,7 @@ def figures_of(
         is_only = len(adapter.updates[record.weight]) == 1
         return _measured(record, update, known.get(record.weight), is_only, spectrum)
 
-    # Factors are too thin for several threads to share one.
-    with one_thread_each():
-        return _with_outliers(list(open_engine(jobs).map(measured, zip(records, updates, strict=True))))
+    return _with_outliers(list(open_engine(jobs).map(measured, zip(records, updates, strict=True))))
 
 
 def sorted_by(records: Sequence[WeightRecord], key: str) -> tuple[WeightRecord, ...]:

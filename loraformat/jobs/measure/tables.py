@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from loraformat.model.results.weight_figures import TableRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
 
 
 @dataclass(slots=True)
@@ -22,23 +25,24 @@ class Rows:
     """
 
     stored: int
-    before: Tensor
-    after: Tensor
-    changed: Tensor
+    before: Floats
+    after: Floats
+    changed: NDArray[np.bool_]
 
     @classmethod
     def of(cls, rows: int, stored: int) -> Rows:
         """Nothing measured yet."""
-        import torch
+        import numpy as np
 
-        before, after = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-        return cls(stored, before, after, torch.zeros(rows, dtype=torch.bool))
+        return cls(stored, np.zeros(rows), np.zeros(rows), np.zeros(rows, bool))
 
-    def add(self, start: int, base: Tensor, result: Tensor) -> None:
+    def add(self, start: int, base: Floats, result: Floats) -> None:
         """Rows from `start` on; each row comes once, from any thread."""
+        import numpy as np
+
         rows = slice(start, start + base.shape[0])
-        self.before[rows], self.after[rows] = base.norm(dim=1), result.norm(dim=1)
-        self.changed[rows] = (base != result).any(dim=1)
+        self.before[rows], self.after[rows] = (np.linalg.norm(each, axis=1) for each in (base, result))
+        self.changed[rows] = (base != result).any(axis=1)
 
 
 def table_record(weight: str, rows: Rows) -> TableRecord:
@@ -48,15 +52,17 @@ def table_record(weight: str, rows: Rows) -> TableRecord:
     return TableRecord(
         weight=weight,
         rows_before=rows.stored,
-        rows_after=rows.after.numel(),
-        changed=changed.numel(),
+        rows_after=rows.after.size,
+        changed=changed.size,
         norm_before=_median(rows.before[: rows.stored]) or 0.0,
         norm_changed=_median(changed),
         norm_new=_median(new),
-        norm_new_least=float(new.min()) if new.numel() else None,
-        norm_new_most=float(new.max()) if new.numel() else None,
+        norm_new_least=float(new.min()) if new.size else None,
+        norm_new_most=float(new.max()) if new.size else None,
     )
 
 
-def _median(values: Tensor) -> float | None:
-    return float(values.quantile(0.5)) if values.numel() else None
+def _median(values: Floats) -> float | None:
+    import numpy as np
+
+    return float(np.median(values)) if values.size else None

@@ -1,7 +1,7 @@
 """The arithmetic of a merge, on blocks of rows of one stored tensor. Knows no files.
 
-A block is computed in tiles of `TILE` rows counted from row 0 of the tensor. Matrix products of other heights may take
-another code path and differ in the last bit, so neither the window nor the number of threads shows in the result.
+Products and norms come from `loraformat.arithmetic`, whose results do not depend on how many rows are asked for. All
+else is done value by value. Neither the height of a block nor the number of threads shows in a result.
 """
 
 from __future__ import annotations
@@ -10,80 +10,80 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import TILE, column_squares, row_squares
 from loraformat.merger.compute.kinds.steps import Addition, Multiplication, Overwrite, Step
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
-TILE = 64
+# A few matrices of so many bytes are worked on at a time; larger ones leave the cache of a processor.
+_MOST_STRIP_NBYTES = 1 << 19
+_LEAST_STRIP = 8
 
 
-def apply(window: Tensor, start: int, steps: Sequence[Step], column_norms: Sequence[Tensor | None]) -> Tensor:
-    """A block of whole rows with all terms applied, each product in tiles.
+def apply(window: Floats, start: int, steps: Sequence[Step], column_norms: Sequence[Floats | None]) -> Floats:
+    """A block of whole rows with all terms applied, strip by strip.
 
     Args:
-        window: (k, cols) float32 or float64, rows from `start` on, a multiple of TILE and of the steps' units. Changed
-            in place.
+        window: (k, cols), rows from `start` on, a multiple of TILE and of the steps' units. Changed in place.
         steps: in order. Norms of DoRA are those of the weight that its adapter was trained on: the base's, with what
             overwrites it, before other updates are added; so are the values that an update changes as a sum.
         column_norms: for each step that needs them (1, cols), else None.
     Returns: `window`, not rounded yet.
     """
-    stop = start + window.shape[0]
-    units = [step.unit for step in steps if isinstance(step, Multiplication)]
-    for low, high in blocks_of(start, stop, common_unit([TILE, *units], stop)):
-        block = window[low - start : high - start]
-        for step in steps:
-            if isinstance(step, Overwrite):
-                _overwrite(block, step, low, high)
-        origin = block.clone() if any(_needs_origin(step) for step in steps) and len(steps) > 1 else block
-        for step, norms in zip(steps, column_norms, strict=True):
-            if not isinstance(step, Overwrite):
-                _change(block, origin, step, norms, low)
+    import numpy as np
+
+    stop, height = start + window.shape[0], strip_of(window.shape[1], start + window.shape[0], steps)
+    with np.errstate(all="ignore"):  # a value that is not finite is told by its place when it is written
+        for low, high in blocks_of(start, stop, height):
+            _apply(window[low - start : high - start], low, steps, column_norms)
     return window
 
 
-def _change(block: Tensor, origin: Tensor, step: Addition | Multiplication, norms: Tensor | None, start: int) -> None:
-    """One step on a block that begins at row `start`, in tiles, or in the units of a product that mixes rows."""
-    height = step.unit if isinstance(step, Multiplication) and step.unit > 1 else TILE
-    for low, high in blocks_of(start, start + block.shape[0], height):
-        tile = block[low - start : high - start]
+def _apply(strip: Floats, low: int, steps: Sequence[Step], column_norms: Sequence[Floats | None]) -> None:
+    high = low + strip.shape[0]
+    for step in steps:
+        if isinstance(step, Overwrite):
+            _overwrite(strip, step, low, high)
+    origin = strip.copy() if any(_needs_origin(step) for step in steps) and len(steps) > 1 else strip
+    for step, norms in zip(steps, column_norms, strict=True):
         if isinstance(step, Multiplication) and step.is_sum:
-            base = origin[low - start : high - start]
-            tile += step.transform(base, low, high).sub_(base)
+            strip += step.transform(origin, low, high) - origin
         elif isinstance(step, Multiplication):
-            tile.copy_(step.transform(tile, low, high))
-        else:
-            _add_where(tile, origin[low - start : high - start], step, norms, low, high)
+            strip[:] = step.transform(strip, low, high)
+        elif isinstance(step, Addition):
+            _add_where(strip, origin, step, norms, low, high)
 
 
-def _add_where(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low: int, high: int) -> None:
-    """`_add` on the rows of the tile that the step adds to."""
+def _add_where(strip: Floats, origin: Floats, step: Addition, norms: Floats | None, low: int, high: int) -> None:
+    """`_add` on the rows of the strip that the step adds to."""
     if step.span is None:
-        _add(tile, origin, step, norms, low, high)
+        _add(strip, origin, step, norms, low, high)
         return
     first, start, stop = step.span[0], max(low, step.span[0]), min(high, step.span[1])
     if start < stop:
-        rows = slice(start - low, stop - low)
-        _add(tile[rows], origin[rows], step, norms, start - first, stop - first)
+        rows = strip[start - low : stop - low]
+        before = rows if origin is strip else origin[start - low : stop - low]
+        _add(rows, before, step, norms, start - first, stop - first)
 
 
-def add_column_squares(total: Tensor, window: Tensor, start: int, steps: Sequence[Step], wanted: Addition) -> None:
+def add_column_squares(total: Floats, window: Floats, start: int, steps: Sequence[Step], wanted: Addition) -> None:
     """Add Σ over rows of (W + ΔW)² for one DoRA step to `total`, tile by tile, so that windows do not show.
 
     Args:
-        total: (1, cols) float64.
+        total: (1, cols).
         window, start, steps: as for `apply`; `window` is changed.
         wanted: the step whose norms these are.
     """
-    import torch
+    import numpy as np
 
-    for low, high in blocks_of(start, start + window.shape[0], TILE):
-        tile = window[low - start : high - start]
-        for step in steps:
-            if isinstance(step, Overwrite):
-                _overwrite(tile, step, low, high)
-        total += (tile + wanted.delta(low, high)).to(torch.float64).square().sum(dim=0, keepdim=True)
+    with np.errstate(all="ignore"):
+        for low, high in blocks_of(start, start + window.shape[0], TILE):
+            tile = window[low - start : high - start]
+            for step in steps:
+                if isinstance(step, Overwrite):
+                    _overwrite(tile, step, low, high)
+            total += column_squares(tile + wanted.delta(low, high))
 
 
 def blocks_of(start: int, stop: int, height: int) -> Iterator[tuple[int, int]]:
@@ -97,24 +97,33 @@ def common_unit(units: list[int], rows: int) -> int:
     return min(math.lcm(*units), max(rows, 1))
 
 
+def strip_of(cols: int, rows: int, steps: Sequence[Step] = ()) -> int:
+    """Rows that are computed at a time: a part of TILE that stays in the cache, and whole units of all steps."""
+    height = TILE
+    while height > _LEAST_STRIP and height * cols * 8 > _MOST_STRIP_NBYTES:
+        height //= 2
+    return common_unit([height, *(step.unit for step in steps if isinstance(step, Multiplication))], rows)
+
+
 def _needs_origin(step: Step) -> bool:
     return step.is_sum if isinstance(step, Multiplication) else isinstance(step, Addition) and step.is_dora
 
 
-def _overwrite(tile: Tensor, step: Overwrite, low: int, high: int) -> None:
+def _overwrite(strip: Floats, step: Overwrite, low: int, high: int) -> None:
     numbers, values = step.rows(low, high)
-    tile[numbers] = values
+    strip[numbers] = values
 
 
-def _add(tile: Tensor, origin: Tensor, step: Addition, norms: Tensor | None, low: int, high: int) -> None:
-    """`tile += Δ`, or for DoRA `tile = f · (tile + Δ)` with f = m / ‖W + Δ‖ (peft 0.21.2, tuners/lora/dora.py)."""
+def _add(strip: Floats, origin: Floats, step: Addition, norms: Floats | None, low: int, high: int) -> None:
+    """`strip += Δ`, or for DoRA `strip = f · (strip + Δ)` with f = m / ‖W + Δ‖ (peft 0.21.2, tuners/lora/dora.py)."""
+    import numpy as np
+
     delta = step.delta(low, high)
+    if step.magnitude is not None and norms is None and origin is not strip:
+        norms = np.sqrt(row_squares(origin + delta))[:, None]
+    strip += delta
     if step.magnitude is None:
-        tile += delta
         return
     if norms is None:
-        factor = step.magnitude[low:high] / (origin + delta).norm(dim=1, keepdim=True)
-    else:
-        factor = step.magnitude / norms
-    tile += delta
-    tile *= factor
+        norms = np.sqrt(row_squares(strip))[:, None]
+    strip *= (step.magnitude[low:high] if step.is_per_row else step.magnitude) / norms

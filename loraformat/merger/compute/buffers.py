@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import DType
-from loraformat.storage import PAGE_NBYTES, address_of, memory_at
+from loraformat.model.tensors import DType, numbers_of
+from loraformat.storage import PAGE_NBYTES, memory_at
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +29,28 @@ class Block:
     cols: int
 
     @property
-    def address(self) -> int:
-        """Where it begins; 0 where it has no elements."""
-        return address_of(self.data) if self.data.nbytes else 0
+    def bits(self) -> NDArray[Any]:
+        """The same memory as (rows, cols) unsigned integers of the size of the dtype."""
+        import numpy as np
 
-    def tensor(self) -> Tensor:
-        """The same memory as a (rows, cols) torch tensor."""
-        return _seen_as(self.data, self.rows, self.cols, self.dtype.torch)
+        return np.frombuffer(self.data, f"<u{self.dtype.itemsize}").reshape(self.rows, self.cols)
+
+    @property
+    def numbers(self) -> Values:
+        """Its values as a (rows, cols) array of `dtype.numpy`."""
+        return numbers_of(self.data, self.dtype).reshape(self.rows, self.cols)
+
+    def part(self, start: int, stop: int) -> Block:
+        """Rows `start:stop` of it, the same memory."""
+        row_nbytes = self.cols * self.dtype.itemsize
+        return Block(self.data[start * row_nbytes : stop * row_nbytes], self.dtype, stop - start, self.cols)
 
 
 class Buffers(threading.local):
     """Named runs of memory, apart in each thread; a run grows when more is asked for and is not given back."""
 
-    def __init__(self, *, is_pinned: bool = False) -> None:
-        self._is_pinned = is_pinned
+    def __init__(self, allocate: Callable[[int], memoryview] | None = None) -> None:
+        self._allocate = allocate or (lambda nbytes: memory_at(0, nbytes))
         self._held: dict[str, memoryview] = {}
 
     def block(self, name: str, rows: int, cols: int, dtype: DType, phase: int = 0) -> Block:
@@ -49,32 +62,17 @@ class Buffers(threading.local):
         begin = phase // dtype.itemsize * dtype.itemsize
         return Block(self._run(name, rows * cols * dtype.itemsize, begin), dtype, rows, cols)
 
-    def matrix(self, name: str, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-        """A (rows, cols) torch tensor in the run called `name`, values undefined."""
-        return _seen_as(self._run(name, rows * cols * dtype.itemsize), rows, cols, dtype)
+    def matrix(self, name: str, rows: int, cols: int) -> Floats:
+        """A (rows, cols) matrix of float64 in the run called `name`, values undefined."""
+        import numpy as np
+
+        return np.frombuffer(self._run(name, rows * cols * 8), np.float64).reshape(rows, cols)
 
     def _run(self, name: str, nbytes: int, phase: int = 0) -> memoryview:
         held = self._held.get(name)
         if held is None or held.nbytes < nbytes + PAGE_NBYTES:
             # The old run goes first: two at a time would be more than was asked for.
             self._held.pop(name, None)
-            held = _pinned(nbytes + PAGE_NBYTES) if self._is_pinned else memory_at(0, nbytes + PAGE_NBYTES)
+            held = self._allocate(nbytes + PAGE_NBYTES)
             self._held[name] = held
         return held[phase : phase + nbytes]
-
-
-def _seen_as(data: memoryview, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-    import torch
-
-    if not data.nbytes:
-        return torch.empty(rows, cols, dtype=dtype)
-    return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(rows, cols)
-
-
-def _pinned(nbytes: int) -> memoryview:
-    """Memory that begins with a page, and that a CUDA device reads by itself."""
-    import torch
-
-    held = memoryview(torch.empty(nbytes + PAGE_NBYTES, dtype=torch.uint8, pin_memory=True).numpy())
-    begin = -address_of(held) % PAGE_NBYTES
-    return held[begin : begin + nbytes]

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-from loraformat.engine import one_thread_each
+from loraformat.arithmetic import Tally, finish, product, takes, window
 from loraformat.errors import NonFiniteValue
-from loraformat.merger.compute.apply import apply, blocks_of
+from loraformat.merger.compute.apply import apply, blocks_of, strip_of
 from loraformat.merger.compute.buffers import Block, Buffers
-from loraformat.merger.compute.cuda import Accelerator
-from loraformat.merger.compute.kernel import Kernel, open_kernel
-from loraformat.merger.compute.kinds.steps import Addition, Overwrite, Product, Step
-from loraformat.merger.compute.low_rank import reads_with_torch
-from loraformat.merger.compute.prepared import Steps, compute_dtype
-from loraformat.merger.compute.retention import Tally, change_of, tally_of
-from loraformat.merger.compute.rounding import keep_unchanged, rounder
-from loraformat.merger.compute.windows import Resources, read_window, strip_of, unit_of
+from loraformat.merger.compute.kinds.steps import Overwrite, not_finite
+from loraformat.merger.compute.prepared import Steps
+from loraformat.merger.compute.retention import tally_of
+from loraformat.merger.compute.rounding import Chance, keep_unchanged, nearest_bits, values_of
+from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, Edit
-from loraformat.model.tensors import DType
+from loraformat.model.tensors import DType, LazyTensor, bytes_of
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from loraformat.model.floats import Floats
+
+# The bits that are all set in infinity and NaN, and in nothing else.
+_EXPONENTS = {DType.BF16: 0x7F80, DType.F16: 0x7C00, DType.F32: 0x7F80_0000, DType.F64: 0x7FF0_0000_0000_0000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,15 @@ class Computer:
     """Computes windows of edits, in memory that each thread keeps."""
 
     def __init__(self, inputs: Inputs, arithmetic: Arithmetic, limits: Resources) -> None:
-        device = limits.device
         self._inputs, self._arithmetic = inputs, arithmetic
         self._turns = BoundedSemaphore(limits.jobs)
-        self._buffers = Buffers(is_pinned=device is not None and device.type == "cuda")
-        self._accelerator = None if device is None else Accelerator(device)
+        self._buffers, self._accelerator = Buffers(), None
+        if limits.device is not None:
+            from loraformat.merger.compute.cuda import Accelerator, pinned_memory
+
+            self._accelerator = Accelerator(limits.device)
+            if limits.device.type == "cuda":
+                self._buffers = Buffers(pinned_memory)
 
     def window(self, edit: Edit, steps: Steps, start: int, stop: int, phase: int = 0) -> Computed:
         """Rows `start:stop` of an edit; valid until this thread asks for the next.
@@ -56,119 +57,110 @@ class Computer:
 
         Raises: NonFiniteValue (LF402): a value is NaN or infinite that was finite in the base.
         """
-        raw = self._read(edit, start, stop)
         written = self._buffers.block("written", stop - start, edit.matrix[1], DType[edit.dtype], phase)
+        copied = steps.copied
+        if copied is not None:
+            _copy_rows(copied, start, written, edit.terms[0].weight)
+            return Computed(written.data, None)
+        raw = self._read(edit, start, stop)
         with self._turns:
             tallies = self._computed(edit, steps, raw, start, written)
-        return Computed(written.data, None if tallies is None else tuple(tallies))
-
-    def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
-        """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
-        tallies: list[Tally] | None
-        kernel, accelerator = self._kernel_for(edit, steps), self._accelerator
-        if kernel is not None:
-            tallies = kernel.window(raw, steps.packed(), start, written)
-        elif accelerator is not None and self._is_nearest and (products := plain_products(steps.get()[0])):
-            tallies = [accelerator.add(raw.tensor(), products, start, written.tensor(), steps.dtype.torch)]
-        else:
-            tallies = self._rounded(edit, steps, raw.tensor(), start, written.tensor())
         # A value that is not finite makes the sum of its tile so; without sums every value is looked at.
         if tallies is None or not all(math.isfinite(tally.kept) for tally in tallies):
-            _refuse_non_finite(edit, raw.tensor(), written.tensor(), start)
-        return tallies
-
-    def alone(self, edits: Iterable[Edit]) -> AbstractContextManager[None]:
-        """`one_thread_each`, which imports torch, where any of the edits or a copy needs it."""
-        inputs = self._inputs
-        needs_torch = (
-            self._kernel_for(edit, self.steps(edit)) is None or reads_with_torch(edit, inputs) for edit in edits
-        )
-        return one_thread_each() if inputs.has_views or any(needs_torch) else nullcontext()
+            _refuse_non_finite(edit, raw, written, start)
+        return Computed(written.data, tuple(tallies) if tallies and edit.terms else None)
 
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""
-        return Steps(edit, self._inputs, compute_dtype(edit, self._inputs, self._arithmetic.accumulate))
+        return Steps(edit, self._inputs)
 
     @property
     def _is_nearest(self) -> bool:
         return self._arithmetic.rounding == "nearest"
 
-    def _kernel_for(self, edit: Edit, steps: Steps) -> Kernel | None:
-        if self._accelerator is not None or not (self._is_nearest and steps.is_plain and steps.dtype is DType.F64):
-            return None
-        kernel, stored = open_kernel(), self._inputs.base.tensors[edit.source].dtype
-        return kernel if kernel is not None and kernel.takes(stored, DType[edit.dtype]) else None
+    def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
+        """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
+        if not (steps.is_plain and self._is_nearest):
+            return self._rounded(edit, steps, raw, start, written)
+        if self._accelerator is not None:
+            return [self._accelerator.add(raw, steps.factors(), start, written)]
+        if takes(raw.dtype, written.dtype):
+            stop = start + raw.rows
+            return window(steps.packed(), start, stop, raw.data, raw.dtype, written.data, written.dtype)
+        return self._rounded(edit, steps, raw, start, written)
 
-    def _rounded(self, edit: Edit, steps: Steps, raw: Tensor, start: int, values: Tensor) -> list[Tally] | None:
-        """Fill `values`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
-        ready, norms = steps.get()
-        round_into = rounder(self._arithmetic, edit.tensor)
-        is_change = bool(ready) and not any(isinstance(step, Overwrite) for step in ready)
-        tallies: list[Tally] | None = [] if is_change else None
-        cols = edit.matrix[1]
-        height = strip_of(cols, steps.dtype.itemsize) if plain_products(ready) else unit_of(edit, self._inputs)
-        for low, high in blocks_of(start, start + values.shape[0], height):
-            base, update, result = self._tile(raw[low - start : high - start], ready, norms, low, steps.dtype.torch)
-            written = values[low - start : high - start]
-            round_into(written, result, low * cols)
-            if tallies is not None:
-                keep_unchanged(written, raw[low - start : high - start], base, update)
-                tallies.append(tally_of(change_of(written, base, result), update))
-        return tallies
+    def _rounded(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
+        """Fill `written`, rows from `start` on, strip by strip; the tallies of each, None where rows are replaced."""
+        ready = [] if steps.is_plain else steps.get()[0]
+        is_change = not any(isinstance(step, Overwrite) for step in ready)
+        chance = None if self._is_nearest else Chance(self._arithmetic.seed, edit.tensor)
+        tallies: list[Tally] = []
+        for low, high in blocks_of(0, raw.rows, strip_of(raw.cols, edit.matrix[0], ready)):
+            before, after = raw.part(low, high), written.part(low, high)
+            base, update, result = self._strip(edit, steps, before, start + low)
+            if is_change and chance is None:
+                tallies += finish(before.data, before.dtype, result, update, after.data, after.dtype)
+            elif chance is None:
+                after.bits[:] = nearest_bits(result, after.dtype)
+            else:
+                after.bits[:] = chance.bits(result, after.dtype, (start + low) * raw.cols)
+                if is_change:
+                    keep_unchanged(before, after, base, update)
+                    tallies.append(tally_of(base, values_of(after.bits, after.dtype), update))
+        return tallies if is_change else None
 
     def _read(self, edit: Edit, start: int, stop: int) -> Block:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
         weight = self._inputs.base.weights[edit.source].as_matrix(edit.row_axes)
         block = self._buffers.block("read", stop - start, edit.matrix[1], weight.dtype)
-        if weight.read_into is None:
-            block.tensor().copy_(read_window(self._inputs, edit, start, stop, weight.dtype.torch))
-            return block
         there = max(0, min(stop, weight.rows) - start)
         nbytes = there * block.cols * weight.dtype.itemsize
-        if there:
+        if there and weight.read_into is not None:
             weight.read_into(start, start + there, block.data[:nbytes])
+        elif there:
+            block.data[:nbytes] = bytes_of(weight.read(start, start + there), weight.dtype)
         block.data[nbytes:] = bytes(block.data.nbytes - nbytes)
         return block
 
-    def _tile(
-        self, raw: Tensor, steps: Sequence[Step], norms: Sequence[Tensor | None], low: int, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(W, D, W + D) of one tile; D is what the steps add, before rounding."""
-        import torch
+    def _strip(self, edit: Edit, steps: Steps, raw: Block, low: int) -> tuple[Floats, Floats, Floats]:
+        """(W, D, W + D) of a strip that begins at row `low`; D is what the steps add, before rounding.
 
-        rows, cols = raw.shape
-        base, update, result = (self._buffers.matrix(name, rows, cols, dtype) for name in ("base", "update", "result"))
-        base.copy_(raw)
-        if products := plain_products(steps):
-            for number, product in enumerate(products):
-                left = product.left[low : low + rows]
-                if number == 0:
-                    torch.mm(left, product.right, out=update)
-                else:
-                    update.addmm_(left, product.right)
-            torch.add(base, update, out=result)
-        else:
-            apply(result.copy_(base), low, steps, norms)
-            torch.sub(result, base, out=update)
+        Where nothing is added D is W: it is rounded to another dtype, and an overflow shows in the tally.
+        """
+        import numpy as np
+
+        base, update, result = (self._buffers.matrix(name, raw.rows, raw.cols) for name in ("base", "update", "result"))
+        with np.errstate(all="ignore"):
+            base[:] = raw.numbers
+            if not edit.terms:
+                return base, base, base
+            if steps.is_plain:
+                update = product(steps.packed(), low, low + raw.rows)
+                np.add(base, update, out=result)
+            else:
+                result[:] = base
+                np.subtract(apply(result, low, *steps.get()), base, out=update)
         return base, update, result
 
 
-def plain_products(steps: Sequence[Step]) -> list[Product]:
-    """The matrix products that steps add, where they do nothing else; they need no memory of their own then."""
-    found = [
-        step.delta
-        for step in steps
-        if isinstance(step, Addition)
-        and step.magnitude is None
-        and step.span is None
-        and isinstance(step.delta, Product)
-    ]
-    return found if len(found) == len(steps) else []
+def _copy_rows(tensor: LazyTensor, start: int, written: Block, where: str) -> None:
+    """Fill `written` with the bytes of rows of an adapter's tensor from `start` on.
+
+    Raises: NonFiniteValue (LF402): a value is NaN or infinite.
+    """
+    assert tensor.raw is not None
+    written.data[:] = tensor.raw(start, start + written.rows)
+    exponent = written.bits.dtype.type(_EXPONENTS[written.dtype])
+    for low, high in blocks_of(0, written.rows, strip_of(written.cols, written.rows)):
+        if ((written.bits[low:high] & exponent) == exponent).any():
+            raise not_finite(where)
 
 
-def _refuse_non_finite(edit: Edit, raw: Tensor, values: Tensor, start: int) -> None:
+def _refuse_non_finite(edit: Edit, raw: Block, written: Block, start: int) -> None:
     """Raise where a value is not finite that was finite in the base: overflow, or a norm of zero."""
-    bad = (raw.isfinite() & ~values.isfinite()).nonzero()
+    import numpy as np
+
+    bad = np.argwhere(np.isfinite(raw.numbers) & ~np.isfinite(written.numbers))
     if len(bad):
         row, column = (int(number) for number in bad[0])
         raise NonFiniteValue(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.kinds.steps import Product
-from loraformat.merger.compute.retention import Tally, change_of, tally_of
-from loraformat.merger.compute.rounding import keep_unchanged, round_nearest
+from loraformat.arithmetic import Tally
+from loraformat.merger.compute.buffers import Block
+from loraformat.storage import PAGE_NBYTES, address_of
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from loraformat.model.floats import Floats
 
 
 class Accelerator(threading.local):
@@ -22,34 +24,36 @@ class Accelerator(threading.local):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
-        self._factors: list[tuple[Tensor, Tensor]] = []
+        self._right: tuple[Floats, Tensor] | None = None
 
-    def add(self, raw: Tensor, products: Sequence[Product], start: int, written: Tensor, dtype: torch.dtype) -> Tally:
-        """Fill `written` with `raw` and rows of all products, summed in `dtype` and rounded once to the nearest.
+    def add(self, raw: Block, factors: tuple[Floats, Floats], start: int, written: Block) -> Tally:
+        """Fill `written` with `raw` and rows of a product, summed in float64 and rounded once to the nearest.
 
         Args:
-            raw, written: rows from `start` on, on the CPU; pinned where the device is to read them by itself.
+            raw, written: rows from `start` on; in pinned memory where the device is to read them by itself.
+            factors: (rows, rank) and (rank, cols).
         """
         import torch
 
         with self._own_stream():
-            stored = raw.to(self._device, non_blocking=True)
-            base = stored.to(dtype)
-            update = torch.zeros_like(base)
-            for number, product in enumerate(products):
-                left = product.left[start : start + len(raw)].to(self._device)
-                update.addmm_(left, self._right(number, product.right))
-            rounded = torch.empty_like(base, dtype=written.dtype)
+            stored = _tensor_of(raw).to(self._device, non_blocking=True)
+            base = stored.to(torch.float64)
+            left = torch.from_numpy(factors[0][start : start + raw.rows]).to(self._device)
+            update = left @ self._on_device(factors[1])
+            rounded = torch.empty_like(base, dtype=written.dtype.torch)
             round_nearest(rounded, base + update)
-            keep_unchanged(rounded, stored, base, update)
-            written.copy_(rounded, non_blocking=True)
-            return tally_of(change_of(rounded, base, torch.empty_like(base)), update)
+            if rounded.dtype == stored.dtype:  # -0, and what a NaN carries, would not come through an addition
+                rounded = torch.where((update == 0) | base.isnan(), stored, rounded)
+            _tensor_of(written).copy_(rounded, non_blocking=True)
+            return _tally_of(rounded.to(torch.float64).sub_(base).masked_fill_(~base.isfinite(), 0), update)
 
-    def _right(self, number: int, factor: Tensor) -> Tensor:
-        """A factor that all windows of a tensor share, on the device."""
-        if number >= len(self._factors) or self._factors[number][0] is not factor:
-            self._factors[number:] = [(factor, factor.to(self._device))]
-        return self._factors[number][1]
+    def _on_device(self, factor: Floats) -> Tensor:
+        """A factor that all windows of a tensor share."""
+        import torch
+
+        if self._right is None or self._right[0] is not factor:
+            self._right = (factor, torch.from_numpy(factor).to(self._device))
+        return self._right[1]
 
     @contextmanager
     def _own_stream(self) -> Iterator[None]:
@@ -64,3 +68,52 @@ class Accelerator(threading.local):
         with torch.cuda.stream(self._stream):
             yield
         self._stream.synchronize()
+
+
+def pinned_memory(nbytes: int) -> memoryview:
+    """Memory that begins with a page, and that a CUDA device reads by itself."""
+    import torch
+
+    held = memoryview(torch.empty(nbytes + PAGE_NBYTES, dtype=torch.uint8, pin_memory=True).numpy())
+    begin = -address_of(held) % PAGE_NBYTES
+    return held[begin : begin + nbytes]
+
+
+def round_nearest(output: Tensor, values: Tensor) -> None:
+    """Fill `output` with float64 `values` rounded once, to the nearest, ties to even.
+
+    torch goes from float64 to 16 bits by way of float32 and so rounds twice: 1 + 2^-8 + 2^-40 becomes 1 in bfloat16.
+    Here the last bit of the float32 is set where it is not exact, and it is taken towards zero; what has 24 bits so
+    rounds to 8 or 11 bits as the float64 does (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+    """
+    import torch
+
+    if output.dtype not in (torch.bfloat16, torch.float16):
+        output.copy_(values)
+        return
+    near = values.to(torch.float32)
+    back, bits = near.to(torch.float64), near.view(torch.int32)
+    bits.sub_((back.abs() > values.abs()).to(torch.int32)).bitwise_or_((back != values).to(torch.int32))
+    output.copy_(near)
+
+
+def _tensor_of(block: Block) -> Tensor:
+    """The memory of a block as a (rows, cols) tensor."""
+    import torch
+
+    dtype = block.dtype.torch
+    if not block.data.nbytes:
+        return torch.empty(block.rows, block.cols, dtype=dtype)
+    return torch.frombuffer(block.data, dtype=torch.uint8).view(dtype).view(block.rows, block.cols)
+
+
+def _tally_of(change: Tensor, update: Tensor) -> Tally:
+    """The tally of a window: what became of the base, and what was to be added."""
+    changed = int(change.count_nonzero())
+    return Tally(
+        kept=float((change * update).sum()),
+        whole=float((update * update).sum()),
+        unchanged=change.numel() - changed,
+        numel=change.numel(),
+        largest=float(update.abs().max()) if update.numel() else 0.0,
+    )

@@ -1,4 +1,4 @@
-"""Edits that only add products of two factors: told from headers, and computed without torch."""
+"""Edits that only add products of two factors: told from headers, and computed in one pass."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
 
 
 def is_plain(edit: Edit, inputs: Inputs) -> bool:
-    """Whether all that an edit does is to add low-rank products to a floating tensor whose rows stand in order."""
-    weight = inputs.base.weights[edit.source]
-    is_readable = weight.is_copyable and weight.dtype.is_floating
-    return is_readable and bool(edit.terms) and all(_is_product(term, edit, inputs) for term in edit.terms)
+    """Whether all that an edit does is to add low-rank products."""
+    return bool(edit.terms) and all(_is_product(term, edit, inputs) for term in edit.terms)
 
 
 def _is_product(term: Term, edit: Edit, inputs: Inputs) -> bool:
@@ -28,13 +26,6 @@ def _is_product(term: Term, edit: Edit, inputs: Inputs) -> bool:
     if not isinstance(update, LowRank) or update.magnitude is not None or update.is_stack != (part.expert is not None):
         return False
     return part.at == 0 and (part.rows is None or part.rows[1] - part.rows[0] == edit.matrix[0])
-
-
-def reads_with_torch(edit: Edit, inputs: Inputs) -> bool:
-    """Whether a factor of a plain edit is computed, does not stand in a file as it is used, or has no plain floats."""
-    updates = [inputs.update(term) for term in edit.terms]
-    factors = [factor for one in updates if isinstance(one, LowRank) for factor in (one.up, one.down)]
-    return any(factor.raw is None or not factor.dtype.is_floating for factor in factors)
 
 
 def factors_of(edit: Edit, inputs: Inputs) -> tuple[Floats, Floats]:

@@ -4,73 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.retention import is_lost
+from loraformat.arithmetic import Tally, fold
 from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.merger.plan.findings import update_lost_to_rounding
 from loraformat.model.results.verbs import Retention
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """Sums over some rows of a weight; D is the exact update, C what became of it: written value minus base value.
+def tally_of(base: Floats, written: Floats, update: Floats) -> Tally:
+    """The tally of some rows.
 
-    Attributes:
-        kept: Σ C·D.
-        whole: Σ D·D.
-        unchanged: elements where C is zero.
-        numel: elements in all.
-        largest: max |D|.
+    Args:
+        base, written: values as stored and as written; one that is not finite in the base cannot change.
+        update: what was to be added.
     """
+    import numpy as np
 
-    kept: float = 0.0
-    whole: float = 0.0
-    unchanged: int = 0
-    numel: int = 0
-    largest: float = 0.0
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            self.kept + other.kept,
-            self.whole + other.whole,
-            self.unchanged + other.unchanged,
-            self.numel + other.numel,
-            max(self.largest, other.largest),
-        )
-
-
-def change_of(written: Tensor, base: Tensor, out: Tensor) -> Tensor:
-    """C in `out`; zero where the base is not finite, which no update can change."""
-    change = out.copy_(written).sub_(base)
-    is_finite = base.isfinite()
-    return change if bool(is_finite.all()) else change.masked_fill_(~is_finite, 0)
-
-
-def tally_of(change: Tensor, update: Tensor) -> Tally:
-    """The tally of one tile: C and D, contiguous and of one dtype. C is lost.
-
-    A tile is the unit of these sums as it is of the arithmetic: tiles are added in the order of rows, so that neither
-    windows nor threads show in the figures.
-    """
-    import torch
-
-    flat_change, flat_update = change.reshape(-1), update.reshape(-1)
-    low, high = torch.aminmax(flat_update) if flat_update.numel() else (torch.zeros(()), torch.zeros(()))
-    kept, whole = float(torch.dot(flat_change, flat_update)), float(torch.dot(flat_update, flat_update))
-    # Twice as fast as count_nonzero. float32 counts exactly up to 2^24.
-    wide = torch.float64 if change.numel() > 1 << 24 else None
-    changed = int(flat_change.ne_(0).sum(dtype=wide))
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = np.where(np.isfinite(base), written - base, 0.0)
+        kept, whole = (float(fold((one * update).reshape(-1), 0)) for one in (change, update))
     return Tally(
         kept=kept,
         whole=whole,
-        unchanged=change.numel() - changed,
-        numel=change.numel(),
-        largest=max(abs(float(low)), abs(float(high))),
+        unchanged=change.size - int(np.count_nonzero(change)),
+        numel=change.size,
+        largest=float(np.abs(update).max(initial=0.0)),
     )
 
 

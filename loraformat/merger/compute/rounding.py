@@ -1,101 +1,106 @@
-"""From the sum to the output's dtype: to the nearest value, or up or down by chance that can be repeated."""
+"""From float64 to the output's dtype up or down by chance that can be repeated."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from loraformat.merger.plan.data import Arithmetic
+from loraformat.merger.compute.buffers import Block
+from loraformat.model.floats import unit_in_last_place
+from loraformat.model.tensors import DType, bytes_of, numbers_of, rounded
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
-Rounder: TypeAlias = Callable[["Tensor", "Tensor", int], None]
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
+    Bits = NDArray[np.unsignedinteger[Any]]
+
+_LARGEST = {DType.BF16: 255 * 2.0**120, DType.F16: 2047 * 2.0**5}
 _PER_BLOCK = 16  # 16-bit numbers in one block of Philox4x64
 
 
-def rounder(arithmetic: Arithmetic, tensor: str) -> Rounder:
-    """A function (output, values, index of the first value in the tensor) that fills `output`.
-
-    By chance only where the output has 16 bits; wider outputs are always rounded to the nearest.
-    """
-    if arithmetic.rounding == "nearest":
-        return _nearest
-    key = int.from_bytes(hashlib.sha256(f"{arithmetic.seed}\n{tensor}".encode()).digest()[:16], "little")
-    return lambda output, values, first: _stochastic(output, values, first, key)
+def nearest_bits(values: Floats, dtype: DType) -> Bits:
+    """Values rounded once to the nearest of `dtype`, as unsigned integers of its size."""
+    return _bits_of(rounded(values, dtype), dtype)
 
 
-def round_nearest(output: Tensor, values: Tensor) -> None:
-    """Fill `output` with `values` rounded once, to the nearest, ties to even.
+def _bits_of(values: Values, dtype: DType) -> Bits:
+    """The same for an array of `dtype.numpy`, of values that `dtype` can hold."""
+    import numpy as np
 
-    torch goes from float64 to 16 bits by way of float32 and so rounds twice: 1 + 2^-8 + 2^-40 becomes 1 in bfloat16.
-    Here the last bit of the float32 is set where it is not exact, and it is taken towards zero; what has 24 bits so
-    rounds to 8 or 11 bits as the float64 does (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
-    """
-    import torch
-
-    if values.dtype != torch.float64 or output.dtype not in (torch.bfloat16, torch.float16):
-        output.copy_(values)
-        return
-    near = values.to(torch.float32)
-    back, bits = near.to(torch.float64), near.view(torch.int32)
-    bits.sub_((back.abs() > values.abs()).to(torch.int32)).bitwise_or_((back != values).to(torch.int32))
-    output.copy_(near)
+    return np.frombuffer(bytes_of(values, dtype), f"<u{dtype.itemsize}").reshape(values.shape)
 
 
-def keep_unchanged(output: Tensor, raw: Tensor, base: Tensor, update: Tensor) -> None:
+def values_of(bits: Bits, dtype: DType) -> Floats:
+    """The numbers that bits of a dtype mean."""
+    import numpy as np
+
+    data = np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return numbers_of(data, dtype).astype(np.float64).reshape(bits.shape)
+
+
+def keep_unchanged(raw: Block, written: Block, base: Floats, update: Floats) -> None:
     """Put the base's very bits where nothing is added to them, or where they are no number.
 
     -0, and what a NaN carries, would not come through an addition.
 
     Args:
-        output, raw: as written and as stored; nothing is done where their dtypes differ.
+        raw, written: as stored and as written; nothing is done where their dtypes differ.
         base, update: the values of `raw`, and what is added to them.
     """
-    import torch
+    import numpy as np
 
-    if output.dtype == raw.dtype:
-        output.copy_(torch.where((update == 0) | base.isnan(), raw, output))
-
-
-def _nearest(output: Tensor, values: Tensor, first: int) -> None:
-    del first
-    round_nearest(output, values)
+    if raw.dtype is written.dtype:
+        np.copyto(written.bits, raw.bits, where=(update == 0) | np.isnan(base))
 
 
-def _stochastic(output: Tensor, values: Tensor, first: int, key: int) -> None:
-    """Up with the probability with which the value is nearer to the upper neighbour, so that errors cancel on average.
+class Chance:
+    """Rounds up with the probability with which a value is nearer to the upper neighbour: errors cancel on average.
 
     The number drawn for an element depends on the seed, the tensor's name and the element's place in it alone.
     """
-    import torch
 
-    if output.dtype not in (torch.bfloat16, torch.float16):
-        output.copy_(values)
-        return
-    exact = values.to(torch.float64)
-    round_nearest(output, exact)
-    size, bits = exact.abs(), output.view(torch.int16)
-    # Magnitudes of 16-bit floats are ordered as their bits are: one less is the neighbour towards zero.
-    below = (bits & 0x7FFF) - (output.to(torch.float64).abs() > size).to(torch.int16)
-    low = below.view(output.dtype).to(torch.float64)
-    high = (below + 1).view(output.dtype).to(torch.float64)
-    chance = (size - low) / (high - low)
-    up = _uniform(first, exact.numel(), key).view(exact.shape) < chance
-    sign = torch.where(exact < 0, -0x8000, 0).to(torch.int16)
-    rounded = (below + up.to(torch.int16)) | sign
-    output.copy_(torch.where(output.isfinite() & (size > 0), rounded.view(output.dtype), output))
+    def __init__(self, seed: int, tensor: str) -> None:
+        digest = hashlib.sha256(f"{seed}\n{tensor}".encode()).digest()
+        self._key = int.from_bytes(digest[:16], "little")
 
+    def bits(self, values: Floats, dtype: DType, first: int) -> Bits:
+        """Values rounded to one of their neighbours in `dtype`, as unsigned integers of its size.
 
-def _uniform(first: int, count: int, key: int) -> Tensor:
-    """`count` numbers of a stream from number `first` on, in [0, 1) with 16 bits: Philox4x64-10 in counter mode."""
-    import numpy as np
-    import torch
+        Outputs wider than 16 bits are rounded to the nearest.
 
-    start, skip = divmod(first, _PER_BLOCK)
-    blocks = -(-(skip + count) // _PER_BLOCK)
-    drawn = np.random.Philox(key=key, counter=start).random_raw(blocks * 4)
-    halves = drawn.astype("<u8", copy=False).view("<u2")[skip : skip + count]
-    return torch.from_numpy(halves.astype(np.float64)).div_(65536.0)
+        Args:
+            first: the place of the first value in the tensor, row-major.
+        """
+        import numpy as np
+
+        if dtype.itemsize != 2:
+            return nearest_bits(values, dtype)
+        size = np.abs(values)
+        with np.errstate(all="ignore"):
+            unit = unit_in_last_place(values, dtype)
+            steps = size / unit
+            below = np.floor(steps)
+            steps -= below  # which part of the way to the upper neighbour, exactly
+            below += self._uniform(first, values.size).reshape(values.shape) < steps
+            below *= unit
+        drawn = np.copysign(below, values, out=below)
+        is_inside = size <= _LARGEST[dtype]
+        if is_inside.all():
+            return _bits_of(drawn.astype(dtype.numpy), dtype)
+        # What is beyond the largest number, infinite or no number has no two neighbours.
+        return nearest_bits(np.where(is_inside, drawn, values), dtype)
+
+    def _uniform(self, first: int, count: int) -> Floats:
+        """`count` numbers from number `first` on, in [0, 1) with 16 bits: Philox4x64-10 in counter mode."""
+        import numpy as np
+
+        start, skip = divmod(first, _PER_BLOCK)
+        blocks = -(-(skip + count) // _PER_BLOCK)
+        drawn = np.random.Philox(key=self._key, counter=start).random_raw(blocks * 4)
+        halves = drawn.astype("<u8", copy=False).view("<u2")[skip : skip + count]
+        return halves * 2.0**-16

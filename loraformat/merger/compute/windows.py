@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.merger.compute.apply import TILE, blocks_of, common_unit
+from loraformat.arithmetic import TILE
+from loraformat.merger.compute.apply import blocks_of, common_unit
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit
 from loraformat.model.tensors import DType
@@ -14,14 +15,12 @@ from loraformat.model.updates import kind_of
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+
+    from loraformat.model.floats import Floats
 
 # A window is read into the cache of the processor, computed and written from there.
 _MOST_WINDOW_NBYTES = 4 << 20
 _TILES_IN_MEMORY = 3
-# Three matrices of a strip are worked on at a time; larger ones leave the cache of a processor.
-_MOST_STRIP_NBYTES = 3 << 19
-_LEAST_STRIP = 16
 # While so many threads wait for the disk, the others compute.
 _WAITING = 2
 
@@ -33,7 +32,7 @@ class Resources:
     Attributes:
         jobs: threads that compute at a time; others read and write meanwhile.
         device: on which updates that are plain products are computed; None for the CPU, where all others are.
-        memory_nbytes: for all windows together; Python, torch and the adapter's factors come on top.
+        memory_nbytes: for all windows together; Python and the adapter's factors come on top.
         progress: called with bytes done since the last call.
     """
 
@@ -55,14 +54,6 @@ def unit_of(edit: Edit, inputs: Inputs) -> int:
     return common_unit([TILE, *units], rows)
 
 
-def strip_of(cols: int, itemsize: int) -> int:
-    """Rows of a plain product that are computed at a time: TILE, or a half or a quarter of it where rows are long."""
-    height = TILE
-    while height > _LEAST_STRIP and height * cols * itemsize > _MOST_STRIP_NBYTES:
-        height //= 2
-    return height
-
-
 def windows(edit: Edit, inputs: Inputs, limits: Resources) -> Iterator[tuple[int, int]]:
     """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
@@ -73,21 +64,26 @@ def windows(edit: Edit, inputs: Inputs, limits: Resources) -> Iterator[tuple[int
     return blocks_of(0, rows, max(unit, budget // (read * cols) // unit * unit))
 
 
-def read_window(inputs: Inputs, edit: Edit, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """Rows of the base tensor of an edit as `dtype`, (stop - start, cols); rows that it lacks are zero."""
-    import torch
+def read_window(inputs: Inputs, edit: Edit, start: int, stop: int) -> Floats:
+    """Rows of the base tensor of an edit, (stop - start, cols); rows that it lacks are zero."""
+    import numpy as np
 
     weight = inputs.base.weights[edit.source].as_matrix(edit.row_axes)
     there = min(stop, weight.rows)
-    window = torch.zeros(stop - start, edit.matrix[1], dtype=dtype)
+    window = np.zeros((stop - start, edit.matrix[1]))
     if there > start:
-        window[: there - start] = weight.read(start, there).reshape(there - start, -1)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            window[: there - start] = weight.read(start, there).reshape(there - start, -1)
     return window
 
 
-def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows as stored) of a base tensor, a few megabytes at a time."""
+def rows_of(inputs: Inputs, tensor: str) -> Iterator[tuple[int, Floats]]:
+    """(first row, rows) of a base tensor, a few megabytes at a time."""
+    import numpy as np
+
     weight = inputs.base.weights[tensor]
     height = max(TILE, _MOST_WINDOW_NBYTES // max(1, weight.row_nbytes) // TILE * TILE)
     for start, stop in blocks_of(0, weight.rows, height):
-        yield start, weight.read(start, stop)
+        with np.errstate(invalid="ignore"):
+            values = weight.read(start, stop).astype(np.float64)
+        yield start, values

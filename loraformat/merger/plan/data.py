@@ -15,7 +15,7 @@ from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import FileFingerprint, Json
 from loraformat.model.tensors import DType
 
-VERSION = 2  # of the JSON form of a plan
+VERSION = 3  # of the JSON form of a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,13 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How sums are made and rounded: all that changes values beside the plan's terms.
+    """How sums, which are made in float64, are rounded: all that changes values beside the plan's terms.
 
     Attributes:
-        accumulate: "float32" or "float64"; float64 tensors are always computed in float64.
         rounding: "nearest" or "stochastic".
         seed: of stochastic rounding.
     """
 
-    accumulate: str = "float64"
     rounding: str = "nearest"
     seed: int = 0
 

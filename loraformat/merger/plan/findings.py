@@ -325,7 +325,7 @@ def stored_transposed(base: Where, names: Sequence[str]) -> Said:
     """
     return (
         base,
-        f"{len(names)} weights are stored as (in, out), as the shapes of their updates say: {listed(list(names))}",
+        f"{counted(len(names), 'weight', 'is')} stored as (in, out), so the shapes of the updates say: {listed(names)}",
     )
 
 

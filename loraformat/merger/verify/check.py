@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from loraformat.containers import open_weights, read_rows
-from loraformat.engine import one_thread_each, open_engine
+from loraformat.engine import open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, MergePlan, ShardPlan
@@ -19,13 +18,12 @@ from loraformat.merger.verify.reference import (
     Reference,
     check_described,
     check_plan,
-    needs_torch,
     reference_of,
 )
 from loraformat.merger.verify.safetensors_library import check_with_library
 from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.results.verbs import Checked
-from loraformat.model.tensors import row_blocks
+from loraformat.model.tensors import bytes_of, row_blocks
 from loraformat.storage import Store, digest_of_range
 
 # A sample: so many tensors at most, and of each so many rows; few tensors where a row needs a whole matrix.
@@ -52,8 +50,8 @@ def check_output(
     """Compare the weight files of an output with a reference that is computed anew, in blocks, by `jobs` threads.
 
     Which tensors change, and by which rows of which updates, is compared for all of them. Computed values may differ
-    from the reference by what rounding to the output's dtype does (and by what sums in float32 lose, where sums are
-    made so); copied ones must be equal. A sample is some rows of some tensors, the same at every run.
+    from the reference by what rounding to the output's dtype does; copied ones must be equal. A sample is some rows of
+    some tensors, the same at every run.
 
     Args:
         full: every value; and every safetensors file is read with the safetensors library too.
@@ -71,9 +69,8 @@ def check_output(
     weights = {shard.target: open_weights(output, [shard.target])[1] for shard in plan.shards}
     files = {name: file for file, tensors in weights.items() for name in tensors}
     checks = _checks(plan, inputs, output, compared, digests or {}, weights)
-    with one_thread_each() if _needs_torch(plan, compared) else nullcontext():
-        for _ in open_engine(jobs).map(lambda task: task(), checks):
-            pass
+    for _ in open_engine(jobs).map(lambda task: task(), checks):
+        pass
     check_described(plan, inputs, output, reference, files)
     names = {name for shard in plan.shards for name in (*(one.name for one in shard.tensors), *shard.aliases)}
     return Checked(
@@ -105,15 +102,6 @@ def _sampled(changed: Mapping[str, Expected], reference: Reference, inputs: Inpu
     costly = [name for name, expected in changed.items() if Computed(expected, reference, inputs).needs_all_rows]
     yield from _spread(costly, _COSTLY_SAMPLES)
     yield from _spread([name for name in changed if name not in set(costly)], _SAMPLES)
-
-
-def _needs_torch(plan: MergePlan, compared: _Compared) -> bool:
-    """Whether a task may ask for torch, which is then imported before there are threads."""
-    return (
-        (compared.full and any(shard.container == "safetensors" for shard in plan.shards))
-        or any(needs_torch(expected) for expected in compared.changed.values())
-        or any(one.source.strides is not None for one in compared.copies.values())
-    )
 
 
 def _checks(
@@ -215,14 +203,12 @@ def _compare_bytes(one: Expected, inputs: Inputs, output: Store, stored: StoredT
 
 def _compare_views(one: Expected, inputs: Inputs, output: Store, stored: StoredTensor, *, full: bool) -> None:
     """Rows of a tensor that is not stored in the order of its elements in one of the files."""
-    import torch
-
     blocks = list(row_blocks(one.source.shape, one.source.dtype.itemsize, _COPY_NBYTES))
     for start, stop in blocks if full else blocks[:1]:
         before, after = (
             read_rows(store, tensor, start, stop) for store, tensor in ((inputs.store, one.source), (output, stored))
         )
-        if not torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)):
+        if bytes_of(before, one.source.dtype) != bytes_of(after, stored.dtype):
             raise _differs(one.name, stored)
 
 

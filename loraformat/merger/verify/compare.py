@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 _ROWS_AT_ONCE = 8
-# What sums of a few hundred terms lose, against the largest value of their row.
-_LOST = {DType.F32: 2.0**-16, DType.F64: 2.0**-44}
+_LOST = 2.0**-44  # what sums of a few hundred terms lose, against the largest value of their row
 
 
 def compare_rows(
@@ -45,11 +44,10 @@ def compare_rows(
     units = 0.5 if arithmetic.rounding == "nearest" else 1.0
     if _are_near(exact, found, expected.dtype, units):
         return
-    lost = _LOST[_computed_in(computed, arithmetic)]
     slack = np.broadcast_to(np.asarray(computed.slack(start, stop)), exact.shape)
     for low in range(0, stop - start, _ROWS_AT_ONCE):
         near = slice(low, low + _ROWS_AT_ONCE)
-        room = _room(base[near], exact[near], found[near], expected.dtype, units, lost) + slack[near]
+        room = _room(base[near], exact[near], found[near], expected.dtype, units) + slack[near]
         bad = np.argwhere(_is_far(exact[near], found[near], room) | ~np.isfinite(found[near]) & np.isfinite(base[near]))
         if len(bad):
             row, column = (int(number) for number in bad[0])
@@ -59,13 +57,6 @@ def compare_rows(
                 where=stored.file,
                 hint="the disk or the memory of this machine may be faulty; else please report an error of loraformat",
             )
-
-
-def _computed_in(computed: Computed, arithmetic: Arithmetic) -> DType:
-    """The dtype of the sums: float64 where it was asked for, or where base or output is."""
-    expected = computed.expected
-    is_wide = arithmetic.accumulate == "float64" or DType.F64 in (expected.dtype, expected.source.dtype)
-    return DType.F64 if is_wide else DType.F32
 
 
 def _are_near(exact: Floats, found: Floats, dtype: DType, units: float) -> bool:
@@ -87,11 +78,11 @@ def _is_far(exact: Floats, found: Floats, room: Floats) -> NDArray[np.bool_]:
     return np.where(np.isfinite(exact) & np.isfinite(found), is_far, ~is_same)
 
 
-def _room(base: Floats, exact: Floats, found: Floats, dtype: DType, units: float, lost: float) -> Floats:
+def _room(base: Floats, exact: Floats, found: Floats, dtype: DType, units: float) -> Floats:
     """How far a value may be from the exact one: what rounding may do, and what the sums before lose."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):
         unit = unit_in_last_place(np.fmax(np.abs(exact), np.abs(found)), dtype)
         largest = np.nan_to_num(np.abs(base) + np.abs(exact - base), nan=0.0, posinf=0.0, neginf=0.0)
-    return np.asarray(units * unit + lost * largest.max(axis=1, keepdims=True, initial=0.0), np.float64)
+    return np.asarray(units * unit + _LOST * largest.max(axis=1, keepdims=True, initial=0.0), np.float64)

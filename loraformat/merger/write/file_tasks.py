@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from loraformat.arithmetic import Tally
 from loraformat.engine import open_device
 from loraformat.errors import ConfigError
-from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan

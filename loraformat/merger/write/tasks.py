@@ -9,11 +9,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from loraformat.containers import bytes_of
-from loraformat.merger.compute.retention import Tally
+from loraformat.arithmetic import Tally
 from loraformat.merger.inputs import Inputs
 from loraformat.model.checkpoint import BaseWeight, WeightFile
-from loraformat.model.tensors import Entry
+from loraformat.model.tensors import Entry, bytes_of
 from loraformat.storage import Copy, Run, Writer, copy_blocks, digest_of, digest_of_range, new_hash
 
 _RUN_NBYTES = 64 << 20
@@ -151,7 +150,7 @@ def _run(copy: Copy, target: Target) -> Task:
 def _block(weight: BaseWeight, start: int, stop: int, target: Target) -> Task:
     def run() -> Done:
         is_ready = weight.is_copyable
-        data = memoryview(weight.raw(start, stop)) if is_ready else bytes_of(weight.read(start, stop))
+        data = memoryview(weight.raw(start, stop)) if is_ready else bytes_of(weight.read(start, stop), weight.dtype)
         done = target.write(weight.name, data, start, columns_of(weight.shape))
         if not target.needs_digests:
             return done

@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from loraformat.arithmetic import Tally
 from loraformat.containers import CONTAINERS, combine_crc32, plan_file
 from loraformat.containers.layout import Layout
 from loraformat.engine import open_engine
 from loraformat.merger.compute.computer import Computer
 from loraformat.merger.compute.prepared import Steps
-from loraformat.merger.compute.retention import Tally
 from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
@@ -83,7 +83,7 @@ def write_weights(
         for shard in plan.shards
         if shard.target not in known
     ]
-    with computer.alone(plan.edits), ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
+    with ThreadPoolExecutor(1, thread_name_prefix="loraformat-files") as files:
         results = engine.map(lambda task: task(), _all_tasks(shards, computer))
         try:
             for shard, done in results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraformat.diagnostics import Severity
+from loraformat.model.tensors import bytes_of
 from loraformat.model.updates import LowRank, Replace, Rows
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import is_vocabulary_table, updates_of
@@ -115,7 +116,7 @@ def empty_row(subject: Subject) -> Iterator[Hit]:
         table = update.values if isinstance(update, Rows) else update.value if isinstance(update, Replace) else None
         if table is None or len(table.shape) != 2 or not table.numel or not is_vocabulary_table(name):
             continue
-        count = sum(int((~block.bool().any(dim=1)).sum()) for block in blocks(table))
+        count = sum(int((~block.any(axis=1)).sum()) for block in blocks(table))
         if 0 < count < table.shape[0]:
             yield Hit(name, f"{count} of {table.shape[0]} rows are zero")
 
@@ -128,28 +129,21 @@ def _print(update: LowRank) -> bytes | None:
     for factor in (update.up, update.down):
         is_constant = True
         for block in blocks(factor):
-            flat = block.contiguous().reshape(-1)
-            is_constant = is_constant and bool((flat == flat[0]).all())
+            is_constant = is_constant and bool((block == block.flat[0]).all())
             digest.update(str(factor.shape).encode())
-            digest.update(memoryview(flat.view(_bytes()).numpy()))
+            digest.update(bytes_of(block, factor.dtype))
         if is_constant:
             return None
     return digest.digest()
 
 
-def _bytes() -> object:
-    import torch
-
-    return torch.uint8
-
-
 def _zero_components(update: LowRank) -> int:
-    import torch
+    import numpy as np
 
     if not update.up.numel or not update.down.numel or update.up.shape[1] != update.down.shape[0]:
         return 0
-    used = torch.zeros(update.up.shape[1], dtype=torch.bool)
+    used = np.zeros(update.up.shape[1], bool)
     for block in blocks(update.up):
-        used |= block.bool().any(dim=0)
-    rows = torch.cat([block.bool().any(dim=1) for block in blocks(update.down)])
+        used |= block.any(axis=0)
+    rows = np.concatenate([block.any(axis=1) for block in blocks(update.down)])
     return int((~(used & rows)).sum())

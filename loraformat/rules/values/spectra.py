@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
+from loraformat.model.floats import float64_of
 from loraformat.model.results.weight_figures import module_kind
+from loraformat.model.tensors import DType, rounded
 from loraformat.model.updates import LowRank
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.shapes import updates_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _LEAST_RANK = 4
 _NEGLIGIBLE = 1e-4  # of the greatest singular value
@@ -144,7 +146,8 @@ def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
             continue
         if not stored.dtype.is_floating or stored.strides is not None or not all(stored.shape):
             continue
-        some, all_of_it = _kept(update, piece.transposed, read(piece.tensor, 0, min(_SAMPLED_ROWS, stored.shape[0])))
+        rows = read(piece.tensor, 0, min(_SAMPLED_ROWS, stored.shape[0]))
+        some, all_of_it = _kept(update, piece.transposed, rows, stored.dtype)
         kept, whole = kept + some, whole + all_of_it
         dtypes.add(stored.dtype.safetensors)
     if whole > 0 and is_lost(kept / whole):
@@ -155,16 +158,13 @@ def _stored_shape(update: LowRank, transposed: bool) -> tuple[int, ...]:
     return update.shape[::-1] if transposed else update.shape
 
 
-def _kept(update: LowRank, transposed: bool, base: Tensor) -> tuple[float, float]:
+def _kept(update: LowRank, transposed: bool, base: Values, dtype: DType) -> tuple[float, float]:
     """<W' - W, D> and <D, D> for the first rows of a weight as it is stored."""
-    import torch
-
-    up, down = update.up.torch().to(torch.float64), update.down.torch().to(torch.float64)
+    up, down = float64_of(update.up), float64_of(update.down)
     if transposed:
         up, down = down.T, up.T
     delta = (update.scale or 0.0) * up[: base.shape[0]] @ down
-    before = base.to(torch.float64)
-    change = (before + delta).to(base.dtype).to(torch.float64) - before
+    change = rounded(base + delta, dtype) - base.astype(delta.dtype)
     return float((change * delta).sum()), float((delta * delta).sum())
 
 
@@ -186,9 +186,11 @@ def _is_plain(update: LowRank) -> bool:
 
 def _largest_element(update: LowRank) -> float:
     """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
-    up, down = update.up.torch().double() * (update.scale or 0.0), update.down.torch().double()
-    bound = float(up.norm(dim=1).max() * down.norm(dim=0).max())
+    import numpy as np
+
+    up, down = float64_of(update.up) * (update.scale or 0.0), float64_of(update.down)
+    bound = float(np.linalg.norm(up, axis=1).max() * np.linalg.norm(down, axis=0).max())
     if not bound > _FLOAT16_MAX:
         return bound
     step = max(1, (1 << 24) // down.shape[1])
-    return max(float((up[start : start + step] @ down).abs().max()) for start in range(0, up.shape[0], step))
+    return max(float(abs(up[start : start + step] @ down).max()) for start in range(0, up.shape[0], step))

@@ -12,7 +12,7 @@ from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.shapes import updates_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.tensors import Values
 
 _BLOCK_NBYTES = 16 << 20
 
@@ -58,15 +58,17 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
     ## Source
     IEEE 754; safetensors 0.8.0 does not look at values.
     """
+    import numpy as np
+
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
         for role, tensor in tensors(update):
             if tensor.dtype.is_floating:
-                bad = sum(int((~block.isfinite()).sum()) for block in blocks(tensor))
+                bad = sum(int((~np.isfinite(block)).sum()) for block in blocks(tensor))
                 if bad:
                     yield Hit(base_weight, f"{role}: {bad} of {tensor.numel} values are NaN or infinite")
 
 
-def blocks(tensor: LazyTensor) -> Iterator[Tensor]:
+def blocks(tensor: LazyTensor) -> Iterator[Values]:
     """The values, a block of whole rows at a time."""
     return (tensor.read(*rows) for rows in row_blocks(tensor.shape, tensor.dtype.itemsize, _BLOCK_NBYTES))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from bundles import bundle, loaded
 from hypothesis import given, settings
-from oracle import dense
+from oracle import HARD, dense, rounded_exactly
 from strategies import adapters, lazy, values
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from loraformat.diagnostics import Severity
 from loraformat.errors import NonFiniteValue
 from loraformat.formats import loralib, mlx, peft
 from loraformat.formats.kit.base import Format, WriteOptions
-from loraformat.formats.kit.normalize import cast, stripped, uniform
+from loraformat.formats.kit.normalize import cast, multiplied, stripped, uniform
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import RawFile
 from loraformat.model.floats import ROUNDOFF
@@ -125,6 +126,25 @@ def test_the_bias_of_a_folded_layer_is_folded_with_it() -> None:
     torch.testing.assert_close(dense(even.updates["net.c.bias"][0]), 3 * lazy(5).torch().double(), rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("factor", [3.0000000001, 1 / 3, -0.7])
+def test_a_factor_is_worked_in_with_one_rounding(dtype: torch.dtype, factor: float) -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = multiplied(LazyTensor.of(values), factor).torch()
+    wanted = [rounded_exactly(value * factor, dtype) for value in values.double().tolist()]
+    assert (found.dtype, found.tolist()) == (dtype, wanted)
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32])
+def test_another_dtype_is_reached_with_one_rounding(dtype: DType) -> None:
+    hard = np.array([value for value in HARD if abs(value) < 60000])
+    adapter = of(a=LowRank(LazyTensor.of(hard[:, None]), LazyTensor.of(np.ones((1, 2))), 1.0))
+    found, _ = cast(adapter, dtype)
+    up = found.updates["net.a.weight"][0].up
+    assert up.dtype is dtype
+    assert up.load()[:, 0].tolist() == [rounded_exactly(value, dtype.torch) for value in hard.tolist()]
+
+
 def test_padding_adds_zeros_and_reads_any_rows() -> None:
     short, long = LowRank(lazy(6, 1), lazy(1, 3), 1.0), LowRank(lazy(6, 4), lazy(4, 3), 1.0)
     even, findings = uniform(of(a=short, b=long))
@@ -135,7 +155,7 @@ def test_padding_adds_zeros_and_reads_any_rows() -> None:
     assert [update.down.read(n, m).tolist() for n in range(5) for m in range(n, 5)] == [
         whole[n:m].tolist() for n in range(5) for m in range(n, 5)
     ]
-    assert torch.equal(update.up.read(2, 5), update.up.torch()[2:5])
+    assert np.array_equal(update.up.read(2, 5), update.up.load()[2:5])
     assert torch.equal(dense(update), dense(short))
 
 

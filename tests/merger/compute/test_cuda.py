@@ -50,7 +50,7 @@ def test_the_device_path_computes_what_the_cpu_path_does(tmp_path: Path, monkeyp
     monkeypatch.setattr("loraformat.jobs.merge.open_device", lambda name: torch.device("cpu"))
     found, retained = merged_on(tmp_path, torch.bfloat16, "other")
     assert_within_one_unit(found, wanted)
-    assert retained == pytest.approx(share, rel=1e-12)
+    assert retained == pytest.approx(share, rel=1e-6)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")

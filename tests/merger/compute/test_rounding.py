@@ -14,7 +14,7 @@ from oracle import HARD, merged, rounded_exactly
 
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.compute.retention import total_share
-from loraformat.merger.compute.rounding import round_nearest, rounder
+from loraformat.merger.compute.rounding import Chance, nearest_bits, values_of
 from loraformat.merger.plan.data import Arithmetic
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import LowRank
@@ -56,19 +56,19 @@ def test_a_base_value_that_float16_cannot_hold_is_refused(tmp_path: Path) -> Non
         merge_and_tell(base, tmp_path / "out", adapter({Q: low_rank(24, 24)}), dtype=DType.F16)
 
 
-def test_float64_sums_are_those_of_float64(tmp_path: Path) -> None:
+def test_sums_are_those_of_float64(tmp_path: Path) -> None:
     tensors = weights(dtype=torch.float32)
     base = save_base(tmp_path / "base", tensors, config())
-    merge_and_tell(base, tmp_path / "out", adapter({Q: low_rank(24, 24)}), arithmetic=Arithmetic(accumulate="float64"))
+    merge_and_tell(base, tmp_path / "out", adapter({Q: low_rank(24, 24)}))
     assert torch.equal(load(tmp_path / "out")[Q], merged(tensors[Q], [low_rank(24, 24)]).float())
 
 
 def stochastic(
     values: torch.Tensor, dtype: torch.dtype, first: int = 0, seed: int = 7, name: str = "w"
 ) -> torch.Tensor:
-    output = torch.empty(values.shape, dtype=dtype)
-    rounder(Arithmetic(rounding="stochastic", seed=seed), name)(output, values, first)
-    return output
+    written = DType.by_torch_name(str(dtype).removeprefix("torch."))
+    bits = Chance(seed, name).bits(values.double().numpy(), written, first)
+    return torch.from_numpy(values_of(bits, written)).to(dtype)
 
 
 @given(first=st.integers(0, 10_000), cut=st.integers(0, 300), dtype=st.sampled_from([torch.bfloat16, torch.float16]))
@@ -134,7 +134,7 @@ def test_chance_keeps_an_update_that_the_nearest_value_loses(tmp_path: Path) -> 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_values_are_rounded_once(dtype: torch.dtype) -> None:
     values = torch.tensor([sign * value for value in HARD for sign in (1, -1)], dtype=torch.float64)
-    found = torch.empty(len(values), dtype=dtype)
-    round_nearest(found, values)
+    written = DType.by_torch_name(str(dtype).removeprefix("torch."))
+    found = torch.from_numpy(values_of(nearest_bits(values.numpy(), written), written))
     wanted = torch.tensor([rounded_exactly(float(value), dtype) for value in values], dtype=torch.float64)
-    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)

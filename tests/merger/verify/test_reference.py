@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from merger.checkpoints import adapter, adapter_folder, config, low_rank, merge_and_tell, save_base, weights
 from oracle import dense
 from safetensors.torch import load_file, save_file
 
+from loraformat.arithmetic import VARIABLE
 from loraformat.containers import open_checkpoint
 from loraformat.errors import MergeError
 from loraformat.io import open_adapter
@@ -53,7 +55,7 @@ def refused(base: str, change: str, out: Path, match: str, **options: Any) -> No
 
 
 @MODES
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "numpy"])
 @pytest.mark.parametrize("strength", ["", "=0.5", "=-3"])
 def test_what_is_right_passes(
     inputs: tuple[str, str],
@@ -64,7 +66,7 @@ def test_what_is_right_passes(
     strength: str,
 ) -> None:
     if not is_compiled:
-        monkeypatch.setattr(computer, "open_kernel", lambda: None)
+        monkeypatch.setenv(VARIABLE, "numpy")
     report = merge(inputs[0], [inputs[1] + strength], str(tmp_path / "out"), verify=mode)
     assert report.data.checked == Checked(changed=2, followed=2, compared=2, copied=8, copies_compared=8, unscaled=0)
 
@@ -94,15 +96,15 @@ def test_a_sum_is_added_as_strongly_as_the_caller_said(tmp_path: Path, update: A
 
 
 @MODES
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["kernel", "torch"])
+@pytest.mark.parametrize("is_product", [True, False], ids=["product", "steps"])
 def test_a_flipped_sign_of_the_scale_is_found(
-    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, is_compiled: bool
+    inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, is_product: bool
 ) -> None:
-    if is_compiled:
+    if is_product:
         real = prepared.factors_of
         monkeypatch.setattr(prepared, "factors_of", lambda *given: (-real(*given)[0], real(*given)[1]))
     else:
-        monkeypatch.setattr(computer, "open_kernel", lambda: None)
+        monkeypatch.setattr(prepared, "is_plain", lambda *_: False)
         stated = sums.stated_scale
         monkeypatch.setattr(sums, "stated_scale", lambda *given: -stated(*given))
     refused(*inputs, tmp_path / "out", r"(q|up)_proj\.weight: row \d+, column \d+ is .* by the reference", verify=mode)
@@ -118,10 +120,10 @@ def test_a_dropped_strength_is_found(
 
 
 @MODES
-def test_a_strength_that_is_dropped_by_torch_is_found(
+def test_a_strength_that_the_steps_drop_is_found(
     inputs: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(computer, "open_kernel", lambda: None)
+    monkeypatch.setattr(prepared, "is_plain", lambda *_: False)
     monkeypatch.setitem(ARITHMETIC, LowRank, lambda update, place: sums.low_rank(update, replace(place, strength=1.0)))
     refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
 
@@ -150,7 +152,7 @@ def dora(rows: int, cols: int, axis: int = 1) -> LowRank:
 
 
 def _norm_of_the_base(tile: Any, origin: Any, step: Any, norms: Any, low: int, high: int) -> None:
-    lengths = origin.norm(dim=1, keepdim=True) if norms is None else norms
+    lengths = np.linalg.norm(origin, axis=1, keepdims=True) if norms is None else norms
     tile += step.delta(low, high)
     tile *= (step.magnitude[low:high] if norms is None else step.magnitude) / lengths
 
@@ -176,7 +178,7 @@ def test_norms_of_columns_that_leave_out_the_update_are_found(tmp_path: Path, mo
     merge_and_tell(base, tmp_path / "right", change)
 
     def of_the_base(total: Any, window: Any, *_: Any) -> None:
-        total += window.double().square().sum(dim=0, keepdim=True)
+        total += (window**2).sum(axis=0)
 
     monkeypatch.setattr(prepared, "add_column_squares", of_the_base)
     with pytest.raises(MergeError, match=r"embed_tokens\.weight: row"):
@@ -482,19 +484,16 @@ def test_what_rounds_to_the_nearest_must_be_the_nearest(tmp_path: Path, monkeypa
     product = Hadamard(*(factor for _ in range(2) for factor in (low_rank(24, 24).up, low_rank(24, 24).down)), 0.5)
     change = adapter({Q: product})
     merge_and_tell(base, tmp_path / "right", change)
-    real = computer.rounder
+    real = computer.finish
 
-    def upward(arithmetic: Any, tensor: str) -> Any:
-        into = real(arithmetic, tensor)
+    def upward(raw: Any, dtype: Any, result: Any, update: Any, written: Any, out: Any) -> Any:
+        tallies = real(raw, dtype, result, update, written, out)
+        bits = np.frombuffer(written, np.uint16).reshape(result.shape)
+        values = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).double().numpy()
+        bits += np.where(values < result, np.where(values > 0, 1, -1), 0).astype(np.uint16)
+        return tallies
 
-        def round_up(written: Any, result: Any, place: int) -> None:
-            into(written, result, place)
-            below = written.double() < result
-            written.view(torch.int16)[below] += (2 * (written[below] > 0) - 1).short()
-
-        return round_up
-
-    monkeypatch.setattr(computer, "rounder", upward)
+    monkeypatch.setattr(computer, "finish", upward)
     with pytest.raises(MergeError, match=r"q_proj\.weight: row"):
         merge_and_tell(base, tmp_path / "out", change)
 

@@ -61,12 +61,11 @@ def test_verified_or_not_the_bytes_are_the_same(inputs: tuple[str, str], tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("accumulate", ["float32", "float64"])
-def test_a_right_output_passes_the_full_check(tmp_path: Path, dtype: torch.dtype, accumulate: str) -> None:
+def test_a_right_output_passes_the_full_check(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = weights(dtype=dtype)
     base = save_base(tmp_path / "base", tensors, config())
     change = adapter_folder(tmp_path / "adapter", {name: tuple(tensors[name].shape) for name in NAMES})
-    merge(str(base), [str(change)], str(tmp_path / "out"), verify="full", accumulate=accumulate)
+    merge(str(base), [str(change)], str(tmp_path / "out"), verify="full")
 
 
 @pytest.mark.parametrize("name", [NAMES[1], "lm_head.weight"])
@@ -199,7 +198,7 @@ def test_an_output_is_as_private_as_its_most_private_input(inputs: tuple[str, st
 
 def test_the_manifest_tells_all_that_changes_bytes(inputs: tuple[str, str], tmp_path: Path) -> None:
     base, change = inputs
-    options = {"accumulate": "float32", "rounding": "stochastic", "seed": 7}
+    options = {"rounding": "stochastic", "seed": 7}
     files = {"container": "safetensors", "dtype": "float16", "max_shard_nbytes": 20_000}
     merge(base, [f"{change}=0.5"], str(tmp_path / "out"), **options, **files)
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
@@ -210,7 +209,6 @@ def test_the_manifest_tells_all_that_changes_bytes(inputs: tuple[str, str], tmp_
 @pytest.mark.parametrize(
     "other",
     [
-        {"accumulate": "float32"},
         {"rounding": "stochastic"},
         {"seed": 1},
         {"dtype": "float16"},
@@ -227,7 +225,7 @@ def test_options_that_change_bytes_change_what_resume_goes_on_from(
 
 
 def fingerprint(inputs: tuple[str, str], *, dtype: str | None = None, strength: float = 1.0, **options: object) -> str:
-    arithmetic = {key: options.pop(key) for key in ("accumulate", "rounding", "seed") if key in options}
+    arithmetic = {key: options.pop(key) for key in ("rounding", "seed") if key in options}
     adapters = [open_adapter(inputs[1]).adapter]
     plan = plan_merge(
         open_checkpoint(inputs[0]),

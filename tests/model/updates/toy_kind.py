@@ -47,10 +47,10 @@ SHIFTED = Kind(name="shifted", formula="W + 1@v.T", family="multiplicative (IA3,
 
 # 3: its arithmetic.
 def shifted(update: Shifted, place: Placement) -> Addition:
-    vector = finite(update.vector.torch().to(place.dtype), place.where)
+    vector = finite(update.vector.load(), place.where)
     if place.transposed:
-        return Addition(lambda start, stop: vector[start:stop, None].expand(-1, place.shape[1]))
-    return Addition(lambda start, stop: vector.expand(stop - start, -1))
+        return Addition(lambda start, stop: vector[start:stop, None].repeat(place.shape[1], axis=1))
+    return Addition(lambda start, stop: vector[None].repeat(stop - start, axis=0))
 
 
 # 4: its line in the reference.

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
+from loraformat.model.floats import float64_of
 from loraformat.model.updates import LowRank
 
 _DEFAULT_RANK = 12
@@ -20,7 +21,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     rank = source.integer("init_r", _DEFAULT_RANK)
     alpha = source.number("lora_alpha", 8)
     scale = (alpha if alpha > 0 else float(rank)) / (rank + 1e-5)
-    return {f"{module}.weight": (LowRank(b, computed(a.shape, lambda: double(a) * double(e)), scale),)}
+    return {f"{module}.weight": (LowRank(b, computed(a.shape, lambda: float64_of(a) * float64_of(e)), scale),)}
 
 
 ADALORA = Tuner(

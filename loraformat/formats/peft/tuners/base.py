@@ -20,13 +20,15 @@ from loraformat.formats.kit.fields import (
 )
 from loraformat.formats.peft.keys import CONFIG
 from loraformat.formats.peft.patterns import Ends
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
     from loraformat.model.patterns.matching import Matcher
+    from loraformat.model.tensors import Values
 
 Parts = Mapping[str, LazyTensor]
 Chains = dict[str, tuple[Update, ...]]
@@ -143,23 +145,35 @@ class Tuner:
     check: Callable[[Source], None] | None = None
 
 
-def computed(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
+def computed(shape: tuple[int, ...], value: Callable[[], Values]) -> LazyTensor:
     """A tensor of float32 whose values are computed, as a whole, each time they are loaded.
 
     Args:
         value: gives a tensor of `shape`, in float64 so that one rounding remains.
     """
-    return LazyTensor(shape, DType.F32, lambda start, stop: value()[start:stop].to(DType.F32.torch))
+    return _computed(shape, DType.F32, value)
 
 
-def exact(shape: tuple[int, ...], value: Callable[[], Tensor]) -> LazyTensor:
+def exact(shape: tuple[int, ...], value: Callable[[], Values]) -> LazyTensor:
     """A tensor as `computed`, but of float64: a sum with 1, say, of which float32 would lose the smaller part."""
-    return LazyTensor(shape, DType.F64, lambda start, stop: value()[start:stop].to(DType.F64.torch))
+    return _computed(shape, DType.F64, value)
 
 
-def double(tensor: LazyTensor) -> Tensor:
-    """All values in float64."""
-    return tensor.torch().to(DType.F64.torch)
+def _computed(shape: tuple[int, ...], dtype: DType, value: Callable[[], Values]) -> LazyTensor:
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # infinities and NaN are judged by whoever reads
+            return rounded(value()[start:stop], dtype)
+
+    return LazyTensor(shape, dtype, read)
+
+
+def integers(tensor: LazyTensor) -> NDArray[np.int64]:
+    """All values of a tensor of integers."""
+    import numpy as np
+
+    return tensor.load().astype(np.int64)
 
 
 def require(claim: bool, module: str, message: str) -> None:

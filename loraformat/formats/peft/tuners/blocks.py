@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.arithmetic.sums import row_squares
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
+from loraformat.model.floats import float64_of
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import BlockAffine, Dense, LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
 
 def _miss(source: Source, module: str, parts: Parts) -> Chains:
@@ -28,7 +31,7 @@ def _miss(source: Source, module: str, parts: Parts) -> Chains:
     rank, columns = block.shape
     out, into = source.shape(module, out=None if variant == "mini" else columns)
     require(out % columns == 0, module, f"a block of {columns} outputs is not repeated over {out}")
-    up = computed((out, rank), lambda: double(block).T.repeat(out // columns, 1))
+    up = computed((out, rank), lambda: _repeated(float64_of(block).T, out // columns))
     return {f"{module}.weight": (LowRank(up, computed((rank, into), lambda: _cyclic(rank, into)), 1.0),)}
 
 
@@ -39,11 +42,18 @@ def _bat(module: str, blocks: LazyTensor) -> Chains:
     return {f"{module}.weight": (BlockAffine(blocks),)}
 
 
-def _cyclic(rank: int, into: int) -> Tensor:
+def _cyclic(rank: int, into: int) -> Floats:
     """(rank, into): which input belongs to which row of the block."""
-    import torch
+    import numpy as np
 
-    return torch.eye(rank, dtype=torch.float64).repeat(1, -(-into // rank))[:, :into]
+    return np.tile(np.eye(rank), (1, -(-into // rank)))[:, :into]
+
+
+def _repeated(rows: Floats, times: int) -> Floats:
+    """All rows, `times` times one below the other."""
+    import numpy as np
+
+    return np.tile(rows, (times, 1))
 
 
 MISS = Tuner(
@@ -66,8 +76,10 @@ def _gralora(source: Source, module: str, parts: Parts) -> Chains:
     scale = source.number("alpha", 64) / (rank + hybrid)
     updates = [
         LowRank(
-            computed((count * b.shape[2], count * rank), lambda: _spread(double(b).transpose(1, 2), own_first=False)),
-            computed((count * rank, count * inner), lambda: _spread(double(a), own_first=True).T),
+            computed(
+                (count * b.shape[2], count * rank), lambda: _spread(float64_of(b).transpose(0, 2, 1), own_first=False)
+            ),
+            computed((count * rank, count * inner), lambda: _spread(float64_of(a), own_first=True).T),
             scale,
         )
     ]
@@ -78,15 +90,17 @@ def _gralora(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": tuple(updates)}
 
 
-def _spread(factors: Tensor, *, own_first: bool) -> Tensor:
+def _spread(factors: Floats, *, own_first: bool) -> Floats:
     """(k, n, r) as (k · n, k · r): what block j holds for block i, r / k columns, stands at place (i, j).
 
     Args:
         own_first: the rows belong to the inputs, whose block is j; else to the outputs, whose block is i.
     """
+    import numpy as np
+
     count, length, rank = factors.shape
     part = rank // count
-    spread = factors.new_zeros(count, length, count, count, part)
+    spread = np.zeros((count, length, count, count, part))
     for own in range(count):
         values = factors[own].reshape(length, count, part)
         if own_first:
@@ -119,17 +133,17 @@ def _c3a(_source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (Dense(difference, 1 / into),)}
 
 
-def _circulant(kernels: LazyTensor, start: int, stop: int) -> Tensor:
+def _circulant(kernels: LazyTensor, start: int, stop: int) -> Values:
     """Rows of the blocks: in block (m, n) row i, column j holds kernel[m, n, (j - i) mod size]."""
-    import torch
+    import numpy as np
 
     size = kernels.shape[2]
     first = start // size
-    values = kernels.read(first, -(-stop // size)).to(DType.F32.torch)
-    numbers = torch.arange(start, stop) - first * size
-    shifts = (torch.arange(size) - numbers[:, None]) % size
+    values = rounded(kernels.read(first, -(-stop // size)), DType.F32)
+    numbers = np.arange(start, stop) - first * size
+    shifts = (np.arange(size) - numbers[:, None]) % size
     taken = values[numbers // size]  # (stop - start, columns, size)
-    return taken.gather(2, shifts[:, None, :].expand(-1, taken.shape[1], -1)).flatten(1)
+    return np.take_along_axis(taken, shifts[:, None, :], axis=2).reshape(stop - start, -1)
 
 
 C3A = Tuner(
@@ -149,12 +163,22 @@ def _delora(_source: Source, module: str, parts: Parts) -> Chains:
     fits = a.shape[0] == b.shape[1] and norms.shape == (a.shape[1],) and strength.numel == 1
     require(fits, module, f"delora_A {a.shape}, delora_B {b.shape} and delora_w_norm {norms.shape} do not fit")
 
-    def down() -> Tensor:
-        left, right = double(b), double(a)
-        lengths = left.norm(dim=0).clamp(min=_LEAST_NORM) * right.norm(dim=1).clamp(min=_LEAST_NORM)
-        return (double(strength) / len(right) / lengths)[:, None] * right * double(norms)
+    def down() -> Floats:
+        import numpy as np
+
+        left, right = float64_of(b), float64_of(a)
+        lengths = np.maximum(_norms(left.T), _LEAST_NORM) * np.maximum(_norms(right), _LEAST_NORM)
+        factors: Floats = float64_of(strength) / len(right) / lengths
+        return np.asarray(factors[:, None] * right * float64_of(norms))
 
     return {f"{module}.weight": (LowRank(b, computed(a.shape, down), 1.0),)}
+
+
+def _norms(rows: Floats) -> Floats:
+    """(rows,): the length of each."""
+    import numpy as np
+
+    return np.sqrt(row_squares(rows))
 
 
 DELORA = Tuner(

@@ -5,9 +5,16 @@ What is nothing is in the file as zeros. Source: peft 0.21.2, tuners/glora/layer
 
 from __future__ import annotations
 
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, exact, require
+from typing import TYPE_CHECKING
+
+from loraformat.arithmetic import multiply
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, exact, require
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import BiasFromWeight, Dense, ElementwiseScale, LowRank, Scaled, Update
+
+if TYPE_CHECKING:
+    from loraformat.model.floats import Floats
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:
@@ -45,16 +52,14 @@ def _factor(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
 
 
 def _sum(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
-    import torch
-
     pair, values = _pair(module, parts, "B"), parts.get("glora_B.X")
     if pair is not None:
         return (LowRank(*pair, 1.0),)
     if values is None:
         return (Dense(parts["glora_B.zeros"]),)  # added as they are, so that a layer that does nothing is one too
     out, into = source.shape(module, out=values.numel if values.numel > 1 else None)
-    up = computed((out, 1), lambda: double(values).flatten().expand(out)[:, None])
-    return (LowRank(up, computed((1, into), lambda: torch.ones(1, into, dtype=torch.float64)), 1.0),)
+    up = computed((out, 1), lambda: _expanded(float64_of(values), out)[:, None])
+    return (LowRank(up, computed((1, into), lambda: _ones(into)), 1.0),)
 
 
 def _of_bias(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
@@ -65,7 +70,7 @@ def _of_bias(source: Source, module: str, parts: Parts) -> tuple[Update, ...]:
         chain = (Scaled(_one_more(module, factors, out), is_bias=True, is_sum=True),)
     if added is not None:
         require(added.numel in (1, out), module, f"glora_E {added.shape} does not fit {out} outputs")
-        chain = (*chain, Dense(computed((out,), lambda: double(added).flatten().expand(out))))
+        chain = (*chain, Dense(computed((out,), lambda: _expanded(float64_of(added), out))))
     return chain
 
 
@@ -74,7 +79,7 @@ def _from_weight(source: Source, module: str, parts: Parts) -> tuple[Update, ...
     if pair is not None:
         up, down = pair
         require(down.shape[1] == 1, module, f"glora_C {up.shape}, {down.shape} is no column")
-        vector = exact((up.shape[0],), lambda: double(up) @ double(down)[:, 0])
+        vector = exact((up.shape[0],), lambda: multiply(float64_of(up), float64_of(down))[:, 0])
     elif values is not None:
         vector = values.reshape(values.numel)
     else:
@@ -95,7 +100,20 @@ def _outputs(source: Source, module: str, parts: Parts) -> int:
 def _one_more(module: str, values: LazyTensor, out: int) -> LazyTensor:
     """(out,): 1 + the values, of which there may be one for all."""
     require(values.numel in (1, out), module, f"factors of shape {values.shape} do not fit {out} outputs")
-    return exact((out,), lambda: (1 + double(values)).flatten().expand(out))
+    return exact((out,), lambda: _expanded(1 + float64_of(values), out))
+
+
+def _expanded(values: Floats, out: int) -> Floats:
+    """(out,): the values, or the one value for all."""
+    import numpy as np
+
+    return np.broadcast_to(values.reshape(-1), (out,))
+
+
+def _ones(columns: int) -> Floats:
+    import numpy as np
+
+    return np.ones((1, columns))
 
 
 GLORA = Tuner(

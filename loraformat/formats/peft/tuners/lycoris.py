@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.formats.peft.tuners.base import Parts, computed, double, require
+from loraformat.arithmetic import multiply
+from loraformat.formats.peft.tuners.base import Parts, computed, require
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Dense, Hadamard, Kronecker
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 def product(module: str, parts: Parts, scale: float | None) -> Hadamard | Kronecker | Dense | None:
@@ -44,11 +46,10 @@ def _line(left: tuple[LazyTensor, ...], right: LazyTensor) -> LazyTensor:
     (rows, cols), (c, d, k) = (left[0].shape[0], left[-1].shape[1]), right.shape
     shape = (rows * c, cols * d, k)
 
-    def value() -> Tensor:
-        import torch
-
-        factors = [double(factor) for factor in left]
-        return torch.kron(factors[0] @ factors[1] if len(factors) > 1 else factors[0], double(right)).reshape(shape)
+    def value() -> Floats:
+        factors = [float64_of(factor) for factor in left]
+        whole = multiply(*factors) if len(factors) > 1 else factors[0]
+        return (whole[None, :, None, :, None] * float64_of(right)[:, None, :, None, :]).reshape(shape)
 
     return computed(shape, value)
 
@@ -83,8 +84,11 @@ def _folded(core: LazyTensor, b: LazyTensor) -> LazyTensor:
     rank, inner, *kernel = core.shape
     shape = (rank, b.shape[1] * math.prod(kernel))
 
-    def value() -> Tensor:
-        columns = double(core).reshape(rank, inner, -1).transpose(1, 2) @ double(b)  # (rank, kernel, in)
-        return columns.transpose(1, 2).reshape(shape)
+    def value() -> Floats:
+        # (rank · kernel, inner) times (inner, in)
+        places = float64_of(core).reshape(rank, inner, -1).transpose(0, 2, 1).reshape(-1, inner)
+        columns = multiply(places, float64_of(b)).reshape(rank, -1, b.shape[1])
+        rows: Floats = columns.transpose(0, 2, 1).reshape(shape)
+        return rows
 
     return computed(shape, value)

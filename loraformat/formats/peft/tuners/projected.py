@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import multiply
+from loraformat.arithmetic.factorizations import orthonormal
 from loraformat.diagnostics import in_file, in_weights
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, exact, require
+from loraformat.model.floats import float64_of
 from loraformat.model.updates import ACTIVATIONS, LowRank, SubtractedInit, Update, WeightNetwork
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 # How far the cosines of two computations of one orthonormal column may be from 1.
 _SAME = 1e-3
@@ -34,9 +37,9 @@ def _deft(source: Source, module: str, parts: Parts) -> Chains:
     up = down = directions
     if method == "qr":
         require(rank <= out, module, f"deft_P {directions.shape} has more columns than rows")
-        up = down = exact((out, rank), lambda: _orthonormal(double(directions), module, has_signs=not is_para))
+        up = down = exact((out, rank), lambda: _orthonormal(float64_of(directions), module, has_signs=not is_para))
     else:
-        down = exact((out, rank), lambda: double(directions).clamp(min=0))
+        down = exact((out, rank), lambda: _rectified(float64_of(directions)))
     chain: tuple[Update, ...] = (WeightNetwork(up, down.T, -1.0),)
     if injected is not None and not is_para:
         require(injected.shape[0] == rank, module, f"deft_R {injected.shape} does not fit deft_P {directions.shape}")
@@ -45,20 +48,25 @@ def _deft(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": chain}
 
 
-def _orthonormal(columns: Tensor, module: str, *, has_signs: bool) -> Tensor:
+def _rectified(values: Floats) -> Floats:
+    import numpy as np
+
+    return np.where(values < 0, 0.0, values)  # NaN stays
+
+
+def _orthonormal(columns: Floats, module: str, *, has_signs: bool) -> Floats:
     """Q of columns = QR as LAPACK has it, whose first reflection turns each column away from its leading value.
 
     Raises: UnsupportedUpdate (LF013): float32, in which PEFT computes it, has another one: columns depend on each
         other, or a leading value is so small that its sign is one of rounding.
     """
-    import torch
+    import numpy as np
 
-    if not bool(columns.isfinite().all()):
+    if not np.isfinite(columns).all():
         return columns
-    found = torch.linalg.qr(columns).Q
-    cosines = found.T @ torch.linalg.qr(columns.float()).Q.double()
-    wanted = torch.eye(len(cosines), dtype=cosines.dtype)
-    if not bool(((cosines if has_signs else cosines.abs()) - wanted).abs().max() < _SAME):
+    found = orthonormal(columns)
+    cosines = multiply(found.T, orthonormal(columns.astype(np.float32)).astype(np.float64))
+    if not np.abs((cosines if has_signs else np.abs(cosines)) - np.eye(len(cosines))).max() < _SAME:
         raise UnsupportedUpdate(
             "the QR decomposition of deft_P is not determined by its values in float32, in which PEFT computes it",
             where=in_weights(module),
@@ -118,7 +126,7 @@ def _osf(source: Source, module: str, parts: Parts) -> Chains:
     fits = left.shape[1] == rank == right.shape[0] and rank <= min(left.shape[0], right.shape[1])
     require(fits, module, f"U_low {left.shape}, S_low {values.shape} and V_low {right.shape} do not fit")
     shape = (left.shape[0], right.shape[1])
-    up = exact(left.shape, lambda: double(left) * double(values))
+    up = exact(left.shape, lambda: float64_of(left) * float64_of(values))
     return {f"{module}.weight": (SubtractedInit("osf", rank, None, shape), LowRank(up, right, 1.0))}
 
 

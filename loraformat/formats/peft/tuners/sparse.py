@@ -10,15 +10,24 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic.elementary import cos_and_sin
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, integers, require
+from loraformat.formats.peft.tuners.torch_random import TorchGenerator
+from loraformat.model.floats import float64_of
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import Dense, LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
+
+    Places = NDArray[np.int64]
 
 
 def _shira(source: Source, module: str, parts: Parts) -> Chains:
@@ -29,23 +38,28 @@ def _shira(source: Source, module: str, parts: Parts) -> Chains:
     require(fits, module, f"shira_indices {indices.shape} does not fit shira_weight {values.shape}")
     # A mask is made of the weight as it is stored: PEFT has no SHiRA for transposed layers.
     shape = source.shape(module)
-    difference = scattered(module, values, lambda: indices.torch().to(DType.I64.torch), shape)
+    difference = scattered(module, values, lambda: integers(indices), shape)
     return {f"{module}.weight": (Dense(difference),)}
 
 
-def scattered(module: str, values: LazyTensor, where: Callable[[], Tensor], shape: tuple[int, int]) -> LazyTensor:
-    """(out, in), zero but for `values` at the places (2, n) that `where` gives; those of one place add up."""
+def scattered(module: str, values: LazyTensor, where: Callable[[], Places], shape: tuple[int, int]) -> LazyTensor:
+    """(out, in), zero but for `values` at the places (2, n) that `where` gives; those of one place add up, in order."""
 
-    def rows(start: int, stop: int) -> Tensor:
+    def rows(start: int, stop: int) -> Values:
+        import numpy as np
+
         places = where()
-        require(
-            bool((places >= 0).all()) and bool((places < places.new_tensor(shape)[:, None]).all()), module, _OUTSIDE
-        )
+        is_inside = bool((places >= 0).all()) and bool((places < np.array(shape)[:, None]).all())
+        require(is_inside, module, _OUTSIDE)
         here = (places[0] >= start) & (places[0] < stop)
-        block = values.torch().to(DType.F32.torch).new_zeros(stop - start, shape[1])
-        return block.index_put(
-            (places[0, here] - start, places[1, here]), values.torch().float()[here], accumulate=True
-        )
+        flat = (places[0, here] - start) * shape[1] + places[1, here]
+        filled, owners = np.unique(flat, return_inverse=True)
+        totals = np.zeros(len(filled))
+        with np.errstate(invalid="ignore"):
+            np.add.at(totals, owners, float64_of(values)[here])
+        block = np.zeros((stop - start) * shape[1], np.float32)
+        block[filled] = rounded(totals, DType.F32)
+        return block.reshape(stop - start, shape[1])
 
     return LazyTensor(shape, DType.F32, rows)
 
@@ -78,11 +92,11 @@ def _super(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (LowRank(b, a, scale), Dense(difference))}
 
 
-def _rows_and_columns(indices: LazyTensor, columns: int) -> Tensor:
-    import torch
+def _rows_and_columns(indices: LazyTensor, columns: int) -> Places:
+    import numpy as np
 
-    places = indices.torch().to(torch.int64)
-    return torch.stack([places.div(columns, rounding_mode="floor"), places % columns])
+    places = integers(indices)
+    return np.stack([places // columns, places % columns])
 
 
 SUPERTUNING = Tuner(
@@ -111,38 +125,39 @@ def _fourier(source: Source, module: str, parts: Parts) -> Chains:
     count, seed = spectrum.numel, source.integer("random_loc_seed", 777, low=0)
     require(count <= out * into, module, f"{count} frequencies do not fit {out} x {into}")
 
-    def up() -> Tensor:
-        waves = _angles(places_of(seed, count, out, into)[0], out)
-        return _joined(waves.cos(), -waves.sin()).T
+    def up() -> Floats:
+        import numpy as np
 
-    def down() -> Tensor:
-        waves, values = _angles(places_of(seed, count, out, into)[1], into), double(spectrum)[:, None]
-        return _joined(waves.cos() * values, waves.sin() * values)
+        cos, sin = _waves(places_of(seed, count, out, into)[0], out)
+        return np.asarray(np.concatenate([cos, -sin]).T)
+
+    def down() -> Floats:
+        import numpy as np
+
+        (cos, sin), values = _waves(places_of(seed, count, out, into)[1], into), float64_of(spectrum)[:, None]
+        return np.concatenate([cos * values, sin * values])
 
     scale = source.number("scaling", 150) / (out * into)
     factors = computed((out, 2 * count), up), computed((2 * count, into), down)
     return {f"{module}.weight": (LowRank(*factors, scale),)}
 
 
-def places_of(seed: int, count: int, out: int, into: int) -> Tensor:
+def places_of(seed: int, count: int, out: int, into: int) -> Places:
     """(2, count): rows and columns of the trained values, the first of a seeded permutation of all places."""
-    import torch
+    import numpy as np
 
-    places = torch.randperm(out * into, generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([places // into, places % into])
-
-
-def _angles(frequencies: Tensor, length: int) -> Tensor:
-    """(count, length): 2π f p / length, reduced modulo one turn while it is an integer."""
-    import torch
-
-    return (frequencies[:, None] * torch.arange(length) % length).to(torch.float64) * (2 * math.pi / length)
+    places = TorchGenerator(seed).permutation_start(out * into, count)
+    return np.stack([places // into, places % into])
 
 
-def _joined(one: Tensor, other: Tensor) -> Tensor:
-    import torch
+def _waves(frequencies: NDArray[np.int64], length: int) -> tuple[Floats, Floats]:
+    """Cosines and sines of 2π f p / length, (count, length), of which there are no more values than p has."""
+    import numpy as np
 
-    return torch.cat([one, other])
+    points = np.arange(length)
+    cos, sin = cos_and_sin(points.astype(np.float64) * (2 * math.pi / length))
+    numbers = frequencies[:, None] * points % length
+    return cos[numbers], sin[numbers]
 
 
 FOURIERFT = Tuner(

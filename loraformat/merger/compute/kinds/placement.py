@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 from loraformat.matching import WHOLE, RowMap
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
-# (first row, rows of the base's tensor as stored), from the first to the last, in any floating dtype.
-Windows: TypeAlias = Iterable[tuple[int, "Tensor"]]
+# (first row, rows of the base's tensor as stored), from the first to the last.
+Windows: TypeAlias = Iterable[tuple[int, "Floats"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class BaseValues:
         operand: another weight, see `Kind.operand`: its windows, and whether it is stored as (in, out).
     """
 
-    whole: Callable[[], Tensor]
+    whole: Callable[[], Floats]
     windows: Callable[[], Windows]
     operand: Callable[[], tuple[Windows, bool]]
 
@@ -42,7 +41,6 @@ class Placement:
     Attributes:
         transposed: whether the tensor is stored as (in, out).
         shape: (rows, cols) of the stored tensor, its trailing axes flattened; one column for a vector.
-        dtype: in which it is computed, float32 or float64.
         where: for messages.
         part: which rows of the update are taken, and to which rows of the tensor they go.
         strength: by which what is added is multiplied.
@@ -51,7 +49,6 @@ class Placement:
 
     transposed: bool
     shape: tuple[int, int]
-    dtype: torch.dtype
     where: str
     part: RowMap = WHOLE
     strength: float = 1.0

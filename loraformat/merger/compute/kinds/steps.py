@@ -6,25 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, Union
 
+from loraformat.arithmetic import pack, product
 from loraformat.errors import MergeError, NonFiniteValue
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
-Delta: TypeAlias = Callable[[int, int], "Tensor"]
-Transform: TypeAlias = Callable[["Tensor", int, int], "Tensor"]
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import LazyTensor, Values
+
+Delta: TypeAlias = Callable[[int, int], "Floats"]
+Transform: TypeAlias = Callable[["Floats", int, int], "Floats"]
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """A Delta that is rows of left @ right, told by its factors so that a product can go into memory that is there."""
-
-    left: Tensor
-    right: Tensor
-
-    def __call__(self, start: int, stop: int) -> Tensor:
-        """Rows `start:stop`."""
-        return self.left[start:stop] @ self.right
+def product_of(left: Floats, right: Floats) -> Delta:
+    """A Delta that is rows of left · right."""
+    packed = pack(left, right)
+    return lambda start, stop: product(packed, start, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Addition:
     """
 
     delta: Delta
-    magnitude: Tensor | None = None
+    magnitude: Floats | None = None
     is_per_row: bool = True
     span: tuple[int, int] | None = None
 
@@ -56,9 +55,14 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Overwrite:
-    """A term that sets rows: `rows(start, stop)` gives (row numbers from `start` on, their values)."""
+    """A term that sets rows: `rows(start, stop)` gives (row numbers from `start` on, their values).
 
-    rows: Callable[[int, int], tuple[Tensor, Tensor]]
+    Attributes:
+        whole: the values of all rows, in their order, where it sets all; None where it sets some.
+    """
+
+    rows: Callable[[int, int], tuple[NDArray[np.int64] | slice, Floats]]
+    whole: LazyTensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +82,13 @@ class Multiplication:
 Step: TypeAlias = Union[Addition, Overwrite, Multiplication]
 
 
-def finite(value: Tensor, where: str) -> Tensor:
-    """`value`; raises NonFiniteValue (LF402) where it holds NaN or infinity."""
-    if not bool(value.isfinite().all()):
+def finite(value: Values, where: str) -> Floats:
+    """`value` as float64; raises NonFiniteValue (LF402) where it holds NaN or infinity."""
+    import numpy as np
+
+    if not np.isfinite(value).all():
         raise not_finite(where)
-    return value
+    return value.astype(np.float64, copy=False)
 
 
 def not_finite(where: str) -> NonFiniteValue:

@@ -6,14 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from loraformat.arithmetic import multiply
 from loraformat.matching import WHOLE
 from loraformat.merger.compute.kinds.placement import Placement
-from loraformat.merger.compute.kinds.steps import Addition, Delta, Overwrite, Product, Step, finite, stated_scale
+from loraformat.merger.compute.kinds.steps import Addition, Delta, Overwrite, Step, finite, product_of, stated_scale
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
 
 
 def low_rank(update: LowRank, place: Placement) -> Addition:
@@ -27,9 +31,8 @@ def low_rank(update: LowRank, place: Placement) -> Addition:
     if part.rows is not None:
         rows = slice(*part.rows)
         left, magnitude = left[rows], None if magnitude is None else magnitude[rows]
-    left = left.contiguous() * _factor(update, place)
     span = None if part == WHOLE else (part.at, part.at + left.shape[0])
-    return Addition(Product(left, right.contiguous()), magnitude, is_per_row, span)
+    return Addition(product_of(left * _factor(update, place), right), magnitude, is_per_row, span)
 
 
 def dense(update: Dense, place: Placement) -> Addition:
@@ -38,55 +41,57 @@ def dense(update: Dense, place: Placement) -> Addition:
     lazy = lazy.T if place.transposed else lazy
     lazy = lazy if part.rows is None else lazy.rows(*part.rows)
     span = None if part == WHOLE else (part.at, part.at + lazy.shape[0])
-    dtype, where, cols = place.dtype, place.where, place.shape[1]
-    return Addition(lambda a, b: finite(lazy.read(a, b).to(dtype), where).reshape(b - a, cols) * scale, span=span)
+    where, cols = place.where, place.shape[1]
+    return Addition(lambda a, b: finite(lazy.read(a, b), where).reshape(b - a, cols) * scale, span=span)
 
 
 def _hadamard(update: Hadamard, place: Placement) -> Addition:
     first, second = (_oriented(up, down, place) for up, down in update.products)
     scale = _factor(update, place)
-    return Addition(lambda a, b: (first(a, b) * second(a, b)).mul_(scale))
+    return Addition(lambda a, b: first(a, b) * second(a, b) * scale)
 
 
 def _kronecker(update: Kronecker, place: Placement) -> Addition:
     """Rows of kron(L, R): row i is L[i // c] ⊗ R[i % c], c the rows of R."""
-    import torch
+    import numpy as np
 
     left, right = (_side(factors, place) for factors in (update.left, update.right))
     if place.transposed:
-        left, right = left.T.contiguous(), right.T.contiguous()
+        left, right = left.T, right.T
     scale, count = _factor(update, place), right.shape[0]
 
-    def delta(start: int, stop: int) -> Tensor:
-        numbers = torch.arange(start, stop)
+    def delta(start: int, stop: int) -> Floats:
+        numbers = np.arange(start, stop)
         outer, inner = left[numbers // count], right[numbers % count]
-        return (outer[:, :, None] * inner[:, None, :]).flatten(1) * scale
+        found: Floats = (outer[:, :, None] * inner[:, None, :]).reshape(stop - start, -1)
+        found *= scale
+        return found
 
     return Addition(delta)
 
 
 def _replace(update: Replace, place: Placement) -> Overwrite:
-    import torch
-
     value = update.value.T if place.transposed else update.value
-    dtype, where, cols = place.dtype, place.where, place.shape[1]
+    where, cols = place.where, place.shape[1]
 
-    def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        block = value.read(start, stop) if value.shape else value.torch()
-        return torch.arange(stop - start), finite(block.to(dtype), where).reshape(stop - start, cols)
+    def rows(start: int, stop: int) -> tuple[slice, Floats]:
+        return slice(None), finite(value.read(start, stop), where).reshape(stop - start, cols)
 
-    return Overwrite(rows)
+    return Overwrite(rows, value)
 
 
 def _rows(update: Rows, place: Placement) -> Overwrite:
-    import torch
+    """Rows of the table are read when they are needed: of a trained vocabulary they are many."""
+    import numpy as np
 
-    values = _values(update.values, place)
-    indices = torch.tensor(update.indices, dtype=torch.int64)
+    values, where, cols = update.values, place.where, place.shape[1]
+    indices = np.asarray(update.indices, np.int64)
 
-    def rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        here = (indices >= start) & (indices < stop)
-        return indices[here] - start, values[here]
+    def rows(start: int, stop: int) -> tuple[NDArray[np.int64], Floats]:
+        here = np.flatnonzero((indices >= start) & (indices < stop))
+        runs = np.split(here, np.flatnonzero(np.diff(here) != 1) + 1) if len(here) else []
+        found = [finite(values.read(int(run[0]), int(run[-1]) + 1), where).reshape(len(run), cols) for run in runs]
+        return indices[here] - start, np.concatenate([np.empty((0, cols)), *found])
 
     return Overwrite(rows)
 
@@ -111,22 +116,22 @@ def _oriented(up: LazyTensor, down: LazyTensor, place: Placement) -> Delta:
     left, right = (_values(factor, place) for factor in (up, down))
     if place.transposed:
         left, right = right.T, left.T
-    return Product(left.contiguous(), right.contiguous())
+    return product_of(left, right)
 
 
-def _side(factors: tuple[LazyTensor, ...], place: Placement) -> Tensor:
+def _side(factors: tuple[LazyTensor, ...], place: Placement) -> Floats:
     values = [_values(factor, place) for factor in factors]
-    return values[0] if len(values) == 1 else values[0] @ values[1]
+    return values[0] if len(values) == 1 else multiply(values[0], values[1])
 
 
-def _magnitude(update: LowRank, is_per_row: bool, place: Placement) -> Tensor | None:
+def _magnitude(update: LowRank, is_per_row: bool, place: Placement) -> Floats | None:
     if update.magnitude is None:
         return None
-    vector = finite(update.magnitude.vector.torch().to(place.dtype), place.where).flatten()
+    vector = finite(update.magnitude.vector.load(), place.where).reshape(-1)
     return vector[:, None] if is_per_row else vector[None, :]
 
 
-def _values(factor: LazyTensor, place: Placement) -> Tensor:
+def _values(factor: LazyTensor, place: Placement) -> Floats:
     """All values of a factor, trailing axes flattened (a convolution's kernel)."""
-    value = finite(factor.torch().to(place.dtype), place.where)
+    value = finite(factor.load(), place.where)
     return value.reshape(value.shape[0], math.prod(value.shape[1:]))

@@ -7,7 +7,7 @@ with it, never taken from it.
 from loraformat.merger.verify.reference.agreement import check_plan
 from loraformat.merger.verify.reference.described import check_described
 from loraformat.merger.verify.reference.expected import Expected, Reference, reference_of
-from loraformat.merger.verify.reference.tensors import Computed, needs_torch
+from loraformat.merger.verify.reference.tensors import Computed
 
 __all__ = [
     "Computed",
@@ -16,7 +16,6 @@ __all__ = [
     "check_described",
     "check_plan",
     "kinds",
-    "needs_torch",
     "reference_of",
     "sources",
 ]

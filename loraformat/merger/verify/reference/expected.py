@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loraformat.containers import bytes_of, read_rows
+from loraformat.containers import read_rows
 from loraformat.containers.quantized import SCHEMES
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
@@ -29,7 +29,7 @@ from loraformat.merger.verify.reference.ties import Table, follows, joined, stay
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.tensors import DType, row_blocks
+from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import LowRank, Replace, Rows, Update
 
 HINT = "this is an error of loraformat: please report it"
@@ -316,6 +316,8 @@ def _is_one(stored: str, name: str, inputs: Inputs, tensors: Mapping[str, Stored
         if one.encoded or other.encoded:
             if base_rows(inputs, one, *rows).tobytes() != base_rows(inputs, other, *rows).tobytes():
                 return False
-        elif bytes_of(read_rows(inputs.store, one, *rows)) != bytes_of(read_rows(inputs.store, other, *rows)):
+            continue
+        before, after = (bytes_of(read_rows(inputs.store, each, *rows), each.dtype) for each in (one, other))
+        if before != after:
             return False
     return True

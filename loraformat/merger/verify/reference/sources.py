@@ -42,7 +42,8 @@ def rows_of(store: OpenedFiles, stored: StoredTensor, start: int, stop: int) -> 
     if stored.strides is None and stored.dtype.is_floating:
         values = decoded(read_raw_rows(store, stored, start, stop), stored.dtype)
     else:
-        values = np.asarray(read_rows(store, stored, start, stop).double().numpy())
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            values = read_rows(store, stored, start, stop).astype(np.float64)
     return values.reshape(stop - start, math.prod(stored.shape[1:]))
 
 
@@ -55,11 +56,6 @@ def factor_rows(factor: LazyTensor, start: int, stop: int) -> Floats:
     """Rows of a tensor of an adapter, trailing axes flattened; one of shape () has one row."""
     values = float64_of(factor.rows(start, stop) if factor.shape else factor)
     return values.reshape(stop - start, math.prod(factor.shape[1:]))
-
-
-def reads_with_torch(factor: LazyTensor) -> bool:
-    """Whether values are computed, do not stand in a file as they are used, or are no plain floats."""
-    return factor.raw is None or not factor.dtype.is_floating
 
 
 def headers(inputs: Inputs) -> Mapping[str, StoredTensor]:

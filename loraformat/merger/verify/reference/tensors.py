@@ -12,9 +12,8 @@ from loraformat.merger.inputs import Inputs
 from loraformat.merger.verify.reference.expected import HINT, Expected, Reference, Share
 from loraformat.merger.verify.reference.kinds import effects
 from loraformat.merger.verify.reference.kinds.effect import Effect, Landed, Matrix
-from loraformat.merger.verify.reference.sources import as_rows, base_rows, reads_with_torch
+from loraformat.merger.verify.reference.sources import as_rows, base_rows
 from loraformat.model.checkpoint import StoredTensor
-from loraformat.model.updates import tensors
 
 if TYPE_CHECKING:
     from loraformat.merger.verify.reference.kinds.effect import Blocks
@@ -104,14 +103,6 @@ class Computed:
     def _origin(self) -> Blocks:
         for start, rows in self._base():
             yield start, self._overwritten(rows, start, start + len(rows))
-
-
-def needs_torch(expected: Expected) -> bool:
-    """Whether values are read with torch: those of the base, or of a factor."""
-    if expected.source.strides is not None or not expected.source.dtype.is_floating:
-        return True
-    factors = (factor for share in expected.shares for _, factor in tensors(share.update))
-    return any(reads_with_torch(factor) for factor in factors)
 
 
 def _landed(share: Share) -> Landed:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import multiply
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, double, exact, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, exact, integers, require
+from loraformat.model.floats import float64_of
 from loraformat.model.updates import FRoD
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:
@@ -36,15 +38,15 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     fits = basis.shape == (into, into) and places.shape == (2, turned.numel)
     require(fits, module, f"frod_V {basis.shape}, frod_s_indices {places.shape} and frod_lambda_l ({into},) do not fit")
 
-    def core() -> Tensor:
-        import torch
+    def core() -> Floats:
+        import numpy as np
 
-        numbers = places.torch().long()
+        numbers = integers(places)
         is_inside = bool(((numbers >= 0) & (numbers < into)).all())
         require(is_inside, module, f"frod_s_indices names values outside of {into} x {into}")
-        middle = torch.diag(double(stretched))
-        middle.index_put_((numbers[0], numbers[1]), double(turned), accumulate=True)
-        return middle @ double(basis).T
+        middle = np.diag(float64_of(stretched))
+        np.add.at(middle, (numbers[0], numbers[1]), float64_of(turned))
+        return multiply(middle, float64_of(basis).T)
 
     return {f"{module}.weight": (FRoD(basis, exact((into, into), core)),)}
 

@@ -10,15 +10,20 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import multiply
+from loraformat.arithmetic.elementary import cos_and_sin
+from loraformat.arithmetic.factorizations import solved
+from loraformat.arithmetic.sums import fold, row_squares
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Multiplied, Rotated, Scaled
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 # As many as are computed; a series that needs more does not converge.
@@ -44,11 +49,11 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     is_old = _is_old_series(source)
     eps = source.number("eps", 6e-5) if source.flag("coft") else None
 
-    def value() -> Tensor:
+    def value() -> Floats:
         skew = _skew(stored, size, eps)
         blocks = _cayley_neumann(skew, terms, is_old=is_old) if terms else _cayley(skew)
         # PEFT multiplies the inputs of a layer by R, so W by Rᵀ, and the rows of a table by R.
-        return blocks.transpose(1, 2) if stored is linear else blocks
+        return blocks.transpose(0, 2, 1) if stored is linear else blocks
 
     blocks = computed((count, size, size), value)
     return {f"{module}.weight": (Rotated(blocks, "right", is_shared=is_shared),)}
@@ -66,42 +71,43 @@ def _is_old_series(source: Source) -> bool:
     return not all(part.isdigit() for part in numbers) or [int(part) for part in numbers] < [0, 18]
 
 
-def _skew(stored: LazyTensor, size: int, eps: float | None) -> Tensor:
+def _skew(stored: LazyTensor, size: int, eps: float | None) -> Floats:
     """The skew-symmetric blocks, (count, size, size), of their upper triangles, kept short with `eps` (COFT)."""
-    import torch
+    import numpy as np
 
-    values = double(stored)
-    blocks = torch.zeros(len(values), size, size, dtype=values.dtype)
-    rows, cols = torch.triu_indices(size, size, 1)
+    values = float64_of(stored)
+    blocks = np.zeros((len(values), size, size))
+    rows, cols = np.triu_indices(size, 1)
     blocks[:, rows, cols] = values
-    blocks = blocks - blocks.transpose(1, 2)
+    blocks = np.asarray(blocks - blocks.transpose(0, 2, 1))
     if eps is None:
         return blocks
-    norms = blocks.norm(dim=(1, 2), keepdim=True)
-    return blocks * (eps / math.sqrt(len(values)) / norms).clamp(max=1).nan_to_num(nan=1.0)
+    norms = np.sqrt(2 * row_squares(values))[:, None, None]
+    factors = np.minimum(eps / math.sqrt(len(values)) / norms, 1)
+    return np.asarray(blocks * np.where(np.isnan(factors), 1.0, factors))
 
 
-def _cayley(skew: Tensor) -> Tensor:
-    """(I - S) (I + S)⁻¹ of each block."""
-    import torch
+def _cayley(skew: Floats) -> Floats:
+    """(I - S) (I + S)⁻¹ of each block; its factors commute."""
+    import numpy as np
 
-    unit = torch.eye(skew.shape[-1], dtype=skew.dtype)
-    return torch.linalg.solve(unit + skew, unit - skew, left=False)
+    unit = np.eye(skew.shape[-1])
+    return solved(unit + skew, unit - skew)
 
 
-def _cayley_neumann(skew: Tensor, terms: int, *, is_old: bool) -> Tensor:
+def _cayley_neumann(skew: Floats, terms: int, *, is_old: bool) -> Floats:
     """PEFT's short form of `_cayley`: I + 2S + 2S² + … + Sⁿ with n = terms - 1 (3 for 3 terms), the last power once.
 
     Before 0.18 the last power counted twice, and 3 terms were 3.
     """
-    import torch
+    import numpy as np
 
-    total = torch.eye(skew.shape[-1], dtype=skew.dtype).repeat(len(skew), 1, 1)
+    total = np.eye(skew.shape[-1]) + np.zeros_like(skew)
     is_short = is_old or terms <= 2
     last, power = terms - 1 if is_short else max(terms - 1, 3), skew
     for exponent in range(1, last + 1):
         total = total + (1 if exponent == last and not is_short else 2) * power
-        power = power @ skew
+        power = multiply(power, skew)
     return total
 
 
@@ -131,10 +137,12 @@ def _boft(_source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (*rotations, Scaled(factors.reshape(factors.numel)))}
 
 
-def _butterfly_blocks(stored: LazyTensor, level: int) -> Callable[[], Tensor]:
-    def value() -> Tensor:
-        values = double(stored)[level]
-        return _cayley((values - values.transpose(1, 2)) / 2).transpose(1, 2)
+def _butterfly_blocks(stored: LazyTensor, level: int) -> Callable[[], Floats]:
+    def value() -> Floats:
+        import numpy as np
+
+        values = float64_of(stored)[level]
+        return np.asarray(_cayley((values - values.transpose(0, 2, 1)) / 2).transpose(0, 2, 1))
 
     return value
 
@@ -173,28 +181,25 @@ def _hra(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     length, rank = vectors.shape
     is_orthogonal = source.flag("apply_GS")
-    up = computed((length, rank), lambda: _reflections(double(vectors), is_orthogonal)[0])
-    down = computed((rank, length), lambda: _reflections(double(vectors), is_orthogonal)[1])
+    up = computed((length, rank), lambda: _reflections(float64_of(vectors), is_orthogonal)[0])
+    down = computed((rank, length), lambda: _reflections(float64_of(vectors), is_orthogonal)[1])
     return {f"{module}.weight": (Multiplied(up, down),)}
 
 
-def _reflections(vectors: Tensor, is_orthogonal: bool) -> tuple[Tensor, Tensor]:
+def _reflections(vectors: Floats, is_orthogonal: bool) -> tuple[Floats, Floats]:
     """(up, down) with I + up @ down = Π (I - 2 u uᵀ), first vector first; vectors: (in, rank)."""
-    import torch
+    import numpy as np
 
-    ups: list[Tensor] = []
-    units: list[Tensor] = []
-    for column in vectors.T:
+    ups, units = np.zeros_like(vectors), np.zeros_like(vectors.T)
+    for number, column in enumerate(vectors.T):
         vector = column
-        for other in units if is_orthogonal else ():
-            vector = vector - (other @ vector) * other
-        vector = vector / vector.norm()
-        turned = vector
-        for up, unit in zip(ups, units, strict=True):
-            turned = turned + up * (unit @ vector)
-        ups.append(-2 * turned)
-        units.append(vector)
-    return torch.stack(ups, dim=1), torch.stack(units)
+        for other in units[:number] if is_orthogonal else ():
+            vector = vector - fold(other * vector, 0) * other
+        vector = vector / np.sqrt(fold(vector * vector, 0))
+        before = fold(units[:number] * vector, 1)
+        ups[:, number] = -2 * (vector + fold(ups[:, :number] * before, 1))
+        units[number] = vector
+    return ups, units
 
 
 HRA = Tuner(parts={"hra_u": (2,)}, read=_hra, settings=("apply_GS", "init_weights", "r"))
@@ -218,22 +223,27 @@ def _road(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (weight,), f"{module}.bias": (Rotated(blocks, "left", is_bias=True),)}
 
 
-def _road_blocks(variant: str, group: int, theta: LazyTensor, alpha: LazyTensor) -> Tensor:
+def _road_blocks(variant: str, group: int, theta: LazyTensor, alpha: LazyTensor) -> Floats:
     """Each output x of a group turns with its partner half a group on: (x cos - y sin, y cos + x sin) times alpha."""
-    import torch
+    import numpy as np
 
     half = group // 2
-    angles, lengths = double(theta), double(alpha)
+    angles, lengths = float64_of(theta), float64_of(alpha)
     if variant == "road_4":
         angles, lengths = angles.reshape(-1, 2, 2, half), lengths.reshape(-1, 2, 2, half)
-        cosines, sines = lengths[:, 0] * angles[:, 0].cos(), lengths[:, 1] * angles[:, 1].sin()
+        cosines, sines = lengths[:, 0] * cos_and_sin(angles[:, 0])[0], lengths[:, 1] * cos_and_sin(angles[:, 1])[1]
     else:
         shape = (-1, 1 if variant == "road_1" else 2, half)
         angles, lengths = angles.reshape(shape), lengths.reshape(shape)
-        cosines, sines = (lengths * angles.cos()).expand(-1, 2, -1), (lengths * angles.sin()).expand(-1, 2, -1)
-    first, second = (torch.diag_embed(cosines[:, part]) for part in (0, 1))
-    minus, plus = torch.diag_embed(-sines[:, 0]), torch.diag_embed(sines[:, 1])
-    return torch.cat([torch.cat([first, minus], dim=2), torch.cat([plus, second], dim=2)], dim=1)
+        cos, sin = cos_and_sin(angles)
+        cosines, sines = (np.broadcast_to(lengths * each, (len(lengths), 2, half)) for each in (cos, sin))
+    blocks = np.zeros((len(cosines), 2, half, 2, half))
+    places = np.arange(half)
+    blocks[:, 0, places, 0, places] = cosines[:, 0]
+    blocks[:, 1, places, 1, places] = cosines[:, 1]
+    blocks[:, 0, places, 1, places] = -sines[:, 0]
+    blocks[:, 1, places, 0, places] = sines[:, 1]
+    return blocks.reshape(-1, group, group)
 
 
 ROAD = Tuner(

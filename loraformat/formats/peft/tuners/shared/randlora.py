@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
+from loraformat.model.floats import float64_of
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 
 def _read(source: Source, module: str, parts: Parts) -> Chains:
@@ -34,14 +35,15 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     fits = a.shape[0] == b.shape[2] == rank and a.shape[2] >= shorter and b.shape[0] >= longer and b.shape[1] >= bases
     require(fits, module, f"randlora_A {a.shape} and randlora_B {b.shape} do not fit {out} x {into} at rank {rank}")
 
-    def short() -> Tensor:
-        values = double(trained)[:, :, None] * double(a)[:, :bases, :shorter] * double(widths)
-        return values.flatten(end_dim=1)
-
-    def long() -> Tensor:
-        return double(b)[:longer, :bases].flatten(start_dim=1)
-
     total = rank * bases
+
+    def short() -> Floats:
+        values = float64_of(trained)[:, :, None] * float64_of(a)[:, :bases, :shorter] * float64_of(widths)
+        return values.reshape(total, shorter)
+
+    def long() -> Floats:
+        return float64_of(b)[:longer, :bases].reshape(longer, total)
+
     if into == shorter:
         factors = computed((longer, total), long), computed((total, shorter), short)
     else:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import multiply
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, integers, require
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from loraformat.model.floats import Floats
 
 _ORDER = "depends on the order in which the model registers its modules, which is in no file"
 _INDICES, _SCALES = "unilora_indices_{}", "unilora_scales_{}"
@@ -35,11 +37,11 @@ def _picked(vector: LazyTensor, module: str, parts: Parts, side: str) -> tuple[L
     fits = indices.shape == scales.shape
     require(fits, module, f"unilora_indices_{side} {indices.shape} does not fit unilora_scales_{side} {scales.shape}")
 
-    def values() -> Tensor:
-        numbers, length = indices.torch().long(), vector.shape[0]
+    def values() -> Floats:
+        numbers, length = integers(indices), vector.shape[0]
         is_inside = bool(((numbers >= 0) & (numbers < length)).all())
         require(is_inside, module, f"unilora_indices_{side} names values that the vector of {length} does not have")
-        return double(vector)[numbers] * double(scales)
+        return float64_of(vector)[numbers] * float64_of(scales)
 
     return computed(indices.shape, values), indices.shape
 
@@ -64,10 +66,9 @@ def _tinylora(source: Source, module: str, parts: Parts) -> Chains:
     fits = up.shape[1] == rank and fixed.shape == (vector.shape[0], rank, rank)
     require(fits, module, f"tinylora_B {up.shape} and tinylora_P {fixed.shape} do not fit tinylora_A {down.shape}")
 
-    def turned() -> Tensor:
-        import torch
-
-        return double(up) @ torch.einsum("i,ijk->jk", double(vector), double(fixed))
+    def turned() -> Floats:
+        total = multiply(float64_of(vector)[None], float64_of(fixed).reshape(-1, rank * rank))
+        return multiply(float64_of(up), total.reshape(rank, rank))
 
     return {f"{module}.weight": (LowRank(computed(up.shape, turned), down, 1.0),)}
 

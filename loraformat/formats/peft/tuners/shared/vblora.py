@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.arithmetic.elementary import exp
+from loraformat.arithmetic.sums import fold
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, integers, require
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
-Mix = Callable[[], "tuple[Tensor, Tensor]"]
+    from loraformat.model.floats import Floats
+
+Mix = Callable[[], "tuple[NDArray[np.int64], Floats]"]
 
 _LOGITS, _INDICES, _WEIGHTS = "vblora_logits_{}", "vblora_logits_{}_topk_indices", "vblora_logits_{}_topk_weights"
 
@@ -32,11 +38,12 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     length = bank.shape[1]
     require(rank == width, module, f"vblora_logits_A has rank {rank}, vblora_logits_B {width}")
 
-    def down() -> Tensor:
+    def down() -> Floats:
         return _mixed(bank, mix_a).reshape(rank, inputs * length)
 
-    def up() -> Tensor:
-        return _mixed(bank, mix_b).transpose(1, 2).reshape(outputs * length, rank)
+    def up() -> Floats:
+        columns: Floats = _mixed(bank, mix_b).transpose(0, 2, 1).reshape(outputs * length, rank)
+        return columns
 
     factors = computed((outputs * length, rank), up), computed((rank, inputs * length), down)
     return {f"{module}.weight": (LowRank(*factors, 1.0),)}
@@ -56,7 +63,7 @@ def _mix(source: Source, module: str, parts: Parts, side: str, vectors: int) -> 
     fits = indices.shape == (*weights.shape[:2], weights.shape[2] + 1)
     require(fits, module, f"indices {indices.shape} of vblora_logits_{side} do not fit weights {weights.shape}")
 
-    def mix() -> tuple[Tensor, Tensor]:
+    def mix() -> tuple[NDArray[np.int64], Floats]:
         numbers, shares = _stored(indices, weights)
         is_inside = bool(((numbers >= 0) & (numbers < vectors)).all())
         require(is_inside, module, f"vblora_logits_{side} names vectors that the bank of {vectors} does not have")
@@ -65,23 +72,35 @@ def _mix(source: Source, module: str, parts: Parts, side: str, vectors: int) -> 
     return (indices.shape[0], indices.shape[1]), mix
 
 
-def _chosen(logits: LazyTensor, top: int) -> tuple[Tensor, Tensor]:
-    values, numbers = double(logits).topk(top, dim=-1)
-    return numbers, values.softmax(dim=-1)
+def _chosen(logits: LazyTensor, top: int) -> tuple[NDArray[np.int64], Floats]:
+    """(numbers, shares) of the largest logits: their softmax. NaN counts as the largest, so that it is not lost."""
+    import numpy as np
+
+    values = float64_of(logits)
+    numbers = np.argsort(np.where(np.isnan(values), -np.inf, -values), axis=-1, kind="stable")[..., :top]
+    largest = np.take_along_axis(values, numbers, axis=-1)
+    powers = exp(largest - largest[..., :1])
+    return numbers, powers / fold(powers, -1)[..., None]
 
 
-def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[Tensor, Tensor]:
+def _stored(indices: LazyTensor, weights: LazyTensor) -> tuple[NDArray[np.int64], Floats]:
     """The last share is not stored: all of them make one."""
-    import torch
+    import numpy as np
 
-    shares = double(weights)
-    whole = torch.cat([shares, 1 - shares.sum(dim=-1, keepdim=True)], dim=-1)
-    return indices.torch().to(torch.int64), whole
+    shares = float64_of(weights)
+    return integers(indices), np.concatenate([shares, (1 - fold(shares, -1))[..., None]], axis=-1)
 
 
-def _mixed(bank: LazyTensor, mix: Mix) -> Tensor:
+def _mixed(bank: LazyTensor, mix: Mix) -> Floats:
+    """(…, length): the vectors of the bank, each times its share, added one after the other."""
+    import numpy as np
+
     numbers, shares = mix()
-    return (shares[..., None] * double(bank)[numbers]).sum(dim=-2)
+    vectors = float64_of(bank)
+    total = np.zeros((*numbers.shape[:-1], vectors.shape[1]))
+    for place in range(numbers.shape[-1]):
+        total += shares[..., place, None] * vectors[numbers[..., place]]
+    return total
 
 
 VBLORA = Tuner(

@@ -7,17 +7,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG
-from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, double, require
+from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
+from loraformat.formats.peft.tuners.torch_random import TorchGenerator
+from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def _vera(source: Source, module: str, parts: Parts) -> Chains:
@@ -46,8 +50,8 @@ def _update(
     rank, (a, b) = lambda_d.numel, projections
     fits = a.shape[0] == b.shape[1] == rank and a.shape[1] >= into and b.shape[0] >= out
     require(fits, module, f"projections of {a.shape} and {b.shape} do not fit {out} x {into} at rank {rank}")
-    up = computed((out, rank), lambda: double(lambda_b)[:, None] * double(b)[:out])
-    down = computed((rank, into), lambda: double(lambda_d)[:, None] * double(a)[:, :into])
+    up = computed((out, rank), lambda: float64_of(lambda_b)[:, None] * float64_of(b)[:out])
+    down = computed((rank, into), lambda: float64_of(lambda_d)[:, None] * float64_of(a)[:, :into])
     return {f"{module}.weight": (LowRank(up, down, 1.0),)}
 
 
@@ -69,16 +73,12 @@ def _projections(source: Source, rank: int) -> tuple[LazyTensor, LazyTensor]:
     )
 
 
-def _random(seed: int, rank: int, out: int, into: int) -> list[Tensor]:
-    import torch
-
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    shapes = ((rank, into), (out, rank))
-    # Kaiming's uniform distribution for rectifiers, √6 / √fan_in to either side; A is drawn before B.
-    bounds = [(6 / shape[1]) ** 0.5 for shape in shapes]
+def _random(seed: int, rank: int, out: int, into: int) -> list[NDArray[np.float32]]:
+    """A, (rank, in), and B, (out, rank): Kaiming's uniform distribution for rectifiers; A is drawn before B."""
+    generator = TorchGenerator(seed)
     return [
-        torch.empty(shape).uniform_(-bound, bound, generator=generator)
-        for shape, bound in zip(shapes, bounds, strict=True)
+        generator.uniform(shape, math.sqrt(3) * (math.sqrt(2) / math.sqrt(shape[1])))
+        for shape in ((rank, into), (out, rank))
     ]
 
 

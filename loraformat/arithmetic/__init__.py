@@ -1,0 +1,38 @@
+"""The arithmetic of a merge in a fixed order: the same bytes on every machine, with and without the compiled loop.
+
+numpy's products, norms and sums compute no byte of a merge: their order depends on the processor, its threads and the
+library. Its elementwise operations are those of IEEE 754, and may be used. Whoever merges calls
+
+- `pack`, `product`, `multiply` for products in float64,
+- `window` for W + left · right, rounded,
+- `finish` for the rounding of what was computed step by step,
+- `fold`, `row_squares`, `column_squares` for sums.
+"""
+
+from loraformat.arithmetic.compiled import VARIABLE, Kernel, kernel, loop, open_kernel
+from loraformat.arithmetic.factors import Packed, pack
+from loraformat.arithmetic.products import finish, multiply, product, takes, window
+from loraformat.arithmetic.rounding import rounded_bits
+from loraformat.arithmetic.sums import column_squares, fold, row_squares
+from loraformat.arithmetic.tally import TILE, Tally
+
+__all__ = [
+    "TILE",
+    "VARIABLE",
+    "Kernel",
+    "Packed",
+    "Tally",
+    "column_squares",
+    "finish",
+    "fold",
+    "kernel",
+    "loop",
+    "multiply",
+    "open_kernel",
+    "pack",
+    "product",
+    "rounded_bits",
+    "row_squares",
+    "takes",
+    "window",
+]

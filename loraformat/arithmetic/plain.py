@@ -1,0 +1,163 @@
+"""The same windows in numpy, for machines without the compiled loop.
+
+A library's matrix product proposes float64 sums, in whatever order it adds. Where a bound on its error shows that the
+sum of the fixed order rounds to the same number, the proposal is used; the few values that are left are computed in the
+fixed order. See docs/decisions/0013-float32-first.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from loraformat.arithmetic.chains import chains
+from loraformat.arithmetic.factors import Packed
+from loraformat.arithmetic.rounding import bits_type, rounded_bits
+from loraformat.arithmetic.sums import fold
+from loraformat.arithmetic.tally import TILE, Tally
+from loraformat.model.floats import decoded
+from loraformat.model.tensors import DType
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+
+_ROUNDOFF = 2.0**-53
+_MARGIN = 1.01  # covers the higher orders of the bound, and the rounding of the bound itself
+_SMALLEST = 2.0**-1060  # more than what falls below the normal numbers of float64, for any rank
+_STRIP = 1 << 18  # values that are worked on at a time
+_CHAINS = 1 << 16  # values whose factors are gathered at a time
+
+
+def product(packed: Packed, start: int, stop: int) -> Floats:
+    """Rows of a product in the fixed order, (stop - start, cols) float64."""
+    import numpy as np
+
+    found = np.empty((stop - start, packed.cols))
+    right = packed.right_matrix()[:, None, :]
+    for low, high in _strips(stop - start, packed.cols):
+        left = packed.left[start + low : start + high]
+        found[low:high] = chains(left.T[:, :, None], right)
+    return found
+
+
+def window(
+    packed: Packed, start: int, raw: NDArray[Any], dtype: DType, written: NDArray[Any], out: DType
+) -> list[Tally]:
+    """See `products.window`; `raw` and `written` are (rows, cols) arrays of the bits of their dtypes."""
+    right = packed.right_matrix()
+    tallies = []
+    for low, high in _tiles(raw.shape[0]):
+        tally = Tally()
+        for first, last in _strips(high - low, packed.cols):
+            rows = slice(low + first, low + last)
+            left = packed.left[start + rows.start : start + rows.stop]
+            tally += _add(left, right, raw[rows], dtype, written[rows], out)
+        tallies.append(tally)
+    return tallies
+
+
+def finish(
+    raw: NDArray[Any], dtype: DType, result: Floats, update: Floats, written: NDArray[Any], out: DType
+) -> list[Tally]:
+    """See `products.finish`; `raw` and `written` are (rows, cols) arrays of the bits of their dtypes."""
+    import numpy as np
+
+    tallies = []
+    for low, high in _tiles(raw.shape[0]):
+        tally = Tally()
+        for first, last in _strips(high - low, raw.shape[1]):
+            rows = slice(low + first, low + last)
+            base = _values(raw[rows], dtype)
+            bits = rounded_bits(result[rows], out)
+            if dtype is out:
+                np.copyto(bits, raw[rows], where=(update[rows] == 0) | np.isnan(base))
+            written[rows] = bits
+            tally += _tally(base, _values(bits, out), update[rows])
+        tallies.append(tally)
+    return tallies
+
+
+def _add(left: Floats, right: Floats, raw: NDArray[Any], dtype: DType, written: NDArray[Any], out: DType) -> Tally:
+    """Fill `written` with `raw` plus left @ right, rows that belong to one tile."""
+    import numpy as np
+
+    base = _values(raw, dtype)
+    rank = right.shape[0]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        update = left @ right
+        largest_left, largest_right = _largest(left, 1), _largest(right, 0)
+        is_zero = (largest_left == 0)[:, None] | (largest_right == 0)
+        update[is_zero] = 0
+        result = base + update
+        # Both sums differ from the exact one by at most rank · 2^-53 · Σ |l·r|; the rest is rounding of what follows.
+        error = np.multiply.outer(largest_left * ((2 * rank + 2) * rank * _ROUNDOFF * _MARGIN), largest_right)
+        error += np.abs(result) * (4 * _ROUNDOFF * _MARGIN)
+        error += _SMALLEST
+        bits = rounded_bits(result + error, out)
+        open_ = rounded_bits(result - error, out) != bits
+    open_ |= ~np.isfinite(result) & np.isfinite(base)
+    open_ &= ~is_zero
+    for at in _portions(np.flatnonzero(open_)):
+        rows, cols = np.unravel_index(at, open_.shape)
+        exact = chains(left[rows].T, right[:, cols])
+        update[rows, cols] = exact
+        with np.errstate(over="ignore", invalid="ignore"):
+            bits[rows, cols] = rounded_bits(base[rows, cols] + exact, out)
+    bits[is_zero] = rounded_bits(result[is_zero], out)
+    if dtype is out:
+        np.copyto(bits, raw, where=(update == 0) | np.isnan(base))
+    written[...] = bits
+    return _tally(base, _values(bits, out), update)
+
+
+def _tally(base: Floats, written: Floats, update: Floats) -> Tally:
+    """The sums of some rows, each row by itself and then in order, so that strips do not show."""
+    import numpy as np
+
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        change = np.where(np.isfinite(base), written - base, 0.0)
+        kept, whole = fold(change * update, 1).tolist(), fold(update * update, 1).tolist()
+        unchanged = change.size - int(np.count_nonzero(change))
+        largest = float(np.abs(update).max(initial=0.0))
+    total = Tally(0.0, 0.0, unchanged, change.size, largest)
+    for one, other in zip(kept, whole, strict=True):
+        total += Tally(one, other)
+    return total
+
+
+def _values(bits: NDArray[Any], dtype: DType) -> Floats:
+    import numpy as np
+
+    return decoded(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data, dtype).reshape(bits.shape)
+
+
+def _largest(values: Floats, axis: int) -> Floats:
+    import numpy as np
+
+    found: Floats = np.abs(values).max(axis=axis, initial=0.0)
+    return found
+
+
+def _tiles(rows: int) -> Iterator[tuple[int, int]]:
+    return ((low, min(low + TILE, rows)) for low in range(0, rows, TILE))
+
+
+def _strips(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    height = max(1, _STRIP // max(1, cols))
+    return ((low, min(low + height, rows)) for low in range(0, rows, height))
+
+
+def _portions(places: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    return (places[low : low + _CHAINS] for low in range(0, len(places), _CHAINS))
+
+
+def bits_of(data: memoryview, dtype: DType, rows: int, cols: int) -> NDArray[Any]:
+    """A run of bytes as the (rows, cols) unsigned integers of a dtype's size; the same memory."""
+    import numpy as np
+
+    if not rows * cols:
+        return np.empty((rows, cols), bits_type(dtype))
+    return np.frombuffer(data, bits_type(dtype)).reshape(rows, cols)

@@ -1,0 +1,24 @@
+"""Libraries that an installation of the core lacks, imported where they are needed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from loraformat.errors import MissingExtra
+
+
+def import_torch(purpose: str) -> ModuleType:
+    """The module torch.
+
+    Args:
+        purpose: what needs it, for the message: "--device cuda".
+
+    Raises: MissingExtra (LF029): PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra(f"{purpose} needs PyTorch", hint="pip install 'loraformat[torch]'") from None
+    return torch

@@ -1,0 +1,76 @@
+"""Windows of a merge: the same bytes with the compiled loop and without; what nothing changes keeps every bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from merger.checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
+
+from loraformat.arithmetic import VARIABLE
+from loraformat.model.tensors import LazyTensor
+from loraformat.model.updates import LowRank
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_merge_without_the_kernel_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    tensors = weights(dtype=dtype)
+    base = save_base(tmp_path / "base", tensors, config())
+    updates = {"model.layers.0.q_proj.weight": low_rank(24, 24), "model.layers.1.up_proj.weight": low_rank(130, 24)}
+    with_kernel = merge_and_tell(base, tmp_path / "with", adapter(updates))
+    monkeypatch.setenv(VARIABLE, "numpy")
+    without = merge_and_tell(base, tmp_path / "without", adapter(updates))
+    assert contents(tmp_path / "with") == contents(tmp_path / "without")
+    for name, tally in with_kernel.tallies.items():
+        other = without.tallies[name]
+        assert (tally.unchanged, tally.numel) == (other.unchanged, other.numel)
+        assert (tally.kept, tally.whole, tally.largest) == pytest.approx((other.kept, other.whole, other.largest))
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_zero_update_keeps_every_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_compiled: bool
+) -> None:
+    """All patterns of 16 bits, -0 and every NaN among them."""
+    if not is_compiled:
+        monkeypatch.setenv(VARIABLE, "numpy")
+    name = "model.layers.0.q_proj.weight"
+    patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
+    base = save_base(tmp_path / "base", {name: patterns}, config())
+    update = LowRank(LazyTensor.of(torch.zeros(512, 2)), LazyTensor.of(torch.ones(2, 128)), 1.0)
+    merge_and_tell(base, tmp_path / "out", adapter({name: update}))
+    assert contents(tmp_path / "out")["model.safetensors"] == (base / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "numpy"])
+def test_values_that_are_not_finite_in_the_base_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+) -> None:
+    if not is_compiled:
+        monkeypatch.setenv(VARIABLE, "numpy")
+    tensors, name = weights(dtype=torch.bfloat16), "model.layers.0.q_proj.weight"
+    tensors[name][3, 4], tensors[name][5, 6] = float("nan"), float("-inf")
+    base = save_base(tmp_path / "base", tensors, config())
+    tally = merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)})).tallies[name]
+    assert 0.9 < tally.kept / tally.whole < 1.1
+
+
+def test_an_edited_tensor_without_elements_moves_nothing(tmp_path: Path) -> None:
+    """It begins where the tensor after it does."""
+    one, other = "model.layers.0.q_proj.weight", "model.layers.1.q_proj.weight"
+    for number in range(4):
+        names = (one, other) if number % 2 else (other, one)
+        tensors = {names[0]: torch.ones(0, 24).bfloat16(), names[1]: torch.ones(130, 24).bfloat16()}
+        base = save_base(tmp_path / f"base{number}", tensors, config())
+        updates = {name: low_rank(*tensors[name].shape) for name in names}
+        merge_and_tell(base, tmp_path / f"out{number}", adapter(updates))
+        update = low_rank(130, 24)
+        exact = 1 + update.scale * (update.up.torch().double() @ update.down.torch().double())
+        found = load(tmp_path / f"out{number}")[names[1]].double()
+        assert ((found - exact).abs() <= 2.0**-8 * exact.abs() + 1e-9).all()
