@@ -22,6 +22,7 @@ test-architectures: $(VENV)/installed-test
 test-oracles: $(VENV)/installed-test
 	$(PIP) -e '.[oracles]'
 	$(BIN)/python -m pytest -m oracle
+
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py

@@ -48,10 +48,15 @@ class Settings:
         found = self.values.get("quant_method")
         if isinstance(found, str):
             return found.lower()
-        return "modelopt" if self.file == "hf_quant_config.json" else _METHODS_OF_FILES.get(self.file, "")
+        return next((name for (file, key), name in _OF_FILES.items() if file == self.file and key in self.values), "")
 
 
-_METHODS_OF_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+# (file, a key that it must have) → the method whose tools write such a file without naming it.
+_OF_FILES = {
+    ("hf_quant_config.json", "quant_algo"): "modelopt",
+    ("quantize_config.json", "bits"): "gptq",
+    ("quant_config.json", "w_bit"): "awq",
+}
 
 
 def settings_of(stored: Checkpoint) -> Settings | None:

@@ -143,7 +143,8 @@ class MergeResult:
 
     Attributes:
         base: URI of the base.
-        tensors_touched, tensors_copied: tensors of the output that differ in origin, together all of them.
+        tensors_touched, tensors_copied, tensors_decoded: tensors of the output that differ in origin, together all of
+            them: changed by an update; as the base stores them; dense without an update, and in codes in the base.
         parameters_touched: elements of the touched tensors.
         bytes_written: of the weight files; of the plan where nothing was written.
         files: names of the output files, sorted.
@@ -159,6 +160,7 @@ class MergeResult:
     adapters: tuple[MergedAdapter, ...]
     tensors_touched: int
     tensors_copied: int
+    tensors_decoded: int = 0
     parameters_touched: int
     bytes_written: int
     files: tuple[str, ...]
