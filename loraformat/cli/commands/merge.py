@@ -201,7 +201,7 @@ def dequantize(
             base,
             out,
             container=options.CONTAINERS[container],
-            jobs=jobs or options.processors(),
+            jobs=jobs or min(8, os.cpu_count() or 1),
             memory_nbytes=memory,
             dtype=dtype,
             max_shard_nbytes=max_shard_size,
