@@ -9,7 +9,6 @@ import click
 
 from loraformat.cli import completers, options
 
-
 # Options that both commands of this module have.
 _jobs = click.option(
     "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers.quantized.codes import fp4_table, low_nibble_first
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
-from loraformat.containers.quantized.settings import fused_with, rewritten, settings_of, with_modules
+from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, NonFiniteValue
+from loraformat.matching import fused_with
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
 from loraformat.model.tensors import DType
@@ -91,7 +92,10 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         return np.asarray(codes * _one(stored, weight.parts[1]), np.float32)
     scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
     scales = scales * _one(stored, weight.parts[2])
-    values = fp4_table()[low_nibble_first(codes)].reshape(stop - start, weight.shape[1] // _GROUP, _GROUP) * scales[:, :, None]
+    values = (
+        fp4_table()[low_nibble_first(codes)].reshape(stop - start, weight.shape[1] // _GROUP, _GROUP)
+        * scales[:, :, None]
+    )
     return np.asarray(values.reshape(stop - start, weight.shape[1]), np.float32)
 
 

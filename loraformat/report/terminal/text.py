@@ -237,7 +237,9 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         )
     if result.tensors_decoded:
         text = f"{plural(result.tensors_decoded, 'quantized weight')} decoded"
-        page.say(Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied")
+        page.say(
+            Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"
+        )
     if result.adapters:
         _say_changes(page, result)
     if result.checked is not None:
