@@ -248,7 +248,7 @@ def _prepare(
     whole: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
-    findings: list[Finding] = []
+    findings: list[Finding] = list(rules.doubts(checkpoint))
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:

@@ -21,9 +21,10 @@ from loraformat.containers.quantized.parts import (
     whole,
     whole_number,
 )
-from loraformat.containers.quantized.settings import fused_with, rewritten, settings_of, with_modules
+from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError
+from loraformat.matching import fused_with
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
 from loraformat.model.tensors import DType

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers.quantized.codes import fp4_table, from_stream, low_nibble_first
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
-from loraformat.containers.quantized.settings import Settings, fused_with, rewritten, settings_of, with_modules
+from loraformat.containers.quantized.settings import Settings, rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, NonFiniteValue
+from loraformat.matching import fused_with
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight, StoredTensor
 from loraformat.model.patterns import fullmatch

@@ -25,9 +25,10 @@ from loraformat.containers.quantized.parts import (
     whole,
     whole_number,
 )
-from loraformat.containers.quantized.settings import Settings, fused_with, rewritten, settings_of
+from loraformat.containers.quantized.settings import Settings, rewritten, settings_of
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError
+from loraformat.matching import fused_with
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
 from loraformat.model.tensors import DType
@@ -72,9 +73,9 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     found = {}
     for module in modules_with(stored, ".qweight"):
         found[f"{module}.weight"] = _weight(stored, module, bits, size)
-    added = _added(stored, settings, bits, list(found))
+    added, remark = _added(stored, settings, bits, list(found))
     return {
-        name: QuantizedWeight(name, one.shape, one.dtype, one.parts, _Layout(bits, one.layout, added))  # type: ignore[arg-type]
+        name: QuantizedWeight(name, one.shape, one.dtype, one.parts, _Layout(bits, one.layout, added), remark)  # type: ignore[arg-type]
         for name, one in found.items()
     }
 
@@ -108,17 +109,19 @@ def _weight(stored: Checkpoint, module: str, bits: int, size: int) -> QuantizedW
     return QuantizedWeight(name, (out, inputs), dtype, tuple(parts), group)
 
 
-def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[str]) -> int:
-    """What is added to stored zero points.
+def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[str]) -> tuple[int, str]:
+    """What is added to stored zero points, and a remark where that is not simply what the label says.
 
     The label lies in published checkpoints, by which every weight would move by one scale. Symmetric codes have the
     zero point 2^(bits-1): stored as it is in version 2, one less in version 1.
 
     Raises: FormatError (LF012): the codes are symmetric by the settings, and zero points are neither.
     """
-    is_labelled_v2 = settings.values.get("checkpoint_format") == "gptq_v2"
+    said = settings.values.get("checkpoint_format", "gptq")
+    by_label = 0 if said == "gptq_v2" else 1
     if settings.values.get("sym") is not True:
-        return 0 if is_labelled_v2 else 1
+        text = f"codes are not symmetric, so zero points are read by the label alone: checkpoint_format {said}"
+        return by_label, text
     middle = 1 << (bits - 1)
     seen: set[int] = set()
     for name in names:
@@ -130,7 +133,11 @@ def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[st
             text = f"the settings say sym, but zero points are {', '.join(map(str, sorted(seen)[:4]))}"
             hint = f"expected {middle} (v2) or {middle - 1} (v1) throughout"
             raise FormatError(text, where=f"{module}.qzeros", hint=hint)
-    return 0 if seen == {middle} else 1
+    added = 0 if seen == {middle} else 1
+    if not seen or added == by_label:
+        return by_label, ""
+    true = "gptq" if added else "gptq_v2"
+    return added, f"checkpoint_format says {said}, all zero points are {min(seen)} as in {true}, which was believed"
 
 
 def _distinct(fields: NDArray[np.uint8]) -> Iterator[int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,17 +12,6 @@ from loraformat.naming import levels_of
 
 CONFIG = "config.json"
 _KEYS = ("quantization_config", "compression_config")
-# Modules that engines load as one matrix: vLLM and SGLang want one precision for all of a group.
-# Source: vllm 0.33.0, model_executor/models, `packed_modules_mapping`; quantization/utils `is_layer_skipped`.
-_FUSED = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("q_a_proj", "kv_a_proj_with_mqa"),
-    ("w1", "w3"),
-    ("in_proj_qkvz", "in_proj_ba"),
-)
-_EXPERTS = ".experts."
-
 # Settings as they stand, names of modules that become dense → the settings that an output has.
 Edit: TypeAlias = Callable[[Mapping[str, Json], Sequence[str]], Mapping[str, Json]]
 
@@ -69,8 +57,9 @@ def settings_of(stored: Checkpoint) -> Settings | None:
     for name, value in stored.quantization_files.items():
         if isinstance(value, Mapping):
             inner = value.get("quantization")
-            yes = isinstance(inner, Mapping)
-            return Settings(name, "quantization" if yes else "", inner if isinstance(inner, Mapping) else value)
+            if isinstance(inner, Mapping):
+                return Settings(name, "quantization", inner)
+            return Settings(name, "", value)
     return None
 
 
@@ -123,19 +112,3 @@ def with_modules(settings: Mapping[str, Json], key: str, modules: Sequence[str],
     found = settings.get(key)
     listed: list[Json] = list(found) if isinstance(found, list) else list(default)
     return [*listed, *(module for module in modules if module not in listed)]
-
-
-def fused_with(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
-    """Those of `weights` that engines load as one with a touched one: q, k and v; gate and up; a layer's experts."""
-    groups = {group for name in touched for group in _groups(name)}
-    return {name for name in weights if name in touched or any(group in groups for group in _groups(name))}
-
-
-def _groups(name: str) -> Iterator[tuple[str, int]]:
-    module = name.removesuffix(".weight")
-    parent, _, last = module.rpartition(".")
-    for number, members in enumerate(_FUSED):
-        if last in members:
-            yield parent, number
-    if _EXPERTS in f"{module}.":
-        yield f"{module}.".partition(_EXPERTS)[0], len(_FUSED)

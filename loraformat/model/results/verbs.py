@@ -26,6 +26,7 @@ class InspectResult:
         retained_bf16, retained_fp16: share of all of W' - W that would survive rounding to that dtype; likewise None.
         tables: tables of embeddings, where the base's values were read.
         share: adapter parameters / (base + adapter parameters); None without a base.
+        base_scheme: by which the base is quantized; None where it is not, or by none that is read.
         grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
         has_heat: whether text shows a row of each module kind over the layers.
     """
@@ -38,6 +39,7 @@ class InspectResult:
     retained_fp16: float | None = None
     tables: tuple[TableRecord, ...] = ()
     share: float | None = None
+    base_scheme: str | None = None
     grouping: str = "auto"
     has_heat: bool = False
 
