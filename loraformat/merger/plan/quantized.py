@@ -142,8 +142,14 @@ def _dense_edits(base: Checkpoint, found: Edits) -> Edits:
 
 
 def is_decoded(file: WeightFile, base: Checkpoint) -> bool:
-    """Whether a file of a layout holds other tensors than in the base, since a quantized weight is dense."""
-    return base.quantized is not None and base.quantized.stored.files[file.name].names != file.names
+    """Whether a file of a layout holds other tensors than in the base, since a quantized weight is dense.
+
+    Names alone do not tell: codes may stand under the name of the weight, and all of its scales in another file.
+    """
+    if base.quantized is None:
+        return False
+    is_changed = base.quantized.stored.files[file.name].names != file.names
+    return is_changed or any(base.tensors[name].encoded for name in file.names if name in base.tensors)
 
 
 def settings_of(base: Checkpoint, decoded: Decoded, dtype: DType | None) -> Settings:
