@@ -165,8 +165,10 @@ def _eight_bits(stored: Checkpoint, module: str) -> QuantizedWeight:
     parts = [name, scales]
     layout = f"{module}.weight_format"
     if layout in stored.tensors:
-        if int(whole(stored, layout)) != 0:
-            text = f"{show(name, 200)}: its codes are not in rows (weight_format {int(whole(stored, layout))})"
+        require_shape(layout, part(stored, layout, name), (), DType.U8)
+        order = int(whole(stored, layout))
+        if order != 0:
+            text = f"{show(name, 200)}: its codes are not in rows (weight_format {order})"
             raise FormatError(text, where=stored.tensors[layout].file)
         parts.append(layout)
     return QuantizedWeight(name, shape, dtype_of(stored), tuple(parts))

@@ -17,6 +17,7 @@ from loraformat.containers.quantized.parts import (
     part_rows,
     whole,
 )
+from loraformat.containers.quantized.reference import eight_bits, single
 from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError
@@ -137,10 +138,7 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     shape = (stop - start, *weight.shape[1:])
     tensor, grid = stored.tensors[weight.parts[0]], stored.tensors[weight.parts[1]]
     code = np.frombuffer(stored.weights[weight.parts[0]].raw(start, stop), "u1").reshape(shape).astype(np.int64)
-    bits, bias = (3, 7) if tensor.dtype is DType.F8_E4M3 else (2, 15)
-    digits, exponent = code % 2**bits, code // 2**bits % 2 ** (7 - bits)
-    size = np.where(exponent == 0, digits * 2.0 ** (1 - bias - bits), (1 + digits / 2**bits) * 2.0 ** (exponent - bias))
-    value = np.where(code >= 128, -size, size)
+    value = eight_bits(code, 3 if tensor.dtype is DType.F8_E4M3 else 2)
     raw = stored.weights[weight.parts[1]].raw(0, stored.weights[weight.parts[1]].rows)
     if grid.dtype in (DType.U8, DType.F8_E8M0):
         scale = (2.0 ** (np.frombuffer(raw, "u1").astype(np.float64) - 127)).reshape(grid.shape)
@@ -156,7 +154,7 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         each = scale[lines[:, None, None], rows_[None, :, None], cols_[None, None, :]]
     else:
         each = scale[(lines // block.rows)[:, None], (np.arange(shape[1]) // block.cols)[None, :]]
-    return np.asarray((value * each).astype(np.float32), np.float64)
+    return single(value * each)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

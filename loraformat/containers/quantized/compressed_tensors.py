@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers.quantized.codes import fp4_table, from_stream, low_nibble_first
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
+from loraformat.containers.quantized.reference import eight_bits, four_bits, single
 from loraformat.containers.quantized.settings import Settings, rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, NonFiniteValue
@@ -202,6 +203,8 @@ def _packed(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, 
 def _eight_bits(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, ...], dict[str, str]]:
     name, scales = f"{module}.weight", f"{module}.weight_scale"
     tensor, grid = part(stored, name, name), part(stored, scales, name)
+    if len(tensor.shape) != 2:
+        raise FormatError(f"{show(name, 200)}: expected a matrix, found {list(tensor.shape)}", where=tensor.file)
     if group.is_float != (tensor.dtype is DType.F8_E4M3):
         kind = "float" if group.is_float else "int"
         text = f"{show(name, 200)} is {tensor.dtype.safetensors}, the settings say {kind}"
@@ -221,7 +224,7 @@ def _eight_bits(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[i
 
 def _grid(tensor: StoredTensor, group: _Group) -> tuple[tuple[int, ...], ...]:
     """The shapes that the scales of an 8-bit weight may have."""
-    out, inputs = tensor.shape if len(tensor.shape) == 2 else (0, 0)
+    out, inputs = tensor.shape
     if group.block[0]:
         return ((-(-out // group.block[0]), -(-inputs // group.block[1])),)
     if group.size:
@@ -314,14 +317,12 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
 
     if group.format in _FP4_GROUPS:
         code = raw("codes", "u1")[:, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
-        exponent, digit = code // 2 % 4, code % 2
-        size = np.where(exponent == 0, digit * 0.5, (1 + digit * 0.5) * 2.0 ** (exponent - 1))
-        values = np.where(code >= 8, -size, size)
+        values = four_bits(code)
         scale = raw("scales", "u1").astype(np.int64)
         if "total" in names:
             total = float(raw("total", "<f4", 0, 1)[0])
-            return _single(values * _single(_eight(scale) / total)[:, place // 16])
-        return _single(values * (2.0 ** (scale - 127.0))[:, place // 32])
+            return single(values * single(eight_bits(scale) / total)[:, place // 16])
+        return single(values * (2.0 ** (scale - 127.0))[:, place // 32])
     return _reference_integers(stored, weight, layout, start, stop)
 
 
@@ -355,7 +356,7 @@ def _reference_integers(stored: Checkpoint, weight: QuantizedWeight, layout: _La
         zero = whole(stored, names["zeros"])
         zero = fields(np.ascontiguousarray(zero.T), out).T if is_packed else np.broadcast_to(zero, grid.shape)
         result = result - zero[at[:, None], across[None, :]]
-    return _single(result * grid[at[:, None], across[None, :]])
+    return single(result * grid[at[:, None], across[None, :]])
 
 
 def _unpacked(stored: Checkpoint, name: str) -> Floats:
@@ -364,24 +365,8 @@ def _unpacked(stored: Checkpoint, name: str) -> Floats:
     weight = stored.weights[name]
     code = np.frombuffer(weight.raw(0, weight.rows), "u1").reshape(weight.shape)
     if weight.dtype is DType.F8_E4M3:
-        return _eight(code.astype(np.int64))
+        return eight_bits(code.astype(np.int64))
     return np.asarray(code.view(np.int8), np.float64)
-
-
-def _single(values: NDArray[Any]) -> Floats:
-    """Values rounded to float32."""
-    import numpy as np
-
-    return np.asarray(values.astype(np.float32), np.float64)
-
-
-def _eight(code: NDArray[np.int64]) -> Floats:
-    """E4M3 by its fields."""
-    import numpy as np
-
-    digits, exponent = code % 8, code // 8 % 16
-    size = np.where(exponent == 0, digits * 2.0**-9, (1 + digits / 8) * 2.0 ** (exponent - 7))
-    return np.asarray(np.where(code >= 128, -size, size), np.float64)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

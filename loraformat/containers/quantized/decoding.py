@@ -158,6 +158,9 @@ def _check_parts(stored: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> 
     """Refuse a weight whose name stands in the files as another tensor, or a part that does not stand there."""
     parts = {part for weight in weights.values() for part in weight.parts}
     for name, weight in weights.items():
+        if not math.prod(weight.shape):
+            text = f"{show(name, 200)}: a weight in codes has no elements, its shape is {list(weight.shape)}"
+            raise FormatError(text, where=stored.uri)
         missing = next((part for part in weight.parts if part not in stored.tensors), None)
         if missing is not None:
             raise FormatError(f"{show(name, 200)}: {show(missing, 200)} is missing", where=stored.uri)

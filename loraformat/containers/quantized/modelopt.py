@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers.quantized.codes import fp4_table, low_nibble_first
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
+from loraformat.containers.quantized.reference import eight_bits, four_bits, single
 from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, NonFiniteValue
@@ -43,11 +44,11 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     for name, tensor in stored.tensors.items():
         module, mark, last = name.rpartition(".")
         if mark and last == "weight" and tensor.dtype in (DType.U8, DType.F8_E4M3) and len(tensor.shape) == 2:
-            four_bits = tensor.dtype is DType.U8
-            if four_bits != (algorithm == "NVFP4"):
+            is_packed = tensor.dtype is DType.U8
+            if is_packed != (algorithm == "NVFP4"):
                 text = f"{show(name, 200)} is {tensor.dtype.safetensors}, which {algorithm} does not store"
                 raise FormatError(text, where=tensor.file)
-            found[name] = _four_bits(stored, module) if four_bits else _eight_bits(stored, module)
+            found[name] = _four_bits(stored, module) if is_packed else _eight_bits(stored, module)
         elif mark and last in ("weight_scale", "weight_scale_2"):
             part(stored, f"{module}.weight", f"{module}.weight")
     return found
@@ -117,25 +118,13 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     if weight.layout == "FP8":
         code = raw.astype(np.int64)
         total = float(whole(stored, weight.parts[1]).reshape(-1)[0])
-        return np.asarray((_eight(code) * total).astype(np.float32).reshape(shape), np.float64)
+        return single(eight_bits(code) * total).reshape(shape)
     place = np.arange(weight.shape[1])
     code = raw[:, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
-    exponent, digit = code // 2 % 4, code % 2
-    size = np.where(exponent == 0, digit * 0.5, (1 + digit * 0.5) * 2.0 ** (exponent - 1))
     groups = np.frombuffer(stored.weights[weight.parts[1]].raw(start, stop), "u1").reshape(stop - start, -1)
     total = float(np.frombuffer(stored.weights[weight.parts[2]].raw(0, 1), "<f4")[0])
-    scale = (_eight(groups.astype(np.int64)) * total).astype(np.float32).astype(np.float64)
-    values = np.where(code >= 8, -size, size) * scale[:, place // _GROUP]
-    return np.asarray(values.astype(np.float32), np.float64)
-
-
-def _eight(code: NDArray[np.int64]) -> Floats:
-    """E4M3 by its fields."""
-    import numpy as np
-
-    digits, exponent = code % 8, code // 8 % 16
-    size = np.where(exponent == 0, digits * 2.0**-9, (1 + digits / 8) * 2.0 ** (exponent - 7))
-    return np.asarray(np.where(code >= 128, -size, size), np.float64)
+    scale = single(eight_bits(groups.astype(np.int64)) * total)
+    return single(four_bits(code) * scale[:, place // _GROUP])
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.containers.quantized.codes import fp4_table, low_nibble_first
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape
+from loraformat.containers.quantized.reference import four_bits, single
 from loraformat.containers.quantized.settings import rewritten
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError
@@ -69,12 +70,10 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     raw = np.frombuffer(stored.weights[weight.parts[0]].raw(start, stop), "u1").reshape(experts, out, inputs // 2)
     place = np.arange(inputs)
     code = raw[:, :, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
-    exponent, digit = code // 2 % 4, code % 2
-    size = np.where(exponent == 0, digit * 0.5, (1 + digit * 0.5) * 2.0 ** (exponent - 1))
     power = np.frombuffer(stored.weights[weight.parts[1]].raw(start, stop), "u1").reshape(experts, out, -1)
     scale = 2.0 ** (power.astype(np.float64)[:, :, place // 32] - 127)
-    values = np.where(code >= 8, -size, size) * scale
-    return np.asarray(values.astype(np.float32).transpose(0, 2, 1), np.float64)
+    values = single(four_bits(code) * scale)
+    return np.asarray(values.transpose(0, 2, 1))
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
