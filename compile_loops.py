@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).parent / "loraformat" / "arithmetic"
@@ -47,16 +48,19 @@ def compile_library(compiler: str, library: Path) -> None:
 
 def compile_objects(compiler: str, loops: tuple[tuple[str, ...], ...], folder: Path) -> list[Path]:
     """Object files of kernel.c and of loops.c for each instruction set, in `folder`."""
-    found = []
-    for number, options in enumerate(((), *loops)):
+
+    def compiled(unit: tuple[int, tuple[str, ...]]) -> Path:
+        number, options = unit
         source, made = SOURCES / ("loops.c" if number else "kernel.c"), folder / f"{number}.o"
         if is_msvc_like(compiler):
             flags = ("/O2", *(f"/clang:{flag}" for flag in ("-ffp-contract=fast", "-fno-math-errno")))
             run(compiler, *flags, *options, "/c", source, f"/Fo{made}")
         else:
             run(compiler, *FLAGS, *options, "-c", source, "-o", made)
-        found.append(made)
-    return found
+        return made
+
+    with ThreadPoolExecutor() as pool:  # a compiler takes some seconds for each
+        return list(pool.map(compiled, enumerate(((), *loops))))
 
 
 def is_msvc_like(compiler: str) -> bool:

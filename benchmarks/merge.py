@@ -135,7 +135,8 @@ def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
     tell("cache  adapter        tool         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up")
     for cache in ("warm", "cold"):
         ranks = (16, 64) if cache == "warm" else (16,)
-        for adapter in (f"{kind}-{rank}" for kind in ("all-linear", "attention") for rank in ranks):
+        adapters = [f"{kind}-{rank}" for kind in ("all-linear", "attention") for rank in ranks]
+        for adapter in (*adapters, *(("dora-16", "tables-16") if cache == "warm" else ())):
             tools = {"cp": copy(folder), "loraformat": ours(folder, adapter)}
             if with_peft and (cache, adapter) == ("warm", "all-linear-16"):
                 tools["peft"] = [sys.executable, "-c", PEFT_MERGE, *paths(folder, adapter)]
@@ -145,6 +146,8 @@ def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
                     (warm if cache == "warm" else cold)(folder / "base")
                     found[tool].append(spawn(command, folder))
             copied = statistics.median(run.wall for run in found["cp"])
+            written = sum(path.stat().st_size for path in (folder / "base").iterdir())
+            tell(f"cp writes {written / copied / 1e9:.2f} GB/s")
             for tool, those in found.items():
                 say(f"{cache}   {adapter:<13}  {tool:<11}", those, copied, lead if tool == "loraformat" else 0.0)
 
@@ -271,6 +274,8 @@ def make(folder: Path, nbytes: int) -> None:
     for rank in (16, 64):
         make_adapter(folder / f"all-linear-{rank}", layers, rank, tuple(LINEAR))
         make_adapter(folder / f"attention-{rank}", layers, rank, tuple(name for name in LINEAR if "attn" in name))
+    make_adapter(folder / "dora-16", layers, 16, tuple(LINEAR), is_dora=True)
+    make_adapter(folder / "tables-16", layers, 16, tuple(LINEAR), has_tables=True)
     size = sum(path.stat().st_size for path in (folder / "base").iterdir())
     print(f"base {size / 1e9:.2f} GB, {layers} layers, bfloat16; {os.cpu_count()} processors", flush=True)
 
@@ -286,8 +291,10 @@ def layers_for(nbytes: int) -> int:
     return max(1, round((nbytes - 4 * VOCABULARY * HIDDEN) / layer_nbytes))
 
 
-def make_adapter(folder: Path, layers: int, rank: int, modules: tuple[str, ...]) -> None:
-    """A PEFT adapter for some of the linear layers."""
+def make_adapter(
+    folder: Path, layers: int, rank: int, modules: tuple[str, ...], *, is_dora: bool = False, has_tables: bool = False
+) -> None:
+    """A PEFT adapter for some of the linear layers; as DoRA, or with both tables of the vocabulary saved whole."""
     import torch
     from safetensors.torch import save_file
 
@@ -299,11 +306,17 @@ def make_adapter(folder: Path, layers: int, rank: int, modules: tuple[str, ...])
             module = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{module}.lora_A.weight"] = torch.randn(rank, cols, generator=generator) * 0.02
             tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator) * 0.02
+            if is_dora:
+                tensors[f"{module}.lora_magnitude_vector"] = torch.rand(rows, generator=generator) + 0.5
+    for table in ("model.embed_tokens", "lm_head") if has_tables else ():
+        values = torch.randn(VOCABULARY, HIDDEN, generator=generator) * 0.02
+        tensors[f"base_model.model.{table}.weight"] = values.to(torch.bfloat16)
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted(name.rpartition(".")[2] for name in modules)
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
-    config |= {"base_model_name_or_path": "example/base", "task_type": "CAUSAL_LM"}
+    config |= {"base_model_name_or_path": "example/base", "task_type": "CAUSAL_LM", "use_dora": is_dora}
+    config |= {"modules_to_save": ["embed_tokens", "lm_head"]} if has_tables else {}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 

@@ -9,6 +9,7 @@ minimum of processor time, the median of wall time and peak memory, beside Pytho
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -69,6 +70,11 @@ def verbs(folder: Path) -> Mapping[str, Sequence[str]]:
     out = str(folder / "out")
     merged = str(folder / "merged")
     merge = ["merge", str(BASE), str(HAND_WRITTEN), "--alpha", "1"]
+    make_small(folder)
+    small = {
+        kind: [*tool, "merge", str(folder / "base"), str(folder / kind), "-o", out]
+        for kind in ("lora", "dora", "table")
+    }
     subprocess.run([*tool, *merge, "-o", merged], check=True, capture_output=True)
     return {
         "python": [sys.executable, "-c", "pass"],
@@ -86,8 +92,36 @@ def verbs(folder: Path) -> Mapping[str, Sequence[str]]:
         "plot": [*tool, "plot", str(ADAPTER), "-o", f"{out}.html"],
         "estimate": [*tool, "estimate", str(BASE), "--rank", "8", "--targets", "all-linear"],
         "merge": [*tool, *merge, "-o", out],
+        **{f"merge, {kind}": command for kind, command in small.items()},
         "verify": [*tool, "verify", merged],
     }
+
+
+def make_small(folder: Path) -> None:
+    """A base of one layer, and three adapters for it: LoRA, DoRA, and a table that is replaced."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    chance = np.random.default_rng(0)
+    weight = chance.standard_normal((64, 48)).astype(np.float32)
+    tensors = {"lora_A.weight": weight[:4].copy(), "lora_B.weight": weight[:, :4].copy()}
+    parts = {
+        "lora": tensors,
+        "dora": {**tensors, "lora_magnitude_vector": abs(weight[:, 0])},
+        "table": {"weight": weight},
+    }
+    (folder / "base").mkdir()
+    save_file({"proj.weight": weight}, folder / "base" / "model.safetensors")
+    for kind, found in parts.items():
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "use_dora": kind == "dora", "target_modules": ["proj"]}
+        if kind == "table":
+            config |= {"target_modules": ["none"], "modules_to_save": ["proj"]}
+        (folder / kind).mkdir()
+        save_file(
+            {f"base_model.model.proj.{name}": value for name, value in found.items()},
+            folder / kind / "adapter_model.safetensors",
+        )
+        (folder / kind / "adapter_config.json").write_text(json.dumps(config))
 
 
 def measured(command: Sequence[str], folder: Path) -> Run:

@@ -21,4 +21,5 @@ def import_torch(purpose: str) -> ModuleType:
         if error.name != "torch":
             raise
         raise MissingExtra(f"{purpose} needs PyTorch", hint="pip install 'loraformat[torch]'") from None
-    return torch
+    found: ModuleType = torch
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from arithmetic.cases import LOOPS
 from safetensors.torch import load_file, save_file
 
 from loraformat.io import load_adapter
@@ -56,9 +57,13 @@ def test_text_about_a_pt_folder_needs_no_torch() -> None:
     assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "jinja2"}
 
 
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("options", [(), ("--verify", "full", "--jobs", "4"), ("--dtype", "float16")])
-def test_merging_needs_no_torch(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_merging_needs_no_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], loop: str
+) -> None:
     """Importing torch takes longer than merging a small model, and more memory than all else together."""
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
     adapter, base, out = FIXTURES / "good" / "peft" / "rslora", tmp_path / "base", tmp_path / "out"
     base.mkdir()
     updates = load_adapter(str(adapter)).updates

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.model.floats import SMALLEST_LOST, float64_of
+from loraformat.model.floats import SMALLEST_LOST, float64_of, quietly
 from loraformat.model.tensors import row_blocks
 from loraformat.model.updates import Dense, LowRank, Replace, Rows, Update, scale_of, settings, tensors
 
@@ -37,6 +37,7 @@ class Agreement:
         return self.is_same_kind and self.error <= 1.0
 
 
+@quietly
 def agreement(found: Update, wanted: Update, roundoff: float) -> Agreement:
     """How `found` compares with `wanted`.
 

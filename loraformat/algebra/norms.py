@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, dense, is_sound, matrices_of, side_of
+from loraformat.model.floats import quietly
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _CANCELLED = 1e-8
 
 
+@quietly
 def frobenius(update: Update) -> float | None:
     """‖ΔW‖_F of an update, in float64; None where it has no meaning without the base, or no scale is known.
 
@@ -34,6 +36,7 @@ def frobenius(update: Update) -> float | None:
     return _hypot(norm_of(matrix) for matrix in matrices_of(update))
 
 
+@quietly
 def inner(one: Update, other: Update) -> float | None:
     """⟨ΔW₁, ΔW₂⟩, the sum of the elementwise products; None where either has no norm or the shapes differ.
 
@@ -43,6 +46,7 @@ def inner(one: Update, other: Update) -> float | None:
     return math.fsum(terms) if terms else None
 
 
+@quietly
 def cosine(one: Update, other: Update) -> float | None:
     """⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖ ‖ΔW₂‖), between -1 and 1; None as for `inner`, and where an update is zero."""
     product, norms = inner(one, other), (frobenius(one), frobenius(other))
@@ -51,11 +55,13 @@ def cosine(one: Update, other: Update) -> float | None:
     return max(-1.0, min(1.0, product / (norms[0] * norms[1])))
 
 
+@quietly
 def distance(one: Update, other: Update) -> float | None:
     """‖ΔW₁ - ΔW₂‖_F, from the factors of both side by side; None as for `inner`."""
     return _hypot(norm_of(_difference(left, right)) for left, right in _paired(one, other))
 
 
+@quietly
 def norm_of(matrix: Matrix) -> float:
     """‖matrix‖_F. Of a product by Gram matrices, or by QR of the factors where those would cancel."""
     if not isinstance(matrix, Product):

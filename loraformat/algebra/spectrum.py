@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraformat.algebra.factors import Matrix, Product, is_sound, matrices_of, side_of
 from loraformat.algebra.norms import core_of, frobenius, norm_of
+from loraformat.model.floats import quietly
 from loraformat.model.updates import Kronecker, Update
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Spectrum:
         return next((rank for rank, held in enumerate(self.energies, 1) if held >= share), len(self.energies))
 
 
+@quietly
 def spectrum(update: Update) -> Spectrum | None:
     """The spectrum of an additive update; None where `frobenius` is None, and where a value is not finite.
 
@@ -63,6 +65,7 @@ def spectrum(update: Update) -> Spectrum | None:
     return norm_and_spectrum(update)[1]
 
 
+@quietly
 def norm_and_spectrum(update: Update) -> tuple[float | None, Spectrum | None]:
     """`frobenius` and `spectrum` of an update, whose factors are read once."""
     if isinstance(update, Kronecker):
@@ -79,18 +82,21 @@ def norm_and_spectrum(update: Update) -> tuple[float | None, Spectrum | None]:
     return norm, known[0] if len(known) == 1 else _folded(known)
 
 
+@quietly
 def spectrum_of(matrix: Matrix) -> Spectrum | None:
     """The spectrum of one matrix; None where a value is not finite."""
     values = singular_values(matrix)
     return None if values is None else _spectrum(values)
 
 
+@quietly
 def singular_values(matrix: Matrix) -> Floats | None:
     """Descending, float64, as many as the smallest axis of the matrix or of its factors; None where not finite."""
     whole = core_of(matrix) if isinstance(matrix, Product) else matrix
     return _singular_values(whole)[: min(matrix.shape)] if _is_finite(whole) else None
 
 
+@quietly
 def energy_ranks(
     matrix: Values, shares: Sequence[float], most: int = 256
 ) -> tuple[float | None, tuple[int | None, ...]]:
@@ -159,6 +165,7 @@ class Overlap:
     inputs: float
 
 
+@quietly
 def overlap(one: Update, other: Update, dimensions: int = 8) -> Overlap | None:
     """The overlap of the leading subspaces of two updates; of stacks the mean over the experts.
 

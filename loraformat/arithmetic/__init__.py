@@ -6,11 +6,13 @@ library. Its elementwise operations are those of IEEE 754, and may be used. Whoe
 - `pack`, `product`, `multiply` for products in float64,
 - `window` for W + left · right, rounded,
 - `finish` for the rounding of what was computed step by step,
-- `fold`, `row_squares`, `column_squares` for sums.
+- `fold`, `row_squares`, `column_squares` for sums,
+- `exp`, `cos_and_sin`, `solved`, `orthonormal` for what numpy takes from LAPACK and from libraries of the processor.
 """
 
 from loraformat.arithmetic.compiled import VARIABLE, Kernel, kernel, loop, open_kernel
 from loraformat.arithmetic.factors import Packed, pack
+from loraformat.arithmetic.functions import cos_and_sin, exp, orthonormal, solved
 from loraformat.arithmetic.products import finish, multiply, product, takes, window
 from loraformat.arithmetic.rounding import rounded_bits
 from loraformat.arithmetic.sums import column_squares, fold, row_squares
@@ -23,16 +25,20 @@ __all__ = [
     "Packed",
     "Tally",
     "column_squares",
+    "cos_and_sin",
+    "exp",
     "finish",
     "fold",
     "kernel",
     "loop",
     "multiply",
     "open_kernel",
+    "orthonormal",
     "pack",
     "product",
     "rounded_bits",
     "row_squares",
+    "solved",
     "takes",
     "window",
 ]

@@ -108,4 +108,4 @@ def _fused_scalar(one: float, other: float, total: float) -> float:
     try:
         return float(exact)
     except OverflowError:
-        return math.copysign(math.inf, exact)
+        return math.inf if exact > 0 else -math.inf

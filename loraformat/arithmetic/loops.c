@@ -33,7 +33,7 @@
 #define MARGIN (1 + 0x1p-9)
 #define OUTER 2 /* float32 numbers by which an interval is widened, away from zero and towards it */
 #define INNER 3
-#define MOST_OPEN 4 /* one block of so many: above this share float32 first does not pay */
+#define MOST_OPEN 8 /* one block of so many: above this share float32 first does not pay */
 
 #define EXPONENT 0x7ff0000000000000
 #define SIGN ((int64_t)1 << 63)
@@ -270,13 +270,21 @@ INLINE singles read_singles(const uint8_t *from, enum type type) {
     return (singles)(__builtin_convertvector(half, words) << 16);
 }
 
+/* The first lanes of a register; of a whole one by instructions, not by a call. */
+INLINE void copy_lanes(uint8_t *to, const uint8_t *from, int64_t lanes, int64_t size) {
+    if (lanes == DOUBLES)
+        memcpy(to, from, DOUBLES * size);
+    else
+        memcpy(to, from, lanes * size);
+}
+
 /* A register of values in float64, from `col` on: W + update, rounded, to where its float32 form stands. */
-static void settle_one(const struct window *w, int64_t row, int64_t col, doubles update, enum type in, enum type to,
+INLINE void settle_one(const struct window *w, int64_t row, int64_t col, doubles update, enum type in, enum type to,
                        struct single_sums *sums) {
     int64_t at = row * w->cols + col, there = w->cols - col < DOUBLES ? w->cols - col : DOUBLES;
     uint8_t from[DOUBLES * 4] = {0}, before[DOUBLES * 2] = {0}, after[DOUBLES * 2];
-    memcpy(from, w->raw + at * size_of(in), there * size_of(in));
-    memcpy(before, w->out + at * 2, there * 2);
+    copy_lanes(from, w->raw + at * size_of(in), there, size_of(in));
+    copy_lanes(before, w->out + at * 2, there, 2);
     doubles base = read_doubles(from, in), written = write_doubles(after, to, base + update);
     if (in == to) {
         longs same = (longs)(update == 0);
@@ -284,8 +292,9 @@ static void settle_one(const struct window *w, int64_t row, int64_t col, doubles
             if (same[lane]) memcpy(after + lane * 2, from + lane * 2, 2);
         written = choose_doubles(same, base, written);
     }
-    memcpy(w->out + at * 2, after, there * 2);
+    copy_lanes(w->out + at * 2, after, there, 2);
     doubles first = read_doubles(before, to);
+    if (!any((longs)(written != first))) return;
     for (int lane = 0; lane < there; lane++) {
         sums->corrected_kept += (written[lane] - first[lane]) * update[lane];
         sums->corrected_changed += (written[lane] != base[lane]) - (first[lane] != base[lane]);

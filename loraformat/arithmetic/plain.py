@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ROUNDOFF = 2.0**-53
 _MARGIN = 1.01  # covers the higher orders of the bound, and the rounding of the bound itself
 _SMALLEST = 2.0**-1060  # more than what falls below the normal numbers of float64, for any rank
-_STRIP = 1 << 18  # values that are worked on at a time
+_STRIP = 1 << 16  # values that are worked on at a time
 _CHAINS = 1 << 16  # values whose factors are gathered at a time
 
 
@@ -85,32 +85,95 @@ def _add(left: Floats, right: Floats, raw: NDArray[Any], dtype: DType, written: 
     import numpy as np
 
     base = _values(raw, dtype)
-    rank = right.shape[0]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         update = left @ right
-        largest_left, largest_right = _largest(left, 1), _largest(right, 0)
-        is_zero = (largest_left == 0)[:, None] | (largest_right == 0)
-        update[is_zero] = 0
         result = base + update
-        # Both sums differ from the exact one by at most rank · 2^-53 · Σ |l·r|; the rest is rounding of what follows.
-        error = np.multiply.outer(largest_left * ((2 * rank + 2) * rank * _ROUNDOFF * _MARGIN), largest_right)
-        error += np.abs(result) * (4 * _ROUNDOFF * _MARGIN)
-        error += _SMALLEST
-        bits = rounded_bits(result + error, out)
-        open_ = rounded_bits(result - error, out) != bits
-    open_ |= ~np.isfinite(result) & np.isfinite(base)
-    open_ &= ~is_zero
-    for at in _portions(np.flatnonzero(open_)):
-        rows, cols = np.unravel_index(at, open_.shape)
-        exact = chains(left[rows].T, right[:, cols])
-        update[rows, cols] = exact
-        with np.errstate(over="ignore", invalid="ignore"):
-            bits[rows, cols] = rounded_bits(base[rows, cols] + exact, out)
-    bits[is_zero] = rounded_bits(result[is_zero], out)
-    if dtype is out:
-        np.copyto(bits, raw, where=(update == 0) | np.isnan(base))
+        bound = _Bound(_largest(left, 1), _largest(right, 0), right.shape[0])
+        bits, is_open = (_nearest_half if out.itemsize == 2 else _nearest_single)(result, bound.most, out)
+        for at in _portions(np.flatnonzero(is_open)):
+            rows, cols = np.unravel_index(at, raw.shape)
+            exact, found = _decided(left, right, rows, cols, base[rows, cols], result[rows, cols], bound, out)
+            if dtype is out:
+                np.copyto(found, raw[rows, cols], where=(exact == 0) | np.isnan(base[rows, cols]))
+            bits[rows, cols], update[rows, cols] = found, np.where(np.isnan(exact), update[rows, cols], exact)
     written[...] = bits
     return _tally(base, _values(bits, out), update)
+
+
+class _Bound:
+    """How far a proposed sum may be from that of the fixed order, but for what rounds off afterwards.
+
+    Both sums differ from the exact one by at most rank · 2^-53 · Σ |l·r|, whatever their order.
+    """
+
+    def __init__(self, rows: Floats, cols: Floats, rank: int) -> None:
+        self.rows, self.cols = rows * ((2 * rank + 2) * rank * _ROUNDOFF * _MARGIN), cols
+        self.most = float(self.rows.max(initial=0.0) * cols.max(initial=0.0)) + _SMALLEST
+
+    def at(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Floats:
+        """For single values; zero where the product is exactly zero."""
+        return self.rows[rows] * self.cols[cols]
+
+
+def _nearest_half(result: Floats, most: float, out: DType) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """(bits of `result` in a dtype of 16 bits, where they may be others).
+
+    By way of float32, which is enough where the middle between two neighbors is 3 of its numbers away: one for the
+    error of the sum, which is less than that in values that are large enough, and half of one for the rounding.
+    """
+    import numpy as np
+
+    cut, least, largest = (16, 2.0**-100, 3e38) if out is DType.BF16 else (13, 2.0**-14, 65000.0)
+    single = result.astype(np.float32)
+    bits, half = single.view(np.uint32), 1 << (cut - 1)
+    is_near = (bits + np.uint32(half + 2)) & np.uint32(2 * half - 1) <= 4
+    size = np.abs(single)
+    is_open = is_near | ~((size >= max(least, most * 2.0**25)) & (size < largest))
+    if out is DType.BF16:
+        return ((bits + np.uint32(half)) >> np.uint32(cut)).astype(np.uint16), is_open
+    return single.astype(np.float16).view(np.uint16), is_open
+
+
+def _nearest_single(result: Floats, most: float, out: DType) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The same in float32; zeros are left open for their sign."""
+    import numpy as np
+
+    error = np.abs(result) * (4 * _ROUNDOFF * _MARGIN) + most
+    bits = rounded_bits(result + error, out)
+    is_open = rounded_bits(result - error, out) != bits
+    return bits, is_open | ~np.isfinite(result) | (result == 0)
+
+
+def _decided(
+    left: Floats,
+    right: Floats,
+    rows: NDArray[np.intp],
+    cols: NDArray[np.intp],
+    base: Floats,
+    result: Floats,
+    bound: _Bound,
+    out: DType,
+) -> tuple[Floats, NDArray[Any]]:
+    """(updates, bits) of single values: by the bound of each, and where that does not tell, in the fixed order.
+
+    Updates are zero where they are known to be, and NaN where all that is known is that they make the sum another
+    number than the base, or do not matter.
+    """
+    import numpy as np
+
+    error = bound.at(rows, cols)
+    is_zero = error == 0
+    is_zero &= (left[rows] == 0).all(axis=1) | (right[:, cols] == 0).all(axis=0)
+    error += np.abs(result) * (4 * _ROUNDOFF * _MARGIN) + _SMALLEST
+    bits = rounded_bits(result + error, out)
+    is_open = rounded_bits(result - error, out) != bits
+    is_open |= ~np.isfinite(result)
+    is_open &= ~is_zero & ~np.isnan(base)
+    exact = np.where(is_zero, 0.0, np.nan)
+    exact[is_open] = chains(left[rows[is_open]].T, right[:, cols[is_open]])
+    is_sum = is_open | is_zero
+    bits[is_sum] = rounded_bits(base[is_sum] + exact[is_sum], out)
+    return exact, bits
 
 
 def _tally(base: Floats, written: Floats, update: Floats) -> Tally:

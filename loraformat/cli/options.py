@@ -116,8 +116,12 @@ base_values = click.option(
     shell_complete=completers.paths,
     help="The base model: a folder or one weight file. Headers are read; with norms, the weights that change.",
 )
+MOST_JOBS = 256
 jobs = click.option(
-    "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+    "--jobs",
+    type=click.IntRange(1, MOST_JOBS),
+    default=None,
+    help="Threads; by default as many as processors, at most 8.",
 )
 recursive = click.option(
     "--recursive/--no-recursive",
@@ -183,6 +187,12 @@ def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
 def threads(jobs: int | None) -> int:
     """The value of --jobs, or its default."""
     return jobs or min(8, os.cpu_count() or 1)
+
+
+def processors() -> int:
+    """How many processors this process may use: those of its container or CPU set; at most MOST_JOBS."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST_JOBS, usable or 1)
 
 
 def keep_partial_output(kept: bool) -> None:

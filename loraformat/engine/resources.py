@@ -36,7 +36,7 @@ class ImportGuard:
 
 
 def guard_imports() -> None:
-    """See `ImportGuard`; for a process of our own, in which numpy's products, of which none is used, get one thread."""
+    """See `ImportGuard`; for a process of our own, in which products of numpy get one thread: merges have their own."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not any(isinstance(finder, ImportGuard) for finder in sys.meta_path):
         sys.meta_path.insert(0, ImportGuard())

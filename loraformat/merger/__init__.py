@@ -1,5 +1,6 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
+from loraformat import arithmetic as kernel  # under the name by which it is checked from outside
 from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta
@@ -38,6 +39,7 @@ __all__ = [
     "file_names",
     "findings_of",
     "fingerprints_of",
+    "kernel",
     "open_inputs",
     "permissions_of",
     "plan",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.model.tensors import DType, LazyTensor, numbers_of
 
@@ -21,6 +23,22 @@ _PRECISION = {DType.F64: (53, -1022), DType.F32: (24, -126), DType.F16: (11, -14
 ROUNDOFF = {dtype: 2.0**-bits for dtype, (bits, _) in _PRECISION.items()}
 # Half of the smallest number above zero: what it may lose of any other.
 SMALLEST_LOST = {dtype: 2.0 ** (least - bits) for dtype, (bits, least) in _PRECISION.items()}
+
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def quietly(function: _Function) -> _Function:
+    """The function, in which numpy warns of no value: what is not finite shows in its result, and others judge that."""
+
+    @wraps(function)
+    def quiet(*args: object, **named: object) -> object:
+        import numpy as np
+
+        with np.errstate(all="ignore"):
+            return function(*args, **named)
+
+    return quiet  # type: ignore[return-value]
 
 
 def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from arithmetic.cases import LOOPS
 from merger.checkpoints import adapter_folder, config, save_base, weights
 
 import loraformat
-from loraformat.errors import AdapterRefused, NonFiniteValue
+from loraformat.errors import AdapterRefused, NonFiniteValue, UsageError
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
@@ -46,3 +47,30 @@ def test_an_overflow_is_explained_where_the_dtype_is_at_fault(tmp_path: Path, dt
         loraformat.merge(base, [change], tmp_path / "out")
     assert ("overflows float16" in error.value.hint) == (dtype is torch.float16)
     assert "not finite in" in error.value.message
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_merge_without_a_compiled_loop_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: str
+) -> None:
+    """As information: nothing is wrong with the output."""
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
+    base = save_base(tmp_path / "base", weights(), config())
+    folder = adapter_folder(tmp_path / "adapter", {"model.layers.0.q_proj.weight": (24, 24)})
+    report = loraformat.merge(str(base), [str(folder)], str(tmp_path / "out"))
+    found = [finding for finding in report.findings if finding.code == "LF822"]
+    assert [finding.severity.value for finding in found] == (["info"] if loop == "numpy" else [])
+
+
+def test_a_loop_that_is_not_there_stops_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAFORMAT_LOOP", "fast")
+    base = save_base(tmp_path / "base", weights(), config())
+    with pytest.raises(UsageError, match="LORAFORMAT_LOOP"):
+        loraformat.merge(
+            str(base),
+            [str(adapter_folder(tmp_path / "adapter", {"model.layers.0.q_proj.weight": (24, 24)}))],
+            str(tmp_path / "out"),
+        )
+    assert not (tmp_path / "out").exists()

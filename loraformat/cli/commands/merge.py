@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -11,7 +10,10 @@ from loraformat.cli import completers, options
 
 # Options that both commands of this module have.
 _jobs = click.option(
-    "--jobs", type=click.IntRange(1, 256), default=None, help="Threads; by default as many as processors, at most 8."
+    "--jobs",
+    type=click.IntRange(1, options.MOST_JOBS),
+    default=None,
+    help="Threads; by default as many as processors that the command may use.",
 )
 _memory = click.option(
     "--memory",
@@ -134,7 +136,7 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
-            jobs=jobs or min(8, os.cpu_count() or 1),
+            jobs=jobs or options.processors(),
             device=device,
             memory_nbytes=memory,
             dtype=dtype,
@@ -200,7 +202,7 @@ def dequantize(
             base,
             out,
             container=options.CONTAINERS[container],
-            jobs=jobs or min(8, os.cpu_count() or 1),
+            jobs=jobs or options.processors(),
             memory_nbytes=memory,
             dtype=dtype,
             max_shard_nbytes=max_shard_size,

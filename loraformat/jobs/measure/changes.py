@@ -15,6 +15,7 @@ from loraformat.matching import match
 from loraformat.merger import Opened, Preview, Resources, previews_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.floats import quietly
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.weight_figures import TableRecord
 from loraformat.model.tensors import DType, rounded
@@ -182,6 +183,7 @@ class _Track:
         if self.rows is not None:
             found.tables.append(table_record(self.preview.spans[0][0], self.rows))
 
+    @quietly
     def _measure(self, start: int, stop: int) -> list[tuple[str, Change]]:
         opened, spans = self.opened, self.preview.spans
         assert opened is not None

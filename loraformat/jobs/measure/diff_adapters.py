@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from loraformat.model.floats import float64_of
+from loraformat.model.floats import float64_of, quietly
 from loraformat.model.results.differences import WeightDifference
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update, kind_of, scale_of, settings, tensors
@@ -89,6 +89,7 @@ def _incomparable(weight: str, kind: str, one: Update, other: Update, reason: st
     )
 
 
+@quietly
 def _magnitude_apart(one: Update, other: Update) -> float | None:
     """‖m' - m‖ / ‖m‖ of DoRA's magnitudes; 0 where there are none, None where one of them has none."""
     vectors = [update.magnitude if isinstance(update, LowRank) else None for update in (one, other)]
@@ -102,6 +103,7 @@ def _magnitude_apart(one: Update, other: Update) -> float | None:
     return apart / norm if norm else (math.inf if apart else 0.0)
 
 
+@quietly
 def _by_tensors(weight: str, kind: str, one: Update, other: Update, tolerance: float) -> WeightDifference:
     import numpy as np
 

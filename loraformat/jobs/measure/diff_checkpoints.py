@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from loraformat.containers import CONTAINERS
 from loraformat.engine import open_engine
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
+from loraformat.model.floats import quietly
 from loraformat.model.results.differences import MOST_RANK, WeightDifference
 from loraformat.model.tensors import has_equal_values, row_blocks
 
@@ -94,6 +95,7 @@ class _Sums:
     whole: Values | None = None
 
 
+@quietly
 def _summed(one: BaseWeight, other: BaseWeight) -> _Sums:
     import numpy as np
 

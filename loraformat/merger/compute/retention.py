@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from loraformat.algebra.retention import is_lost
 from loraformat.arithmetic import Tally, fold
@@ -38,14 +38,14 @@ def tally_of(base: Floats, written: Floats, update: Floats) -> Tally:
 
 
 def retentions(tallies: Mapping[str, Tally]) -> tuple[Retention, ...]:
-    """The figures of each weight, sorted by name."""
+    """The figures of each weight, sorted by name, to the six digits that do not depend on the machine."""
     return tuple(
         Retention(
             weight=name,
-            share=_share((tally,)),
+            share=_six_digits(_share((tally,))),
             unchanged=tally.unchanged / max(1, tally.numel),
-            norm=math.sqrt(tally.whole),
-            largest=tally.largest,
+            norm=_six_digits(math.sqrt(tally.whole)),
+            largest=_six_digits(tally.largest),
         )
         for name, tally in sorted(tallies.items())
     )
@@ -53,7 +53,7 @@ def retentions(tallies: Mapping[str, Tally]) -> tuple[Retention, ...]:
 
 def total_share(tallies: Mapping[str, Tally]) -> float | None:
     """Σ C·D / Σ D·D over all weights; None where nothing was added, or what was has squares beyond float64."""
-    return _share(tallies[name] for name in sorted(tallies))
+    return _six_digits(_share(tallies[name] for name in sorted(tallies)))
 
 
 def rounding_findings(base: str, tallies: Mapping[str, Tally], dtypes: Iterable[str]) -> tuple[Finding, ...]:
@@ -62,6 +62,14 @@ def rounding_findings(base: str, tallies: Mapping[str, Tally], dtypes: Iterable[
     if share is None or not is_lost(share):
         return ()
     return (update_lost_to_rounding(FindingLocation(subject=base), share, sorted(set(dtypes))),)
+
+
+@overload
+def _six_digits(value: float) -> float: ...
+@overload
+def _six_digits(value: float | None) -> float | None: ...
+def _six_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _share(tallies: Iterable[Tally]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from loraformat import arithmetic
 from loraformat.diagnostics import Finding, FindingLocation, counted
 from loraformat.matching import TIE_KEYS, is_class_known, is_embedding, is_vocabulary, tie_claim
 from loraformat.merger.plan.data import Edit, MergePlan, Term
@@ -12,6 +13,7 @@ from loraformat.merger.plan.findings import (
     adapter_of_base_left_out,
     head_tied_by_transformers_4,
     left_out,
+    loop_not_compiled,
     stored_transposed,
     task_head_written,
     unlike_peft,
@@ -59,6 +61,12 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
     sizes = [nbytes for edit in plan.edits if (nbytes := _whole_nbytes(edit, adapters))]
     if sizes:
         yield whole_matrices(base_uri, len(sizes), max(sizes))
+    yield from _slow(plan, base_uri)
+
+
+def _slow(plan: MergePlan, base: FindingLocation) -> Iterator[Finding]:
+    if arithmetic.loop() == "numpy" and any(edit.terms for edit in plan.edits):
+        yield loop_not_compiled(base)
 
 
 def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Finding]:

@@ -106,7 +106,7 @@ class Retention:
 
     Attributes:
         weight: name of the output tensor.
-        share: <W' - W, D> / <D, D>; None where D is zero.
+        share: <W' - W, D> / <D, D>; None where D is zero. It, norm and largest have six digits.
         unchanged: share of the elements that are as they were.
         norm: Frobenius norm of D.
         largest: max |D|.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity
-from loraformat.model.floats import float64_of
+from loraformat.model.floats import float64_of, quietly
 from loraformat.model.results.weight_figures import module_kind
 from loraformat.model.tensors import DType, rounded
 from loraformat.model.updates import LowRank
@@ -158,6 +158,7 @@ def _stored_shape(update: LowRank, transposed: bool) -> tuple[int, ...]:
     return update.shape[::-1] if transposed else update.shape
 
 
+@quietly
 def _kept(update: LowRank, transposed: bool, base: Values, dtype: DType) -> tuple[float, float]:
     """<W' - W, D> and <D, D> for the first rows of a weight as it is stored."""
     up, down = float64_of(update.up), float64_of(update.down)
@@ -184,6 +185,7 @@ def _is_plain(update: LowRank) -> bool:
     return is_real and update.scale is not None and not update.kernel and max(up.numel, down.numel) <= _MOST_ELEMENTS
 
 
+@quietly
 def _largest_element(update: LowRank) -> float:
     """The greatest |scale · up @ down|, formed only where the norms of rows and columns leave it open."""
     import numpy as np

@@ -1,4 +1,4 @@
-"""Windows of a merge: the same bytes with the compiled loop and without; what nothing changes keeps every bit."""
+"""Windows of edited tensors: the same bytes from every loop, and what becomes of special values."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from arithmetic.cases import LOOPS
 from merger.checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
 
-from loraformat.arithmetic import VARIABLE
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
 
@@ -16,30 +16,29 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_merge_without_the_kernel_gives_the_same_bytes(
+def test_a_merge_gives_the_same_bytes_by_every_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
-    tensors = weights(dtype=dtype)
-    base = save_base(tmp_path / "base", tensors, config())
+    base = save_base(tmp_path / "base", weights(dtype=dtype), config())
     updates = {"model.layers.0.q_proj.weight": low_rank(24, 24), "model.layers.1.up_proj.weight": low_rank(130, 24)}
-    with_kernel = merge_and_tell(base, tmp_path / "with", adapter(updates))
-    monkeypatch.setenv(VARIABLE, "numpy")
-    without = merge_and_tell(base, tmp_path / "without", adapter(updates))
-    assert contents(tmp_path / "with") == contents(tmp_path / "without")
-    for name, tally in with_kernel.tallies.items():
-        other = without.tallies[name]
-        assert (tally.unchanged, tally.numel) == (other.unchanged, other.numel)
-        assert (tally.kept, tally.whole, tally.largest) == pytest.approx((other.kept, other.whole, other.largest))
+    merges = {}
+    for loop in LOOPS:
+        monkeypatch.setenv("LORAFORMAT_LOOP", loop)
+        merges[loop] = merge_and_tell(base, tmp_path / loop, adapter(updates))
+        assert contents(tmp_path / loop) == contents(tmp_path / LOOPS[0])
+    for name, tally in merges[LOOPS[0]].tallies.items():
+        for other in (merge.tallies[name] for merge in merges.values()):
+            assert (tally.unchanged, tally.numel) == (other.unchanged, other.numel)
+            assert (tally.kept, tally.whole, tally.largest) == pytest.approx((other.kept, other.whole, other.largest))
 
 
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_zero_update_keeps_every_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, is_compiled: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, loop: str
 ) -> None:
     """All patterns of 16 bits, -0 and every NaN among them."""
-    if not is_compiled:
-        monkeypatch.setenv(VARIABLE, "numpy")
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
     name = "model.layers.0.q_proj.weight"
     patterns = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).view(512, 128)
     base = save_base(tmp_path / "base", {name: patterns}, config())
@@ -48,12 +47,11 @@ def test_a_zero_update_keeps_every_bit(
     assert contents(tmp_path / "out")["model.safetensors"] == (base / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("loop", LOOPS)
 def test_values_that_are_not_finite_in_the_base_do_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_compiled: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:
-    if not is_compiled:
-        monkeypatch.setenv(VARIABLE, "numpy")
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
     tensors, name = weights(dtype=torch.bfloat16), "model.layers.0.q_proj.weight"
     tensors[name][3, 4], tensors[name][5, 6] = float("nan"), float("-inf")
     base = save_base(tmp_path / "base", tensors, config())

@@ -153,7 +153,7 @@ def test_an_adapter_that_changed_since_is_refused_by_name(base: Path, change: Pa
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        (("version",), 1, "version: expected 2, found 1"),
+        (("version",), 1, "version: expected 3, found 1"),
         (("extra",), 1, "extra"),
         (("base",), 7, r"plan\.base"),
         (("shards", 0, "edits", 0, "terms", 0, "index"), "x", r"terms\[0\]\.index"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.sums import row_squares
+from loraformat.arithmetic import row_squares
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, require
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import DType, LazyTensor, rounded

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
-from loraformat.arithmetic.factorizations import orthonormal
+from loraformat.arithmetic import multiply, orthonormal
 from loraformat.diagnostics import in_file, in_weights
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG

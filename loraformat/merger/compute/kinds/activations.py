@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.elementary import exp
+from loraformat.arithmetic import exp
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from loraformat.arithmetic import TILE, column_squares, multiply
-from loraformat.arithmetic.factorizations import orthonormal, solved
+from loraformat.arithmetic import TILE, column_squares, multiply, orthonormal, solved
 from loraformat.errors import MergeError, NonFiniteValue, ShapeMismatch
 from loraformat.merger.compute.kinds.activations import CURVES
 from loraformat.merger.compute.kinds.placement import Placement, Windows

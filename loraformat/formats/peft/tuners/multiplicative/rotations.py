@@ -10,10 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
-from loraformat.arithmetic.elementary import cos_and_sin
-from loraformat.arithmetic.factorizations import solved
-from loraformat.arithmetic.sums import fold, row_squares
+from loraformat.arithmetic import cos_and_sin, fold, multiply, row_squares, solved
 from loraformat.diagnostics import in_file
 from loraformat.errors import UnsupportedUpdate
 from loraformat.formats.peft.keys import CONFIG

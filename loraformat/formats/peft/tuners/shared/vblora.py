@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.elementary import exp
-from loraformat.arithmetic.sums import fold
+from loraformat.arithmetic import exp, fold
 from loraformat.formats.peft.tuners.base import Chains, Parts, Source, Tuner, computed, integers, require
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
+from loraformat.arithmetic.products import multiply
 from loraformat.arithmetic.sums import fold
 
 if TYPE_CHECKING:

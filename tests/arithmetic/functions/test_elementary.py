@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 
-from loraformat.arithmetic.elementary import cos_and_sin, exp
+from loraformat.arithmetic.functions.elementary import cos_and_sin, exp
 
 RANDOM = np.random.default_rng(0)
 POWERS = np.concatenate([RANDOM.uniform(-700, 700, 500), RANDOM.normal(size=500), [0.0, -0.0, 1e-300, -708.0, 709.0]])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from loraformat.arithmetic.factorizations import orthonormal, solved
+from loraformat.arithmetic.functions.factorizations import orthonormal, solved
 
 RANDOM = np.random.default_rng(0)
 
