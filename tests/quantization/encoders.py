@@ -326,6 +326,8 @@ def compressed(bits: int, group: int = 0, *, symmetric: bool = True, act_order: 
         ]
         strategy = "group" if group else "channel"
         weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy}
+        if act_order:
+            weights["actorder"] = "group"
         settings = _groups("pack-quantized", **weights, group_size=group or None)
         return Encoded(tensors, settings, np.array(values, np.float32).reshape(out, inputs))
 

@@ -45,6 +45,7 @@ class _Group:
         bits, is_float: of a code.
         size: inputs that share a scale; 0 where a whole row or the whole weight does.
         block: (rows, cols) that share a scale; (0, 0) where blocks are not used.
+        required: parts without which codes would be read as something else, by the settings.
     """
 
     name: str
@@ -54,6 +55,7 @@ class _Group:
     is_float: bool
     size: int
     block: tuple[int, int]
+    required: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,19 @@ def _group(name: str, value: Json, settings: Settings) -> _Group:
         scheme.get("type") == "float",
         size if isinstance(size, int) and size > 0 else 0,
         (sizes[0], sizes[1]) if len(sizes) == 2 else (0, 0),
+        _required(scheme),
     )
+
+
+def _required(scheme: Mapping[str, Json]) -> tuple[str, ...]:
+    """Zero points of codes that are not symmetric, and the group of each input where groups are not runs of inputs.
+
+    Source: compressed-tensors 0.20.1, quantization/quant_args.py `validate_actorder`: orders that older versions wrote.
+    """
+    order = scheme.get("actorder")
+    is_reordered = order is True or (isinstance(order, str) and order.lower() in ("group", "dynamic"))
+    named = {"weight_zero_point": scheme.get("symmetric") is False, "weight_g_idx": is_reordered}
+    return tuple(name for name, is_required in named.items() if is_required)
 
 
 def _group_of(module: str, groups: Sequence[_Group], file: str) -> _Group:
@@ -145,6 +159,8 @@ def _group_of(module: str, groups: Sequence[_Group], file: str) -> _Group:
 
 def _weight(stored: Checkpoint, module: str, group: _Group) -> QuantizedWeight:
     name = f"{module}.weight"
+    for last in group.required:
+        part(stored, f"{module}.{last}", name)
     if group.format in _FP4_GROUPS:
         shape, parts = _fp4(stored, module, group)
     elif group.format == _PACKED:
@@ -188,8 +204,9 @@ def _packed(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, 
     parts = {"codes": codes, "scales": f"{module}.weight_scale"}
     groups = -(-inputs // group.size) if group.size else 1
     scales = part(stored, parts["scales"], name)
-    if scales.shape not in ((out, groups), (1,) if groups == 1 else (out, groups)):
-        require_shape(parts["scales"], scales, (out, groups), *_SCALES)
+    grid = scales.shape if groups == 1 and scales.shape == (1,) else (out, groups)
+    because = f"group_size {group.size or None} and weight_shape {[out, inputs]}"
+    require_shape(parts["scales"], scales, grid, *_SCALES, because=because)
     zeros, indices = f"{module}.weight_zero_point", f"{module}.weight_g_idx"
     if zeros in stored.tensors:
         require_shape(zeros, part(stored, zeros, name), (-(-out * group.bits // 32), groups), DType.I32)
@@ -210,6 +227,8 @@ def _eight_bits(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[i
         text = f"{show(name, 200)} is {tensor.dtype.safetensors}, the settings say {kind}"
         raise FormatError(text, where=tensor.file)
     wanted = _grid(tensor, group)
+    if grid.dtype not in _SCALES:
+        raise FormatError(f"{show(scales, 200)} is {grid.dtype.safetensors}, no dtype of scales", where=grid.file)
     if grid.shape not in wanted:
         expected = " or ".join(str(list(one)) for one in wanted)
         text = f"{show(scales, 200)} has the shape {list(grid.shape)}, expected {expected}"

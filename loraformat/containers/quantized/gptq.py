@@ -72,6 +72,9 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
         raise FormatError(text, where=settings.file, hint="only gptq and gptq_v2 are read")
     found = {}
     for module in modules_with(stored, ".qweight"):
+        if settings.values.get("desc_act") is True and size != -1:
+            # Without it the group of an input would be guessed from its place.
+            part(stored, f"{module}.g_idx", f"{module}.weight")
         found[f"{module}.weight"] = _weight(stored, module, bits, size)
     added, remark = _added(stored, settings, bits, list(found))
     return {
@@ -99,9 +102,10 @@ def _weight(stored: Checkpoint, module: str, bits: int, size: int) -> QuantizedW
     if group < 1:
         raise FormatError(f"group_size: expected -1 or a positive number, found {size}", where=codes.file)
     groups = -(-inputs // group)
-    require_shape(f"{module}.scales", scales, (groups, out), DType.F16, DType.BF16, DType.F32)
+    said = f"bits {bits} and group_size {size}"
+    require_shape(f"{module}.scales", scales, (groups, out), DType.F16, DType.BF16, DType.F32, because=said)
     zeros = part(stored, f"{module}.qzeros", name)
-    require_shape(f"{module}.qzeros", zeros, (groups, -(-out * bits // _WORD)), DType.I32)
+    require_shape(f"{module}.qzeros", zeros, (groups, -(-out * bits // _WORD)), DType.I32, because=said)
     if indices is not None:
         require_shape(f"{module}.g_idx", indices, (inputs,), DType.I32)
         parts.append(f"{module}.g_idx")
