@@ -46,6 +46,19 @@ def test_every_value(tmp_path: Path, name: str, shards: int) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+def test_codes_in_a_file_of_torch(tmp_path: Path, name: str) -> None:
+    one = encoded(name, 24, 64)
+    folder = write(tmp_path / "b", one)
+    (folder / "model.safetensors").unlink()
+    torch.save(one.tensors, folder / "pytorch_model.bin")
+    base = open_checkpoint(str(folder))
+    weight = base.weights[one.name]
+    assert base.quantized is not None
+    assert same(np.asarray(weight.read(1, weight.rows)), one.values[1:])
+    assert same(reference_rows(base.quantized, base.tensors[one.name], 1, weight.rows), one.values[1:])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_windows_do_not_show(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
