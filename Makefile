@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core mutants check clean
+.PHONY: demo test test-architectures test-core test-oracles mutants check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -17,6 +17,11 @@ test: $(VENV)/installed-test
 # Every class that the installed transformers builds from a tiny config; minutes, and no part of the suite.
 test-architectures: $(VENV)/installed-test
 	$(BIN)/python tests/scan_architectures.py
+
+# What the libraries of the quantization schemes write and read back.
+test-oracles: $(VENV)/installed-test
+	$(PIP) -e '.[oracles]'
+	$(BIN)/python -m pytest -m oracle
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed

@@ -15,7 +15,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.estimate": ("estimate",),
     "loraformat.jobs.explain": ("explain",),
     "loraformat.jobs.inspect": ("View", "inspect"),
-    "loraformat.jobs.merge": ("merge",),
+    "loraformat.jobs.merge": ("dequantize", "merge"),
     "loraformat.jobs.plot": ("plot",),
     "loraformat.jobs.validate": ("validate",),
     "loraformat.jobs.verify": ("verify",),
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.estimate import estimate
     from loraformat.jobs.explain import explain
     from loraformat.jobs.inspect import View, inspect
-    from loraformat.jobs.merge import merge
+    from loraformat.jobs.merge import dequantize, merge
     from loraformat.jobs.plot import plot
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
@@ -222,6 +222,7 @@ __all__ = [
     "__version__",
     "convert",
     "delta",
+    "dequantize",
     "diff",
     "estimate",
     "explain",

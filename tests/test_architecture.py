@@ -53,8 +53,16 @@ BANNED_CALLS = {
     "os.popen",
     "importlib.import_module",
 }
-# Commands, public names and PEFT's tuners are resolved on first use, from constants in the same file.
-LAZY_TABLES = {"__init__.py", "cli/__init__.py", "formats/__init__.py", "formats/peft/tuners/__init__.py", "schema.py"}
+# Commands, public names, PEFT's tuners and quantization schemes are resolved on first use, from constants in the same
+# file.
+LAZY_TABLES = {
+    "__init__.py",
+    "cli/__init__.py",
+    "containers/quantized/scheme.py",
+    "formats/__init__.py",
+    "formats/peft/tuners/__init__.py",
+    "schema.py",
+}
 
 
 def relative(path: Path) -> str:

@@ -42,6 +42,7 @@ COMMANDS = {
     "validate": "Check an adapter, alone or against its base, for use in CI.",
     "convert": "Write an adapter in another format.",
     "merge": "Write a base model with adapters merged into it.",
+    "dequantize": "Write a quantized model with all weights dense.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
     "explain": "Explain a code such as LF202.",
@@ -51,6 +52,8 @@ COMMANDS = {
     "version": "Show the version.",
 }
 
+# Commands that stand in the module of another: the version of the tool itself, like help; and a merge of no adapter.
+_BESIDE = {"version": "help", "dequantize": "merge"}
 _IMPORT_POLL_S = 0.05
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.
@@ -78,9 +81,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        is_version = cmd_name == "version"  # of the tool itself, like help
-        module = importlib.import_module(f"loraformat.cli.commands.{'help' if is_version else cmd_name}")
-        command = module.version if is_version else module.command
+        module = importlib.import_module(f"loraformat.cli.commands.{_BESIDE.get(cmd_name, cmd_name)}")
+        command = getattr(module, cmd_name if cmd_name in _BESIDE else "command")
         assert isinstance(command, click.Command)
         return command
 

@@ -196,6 +196,7 @@ def result_of(studied: Studied, view: View = View()) -> InspectResult:
         retained_fp16=None if whole is None else whole.retained(1),
         tables=() if changes is None else tuple(sorted(changes.tables, key=lambda table: table.weight)),
         share=share,
+        base_scheme=None if base is None or base.quantized is None else base.quantized.scheme,
         grouping=view.group,
         has_heat=view.heat,
     )

@@ -179,6 +179,58 @@ def merge(
     return report
 
 
+def dequantize(
+    base: Location,
+    out: Location,
+    *,
+    container: str | None = None,
+    jobs: int = 1,
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    dtype: str | None = None,
+    max_shard_nbytes: int | None = None,
+    verify: str = "sample",
+    digests: str = "blake3",
+    resume: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write a quantized base with all weights dense into the new folder `out`.
+
+    >>> import loraformat
+    >>> report = loraformat.dequantize("fixtures/quantized/nf4", "dense")
+    >>> report.data.tensors_decoded, report.data.tensors_copied
+    (4, 4)
+
+    A weight is what the library of the scheme computes, rounded once to the dtype of the output. The settings of the
+    quantization leave config.json, and the files beside it that repeat them are not copied.
+
+    Args: as for `merge`.
+
+    Raises: UsageError (LF021): the base is not quantized. UnsupportedUpdate (LF013): its scheme is not read. Else as
+        for `merge`.
+    """
+    return merge(
+        base,
+        (),
+        out,
+        container=container,
+        jobs=jobs,
+        memory_nbytes=memory_nbytes,
+        dtype=dtype,
+        max_shard_nbytes=max_shard_nbytes,
+        dequantize=True,
+        verify=verify,
+        digests=digests,
+        resume=resume,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        announce=announce,
+        progress=progress,
+    )
+
+
 def _quantized(*, dequantize: bool, keep_quantized: bool) -> str | None:
     """What `plan_merge` calls it."""
     if dequantize and keep_quantized:
@@ -196,7 +248,7 @@ def _prepare(
     whole: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
-    findings: list[Finding] = []
+    findings: list[Finding] = list(rules.doubts(checkpoint))
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
@@ -329,7 +381,9 @@ def _report(
 ) -> Report:
     plan, opened = prepared.plan, prepared.opened
     edited = {edit.tensor for edit in plan.edits if edit.terms}
+    codes = {edit.tensor for edit in plan.edits if not edit.terms and prepared.base.tensors[edit.source].encoded}
     touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
+    decoded = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in codes]
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
     tallies = outcome.tallies if outcome is not None else {}
@@ -341,7 +395,7 @@ def _report(
     names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
     lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
     return Report(
-        job="merge",
+        job="merge" if opened else "dequantize",
         subject=base,
         format=opened[0].format.NAME if len(opened) == 1 else "",
         reason=opened[0].reason if len(opened) == 1 else "",
@@ -359,7 +413,8 @@ def _report(
                 for number, (one, count) in enumerate(zip(opened, modules, strict=True))
             ),
             tensors_touched=len(touched),
-            tensors_copied=tensors - len(touched),
+            tensors_copied=tensors - len(touched) - len(decoded),
+            tensors_decoded=len(decoded),
             parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes),
             bytes_written=weight_nbytes(plan),
             files=names,

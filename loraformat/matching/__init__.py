@@ -1,10 +1,11 @@
 """Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
 
+from loraformat.matching.fused import fused_with
 from loraformat.matching.layers import replicated
 from loraformat.matching.names import Landing, Matching, Misfit, match, prefix_of
 from loraformat.matching.nearest import is_namesake, nearest
 from loraformat.matching.orientation import is_class_known
-from loraformat.matching.quantized import Quantization, quantization_of, quantized_weights
+from loraformat.matching.quantized import Quantization, code_owner, left_over, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, RowMap
 from loraformat.matching.tasks import why_headless, with_task_head
 from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_vocabulary, tie_claim, ties_of
@@ -18,10 +19,13 @@ __all__ = [
     "Quantization",
     "RowMap",
     "Tie",
+    "code_owner",
+    "fused_with",
     "is_class_known",
     "is_embedding",
     "is_namesake",
     "is_vocabulary",
+    "left_over",
     "match",
     "nearest",
     "prefix_of",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from loraformat.diagnostics import FindingLocation, in_file, in_weights
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
+from loraformat.model.tensors import DType
 from loraformat.naming import levels_of
 
 # The end of a tensor's name after its module → the scheme that writes it, most telling first.
@@ -31,6 +32,9 @@ _SIDE_TENSORS = (
 )
 
 
+_INDICES = (DType.I64, DType.U64, DType.BOOL)
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """What is known of the scheme of a base.
@@ -45,19 +49,46 @@ class Quantization:
 
 
 def quantization_of(base: Checkpoint) -> Quantization | None:
-    """The scheme of a quantized base that is not decoded; None where neither a config nor a tensor says that it is."""
-    if base.quantized is not None:
+    """The scheme of a quantized base that is not decoded; None where no tensor can be one of codes."""
+    if base.quantized is not None or _is_dense(base):
         return None
-    for name, settings in _settings(base):
+    for where, settings in _settings(base):
         scheme = _scheme(settings)
         if scheme is not None:
-            return Quantization(scheme, in_file(name))
+            return Quantization(scheme, where)
     for suffix, scheme in _SIDE_TENSORS:
         found = next((name for name in base.tensors if name.endswith(suffix) and _is_side(base, name, suffix)), None)
         if found is not None:
             return Quantization(scheme, in_weights(found))
     codes = next((name for name, stored in base.tensors.items() if _is_codes(name, stored)), None)
     return None if codes is None else Quantization("a method that nothing names", in_weights(codes))
+
+
+def left_over(base: Checkpoint) -> Quantization | None:
+    """What a base says of a quantization though all of its tensors are dense; None where it says nothing."""
+    if base.quantized is None and _is_dense(base):
+        for where, settings in _settings(base):
+            scheme = _scheme(settings)
+            if scheme is not None:
+                return Quantization(scheme, where)
+    return None
+
+
+def code_owner(base: Checkpoint, name: str) -> str | None:
+    """The scheme that writes tensors of such a name; "" for codes under the name of a weight, None for plain values."""
+    for suffix, scheme in _SIDE_TENSORS:
+        if name.endswith(suffix) and _is_side(base, name, suffix):
+            return scheme
+    return "" if _is_codes(name, base.tensors[name]) else None
+
+
+def _is_dense(base: Checkpoint) -> bool:
+    """Whether no tensor can be one of codes. A matrix of integers of any name may be, but for indices of 64 bits."""
+    return not any(
+        (len(stored.shape) > 1 and not stored.dtype.is_floating and stored.dtype not in _INDICES)
+        or code_owner(base, name) is not None
+        for name, stored in base.tensors.items()
+    )
 
 
 def quantized_weights(base: Checkpoint, weights: Iterable[str]) -> frozenset[str]:
@@ -100,16 +131,16 @@ def _is_side(base: Checkpoint, name: str, suffix: str) -> bool:
     return suffix != "_blocks" or f"{name.removesuffix(suffix)}_scales" in base.tensors
 
 
-def _settings(base: Checkpoint) -> Iterator[tuple[str, Mapping[str, Json]]]:
-    for _, level in levels_of(base.config):
+def _settings(base: Checkpoint) -> Iterator[tuple[FindingLocation, Mapping[str, Json]]]:
+    for path, level in levels_of(base.config):
         for key in ("quantization_config", "compression_config"):
             found = level.get(key)
             if isinstance(found, dict):
-                yield f"config.json: {key}", found
+                yield in_file("config.json", *path, key), found
     for name, value in base.quantization_files.items():
         if isinstance(value, dict):
             inner = value.get("quantization")
-            yield name, inner if isinstance(inner, dict) else value
+            yield in_file(name), inner if isinstance(inner, dict) else value
 
 
 def _scheme(settings: Mapping[str, Json]) -> str | None:

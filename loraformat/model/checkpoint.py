@@ -131,6 +131,7 @@ class QuantizedWeight:
         parts: names of all stored tensors that belong to it, in any file of the base, those included that only a
             runtime needs. A dense weight is written to the file of the first.
         layout: what its scheme knows of it beside that.
+        remark: what the settings of the base say otherwise, or leave open, and what was taken for true; else "".
     """
 
     name: str
@@ -138,6 +139,7 @@ class QuantizedWeight:
     dtype: DType
     parts: tuple[str, ...]
     layout: object = None
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

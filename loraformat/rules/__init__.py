@@ -9,9 +9,21 @@ from itertools import islice
 from loraformat.diagnostics import Finding, Severity, in_order
 from loraformat.errors import AdapterRefused
 from loraformat.model.results.validation import Skipped
-from loraformat.rules import base_model, config, consistency, coverage, files, layers, names, settings, shapes
+from loraformat.rules import (
+    base_model,
+    config,
+    consistency,
+    coverage,
+    files,
+    layers,
+    names,
+    quantization,
+    settings,
+    shapes,
+)
 from loraformat.rules.base import Hit, Rule, Subject, rule
 from loraformat.rules.metadata import card, statements
+from loraformat.rules.quantization import doubts
 from loraformat.rules.runtimes import exports, loading, serving
 from loraformat.rules.values import oddities, spectra, stored
 
@@ -21,6 +33,7 @@ __all__ = [
     "Hit",
     "Rule",
     "Subject",
+    "doubts",
     "gate",
     "is_selected",
     "refuse",
@@ -84,8 +97,13 @@ RULES: tuple[Rule, ...] = (
     coverage.lands_in_part,
     coverage.uncovered_module,
     coverage.tied_table,
-    coverage.quantised_base,
+    quantization.quantised_base,
     coverage.base_without_config,
+    quantization.decoded_base,
+    quantization.leftover_quantization,
+    quantization.codes_without_settings,
+    quantization.doubtful_settings,
+    quantization.mixed_precision_group,
     stored.zero_update,
     stored.non_finite_value,
     spectra.collapsed_rank,

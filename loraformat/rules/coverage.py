@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, counted, in_file, listed
+from loraformat.diagnostics import Severity, in_file, listed
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
@@ -112,40 +112,6 @@ def tied_table(subject: Subject) -> Iterator[Hit]:
         if changed and len(set(changed)) < len(tie.names):
             other = next(name for name in tie.names if name not in changed)
             yield Hit(changed[0], f"is one table with {other} in the base")
-
-
-@rule("LF309", Severity.WARNING, since="0.1.0", needs="base")
-def quantised_base(subject: Subject) -> Iterator[Hit]:
-    """The base is quantized.
-
-    ## Why is this bad?
-    Its tensors are codes and scales, not weights. An adapter cannot be merged into them without rounding it to the few
-    values that they can hold, and names and shapes cannot be compared.
-
-    ## Example
-    config.json with `"quantization_config": {"quant_method": "bitsandbytes"}`, a `hf_quant_config.json` of ModelOpt, or
-    `qweight` and `scales` beside each other.
-
-    ## Use instead
-    The model in full precision for merging; quantize the result again.
-
-    ## Source
-    Dettmers et al. 2023, arXiv 2305.14314; transformers 5.23.0, quantizers/.
-    """
-    from loraformat.matching import quantization_of, quantized_weights
-
-    assert subject.base is not None
-    assert subject.adapter is not None
-    found = quantization_of(subject.base)
-    if found is None:
-        return
-    count = len(quantized_weights(subject.base, subject.adapter.updates))
-    compared = (
-        f"; {counted(count, 'weight')} of the adapter, stored in codes, {'was' if count == 1 else 'were'} not compared"
-        if count
-        else ""
-    )
-    yield Hit(found.where, f"the base is quantized: {found.scheme}{compared}")
 
 
 @rule("LF310", Severity.INFO, since="0.1.0", needs="base")

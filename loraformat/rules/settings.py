@@ -25,6 +25,8 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 # peft 0.21.2, utils/peft_types.py `TaskType`.
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
+_TRAINED_ON_CODES = "merge into it with --dequantize for the model that was trained, or into the 16-bit model"
+_TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
 
 
@@ -322,26 +324,37 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF115", Severity.WARNING, since="0.1.0")
 def quantised_base_name(subject: Subject) -> Iterator[Hit]:
-    """The base that the config names is a quantized copy of a model.
+    """The base that the config or the card names is a quantized copy of a model.
 
     ## Why is this bad?
-    Whoever loads the adapter by this name gets the quantized copy, and servers compare architectures with it. Merging
-    needs the weights in full precision, of the model that was quantized.
+    Whoever loads the adapter by this name gets the quantized copy, and servers compare architectures with it. The
+    adapter was trained on the values that the codes mean. Merged into those it gives the model that was trained; merged
+    into the 16-bit model that was quantized it gives another one. For AWQ that model is no choice at all: AWQ scales
+    channels against each other before it quantizes, so the update does not fit the weights without these scales.
 
     ## Example
     `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`.
 
     ## Use instead
-    The name of the model in full precision: `"meta-llama/Meta-Llama-3-8B"`.
+    `merge --dequantize` with the quantized base for the model that was trained. The name of the model in full
+    precision, `"meta-llama/Meta-Llama-3-8B"`, where the adapter shall be used with that one: docs/quantized.md has
+    figures.
 
     ## Source
-    Dettmers et al. 2023, arXiv 2305.14314: the adapter of QLoRA is for the model before quantization.
+    Dettmers et al. 2023, arXiv 2305.14314; Lin et al. 2023, arXiv 2306.00978 (AWQ); unsloth-zoo issue 810.
     """
+    from loraformat.rules.metadata.card import CARD, front_matter
+
     assert subject.adapter is not None
-    name = subject.adapter.config.base_model or ""
+    if subject.format != "peft":
+        return
+    name, where = subject.adapter.config.base_model or "", config_at(subject, "base_model_name_or_path")
+    if not name:
+        name, where = (front_matter(subject.bundle) or {}).get("base_model", ""), in_file(CARD, "base_model")
     found = _QUANTISED.search(name)
-    if found and subject.format == "peft":
-        yield Hit(config_at(subject, "base_model_name_or_path"), f'"{name}" is a quantized model ({found[1]})')
+    if found:
+        hint = _TRAINED_ON_AWQ if found[1].lower() == "awq" else _TRAINED_ON_CODES
+        yield Hit(where, f'"{name}" is a quantized model ({found[1]})', hint)
 
 
 @rule("LF116", Severity.WARNING, since="0.1.0")

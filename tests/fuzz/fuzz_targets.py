@@ -6,20 +6,26 @@ Each reads, then uses what it read: a reader that accepts and a user that falls 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import hostile
+import numpy as np
+from quantization.encoders import ENCODERS, Encoder
+from safetensors.torch import save
 
 from loraformat.budget import Budget
 from loraformat.containers import strict_json, yaml
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.quantized import reference_rows
 from loraformat.containers.torch_file.pickle_subset import read_pickle
 from loraformat.diagnostics import show
-from loraformat.errors import LoraFormatError
+from loraformat.errors import LoraFormatError, UsageError
 from loraformat.jobs.inspect import inspect
+from loraformat.jobs.merge import dequantize
 from loraformat.jobs.validate import validate
 from loraformat.jobs.verify import verify
 from loraformat.merger.write.manifest import history_of, read_manifest
@@ -172,6 +178,27 @@ def records(data: bytes) -> None:
         verify(str(path))
 
 
+def quantized_base(data: bytes) -> None:
+    """A base whose settings and weights come from the bytes: its codes are decoded by both readers, and agree."""
+    cut = struct.unpack_from("<H", data)[0] if len(data) >= 2 else 0
+    files = {"config.json": data[2 : 2 + cut], "model.safetensors": data[2 + cut :]}
+    with _folder(files) as folder:
+        base = open_checkpoint(str(folder))
+        assert sum(weight.rows > 0 for weight in base.weights.values()) <= len(data)
+        for name in base.quantized.weights if base.quantized is not None else ():
+            weight = base.weights[name]
+            assert base.quantized is not None
+            assert math.prod(weight.shape) <= 4 * len(data)
+            with np.errstate(all="ignore"):
+                found = np.asarray(weight.read(0, weight.rows), np.float64)
+                wanted = reference_rows(base.quantized, base.tensors[name], 0, weight.rows)
+            assert np.array_equal(found, wanted, equal_nan=True), name
+        try:
+            dequantize(str(folder), str(folder / "out"), dry_run=True)
+        except UsageError:
+            assert base.quantized is None
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -184,6 +211,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         expression,
         yaml_text,
         pattern_keys,
+        quantized_base,
         records,
         whole_folder,
     )
@@ -228,6 +256,26 @@ TOKENS = (
     *(b".*", b"(", b")+", b"|", b"{2,3}", b"[a-z]", b"\\d", b"(?:", b"^", b"$", b"*?", b"{0}", b"[^", b"\\"),
     *(b'"r":', b'"rank_pattern":', b'"lora_alpha":', b'"target_modules":', b'"LORA"', b'"LOHA"', b'"modules_to_save":'),
     *(b"%YAML 1.", b"---\n", b"- ", b": ", b"&a ", b"*a", b"!!int ", b"0x", b":59", b"\\U0001", b"\\.", b"\\-"),
+    *(
+        b'"bits":',
+        b'"group_size":',
+        b'"blocksize":',
+        b'"quant_type":',
+        b'"num_bits":',
+        b'"weight_block_size":',
+        b'"sym":',
+    ),
+    *(
+        b'"I32"',
+        b'"U8"',
+        b'"F8_E4M3"',
+        b'"F16"',
+        b".qweight",
+        b".g_idx",
+        b".absmax",
+        b".weight_scale",
+        b".weight_packed",
+    ),
     *(b'"vocab":', b'"merges":', b'"model":', b'"added_tokens":', b'"id":', b'"content":', b'"normalizer":'),
 )
 
@@ -269,6 +317,8 @@ def seeds(name: str) -> list[bytes]:
         archives = sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]
         found = [zipfile.ZipFile(path) for path in archives]
         return [each.read(next(n for n in each.namelist() if n.endswith("data.pkl"))) for each in found]
+    if name == "quantized_base":
+        return [_quantized(one) for one in ENCODERS.values()]
     if name == "records":
         return [_records(), _records(shard=b"x")]
     if name == "strict_text":
@@ -283,6 +333,14 @@ def seeds(name: str) -> list[bytes]:
         (CONFIG, hostile.factors())
     ]
     return [struct.pack("<H", len(one)) + one + two for one, two in pairs if len(one) < 65536 and len(two) < 20_000]
+
+
+def _quantized(encoder: Encoder) -> bytes:
+    """A base of one weight, as a scheme stores it."""
+    one = encoder(np.random.default_rng(1), 4, 32)
+    settings = {"model_type": "llama", "quantization_config": one.settings or one.files["hf_quant_config.json"]}
+    first = json.dumps(settings).encode()
+    return struct.pack("<H", len(first)) + first + save(one.tensors)
 
 
 def _records(shard: bytes = b"") -> bytes:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import loraformat
 from loraformat.containers import open_checkpoint
-from loraformat.errors import UnsupportedUpdate
+from loraformat.errors import UnsupportedUpdate, UsageError
 from loraformat.jobs.merge import merge
 from loraformat.jobs.validate import validate
 from loraformat.matching import quantization_of, quantized_weights
@@ -25,21 +26,17 @@ FP8 = torch.zeros(16, 16).to(torch.float8_e4m3fn)
 
 # What is in the folder → the scheme that is named. The layouts are those of the libraries, see matching/quantized.py.
 SCHEMES: dict[str, tuple[dict[str, object], dict[str, object], dict[str, Tensor]]] = {
-    "bitsandbytes 4bit": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, {}, {".weight": CODES}),
+    "hqq": ({"quant_method": "hqq"}, {}, {".W_q": CODES}),
+    "HQQ": ({}, {}, {".W_q": CODES}),
+    "quanto": ({"quant_method": "quanto"}, {}, {".weight": CODES.view(16, 8)}),
+    "fbgemm_fp8": ({"quant_method": "fbgemm_fp8"}, {}, {".weight": FP8, ".weight_scale": SCALES}),
+    "auto-round 4 bits": ({"quant_method": "auto-round", "bits": 4}, {}, {".qweight": INT32, ".scales": SCALES}),
     "bitsandbytes NF4": ({}, {}, {".weight": CODES, ".weight.quant_state.bitsandbytes__nf4": CODES}),
     "bitsandbytes, 8 bits": ({}, {}, {".weight": CODES.view(16, 8).to(torch.int8), ".SCB": torch.ones(16)}),
-    "gptq 4 bits": ({"quant_method": "gptq", "bits": 4}, {}, {".qweight": INT32, ".scales": SCALES}),
-    "gptq 8 bits": ({}, {"quantize_config.json": {"bits": 8, "group_size": 128}}, {".qweight": INT32}),
-    "awq 4 bits": ({}, {"quant_config.json": {"w_bit": 4, "q_group_size": 128}}, {".qweight": INT32}),
     "GPTQ or AWQ": ({}, {}, {".qweight": INT32, ".scales": SCALES}),
-    "fp8": ({"quant_method": "fp8"}, {}, {".weight": FP8, ".weight_scale_inv": torch.ones(1, 1)}),
     "FP8 in blocks": ({}, {}, {".weight": FP8, ".weight_scale_inv": torch.ones(1, 1)}),
-    "modelopt NVFP4": (
-        {},
-        {"hf_quant_config.json": {"quantization": {"quant_algo": "NVFP4"}}},
-        {".weight": CODES.view(16, 8), ".weight_scale": SCALES, ".weight_scale_2": torch.ones(())},
-    ),
-    "compressed-tensors": ({"quant_method": "compressed-tensors"}, {}, {".weight_packed": INT32}),
+    "modelopt NVFP4": ({}, {}, {".weight": CODES.view(16, 8), ".weight_scale_2": torch.ones(())}),
+    "compressed-tensors": ({}, {}, {".weight_packed": INT32}),
 }
 
 
@@ -108,3 +105,28 @@ def test_a_dense_base_is_not_quantized(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(folder))
     assert quantization_of(checkpoint) is None
     assert quantized_weights(checkpoint, [f"{MODULE}.weight"]) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}),
+        ("config.json", {"text_config": {"quantization_config": {"quant_method": "hqq"}}}),
+        ("quantize_config.json", {"bits": 4, "group_size": 128}),
+    ],
+)
+def test_settings_that_were_left_over_quantize_nothing(tmp_path: Path, file: str, settings: dict[str, object]) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    save_file({f"{MODULE}.weight": torch.zeros(16, 16)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / file).write_text(json.dumps(settings))
+    change = str(adapter(tmp_path / "a"))
+    (finding,) = (one for one in validate(change, base=str(folder)).findings if one.code in ("LF309", "LF312"))
+    assert (finding.code, finding.location.file) == ("LF312", file)
+    with pytest.raises(UsageError, match="not quantized") as error:
+        loraformat.dequantize(str(folder), str(tmp_path / "out"))
+    assert file in str(error.value.hint)
+    merge(str(folder), [change], str(tmp_path / "out"))
+    merged = open_checkpoint(str(tmp_path / "out")).weights[f"{MODULE}.weight"].read(0, 16)
+    assert np.array_equal(merged, np.full((16, 16), 2.0))

@@ -8,28 +8,14 @@ import click
 
 from loraformat.cli import completers, options
 
-
-@click.command("merge")
-@click.argument("base", shell_complete=completers.paths)
-@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
-@options.out
-@options.alpha
-@options.assume
-@options.container
-@click.option(
+# Options that both commands of this module have.
+_jobs = click.option(
     "--jobs",
     type=click.IntRange(1, options.MOST_JOBS),
     default=None,
     help="Threads; by default as many as processors that the command may use.",
 )
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="cpu|cuda[:N]",
-    help="Where products of LoRA factors are computed; all else on the CPU. Other devices may differ in the last bit.",
-)
-@click.option(
+_memory = click.option(
     "--memory",
     type=options.size,
     metavar="SIZE",
@@ -37,39 +23,25 @@ from loraformat.cli import completers, options
     show_default=True,
     help="For windows of the base; Python and the adapters come on top.",
 )
-@click.option(
+_dtype = click.option(
     "--dtype",
     type=options.Choice(["float32", "bfloat16", "float16"]),
     help="Write every floating tensor in this dtype; by default each keeps the base's.",
 )
-@click.option(
-    "--rounding",
-    type=options.Choice(["nearest", "stochastic"]),
-    default="nearest",
-    show_default=True,
-    help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
-@click.option(
+_max_shard_size = click.option(
     "--max-shard-size",
     type=options.size,
     metavar="SIZE",
     help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
 )
-@click.option("--dequantize", is_flag=True, help="Write all weights of a quantized base dense.")
-@click.option(
-    "--keep-quantized",
-    is_flag=True,
-    help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
-)
-@click.option(
+_verify = click.option(
     "--verify",
     type=options.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
     help="How much of the output is compared with a reference computed anew before it is moved into place.",
 )
-@click.option(
+_hash = click.option(
     "--hash",
     "digests",
     type=options.Choice(["blake3", "sha256"]),
@@ -78,7 +50,44 @@ from loraformat.cli import completers, options
     help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "
     "Hub has it.",
 )
-@click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
+_no_hash = click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
+
+
+@click.command("merge")
+@click.argument("base", shell_complete=completers.paths)
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@options.out
+@options.alpha
+@options.assume
+@options.container
+@_jobs
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda[:N]",
+    help="Where products of LoRA factors are computed; all else on the CPU. Other devices may differ in the last bit.",
+)
+@_memory
+@_dtype
+@click.option(
+    "--rounding",
+    type=options.Choice(["nearest", "stochastic"]),
+    default="nearest",
+    show_default=True,
+    help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
+@_max_shard_size
+@click.option("--dequantize", is_flag=True, help="Write all weights of a quantized base dense.")
+@click.option(
+    "--keep-quantized",
+    is_flag=True,
+    help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
+)
+@_verify
+@_hash
+@_no_hash
 @click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.force
@@ -141,6 +150,66 @@ def command(
             resume=resume,
             dry_run=dry_run,
             force=force,
+            overwrite=overwrite,
+            announce=options.announce,
+            progress=advance,
+        )
+    options.present(report, output_format, findings=False)
+
+
+@click.command("dequantize")
+@click.argument("base", shell_complete=completers.paths)
+@options.out
+@options.container
+@_jobs
+@_memory
+@_dtype
+@_max_shard_size
+@_verify
+@_hash
+@_no_hash
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
+@options.overwrite
+@options.output_format
+def dequantize(
+    base: str,
+    out: str,
+    container: str | None,
+    jobs: int | None,
+    memory: int,
+    dtype: str | None,
+    max_shard_size: int | None,
+    verify: str,
+    digests: str,
+    no_hash: bool,
+    resume: bool,
+    dry_run: bool,
+    overwrite: bool,
+    output_format: str,
+) -> None:
+    """Write BASE, a quantized model, with all weights dense, in windows of rows, rounded once.
+
+    A weight is what the library of its scheme computes. Without --dtype the output has the dtype that the scheme or
+    config.json states.
+    """
+    from loraformat.jobs.merge import dequantize as run
+    from loraformat.report.terminal.text import progress
+
+    options.keep_partial_output(resume and not dry_run)
+    with progress(f"writing {out}") as advance:
+        report = run(
+            base,
+            out,
+            container=options.CONTAINERS[container],
+            jobs=jobs or options.processors(),
+            memory_nbytes=memory,
+            dtype=dtype,
+            max_shard_nbytes=max_shard_size,
+            verify=verify,
+            digests="none" if no_hash else digests,
+            resume=resume,
+            dry_run=dry_run,
             overwrite=overwrite,
             announce=options.announce,
             progress=advance,

@@ -40,6 +40,7 @@ def decoded(stored: Checkpoint) -> Checkpoint:
         return stored
     weights = SCHEMES[found].weights(stored)
     _check_parts(stored, weights)
+    _check_others(stored, weights, found)
     base = replace(stored, quantized=Quantized(found, stored, weights))
     return replace(laid_out(base, weights.keys()), weights=_DecodedWeights(base, SCHEMES[found]))
 
@@ -157,8 +158,24 @@ def _check_parts(stored: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> 
     """Refuse a weight whose name stands in the files as another tensor, or a part that does not stand there."""
     parts = {part for weight in weights.values() for part in weight.parts}
     for name, weight in weights.items():
+        if not math.prod(weight.shape):
+            text = f"{show(name, 200)}: a weight in codes has no elements, its shape is {list(weight.shape)}"
+            raise FormatError(text, where=stored.uri)
         missing = next((part for part in weight.parts if part not in stored.tensors), None)
         if missing is not None:
             raise FormatError(f"{show(name, 200)}: {show(missing, 200)} is missing", where=stored.uri)
         if name in stored.tensors and name not in parts:
             raise FormatError(f"{show(name, 200)} is stored dense and in codes", where=stored.tensors[name].file)
+
+
+def _check_others(stored: Checkpoint, weights: Mapping[str, QuantizedWeight], scheme: str) -> None:
+    """Refuse codes and scales that no weight of the scheme is stored in: they would pass for dense weights."""
+    from loraformat.matching import code_owner
+
+    parts = {part for weight in weights.values() for part in weight.parts}
+    for name, tensor in stored.tensors.items():
+        owner = None if name in parts else code_owner(stored, name)
+        if owner is not None:
+            text = f"{show(name, 200)} ({owner or tensor.dtype.safetensors}) belongs to no weight in {scheme}"
+            hint = "the settings of the base and its tensors are of different schemes, or a part of a weight is missing"
+            raise FormatError(text, where=tensor.file, hint=hint)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from loraformat.errors import FormatError
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
+from loraformat.model.tensors import DType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,5 +61,73 @@ class QuantizedScheme(Protocol):
         """
 
 
-# Name → scheme, the most telling first; a scheme is a module beside this one and its line here.
-SCHEMES: dict[str, QuantizedScheme] = {}
+# Of tensors that hold codes, and the ends of names of tensors that scale them.
+_CODES = (DType.U8, DType.I8, DType.I32, DType.F8_E4M3, DType.F8_E5M2)
+_SCALES = (".absmax", ".SCB", ".weight_scale", ".weight_scale_inv", ".qscale_weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A scheme in a module beside this one, which is imported when a base says that it is of that scheme.
+
+    Attributes:
+        name: of the module.
+        methods: values of `quant_method` that mean it.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+
+    def detect(self, stored: Checkpoint) -> bool:
+        """See `QuantizedScheme.detect`: the settings name the method, and not all tensors are plain numbers.
+
+        Settings that a tool left behind in a dense checkpoint mean nothing.
+        """
+        from loraformat.containers.quantized.settings import settings_of
+
+        settings = settings_of(stored)
+        if settings is None or settings.method not in self.methods:
+            return False
+        return any(tensor.dtype in _CODES or name.endswith(_SCALES) for name, tensor in stored.tensors.items())
+
+    def weights(self, stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
+        """See `QuantizedScheme.weights`. Raises: FormatError (LF012): there is none."""
+        found = self._module.weights(stored)
+        if not found:
+            text = f"the settings say {self.methods[0]}, and no weight is stored so"
+            raise FormatError(text, where=stored.uri)
+        return found
+
+    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
+        """See `QuantizedScheme.rows`."""
+        return self._module.rows(stored, weight, start, stop)
+
+    def reference(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
+        """See `QuantizedScheme.reference`."""
+        return self._module.reference(stored, weight, start, stop)
+
+    def together(self, touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
+        """See `QuantizedScheme.together`."""
+        return self._module.together(touched, weights)
+
+    def described(
+        self, files: Mapping[str, Json], dense: Sequence[str], kept: Sequence[str]
+    ) -> Mapping[str, Json | None]:
+        """See `QuantizedScheme.described`."""
+        return self._module.described(files, dense, kept)
+
+    @property
+    def _module(self) -> QuantizedScheme:
+        return cast("QuantizedScheme", import_module(f"{__package__}.{self.name}"))
+
+
+# Name → scheme; a scheme is a module beside this one and its line here.
+SCHEMES: dict[str, QuantizedScheme] = {
+    "bitsandbytes": Module("bitsandbytes", ("bitsandbytes",)),
+    "FP8": Module("block_fp8", ("fp8",)),
+    "MXFP4": Module("mxfp4", ("mxfp4",)),
+    "compressed-tensors": Module("compressed_tensors", ("compressed-tensors",)),
+    "GPTQ": Module("gptq", ("gptq",)),
+    "AWQ": Module("awq", ("awq",)),
+    "ModelOpt": Module("modelopt", ("modelopt",)),
+}

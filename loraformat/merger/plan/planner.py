@@ -68,7 +68,14 @@ def plan_merge(
     base, found = decoded.base, decoded.found
     if dtype is not None:
         found = in_dtype(found, base, dtype, decoded.parts)
-    shards = tuple(_shard(base, file, found, container) for file in base.files.values() if file.name in decoded.files)
+    at_home: dict[str, list[Edit]] = {}
+    for edit in found.edits.values():
+        at_home.setdefault(_home(edit, base), []).append(edit)
+    shards = tuple(
+        _shard(base, file, found, at_home.get(file.name, ()), container)
+        for file in base.files.values()
+        if file.name in decoded.files
+    )
     _check_targets(shards)
     tokenizers = {name: number for number, adapter in enumerate(adapters) for name in adapter.tokenizer}
     _check_names(base)
@@ -135,7 +142,10 @@ def _is_stale(name: str, base: Checkpoint) -> bool:
     return name.lower().endswith(_STALE_SUFFIXES) and name != base.index
 
 
-def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | None) -> ShardPlan:
+def _shard(
+    base: Checkpoint, file: WeightFile, found: Edits, at_home: Sequence[Edit], container: str | None
+) -> ShardPlan:
+    """The plan of a file, with those of the edits whose tensors go into it."""
     wanted = container or file.container
     kind = CONTAINERS[wanted]
     if file.has_extras and found.edits:
@@ -145,10 +155,10 @@ def _shard(base: Checkpoint, file: WeightFile, found: Edits, container: str | No
             hint="save its state dict alone, or use --container safetensors" if wanted == file.container else "",
         )
     names = [name for name in file.names if name in base.tensors]
-    new = [e.tensor for e in found.edits.values() if e.tensor not in base.tensors and _home(e, base) == file.name]
+    new = [edit.tensor for edit in at_home if edit.tensor not in base.tensors]
     aliases = _aliases(base, names, found) if kind.shares_storage else {}
     tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
-    edits = tuple(edit for name, edit in found.edits.items() if _home(edit, base) == file.name and name not in aliases)
+    edits = tuple(edit for edit in at_home if edit.tensor not in aliases)
     unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
     is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
     is_whole = is_whole and not is_decoded(file, base)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from loraformat.containers.quantized import SCHEMES, laid_out
 from loraformat.diagnostics import counted
 from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
-from loraformat.matching import quantization_of
+from loraformat.matching import left_over, quantization_of
 from loraformat.merger.plan.data import Edit, QuantizedOutput
 from loraformat.merger.plan.edits import Edits
 from loraformat.model.bundle import Json
@@ -71,7 +71,7 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
         UsageError (LF021): something is wanted of a base that is not quantized.
     """
     if base.quantized is None:
-        _check_not_wanted(base, wanted)
+        _check_not_wanted(base, wanted, is_merge=bool(found.edits))
         return Decoded(base, found, None, (), (), frozenset(), frozenset(base.files))
     weights = base.quantized.weights
     touched = {code for edit in found.edits.values() if (code := base.tensors[edit.source].encoded)}
@@ -107,17 +107,22 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     )
 
 
-def _check_not_wanted(base: Checkpoint, wanted: str | None) -> None:
+def _check_not_wanted(base: Checkpoint, wanted: str | None, *, is_merge: bool) -> None:
     if wanted is None:
         return
     quantization = quantization_of(base)
     if quantization is None:
-        raise UsageError("the base is not quantized", where="merge", hint="leave --dequantize and --keep-quantized out")
+        settings = left_over(base)
+        if settings is not None:
+            hint = f"its weights are dense; remove what {settings.where} says of a quantization ({settings.scheme})"
+        else:
+            hint = "leave --dequantize and --keep-quantized out" if is_merge else "its weights are dense as they are"
+        raise UsageError("the base is not quantized", where=base.uri, hint=hint)
     if wanted == "dense":
         raise UnsupportedUpdate(
             f"the base is quantized ({quantization.scheme}, says {quantization.where}), and this scheme is not read",
-            where="merge",
-            hint="merge into the 16-bit checkpoint that it was made from",
+            where=base.uri,
+            hint="use the 16-bit checkpoint that it was made from",
         )
 
 
@@ -137,8 +142,14 @@ def _dense_edits(base: Checkpoint, found: Edits) -> Edits:
 
 
 def is_decoded(file: WeightFile, base: Checkpoint) -> bool:
-    """Whether a file of a layout holds other tensors than in the base, since a quantized weight is dense."""
-    return base.quantized is not None and base.quantized.stored.files[file.name].names != file.names
+    """Whether a file of a layout holds other tensors than in the base, since a quantized weight is dense.
+
+    Names alone do not tell: codes may stand under the name of the weight, and all of its scales in another file.
+    """
+    if base.quantized is None:
+        return False
+    is_changed = base.quantized.stored.files[file.name].names != file.names
+    return is_changed or any(base.tensors[name].encoded for name in file.names if name in base.tensors)
 
 
 def settings_of(base: Checkpoint, decoded: Decoded, dtype: DType | None) -> Settings:

@@ -56,7 +56,7 @@ def build_manifest(
     return {
         "schema": SCHEMA,
         "tool": {"name": "loraformat", "version": __version__},
-        "job": "merge",
+        "job": "merge" if plan.adapters else "dequantize",
         "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
         "base": {"files": prints["base"], **base},
         "adapters": [

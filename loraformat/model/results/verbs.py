@@ -26,6 +26,7 @@ class InspectResult:
         retained_bf16, retained_fp16: share of all of W' - W that would survive rounding to that dtype; likewise None.
         tables: tables of embeddings, where the base's values were read.
         share: adapter parameters / (base + adapter parameters); None without a base.
+        base_scheme: by which the base is quantized; None where it is not, or by none that is read.
         grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
         has_heat: whether text shows a row of each module kind over the layers.
     """
@@ -38,6 +39,7 @@ class InspectResult:
     retained_fp16: float | None = None
     tables: tuple[TableRecord, ...] = ()
     share: float | None = None
+    base_scheme: str | None = None
     grouping: str = "auto"
     has_heat: bool = False
 
@@ -143,7 +145,8 @@ class MergeResult:
 
     Attributes:
         base: URI of the base.
-        tensors_touched, tensors_copied: tensors of the output that differ in origin, together all of them.
+        tensors_touched, tensors_copied, tensors_decoded: tensors of the output that differ in origin, together all of
+            them: changed by an update; as the base stores them; dense without an update, and in codes in the base.
         parameters_touched: elements of the touched tensors.
         bytes_written: of the weight files; of the plan where nothing was written.
         files: names of the output files, sorted.
@@ -159,6 +162,7 @@ class MergeResult:
     adapters: tuple[MergedAdapter, ...]
     tensors_touched: int
     tensors_copied: int
+    tensors_decoded: int = 0
     parameters_touched: int
     bytes_written: int
     files: tuple[str, ...]

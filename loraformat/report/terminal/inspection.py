@@ -57,6 +57,8 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     share = "" if result.share is None else f" ({result.share:.2%} of base and adapter)"
     total = f" = {amount(summary.parameters)}" if len(summary.parameters_by_kind) > 1 else ""
     facts.append(("parameters", parameters(summary) + total + share))
+    if result.base_scheme is not None:
+        facts.append(("quantized", f"the base, by {result.base_scheme}; shapes and figures are of the decoded weights"))
     facts.extend(_vocabulary(summary))
     facts.extend(_figures(result))
     if summary.unclaimed:

@@ -235,12 +235,13 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
-    page.say(
-        Styled("merge   " if result.is_dry_run else "merged  ", "dim"),
-        f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
-        f"{amount(result.tensors_copied)} copied",
-    )
-    _say_retention(page, result)
+    if result.tensors_decoded:
+        text = f"{plural(result.tensors_decoded, 'quantized weight')} decoded"
+        page.say(
+            Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"
+        )
+    if result.adapters:
+        _say_changes(page, result)
     if result.checked is not None:
         page.say(Styled("checked ", "dim"), _checked(result.checked))
     size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
@@ -248,6 +249,15 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         page.say(Styled("nothing written", "bold"), f" (dry run): {size}")
     else:
         page.say(Styled("wrote   ", "dim"), Styled(_places(report), "bold"), f": {size}")
+
+
+def _say_changes(page: Page, result: MergeResult) -> None:
+    page.say(
+        Styled("merge   " if result.is_dry_run else "merged  ", "dim"),
+        f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
+        f"{amount(result.tensors_copied)} copied",
+    )
+    _say_retention(page, result)
 
 
 def _say_retention(page: Page, result: MergeResult) -> None:

@@ -9,7 +9,7 @@ from loraformat.diagnostics import FindingLocation, Severity, in_file, show
 from loraformat.model.bundle import Bundle, File, TensorFile
 from loraformat.rules.base import Hit, Subject, rule
 
-_CARD = "README.md"
+CARD = "README.md"
 _MOST_BYTES = 1 << 20
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".yml", ".jinja", ".toml", ".py", ".cfg", ".ini", ".sh")
 _LARGE = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
@@ -40,9 +40,9 @@ def card_without_base(subject: Subject) -> Iterator[Hit]:
     ## Source
     huggingface/hub-docs, model-cards.md, "Specifying a base model".
     """
-    card = _front_matter(subject.bundle)
+    card = front_matter(subject.bundle)
     if card is not None and "base_model" not in card:
-        yield Hit(in_file(_CARD, "base_model"), "expected the name of a model, found none")
+        yield Hit(in_file(CARD, "base_model"), "expected the name of a model, found none")
 
 
 @rule("LF503", Severity.INFO, since="0.1.0")
@@ -61,9 +61,9 @@ def card_without_license(subject: Subject) -> Iterator[Hit]:
     ## Source
     huggingface/hub-docs, model-cards.md, "Specifying a license".
     """
-    card = _front_matter(subject.bundle)
+    card = front_matter(subject.bundle)
     if card is not None and "license" not in card:
-        yield Hit(in_file(_CARD, "license"), "expected the name of a license, found none")
+        yield Hit(in_file(CARD, "license"), "expected the name of a license, found none")
 
 
 @rule("LF507", Severity.WARNING, since="0.1.0", publishing=True)
@@ -83,10 +83,10 @@ def card_disagreement(subject: Subject) -> Iterator[Hit]:
     huggingface/hub-docs, model-cards.md; peft 0.21.2, peft_model.py `create_or_update_model_card`.
     """
     assert subject.adapter is not None
-    card, named = _front_matter(subject.bundle) or {}, subject.adapter.config.base_model
+    card, named = front_matter(subject.bundle) or {}, subject.adapter.config.base_model
     stated = card.get("base_model", "")
     if named and stated and stated.lower() != named.lower():
-        yield Hit(in_file(_CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
+        yield Hit(in_file(CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
 
 
 @rule("LF508", Severity.INFO, since="0.1.0")
@@ -161,9 +161,9 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
             return
 
 
-def _front_matter(bundle: Bundle) -> Mapping[str, str] | None:
+def front_matter(bundle: Bundle) -> Mapping[str, str] | None:
     """The fields `key: value` at the top of the model card, without nested ones; None without a card."""
-    file = bundle.files.get(_CARD)
+    file = bundle.files.get(CARD)
     if file is None or isinstance(file, TensorFile) or file.nbytes > _MOST_BYTES:
         return None
     lines = file.read().decode("utf-8", "replace").splitlines()

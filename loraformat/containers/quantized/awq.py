@@ -1,0 +1,133 @@
+"""AWQ, version gemm: 4-bit codes packed along the outputs in an interleaved order, a scale and a zero point a group.
+
+The weight is stored transposed: rows of the output are columns of every part.
+
+Source: autoawq 0.2.6, modules/linear/gemm.py, utils/packing_utils.py; gptqmodel 7.7.0, `dequantize_gemm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
+
+from loraformat.containers.quantized.parts import (
+    columns,
+    dtype_of,
+    finite_scales,
+    modules_with,
+    part,
+    require_shape,
+    whole,
+    whole_number,
+)
+from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
+from loraformat.diagnostics import show
+from loraformat.errors import FormatError
+from loraformat.matching import fused_with
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
+from loraformat.model.tensors import DType
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+
+_BITS, _PER_WORD = 4, 8
+# The nibble of a word, lowest first, that holds each of its eight outputs.
+_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
+    """The quantized weights. See `QuantizedScheme.weights`."""
+    settings = settings_of(stored)
+    assert settings is not None
+    values = settings.values
+    key = "bits" if "bits" in values else "w_bit"
+    whole_number(dict(values), key, settings.file, _BITS)
+    size = whole_number(dict(values), "group_size" if "group_size" in values else "q_group_size", settings.file)
+    version = values.get("version", "gemm")
+    if not isinstance(version, str) or version.lower() != "gemm":
+        text = f"version {show(str(version), 40)} packs codes in another order, which is not read"
+        raise FormatError(text, where=settings.file, hint="only gemm is read")
+    return {f"{module}.weight": _weight(stored, module, size) for module in modules_with(stored, ".qweight")}
+
+
+def _weight(stored: Checkpoint, module: str, size: int) -> QuantizedWeight:
+    name = f"{module}.weight"
+    codes, scales = part(stored, f"{module}.qweight", name), part(stored, f"{module}.scales", name)
+    if len(codes.shape) != 2 or codes.dtype is not DType.I32:
+        raise FormatError(f"{show(module, 200)}.qweight: expected a matrix of I32", where=codes.file)
+    inputs, out = codes.shape[0], codes.shape[1] * _PER_WORD
+    group = inputs if size == -1 else size
+    if group < 1 or inputs % group:
+        raise FormatError(f"{show(module, 200)}: groups of {size} do not divide {inputs} inputs", where=codes.file)
+    said = f"group_size {size}"
+    require_shape(f"{module}.scales", scales, (inputs // group, out), DType.F16, DType.BF16, DType.F32, because=said)
+    zeros = part(stored, f"{module}.qzeros", name)
+    require_shape(f"{module}.qzeros", zeros, (inputs // group, codes.shape[1]), DType.I32, because=said)
+    dtype = scales.dtype if scales.dtype is not DType.F32 else dtype_of(stored, DType.F16)
+    parts = tuple(f"{module}.{kind}" for kind in ("qweight", "qzeros", "scales"))
+    return QuantizedWeight(name, (out, inputs), dtype, parts, group)
+
+
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+    """See `QuantizedScheme.rows`."""
+    import numpy as np
+
+    group = weight.layout
+    assert isinstance(group, int)
+    codes, zeros = (_fields(stored, name, start, stop) for name in weight.parts[:2])
+    scales = finite_scales(columns(stored, weight.parts[2], start, stop).astype(np.float32), weight.parts[2])
+    values = codes.astype(np.int16) - np.repeat(zeros.astype(np.int16), group, axis=0)
+    return np.asarray((values * np.repeat(scales, group, axis=0)).T, np.float32)
+
+
+def _fields(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+    """(rows, stop - start): codes of some outputs."""
+    import numpy as np
+
+    first = start // _PER_WORD
+    words = columns(stored, name, first, -(-stop // _PER_WORD)).view(np.uint32)
+    shifts = np.array(_NIBBLES, np.uint32) * _BITS
+    fields = ((words[:, :, None] >> shifts) & 15).astype(np.uint8).reshape(len(words), words.shape[1] * _PER_WORD)
+    return fields[:, start - first * _PER_WORD :][:, : stop - start]
+
+
+def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
+    """See `QuantizedScheme.reference`: whole tensors; output 8·w + p(k) stands in nibble k of word w."""
+    import numpy as np
+
+    group = weight.layout
+    assert isinstance(group, int)
+
+    def of(name: str) -> NDArray[Any]:
+        found = stored.weights[name]
+        words = np.frombuffer(found.raw(0, found.rows), "<u4").reshape(found.shape)
+        spread = np.empty((found.shape[0], found.shape[1] * 8))
+        for nibble, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+            spread[:, output::8] = (words >> np.uint32(4 * nibble)) % 16
+        return spread
+
+    scales = whole(stored, weight.parts[2]).astype(np.float64)
+    index = np.arange(weight.shape[1]) // group
+    return np.asarray(((of(weight.parts[0]) - of(weight.parts[1])[index]) * scales[index]).T[start:stop], np.float64)
+
+
+def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:
+    """See `QuantizedScheme.together`."""
+    return fused_with(touched, weights)
+
+
+def described(files: Mapping[str, Json], dense: Sequence[str], kept: Sequence[str]) -> Mapping[str, Json | None]:
+    """Full paths in `modules_to_not_convert`."""
+
+    def edited(settings: Mapping[str, Json], modules: Sequence[str]) -> Mapping[str, Json]:
+        key = "modules_to_not_convert"
+        return {**settings, key: with_modules(settings, key, modules, default=["lm_head"])}
+
+    return rewritten(files, dense, kept, edited)

@@ -1,0 +1,193 @@
+"""Family 3: how the base is quantized, and whether what it says of that is true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from loraformat.diagnostics import Finding, Severity, counted, in_file
+from loraformat.rules.base import Hit, Subject, first_of, rule
+
+if TYPE_CHECKING:
+    from loraformat.model.checkpoint import Checkpoint
+
+_CHOICES = "merge with --dequantize (all weights dense) or --keep-quantized (only those that change)"
+
+
+@rule("LF309", Severity.WARNING, since="0.1.0", needs="base")
+def quantised_base(subject: Subject) -> Iterator[Hit]:
+    """The base is quantized by a scheme that is not read.
+
+    ## Why is this bad?
+    Its tensors are codes and scales, and what they mean is not known. An adapter cannot be merged into them, and names
+    and shapes cannot be compared.
+
+    ## Example
+    `"quantization_config": {"quant_method": "hqq"}`, or `qweight` and `scales` beside each other in a base that names
+    no method.
+
+    ## Use instead
+    A base in one of the schemes that docs/quantized.md lists, or the 16-bit model that it was made from.
+
+    ## Source
+    transformers 5.23.0, quantizers/; Dettmers et al. 2023, arXiv 2305.14314.
+    """
+    from loraformat.matching import quantization_of, quantized_weights
+
+    assert subject.base is not None
+    assert subject.adapter is not None
+    found = quantization_of(subject.base)
+    if found is None:
+        return
+    count = len(quantized_weights(subject.base, subject.adapter.updates))
+    compared = (
+        f"; {counted(count, 'weight')} of the adapter, stored in codes, {'was' if count == 1 else 'were'} not compared"
+        if count
+        else ""
+    )
+    yield Hit(found.where, f"the base is quantized: {found.scheme}{compared}")
+
+
+@rule("LF311", Severity.INFO, since="0.1.0", needs="base")
+def decoded_base(subject: Subject) -> Iterator[Hit]:
+    """The base is quantized, and read as the weights that its codes mean.
+
+    ## Why is this bad?
+    It need not be. Shapes, norms and values are those of the dense weights. A merge has to be told what shall become of
+    the codes, since a sum of weight and update is none of the values that they can have.
+
+    ## Example
+    A base of bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors or ModelOpt.
+
+    ## Use instead
+    `merge --dequantize` writes all weights dense. `merge --keep-quantized` writes those dense that change, and those
+    that are loaded as one with them; the codes of all others stay.
+
+    ## Source
+    docs/quantized.md, with a source for each scheme.
+    """
+    assert subject.base is not None
+    quantized = subject.base.quantized
+    if quantized is None:
+        return
+    reached = sum(landings[0].tensor in quantized.weights for landings in subject.matching.landings.values())
+    text = f"the base is quantized: {quantized.scheme}, {counted(len(quantized.weights), 'weight')} in codes"
+    yield Hit(in_file("config.json"), f"{text}, {reached} of them of this adapter", _CHOICES if reached else "")
+
+
+@rule("LF312", Severity.WARNING, since="0.1.0", needs="base")
+def leftover_quantization(subject: Subject) -> Iterator[Hit]:
+    """The base is dense, and its files say that it is quantized.
+
+    ## Why is this bad?
+    A tool that wrote the weights dense left the settings of the quantization behind. Programs that load the model look
+    for codes, or quantize it once more. A merge copies what the base says.
+
+    ## Example
+    `"quantization_config": {"quant_method": "bitsandbytes"}` above weights in bfloat16.
+
+    ## Use instead
+    A config.json without `quantization_config`, and no `hf_quant_config.json`, `quantize_config.json` or
+    `quant_config.json` beside it.
+
+    ## Source
+    unsloth issue 1601, open-instruct issue 149; vllm 0.33.0, quantization `get_config_filenames`.
+    """
+    from loraformat.matching import left_over
+
+    assert subject.base is not None
+    found = left_over(subject.base)
+    if found is not None:
+        yield Hit(found.where, f"says {found.scheme}, but all weights of the base are dense", "remove it")
+
+
+@rule("LF313", Severity.WARNING, since="0.1.0", needs="base")
+def codes_without_settings(subject: Subject) -> Iterator[Hit]:
+    """Weights of the base are stored in codes, and no file says by which method.
+
+    ## Why is this bad?
+    What codes mean depends on settings: the size of groups, how zero points are stored. Nobody can load the model, and
+    what looks like one scheme may be another.
+
+    ## Example
+    `q_proj.weight.absmax` in a base whose config.json has no `quantization_config`, since a tool deleted it.
+
+    ## Use instead
+    The `quantization_config` of the model that the base was copied from.
+
+    ## Source
+    transformers 5.23.0, quantizers/auto.py, which reads it from config.json.
+    """
+    from loraformat.matching import code_owner, quantization_of
+
+    assert subject.base is not None
+    found = quantization_of(subject.base)
+    if found is None or found.where.file:
+        return
+    names = [name for name in subject.base.tensors if code_owner(subject.base, name) is not None]
+    if names:
+        yield Hit(first_of(names), "stored in codes, and no config names the method")
+
+
+@rule("LF314", Severity.INFO, since="0.1.0", needs="base")
+def doubtful_settings(subject: Subject) -> Iterator[Hit]:
+    """What the base says of its quantization is contradicted by its tensors, or cannot be checked against them.
+
+    ## Why is this bad?
+    Published GPTQ models are labelled with the wrong version of the format. Read by the label, every weight moves by a
+    whole scale. Symmetric codes tell the version by their zero points, which are believed; others do not.
+
+    ## Example
+    `"checkpoint_format": "gptq"` and zero points of 8 at 4 bits, which is what gptq_v2 stores.
+
+    ## Use instead
+    The label that agrees with the zero points.
+
+    ## Source
+    vllm pull request 38966; gptqmodel 7.7.0, utils/model.py `convert_gptq_v1_to_v2_format`.
+    """
+    assert subject.base is not None
+    yield from _remarks(subject.base)
+
+
+def doubts(base: Checkpoint) -> Iterator[Finding]:
+    """LF314 of a base, for verbs that read it without an adapter."""
+    return (doubtful_settings.finding(hit) for hit in _remarks(base))
+
+
+def _remarks(base: Checkpoint) -> Iterator[Hit]:
+    remarks: dict[str, list[str]] = {}
+    for name, weight in base.quantized.weights.items() if base.quantized is not None else ():
+        if weight.remark:
+            remarks.setdefault(weight.remark, []).append(name)
+    for remark, names in remarks.items():
+        yield Hit(first_of(names), remark)
+
+
+@rule("LF315", Severity.WARNING, since="0.1.0", needs="base")
+def mixed_precision_group(subject: Subject) -> Iterator[Hit]:
+    """Of modules that are loaded as one matrix, the base stores some in codes and some dense.
+
+    ## Why is this bad?
+    vLLM and SGLang load q, k and v, gate and up, and the experts of a layer as one matrix each. They refuse a base of
+    which only some shards are quantized.
+
+    ## Example
+    `q_proj` and `k_proj` in GPTQ, `v_proj` of the same layer in float16.
+
+    ## Use instead
+    `loraformat dequantize`, or `merge --keep-quantized` with an adapter on one of them: both write such a group dense.
+
+    ## Source
+    vllm 0.33.0, quantization/utils/quant_utils.py `is_layer_skipped`.
+    """
+    from loraformat.matching import fused_with
+
+    assert subject.base is not None
+    base, quantized = subject.base, subject.base.quantized
+    if quantized is None:
+        return
+    dense = {name for name, stored in base.tensors.items() if name.endswith(".weight") and len(stored.shape) > 1}
+    alone = sorted(fused_with(quantized.weights.keys(), dense - quantized.weights.keys()))
+    if alone:
+        yield Hit(first_of(alone), "stored dense, and modules that are loaded as one with it in codes")
