@@ -8,6 +8,7 @@ from itertools import islice
 
 from loraformat.diagnostics import Finding, Severity, in_order
 from loraformat.errors import AdapterRefused
+from loraformat.model.floats import quietly
 from loraformat.model.results.validation import Skipped
 from loraformat.rules import (
     base_model,
@@ -176,7 +177,8 @@ def run(
         if reason:
             skipped.append(Skipped(each.code, each.name, reason))
         else:
-            findings.extend(each.finding(hit) for hit in _limited(each.check(subject)))
+            hits = _limited_quietly(each.check(subject)) if each.slow else _limited(each.check(subject))
+            findings.extend(map(each.finding, hits))
     reporter = consistency.pattern_not_evaluated
     for where, what in subject.budget.left_out.items():
         if reporter in rules:
@@ -186,13 +188,14 @@ def run(
     return in_order(findings), tuple(skipped)
 
 
-def _limited(hits: Iterator[Hit]) -> Iterator[Hit]:
+def _limited(hits: Iterator[Hit]) -> list[Hit]:
     """The first hits of a rule, and how many more there are: nobody reads a hundred thousand of one kind."""
     first = list(islice(hits, MOST_HITS))
-    yield from first
     more = sum(1 for _ in hits)
-    if more:
-        yield Hit(first[-1].where, f"and {more} more like this")
+    return [*first, Hit(first[-1].where, f"and {more} more like this")] if more else first
+
+
+_limited_quietly = quietly(_limited)  # for rules that look at values, of which some are not finite
 
 
 def gate(subject: Subject) -> tuple[Finding, ...]:
