@@ -13,6 +13,7 @@ import torch
 from containers.torch_files import raw_bytes
 from torch import Tensor
 
+from loraformat.errors import UnsupportedUpdate
 from loraformat.model.floats import ROUNDOFF, SMALLEST_LOST, decoded, float64_of, unit_in_last_place
 from loraformat.model.tensors import DType, LazyTensor
 
@@ -125,3 +126,9 @@ def test_rounding_loses_what_torch_says(dtype: DType) -> None:
     info = torch.finfo(dtype.torch)
     assert info.eps / 2 == ROUNDOFF[dtype]
     assert info.smallest_normal * info.eps / 2 == SMALLEST_LOST[dtype]
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_numbers_are_not_cut_to_their_real_parts() -> None:
+    with pytest.raises(UnsupportedUpdate, match="complex"):
+        float64_of(LazyTensor.of(np.array([1 + 2j], np.complex64)))
