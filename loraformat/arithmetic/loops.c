@@ -16,6 +16,11 @@
 #include <math.h>
 #include <stdlib.h>
 
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__
+#error "the order of sums, zeros and NaN matter here: compile without -ffast-math"
+#endif
+
 #define SINGLE_PARTS (COLS / SINGLES)
 #define SUMS 8 /* sums over a row are made for every 8th column, then added up */
 #define SUM_PARTS (SUMS / DOUBLES)

@@ -77,7 +77,7 @@ def test_updates_that_cancel_exactly_keep_nothing(dtype: DType) -> None:
 @pytest.mark.parametrize("size", [1e38, 0.02, 1e-20])
 @pytest.mark.parametrize("update", [1.0, 1e-3, 1e-20, 1e-28])
 def test_a_base_that_is_rounded_as_well(size: float, update: float) -> None:
-    """What rounding does to float32 values of W is no part of the update, and of either sign: terms of `kept` cancel."""
+    """What rounding does to float32 values of W is of either sign, so that terms of `kept` cancel."""
     rng = np.random.default_rng(3)
     rows, cols, rank = TILE, 24, 4
     bits = arithmetic.rounded_bits(rng.uniform(-1, 1, (rows, cols)) * size, DType.F32)

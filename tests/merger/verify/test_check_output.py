@@ -259,8 +259,6 @@ def test_a_manifest_of_an_earlier_version_is_read(inputs: tuple[str, str], tmp_p
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
     (out / MANIFEST).write_text(text)
-    digests = json.loads((out / DIGESTS).read_bytes())
-    print(json.dumps(digests)[:600])
     assert not verify(str(out)).findings
     merge(inputs[0], [inputs[1]], str(out), overwrite=True)
     assert "accumulate" not in json.loads((out / MANIFEST).read_bytes())["options"]
