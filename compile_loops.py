@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,11 @@ LOOPS = {
     "x86_64": (AVX2, (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")),
     "aarch64": ((),),
 }
+# In CC: loops.c does not compile with the first, and where they are linked with, loading the library changes the
+# control bits of the processor for the whole process.
+FAST_MATH = ("-Ofast", "-ffast-math", "-funsafe-math-optimizations", "-mdaz-ftz", "-ffp-model=fast", "/fp:fast")
+# Run in a process of its own: what was built may crash.
+CHECK = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); library.loraformat_kernel_width()"
 NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -34,16 +40,27 @@ def loops_of(machine: str) -> tuple[tuple[str, ...], ...]:
     return LOOPS.get(NAMES.get(name, name), ())
 
 
-def compile_library(compiler: str, library: Path) -> None:
-    """The shared library for this machine; object files are put beside it.
+def why_not(compiler: str, library: Path) -> str:
+    """Makes the shared library; the reason where that fails, which no build stops for."""
+    try:
+        compile_library(compiler, library)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return str(error)
+    return ""
 
-    Raises: OSError, CalledProcessError: there is no such compiler, or it does not take the code.
+
+def compile_library(compiler: str, library: Path) -> None:
+    """The shared library for this machine, loaded once as a check; object files are put beside it.
+
+    Raises: OSError, CalledProcessError: there is no such compiler, it does not take the code or makes nothing of it,
+        its options break the arithmetic, or the library cannot be loaded.
     """
     objects = compile_objects(compiler, loops_of(platform.machine()), library.parent)
     if is_msvc_like(compiler):
-        run(compiler, "/LD", *objects, f"/Fe{library}")
+        run(compiler, "/LD", *objects, f"/Fe{library}", makes=library)
     else:
-        run(compiler, "-shared", *objects, "-o", library)
+        run(compiler, "-shared", *objects, "-o", library, makes=library)
+    call([sys.executable, "-c", CHECK, str(library)])
 
 
 def compile_objects(compiler: str, loops: tuple[tuple[str, ...], ...], folder: Path) -> list[Path]:
@@ -54,9 +71,9 @@ def compile_objects(compiler: str, loops: tuple[tuple[str, ...], ...], folder: P
         source, made = SOURCES / ("loops.c" if number else "kernel.c"), folder / f"{number}.o"
         if is_msvc_like(compiler):
             flags = ("/O2", *(f"/clang:{flag}" for flag in ("-ffp-contract=fast", "-fno-math-errno")))
-            run(compiler, *flags, *options, "/c", source, f"/Fo{made}")
+            run(compiler, *flags, *options, "/c", source, f"/Fo{made}", makes=made)
         else:
-            run(compiler, *FLAGS, *options, "-c", source, "-o", made)
+            run(compiler, *FLAGS, *options, "-c", source, "-o", made, makes=made)
         return made
 
     with ThreadPoolExecutor() as pool:  # a compiler takes some seconds for each
@@ -65,12 +82,42 @@ def compile_objects(compiler: str, loops: tuple[tuple[str, ...], ...], folder: P
 
 def is_msvc_like(compiler: str) -> bool:
     """Whether a compiler takes the options of Visual Studio's."""
-    return "clang-cl" in Path(compiler).name
+    return "clang-cl" in Path(command_of(compiler)[0]).name
 
 
-def run(compiler: str, *arguments: object) -> None:
-    """One call of the compiler, whose messages are in the error."""
-    command = [*compiler.split(), *map(str, arguments)]
+def command_of(compiler: str) -> list[str]:
+    """The words of CC, which may be a path with spaces, or a command with options as a shell reads it.
+
+    Raises: OSError: an option breaks the arithmetic, or there is no word.
+    """
+    if shutil.which(compiler):
+        return [compiler]
+    try:
+        words = shlex.split(compiler)
+    except ValueError as error:
+        raise OSError(f"CC: {error}: {compiler!r}") from None
+    if not words:
+        raise OSError("CC names no compiler")
+    for word in words[1:]:
+        if word in FAST_MATH:
+            raise OSError(f"{word} in CC breaks the arithmetic: leave it out")
+    return words
+
+
+def run(compiler: str, *arguments: object, makes: Path | None = None) -> None:
+    """One call of the compiler, whose messages are in the error.
+
+    Args:
+        makes: the file that is there afterwards.
+    """
+    command = [*command_of(compiler), *map(str, arguments)]
+    call(command)
+    if makes is not None and not makes.exists():
+        raise OSError(f"{command[0]} ended without an error and wrote no {makes.name}")
+
+
+def call(command: list[str]) -> None:
+    """A command, whose messages are in the error."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own compiler call
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, f"{' '.join(command)}\n{done.stderr[:500]}")

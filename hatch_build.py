@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 import runpy
 import shutil
-import subprocess
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -35,10 +34,9 @@ class BuildHook(BuildHookInterface[Any]):
             return
         with tempfile.TemporaryDirectory() as folder:
             library = Path(folder) / LIBRARY.name
-            try:
-                build["compile_library"](compiler, library)
-            except (OSError, subprocess.CalledProcessError) as error:
-                self.app.display_warning(f"the loops of a merge were not built, merges will be slower: {error}")
+            reason = build["why_not"](compiler, library)
+            if reason:
+                self.app.display_warning(f"the loops of a merge were not built, merges will be slower: {reason}")
                 return
             shutil.copyfile(library, root / LIBRARY)
         build_data["pure_python"] = False

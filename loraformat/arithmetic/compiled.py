@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.factors import Packed
+from loraformat.arithmetic.factors import COLUMNS, Narrow, Packed
 from loraformat.arithmetic.tally import TILE, Tally
 from loraformat.errors import require_one_of
 from loraformat.model.tensors import DType
@@ -24,7 +24,7 @@ VARIABLE = "LORAFORMAT_LOOP"
 """The environment variable that chooses a loop by the name that `loop` gives; for comparing machines."""
 
 _LIBRARY = Path(__file__).with_name("_kernel.so")
-_VERSION = 3  # of the functions' arguments; as in kernel.h
+_VERSION = 4  # of the functions' arguments; as in kernel.h
 _FIGURES = 4  # of a tally
 _TYPES = {DType.BF16: 0, DType.F16: 1, DType.F32: 2, DType.F64: 3}  # as in kernel.h
 _NAMES = {512: "avx512", 256: "avx2", 128: "neon"}
@@ -41,11 +41,17 @@ class Kernel:
         factors, tallies = (address, size, address), (size, size, size, address)
         self._window = library.loraformat_kernel_window
         self._window.argtypes = [*raw_and_written, *factors, *tallies]
+        self._window_of = library.loraformat_kernel_window_of
+        self._window_of.argtypes = [*raw_and_written, *factors, address, address, address, kind, *tallies]
+        self._narrow = library.loraformat_kernel_narrow
+        self._narrow.argtypes = [kind, address, size, size, address, address, address]
+        self._narrows = library.loraformat_kernel_narrows
+        self._narrows.argtypes = [size, kind]
         self._product = library.loraformat_kernel_product
         self._product.argtypes = [kind, *factors, size, size, address]
         self._finish = library.loraformat_kernel_finish
         self._finish.argtypes = [*raw_and_written, address, address, *tallies]
-        for function in (self._window, self._product, self._finish):
+        for function in (self._window, self._window_of, self._product, self._finish):
             function.restype = None
 
     def product(self, packed: Packed, start: int, stop: int) -> Floats:
@@ -67,11 +73,24 @@ class Kernel:
 
         rows, cols, left = stop - start, packed.cols, packed.left[start:stop]
         figures = np.empty((-(-rows // TILE), _FIGURES))
-        self._window(
+        narrow = packed.narrow(self._made_narrow) if self._narrows(packed.rank, _TYPES[out]) else None
+        self._window_of(
             *(self.width, _address(raw), _TYPES[dtype], _address(written), _TYPES[out]),
-            *(left.ctypes.data, packed.rank, packed.right.ctypes.data, rows, cols, TILE, figures.ctypes.data),
+            *(left.ctypes.data, packed.rank, packed.right.ctypes.data, *_narrow_arguments(narrow)),
+            *(rows, cols, TILE, figures.ctypes.data),
         )
         return _tallies(figures.tolist(), rows, cols)
+
+    def _made_narrow(self, packed: Packed) -> Narrow:
+        import numpy as np
+
+        right, rank = np.empty(packed.right.shape, np.float32), packed.rank
+        bound, squares = np.empty((len(right), COLUMNS), np.float32), np.empty(rank * COLUMNS)
+        is_exact = self._narrow(
+            *(self.width, packed.right.ctypes.data, rank, packed.cols),
+            *(right.ctypes.data, bound.ctypes.data, squares.ctypes.data),
+        )
+        return Narrow(right, bound, squares[:rank].copy(), bool(is_exact))
 
     def finish(
         self, raw: memoryview, dtype: DType, result: Floats, update: Floats, written: memoryview, out: DType
@@ -120,22 +139,28 @@ def open_kernel() -> Kernel | None:
 
 @cache
 def _kernels() -> dict[str, Kernel]:
-    """Every compiled loop that this processor runs, by name, the widest first."""
+    """Every compiled loop that this processor runs, by name, the widest first; none of a library that is not ours."""
     try:
         library = ctypes.CDLL(str(_LIBRARY))
-    except OSError:
+        if library.loraformat_kernel_version() != _VERSION:
+            return {}
+        widest = int(library.loraformat_kernel_width())
+        narrower = (256,) if widest == 512 else ()
+        return {_NAMES[width]: Kernel(library, width) for width in (widest, *narrower) if width}
+    except (OSError, AttributeError):
         return {}
-    if library.loraformat_kernel_version() != _VERSION:
-        return {}
-    widest = int(library.loraformat_kernel_width())
-    narrower = (256,) if widest == 512 else ()
-    return {_NAMES[width]: Kernel(library, width) for width in (widest, *narrower) if width}
 
 
 def _address(data: memoryview) -> int:
     import numpy as np
 
     return int(np.frombuffer(data, np.uint8).ctypes.data) if data.nbytes else 0
+
+
+def _narrow_arguments(narrow: Narrow | None) -> tuple[int | None, int | None, int | None, int]:
+    if narrow is None:
+        return None, None, None, 0
+    return narrow.right.ctypes.data, narrow.bound.ctypes.data, narrow.squares.ctypes.data, int(narrow.is_exact)
 
 
 def _tallies(figures: list[list[float]], rows: int, cols: int) -> list[Tally]:

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from loraformat.model.floats import Floats
 
 COLUMNS = 16
 """Columns that the compiled loop computes together; as in loops.c."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """The right factor in float32, and what bounds the error of products with it; for the compiled loop alone.
+
+    Attributes:
+        right: as that of `Packed`.
+        bound: (blocks, 16) float32, the weighted norm of each column.
+        squares: float64; the first `rank` are the sums of the squares of each row.
+        is_exact: whether float32 holds every number of the factor.
+    """
+
+    right: NDArray[np.float32]
+    bound: NDArray[np.float32]
+    squares: Floats
+    is_exact: bool
+
+
+@dataclass(slots=True)
+class _Once:
+    """What the first thread that needs it makes for all."""
+
+    lock: Lock = field(default_factory=Lock)
+    made: Narrow | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +55,14 @@ class Packed:
     left: Floats
     right: Floats
     cols: int
+    _narrow: _Once = field(default_factory=_Once, init=False, repr=False, compare=False)
+
+    def narrow(self, make: Callable[[Packed], Narrow]) -> Narrow:
+        """The right factor in float32: made at the first call, and then the same for all windows and threads."""
+        with self._narrow.lock:
+            if self._narrow.made is None:
+                self._narrow.made = make(self)
+            return self._narrow.made
 
     @property
     def rank(self) -> int:

@@ -5,6 +5,8 @@
  */
 #include "kernel.h"
 
+#include <stdlib.h>
+
 #if defined(_WIN32)
 #define API __declspec(dllexport)
 #else
@@ -67,13 +69,47 @@ API int loraformat_kernel_version(void) { return VERSION; }
 /* 512, 256 or 128: the width of the registers for which there is code that this processor runs; 0: none. */
 API int loraformat_kernel_width(void) { return width_of_processor(); }
 
-API void loraformat_kernel_window(int width, const void *raw, int in, void *out, int out_type, const double *left,
-                                  int64_t rank, const double *right, int64_t rows, int64_t cols, int64_t tile,
-                                  double *tallies) {
-    struct window window = {raw, out, left, right, rank, rows, cols, tile, tallies};
+/* Whether windows of this rank into this type want R in float32 as well. */
+API int loraformat_kernel_narrows(int64_t rank, int out_type) {
+    return rank > 0 && rank <= MOST_RANK && (out_type == BF16 || out_type == F16);
+}
+
+/* Fills the arrays of `struct narrow`; gives back its `is_exact`. */
+API int loraformat_kernel_narrow(int width, const double *right, int64_t rank, int64_t cols, float *narrow_right,
+                                 float *bound, double *squares) {
+    struct narrow narrow = {narrow_right, bound, squares, 0};
+    __typeof__(usual_control()) before = usual_control();
+    loops_of(width)->narrow(right, rank, cols, &narrow);
+    restore_control(before);
+    return narrow.is_exact;
+}
+
+/* `narrow_right` and what belongs to it are those of `loraformat_kernel_narrow`, or NULL for float64 alone. */
+API void loraformat_kernel_window_of(int width, const void *raw, int in, void *out, int out_type, const double *left,
+                                     int64_t rank, const double *right, float *narrow_right, float *bound,
+                                     double *squares, int is_exact, int64_t rows, int64_t cols, int64_t tile,
+                                     double *tallies) {
+    struct narrow narrow = {narrow_right, bound, squares, is_exact};
+    struct window window = {raw, out, left, right, rank, rows, cols, tile, tallies, narrow_right ? &narrow : NULL};
     __typeof__(usual_control()) before = usual_control();
     loops_of(width)->window(&window, in, out_type);
     restore_control(before);
+}
+
+/* The same for whoever computes one window only: R in float32 is made for it, and float64 does without where it cannot. */
+API void loraformat_kernel_window(int width, const void *raw, int in, void *out, int out_type, const double *left,
+                                  int64_t rank, const double *right, int64_t rows, int64_t cols, int64_t tile,
+                                  double *tallies) {
+    size_t blocks = (cols + COLS - 1) / COLS, numbers = blocks * COLS;
+    int is_narrow = loraformat_kernel_narrows(rank, out_type) && numbers && rows, is_exact = 0;
+    float *narrow_right = is_narrow ? malloc(numbers * rank * sizeof(float)) : NULL;
+    float *bound = is_narrow ? malloc(numbers * sizeof(float)) : NULL;
+    double *squares = is_narrow ? malloc(rank * COLS * sizeof(double)) : NULL;
+    is_narrow = narrow_right && bound && squares;
+    if (is_narrow) is_exact = loraformat_kernel_narrow(width, right, rank, cols, narrow_right, bound, squares);
+    loraformat_kernel_window_of(width, raw, in, out, out_type, left, rank, right, is_narrow ? narrow_right : NULL, bound,
+                                squares, is_exact, rows, cols, tile, tallies);
+    free(narrow_right), free(bound), free(squares);
 }
 
 API void loraformat_kernel_product(int width, const double *left, int64_t rank, const double *right, int64_t rows,

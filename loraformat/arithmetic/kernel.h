@@ -5,17 +5,29 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VERSION 3 /* of the arguments; as in compiled.py */
+#define VERSION 4 /* of the arguments; as in compiled.py */
+
+#define COLS 16 /* in a block of R; as in factors.py */
+#define MOST_RANK 4096 /* with which float32 comes first */
 
 enum type { BF16 = 0, F16 = 1, F32 = 2, F64 = 3 };
 
-/* A tally has four figures: kept, whole, changed, largest. */
+/* R in float32, and what is known of it; of a window, which only reads it, and of all others that have the same R. */
+struct narrow {
+    float *right;    /* (blocks, rank, COLS) */
+    float *bound;    /* (blocks, COLS): B of the proof for each column */
+    double *squares; /* (rank): the sum of the squares of each row of R; room for rank · COLS while it is made */
+    int is_exact;    /* whether all numbers of R are numbers of float32 */
+};
+
+/* A tally has four figures: kept, whole, changed, largest. `narrow` is NULL where all is to be computed in float64. */
 struct window {
     const uint8_t *raw;
     uint8_t *out;
     const double *left, *right;
     int64_t rank, rows, cols, tile;
     double *tallies;
+    const struct narrow *narrow;
 };
 
 struct finish {
@@ -28,6 +40,7 @@ struct finish {
 
 /* The functions of one instruction set. */
 struct loops {
+    void (*narrow)(const double *right, int64_t rank, int64_t cols, struct narrow *into);
     void (*window)(const struct window *, int in, int out);
     void (*product)(const double *left, int64_t rank, const double *right, int64_t rows, int64_t cols, double *out);
     void (*finish)(const struct finish *, int in, int out);

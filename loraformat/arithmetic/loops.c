@@ -7,33 +7,36 @@
  *
  * Where the output has 16 bits, the chain is computed in float32 first. A value whose float32 sum is farther than a proved
  * bound from the middle between two neighbors rounds as that of float64; the others are computed in float64. The proof is
- * in docs/decisions/0013-float32-first.md. Tallies are sums of float32 numbers there.
+ * in docs/decisions/0013-float32-first.md. Tallies are sums of float32 numbers there, in bands where that is enough.
  */
 #include "kernel.h"
+#include "narrow.h"
 #include "registers.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#define COLS 16 /* in a block of R; as in factors.py */
-#define DOUBLE_PARTS (COLS / DOUBLES)
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    defined(__NO_SIGNED_ZEROS__) || __FINITE_MATH_ONLY__
+#error "the order of sums, zeros and NaN matter here: compile without -ffast-math"
+#endif
+
 #define SINGLE_PARTS (COLS / SINGLES)
 #define SUMS 8 /* sums over a row are made for every 8th column, then added up */
 #define SUM_PARTS (SUMS / DOUBLES)
 #define PANEL 64    /* rows of a product */
 #define BAND 16     /* rows after which it is decided whether float32 first pays */
 #define FLUSH 8     /* blocks of columns whose products are summed in float32 */
-#define LINK 16     /* terms of one chain in float32; the sums of the chains are added up */
 #define OPEN 4      /* chains in float64 that are computed together */
 #define READY 8     /* registers that wait for them before they are, while their columns of R are in the cache */
-#define MOST_RANK 4096
-#define LEAST_NORM 0x1p-30 /* within these no float32 number overflows, and what underflows is below the bound's margin */
-#define MOST_NORM 0x1p30
 #define ROUNDOFF 0x1p-24 /* of float32 */
 #define MARGIN (1 + 0x1p-9)
 #define OUTER 2 /* float32 numbers by which an interval is widened, away from zero and towards it */
 #define INNER 3
 #define MOST_OPEN 8 /* one block of so many: above this share float32 first does not pay */
+/* Where tallies of a band in float32 have their digits: see 0013. */
+#define MOST_CANCELED 4
+#define LEAST_KEPT 64
 
 #define EXPONENT 0x7ff0000000000000
 #define SIGN ((int64_t)1 << 63)
@@ -177,20 +180,28 @@ INLINE void rows_in_double(int rows, const struct window *w, int64_t row, enum t
 
 /* --- float32 first ------------------------------------------------------------------------------------------------ */
 
-/* Factors in float32, and what bounds the error of a product of row i and column j: row_bound[i] · column_bound[j]. */
+/* A band of L in float32, R likewise, and what bounds the error of a product: row_bound[i] · narrow->bound[j]. */
 struct singles {
-    float *left;  /* bands of BAND rows: (bands, rank, BAND) */
-    float *right; /* as R: (blocks, rank, COLS) */
-    float *row_bound, *column_bound;
-    int is_right_exact;
+    const struct narrow *narrow;
+    float *left; /* (rank, BAND) */
+    float row_bound[BAND];
+    double terms; /* the sum of the squares of all terms of the products of the band */
 };
 
 struct single_sums {
-    singles kept[SINGLE_PARTS], whole[SINGLE_PARTS], largest[SINGLE_PARTS];
+    singles kept[SINGLE_PARTS], sizes[SINGLE_PARTS], whole[SINGLE_PARTS], largest[SINGLE_PARTS];
+    ints place[SINGLE_PARTS]; /* of the largest: its block of columns */
     ints changed;
-    double total_kept[COLS], total_whole[COLS];
+    double total_kept[COLS], total_sizes[COLS], total_whole[COLS];
     /* What float64 made of values that the bound left open. */
     double corrected_kept, corrected_changed;
+};
+
+/* Of one band: a tally, what `kept` would be if no two of its terms canceled, and where the largest update is. */
+struct band {
+    double tally[4], sizes;
+    float largest;
+    int64_t row, col;
 };
 
 /* Where in a band values are left open: places of a row that fill a register of float64. */
@@ -202,65 +213,22 @@ struct queue {
     } items[READY + SINGLE_ROWS * DOUBLE_PARTS];
 };
 
-/* The weighted norm of the proof as a factor of the bound; infinite, so that float64 decides, where float32 may not do. */
-INLINE float bound_of(double squares, double factor) {
-    double norm = sqrt(squares);
-    return norm >= LEAST_NORM && norm <= MOST_NORM ? (float)(norm * factor) : (float)INFINITY;
-}
-
-static void free_singles(struct singles *s) {
-    free(s->left);
-    free(s->right);
-    free(s->row_bound);
-    free(s->column_bound);
-}
-
-/* How many roundings the product of place k goes through: those of its factors, of its chain, and of the sums of chains. */
-INLINE double roundings(int64_t k, int64_t rank) {
-    int64_t chain = k / LINK, chains = (rank + LINK - 1) / LINK, end = (chain + 1) * LINK;
-    return (double)(2 + (end < rank ? end : rank) - k + chains - (chain ? chain : 1));
-}
-
-/* Whether there was memory. */
-static int make_singles(const struct window *w, struct singles *s) {
-    int64_t rank = w->rank, blocks = (w->cols + COLS - 1) / COLS, bands = (w->rows + BAND - 1) / BAND;
-    s->left = calloc(bands * rank * BAND, sizeof(float));
-    s->right = malloc(blocks * rank * COLS * sizeof(float));
-    s->row_bound = malloc(w->rows * sizeof(float));
-    s->column_bound = malloc(blocks * COLS * sizeof(float));
-    if (!s->left || !s->right || !s->row_bound || !s->column_bound) return 0;
-    for (int64_t row = 0; row < w->rows; row++) {
-        const double *from = w->left + row * rank;
-        float *into = s->left + row / BAND * rank * BAND + row % BAND;
-        double squares = 0;
-        for (int64_t k = 0; k < rank; k++) {
-            double weighted = roundings(k, rank) * from[k];
-            squares += weighted * from[k];
-            into[k * BAND] = (float)from[k];
+/* Rows of L made ready as a band. */
+INLINE void narrow_band(const struct window *w, int64_t row, int64_t stop, struct singles *s) {
+    double weighted_squares[BAND] = {0};
+    memset(s->left, 0, w->rank * BAND * sizeof(float));
+    s->terms = 0;
+    for (int64_t k = 0; k < w->rank; k++) {
+        double weight = roundings(k, w->rank), squares = 0;
+        for (int64_t each = 0; each < stop - row; each++) {
+            double value = w->left[(row + each) * w->rank + k], weighted = weight * value;
+            weighted_squares[each] += weighted * value;
+            squares += value * value;
+            s->left[k * BAND + each] = (float)value;
         }
-        s->row_bound[row] = bound_of(squares, ROUNDOFF * MARGIN);
+        s->terms += squares * s->narrow->squares[k];
     }
-    const double *from = w->right;
-    float *into = s->right, *bound = s->column_bound;
-    longs is_inexact = {0};
-    for (int64_t block = 0; block < blocks; block++, bound += COLS) {
-        doubles squares[DOUBLE_PARTS] = {{0}};
-        for (int64_t k = 0; k < rank; k++, from += COLS, into += COLS) {
-            double weight = roundings(k, rank);
-            for (int part = 0; part < DOUBLE_PARTS; part++) {
-                doubles value = load_doubles(from + part * DOUBLES), weighted = value * weight;
-                few_singles single = __builtin_convertvector(value, few_singles);
-                squares[part] += weighted * value;
-                is_inexact |= (longs)(__builtin_convertvector(single, doubles) != value);
-                STORE(into + part * DOUBLES, single);
-            }
-        }
-        for (int col = 0; col < COLS; col++) bound[col] = bound_of(squares[col / DOUBLES][col % DOUBLES], 1.0);
-    }
-    s->is_right_exact = !any(is_inexact);
-    /* Columns that are not there have no update, and so no error. */
-    for (int64_t col = w->cols; col < blocks * COLS; col++) s->column_bound[col] = 0;
-    return 1;
+    for (int each = 0; each < BAND; each++) s->row_bound[each] = bound_of(weighted_squares[each], ROUNDOFF * MARGIN);
 }
 
 INLINE singles read_singles(const uint8_t *from, enum type type) {
@@ -316,7 +284,7 @@ INLINE void settle_from(const struct window *w, const struct singles *s, int is_
         for (int64_t k = 0; k < w->rank; k++)
             for (int each = 0; each < OPEN; each++) {
                 int64_t at = right[each] + k * COLS;
-                doubles value = is_exact ? __builtin_convertvector(load_few_singles(s->right + at), doubles)
+                doubles value = is_exact ? __builtin_convertvector(load_few_singles(s->narrow->right + at), doubles)
                                          : load_doubles(w->right + at);
                 sums[each] += value * left[each][k];
             }
@@ -330,7 +298,7 @@ INLINE void settle_from(const struct window *w, const struct singles *s, int is_
 
 static __attribute__((noinline)) void settle(const struct window *w, const struct singles *s, struct queue *queue,
                                              enum type in, enum type to) {
-    if (s->is_right_exact)
+    if (s->narrow->is_exact)
         settle_from(w, s, 1, queue, in, to);
     else
         settle_from(w, s, 0, queue, in, to);
@@ -381,9 +349,12 @@ INLINE void finish_single_block(const struct window *w, int64_t row, int64_t col
         halves half = to == BF16 ? __builtin_convertvector((words)written[part] >> 16, halves) : halves_of(written[part]);
         STORE(out + part * SINGLES * 2, half);
         singles change = written[part] - base[part], size = (singles)((ints)delta[part] & INT32_MAX);
+        ints is_larger = size > sums->largest[part];
         sums->kept[part] += change * delta[part];
         sums->whole[part] += delta[part] * delta[part];
-        sums->largest[part] = choose_singles(size > sums->largest[part], size, sums->largest[part]);
+        if (in != to) sums->sizes[part] += (singles)((ints)(change * delta[part]) & INT32_MAX);
+        sums->largest[part] = choose_singles(is_larger, size, sums->largest[part]);
+        sums->place[part] = (is_larger & (int32_t)(col / COLS)) | (sums->place[part] & ~is_larger);
         sums->changed -= (ints)(change != 0);
     }
 }
@@ -401,7 +372,8 @@ INLINE void finish_single_columns(const struct window *w, const struct singles *
         memcpy(old, raw, there * size_of(in));
         from = old, into = new;
     }
-    finish_single_block(w, row, col, delta, from, in, into, to, s->row_bound[row], s->column_bound + col, sums, queue);
+    finish_single_block(w, row, col, delta, from, in, into, to, s->row_bound[row % BAND], s->narrow->bound + col, sums,
+                        queue);
     if (there < COLS) memcpy(out, new, there * 2);
 }
 
@@ -409,27 +381,34 @@ INLINE void finish_single_columns(const struct window *w, const struct singles *
 INLINE void flush(struct single_sums *sums) {
     for (int place = 0; place < COLS; place++) {
         sums->total_kept[place] += (double)sums->kept[place / SINGLES][place % SINGLES];
+        sums->total_sizes[place] += (double)sums->sizes[place / SINGLES][place % SINGLES];
         sums->total_whole[place] += (double)sums->whole[place / SINGLES][place % SINGLES];
     }
     memset(sums->kept, 0, sizeof sums->kept);
+    memset(sums->sizes, 0, sizeof sums->sizes);
     memset(sums->whole, 0, sizeof sums->whole);
 }
 
-/* Sums of one row added to a tally; whether they are finite. If not, a value is not, and nothing is added. */
-INLINE int add_single_sums(const struct single_sums *sums, double *tally) {
-    double kept = sums->corrected_kept, whole = 0, changed = sums->corrected_changed, largest = tally[3];
+/* Sums of one row added to its band; whether they are finite. If not, a value is not, and nothing is added. */
+INLINE int add_single_sums(const struct single_sums *sums, int64_t row, struct band *band) {
+    double kept = sums->corrected_kept, sizes = 0, whole = 0, changed = sums->corrected_changed;
+    float largest = 0;
+    int64_t col = 0;
     for (int place = 0; place < COLS; place++) {
-        double size = (double)sums->largest[place / SINGLES][place % SINGLES];
+        float size = sums->largest[place / SINGLES][place % SINGLES];
+        int64_t at = (int64_t)sums->place[place / SINGLES][place % SINGLES] * COLS + place;
         kept += sums->total_kept[place];
+        sizes += sums->total_sizes[place];
         whole += sums->total_whole[place];
-        largest = size > largest ? size : largest;
+        if (size > largest || (size == largest && at < col)) largest = size, col = at;
     }
     for (int lane = 0; lane < SINGLES; lane++) changed += sums->changed[lane];
     if (!(kept - kept == 0)) return 0;
-    tally[0] += kept;
-    tally[1] += whole;
-    tally[2] += changed;
-    tally[3] = largest;
+    band->tally[0] += kept;
+    band->tally[1] += whole;
+    band->tally[2] += changed;
+    band->sizes += sizes;
+    if (largest > band->largest) band->largest = largest, band->row = row, band->col = col;
     return 1;
 }
 
@@ -453,10 +432,10 @@ INLINE void single_chains(int rows, const float *left, int64_t rank, const float
 
 /* `rows` rows from `row` on, all of one band. */
 INLINE void rows_in_single(int rows, const struct window *w, const struct singles *s, int64_t row, enum type in,
-                           enum type to, double *tally, struct queue *queue) {
+                           enum type to, struct band *band, struct queue *queue) {
     struct single_sums sums[SINGLE_ROWS];
     memset(sums, 0, rows * sizeof *sums);
-    const float *right = s->right, *left = s->left + row / BAND * w->rank * BAND + row % BAND;
+    const float *right = s->narrow->right, *left = s->left + row % BAND;
     int64_t until_flush = FLUSH;
     for (int64_t col = 0; col < w->cols; col += COLS, right += w->rank * COLS) {
         singles delta[SINGLE_ROWS][SINGLE_PARTS];
@@ -472,43 +451,70 @@ INLINE void rows_in_single(int rows, const struct window *w, const struct single
     }
     settle(w, s, queue, in, to);
     for (int each = 0; each < rows; each++)
-        if (!add_single_sums(sums + each, tally)) rows_in_double(1, w, row + each, in, to, tally);
+        if (!add_single_sums(sums + each, row + each, band)) rows_in_double(1, w, row + each, in, to, band->tally);
 }
 
 /* --- windows ------------------------------------------------------------------------------------------------------ */
 
-/* Rows of one band; whether float32 first paid. */
-INLINE int band_in_single(const struct window *w, const struct singles *s, int64_t row, int64_t stop, enum type in,
-                          enum type to, double *tally) {
+/* Of a band in float32: the next one too; float64 from the next one on; float64 for this one and all others. */
+enum verdict { GO_ON, DONE, REDO };
+
+/* Whether the sums of a band are as near to those of float64 as six digits need: neither the terms of the updates nor
+ * those of `kept` cancel. */
+INLINE int has_digits(const struct singles *s, const struct band *band, double values, enum type in, enum type to) {
+    if (!(s->terms <= MOST_CANCELED * band->tally[1])) return 0;
+    return in == to || band->tally[0] * band->tally[0] * values >= LEAST_KEPT * band->sizes * band->sizes;
+}
+
+/* The largest update of a band as float64 has it. */
+INLINE double largest_of(const struct window *w, const struct band *band) {
+    const double *left = w->left + band->row * w->rank;
+    const double *right = w->right + band->col / COLS * COLS * w->rank + band->col % COLS;
+    double sum = 0;
+    for (int64_t k = 0; k < w->rank; k++) sum += right[k * COLS] * left[k];
+    sum = fabs(sum);
+    return sum > band->tally[3] ? sum : band->tally[3];
+}
+
+/* Rows of one band. If its sums lack digits, it is as if nothing had been done. */
+INLINE enum verdict band_in_single(const struct window *w, struct singles *s, int64_t row, int64_t stop, enum type in,
+                                   enum type to, double *tally) {
     struct queue queue;
+    struct band band;
+    int64_t rows = stop - row, blocks = rows * ((w->cols + COLS - 1) / COLS);
     queue.length = queue.blocks = 0;
-    int64_t blocks = (stop - row) * ((w->cols + COLS - 1) / COLS);
-    for (; row + SINGLE_ROWS <= stop; row += SINGLE_ROWS) rows_in_single(SINGLE_ROWS, w, s, row, in, to, tally, &queue);
-    for (; row + 4 <= stop; row += 4) rows_in_single(4, w, s, row, in, to, tally, &queue);
-    for (; row < stop; row++) rows_in_single(1, w, s, row, in, to, tally, &queue);
-    return queue.blocks * MOST_OPEN <= blocks;
+    memset(&band, 0, sizeof band);
+    narrow_band(w, row, stop, s);
+    for (; row + SINGLE_ROWS <= stop; row += SINGLE_ROWS) rows_in_single(SINGLE_ROWS, w, s, row, in, to, &band, &queue);
+    for (; row + 4 <= stop; row += 4) rows_in_single(4, w, s, row, in, to, &band, &queue);
+    for (; row < stop; row++) rows_in_single(1, w, s, row, in, to, &band, &queue);
+    if (!has_digits(s, &band, (double)(rows * w->cols), in, to)) return REDO;
+    double largest = band.largest > 0 ? largest_of(w, &band) : band.tally[3];
+    for (int figure = 0; figure < 3; figure++) tally[figure] += band.tally[figure];
+    tally[3] = largest > tally[3] ? largest : tally[3];
+    return queue.blocks * MOST_OPEN <= blocks ? GO_ON : DONE;
 }
 
 /* What depends on nothing but the tile, so that neither windows nor the instruction set show in the tallies: in which
  * rows float32 comes first, and the order of all sums. */
 INLINE void tiles(const struct window *w, enum type in, enum type to) {
-    struct singles s;
-    int has_singles = 0, may = to != F32 && w->rank > 0 && w->rank <= MOST_RANK && w->rows > 0 && w->cols > 0;
-    if (may && !(has_singles = make_singles(w, &s))) free_singles(&s);
+    struct singles s = {w->narrow, NULL, {0}, 0};
+    if (w->narrow && w->tile % BAND == 0) s.left = malloc(w->rank * BAND * sizeof(float));
     double *tally = w->tallies;
     for (int64_t low = 0; low < w->rows; low += w->tile, tally += 4) {
         int64_t high = low + w->tile < w->rows ? low + w->tile : w->rows, row = low;
+        int is_single = s.left != NULL;
         tally[0] = tally[1] = tally[2] = tally[3] = 0;
-        int is_single = has_singles && w->tile % BAND == 0;
         while (is_single && row < high) {
             int64_t stop = row + BAND < high ? row + BAND : high;
-            is_single = band_in_single(w, &s, row, stop, in, to, tally);
-            row = stop;
+            enum verdict found = band_in_single(w, &s, row, stop, in, to, tally);
+            is_single = found == GO_ON;
+            row = found == REDO ? row : stop;
         }
         for (; row + DOUBLE_ROWS <= high; row += DOUBLE_ROWS) rows_in_double(DOUBLE_ROWS, w, row, in, to, tally);
         for (; row < high; row++) rows_in_double(1, w, row, in, to, tally);
     }
-    if (has_singles) free_singles(&s);
+    free(s.left);
 }
 
 /* A copy of the loops for each usual pair of types, so that nothing is decided inside of them, and one for all others. */
@@ -565,4 +571,4 @@ static void finish(const struct finish *f, int in, int to) {
     }
 }
 
-const struct loops TABLE = {window, product, finish};
+const struct loops TABLE = {narrow, window, product, finish};

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from loraformat.arithmetic.chains import chains
 from loraformat.arithmetic.factors import Packed
 from loraformat.arithmetic.rounding import bits_type, rounded_bits
-from loraformat.arithmetic.sums import fold
+from loraformat.arithmetic.sums import column_squares, fold, row_squares
 from loraformat.arithmetic.tally import TILE, Tally
 from loraformat.model.floats import decoded
 from loraformat.model.tensors import DType
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _ROUNDOFF = 2.0**-53
 _MARGIN = 1.01  # covers the higher orders of the bound, and the rounding of the bound itself
 _SMALLEST = 2.0**-1060  # more than what falls below the normal numbers of float64, for any rank
+# Of the terms' squares to those of their sums, times rank³: above it a library's sums lack the digits of a tally.
+_MOST_CANCELED = 2.0**58
 _STRIP = 1 << 16  # values that are worked on at a time
 _CHAINS = 1 << 16  # values whose factors are gathered at a time
 
@@ -96,6 +98,9 @@ def _add(left: Floats, right: Floats, raw: NDArray[Any], dtype: DType, written: 
             if dtype is out:
                 np.copyto(found, raw[rows, cols], where=(exact == 0) | np.isnan(base[rows, cols]))
             bits[rows, cols], update[rows, cols] = found, np.where(np.isnan(exact), update[rows, cols], exact)
+        terms = float(fold(column_squares(left) * row_squares(right), 0))
+        if terms * max(1, right.shape[0]) ** 3 > _MOST_CANCELED * float(fold(row_squares(update), 0)):
+            update = chains(left.T[:, :, None], right[:, None, :])
     written[...] = bits
     return _tally(base, _values(bits, out), update)
 

@@ -10,6 +10,7 @@ from loraformat.containers import open_checkpoint
 from loraformat.errors import ConfigError, MissingFile, UnknownFormat, UsageError
 from loraformat.formats.kit.base import Hints
 from loraformat.io import Opened, hints_of, open_adapter
+from loraformat.jobs.inputs.subject import require_real
 from loraformat.jobs.measure.diff_adapters import update_difference
 from loraformat.jobs.measure.diff_checkpoints import tensor_differences
 from loraformat.model.assumptions import Assumptions, with_alpha
@@ -50,6 +51,7 @@ def diff(
 
     Raises:
         ConfigError (LF103): one is an adapter and the other a checkpoint.
+        UnsupportedUpdate (LF013): an adapter holds complex numbers.
         StorageError, ContainerError, FormatError: one of them cannot be read.
     """
     if group not in GROUPINGS:
@@ -65,6 +67,8 @@ def diff(
             hint="compare two adapters or two checkpoints",
         )
     if isinstance(first, Opened) and isinstance(second, Opened):
+        for opened in (first, second):
+            require_real(opened.adapter, opened.uri)
         result = _of_adapters(first, second, tolerance, group)
     else:
         assert isinstance(first, Checkpoint)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraformat import rules
-from loraformat.diagnostics import Finding, FindingLocation, in_order
-from loraformat.errors import UnsupportedUpdate, UsageError
+from loraformat.diagnostics import Finding, in_order
+from loraformat.errors import UsageError
 from loraformat.io import Opened
-from loraformat.jobs.inputs.subject import open_base, open_subject
+from loraformat.jobs.inputs.subject import open_base, open_subject, require_real
 from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
 from loraformat.matching import match
 from loraformat.model.adapter import Adapter
@@ -20,8 +20,7 @@ from loraformat.model.results.validation import Skipped
 from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import Summary, summarize
-from loraformat.model.tensors import DType
-from loraformat.model.updates import Replace, Rows, tensors
+from loraformat.model.updates import Replace, Rows
 from loraformat.report import Report
 from loraformat.storage import Location, uri_of
 
@@ -219,14 +218,7 @@ def _require_updates(adapter: Adapter, findings: Sequence[Finding], uri: str) ->
     """There is something to show, and it is made of real numbers."""
     if not adapter.updates:
         rules.refuse([finding for finding in findings if finding.code == "LF213"], uri)
-    for weight, chain in adapter.updates.items():
-        for update in chain:
-            role = next((role for role, tensor in tensors(update) if tensor.dtype is DType.C64), None)
-            if role is not None:
-                raise UnsupportedUpdate(
-                    f"{role} holds complex numbers; they are not read",
-                    where=FindingLocation(subject=uri, tensor=weight),
-                )
+    require_real(adapter, uri)
 
 
 def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:

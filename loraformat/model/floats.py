@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, TypeVar
 
+from loraformat.errors import UnsupportedUpdate
 from loraformat.model.tensors import DType, LazyTensor, numbers_of
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ def decoded(data: bytearray | memoryview, dtype: DType) -> Floats:
 
 
 def float64_of(tensor: LazyTensor) -> Floats:
-    """All values of a tensor, in its shape."""
+    """All values of a tensor, in its shape.
+
+    Raises: UnsupportedUpdate (LF013): they are complex numbers, whose imaginary parts must not get lost.
+    """
     import numpy as np
 
+    if tensor.dtype is DType.C64:
+        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return tensor.load().astype(np.float64)
 

@@ -285,9 +285,7 @@ def numbers_of(data: bytearray | memoryview, dtype: DType) -> Values:
     if dtype is DType.BF16:  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     codes = np.frombuffer(data, np.uint8)
-    if dtype is DType.F8_E5M2:  # the upper half of a float16
-        return (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
-    return (_e4m3() if dtype is DType.F8_E4M3 else _e8m0())[codes]
+    return {DType.F8_E4M3: _e4m3, DType.F8_E5M2: _e5m2, DType.F8_E8M0: _e8m0}[dtype]()[codes]
 
 
 def _e4m3() -> NDArray[np.float32]:
@@ -299,6 +297,17 @@ def _e4m3() -> NDArray[np.float32]:
     sizes = np.where(exponents == 0, digits * 2.0**-9, (8 + digits) * 2.0 ** (exponents - 10.0))
     sizes[codes & 127 == 127] = np.nan
     return np.where(codes < 128, sizes, -sizes).astype(np.float32)
+
+
+def _e5m2() -> NDArray[np.float32]:
+    """The numbers of all codes, the upper halves of float16; what a NaN carries stands in its highest bits."""
+    import numpy as np
+
+    codes = np.arange(256, dtype=np.uint32)
+    found = (codes << 8).astype(np.uint16).view(np.float16).astype(np.float32)
+    is_nan = np.isnan(found)
+    found.view(np.uint32)[is_nan] = ((codes & 0x80) << 24 | 0x7F80_0000 | (codes & 3) << 21)[is_nan]
+    return found
 
 
 def _e8m0() -> NDArray[np.float32]:
@@ -316,15 +325,19 @@ def _array_of(value: Values | Tensor) -> tuple[Values, DType | None]:
 
     if not isinstance(value, np.ndarray):
         dtype = DType.by_torch_name(str(value.dtype).removeprefix("torch."))
-        wide = value.detach().cpu()
-        return (wide.float() if dtype in (DType.BF16, *_FLOAT8) else wide).numpy(), dtype
+        wide = value.detach().resolve_conj().resolve_neg().cpu()
+        if dtype in _FLOAT8:  # by way of bytes, so that what a NaN carries stays
+            codes = wide.contiguous().view(import_torch("a torch tensor").uint8).numpy()
+            return numbers_of(_flat_bytes(codes), dtype).reshape(codes.shape), dtype
+        return (wide.float() if dtype is DType.BF16 else wide).numpy(), dtype
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
     return value, next((dtype for dtype, code in _NUMPY_CODES.items() if np.dtype(code) == value.dtype), None)
 
 
 def rounded(values: Values, dtype: DType) -> Values:
     """Real values rounded once to the nearest of `dtype`, ties to even, as an array of `dtype.numpy`.
 
-    Too large a value becomes infinity, or in float8_e4m3fn, which has none, NaN. Complex numbers and integers are
+    Too large a value becomes infinity, or in float8_e4m3fn, which has none, NaN. Complex numbers are
     converted as numpy does.
 
     >>> import numpy as np
@@ -381,6 +394,8 @@ def _odd(values: Values) -> NDArray[np.float32]:
     """
     import numpy as np
 
+    if np.issubdtype(values.dtype, np.integer):
+        values = _double_of(values)
     if values.dtype != np.float64:
         return np.array(values, np.float32, order="C")
     near = np.array(values, np.float32, order="C")
@@ -390,22 +405,48 @@ def _odd(values: Values) -> NDArray[np.float32]:
     return near
 
 
+def _double_of(values: Values) -> NDArray[np.float64]:
+    """As float64; the lowest 12 bits of integers with more than its 53 become one bit, so that they round once."""
+    import numpy as np
+
+    if values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        low = values.dtype.type(0xFFF)
+        odd = (values & ~low) | ((values & low) != 0) * values.dtype.type(0x800)
+        is_small = values < 1 << 53
+        if values.dtype.kind == "i":
+            is_small &= values > -(1 << 53)
+        values = np.where(is_small, values, odd)
+    return values.astype(np.float64)
+
+
 def _float8_codes(values: Values, dtype: DType) -> NDArray[np.uint8]:
     """The codes of the nearest values; ties to even codes."""
     import numpy as np
 
+    carried = _carried_by_nan(values)
     with np.errstate(invalid="ignore"):  # a signalling NaN
-        values = values.astype(np.float64)
+        values = _double_of(values)
         sizes = numbers_of(bytearray(range(128 if dtype is not DType.F8_E8M0 else 256)), dtype).astype(np.float64)
     last = int(np.flatnonzero(np.isfinite(sizes))[-1])
     # One step past the largest value: what lies beyond the middle to it overflows.
-    ladder = np.append(sizes[: last + 1], 2 * sizes[last] - sizes[last - 1] if dtype is not DType.F8_E8M0 else np.inf)
+    ladder = np.append(sizes[: last + 1], 2 * sizes[last] - sizes[last - 1] if dtype is not DType.F8_E8M0 else 2.0**128)
     magnitude = np.abs(values)
     above = np.clip(np.searchsorted(ladder, magnitude), 1, last + 1)
     low, high = magnitude - ladder[above - 1], ladder[above] - magnitude
     is_up = (high < low) | (high == low) & (above % 2 == 0)
     codes = (above - 1 + is_up).astype(np.uint8)
     if dtype is DType.F8_E8M0:
-        return np.asarray(np.where(np.isnan(values), np.uint8(255), codes))
-    codes = np.where(np.isnan(values), np.uint8(127), codes)
+        return np.asarray(np.where(np.isfinite(values), codes, np.uint8(255)))
+    nan = np.where(carried, 0x7C | carried, 127) if dtype is DType.F8_E5M2 else 127
+    codes = np.where(np.isnan(values), nan, codes).astype(np.uint8)
     return np.asarray(codes | np.where(np.signbit(values), np.uint8(128), np.uint8(0)))
+
+
+def _carried_by_nan(values: Values) -> NDArray[np.uint8]:
+    """The two highest bits of each significand; zero where the dtype is not float32 or float64."""
+    import numpy as np
+
+    if values.dtype not in (np.float32, np.float64):
+        return np.zeros(values.shape, np.uint8)
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").reshape(values.shape)
+    return np.asarray((bits >> (21 if values.dtype == np.float32 else 50)) & 3, np.uint8)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,54 @@ def test_a_loop_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch, n
 def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_VERSION", -1)
     assert compiled._kernels.__wrapped__() == {}
+
+
+def test_a_library_without_our_functions_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = compile_loops.compiler_of_this_machine()
+    if compiler is None:
+        pytest.skip("no compiler here")
+    (tmp_path / "other.c").write_text("int something(void) { return 1; }")
+    compile_loops.run(compiler, "-shared", "-fPIC", tmp_path / "other.c", "-o", tmp_path / "other.so")
+    monkeypatch.setattr(compiled, "_LIBRARY", tmp_path / "other.so")
+    assert compiled._kernels.__wrapped__() == {}
+
+
+def test_threads_share_one_copy_of_the_factors() -> None:
+    """Memory does not grow with windows or threads: what float32 needs of R is made once."""
+    if len(LOOPS) < 2:
+        pytest.skip("no compiled loop here")
+    bits, kernel = np.zeros((64, 40), np.uint16), arithmetic.open_kernel()
+    assert kernel is not None
+    packed = arithmetic.pack(np.ones((64, 3)), np.ones((3, 40)))
+    found = [np.zeros_like(bits) for _ in range(8)]
+
+    def computed(into: np.ndarray) -> object:
+        kernel.window(packed, 0, 64, memory(bits), DType.BF16, memory(into), DType.BF16)
+        return packed.narrow(lambda _: pytest.fail("made a second time"))
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(computed, found))
+    assert all(one is made[0] for one in made)
+    for one in found:
+        np.testing.assert_array_equal(values_of(one, DType.BF16), np.full(bits.shape, 3.0))
+
+
+@pytest.mark.skipif(len(LOOPS) < 2, reason="no compiled loop here")
+def test_a_window_by_itself_gives_the_same() -> None:
+    """The function that makes its own copy of R, for checks from outside."""
+    kernel = arithmetic.open_kernel()
+    assert kernel is not None
+    for case in sample():
+        (rows, cols), packed = case.bits.shape, arithmetic.pack(case.left, case.right)
+        wanted, tallies = window(case, LOOPS[0])
+        found, figures = np.zeros_like(wanted), np.empty((-(-rows // arithmetic.TILE), TILE_FIGURES))
+        kernel._window(
+            *(kernel.width, case.bits.ctypes.data, TYPES[case.dtype], found.ctypes.data, TYPES[case.out]),
+            *(packed.left.ctypes.data, packed.rank, packed.right.ctypes.data, rows, cols, arithmetic.TILE),
+            figures.ctypes.data,
+        )
+        np.testing.assert_array_equal(found, wanted)
+        assert repr(compiled._tallies(figures.tolist(), rows, cols)) == repr(tallies)
 
 
 def test_no_library_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 from safetensors.torch import load_file, save_file
 
 from loraformat.cli import main
-from loraformat.errors import ConfigError
+from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.jobs.convert import convert
 from loraformat.jobs.diff import diff
 from loraformat.jobs.measure.diff_adapters import update_difference
@@ -339,3 +339,25 @@ def test_the_exit_code_says_whether_anything_differs(tmp_path: Path) -> None:
     assert run(first, second, "--exit-code", "--tol", 10).exit_code == 0
     assert run(first, second).exit_code == 0
     assert run(MINIGPT / "base", MINIGPT / "base", "--exit-code").exit_code == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_adapter_of_complex_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    """Their real parts may be equal where they differ."""
+    folders = []
+    for name, part in (("one", 1), ("two", 2)):
+        folder = adapter_folder(tmp_path / name, {Q: (8, 6)})
+        tensors = load_file(folder / "adapter_model.safetensors")
+        save_file(
+            {key: torch.complex(value, value * part) for key, value in tensors.items()},
+            folder / "adapter_model.safetensors",
+        )
+        folders.append(folder)
+    with pytest.raises(UnsupportedUpdate, match="complex") as refused:
+        found(*folders)
+    assert refused.value.code == "LF013"
+    plain = adapter_folder(tmp_path / "plain", {Q: (8, 6)})
+    for before, after in ((plain, folders[0]), (folders[0], plain)):
+        refusal = run(before, after)
+        assert refusal.exit_code != 0
+        assert "LF013" in refusal.output

@@ -13,8 +13,9 @@ import torch
 from containers.torch_files import raw_bytes
 from torch import Tensor
 
+from loraformat.errors import UnsupportedUpdate
 from loraformat.model.floats import ROUNDOFF, SMALLEST_LOST, decoded, float64_of, unit_in_last_place
-from loraformat.model.tensors import DType, LazyTensor
+from loraformat.model.tensors import DType, LazyTensor, bytes_of, numbers_of, rounded
 
 FLOATS = [dtype for dtype in DType if dtype.is_floating]
 FIXTURES = Path(__file__).parent.parent.parent / "fixtures"
@@ -125,3 +126,54 @@ def test_rounding_loses_what_torch_says(dtype: DType) -> None:
     info = torch.finfo(dtype.torch)
     assert info.eps / 2 == ROUNDOFF[dtype]
     assert info.smallest_normal * info.eps / 2 == SMALLEST_LOST[dtype]
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_numbers_are_not_cut_to_their_real_parts() -> None:
+    with pytest.raises(UnsupportedUpdate, match="complex"):
+        float64_of(LazyTensor.of(np.array([1 + 2j], np.complex64)))
+
+
+@pytest.mark.parametrize("dtype", [DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0])
+def test_every_code_of_float8_comes_back(dtype: DType) -> None:
+    """NaN too, with what it carries: from bytes, and by way of a torch tensor."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    values = numbers_of(bytearray(codes.numpy()), dtype)
+    assert bytes(bytes_of(values, dtype)) == bytes(range(256))
+    again = LazyTensor.of(codes.view(dtype.torch))
+    assert bytes(bytes_of(again.load(), dtype)) == bytes(range(256))
+    assert again.torch().view(torch.uint8).equal(codes)
+
+
+def test_infinity_has_no_power_of_two() -> None:
+    """OCP Microscaling Formats 1.0: E8M0 has NaN, and no infinity."""
+    found = rounded(np.array([math.inf, -math.inf, math.nan, 2.0**127, 1.0]), DType.F8_E8M0)
+    np.testing.assert_array_equal(found, np.array([np.nan, np.nan, np.nan, 2.0**127, 1.0], np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_integers_are_rounded_once(kind: type) -> None:
+    """One more than a middle of bfloat16 goes up, however large; one less goes down."""
+    sizes = [(1 << power) + (1 << power - 8) for power in range(9, 63)]
+    middles = np.array(sizes, kind)
+    above = [2.0**power + 2.0 ** (power - 7) for power in range(9, 63)]
+    np.testing.assert_array_equal(rounded(middles + kind(1), DType.BF16), np.array(above, np.float32))
+    below = [2.0**power for power in range(9, 63)]
+    np.testing.assert_array_equal(rounded(middles - kind(1), DType.BF16), np.array(below, np.float32))
+    if kind is np.int64:
+        np.testing.assert_array_equal(rounded(-middles - 1, DType.BF16), -np.array(above, np.float32))
+        np.testing.assert_array_equal(rounded(np.array([-(2**63)]), DType.BF16), np.array([-(2.0**63)], np.float32))
+
+
+def test_views_that_torch_has_not_computed_are_taken() -> None:
+    values = torch.tensor([1 + 2j, 3 - 4j])
+    np.testing.assert_array_equal(LazyTensor.of(values.conj()).load(), np.array([1 - 2j, 3 + 4j], np.complex64))
+    np.testing.assert_array_equal(LazyTensor.of(values.conj().imag).load(), np.array([-2, 4], np.float32))
+
+
+def test_big_endian_arrays_are_taken() -> None:
+    values = np.array([1.5, -2.0], ">f4")
+    lazy = LazyTensor.of(values)
+    assert lazy.dtype is DType.F32
+    np.testing.assert_array_equal(lazy.load(), values)
+    assert bytes(bytes_of(lazy.load(), DType.F32)) == values.astype("<f4").tobytes()

@@ -7,6 +7,8 @@ reduction of the argument, computed elementwise in float64, within two units in 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,8 +29,9 @@ _COS = [(-1) ** half / math.factorial(2 * half) for half in range(10)]
 _SIN = [(-1) ** half / math.factorial(2 * half + 1) for half in range(10)]
 # Beyond it exp is 0 or infinite.
 _MOST = 800.0
-# The reduction is exact for as many quarter turns; farther out the C library's functions are taken.
+# The reduction is exact for as many quarter turns; farther out integers make it.
 _MOST_QUARTERS = 2**20
+_PI_BITS = 1400  # more than the largest float64 has, and those of the remainder
 
 
 def exp(values: Floats) -> Floats:
@@ -50,8 +53,6 @@ def exp(values: Floats) -> Floats:
 def cos_and_sin(angles: Floats) -> tuple[Floats, Floats]:
     """(cos, sin) of angles in radians; NaN for what is not finite.
 
-    Angles beyond a million, which no adapter has, go through the C library, whose last bit may differ between machines.
-
     >>> import numpy as np
     >>> cos_and_sin(np.array([0.0, 1.0]))
     (array([1.        , 0.54030231]), array([0.        , 0.84147098]))
@@ -65,14 +66,38 @@ def cos_and_sin(angles: Floats) -> tuple[Floats, Floats]:
     rest = np.where(is_far, 0.0, finite)
     for part in _QUARTER:
         rest = rest - quarters * part
+    if is_far.any():
+        reduced = [_reduced(angle) for angle in finite[is_far].tolist()]
+        quarters[is_far], rest[is_far] = np.array(reduced).T
     square = rest * rest
     cos, sin = _polynomial(_COS, square), _polynomial(_SIN, square) * rest
     turn = quarters.astype(np.int64) % 4
     both = (np.asarray(np.choose(turn, (cos, -sin, -cos, sin))), np.asarray(np.choose(turn, (sin, cos, -sin, -cos))))
-    for values, function in zip(both, (math.cos, math.sin), strict=True):
-        values[is_far] = [function(angle) for angle in finite[is_far].tolist()]
+    for values in both:
         values[~np.isfinite(angles)] = np.nan
     return both
+
+
+def _reduced(angle: float) -> tuple[int, float]:
+    """(quarter turns mod 4, what is left of a large angle), by integers."""
+    digits, unit = angle.as_integer_ratio()
+    scaled, pi = (digits << _PI_BITS + 1) // unit, _pi()
+    quarters = (2 * scaled + pi) // (2 * pi)
+    return quarters % 4, float(Fraction(scaled - quarters * pi, 1 << _PI_BITS + 1))
+
+
+@cache
+def _pi() -> int:
+    """π in units of 2^-_PI_BITS, by Machin's formula: 16·arctan(1/5) - 4·arctan(1/239)."""
+    guard = 32
+    total = 0
+    for factor, base in ((16, 5), (-4, 239)):
+        term, odd = (factor << _PI_BITS + guard) // base, 1
+        while term:
+            total += term // odd
+            term, odd = -term // (base * base), odd + 2
+            term = 0 if term == -1 else term
+    return total >> guard
 
 
 def _polynomial(coefficients: Sequence[float], values: Floats) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding
-from loraformat.errors import NonFiniteValue
+from loraformat.errors import NonFiniteValue, UnsupportedUpdate
 from loraformat.formats.kit.losses import dropped_metadata, folded_scale, padded_ranks, reduced_precision
 from loraformat.formats.kit.update_slots import is_stated, low_ranks_of, most_common, unstated_fields
 from loraformat.model.adapter import Adapter, module_of
@@ -76,9 +76,14 @@ def _error(update: LowRank, scale: float) -> float:
 
 
 def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
-    """`factor` times the values, in float64, rounded once to their dtype. Raises (when loaded): NonFiniteValue."""
+    """`factor` times the values, in float64, rounded once to their dtype.
+
+    Raises: UnsupportedUpdate (LF013): they are complex numbers. When loaded: NonFiniteValue (LF402).
+    """
     if factor == 1.0:
         return tensor
+    if tensor.dtype is DType.C64:
+        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
 
     def read(start: int, stop: int) -> Values:
         import numpy as np

@@ -10,13 +10,23 @@ from loraformat import rules
 from loraformat.budget import Budget
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding, FindingLocation, show
-from loraformat.errors import AssumptionContradicted, ContainerError, FormatError, LoraFormatError, UsageError
+from loraformat.errors import (
+    AssumptionContradicted,
+    ContainerError,
+    FormatError,
+    LoraFormatError,
+    UnsupportedUpdate,
+    UsageError,
+)
 from loraformat.formats.foreign import is_full_model
 from loraformat.io import Opened, hints_of, open_files, read_bundle
+from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import has_marker
+from loraformat.model.tensors import DType
+from loraformat.model.updates import tensors
 
 
 def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
@@ -41,6 +51,18 @@ def _files(uri: str) -> Bundle | None:
 def open_base(uri: str | None) -> Checkpoint | None:
     """The headers of a base, or None."""
     return None if uri is None else open_checkpoint(uri)
+
+
+def require_real(adapter: Adapter, uri: str) -> None:
+    """Raises: UnsupportedUpdate (LF013): an update holds complex numbers, whose imaginary parts would get lost."""
+    for weight, chain in adapter.updates.items():
+        for update in chain:
+            role = next((role for role, tensor in tensors(update) if tensor.dtype is DType.C64), None)
+            if role is not None:
+                raise UnsupportedUpdate(
+                    f"{role} holds complex numbers; they are not read",
+                    where=FindingLocation(subject=uri, tensor=weight),
+                )
 
 
 def open_subject(

@@ -67,3 +67,13 @@ def test_a_value_does_not_depend_on_its_neighbours(function: Callable[[np.ndarra
     assert function(ANGLES[::3]).tobytes() == np.ascontiguousarray(whole[::3]).tobytes()
     assert function(ANGLES[:2000].reshape(40, 50).T).T.tobytes() == whole[:2000].tobytes()
     assert function(np.array(ANGLES[3])).shape == ()
+
+
+def test_large_angles_are_reduced_exactly() -> None:
+    mpmath = pytest.importorskip("mpmath")
+    angles = np.array([1e7, -1e7, 1647100.0, 5e15, 1e22, -3e100, 2.0**1000, np.finfo(np.float64).max])
+    cos, sin = cos_and_sin(angles)
+    with mpmath.workprec(2500):
+        for angle, one, other in zip(angles.tolist(), cos, sin, strict=True):
+            assert one == pytest.approx(float(mpmath.cos(mpmath.mpf(angle))), rel=5e-16)
+            assert other == pytest.approx(float(mpmath.sin(mpmath.mpf(angle))), rel=5e-16)

@@ -247,6 +247,23 @@ def passes(out: Path) -> bool:
         return False
 
 
+def test_a_manifest_of_an_earlier_version_is_read(inputs: tuple[str, str], tmp_path: Path) -> None:
+    """`accumulate` was an option; such folders are verified, and replaced with --overwrite."""
+    out = tmp_path / "out"
+    merge(inputs[0], [inputs[1]], str(out))
+    manifest = json.loads((out / MANIFEST).read_bytes())
+    assert "accumulate" not in manifest["options"]
+    manifest["options"]["accumulate"] = "float64"
+    del manifest["sha256"]
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (out / MANIFEST).write_text(text)
+    assert not verify(str(out)).findings
+    merge(inputs[0], [inputs[1]], str(out), overwrite=True)
+    assert "accumulate" not in json.loads((out / MANIFEST).read_bytes())["options"]
+
+
 def test_a_file_that_was_cut_short_is_named(inputs: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge(inputs[0], [inputs[1]], str(out))
