@@ -90,11 +90,15 @@ def test_layers_of_three_shapes_have_no_odd_one() -> None:
 )
 def test_a_rank_above_the_smaller_dimension(out: int, into: int, rank: int, told: str | None) -> None:
     updates = {"b.weight": pair(out, into, rank), "a.weight": pair(out, into, rank), "c.weight": pair()}
-    found = hits(layers.rank_above_dimensions, updates, declared_ranks={name: 4 for name in updates} if not told else {})
+    found = hits(
+        layers.rank_above_dimensions, updates, declared_ranks={name: 4 for name in updates} if not told else {}
+    )
     assert [(hit.where, hit.message) for hit in found] == ([("a.weight", told)] if told else [])
 
 
-@pytest.mark.parametrize(("number", "is_told"), [("9999", False), ("10000", True), ("0000012", False), ("x10000", False)])
+@pytest.mark.parametrize(
+    ("number", "is_told"), [("9999", False), ("10000", True), ("0000012", False), ("x10000", False)]
+)
 def test_a_layer_that_no_model_has(number: str, is_told: bool) -> None:
     found = hits(layers.implausible_layer, {f"model.layers.{number}.q_proj.weight": pair()})
     assert [hit.message for hit in found] == (["expected a layer below 10000"] if is_told else [])
