@@ -27,6 +27,7 @@ def test_formats_are_got_by_name() -> None:
         ({"lora_weights.pt": PAIR}, False, native),
         ({"lora_weights.pt": PAIR}, True, loralib),
         ({"adapter_config.json": {"peft_type": "IA3"}}, False, peft),
+        ({"adapter_config.json": {"peft_type": "LORA"}, "renamed.pt": PAIR}, False, peft),
         ({"adapter_model.bin": {}}, False, peft),
         ({"adapter_model.safetensors": PAIR}, True, peft),
         ({"anything.pth": PAIR, "notes.txt": b""}, False, loralib),

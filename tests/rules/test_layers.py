@@ -90,9 +90,7 @@ def test_layers_of_three_shapes_have_no_odd_one() -> None:
 )
 def test_a_rank_above_the_smaller_dimension(out: int, into: int, rank: int, told: str | None) -> None:
     updates = {"b.weight": pair(out, into, rank), "a.weight": pair(out, into, rank), "c.weight": pair()}
-    found = hits(
-        layers.rank_above_dimensions, updates, declared_ranks={name: 4 for name in updates} if not told else {}
-    )
+    found = hits(layers.rank_above_dimensions, updates, declared_ranks=dict.fromkeys(updates, 4) if not told else {})
     assert [(hit.where, hit.message) for hit in found] == ([("a.weight", told)] if told else [])
 
 

@@ -18,6 +18,7 @@ from loraformat.formats.peft.config.versions import (
     text_of,
     unknown_settings,
 )
+from loraformat.model.bundle import Json
 from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, Rows
 from loraformat.rules.targets import key_of, parse
 
@@ -43,9 +44,9 @@ def test_a_release_knows_the_fields_up_to_its_own(version: tuple[int, int]) -> N
     patterns = {} if version >= (0, 6) else {"alpha_pattern", "rank_pattern"}
     known = {name for name, since in fields().items() if key_of(since or "0.5")[:2] <= version} - set(patterns)
     assert {name for name in [*fields(), "no_field_of_peft"] if is_known(name, version)} == known
-    told = {name: value for name, value in dict.fromkeys([*fields(), "no_field_of_peft"], "x").items()}
+    told = dict[str, Json](dict.fromkeys([*fields(), "no_field_of_peft"], "x"))
     assert unknown_settings(told, version) == sorted(told.keys() - known - {"peft_version"})
-    assert downgraded(told, version) == {name: "x" for name in known} | {"init_lora_weights": True}
+    assert downgraded(told, version) == {**dict.fromkeys(known, "x"), "init_lora_weights": True}
 
 
 @pytest.mark.parametrize("value", [None, False, "", [], {}, 0])

@@ -109,7 +109,7 @@ def test_no_tensor_of_a_tuner_is_left_out_here() -> None:
         assert len(tuner.shared) == len(SHARED.get(peft_type, {})), peft_type
 
 
-@pytest.mark.parametrize(("peft_type", "name", "axes"), CASES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("peft_type", "name", "axes"), CASES, ids=str)
 def test_another_number_of_axes_is_an_error_that_names_the_tensor(
     peft_type: str, name: str, axes: tuple[int, ...]
 ) -> None:
