@@ -168,7 +168,12 @@ def test_ranks_of_a_large_matrix_are_those_of_its_leading_subspace(rows: int, co
     assert energy_ranks(matrix, (0.4, 0.9, 0.999), most=8) == (None, ranks)
     flat = with_values([1.0] * 24, rows, cols)
     assert energy_ranks(flat, (0.2, 0.9), most=8)[1] == (5, None)  # 8 of 24 hold a third
-    assert energy_ranks(flat, (0.2, 0.9), most=min(rows, cols))[1] == (5, 22)
+    effective, ranks = energy_ranks(flat, (0.2, 0.9), most=min(rows, cols))
+    assert (effective, ranks) == (pytest.approx(24.0), (5, 22))
+
+
+def test_a_share_that_is_held_exactly_is_held() -> None:
+    assert energy_ranks(np.eye(4), (0.25, 0.5, 1.0)) == (pytest.approx(4.0), (1, 2, 4))
 
 
 @pytest.mark.parametrize("size", [1024, 1030])

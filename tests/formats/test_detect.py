@@ -54,6 +54,11 @@ def test_a_folder_of_two_formats_is_ambiguous() -> None:
         formats.detect(bundle({"lora_config.json": {}, "adapter_model.safetensors": PAIR}))
 
 
+def test_two_configs_are_ambiguous_whatever_weights_lie_beside_them() -> None:
+    with pytest.raises(AmbiguousFormat, match=r"native \(lora_config.*peft \(adapter_config\.json has peft_type"):
+        formats.detect(bundle({"lora_config.json": {}, "adapter_config.json": {"peft_type": "LORA"}, "x.pt": PAIR}))
+
+
 def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
     files = {"notes.json": {}, "net.safetensors": {"q.weight": torch.ones(2, 2)}, ".hidden": b""}
     seen = r"found net\.safetensors, notes\.json; net\.safetensors holds q\.weight \(docs/formats"
