@@ -65,8 +65,8 @@ def install_and_try(python: str) -> bool:
 
 
 def megabytes(folder: Path) -> float:
-    """Blocks on the disk of all files below a folder, in 10^6 bytes."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir()) / 1e6
+    """Blocks on the disk of all files below a folder, in units of 2^20 bytes, as `du -m` counts them."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir()) / 2**20
 
 
 # From here on it runs in the environment of the core: nothing but its own dependencies may be imported.

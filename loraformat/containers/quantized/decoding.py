@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.containers.quantized.scheme import SCHEMES, QuantizedScheme
 from loraformat.diagnostics import show
-from loraformat.errors import FormatError
+from loraformat.errors import FormatError, InvalidJson
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, Quantized, QuantizedWeight, StoredTensor
 from loraformat.model.tensors import DType, Span
 
@@ -33,14 +33,18 @@ _DTYPE = DType.F32
 def decoded(stored: Checkpoint) -> Checkpoint:
     """The base by its weights where a scheme of the table stores it; else as it is.
 
-    Raises: FormatError (LF012): the tensors are not those of the scheme.
+    Raises: FormatError (LF012): the tensors are not those of the scheme; says that the base is quantized, and how.
     """
     found = next((name for name, scheme in SCHEMES.items() if scheme.detect(stored)), None)
     if found is None:
         return stored
-    weights = SCHEMES[found].weights(stored)
-    _check_parts(stored, weights)
-    _check_others(stored, weights, found)
+    try:
+        weights = SCHEMES[found].weights(stored)
+        _check_parts(stored, weights)
+        _check_others(stored, weights, found)
+    except (FormatError, InvalidJson) as error:
+        text = f"the base is quantized ({found}), and cannot be read: {error.message}"
+        raise FormatError(text, where=error.location, hint=error.hint) from error
     base = replace(stored, quantized=Quantized(found, stored, weights))
     return replace(laid_out(base, weights.keys()), weights=_DecodedWeights(base, SCHEMES[found]))
 
