@@ -85,6 +85,8 @@ def test_layers_of_three_shapes_have_no_odd_one() -> None:
         (9, 4, 4, None),
         (4, 9, 5, "rank 5, but the weight has only 4 outputs"),
         (9, 4, 5, "rank 5, but the weight has only 4 inputs"),
+        (1, 9, 2, "rank 2, but the weight has only 1 output"),
+        (0, 9, 2, None),  # nor is there a weight
         (4, 4, 9, None),  # the factors look exchanged, and another rule says so
     ],
 )
