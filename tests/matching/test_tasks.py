@@ -99,6 +99,7 @@ def test_a_bare_model_is_called_as_the_class_calls_it(prefix: str) -> None:
     head = {"classifier.weight": (2, 4), "classifier.bias": (2,)}
     found = with_task_head(base(names, BERT), adapter(head, "TOKEN_CLS"))
     assert found.tensors.keys() == {*head, *BERT_WEIGHTS} - {"cls.bias"}
+    assert {found.tensors[name].dtype for name in head} == {DType.BF16}  # as most of the base; its bias is F32
     assert found.task is not None
     assert found.task.renamed == ({} if prefix else {name: f"bert.{name}" for name in names if name != "cls.bias"})
 
@@ -147,6 +148,13 @@ def test_the_config_gets_as_many_labels_as_the_head_has(
         wanted["label2id"] = {f"LABEL_{n}": n for n in range(labels)}
         wanted |= {"num_labels": labels} if "num_labels" in config else {}
     assert found.task.config == wanted
+
+
+def test_a_head_whose_parts_disagree_says_nothing_of_labels() -> None:
+    head = {"score.weight": (3, 4), "score.bias": (5,)}
+    found = with_task_head(base(), adapter(head, "TOKEN_CLS"))
+    assert found.task is not None
+    assert found.task.config == {"architectures": [TOKEN]}
 
 
 def test_answers_to_questions_have_no_labels() -> None:
