@@ -19,7 +19,7 @@ BASE = {"m.q.weight": (2, 4)}
 
 
 def read(
-    peft_type: str, own: dict[str, Any], shared: dict[str, Any] | None = None, **fields: Any
+    peft_type: str, own: dict[str, Any], shared: dict[str, Any] | None = None, weights: Any = BASE, **fields: Any
 ) -> tuple[Update, ...]:
     """The chain of the one weight; tensors are nested lists."""
     named = {f"{P}{name}": value for name, value in own.items()}
@@ -27,7 +27,7 @@ def read(
     tensors = {name: torch.tensor(value) for name, value in named.items()}
     config = {"peft_type": peft_type, "target_modules": ["q"], **fields}
     folder = bundle({"adapter_config.json": config, "adapter_model.safetensors": tensors})
-    return peft.read(folder, hints=Hints(weights=fields.pop("weights", BASE))).updates["m.q.weight"]
+    return peft.read(folder, hints=Hints(weights=weights)).updates["m.q.weight"]
 
 
 def product(update: Update) -> np.ndarray:
@@ -195,6 +195,7 @@ def test_the_scale_of_deft(fields: dict[str, Any], scale: float) -> None:
     ("shape", "fields", "is_input"),
     [
         ((2, 1), {}, False),
+        ((2, 1), {"feedforward_modules": ["q"]}, False),  # the shape decides
         ((1, 2), {}, True),
         ((1, 2), {"feedforward_modules": []}, True),
         ((1, 1), {}, False),
@@ -216,3 +217,13 @@ def test_which_side_ia3_scales(shape: tuple[int, ...], fields: dict[str, Any], i
 def test_a_pattern_of_ia3_that_is_not_evaluated_is_refused() -> None:
     with pytest.raises(ConfigError, match="feedforward_modules"):
         read("IA3", {"ia3_l": [[1.0]]}, feedforward_modules="(?=x)q")
+
+
+def test_a_factor_of_glora_says_how_many_outputs_there_are() -> None:
+    zeros = {f"glora_{path}.zeros": [[0.0]] for path in "CDE"}
+    own = {**zeros, "glora_A.X": [5.0], "glora_B.Xd": B, "glora_B.Xu": A}
+    scaled, added = read("GLORA", own, weights=None)
+    assert isinstance(scaled, Scaled)
+    assert scaled.rows is not None
+    assert scaled.rows.load().tolist() == [6, 6]
+    assert product(added).tolist() == [[1, 2, 3, 4], [2, 4, 6, 8]]
