@@ -3,14 +3,17 @@
     python tests/mutants.py --trace              which tests run which lines, and how long each takes (the whole suite)
     python tests/mutants.py --seed 1a2b3c4d      draws mutants, runs the tests that cover each, prints a table
 
-The places and the changes are cosmic-ray's; a mutant is killed where a test that covers its line fails. Tests run in a
-process that is forked from one which has imported the heavy libraries, on a copy of the package with the change in it,
-the quickest first, for at most `--most-seconds` of what they took when they were traced.
+The places and the changes are cosmic-ray's; a mutant is killed where a test that covers its line fails. A line that
+runs when its module is imported, in a table or a signature, is covered by all tests that run anything of the file, and
+by those that hold the tables against lists of their own. Tests run in a process that is forked from one which has
+imported the heavy libraries, on a copy of the package with the change in it, the quickest first, for at most
+`--most-seconds` of what they took when they were traced.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import difflib
 import json
@@ -40,9 +43,13 @@ TRACES, DURATIONS = ROOT / "build" / "coverage", ROOT / "build" / "durations.jso
 # Operators that only make what is a type, or text for people, different.
 _LEFT_OUT = ("VariableReplacer", "VariableInserter", "StringReplacer")
 _ONE_RUN_S = 15  # to start, and to collect
-_LINES_BELOW = 60
 # They read the source as text, so no trace says which lines they cover: each mutant meets them.
 _READ_THE_SOURCE = ("tests/test_dataclasses.py",)
+# They look at what a module holds once it is imported, without running anything of it.
+_READ_TABLES = {"loraformat/rules/": ("tests/rules/test_tables.py",)}
+_UNCOVERED = 64  # no code of pytest's: what reads the source passed, and no test runs the line
+# 1: a test failed; 2: one could not be imported. Anything else is a fault of this script.
+_ENDINGS = {0: "survived", 1: "killed", 2: "killed", _UNCOVERED: "no test covers it"}
 _NOT_COLLECTED = 4  # pytest's exit code where a test is gone: one with a rule or a kind as its parameter
 
 
@@ -106,14 +113,25 @@ def candidates() -> Iterator[Mutant]:
             if file in seen:
                 continue
             seen.add(file)
-            nodes = list(ast_nodes(get_ast(path.read_text(encoding="utf-8"))))
+            source = path.read_text(encoding="utf-8")
+            nodes, unseen = list(ast_nodes(get_ast(source))), _for_type_checkers(source)
             for name, operator in operators:
                 occurrence = 0
                 for node in nodes:
                     for position in operator.mutation_positions(node):
-                        if not _is_annotation(node):
+                        if not _is_annotation(node) and position[0][0] not in unseen:
                             yield Mutant(area, file, name, occurrence, position[0][0])
                         occurrence += 1
+
+
+def _for_type_checkers(source: str) -> set[int]:
+    """The lines under `if TYPE_CHECKING:`, and that line itself: no program runs them."""
+    blocks = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    return {line for node in blocks for line in range(node.lineno, (node.body[-1].end_lineno or 0) + 1)}
 
 
 def _is_annotation(node: object) -> bool:
@@ -166,14 +184,41 @@ def covering(mutants: Sequence[Mutant]) -> Mapping[Mutant, list[str]]:
     found: dict[Mutant, list[str]] = {}
     for mutant in mutants:
         by_line = data.contexts_by_lineno(str(ROOT / mutant.file))
-        tests: set[str] = set()
-        # A line that runs when the module is imported belongs to no test: those of the code below it count.
-        for line in range(mutant.line, mutant.line + _LINES_BELOW):
-            tests = {context.partition("|")[0] for context in by_line.get(line, [])} & durations.keys()
-            if tests:
-                break
+        lines = by_line.keys() if _runs_at_import(mutant) else _statement_at(mutant)
+        tests = {context.partition("|")[0] for line in lines for context in by_line.get(line, [])} & durations.keys()
         found[mutant] = sorted(tests, key=lambda name: (durations[name], name))
     return found
+
+
+def _statement_at(mutant: Mutant) -> range:
+    """The lines of the innermost statement on a line, of which a trace may have only some; without its body."""
+    found = range(mutant.line, mutant.line + 1)
+    for node in ast.walk(ast.parse((ROOT / mutant.file).read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.stmt):
+            continue
+        body = getattr(node, "body", None) or getattr(node, "cases", None)
+        inner = getattr(body[0], "pattern", body[0]).lineno if body else (node.end_lineno or 0) + 1
+        lines = range(min(_decorated_at(node)), max(inner, node.lineno + 1))
+        if mutant.line in lines:
+            found = lines
+    return found
+
+
+def _decorated_at(node: ast.stmt) -> list[int]:
+    return [node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))]
+
+
+def _runs_at_import(mutant: Mutant) -> bool:
+    """Whether a line is outside of all functions: a table, a decorator, a default."""
+    tree = ast.parse((ROOT / mutant.file).read_text(encoding="utf-8"))
+    bodies = [node.body for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return not any(min(_decorated_at(body[0])) <= mutant.line <= (body[-1].end_lineno or 0) for body in bodies)
+
+
+def _reads_it(mutant: Mutant) -> tuple[str, ...]:
+    """The files of tests that a mutant meets whatever was traced."""
+    tables = [tests for start, tests in _READ_TABLES.items() if mutant.file.startswith(start)]
+    return (*_READ_THE_SOURCE, *(name for tests in tables if _runs_at_import(mutant) for name in tests))
 
 
 def lived(results: Path) -> set[tuple[str, int, str]]:
@@ -228,7 +273,9 @@ def start(mutant: Mutant, source: str, tests: Sequence[str], folder: Path) -> in
         quiet = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
         base = f"--basetemp={folder / 'tmp'}"
         options = ["-x", "-q", base, "-p", "no:cacheprovider", "-W", quiet]
-        code = int(pytest.main([*_READ_THE_SOURCE, *options]))
+        code = int(pytest.main([*_reads_it(mutant), *options]))
+        if not tests and code == 0:
+            code = _UNCOVERED
         code = code or int(pytest.main([*tests, *options]))
         if code == _NOT_COLLECTED:
             files = dict.fromkeys(test.partition("::")[0] for test in tests)
@@ -257,9 +304,6 @@ def run(mutants: Mapping[Mutant, list[str]], jobs: int, most_seconds: float, out
         while waiting and len(running) < jobs:
             mutant, tests = waiting.pop()
             source, change = difference(mutant)
-            if not tests:
-                note(mutant, "no test covers it", change)
-                continue
             chosen = within(tests, most_seconds)
             folder = Path(tempfile.mkdtemp(prefix="mutant-"))
             limit = time.monotonic() + _ONE_RUN_S * 4 + 6 * sum(durations[name] for name in chosen)
@@ -278,8 +322,7 @@ def _reap(running: dict[int, tuple[Mutant, str, float, float, Path]], note: obje
         ended = "timeout"
         if done:
             code = os.waitstatus_to_exitcode(status)
-            # 1: a test failed; 2: one could not be imported. Anything else is a fault of this script.
-            ended = {0: "survived", 1: "killed", 2: "killed"}.get(code, "not run")
+            ended = _ENDINGS.get(code, "not run")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(number, signal.SIGKILL)
         if not done:

@@ -81,16 +81,19 @@ def _are_equal(found: Update, wanted: Update) -> bool:
     return True
 
 
-def _compared(pairs: Iterator[tuple[Floats, Floats]]) -> Agreement:
-    """From (difference, bound) of all blocks."""
+def _compared(blocks: Iterator[tuple[Floats, Floats, Floats]]) -> Agreement:
+    """From (found, wanted, bound) of all blocks. What is not finite agrees with its like alone."""
+    import numpy as np
+
     worst = 0.0
-    for difference, bound in pairs:
-        if difference.size:
-            worst = max(worst, float((abs(difference) / (bound + _TINY)).max()))
+    for found, wanted, bound in blocks:
+        is_same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+        shares = np.where(is_same, 0.0, abs(found - wanted) / (bound + _TINY))
+        worst = max(worst, float(np.where(np.isnan(shares), np.inf, shares).max(initial=0.0)))
     return Agreement(is_exact=False, error=worst)
 
 
-def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tuple[Floats, Floats]]:
+def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tuple[Floats, Floats, Floats]]:
     assert found.scale is not None
     assert wanted.scale is not None
     share = 2 * roundoff + roundoff**2 + (found.rank + wanted.rank + 4) * 2.0**-52
@@ -98,16 +101,16 @@ def _low_ranks(found: LowRank, wanted: LowRank, roundoff: float) -> Iterator[tup
     downs = float64_of(found.down), float64_of(wanted.down)
     for start, stop in row_blocks((wanted.up.shape[0], downs[1].shape[-1]), 1, _BLOCK_NUMEL):
         ups = [float64_of(update.up.rows(start, stop)) for update in (found, wanted)]
-        difference = found.scale * (ups[0] @ downs[0]) - wanted.scale * (ups[1] @ downs[1])
+        products = found.scale * (ups[0] @ downs[0]), wanted.scale * (ups[1] @ downs[1])
         up, down = abs(ups[1]), abs(downs[1])
         lost = floors[0] * down.sum(axis=0)[None, :] + floors[1] * up.sum(axis=1)[:, None]
-        yield difference, abs(wanted.scale) * ((up @ down) * share + 2 * lost)
+        yield *products, abs(wanted.scale) * ((up @ down) * share + 2 * lost)
     if found.magnitude is not None and wanted.magnitude is not None:
         one, other = float64_of(found.magnitude.vector), float64_of(wanted.magnitude.vector)
-        yield one - other, abs(other) * roundoff
+        yield one, other, abs(other) * roundoff
 
 
-def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Floats, Floats]]:
+def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Floats, Floats, Floats]]:
     import numpy as np
 
     factors = [1.0 if (scale := scale_of(update)) is None else scale for update in (found, wanted)]
@@ -115,4 +118,4 @@ def _values(found: Update, wanted: Update, roundoff: float) -> Iterator[tuple[Fl
         for start, stop in row_blocks(other.shape, 1, _BLOCK_NUMEL):
             exact = factors[1] * other.read(start, stop).astype(np.float64)
             found_here = factors[0] * one.read(start, stop).astype(np.float64)
-            yield found_here - exact, abs(exact) * (roundoff + 2.0**-51)
+            yield found_here, exact, abs(exact) * (roundoff + 2.0**-51)

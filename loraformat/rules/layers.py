@@ -164,7 +164,7 @@ def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
         if isinstance(update, LowRank) and len(update.shape) == 2 and len(update.up.shape) == 2:
             least = min(update.shape)
             if update.up.shape[1] == update.rank > least > 0:
-                found[group.weights[0]] = f"rank {update.rank}, but the weight has only {least} {_side(update)}"
+                found[group.weights[0]] = f"rank {update.rank}, but the weight has only {counted(least, _side(update))}"
     if found:
         name = min(found)
         yield Hit(name, found[name])
@@ -256,7 +256,7 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
 
 
 def _side(update: LowRank) -> str:
-    return "outputs" if update.shape[0] == min(update.shape) else "inputs"
+    return "output" if update.shape[0] == min(update.shape) else "input"
 
 
 def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:

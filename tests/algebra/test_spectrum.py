@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import dense
 
-from loraformat.algebra import frobenius, overlap, spectrum
+from loraformat.algebra import energy_ranks, frobenius, overlap, spectrum
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank, Replace, Update
+from loraformat.model.updates import Dense, LowRank, Replace, Update
 
 SIZES = {"rows": st.integers(1, 30), "cols": st.integers(1, 30), "rank": st.integers(1, 8)}
 SEEDS = st.integers(0, 2**31)
@@ -135,3 +135,81 @@ def test_the_same_subspace_overlaps_wholly_and_another_not_at_all() -> None:
     apart = overlap(LowRank(up, down, 1.0), LowRank(other, down, 1.0))
     assert (same.dimensions, same.outputs, same.inputs) == pytest.approx((2, 1.0, 1.0))
     assert (apart.outputs, apart.inputs) == pytest.approx((0.0, 1.0))
+
+
+def with_values(values: list[float], rows: int, cols: int, seed: int = 0) -> np.ndarray:
+    """A matrix with these singular values, between random orthonormal columns."""
+    g = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(g.standard_normal((size, len(values)))).Q for size in (rows, cols))
+    return (left * values) @ right.T
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(12, 9), (9, 12)])
+def test_ranks_of_a_whole_matrix_are_those_of_its_singular_values(rows: int, cols: int) -> None:
+    """Of 10, 5, 2, 1 the first hold 76.9, 96.2, 99.2 and 100 % of the squares."""
+    matrix = with_values([10, 5, 2, 1], rows, cols)
+    shares = np.array([10, 5, 2, 1]) / 18
+    effective, ranks = energy_ranks(matrix, (0.5, 0.9, 0.97, 0.995))
+    assert effective == pytest.approx(math.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert ranks == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_matrix_of_nothing_or_of_what_is_not_finite_has_no_ranks(value: float) -> None:
+    assert energy_ranks(np.full((3, 4), value), (0.5, 0.9)) == (None, (None, None))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(40, 30), (30, 40)])
+def test_ranks_of_a_large_matrix_are_those_of_its_leading_subspace(rows: int, cols: int) -> None:
+    matrix = with_values([100.0, 80, 60, 40, *([1e-3] * 20)], rows, cols)
+    effective, ranks = energy_ranks(matrix, (0.4, 0.9, 0.999), most=8)
+    assert effective is None  # it needs all singular values
+    assert ranks == (1, 3, 4)
+    assert energy_ranks(matrix, (0.4, 0.9, 0.999), most=8) == (None, ranks)
+    flat = with_values([1.0] * 24, rows, cols)
+    assert energy_ranks(flat, (0.2, 0.9), most=8)[1] == (5, None)  # 8 of 24 hold a third
+    effective, ranks = energy_ranks(flat, (0.2, 0.9), most=min(rows, cols))
+    assert (effective, ranks) == (pytest.approx(24.0), (5, 22))
+
+
+def test_a_share_that_is_held_exactly_is_held() -> None:
+    assert energy_ranks(np.eye(4), (0.25, 0.5, 1.0)) == (pytest.approx(4.0), (1, 2, 4))
+
+
+@pytest.mark.parametrize("size", [1024, 1030])
+def test_leading_subspaces_of_matrices_without_factors(size: int) -> None:
+    """Above 1024 they are found by iteration, with the same overlaps."""
+    values = [9.0, 8.0, 7.0, 6.0]
+    one, other = (with_values(values, size, size, seed) for seed in (0, 1))
+    updates = [Dense(LazyTensor.of(each)) for each in (one, other)]
+    same = overlap(updates[0], updates[0], dimensions=4)
+    assert (same.dimensions, same.outputs, same.inputs) == pytest.approx((4, 1.0, 1.0))
+    found = overlap(*updates, dimensions=4)
+    bases = [[np.linalg.qr(each[:, :4]).Q, np.linalg.qr(each.T[:, :4]).Q] for each in (one, other)]
+    wanted = [np.sum((bases[0][side].T @ bases[1][side]) ** 2) / 4 for side in (0, 1)]
+    assert (found.outputs, found.inputs) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_directions_of_noise_do_not_count() -> None:
+    basis = np.eye(6, dtype=np.float64)
+    for last, dimensions in ((1e-5, 3), (1e-7, 2)):
+        update = Dense(LazyTensor.of(basis[:, :3] * [1.0, 0.5, last] @ basis[:3]))
+        assert overlap(update, update).dimensions == dimensions
+        assert overlap(update, update, dimensions=1).dimensions == 1
+
+
+def test_the_overlap_of_stacks_is_the_mean_of_their_experts() -> None:
+    basis = torch.eye(8)
+    up = LazyTensor.of(torch.stack([basis[:, :2], basis[:, :2]]))
+    other = LazyTensor.of(torch.stack([basis[:, :2], basis[:, 2:4]]))
+    down = LazyTensor.of(torch.stack([basis[:2], basis[:2]]))
+    found = overlap(LowRank(up, down, 1.0), LowRank(other, down, 1.0))
+    assert (found.dimensions, found.outputs, found.inputs) == pytest.approx((2, 0.5, 1.0))
+
+
+def test_updates_that_are_zero_or_of_another_shape_have_no_overlap() -> None:
+    some_update, zero = Dense(LazyTensor.of(torch.eye(4))), Dense(LazyTensor.of(torch.zeros(4, 4)))
+    assert overlap(some_update, zero) is None
+    assert overlap(zero, some_update) is None
+    assert overlap(some_update, Dense(LazyTensor.of(torch.ones(4, 5)))) is None
+    assert overlap(some_update, Replace(LazyTensor.of(torch.eye(4)))) is None

@@ -27,6 +27,7 @@ def test_formats_are_got_by_name() -> None:
         ({"lora_weights.pt": PAIR}, False, native),
         ({"lora_weights.pt": PAIR}, True, loralib),
         ({"adapter_config.json": {"peft_type": "IA3"}}, False, peft),
+        ({"adapter_config.json": {"peft_type": "LORA"}, "renamed.pt": PAIR}, False, peft),
         ({"adapter_model.bin": {}}, False, peft),
         ({"adapter_model.safetensors": PAIR}, True, peft),
         ({"anything.pth": PAIR, "notes.txt": b""}, False, loralib),
@@ -51,6 +52,11 @@ def test_detection(files: dict[str, object], single: bool, wanted: object) -> No
 def test_a_folder_of_two_formats_is_ambiguous() -> None:
     with pytest.raises(AmbiguousFormat, match=r"native \(lora_config.*peft \(adapter_model.*--from"):
         formats.detect(bundle({"lora_config.json": {}, "adapter_model.safetensors": PAIR}))
+
+
+def test_two_configs_are_ambiguous_whatever_weights_lie_beside_them() -> None:
+    with pytest.raises(AmbiguousFormat, match=r"native \(lora_config.*peft \(adapter_config\.json has peft_type"):
+        formats.detect(bundle({"lora_config.json": {}, "adapter_config.json": {"peft_type": "LORA"}, "x.pt": PAIR}))
 
 
 def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:

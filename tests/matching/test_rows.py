@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from loraformat.matching import RowMap, match, replicated
+from loraformat.matching.rows import StoredRows, StoredWeight, place_of_older_name, places_of
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.checkpoint import Checkpoint, StoredTensor
 from loraformat.model.tensors import DType, LazyTensor, Span
 from loraformat.model.updates import LowRank, Update
+from loraformat.naming import spelling_of
 
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
 DISK, MEMORY = "model.layers.0.block_sparse_moe.experts", "model.layers.0.mlp.experts"
@@ -107,3 +109,55 @@ def test_repeated_layers_are_copies_under_new_numbers() -> None:
     }
     assert replicated(found, (0,)) is found
     assert replicated(base(shapes), (0, 7)).layers == ()
+
+
+CUT = "encoder.layer.0.mlp.weights_in.weight"
+HALVES = ["encoder.layer.0.mlp.gate_proj.weight", "encoder.layer.0.mlp.up_proj.weight"]
+DINO = {"architectures": ["Dinov2Model"], "model_type": "dinov2"}
+
+
+def test_a_stored_tensor_that_the_loaded_model_cuts_in_two() -> None:
+    found = places_of(base({CUT: (12, 4)}, **DINO))
+    assert [found[name] for name in HALVES] == [
+        StoredWeight((6, 4), (StoredRows(CUT, RowMap(rows=(0, 6), at=at)),)) for at in (0, 6)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (11, 4), ()])
+def test_a_tensor_that_cannot_be_cut_in_two_is_no_home(shape: tuple[int, ...]) -> None:
+    assert not places_of(base({CUT: shape}, **DINO)).keys() & set(HALVES)
+
+
+def test_one_row_for_each_half_is_enough() -> None:
+    assert [places_of(base({CUT: (2, 4)}, **DINO))[name].shape for name in HALVES] == [(1, 4)] * 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ((2, 12, 4), (6, 4)),
+        ((2, 11, 4), None),  # no two halves
+        ((1, 12, 4), None),  # there is no second expert
+        ((2, 12, 4, 1), None),
+        ((12, 4), None),
+    ],
+)
+def test_an_older_name_of_one_expert_is_a_part_of_its_stack(
+    shape: tuple[int, ...], rows: tuple[int, int] | None
+) -> None:
+    plain = base({f"{MEMORY}.gate_up_proj": shape}, **MIXTRAL)
+    found = place_of_older_name(f"{DISK}.1.w3.weight", spelling_of(plain.config), places_of(plain))
+    part = StoredRows(f"{MEMORY}.gate_up_proj", RowMap(rows=(0, 6), at=18))
+    assert found == (None if rows is None else StoredWeight(rows, (part,)))
+    absent = place_of_older_name("model.nothing.weight", spelling_of(plain.config), places_of(plain))
+    assert absent is None
+
+
+def test_the_places_of_a_base_are_its_own() -> None:
+    """Answers are kept for bases, not for what is equal to them; without a table each tensor is its own place."""
+    shapes = [{"a.weight": (number, 4)} for number in range(1, 6)]
+    bases = [base(each) for each in shapes]
+    for _ in range(2):
+        for plain, wanted in zip(bases, shapes, strict=True):
+            assert {name: place.shape for name, place in places_of(plain).items()} == wanted
+    assert places_of(bases[0])["a.weight"] == StoredWeight((1, 4), (StoredRows("a.weight"),))

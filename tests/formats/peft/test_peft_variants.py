@@ -145,6 +145,38 @@ def test_block_diagonal_factors_become_whole() -> None:
     assert np.array_equal(only(adapter, "m.o_proj.weight").up.read(3, 5), torch.block_diag(*values(8, 2).chunk(2))[3:5])
 
 
+def test_block_diagonal_factors_of_one_block_are_whole() -> None:
+    """One is PEFT's default."""
+    parts = {"target_modules_bd_a": ["q"], "target_modules_bd_b": ["k"]}
+    adapter = read({**layer("m.q", 4, 6), **layer("m.k", 4, 6)}, use_bdlora=parts)
+    for name in ("m.q.weight", "m.k.weight"):
+        assert torch.equal(only(adapter, name).down.torch(), values(2, 6))
+        assert torch.equal(only(adapter, name).up.torch(), values(4, 2, seed=1))
+    with pytest.raises(ConfigError, match="use_bdlora"):
+        read(layer("m.q", 4, 6), use_bdlora={**parts, "nblocks": 0})
+
+
+@pytest.mark.parametrize("enabled", [[True, False, True], [False, True], [True, True], [False, False, True]])
+def test_the_parts_of_a_joined_layer_that_are_not_adapted_are_zero(enabled: list[bool]) -> None:
+    """A holds the ranks of the adapted parts one after the other, B their rows."""
+    count, height = sum(enabled), 3
+    a, b = values(2 * count, 5), values(height * count, 2, seed=1)
+    tensors = {"m.q.lora_A.weight": a, "m.q.lora_B.weight": b.unsqueeze(-1)}
+    update = only(read(tensors, enable_lora=enabled), "m.q.weight")
+    products = iter([one @ other for one, other in zip(b.chunk(count), a.chunk(count), strict=True)])
+    wanted = torch.cat([next(products) if is_on else torch.zeros(height, 5) for is_on in enabled])
+    assert update.shape == (height * len(enabled), 5)
+    torch.testing.assert_close(update.up.torch() @ update.down.torch(), wanted)
+
+
+@pytest.mark.parametrize(("a", "b"), [((4, 5), (6, 2)), ((6, 5), (7, 2)), ((2, 5), (9, 2))])
+def test_factors_of_other_parts_than_those_of_a_joined_layer_are_refused(
+    a: tuple[int, ...], b: tuple[int, ...]
+) -> None:
+    with pytest.raises(ConfigError, match="the 3 parts that enable_lora names"):
+        read({"m.q.lora_A.weight": values(*a), "m.q.lora_B.weight": values(*b, 1)}, enable_lora=[True, True, True])
+
+
 def test_what_only_training_needs_is_left_out_with_a_note() -> None:
     extra = {"m.q.lora_velora_embed": values(3), "m.q.lora_monteclora_sampler.std": values(3)}
     adapter = read({**layer("m.q", 4, 4), **extra})

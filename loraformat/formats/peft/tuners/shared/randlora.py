@@ -51,8 +51,11 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     return {f"{module}.weight": (LowRank(*factors, source.number("randlora_alpha", 640) / rank),)}
 
 
+# PEFT saves the bases once for the model, and again for each module.
+_BASES = {"randlora_A": (3,), "randlora_B": (3,)}
+
 RANDLORA = Tuner(
-    parts={"randlora_lambda": (2,), "randlora_gamma": (2,), "randlora_A": (3,), "randlora_B": (3,)},
+    parts={"randlora_lambda": (2,), "randlora_gamma": (2,), **_BASES},
     read=_read,
     settings=(
         *(
@@ -66,5 +69,5 @@ RANDLORA = Tuner(
         ),
         "very_sparse",
     ),
-    shared={"randlora_A": (3,), "randlora_B": (3,)},
+    shared=_BASES,
 )
