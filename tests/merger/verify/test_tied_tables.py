@@ -24,7 +24,7 @@ NOBODY = {"architectures": ["SomebodysForCausalLM"]}
 def stored(*names: str, **changed: tuple[int, ...]) -> dict[str, StoredTensor]:
     shapes = dict.fromkeys(names, (9, 4))
     return {
-        name: StoredTensor("model.safetensors", DType.F32, shape, Span(0, 4 * math.prod(shape)))
+        name: StoredTensor("model.safetensors", DType.F32, (*shape,), Span(0, 4 * math.prod(shape)))
         for name, shape in {**shapes, **changed}.items()
     }
 
@@ -143,6 +143,7 @@ def test_names_that_the_class_does_not_have_are_tied_as_those_of_a_class_that_no
         (stored(EMBED, HEAD), {"weight_tying": True}, (), (HEAD,)),
         (stored(EMBED, "output.weight"), {"text_config": {"tie_word_embeddings": True}}, (), ("output.weight",)),
         (stored(EMBED, **{HEAD: (8, 4)}), {"tie_word_embeddings": True}, (), ()),
+        (stored(EMBED, **{HEAD: (10, 4)}), {"tie_word_embeddings": True}, (), ()),
         (stored(EMBED, HEAD, "output.weight"), {"tie_word_embeddings": True}, (), ()),
         (stored(EMBED, HEAD), {"tie_word_embeddings": True}, ("x.output.weight",), (HEAD, "x.output.weight")),
         (stored(EMBED), {"tie_word_embeddings": True}, (), ()),
@@ -189,7 +190,8 @@ def test_the_head_of_a_language_model_inside_of_another_is_inside_of_it_too() ->
     expected = [Table((nested, "language_model.lm_head.weight"), nested)]
     assert tables(stored(nested), {"x": 1}, HEAD) == expected
     assert tables(stored(nested), NOBODY) == expected
-    assert tables(stored(nested), {"x": 1}, "output.weight") == [Table((nested, "output.weight"), nested)]
+    for head in ("head.weight", "output.weight"):
+        assert tables(stored(nested), {"x": 1}, head) == [Table((nested, head), nested)]
     other = "language_model.embed_tokens.weight"
     assert tables(stored(other), {"x": 1}, HEAD) == [Table((other, HEAD), other)]
 
