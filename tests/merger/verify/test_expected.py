@@ -37,9 +37,10 @@ def reference(
     *changes: Adapter,
     strengths: Sequence[float] = (),
     dtype: str | None = None,
+    form: str = "none",
 ) -> Reference:
     base = open_checkpoint(str(save_base(folder / "base", tensors, settings)))
-    sources = [AdapterSource("memory", "none", strength=one) for one in strengths or [1.0] * len(changes)]
+    sources = [AdapterSource("memory", form, strength=one) for one in strengths or [1.0] * len(changes)]
     plan = MergePlan(base.uri, tuple(sources), (), (), files=FileOptions(dtype=dtype))
     return reference_of(plan, Inputs(base=base, adapters=changes))
 
@@ -71,10 +72,26 @@ def test_an_update_without_a_scale_is_an_error(tmp_path: Path) -> None:
         reference(tmp_path, weights(), config(), adapter({Q: LowRank(pair.up, pair.down, None)}))
 
 
+@pytest.mark.parametrize(
+    ("error", "is_right"), [(0.0, True), (1e-12, True), (1e-7, False), (-1e-7, False), (2.0, False)]
+)
+def test_a_scale_is_that_of_the_formula_but_for_rounding(tmp_path: Path, error: float, is_right: bool) -> None:
+    raw = {"peft_type": "LORA", "r": 4, "lora_alpha": 6}
+    change = adapter({Q: low_rank(24, 24, scale=1.5 * (1 + error))}, raw=raw)
+    if is_right:
+        found = reference(tmp_path, weights(), config(), change, strengths=[2.0], form="peft")
+        assert [share.factor for share in found.tensors[Q].shares] == [3.0]
+        assert found.unscaled == 0
+    else:
+        with pytest.raises(MergeError, match=r"merged with the scale .* formula of its format it is 1\.5"):
+            reference(tmp_path, weights(), config(), change, form="peft")
+
+
 def test_an_update_that_lands_nowhere_is_an_error_unless_a_layer_may_lack_it(tmp_path: Path) -> None:
     bias = {"model.layers.0.q_proj.bias": Scaled(LazyTensor.of(torch.ones(24)), is_bias=True)}
     found = reference(tmp_path, weights(), config(), adapter({**bias, Q: low_rank(24, 24)}))
     assert found.tensors.keys() == weights().keys()
+    assert copied(found) == weights().keys() - {Q}
     (tmp_path / "other").mkdir()
     change = adapter({Q: low_rank(24, 24), "model.layers.9.q_proj.weight": low_rank(24, 24)})
     with pytest.raises(MergeError, match=r"layers\.9\.q_proj\.weight: the reference finds no tensor"):
@@ -197,6 +214,7 @@ def test_a_name_with_values_of_its_own_takes_no_others(tmp_path: Path) -> None:
     [
         (Rows((69,), table(1)), 70),
         (Rows((70,), table(1)), 71),
+        (Rows((71, 70), table(2)), 72),
         (Rows((72, 1, 71, 70), table(4)), 73),
         (Replace(table(75)), 75),
         (Replace(table(60)), 60),

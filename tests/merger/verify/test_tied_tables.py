@@ -157,7 +157,12 @@ def test_names_that_the_class_does_not_have_are_tied_as_those_of_a_class_that_no
         (stored(EMBED), {**NOBODY, "model_type": "gpt_neox"}, (), ("embed_out.weight",)),
         (stored(EMBED, "wte.weight"), NOBODY, (HEAD,), ()),
         (stored(PROJECTION), NOBODY, (HEAD,), ()),
-        (stored("model.embed_tokens.bias", "model.embed_tokens"), NOBODY, (HEAD,), ()),
+        (
+            stored("model.embed_tokens.bias", "model.embed_tokens", "model.embed_tokens.weight_scale"),
+            NOBODY,
+            (HEAD,),
+            (),
+        ),
     ],
 )
 def test_the_heads_of_a_class_that_nobody_knows(
