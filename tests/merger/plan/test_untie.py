@@ -9,7 +9,6 @@ import pytest
 import torch
 from merger.checkpoints import adapter, config, load, low_rank, merge, merge_and_tell, save_base, weights
 from oracle import merged
-from safetensors.torch import load_file
 
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
@@ -124,20 +123,38 @@ def test_a_table_and_a_row_of_one_name_part_it_from_the_other(tmp_path: Path, na
     assert torch.equal(result[other], table(70).torch())
 
 
-def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+@pytest.mark.parametrize(
+    "settings", [config(tied=True), {"architectures": ["LlamaForCausalLM"]}], ids=["said", "silent"]
+)
+def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(
+    tmp_path: Path, settings: dict[str, object], container: str
+) -> None:
     tensors = weights()
-    base = save_base(tmp_path / "base", tensors, config(tied=True))
-    folder = base / "model.safetensors"
+    base = save_base(tmp_path / "base", tensors, settings)
+    if container == "torch":
+        (base / "model.safetensors").unlink()
+        torch.save(tensors, base / "pytorch_model.bin")
     change = adapter({EMBED: Replace(table(70))})
-    merge_and_tell(
-        base,
-        tmp_path / "out",
-        change,
-        same=lambda one, other: torch.equal(*(load_file(folder)[n] for n in (one, other))),
-    )
+    merge_and_tell(base, tmp_path / "out", change, same=lambda one, other: torch.equal(tensors[one], tensors[other]))
     result = load(tmp_path / "out")
     assert torch.equal(result[EMBED], table(70).torch())
     assert torch.equal(result[HEAD], tensors[HEAD])
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_equal_stored_tables_of_a_torch_file_are_tied(tmp_path: Path, is_one: bool) -> None:
+    tensors = weights(tied=True)
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    (base / "model.safetensors").unlink()
+    tensors[HEAD] = tensors[EMBED] if is_one else tensors[EMBED].clone()
+    torch.save(tensors, base / "pytorch_model.bin")
+    out = merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70))}))
+    assert {name: torch.equal(load(out)[name], table(70).torch()) for name in (EMBED, HEAD)} == {
+        EMBED: True,
+        HEAD: True,
+    }
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize("update", [Replace(table(75)), Rows((70,), table(1))])

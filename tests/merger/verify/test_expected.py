@@ -23,7 +23,7 @@ from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Dense, LowRank, Replace, Rows, Scaled
 
 EMBED, HEAD, Q = "model.embed_tokens.weight", "lm_head.weight", "model.layers.0.q_proj.weight"
-BIAS = "final_logits_bias"
+BIAS = "model.final_logits_bias"
 
 
 def table(rows: int, seed: int = 9) -> LazyTensor:
@@ -222,8 +222,8 @@ def test_a_name_with_values_of_its_own_takes_no_others(tmp_path: Path) -> None:
 )
 def test_a_table_is_as_long_as_its_new_values(tmp_path: Path, update: Any, rows: int) -> None:
     """What is added to it is added to all rows then; the bias that BART's kin add to their logits is as long."""
-    tensors = {**weights(), BIAS: torch.zeros(1, 70), "x." + BIAS: torch.zeros(70), f"y.{BIAS}": torch.zeros(2, 70)}
-    tensors |= {f"z.{BIAS}": torch.zeros(1, 71), "w.bias": torch.zeros(1, 70), f"v.{BIAS}": torch.zeros(())}
+    tensors = {**weights(), BIAS: torch.zeros(1, 70), f"x.{BIAS}": torch.zeros(70), f"y.{BIAS}": torch.zeros(2, 70)}
+    tensors |= {f"z.{BIAS}": torch.zeros(1, 71), "w.other_bias": torch.zeros(1, 70), f"v.{BIAS}": torch.zeros(())}
     found = reference(tmp_path, tensors, config(), adapter({EMBED: (update, low_rank(rows, 24)), HEAD: update}))
     assert {found.tensors[name].shape for name in (EMBED, HEAD)} == {(rows, 24)}
     assert {share.run for share in found.tensors[EMBED].shares} == {Run(EMBED, rows)}

@@ -308,7 +308,7 @@ def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str
 def _is_one(stored: str, name: str, inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether a name of a table has its values: it has no others, or equal ones."""
     one, other = tensors[stored], tensors.get(name)
-    if other is None or other is one or one.storage is not None:
+    if other is None or other == one:  # the same bytes: one storage of a `.pt` file
         return True
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
