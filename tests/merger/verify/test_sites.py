@@ -158,6 +158,12 @@ def test_a_tensor_that_is_renamed_or_transposed_is_whole() -> None:
     assert sites({stored: (4, 6)}, DINO).find("mlp.down_proj.weight") == Site((4, 6), tensor=stored)
 
 
+def test_a_tensor_that_is_loaded_as_its_transpose_is_told() -> None:
+    stored, weight = "model.layers.0.mlp.gate.weight", "model.language_model.layers.0.mlp.text_moe.gate.weight"
+    config = {"model_type": "ernie4_5_vl_moe"}
+    assert sites({stored: (6, 4)}, config).find(weight) == Site((6, 4), tensor=stored, is_transposed=True)
+
+
 def test_two_tensors_that_would_have_one_name_are_none() -> None:
     weight, names = (
         "model.language_model.q.weight",
@@ -175,7 +181,8 @@ def test_a_weight_is_found_under_its_older_name() -> None:
 
 
 def test_an_older_name_of_what_is_stored_in_parts_is_none() -> None:
-    assert sites(experts(), MIXTRAL).find(f"{DISK}.gate_up_proj") is None
+    for name in ("gate_up_proj", "down_proj"):
+        assert sites(experts(), MIXTRAL).find(f"{DISK}.{name}") is None
     one = Site((1, 6, 4), (Run(f"{DISK}.0.w2.weight", 6, expert=0),))
     assert sites(experts(1), MIXTRAL).find(f"{DISK}.down_proj") == one
 
@@ -189,6 +196,7 @@ def test_a_matrix_of_an_expert_is_rows_of_a_stack() -> None:
         run = Run(f"{MEMORY}.down_proj", 6, at=6 * number)
         assert found.find(f"{DISK}.{number}.w2.weight") == Site((6, 4), (run,))
     assert found.find(f"{DISK}.3.w1.weight") is None
+    assert found.find(f"{DISK}.4.w1.weight") is None
     assert found.find(f"{DISK}.3.w2.weight") is None
 
 
