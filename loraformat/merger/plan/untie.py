@@ -27,9 +27,7 @@ def verified_tie(tie: Tie, base: Checkpoint, same: Same | None) -> Tie:
     if same is None:
         return tie
     kept = [
-        name
-        for name in tie.names
-        if name not in base.tensors or name == tie.stored or first.storage is not None or same(tie.stored, name)
+        name for name in tie.names if name not in base.tensors or base.tensors[name] == first or same(tie.stored, name)
     ]
     return Tie(tuple(kept), tie.stored)
 

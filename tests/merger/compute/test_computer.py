@@ -8,9 +8,10 @@ import pytest
 import torch
 from arithmetic.cases import LOOPS
 from merger.checkpoints import adapter, config, contents, load, low_rank, merge_and_tell, save_base, weights
+from oracle import merged
 
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import LowRank
+from loraformat.model.updates import LowRank, Replace, Rows, Update
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -57,6 +58,26 @@ def test_values_that_are_not_finite_in_the_base_do_not_count(
     base = save_base(tmp_path / "base", tensors, config())
     tally = merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)})).tallies[name]
     assert 0.9 < tally.kept / tally.whole < 1.1
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("rows", [130, 135, 100], ids=["as-long", "grown", "shrunk"])
+def test_rows_are_computed_where_they_stand_in_windows_of_any_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, loop: str
+) -> None:
+    monkeypatch.setenv("LORAFORMAT_LOOP", loop)
+    name, old = "w.weight", torch.randn(130, 24, generator=torch.Generator().manual_seed(1))
+    base = save_base(tmp_path / "base", {name: old}, {})
+    chains: list[list[Update]] = [[low_rank(rows, 24)]] if rows == 130 else []
+    if rows > 130:
+        added = LazyTensor.of(torch.ones(rows - 129, 24))
+        chains.append([Rows((0, *range(130, rows)), added)])
+    chains.append([Replace(LazyTensor.of(torch.ones(rows, 24))), low_rank(rows, 24)])
+    for number, chain in enumerate(chains):
+        for memory_nbytes in (1, 1 << 24):
+            out = tmp_path / f"out{number}-{memory_nbytes}"
+            merge_and_tell(base, out, adapter({name: chain}), memory_nbytes=memory_nbytes)
+            assert torch.allclose(load(out)[name].double(), merged(old, chain), atol=1e-5)
 
 
 def test_an_edited_tensor_without_elements_moves_nothing(tmp_path: Path) -> None:

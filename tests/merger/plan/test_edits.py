@@ -12,10 +12,10 @@ from torch import Tensor
 
 from loraformat import schema
 from loraformat.containers import open_checkpoint
-from loraformat.errors import MergeError, UnsupportedUpdate
+from loraformat.errors import MergeError, ShapeMismatch, UnmatchedUpdate, UnsupportedUpdate
 from loraformat.merger import AdapterSource, plan_merge
 from loraformat.model.tensors import LazyTensor
-from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, SubtractedInit
+from loraformat.model.updates import Dense, LowRank, Magnitude, Replace, Rows, SubtractedInit
 
 MEMORY, DISK = "model.layers.0.mlp.experts", "model.layers.0.block_sparse_moe.experts"
 MIXTRAL = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
@@ -66,6 +66,31 @@ def test_a_stack_is_merged_into_a_stack(tmp_path: Path, transposed: bool) -> Non
     result = load(merge(base, tmp_path / "out", adapter({"e.w": update})))["e.w"]
     delta = dense(update).transpose(1, 2) if transposed else dense(update)
     assert torch.allclose(result, weight + delta, atol=1e-5)
+
+
+def torch_base(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    """A base of one `.pt` file, whose tensors are stored as they are in memory."""
+    save_base(folder, {"x": torch.ones(1)}, {})
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("memory_nbytes", [1, 1 << 24])
+def test_a_stack_that_is_a_view_of_a_larger_one_is_merged(tmp_path: Path, memory_nbytes: int) -> None:
+    """Its rows stand at equal distances in the file, which is compared with the reference too."""
+    whole = random(3, 75, 40)
+    base = torch_base(tmp_path / "base", {"whole": whole, "e.w": whole[:, :, ::2]})
+    update = stack(3, 75, 20)
+    out = merge(base, tmp_path / "out", adapter({"e.w": update}), container="safetensors", memory_nbytes=memory_nbytes)
+    assert torch.allclose(load(out)["e.w"], whole[:, :, ::2] + dense(update), atol=1e-5)
+    assert torch.equal(load(out)["whole"], whole)
+
+
+def test_a_stack_whose_rows_stand_at_other_distances_is_refused(tmp_path: Path) -> None:
+    base = torch_base(tmp_path / "base", {"e.w": random(3, 20, 75).transpose(1, 2)})
+    with pytest.raises(UnsupportedUpdate, match="a stack of experts that is stored with gaps"):
+        merge(base, tmp_path / "out", adapter({"e.w": stack(3, 75, 20)}), container="safetensors")
 
 
 def test_single_experts_are_merged_into_a_stack(tmp_path: Path) -> None:
@@ -185,3 +210,34 @@ def test_a_plan_of_parts_follows_its_schema(tmp_path: Path) -> None:
     assert list(schema.check("merge-plan", plan)) == []
     (edits,) = [shard["edits"] for shard in plan["shards"]]
     assert {edit["row_axes"] for edit in edits} == {1, 2}
+
+
+@pytest.mark.parametrize("rows", [(71,), (70, 72), (3, 71)])
+def test_rows_behind_the_end_of_a_table_are_without_gaps(tmp_path: Path, rows: tuple[int, ...]) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    change = adapter({"model.embed_tokens.weight": Rows(rows, LazyTensor.of(random(len(rows), 24)))})
+    first = min(row for row in rows if row >= 70)
+    with pytest.raises(ShapeMismatch, match=f"the adapter has row {first}, but the table has 70 rows and the rows"):
+        merge(base, tmp_path / "out", change)
+
+
+def test_what_lands_nowhere_or_does_not_fit_is_counted_and_named(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    right, wide = low_rank(24, 24), low_rank(24, 25)
+    with pytest.raises(
+        UnmatchedUpdate, match=r"matches 2 of 3 updates, first model\.layers\.8.*; nearest in the base: "
+    ):
+        merge(base, tmp_path / "out", adapter({Q: right, **{Q.replace("0", n): right for n in ("8", "9")}}))
+    with pytest.raises(ShapeMismatch, match=r"q_proj\.weight: the update is \(24, 25\), the base weight \(24, 24\) \("):
+        merge(base, tmp_path / "out", adapter({Q: wide}))
+    with pytest.raises(ShapeMismatch, match=r"^merge: adapter 2: .*\(24, 24\), and 1 more do not fit"):
+        merge(base, tmp_path / "out", adapter({Q: right}), adapter({Q: wide, Q.replace("0", "1"): wide}))
+
+
+def test_two_adapters_that_replace_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    full, right = adapter({Q: Replace(LazyTensor.of(random(24, 24)))}), adapter({Q: low_rank(24, 24)})
+    with pytest.raises(MergeError, match=r"q_proj\.weight: adapters 1, 3 each replace the whole tensor"):
+        merge(base, tmp_path / "out", full, right, full)
+    result = load(merge(base, tmp_path / "one", full, right))[Q]
+    assert torch.allclose(result, random(24, 24) + dense(low_rank(24, 24)), atol=1e-5)

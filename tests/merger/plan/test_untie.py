@@ -9,7 +9,6 @@ import pytest
 import torch
 from merger.checkpoints import adapter, config, load, low_rank, merge, merge_and_tell, save_base, weights
 from oracle import merged
-from safetensors.torch import load_file
 
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.model.tensors import LazyTensor
@@ -76,20 +75,86 @@ def test_a_head_with_an_update_of_its_own_still_follows_new_values(tmp_path: Pat
     assert torch.allclose(result[HEAD].double(), merged(tensors[EMBED], [grown, wide]), atol=1e-5)
 
 
-def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(tmp_path: Path) -> None:
-    tensors = weights()
+@pytest.mark.parametrize("rows", [(3, 5), (5, 3)])
+@pytest.mark.parametrize("stored", [False, True])
+def test_names_that_get_different_rows_part(tmp_path: Path, rows: tuple[int, int], stored: bool) -> None:
+    tensors = weights(tied=True)
+    if stored:
+        tensors[HEAD] = tensors[EMBED].clone()
     base = save_base(tmp_path / "base", tensors, config(tied=True))
-    folder = base / "model.safetensors"
+    updates = {name: Rows((row,), table(1)) for name, row in zip((EMBED, HEAD), rows, strict=True)}
+    out = merge(base, tmp_path / "out", adapter(updates))
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    result = load(out)
+    for name, update in updates.items():
+        assert torch.equal(result[name].double(), merged(tensors[EMBED], [update]))
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+@pytest.mark.parametrize("indices", [None, (3, 5)], ids=["table", "rows"])
+def test_names_that_get_equal_values_stay_one(tmp_path: Path, indices: tuple[int, ...] | None, is_equal: bool) -> None:
+    """Whether the values stand in one tensor or in two."""
+
+    def update(seed: int) -> Replace | Rows:
+        return Replace(table(70, seed)) if indices is None else Rows(indices, table(len(indices), seed))
+
+    tensors = weights(tied=True)
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    change = adapter({EMBED: update(1), HEAD: update(1 if is_equal else 2)})
+    out = merge(base, tmp_path / "out", change)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is is_equal
+    result = load(out)
+    assert torch.equal(result[EMBED].double(), merged(tensors[EMBED], [update(1)]))
+    if is_equal:
+        assert HEAD not in result
+    else:
+        assert torch.equal(result[HEAD].double(), merged(tensors[EMBED], [update(2)]))
+
+
+@pytest.mark.parametrize("name", [EMBED, HEAD])
+def test_a_table_and_a_row_of_one_name_part_it_from_the_other(tmp_path: Path, name: str) -> None:
+    """Both follow the tie, but the names would not get the same."""
+    tensors = weights(tied=True)
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    other = HEAD if name == EMBED else EMBED
+    chain = (Replace(table(70)), Rows((3,), table(1, 2)))
+    result = load(merge(base, tmp_path / "out", adapter({name: chain, other: Replace(table(70))})))
+    assert torch.equal(result[name].double(), merged(tensors[EMBED], list(chain)))
+    assert torch.equal(result[other], table(70).torch())
+
+
+@pytest.mark.parametrize("container", ["safetensors", "torch"])
+@pytest.mark.parametrize(
+    "settings", [config(tied=True), {"architectures": ["LlamaForCausalLM"]}], ids=["said", "silent"]
+)
+def test_two_different_stored_tables_are_not_tied_whatever_the_config_says(
+    tmp_path: Path, settings: dict[str, object], container: str
+) -> None:
+    tensors = weights()
+    base = save_base(tmp_path / "base", tensors, settings)
+    if container == "torch":
+        (base / "model.safetensors").unlink()
+        torch.save(tensors, base / "pytorch_model.bin")
     change = adapter({EMBED: Replace(table(70))})
-    merge_and_tell(
-        base,
-        tmp_path / "out",
-        change,
-        same=lambda one, other: torch.equal(*(load_file(folder)[n] for n in (one, other))),
-    )
+    merge_and_tell(base, tmp_path / "out", change, same=lambda one, other: torch.equal(tensors[one], tensors[other]))
     result = load(tmp_path / "out")
     assert torch.equal(result[EMBED], table(70).torch())
     assert torch.equal(result[HEAD], tensors[HEAD])
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_equal_stored_tables_of_a_torch_file_are_tied(tmp_path: Path, is_one: bool) -> None:
+    tensors = weights(tied=True)
+    base = save_base(tmp_path / "base", tensors, config(tied=True))
+    (base / "model.safetensors").unlink()
+    tensors[HEAD] = tensors[EMBED] if is_one else tensors[EMBED].clone()
+    torch.save(tensors, base / "pytorch_model.bin")
+    out = merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70))}))
+    assert {name: torch.equal(load(out)[name], table(70).torch()) for name in (EMBED, HEAD)} == {
+        EMBED: True,
+        HEAD: True,
+    }
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 @pytest.mark.parametrize("update", [Replace(table(75)), Rows((70,), table(1))])
@@ -99,3 +164,32 @@ def test_a_vocabulary_that_grows_in_one_of_two_tables_is_refused(tmp_path: Path,
         MergeError, match=r"embed_tokens.weight has 7[15] rows with the update, lm_head.weight keeps 70"
     ):
         merge(base, tmp_path / "out", adapter({EMBED: update}))
+
+
+def test_a_vocabulary_that_grows_in_both_tables_grows(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    out = merge(base, tmp_path / "out", adapter({EMBED: Rows((70,), table(1)), HEAD: Rows((70,), table(1, 2))}))
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 71
+    assert {tuple(load(out)[name].shape) for name in (EMBED, HEAD)} == {(71, 24)}
+
+
+@pytest.mark.parametrize("rows", [75, 60])
+def test_names_that_part_with_other_numbers_of_rows_are_refused(tmp_path: Path, rows: int) -> None:
+    base = save_base(tmp_path / "base", weights(tied=True), config(tied=True))
+    change = adapter({EMBED: Replace(table(rows), follows_tie=False)})
+    most, least = (EMBED, HEAD) if rows > 70 else (HEAD, EMBED)
+    with pytest.raises(MergeError, match=rf"^merge: {most} has {max(rows, 70)} rows .*, {least} keeps {min(rows, 70)}"):
+        merge(base, tmp_path / "out", change)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_bias_with_a_value_for_each_token_must_grow_too(tmp_path: Path, grows: bool) -> None:
+    """Rows that stand in the table already leave it as long as it is."""
+    base = save_base(tmp_path / "base", {**weights(), "lm_head.bias": torch.zeros(70)}, config())
+    row = 70 if grows else 69
+    change = adapter({EMBED: Rows((row,), table(1)), HEAD: Rows((row,), table(1, 2))})
+    if not grows:
+        assert torch.equal(load(merge(base, tmp_path / "out", change))[EMBED][69], table(1).torch()[0])
+        return
+    with pytest.raises(MergeError, match=r"lm_head.weight has 71 rows .*, lm_head.bias keeps 70"):
+        merge(base, tmp_path / "out", change)

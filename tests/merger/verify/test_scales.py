@@ -180,3 +180,63 @@ def test_no_config_makes_a_formula_fail(raw: dict[str, Any], kind: Any, name: st
     for update in (low_rank(8, 6), Dense(LazyTensor.of(torch.ones(8, 6)))):
         found = formulas.of(weight, update)
         assert found is None or isinstance(found, float)
+
+
+PAIR, TABLE = low_rank(8, 6, rank=4), Dense(LazyTensor.of(torch.ones(8, 6)))
+
+
+@pytest.mark.parametrize(
+    ("form", "raw", "weight", "update", "expected"),
+    [
+        ("native", {"alpha": 4, "rank": 2}, "a.q.weight", PAIR, 2.0),
+        ("native", {"alpha": 4, "rank": 4, "scaling": "alpha/sqrt(rank)"}, "a.q.weight", PAIR, 2.0),
+        ("native", {"alpha": 4, "rank": 2, "alpha_exceptions": {"a.q": 6}}, "a.q.weight", PAIR, 3.0),
+        ("native", {"alpha": 4, "rank": 2, "alpha_exceptions": {"a.q": 6}}, "a.k.weight", PAIR, 2.0),
+        ("native", {"alpha": 4, "rank": 2, "rank_exceptions": {"a.q": 8}}, "a.q.weight", PAIR, 0.5),
+        ("native", {"alpha": 4, "rank": 0}, "a.q.weight", PAIR, None),
+        ("native", {"alpha": 4, "rank": -2}, "a.q.weight", PAIR, None),
+        ("native", {"difference_scale": {"a.q.weight": 3}}, "a.q.weight", TABLE, 3.0),
+        ("native", {"difference_scale": {"a.q.weight": 3}}, "a.k.weight", TABLE, 1.0),
+        ("mlx", {}, "a.q.weight", PAIR, 20.0),
+        ("mlx", {"lora_parameters": {"scale": 5, "alpha": 7}}, "a.q.weight", PAIR, 5.0),
+        ("mlx", {"alpha": 7, "scale": 5}, "a.q.weight", PAIR, 7.0),
+        ("mlx", {"rank": 4}, "a.q.weight", PAIR, None),
+        ("litgpt", {"lora_r": 4, "lora_alpha": 6}, "a.q.weight", PAIR, 1.5),
+        ("peft", {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 6}, "a.q.weight", PAIR, 6 / 4.00001),
+        ("peft", {"peft_type": "ADALORA", "init_r": 4, "lora_alpha": 0}, "a.q.weight", PAIR, 4 / 4.00001),
+        ("peft", {"peft_type": "ADALORA"}, "a.q.weight", PAIR, 8 / 12.00001),
+        ("peft", {"peft_type": "C3A"}, "a.q.weight", TABLE, 1 / 6),
+        ("peft", {"peft_type": "C3A"}, "a.q.weight", PAIR, 1.0),
+        ("peft", {"peft_type": "FOURIERFT"}, "a.q.weight", TABLE, 150 / 48),
+        ("peft", {"peft_type": "FOURIERFT", "scaling": 12}, "a.q.weight", TABLE, 0.25),
+        ("peft", {"peft_type": "GRALORA"}, "a.q.weight", PAIR, 2.0),
+        ("peft", {"peft_type": "GRALORA", "alpha": 6, "r": 2, "hybrid_r": 1}, "a.q.weight", PAIR, 2.0),
+        ("peft", {"peft_type": "GRALORA", "r": 0}, "a.q.weight", PAIR, None),
+        ("peft", {"peft_type": "PEANUT"}, "a.q.weight", PAIR, 1.0),
+        ("peft", {"peft_type": "RANDLORA"}, "a.q.weight", PAIR, 20.0),
+        ("peft", {"peft_type": "SUPERTUNING", "lora_alpha": 6, "r": 4}, "a.q.weight", PAIR, 1.5),
+        ("peft", {"peft_type": "SUPERTUNING", "lora_alpha": 6, "r": 4}, "a.q.weight", TABLE, 1.0),
+        ("peft", {"peft_type": "WAVEFT"}, "a.q.weight", TABLE, 25.0),
+        ("peft", {"peft_type": "DEFT", "alpha": 6}, "a.q.weight", PAIR, 1.5),
+        ("peft", {"peft_type": "DEFT"}, "a.q.weight", PAIR, 1.0),
+    ],
+)
+def test_each_formula_by_hand(
+    form: str, raw: dict[str, Any], weight: str, update: LowRank | Dense, expected: float | None
+) -> None:
+    formulas = Scales(Adapter(config=AdapterConfig(raw=raw), updates={}), AdapterSource("memory", form))
+    assert formulas.of(weight, update) == (expected if expected is None else pytest.approx(expected, rel=1e-12))
+
+
+def test_the_output_of_attention_is_added_twice_and_its_module_is_called_by_its_path() -> None:
+    raw = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "alpha_pattern": {"m": 12, "e.gate_up": 2}}
+    names = ("m.in_proj_weight", "m.out_proj.weight", "m.out_proj.bias", "x.out_proj.weight", "e.gate_up", "m.q.weight")
+    change = Adapter(config=AdapterConfig(raw=raw), updates=dict.fromkeys(names, (PAIR,)))
+    expected = dict(zip(names, (3.0, 3.0, 1.5, 1.5, 0.5, 1.5), strict=True))
+    assert said(change, AdapterSource("memory", "peft")) == expected
+
+
+@pytest.mark.parametrize(("raw", "expected"), [({"rank": 4}, 0.25), ({"alpha": 7}, 0.25), ({}, 0.25)])
+def test_the_caller_decides_what_an_old_file_of_mlx_means(raw: dict[str, Any], expected: float) -> None:
+    formulas = Scales(Adapter(config=AdapterConfig(raw=raw), updates={}), AdapterSource("memory", "mlx", scale=0.25))
+    assert formulas.of("a.q.weight", PAIR) == expected

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,20 @@ def test_a_plan_that_names_what_is_not_there_is_refused(
 def test_what_is_no_task_is_refused(value: Any) -> None:
     with pytest.raises(ConfigError):
         FileTask.from_json(value)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"jobs": 0}, {"memory_nbytes": 0}, {"plan": "all files"}, {"plan": "no file"}], ids=str
+)
+def test_a_task_is_one_file_with_a_job_and_a_byte(base: Path, change: Path, changed: dict[str, Any]) -> None:
+    plan = planned(base, [str(change)])
+    task = next(iter(tasks_of(plan, "out"))).to_json()
+    assert FileTask.from_json({**task, "jobs": 1, "memory_nbytes": 1}).target == plan.shards[0].target
+    shards = plan.shards if changed == {"plan": "all files"} else ()
+    if "plan" in changed:
+        changed = {"plan": replace(plan, shards=shards).to_json()}
+    with pytest.raises(ConfigError, match=r"expected one weight file, at least one job and one byte|shards"):
+        FileTask.from_json({**task, **changed})
 
 
 def test_a_retrained_adapter_is_noticed_by_its_values(base: Path, change: Path, tmp_path: Path) -> None:

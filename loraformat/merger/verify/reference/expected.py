@@ -276,9 +276,9 @@ def _longer_biases(expected: Mapping[str, Expected]) -> Iterator[Expected]:
     """A bias with a value for each token, as long as the tables are now; new values are zero."""
     grown = {one.source.shape[0]: one.shape[0] for one in expected.values() if one.shape[:1] != one.source.shape[:1]}
     for name, one in expected.items():
-        count = one.shape[-1] if one.shape else 0
-        if name.split(".")[-1] == "final_logits_bias" and one.shape == (1, count) and count in grown:
-            yield replace(one, shape=(1, grown[count]), axes=2)
+        is_bias = name.split(".")[-1] == "final_logits_bias" and len(one.shape) == 2 and one.shape[0] == 1
+        if is_bias and one.shape[1] in grown:
+            yield replace(one, shape=(1, grown[one.shape[1]]), axes=2)
 
 
 def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str, StoredTensor]) -> Iterator[Expected]:
@@ -308,7 +308,7 @@ def _of_table(table: Table, shares: dict[str, list[Share]], tensors: Mapping[str
 def _is_one(stored: str, name: str, inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> bool:
     """Whether a name of a table has its values: it has no others, or equal ones."""
     one, other = tensors[stored], tensors.get(name)
-    if other is None or other is one or one.storage is not None:
+    if other is None or other == one:  # the same bytes: one storage of a `.pt` file
         return True
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False

@@ -240,8 +240,8 @@ def _renamings(weight: str, names: Iterable[str]) -> Iterator[Renaming]:
         for head, tail in cuts:
             if name == tail or name.endswith(f".{tail}"):
                 yield Renaming(head, name[: len(name) - len(tail)])
-    for head, tail in cuts:  # where the loaded model's own name is a tied or an older one
-        yield Renaming(head, "") if tail else Renaming()
+    for head, _ in cuts:  # where the loaded model's own name is a tied or an older one
+        yield Renaming(head)
 
 
 def _serves(renaming: Renaming, chains: Mapping[str, Sequence[Update]], sites: Sites) -> tuple[bool, int]:
