@@ -213,3 +213,11 @@ def test_updates_that_are_zero_or_of_another_shape_have_no_overlap() -> None:
     assert overlap(zero, some_update) is None
     assert overlap(some_update, Dense(LazyTensor.of(torch.ones(4, 5)))) is None
     assert overlap(some_update, Replace(LazyTensor.of(torch.eye(4)))) is None
+
+
+def test_the_iteration_finds_the_leading_subspace_among_smaller_values() -> None:
+    diagonal = np.zeros(1030)
+    diagonal[:44] = [9.0, 8.0, 7.0, 6.0, *([2.0] * 40)]
+    one, other = (Dense(LazyTensor.of(np.diag(np.roll(diagonal, places)))) for places in (0, 2))
+    found = overlap(one, other, dimensions=4)
+    assert (found.dimensions, found.outputs, found.inputs) == pytest.approx((4, 0.5, 0.5), abs=1e-3)

@@ -227,3 +227,21 @@ def test_a_factor_of_glora_says_how_many_outputs_there_are() -> None:
     assert scaled.rows is not None
     assert scaled.rows.load().tolist() == [6, 6]
     assert product(added).tolist() == [[1, 2, 3, 4], [2, 4, 6, 8]]
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "own", "name", "low"),
+    [
+        ("ADALORA", {"lora_A": A, "lora_B": B, "lora_E": [[3.0]]}, "init_r", 1),
+        ("ROAD", {"road_theta": [1.0, 1.0], "road_alpha": [1.0, 1.0]}, "group_size", 1),
+        ("FOURIERFT", {"fourierft_spectrum": [1.0]}, "random_loc_seed", 0),
+        ("WAVEFT", {"waveft_spectrum": [1.0]}, "random_loc_seed", 0),
+    ],
+)
+def test_a_number_below_its_least_value_is_refused_by_name(
+    peft_type: str, own: dict[str, Any], name: str, low: int
+) -> None:
+    with pytest.raises(ConfigError, match=name):
+        read(peft_type, own, **{name: low - 1})
+    if peft_type != "ROAD":
+        assert read(peft_type, own, **{name: low})
