@@ -23,6 +23,7 @@ COLLECT = {
     "_Beside",
     "_Found",
     "_Keys",
+    "_Once",
     "_Seen",
     "_Sorted",
     "_Sums",
