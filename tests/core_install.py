@@ -3,7 +3,7 @@
     python tests/core_install.py [--python python3.10 --python python3.13 …]
 
 `make test-core` runs it. It makes virtual environments in a temporary folder and installs the package as a user would,
-so it takes minutes and a package index; it is no part of the suite. Fails where an installation is larger than stated,
+so it takes minutes and a package index; the suite leaves it out. Fails where an installation is larger than stated,
 where a verb ends otherwise than expected, or where a merged value is not what a formula in float64 gives.
 """
 

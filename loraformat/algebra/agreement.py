@@ -1,4 +1,4 @@
-"""Whether two updates change a weight alike: bit for bit, or within what rounding of their factors can do."""
+"""Whether two updates change a weight by the same amount: bit for bit, or up to the rounding of their factors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the two change a weight alike."""
+        """Whether the two change a weight by the same amount."""
         return self.is_same_kind and self.error <= 1.0
 
 

@@ -329,8 +329,8 @@ def quantised_base_name(subject: Subject) -> Iterator[Hit]:
     ## Why is this bad?
     Whoever loads the adapter by this name gets the quantized copy, and servers compare architectures with it. The
     adapter was trained on the values that the codes mean. Merged into those it gives the model that was trained; merged
-    into the 16-bit model that was quantized it gives another one. For AWQ that model is no choice at all: AWQ scales
-    channels against each other before it quantizes, so the update does not fit the weights without these scales.
+    into the 16-bit model that was quantized it gives another one. With AWQ, never merge into the 16-bit model:
+    AWQ scales channels against each other before it quantizes, so the update does not fit weights without these scales.
 
     ## Example
     `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`.

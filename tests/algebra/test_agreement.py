@@ -1,4 +1,4 @@
-"""Whether two updates change a weight alike, at the bound of what rounding may do."""
+"""Whether two updates change a weight by the same amount, up to what rounding may do."""
 
 from __future__ import annotations
 

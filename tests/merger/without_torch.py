@@ -63,7 +63,7 @@ def some(*shape: int, seed: int = 0, scale: float = 1.0) -> LazyTensor:
 
 
 def stored(*shape: int) -> LazyTensor:
-    """bfloat16 as it stands in a file."""
+    """The 16-bit patterns that a file stores."""
     values = rounded(some(*shape).load(), DType.BF16)
     return LazyTensor(
         shape, DType.BF16, lambda a, b: values[a:b], lambda a, b: bytearray(bytes_of(values[a:b], DType.BF16))

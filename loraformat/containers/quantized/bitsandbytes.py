@@ -98,7 +98,7 @@ def _four_bits(stored: Checkpoint, module: str, kind: str) -> QuantizedWeight:
         raise FormatError(f"{show(name, 200)}: the type {show(kind, 40)} is neither nf4 nor fp4", where=codes.file)
     nbytes = math.prod(state_tensor.shape)
     if state_tensor.dtype is not DType.U8 or nbytes > _MOST_STATE_NBYTES:
-        text = f"{show(state_name, 200)} is no quant_state: {nbytes} elements of {state_tensor.dtype.safetensors}"
+        text = f"{show(state_name, 200)} is not a quant_state: {nbytes} elements of {state_tensor.dtype.safetensors}"
         raise FormatError(text, where=codes.file)
     state = strict_json.parse(whole(stored, state_name).tobytes(), state_name, limit=_MOST_STATE_NBYTES)
     shape, where = _shape(state, name), f"{state_name}"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 
+import mpmath
 import numpy as np
 import pytest
 
@@ -70,7 +71,6 @@ def test_a_value_does_not_depend_on_its_neighbours(function: Callable[[np.ndarra
 
 
 def test_large_angles_are_reduced_exactly() -> None:
-    mpmath = pytest.importorskip("mpmath")
     angles = np.array([1e7, -1e7, 1647100.0, 5e15, 1e22, -3e100, 2.0**1000, np.finfo(np.float64).max])
     cos, sin = cos_and_sin(angles)
     with mpmath.workprec(2500):
