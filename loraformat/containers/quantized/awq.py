@@ -67,9 +67,9 @@ def _weight(stored: Checkpoint, module: str, size: int) -> QuantizedWeight:
     if group < 1 or inputs % group:
         raise FormatError(f"{show(module, 200)}: groups of {size} do not divide {inputs} inputs", where=codes.file)
     said = f"group_size {size}"
-    require_shape(f"{module}.scales", scales, (inputs // group, out), DType.F16, DType.BF16, DType.F32, because=said)
+    require_shape(f"{module}.scales", scales, (inputs // group, out), DType.F16, DType.BF16, DType.F32, reason=said)
     zeros = part(stored, f"{module}.qzeros", name)
-    require_shape(f"{module}.qzeros", zeros, (inputs // group, codes.shape[1]), DType.I32, because=said)
+    require_shape(f"{module}.qzeros", zeros, (inputs // group, codes.shape[1]), DType.I32, reason=said)
     dtype = scales.dtype if scales.dtype is not DType.F32 else dtype_of(stored, DType.F16)
     parts = tuple(f"{module}.{kind}" for kind in ("qweight", "qzeros", "scales"))
     return QuantizedWeight(name, (out, inputs), dtype, parts, group)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, NamedTuple
 
+from loraformat.containers.quantized.codes import powers_of_two
 from loraformat.containers.quantized.parts import (
     dtype_of,
     finite_scales,
@@ -127,7 +128,7 @@ def _scales(stored: Checkpoint, name: str) -> NDArray[Any]:
     values = whole(stored, name)
     if dtype is DType.U8:
         # Of E8M0 as bytes; 2^(e - 127).
-        values = np.where(values == 255, np.nan, np.ldexp(1.0, values.astype(np.int32) - 127))
+        values = powers_of_two(values)
     return finite_scales(values.astype(np.float32), name)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraformat.model.tensors import DType, numbers_of
+
 if TYPE_CHECKING:
     from typing import Any
 
@@ -59,6 +61,13 @@ def from_stream(words: NDArray[np.int32], bits: int, axis: int) -> NDArray[np.ui
         loose = loose[..., : count * bits].reshape(*raw.shape[:-1], count, bits)
         codes = np.asarray((loose << np.arange(bits, dtype=np.uint8)).sum(axis=-1), np.uint8)
     return np.asarray(np.moveaxis(np.asarray(codes, np.uint8), -1, axis))
+
+
+def powers_of_two(exponents: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Bytes as E8M0 means them: 2^(e - 127), and NaN for 255."""
+    import numpy as np
+
+    return np.asarray(numbers_of(bytearray(exponents.tobytes()), DType.F8_E8M0).reshape(exponents.shape), np.float32)
 
 
 def fp4_table() -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import fp4_table, from_stream, low_nibble_first
+from loraformat.containers.quantized.codes import fp4_table, from_stream, low_nibble_first, powers_of_two
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
 from loraformat.containers.quantized.reference import eight_bits, four_bits, single
 from loraformat.containers.quantized.settings import Settings, rewritten, settings_of, with_modules
@@ -205,8 +205,8 @@ def _packed(stored: Checkpoint, module: str, group: _Group) -> tuple[tuple[int, 
     groups = -(-inputs // group.size) if group.size else 1
     scales = part(stored, parts["scales"], name)
     grid = scales.shape if groups == 1 and scales.shape == (1,) else (out, groups)
-    because = f"group_size {group.size or None} and weight_shape {[out, inputs]}"
-    require_shape(parts["scales"], scales, grid, *_SCALES, because=because)
+    reason = f"group_size {group.size or None} and weight_shape {[out, inputs]}"
+    require_shape(parts["scales"], scales, grid, *_SCALES, reason=reason)
     zeros, indices = f"{module}.weight_zero_point", f"{module}.weight_g_idx"
     if zeros in stored.tensors:
         require_shape(zeros, part(stored, zeros, name), (-(-out * group.bits // 32), groups), DType.I32)
@@ -275,7 +275,7 @@ def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDA
             raise NonFiniteValue(f"the scale of the whole weight is {float(total)}", where=layout.parts["total"])
         scales = scales / total
     elif stored.tensors[layout.parts["scales"]].dtype is DType.U8:
-        scales = np.where(scales == 255, np.nan, np.ldexp(1.0, scales.astype(np.int32) - 127)).astype(np.float32)
+        scales = powers_of_two(scales)
     finite_scales(scales, layout.parts["scales"])
     codes = low_nibble_first(part_rows(stored, layout.parts["codes"], start, stop))
     values = fp4_table()[codes].reshape(*scales.shape, size) * scales[:, :, None]

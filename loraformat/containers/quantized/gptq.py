@@ -103,9 +103,9 @@ def _weight(stored: Checkpoint, module: str, bits: int, size: int) -> QuantizedW
         raise FormatError(f"group_size: expected -1 or a positive number, found {size}", where=codes.file)
     groups = -(-inputs // group)
     said = f"bits {bits} and group_size {size}"
-    require_shape(f"{module}.scales", scales, (groups, out), DType.F16, DType.BF16, DType.F32, because=said)
+    require_shape(f"{module}.scales", scales, (groups, out), DType.F16, DType.BF16, DType.F32, reason=said)
     zeros = part(stored, f"{module}.qzeros", name)
-    require_shape(f"{module}.qzeros", zeros, (groups, -(-out * bits // _WORD)), DType.I32, because=said)
+    require_shape(f"{module}.qzeros", zeros, (groups, -(-out * bits // _WORD)), DType.I32, reason=said)
     if indices is not None:
         require_shape(f"{module}.g_idx", indices, (inputs,), DType.I32)
         parts.append(f"{module}.g_idx")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import fp4_table, low_nibble_first
+from loraformat.containers.quantized.codes import fp4_table, low_nibble_first, powers_of_two
 from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape
 from loraformat.containers.quantized.reference import four_bits, single
 from loraformat.containers.quantized.settings import rewritten
@@ -55,9 +55,9 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     for expert in range(start, stop):  # one at a time: codes of all of them as float32 would be large
         codes = low_nibble_first(part_rows(stored, weight.parts[0], expert, expert + 1)[0])
         exponents = part_rows(stored, weight.parts[1], expert, expert + 1)[0]
-        scales = np.where(exponents == 255, np.nan, np.ldexp(1.0, exponents.astype(np.int32) - 127))
+        scales = powers_of_two(exponents)
         finite_scales(scales, weight.parts[1])
-        values = fp4_table()[codes] * scales.astype(np.float32)[..., None]
+        values = fp4_table()[codes] * scales[..., None]
         found[expert - start] = values.reshape(weight.shape[2], weight.shape[1]).T
     return found
 

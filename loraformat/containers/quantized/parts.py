@@ -31,19 +31,17 @@ def part(stored: Checkpoint, name: str, of: str) -> StoredTensor:
     return found
 
 
-def require_shape(
-    name: str, tensor: StoredTensor, expected: tuple[int, ...], *dtypes: DType, because: str = ""
-) -> None:
+def require_shape(name: str, tensor: StoredTensor, expected: tuple[int, ...], *dtypes: DType, reason: str = "") -> None:
     """Refuse a part of another shape, or of a dtype that is not among those given.
 
     Args:
-        because: the setting that the shape is expected by: "group_size 128".
+        reason: the setting that the shape is expected by: "group_size 128".
 
     Raises: FormatError (LF012).
     """
     if tensor.shape != expected:
         text = f"{show(name, 200)} has the shape {list(tensor.shape)}, expected {list(expected)}"
-        text = f"{text} by {because}" if because else text
+        text = f"{text} by {reason}" if reason else text
         raise FormatError(text, where=tensor.file)
     if dtypes and tensor.dtype not in dtypes:
         wanted = " or ".join(dtype.safetensors for dtype in dtypes)
