@@ -104,7 +104,18 @@ def readme(text: str) -> str:
     """README.md with the output of its commands as it is now, and the table of formats."""
     with _checkout():
         text = re.sub(r"```console\n(\$ loraformat .*?)```", lambda block: _session(block[1]), text, flags=re.DOTALL)
-    return _replaced(text, "| name | what it is | writes |\n|---|---|---|\n", _format_rows("docs/formats/"))
+    return _replaced(text, _README_HEAD, _readme_rows("docs/formats/"))
+
+
+_README_HEAD = "| name | what it is |\n|---|---|\n"
+
+
+def _readme_rows(folder: str) -> str:
+    """A row for each format that is written, and one for all that are only read."""
+    every = list(formats())
+    written = [f"| [{each.name}]({folder}{each.name}.md) | {each.title} |\n" for each in every if each.writes]
+    others = " · ".join(f"[{each.name}]({folder}{each.name}.md)" for each in every if not each.writes)
+    return "".join(written) + f"| read only | {others} |\n"
 
 
 def _replaced(text: str, head: str, rows: str) -> str:

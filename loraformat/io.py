@@ -100,9 +100,10 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
 
 
 def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
-    """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
+    """As hints for a reader, with the base's names, shapes and config where there is one, and the steps of the run."""
     weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
-    return Hints(**assumptions.said(), weights=weights, budget=budget)
+    config = None if base is None else base.config
+    return Hints(**assumptions.said(), weights=weights, base_config=config, budget=budget)
 
 
 def _with_task(adapter: Adapter, task: str | None) -> Adapter:

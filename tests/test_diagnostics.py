@@ -56,7 +56,8 @@ def test_no_message_counts_one_thing_in_the_plural(case: Path) -> None:
     expect = json.loads((case / "expect.json").read_text(encoding="utf-8"))
     target = expect.get("target", [])
     base = next((str(path) for path in case.iterdir() if path.name.startswith("base")), None)
-    report = validate(case / "adapter", base=base, deep=True, target=[target] if isinstance(target, str) else target)
+    targets = [target] if isinstance(target, str) else target
+    report = validate(case / "adapter", base=base, deep=True, target=targets, format=expect.get("format"))
     assert not [
         each.message for each in report.findings if re.search(r"\b1 [a-z]+s (are|were|have|do)\b", each.message)
     ]

@@ -36,5 +36,6 @@ def test_the_fixture_gives_these_codes_and_no_others(folder: Path) -> None:
     base = folder / "base"
     expected = json.loads((folder / "expect.json").read_text())
     target = [expected["target"]] if "target" in expected else []
-    report = validate(str(folder / "adapter"), base=str(base) if base.is_dir() else None, deep=True, target=target)
+    model = str(base) if base.is_dir() else None
+    report = validate(str(folder / "adapter"), base=model, deep=True, target=target, format=expected.get("format"))
     assert sorted({finding.code for finding in report.findings}) == expected["codes"], report.findings

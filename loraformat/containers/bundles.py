@@ -12,8 +12,9 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor, bytes_of, row_blocks
-from loraformat.storage import WEIGHT_SUFFIXES, Source, Store, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, Source, Store, TarStore, Writer, open_store
 
+_ARCHIVE = ".nemo"
 _YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
@@ -25,11 +26,16 @@ Progress = Callable[[int, int], None]
 
 
 def open_bundle(uri: str) -> Bundle:
-    """The files of a folder, top level only, or one file. Nothing is read until a file is asked for.
+    """The files of a folder or of a `.nemo` archive, top level only, or one file.
 
-    Raises: StorageError: there is no such folder or file.
+    Nothing but the headers of an archive is read until a file is asked for.
+
+    Raises: StorageError: there is no such folder or file; InvalidHeader, TruncatedFile: a damaged archive.
     """
     store = open_store(uri)
+    if store.is_single_file and uri.lower().endswith(_ARCHIVE):
+        members = TarStore(store, next(iter(store.files())))
+        return bundle_of_store(members, uri)
     return bundle_of_store(store, uri, is_single_file=store.is_single_file)
 
 

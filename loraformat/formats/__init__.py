@@ -13,9 +13,23 @@ from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 
 if TYPE_CHECKING:
-    from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka  # noqa: TC004 - a module
+    from loraformat.formats import (  # noqa: TC004 - a module  # noqa: TC004 - a module
+        dump,
+        litgpt,
+        loralib,
+        minimind,
+        minlora,
+        mlx,
+        native,
+        nemo,
+        peft,
+        raschka,
+        tinker,
+        torchtune,
+    )
 
-    _EVERY: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
+    _LANGUAGE: tuple[Format, ...] = (native, peft, mlx, tinker, torchtune, litgpt, nemo)
+    _HAND_WRITTEN: tuple[Format, ...] = (loralib, minlora, raschka, minimind, dump)
 
 __all__ = ["FORMATS", "detect", "foreign", "get", "kit", "peft"]
 

@@ -19,6 +19,7 @@ class FormatFiles:
         own_key, foreign_key: a key that the config must have, or by which it is another format's.
         weights: names of its weight files.
         settings: names of other files that only this format has.
+        folders: how names of subfolders begin that this format has.
         tensors: how names of its tensors end, where one file of tensors may be enough; () where it is not.
     """
 
@@ -28,6 +29,7 @@ class FormatFiles:
     foreign_key: str = ""
     weights: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
 
     @property
@@ -38,6 +40,8 @@ class FormatFiles:
     def may_fit(self, bundle: Bundle) -> bool:
         """Whether the module has to be asked about a bundle; False only where its `sniff` finds nothing."""
         if any(name in bundle.files for name in (*self.weights, *self.settings)):
+            return True
+        if self.folders and any(name.startswith(self.folders) for name in bundle.folders):
             return True
         if self.config and self.config in bundle.files:
             return self._may_own(bundle.files[self.config])
@@ -78,8 +82,20 @@ FORMAT_FILES = (
         foreign_key="peft_type",
         weights=("adapters.safetensors", "adapters.npz"),
     ),
+    FormatFiles(name="tinker", config="adapter_config.json", own_key="r", foreign_key="peft_type"),
     FormatFiles(name="loralib", settings=("lora_settings.json",), tensors=(".lora_A", ".lora_B")),
     FormatFiles(name="litgpt", weights=("lit_model.pth.lora",)),
+    FormatFiles(
+        name="torchtune",
+        weights=("adapter_model.pt", *(f"adapter_{epoch}.pt" for epoch in range(10))),
+        tensors=(".lora_a.weight", ".lora_b.weight"),
+    ),
+    FormatFiles(
+        name="nemo",
+        settings=("model_weights.ckpt",),
+        folders=("mp_rank_", "tp_rank_"),
+        tensors=(".linear_in.weight", ".linear_out.weight"),
+    ),
     FormatFiles(name="minlora", tensors=(".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")),
     FormatFiles(name="raschka", tensors=(".lora.A", ".lora.B")),
     FormatFiles(name="minimind", tensors=(".lora.A.weight", ".lora.B.weight")),

@@ -1,6 +1,7 @@
 """How other projects spell a weight: tables and string functions, no tensors."""
 
 from loraformat.naming.config_levels import levels_of
+from loraformat.naming.heads import Heads, heads_of
 from loraformat.naming.litgpt import Family, family_of
 from loraformat.naming.tasks import TASKS, TaskClass, task_classes
 from loraformat.naming.ties import architecture_of, parts_cleanly, scales_if_tied, tied_names
@@ -9,11 +10,13 @@ from loraformat.naming.transformers import Spelled, Spelling, spelling_of
 __all__ = [
     "TASKS",
     "Family",
+    "Heads",
     "Spelled",
     "Spelling",
     "TaskClass",
     "architecture_of",
     "family_of",
+    "heads_of",
     "levels_of",
     "parts_cleanly",
     "scales_if_tied",

@@ -19,6 +19,7 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.schemes import is_local, scheme_of, stage_of
+from loraformat.storage.tar import TarStore
 
 __all__ = [
     "ALGORITHM",
@@ -38,6 +39,7 @@ __all__ = [
     "Run",
     "Source",
     "Store",
+    "TarStore",
     "Writer",
     "address_of",
     "base",

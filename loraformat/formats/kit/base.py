@@ -10,7 +10,7 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import Finding
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import Bundle, Json
 from loraformat.model.patterns.keys import is_end_of
 
 
@@ -33,10 +33,12 @@ class Hints(Assumptions):
 
     Attributes:
         weights: names of the base's tensors with their shapes, from `--base`.
+        base_config: config.json of the base, from `--base`.
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
 
     weights: Mapping[str, tuple[int, ...]] | None = None
+    base_config: Mapping[str, Json] | None = None
     budget: Budget | None = None
 
     @property

@@ -27,6 +27,17 @@ def stacked(parts: Sequence[LazyTensor]) -> LazyTensor:
     return LazyTensor((rows, *parts[0].shape[1:]), parts[0].dtype, read)
 
 
+def chosen_rows(tensor: LazyTensor, rows: Sequence[int]) -> LazyTensor:
+    """The rows of these numbers in this order, some perhaps more than once: (len(rows), ...)."""
+
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        return tensor.load()[np.asarray(rows[start:stop], np.int64)]
+
+    return LazyTensor((len(rows), *tensor.shape[1:]), tensor.dtype, read)
+
+
 def block_columns(parts: Sequence[tuple[LazyTensor, Runs]], rows: int) -> LazyTensor:
     """(rows, sum of the parts' columns): the columns of a part are zero but in the rows that it reaches.
 

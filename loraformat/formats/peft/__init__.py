@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraformat.formats.kit.base import Match
 from loraformat.formats.kit.fields import readable
+from loraformat.formats.kit.pairs.torchtune_file import own_file
 from loraformat.formats.peft.keys import CONFIG, WEIGHTS
 from loraformat.formats.peft.read import read
 from loraformat.formats.peft.write import losses, write
@@ -49,11 +50,18 @@ __all__ = [
 
 
 def sniff(bundle: Bundle) -> Match | None:
-    """By file names; a config alone must have `peft_type`, because other tools call theirs the same."""
+    """By file names; a config alone must have `peft_type`, because other tools call theirs the same.
+
+    An export that lies beside torchtune's own file is left to torchtune's format: it is not right for every base. A
+    config without `peft_type` and `target_modules` is Tinker's.
+    """
+    config = readable(bundle, CONFIG)
+    is_tinker = isinstance(config, dict) and "r" in config and not {"peft_type", "target_modules"} & config.keys()
+    if is_tinker or own_file(bundle) is not None:
+        return None
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
         return Match(certain=True, reason=f"{weights} is there")
-    config = readable(bundle, CONFIG)
     if isinstance(config, dict) and "peft_type" in config:
         return Match(certain=True, reason=f"{CONFIG} has peft_type")
     return None

@@ -28,11 +28,13 @@ def torchtune_export(subject: Subject) -> Iterator[Hit]:
     magnitudes are not turned back for any model.
 
     ## Example
-    `adapter_model.safetensors` and `adapter_model.pt` of torchtune beside each other, for a Qwen2 base.
+    `adapter_model.safetensors` and `adapter_model.pt` of torchtune beside each other, for a Qwen2 base, read with
+    `--from peft`.
 
     ## Use instead
-    With a Llama, Mistral or Gemma base: `--base BASE`, which proves that the export is right. Else `adapter_model.pt`,
-    which torchtune itself reads; loraformat does not read it yet.
+    Leave `--from peft` out and give the base: `adapter_model.pt` beside it is then read, whose order of rows is known
+    for every base that torchtune trains. For a Llama, Mistral or Gemma base the export is right too, where it has no
+    magnitudes.
 
     ## Source
     torchtune 0.6.1, models/convert_weights.py `tune_to_peft_adapter_weights`.

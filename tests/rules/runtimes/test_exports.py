@@ -14,6 +14,8 @@ from loraformat.jobs.merge import merge
 from loraformat.jobs.validate import validate
 from loraformat.model.assumptions import Assumptions
 
+HEADS = {"num_attention_heads": 2, "hidden_size": 8}
+_SHAPES = {"a": (2, 8), "b": (8, 2)}
 PREFIX = "base_model.model.model.layers.0.self_attn"
 
 
@@ -37,29 +39,39 @@ def exported(folder: Path, *, with_own_file: bool = True, dora: bool = False) ->
 
 def base(folder: Path, model_type: str) -> str:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **HEADS}))
     names = [f"model.layers.0.self_attn.{name}.weight" for name in ("q_proj", "k_proj", "v_proj")]
     save_file({name: torch.randn(8, 8) for name in names}, folder / "model.safetensors")
     return str(folder)
 
 
 @pytest.mark.parametrize(
-    ("model_type", "dora", "is_refused"), [("llama", False, False), ("qwen2", False, True), ("llama", True, True)]
+    ("model_type", "dora", "is_wrong"), [("llama", False, False), ("qwen2", False, True), ("llama", True, True)]
 )
 def test_the_base_decides_whether_the_export_is_right(
-    tmp_path: Path, model_type: str, dora: bool, is_refused: bool
+    tmp_path: Path, model_type: str, dora: bool, is_wrong: bool
 ) -> None:
     change, model = exported(tmp_path / "a", dora=dora), base(tmp_path / "b", model_type)
-    assert ("LF243" in {one.code for one in validate(change, base=model).findings}) == is_refused
-    if is_refused:
-        with pytest.raises(AdapterRefused, match="torchtune"):
-            merge(model, [change], str(tmp_path / "out"))
-    else:
-        merge(model, [change], str(tmp_path / "out"))
+    found = {one.code for one in validate(change, base=model, format="peft").findings}
+    assert ("LF243" in found) == is_wrong
+
+
+@pytest.mark.parametrize(("model_type", "order"), [("llama", [0, 2, 1, 3, 4, 6, 5, 7]), ("qwen2", list(range(8)))])
+def test_a_merge_reads_torchtune_s_own_file_and_not_the_export(
+    tmp_path: Path, model_type: str, order: list[int]
+) -> None:
+    change, model = exported(tmp_path / "a"), base(tmp_path / "b", model_type)
+    factors = {f"layers.0.attn.q_proj.lora_{part}.weight": torch.randn(*shape) for part, shape in _SHAPES.items()}
+    torch.save(factors, Path(change) / "adapter_model.pt")
+    merge(model, [change], str(tmp_path / "out"))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    before, after = (load_file(path / "model.safetensors")[name] for path in (Path(model), tmp_path / "out"))
+    a, b = (factors[f"layers.0.attn.q_proj.lora_{part}.weight"].double() for part in "ab")
+    torch.testing.assert_close(after.double(), before.double() + 2 * (b @ a)[order], rtol=1e-6, atol=1e-6)
 
 
 def test_without_a_base_it_is_not_known(tmp_path: Path) -> None:
-    assert "LF243" in {one.code for one in validate(exported(tmp_path / "a")).findings}
+    assert "LF243" in {one.code for one in validate(exported(tmp_path / "a"), format="peft").findings}
     assert "LF243" not in {one.code for one in validate(exported(tmp_path / "b", with_own_file=False)).findings}
 
 

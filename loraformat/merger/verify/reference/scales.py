@@ -49,6 +49,9 @@ class Scales:
             "mlx": self._mlx,
             "litgpt": self._litgpt,
             "minimind": self._minimind,
+            "tinker": self._r_and_lora_alpha,
+            "torchtune": self._r_and_lora_alpha,
+            "nemo": self._nemo,
             **dict.fromkeys(("loralib", "minlora", "raschka", "dump"), self._pairs),
         }
         self._formula = formulas.get(source.format)
@@ -133,6 +136,18 @@ class Scales:
         raw = self._adapter.config.raw
         rank, alpha = _number(raw, "lora_r") or self._source.rank, _number(raw, "lora_alpha")
         return self._quotient(alpha, rank)
+
+    def _r_and_lora_alpha(self, weight: str, update: Update) -> float | None:  # noqa: ARG002
+        """PEFT's two fields without its patterns, as Tinker and torchtune leave them beside the weights."""
+        raw = self._adapter.config.raw
+        return self._quotient(_number(raw, "lora_alpha"), _number(raw, "r") or self._source.rank)
+
+    def _nemo(self, weight: str, update: Update) -> float | None:  # noqa: ARG002
+        inner: Json = dict(self._adapter.config.raw)
+        for key in ("peft", "lora_tuning"):
+            inner = inner.get(key) if isinstance(inner, dict) else None
+        fields = inner if isinstance(inner, dict) else {}
+        return self._quotient(_number(fields, "alpha"), _number(fields, "adapter_dim") or self._source.rank)
 
     def _minimind(self, weight: str, update: Update) -> float | None:
         """Its code has no alpha; a file may."""
