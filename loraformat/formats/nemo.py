@@ -115,7 +115,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         raise UnsupportedUpdate("DoRA of Megatron Bridge is not read", where=in_weights(magnitude))
     whole = {module: pair for module, pair in pairs.items() if pair.a is not None and pair.b is not None}
     rank = agreed(settings.rank, hints.rank, "rank", in_file(CONFIG))
-    updates = {}
+    updates: dict[str, LowRank] = {}
     for module, pair in whole.items():
         scale = scale_of(settings.alpha, rank or pair.factors[1].shape[-1], Scaling(), hints, in_file(CONFIG))
         updates.update(_updates(module, *pair.factors, settings, scale))

@@ -37,7 +37,6 @@ def product(entries: dict[str, Tensor], module: str) -> Tensor:
 
 def files(entries: dict[str, Tensor], config: Any) -> Bundle:
 
-
     weights = tensors(entries, "torch")
     found = bundle({"model_config.yaml": config})
     return Bundle("memory", {**found.files, "model_weights.ckpt": TensorFile("model_weights.ckpt", 0, lambda: weights)})

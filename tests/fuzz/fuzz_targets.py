@@ -5,9 +5,11 @@ Each reads, then uses what it read: a reader that accepts and a user that falls 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
+import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
 from loraformat.model.patterns.matching import fullmatch, is_linear
 from loraformat.report import FORMS, render_all
 from loraformat.rules.metadata.vocabulary import read_vocabulary
-from loraformat.storage import MemoryStore
+from loraformat.storage import MemoryStore, TarStore
 
 ROOT = Path(__file__).parent.parent.parent
 FIXTURES = ROOT / "fixtures"
@@ -56,6 +58,24 @@ def torch_zip(data: bytes) -> None:
         assert lazy.numel <= 8 * len(data)
         if lazy.nbytes <= 1 << 16:
             lazy.torch()
+
+
+def tar_archive(data: bytes) -> None:
+    """The members of an archive; where the standard library reads it too, they have the same bytes."""
+    store = TarStore(MemoryStore({"x.nemo": data}), "x.nemo")
+    found = {name: store.read(name) for name in store.files()}
+    assert sum(map(len, found.values())) <= len(data)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:", errorlevel=2) as archive:
+            wanted = {
+                member.name.removeprefix("./"): archive.extractfile(member).read()
+                for member in archive.getmembers()
+                if member.isfile()
+            }
+    except (tarfile.TarError, OverflowError, UnicodeError, EOFError):
+        return
+    same = {name for name in found if name in wanted}
+    assert {name: found[name] for name in same} == {name: wanted[name] for name in same}
 
 
 def pickle_subset(data: bytes) -> None:
@@ -204,6 +224,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     for target in (
         safetensors_header,
         torch_zip,
+        tar_archive,
         pickle_subset,
         strict_text,
         index,
@@ -302,6 +323,17 @@ _WRITTEN: Mapping[str, list[bytes]] = {
 }
 
 
+def _archive(form: int) -> bytes:
+    """An archive with a long name, an empty member and one of two blocks."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:", format=form) as archive:
+        for name, data in (("./a.yaml", b"a: 1"), ("n" * 90 + ".ckpt", bytes(600)), ("d/e", b"")):
+            info = tarfile.TarInfo(name * (2 if form != tarfile.USTAR_FORMAT and len(name) > 50 else 1))
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 def seeds(name: str) -> list[bytes]:
     """Good and remarkable inputs of a target."""
     if name in _WRITTEN:
@@ -311,6 +343,8 @@ def seeds(name: str) -> list[bytes]:
         return [path.read_bytes() for path in sorted(good.rglob("*.safetensors"))[:6]] + [hostile.factors()]
     if name == "torch_zip":
         return [path.read_bytes() for path in sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]]
+    if name == "tar_archive":
+        return [_archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)]
     if name == "pickle_subset":
         import zipfile
 
