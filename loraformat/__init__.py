@@ -18,6 +18,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.merge": ("dequantize", "merge"),
     "loraformat.jobs.plot": ("plot",),
     "loraformat.jobs.validate": ("validate",),
+    "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
     # Adapters and bases.
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.inspect import View, inspect
     from loraformat.jobs.merge import dequantize, merge
     from loraformat.jobs.plot import plot
+    from loraformat.jobs.stamp import stamp
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
     from loraformat.merger import delta
@@ -232,6 +234,7 @@ __all__ = [
     "open_checkpoint",
     "plot",
     "save_adapter",
+    "stamp",
     "validate",
     "verify",
 ]

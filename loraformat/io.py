@@ -23,6 +23,7 @@ from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
+from loraformat.model.binding import binding_of, bound, with_bound_base
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
@@ -90,6 +91,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     else:
         chosen, found = formats.get(format), Match(certain=True, reason="chosen with --from")
     adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    adapter = replace(adapter, config=with_bound_base(adapter.config, bundle))
     if hints.transposed is not None:
         adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
     if bundle.named:
@@ -188,13 +190,25 @@ def save_adapter(
         require_one_of(container, sorted(CONTAINERS), "container")
     chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
-    bundle = _finite(chosen.write(adapter, options))
+    made = chosen.write(adapter, options)
+    # The native config has a place for it.
+    bundle = _finite(made if to == "native" else _bound(made, adapter))
     names = frozenset(bundle.files)
     with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
             check(bundle_of_store(store, out))
         return written
+
+
+def _bound(bundle: Bundle, adapter: Adapter) -> Bundle:
+    """The files, of which a safetensors file carries the fingerprint of the base."""
+    facts = binding_of(adapter.config)
+    files = {
+        name: bound(file, facts) if isinstance(file, TensorFile) and name.endswith(".safetensors") and facts else file
+        for name, file in bundle.files.items()
+    }
+    return replace(bundle, files=files)
 
 
 def _finite(bundle: Bundle) -> Bundle:

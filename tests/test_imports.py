@@ -109,7 +109,7 @@ print(json.dumps(found), file=sys.stderr)
 GOOD = sorted(FIXTURES.glob("good/*/*"))
 BAD = sorted(FIXTURES.glob("bad/*"))
 # PyYAML, which only settings of LitGPT need, has a compiled part that it can do without.
-WITH_YAML = [path for path in GOOD if "litgpt" in path.parts]
+WITH_YAML = [path for path in GOOD if {"litgpt", "nemo"} & set(path.parts)]
 
 
 def compiled_after(*commands: list[str], is_blocked: bool = False) -> tuple[list[str], str]:

@@ -43,6 +43,7 @@ COMMANDS = {
     "convert": "Write an adapter in another format.",
     "merge": "Write a base model with adapters merged into it.",
     "dequantize": "Write a quantized model with all weights dense.",
+    "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
     "explain": "Explain a code such as LF202.",
@@ -52,8 +53,9 @@ COMMANDS = {
     "version": "Show the version.",
 }
 
-# Commands that stand in the module of another: the version of the tool itself, like help; and a merge of no adapter.
-_BESIDE = {"version": "help", "dequantize": "merge"}
+# Commands that stand in the module of another: the version of the tool itself, like help; a merge of no adapter; an
+# adapter that is written again in its own format.
+_BESIDE = {"version": "help", "dequantize": "merge", "stamp": "convert"}
 _IMPORT_POLL_S = 0.05
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.

@@ -11,6 +11,7 @@ __all__ = [
     "inspect",
     "merge",
     "plot",
+    "stamp",
     "validate",
     "verify",
 ]

@@ -103,7 +103,7 @@ def convert(
     target, options = formats.get(to), _write_options(to, container, peft_version)
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
-    name = None if base_model is None else _base_model(base_model)
+    name = None if base_model is None else base_model_of(base_model)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
     if name is not None:
         found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
@@ -180,7 +180,7 @@ def _write_options(to: str, container: str | None, peft_version: str | None) -> 
     return WriteOptions(container=container, peft_version=version)
 
 
-def _base_model(text: str) -> tuple[str, str | None]:
+def base_model_of(text: str) -> tuple[str, str | None]:
     """(name, revision) of `NAME@REVISION`. Raises: UsageError (LF021)."""
     name, at, revision = text.removeprefix("hf://").partition("@")
     if not name.strip() or (at and not revision.strip()) or not text.isprintable():

@@ -112,7 +112,13 @@ def _configs(first: Opened, second: Opened) -> tuple[Mapping[str, object], Mappi
     """What both configs say: verbatim where the formats are the same, else in the words that all formats share."""
     configs = (first.adapter.config, second.adapter.config)
     if first.format.NAME == second.format.NAME:
-        return configs[0].raw, configs[1].raw
+        raw, other_raw = (
+            config.raw
+            if config.base_fingerprint is None
+            else {**config.raw, "base_fingerprint": config.base_fingerprint}
+            for config in configs
+        )
+        return raw, other_raw
     one, other = (
         {field: getattr(config, field) for field in _SHARED_FIELDS if getattr(config, field) is not None}
         for config in configs

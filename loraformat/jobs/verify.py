@@ -14,7 +14,7 @@ from loraformat.containers.fingerprints import checked_spans, header_sha256
 from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.engine import open_engine
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
-from loraformat.jobs.verify_base import tensors_unlike_base
+from loraformat.jobs.measure.verify_base import tensors_unlike_base
 from loraformat.merger.plan.findings import output_changed
 from loraformat.merger.write.digests import is_as_rendered, runs_of
 from loraformat.merger.write.manifest import MOST_NBYTES, is_as_written

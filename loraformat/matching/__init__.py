@@ -19,6 +19,7 @@ __all__ = [
     "Quantization",
     "RowMap",
     "Tie",
+    "base_fingerprint",
     "code_owner",
     "fused_with",
     "is_class_known",

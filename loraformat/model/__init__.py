@@ -3,6 +3,7 @@
 __all__ = [
     "adapter",
     "assumptions",
+    "binding",
     "blueprints",
     "bundle",
     "checkpoint",

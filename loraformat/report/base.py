@@ -23,7 +23,7 @@ class Report:
     (False, 'error', 'give it with --alpha A')
 
     Attributes:
-        job: name of the verb: "inspect", "validate", "convert", "merge", "verify", "plot", "diff" or "estimate".
+        job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
         reason: why it was detected.

@@ -105,6 +105,8 @@ RULES: tuple[Rule, ...] = (
     quantization.codes_without_settings,
     quantization.doubtful_settings,
     quantization.mixed_precision_group,
+    base_model.other_base,
+    base_model.base_in_another_form,
     stored.zero_update,
     stored.non_finite_value,
     spectra.collapsed_rank,

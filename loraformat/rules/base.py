@@ -12,6 +12,7 @@ from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weight
 
 if TYPE_CHECKING:
     from loraformat.matching import Matching
+    from loraformat.matching.base_fingerprint import Verdict
     from loraformat.model.adapter import Adapter
     from loraformat.model.bundle import Bundle
     from loraformat.model.checkpoint import Checkpoint
@@ -73,6 +74,16 @@ class Subject:
         assert self.adapter is not None
         assert self.base is not None
         return match(self.adapter, self.base)
+
+    @cached_property
+    def binding(self) -> Verdict | None:
+        """How the base compares with the one that the adapter was stamped with, found once for all rules."""
+        from loraformat.matching.base_fingerprint import compare, parse
+
+        assert self.adapter is not None
+        assert self.base is not None
+        stamped = parse(self.adapter.config.base_fingerprint or "")
+        return None if stamped is None else compare(stamped, self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

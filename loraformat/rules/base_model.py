@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity, counted
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.metadata.vocabulary import tokens_of
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
+
+if TYPE_CHECKING:
+    from loraformat.matching.base_fingerprint import Verdict
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -175,3 +179,68 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     if len(set(tables.values())) > 1:
         found = ", ".join(f"{name} {rows}" for name, rows in tables.items())
         yield Hit("", f"expected embedding tables with equally many rows, found {found}")
+
+
+@rule("LF320", Severity.ERROR, since="0.1.0", needs="base", forgivable=True)
+def other_base(subject: Subject) -> Iterator[Hit]:
+    """The base is not the one that the adapter was stamped with.
+
+    ## Why is this bad?
+    Names and shapes of a fine-tune are those of its base, so the adapter loads and merges; but it was trained on other
+    values, and what it adds to these is not what was trained.
+
+    ## Example
+    An adapter that `loraformat stamp` bound to a model, and a later fine-tune of that model given as base.
+
+    ## Use instead
+    The base of the stamp. If this base is meant, `--force`, or stamp the adapter again.
+
+    ## Source
+    docs/decisions/0015-base-fingerprint.md.
+    """
+    verdict = _verdict(subject)
+    if verdict is not None and verdict.is_other:
+        yield Hit("", verdict.message, _named(subject))
+
+
+@rule("LF321", Severity.WARNING, since="0.1.0", needs="base")
+def base_in_another_form(subject: Subject) -> Iterator[Hit]:
+    """The base is the one that the adapter was stamped with, in another form; or the stamp cannot be read.
+
+    ## Why is this bad?
+    Where the values were rounded or quantized, the merged model is near the one that was trained and not equal to it.
+    Other names alone change nothing.
+
+    ## Example
+    An adapter for `model`, stamped with its dense weights, and its GPTQ repository given as base.
+
+    ## Use instead
+    The form of the base that the adapter was trained on, where it is at hand.
+
+    ## Source
+    docs/decisions/0015-base-fingerprint.md.
+    """
+    from loraformat.matching.base_fingerprint import parse
+
+    assert subject.adapter is not None
+    stamped = subject.adapter.config.base_fingerprint
+    if stamped is not None and parse(stamped) is None:
+        yield Hit("", "the adapter has a fingerprint of its base that this version cannot read; it was not compared")
+    verdict = _verdict(subject)
+    if verdict is not None and not verdict.is_other:
+        yield Hit("", verdict.message)
+
+
+def _verdict(subject: Subject) -> Verdict | None:
+    assert subject.adapter is not None
+    assert subject.base is not None
+    if subject.adapter.config.base_fingerprint is None or subject.base.opened is None:
+        return None
+    return subject.binding
+
+
+def _named(subject: Subject) -> str:
+    assert subject.adapter is not None
+    config = subject.adapter.config
+    revision = f"@{config.base_revision}" if config.base_revision else ""
+    return f"the adapter names {config.base_model}{revision}" if config.base_model else ""

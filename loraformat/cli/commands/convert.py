@@ -1,4 +1,4 @@
-"""loraformat convert."""
+"""loraformat convert and loraformat stamp: an adapter written again, in another format or with the name of its base."""
 
 from __future__ import annotations
 
@@ -93,3 +93,59 @@ def command(
             progress=advance,
         )
     options.present(report, output_format, findings=False)
+
+
+@click.command("stamp")
+@click.argument("adapter", shell_complete=completers.paths)
+@click.option(
+    "--base", required=True, metavar="BASE", shell_complete=completers.paths, help="What the adapter was trained on."
+)
+@click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help="Folder to write a copy to.")
+@click.option("--in-place", is_flag=True, help="Replace the one file that changes; nothing else is touched.")
+@click.option(
+    "--base-model",
+    metavar="NAME[@REVISION]",
+    help="What the Hub calls the base; by default that of an hf:// address, else what the adapter says.",
+)
+@options.source_format
+@options.alpha
+@options.assume
+@options.force
+@options.overwrite
+@options.output_format
+def stamp(
+    adapter: str,
+    base: str,
+    out: str | None,
+    in_place: bool,
+    base_model: str | None,
+    source_format: str | None,
+    alpha: float | None,
+    assume: tuple[tuple[str, Any], ...],
+    force: bool,
+    overwrite: bool,
+    output_format: str,
+) -> None:
+    """Write name, revision and fingerprint of the base into ADAPTER.
+
+    validate, merge and diff then notice another base. The fingerprint covers names, shapes and some values of every
+    weight, and does not depend on shards, container or dtype.
+    """
+    from loraformat.jobs.stamp import stamp as run
+    from loraformat.report.terminal.text import progress
+
+    with progress(f"writing {out or adapter}") as advance:
+        report = run(
+            adapter,
+            base,
+            out,
+            in_place=in_place,
+            base_model=base_model,
+            format=source_format,
+            alpha=alpha,
+            assumptions=options.assumptions(assume),
+            force=force,
+            overwrite=overwrite,
+            progress=advance,
+        )
+    options.present(report, output_format)

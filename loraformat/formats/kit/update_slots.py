@@ -113,12 +113,15 @@ def unstated_fields(raw: Mapping[str, Json]) -> list[str]:
     return sorted(name for name, value in raw.items() if name not in _STATED_IN_THE_HUB and not _is_empty(value))
 
 
-def unsaid(config: AdapterConfig, *said: str) -> list[str]:
+def unsaid(config: AdapterConfig, *said: str, container: str) -> list[str]:
     """What the hub knows about the base and a format has no place for, by name.
 
     Args:
         said: what this format has a place for.
+        container: of the weights; a safetensors file with a fingerprint of the base also has the base's name.
     """
+    if container == "safetensors" and config.base_fingerprint is not None:
+        said = (*said, "base_model", "base_revision", "base_fingerprint")
     facts = ("base_model", "base_fingerprint", "base_revision", "base_vocab_size", "task", "tied")
     return [fact for fact in facts if fact not in said and getattr(config, fact) is not None]
 

@@ -43,7 +43,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
         alpha, rank = _alpha_and_rank(even)
         name = WEIGHTS[options.container or "torch"]
         yield unstated_in_file("", f"{name} does not say lora_alpha {alpha:g} and r {rank}: {SETTINGS} does")
-    dropped = unsaid(adapter.config) + unstated_fields(adapter.config.raw)
+    dropped = unsaid(adapter.config, container=options.container or "torch") + unstated_fields(adapter.config.raw)
     yield from lost_beside(adapter, dropped, (*WEIGHTS.values(), SETTINGS))
 
 

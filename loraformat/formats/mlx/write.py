@@ -61,7 +61,7 @@ def _is_mlx(config: AdapterConfig) -> bool:
 
 
 def _dropped(config: AdapterConfig) -> list[str]:
-    names = unsaid(config, "base_model")
+    names = unsaid(config, "base_model", container="safetensors")
     return names if _is_mlx(config) else names + [name for name in unstated_fields(config.raw) if name not in _DROPOUT]
 
 

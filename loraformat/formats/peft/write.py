@@ -48,7 +48,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     ]
     if unknown:
         yield unknown_scale("", unknown)
-    yield from lost_beside(adapter, _dropped(adapter.config), OWN_FILES)
+    yield from lost_beside(adapter, _dropped(adapter.config, options.container or "safetensors"), OWN_FILES)
     if options.peft_version is not None and len(sound) == len(slots) and not unknown:
         yield from _version_losses(adapter, sound, options.peft_version)
 
@@ -132,8 +132,8 @@ def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
                 yield unsupported_update(weight, f"a low-rank update inside the saved module {name}", "PEFT")
 
 
-def _dropped(config: AdapterConfig) -> list[str]:
-    names = unsaid(config, "base_model", "base_revision", "task")
+def _dropped(config: AdapterConfig, container: str) -> list[str]:
+    names = unsaid(config, "base_model", "base_revision", "task", container=container)
     return names if config.raw.get("peft_type") == "LORA" else names + unstated_fields(config.raw)
 
 

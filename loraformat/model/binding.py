@@ -1,0 +1,43 @@
+"""What an adapter's weight file says about its base, in the free metadata of a safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from loraformat.model.adapter import AdapterConfig
+from loraformat.model.bundle import Bundle, TensorFile, Tensors
+
+_NAME, _REVISION, _FINGERPRINT = (f"loraformat.base_{what}" for what in ("model", "revision", "fingerprint"))
+
+
+def with_bound_base(config: AdapterConfig, bundle: Bundle) -> AdapterConfig:
+    """The config, with what the metadata of the weight files says about the base where the config says nothing."""
+    found: dict[str, str] = {}
+    for file in bundle.tensor_files():
+        if file.name.lower().endswith(".safetensors"):
+            found.update(file.open().metadata)
+    if not found.keys() & {_NAME, _REVISION, _FINGERPRINT}:
+        return config
+    return replace(
+        config,
+        base_model=config.base_model or found.get(_NAME),
+        base_revision=config.base_revision or found.get(_REVISION),
+        base_fingerprint=config.base_fingerprint or found.get(_FINGERPRINT),
+    )
+
+
+def binding_of(config: AdapterConfig) -> dict[str, str]:
+    """What the config says about the base, as metadata; empty where it has no fingerprint."""
+    if config.base_fingerprint is None:
+        return {}
+    facts = {_NAME: config.base_model, _REVISION: config.base_revision, _FINGERPRINT: config.base_fingerprint}
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def bound(file: TensorFile, facts: Mapping[str, str]) -> TensorFile:
+    """A safetensors file with more metadata; its tensors stay as they are."""
+    tensors = file.open()
+    kept = {key: value for key, value in tensors.metadata.items() if key not in (_NAME, _REVISION, _FINGERPRINT)}
+    changed = Tensors(tensors.container, tensors.entries, {**kept, **facts}, tensors.wrapper, tensors.extras)
+    return replace(file, open=lambda: changed)
