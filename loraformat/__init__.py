@@ -10,7 +10,7 @@ from loraformat._version import __version__
 # Module → its public names, resolved on first use, so that `import loraformat` imports neither torch nor anything else.
 _PUBLIC: dict[str, tuple[str, ...]] = {
     # Verbs, and what they are given.
-    "loraformat.jobs.convert": ("convert",),
+    "loraformat.jobs.convert": ("convert", "propose_map"),
     "loraformat.jobs.diff": ("diff",),
     "loraformat.jobs.estimate": ("estimate",),
     "loraformat.jobs.explain": ("explain",),
@@ -42,7 +42,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
         *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
-        *("RoundTrip", "VerifyResult"),
+        *("ProposedMap", "RenamedTensor", "RoundTrip", "VerifyResult"),
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
     "loraformat.model.summary": ("Summary",),
@@ -90,7 +90,7 @@ if TYPE_CHECKING:
         WebPage,
     )
     from loraformat.io import load_adapter, save_adapter
-    from loraformat.jobs.convert import convert
+    from loraformat.jobs.convert import convert, propose_map
     from loraformat.jobs.diff import diff
     from loraformat.jobs.estimate import estimate
     from loraformat.jobs.explain import explain
@@ -114,6 +114,8 @@ if TYPE_CHECKING:
         MergedAdapter,
         MergeResult,
         PlotResult,
+        ProposedMap,
+        RenamedTensor,
         Retention,
         RoundTrip,
         VerifyResult,
@@ -191,6 +193,8 @@ __all__ = [
     "NothingChecked",
     "OutOfResources",
     "PlotResult",
+    "ProposedMap",
+    "RenamedTensor",
     "Replace",
     "Report",
     "Retention",
@@ -233,6 +237,7 @@ __all__ = [
     "merge",
     "open_checkpoint",
     "plot",
+    "propose_map",
     "save_adapter",
     "stamp",
     "validate",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
+from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
@@ -14,8 +15,9 @@ from loraformat.formats.kit.losses import dropped_metadata
 from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
-from loraformat.io import hints_of, refuse_losses, save_adapter
-from loraformat.jobs.inputs.subject import open_base, open_subject
+from loraformat.io import hints_of, open_files, refuse_losses, save_adapter
+from loraformat.jobs.inputs.subject import open_base, subject_of
+from loraformat.jobs.inputs.tensor_names import proposed, renamed
 from loraformat.jobs.measure import roundtrip
 from loraformat.jobs.repair import mend
 from loraformat.merger.plan.findings import kept_private
@@ -59,6 +61,7 @@ def convert(
     dtype: str | None = None,
     plain: bool = False,
     peft_version: str | None = None,
+    maps: Sequence[tuple[str, str]] = (),
     strip_metadata: bool = False,
     check_roundtrip: bool = False,
     dry_run: bool = False,
@@ -87,6 +90,7 @@ def convert(
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
         peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
+        maps: (Python expression, replacement), for the names of tensors, before the format is detected.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
         dry_run: report and write nothing.
@@ -104,7 +108,10 @@ def convert(
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
     name = None if base_model is None else base_model_of(base_model)
-    opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
+    bundle, renaming = renamed(open_files(source, format=format), maps)
+    if renaming.idle and not dry_run:
+        raise UsageError(f"no tensor name matches {show(renaming.idle[0], 200)}", where="--map", hint=_SEE_NAMES)
+    opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format)
     if name is not None:
         found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
     read, repairs = mend(opened.adapter, checkpoint, to)
@@ -158,9 +165,49 @@ def convert(
             files=tuple(sorted(files)),
             is_dry_run=dry_run,
             roundtrip=roundtrips[0] if roundtrips else None,
+            renamed=renaming.table,
+            idle_maps=renaming.idle,
         ),
         findings=(*findings, *losses),
         written=paths,
+    )
+
+
+_SEE_NAMES = "--dry-run lists what each tensor would be called"
+
+
+def propose_map(source: Location, base: Location, *, format: str | None = None) -> Report:  # noqa: A002
+    """Maps (`maps` of `convert`) from the names of an adapter to those of a base; nothing is written.
+
+    >>> import loraformat
+    >>> report = loraformat.propose_map("fixtures/good/dump/tiny-llama", "fixtures/bad/LF301-absent-module/base")
+    >>> [each.after for each in report.data.proposed]
+    ['', '', '', '']
+
+    A map has an `after` where shapes and numbers leave one choice; else its `candidates` say what fits.
+
+    Args:
+        source: folder or file of the adapter.
+        base: the base, whose names are wanted.
+        format: name of a format, to open the files as those of one.
+
+    Raises: FormatError (LF012): no factors are recognized; StorageError, ContainerError.
+    """
+    source, base = uri_of(source), uri_of(base)
+    checkpoint = open_checkpoint(base)
+    return Report(
+        job="convert",
+        subject=source,
+        format="",
+        data=ConvertResult(
+            source="",
+            target="",
+            weights=0,
+            bytes_written=0,
+            files=(),
+            is_dry_run=True,
+            proposed=proposed(open_files(source, format=format), checkpoint),
+        ),
     )
 
 

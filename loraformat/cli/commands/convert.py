@@ -8,19 +8,33 @@ import click
 
 from loraformat.cli import completers, options
 
+_OUT = "Folder to write; it appears whole or not at all."
+
 
 @click.command("convert")
 @click.argument("source", shell_complete=completers.paths)
 @click.option(
     "--to",
-    required=True,
     metavar="FORMAT",
     shell_complete=completers.formats,
     help="Format to write: native, peft, mlx or loralib.",
 )
-@options.out
+@click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help=_OUT)
 @options.source_format
 @options.base
+@click.option(
+    "--map",
+    "maps",
+    nargs=2,
+    multiple=True,
+    metavar="OLD NEW",
+    help="Rename tensors first: a Python expression and its replacement, as for re.sub. Repeatable, in order.",
+)
+@click.option(
+    "--propose-map",
+    is_flag=True,
+    help="Print the --map options by which the names would be the base's, as far as shapes tell. Writes nothing.",
+)
 @options.alpha
 @options.assume
 @click.option(
@@ -43,10 +57,12 @@ from loraformat.cli import completers, options
 @options.output_format
 def command(
     source: str,
-    to: str,
-    out: str,
+    to: str | None,
+    out: str | None,
     source_format: str | None,
     base: str | None,
+    maps: tuple[tuple[str, str], ...],
+    propose_map: bool,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     base_model: str | None,
@@ -67,8 +83,16 @@ def command(
     Repairs and losses are told before anything is written.
     """
     from loraformat.jobs.convert import convert
+    from loraformat.jobs.convert import propose_map as proposal
     from loraformat.report.terminal.text import progress
 
+    if propose_map:
+        if base is None:
+            raise click.UsageError("--propose-map needs the base: --base BASE")
+        options.present(proposal(source, base, format=source_format), output_format)
+        return
+    if to is None or out is None:
+        raise click.UsageError(f"Missing option '{'--to' if to is None else '-o'}'.")
     with progress(f"writing {out}") as advance:
         report = convert(
             source,
@@ -83,6 +107,7 @@ def command(
             dtype=dtype,
             plain=plain,
             peft_version=peft_version,
+            maps=maps,
             strip_metadata=strip_metadata,
             check_roundtrip=check_roundtrip,
             dry_run=dry_run,

@@ -1,3 +1,3 @@
 """What the verbs are given: paths, strengths, settings of a project."""
 
-__all__ = ["discovery", "line_numbers", "settings", "strength", "subject"]
+__all__ = ["discovery", "line_numbers", "settings", "strength", "subject", "tensor_names"]

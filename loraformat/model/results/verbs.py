@@ -62,6 +62,37 @@ class RoundTrip:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RenamedTensor:
+    """A tensor whose name `--map` changes.
+
+    >>> import loraformat
+    >>> loraformat.RenamedTensor(before="h.0.wq.lora.A", after="model.layers.0.self_attn.q_proj.lora.A").before
+    'h.0.wq.lora.A'
+    """
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedMap:
+    r"""A map for the modules whose names differ in numbers alone.
+
+    >>> import loraformat
+    >>> loraformat.ProposedMap(before=r"^h\.(\d+)\.wq", after="", candidates=("layers.N.q", "layers.N.o")).candidates
+    ('layers.N.q', 'layers.N.o')
+
+    Attributes:
+        before, after: as for `--map`; `after` is "" where the shapes leave more than one choice, or none.
+        candidates: the names of the base that fit, with N for a number.
+    """
+
+    before: str
+    after: str
+    candidates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertResult:
     """What `convert` wrote.
 
@@ -72,6 +103,9 @@ class ConvertResult:
         files: names of the files written, or to be written in a dry run, sorted.
         is_dry_run: whether nothing was written.
         roundtrip: where it was asked for.
+        renamed: tensors whose names `--map` changes.
+        idle_maps: patterns of `--map` that match no name; only in a dry run.
+        proposed: maps from the adapter's modules to the base's, where they were asked for.
     """
 
     source: str
@@ -81,6 +115,9 @@ class ConvertResult:
     files: tuple[str, ...]
     is_dry_run: bool = False
     roundtrip: RoundTrip | None = None
+    renamed: tuple[RenamedTensor, ...] = ()
+    idle_maps: tuple[str, ...] = ()
+    proposed: tuple[ProposedMap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

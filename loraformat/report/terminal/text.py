@@ -189,6 +189,13 @@ def _say_validation(page: Page, report: Report, result: ValidateResult, *, but: 
 
 
 def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
+    if result.proposed:
+        _say_proposal(page, result)
+        return
+    for each in result.renamed if result.is_dry_run else ():
+        page.say(Styled("renamed", "dim"), f" {each.before} → {each.after}")
+    for pattern in result.idle_maps:
+        page.say(Styled("unused ", "dim"), f" --map {pattern}: no tensor name matches")
     reason = f" ({report.reason})" if report.reason else ""
     page.say(Styled("read   ", "dim"), Styled(report.subject, "bold"), f" as {result.source}{reason}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"
@@ -199,6 +206,21 @@ def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     page.say(Styled("wrote  ", "dim"), Styled(_places(report), "bold"), f"{wrote}, {nbytes(result.bytes_written)}")
     if result.roundtrip is not None:
         page.say(Styled("checked", "dim"), f" {_roundtrip(result.roundtrip)}")
+
+
+def _say_proposal(page: Page, result: ConvertResult) -> None:
+    """The options as a shell takes them, and what they leave open as comments."""
+    import shlex
+
+    for each in result.proposed:
+        if each.after:
+            page.say(f"--map {shlex.quote(each.before)} {shlex.quote(each.after)}")
+    for each in result.proposed:
+        if not each.after:
+            fitting = (
+                f"one of {', '.join(each.candidates)}" if each.candidates else "nothing in the base has its shapes"
+            )
+            page.say(Styled(f"# {each.before}: {fitting}", "dim"))
 
 
 def _roundtrip(found: RoundTrip) -> str:
