@@ -59,6 +59,9 @@ def described(bundle: Bundle) -> tuple[str, str]:
     if gguf is not None:
         kind = _kind_of_gguf(bundle, gguf)
         return f"a GGUF {kind}", f"GGUF is not read: give the {kind} that it was made from"
+    if any(name.endswith(".distcp") for name in bundle.files):
+        what = "a checkpoint of torch.distributed (.distcp), which is not read"
+        return what, "export it with the trainer's own code, for Megatron Bridge export_adapter.py"
     weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
     if not weights:
         is_state = bool(bundle.tensor_files())

@@ -56,6 +56,13 @@ def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) 
     assert "a model is the BASE of merge BASE ADAPTER" in said_of(tmp_path)
 
 
+def test_a_distributed_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04.")
+    (tmp_path / "__0_0.distcp").write_bytes(b"PK")
+    assert "torch.distributed" in said_of(tmp_path)
+    assert "export" in said_of(tmp_path)
+
+
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "step_500.pt")
     assert "this is a full model" in said_of(tmp_path)

@@ -185,3 +185,18 @@ def test_a_folder_of_a_later_version_says_so() -> None:
 
 def test_a_lone_file_is_not_a_folder() -> None:
     assert native.sniff(bundle({"lora_weights.pt": {}}, single=True)) is None
+
+
+def test_what_is_said_of_the_training_is_kept_from_every_format() -> None:
+    said = {"loraplus_lr_ratio": 16.0, "tokenizer_sha256": "0a" * 32, "provenance": {"made": {"by": "me"}}}
+    module = "base_model.model.m.q_proj"
+    factors = {f"{module}.lora_A.weight": torch.ones(2, 3), f"{module}.lora_B.weight": torch.ones(4, 2)}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "lora_dropout": 0.1, **said}
+    adapter = peft.read(bundle({"adapter_config.json": config, "adapter_model.safetensors": factors}))
+    (lost,) = native.losses(adapter)
+    assert "lora_dropout" in lost.message
+    assert not any(name in lost.message for name in said)
+    written = loaded(native.write(adapter))
+    again = loaded(native.write(native.read(bundle(written))))
+    for files in (written, again):
+        assert {name: files["lora_config.json"][name] for name in said} == said

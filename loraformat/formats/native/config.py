@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -28,6 +29,10 @@ MAX_CONFIG_BYTES = 16 * 2**20
 
 BY_RANK = "alpha/rank"
 BY_ROOT = "alpha/sqrt(rank)"
+
+# What the layout keeps of the training for people and other tools; nothing is computed from it.
+CARRIED = ("loraplus_lr_ratio", "tokenizer_sha256", "provenance")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,8 @@ def parse(value: Json, hints: Hints) -> NativeConfig:
     if rank is None:
         raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="give it with --assume rank=R")
     alpha = optional_number(raw, "alpha", CONFIG)
+    if version:
+        _check_carried(raw)
     if version == 0:
         return NativeConfig(raw=raw, version=0, rank=rank, alpha=alpha, base=_base(raw), tied=_tied_0(raw))
     if alpha is None:
@@ -113,6 +120,16 @@ def _version(raw: Config) -> int:
             hint="update loraformat",
         )
     return 1
+
+
+def _check_carried(raw: Config) -> None:
+    ratio, digest = optional_number(raw, CARRIED[0], CONFIG), optional_text(raw, CARRIED[1], CONFIG)
+    if ratio is not None and ratio <= 0:
+        raise ConfigError(f"expected a positive number, found {ratio:g}", where=in_file(CONFIG, CARRIED[0]))
+    if digest is not None and not _SHA256.fullmatch(digest):
+        raise ConfigError("expected 64 hexadecimal digits", where=in_file(CONFIG, CARRIED[1]))
+    if raw.get(CARRIED[2]) is not None:
+        _object(raw, CARRIED[2])
 
 
 def _object(raw: Config, name: str) -> dict[str, Json]:

@@ -21,7 +21,7 @@ from loraformat.formats.kit.update_slots import (
     unstated_fields,
     vocabulary_of,
 )
-from loraformat.formats.native.config import BY_RANK, BY_ROOT
+from loraformat.formats.native.config import BY_RANK, BY_ROOT, CARRIED
 from loraformat.formats.native.names import CONFIG, OWN_FILES, TABLES, WEIGHTS, is_valid
 from loraformat.model.adapter import Adapter, AdapterConfig, module_of
 from loraformat.model.bundle import Bundle, File, Json
@@ -43,7 +43,8 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     unknown = [weight for weight, updates in adapter.updates.items() if any(_lacks_scale(update) for update in updates)]
     if unknown:
         yield unknown_scale("", unknown)
-    dropped = [] if _is_native(adapter.config) else unstated_fields(adapter.config.raw)
+    raw = adapter.config.raw
+    dropped = [] if _is_native(adapter.config) else [name for name in unstated_fields(raw) if name not in CARRIED]
     yield from lost_beside(adapter, dropped, OWN_FILES)
 
 
@@ -111,7 +112,8 @@ def _factors(module: str, update: LowRank) -> dict[str, LazyTensor]:
 
 def _config(adapter: Adapter) -> dict[str, Json]:
     config = adapter.config
-    kept = {name: value for name, value in config.raw.items() if name not in _OWNED} if _is_native(config) else {}
+    is_native = _is_native(config)
+    kept = {name: value for name, value in config.raw.items() if (name not in _OWNED if is_native else name in CARRIED)}
     optional: dict[str, Json] = {
         "base_model": _base(config),
         "base_vocab_size": config.base_vocab_size,
