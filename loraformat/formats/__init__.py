@@ -13,11 +13,11 @@ from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 
 if TYPE_CHECKING:
-    from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka  # noqa: TC004 - a module
+    from loraformat.formats import dump, gguf, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka  # noqa: TC004 - a module
 
-    _EVERY: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
+    _EVERY: tuple[Format, ...] = (native, peft, mlx, gguf, loralib, litgpt, minlora, raschka, minimind, dump)
 
-__all__ = ["FORMATS", "detect", "foreign", "get", "kit", "peft"]
+__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "peft"]
 
 
 class _Formats:

@@ -59,6 +59,7 @@ def convert(
     dtype: str | None = None,
     plain: bool = False,
     peft_version: str | None = None,
+    modelfile: str = "",
     strip_metadata: bool = False,
     check_roundtrip: bool = False,
     dry_run: bool = False,
@@ -87,6 +88,7 @@ def convert(
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
         peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
+        modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
         dry_run: report and write nothing.
@@ -100,8 +102,9 @@ def convert(
         ContainerError, FormatError.
     """
     source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
-    target, options = formats.get(to), _write_options(to, container, peft_version)
+    target, options = formats.get(to), _write_options(to, container, peft_version, modelfile)
     checkpoint = open_base(base)
+    options = replace(options, base=hints_of(Assumptions(), checkpoint))
     known = with_alpha(alpha, assumptions)
     name = None if base_model is None else _base_model(base_model)
     opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
@@ -137,6 +140,8 @@ def convert(
             to=to,
             container=container,
             peft_version=options.peft_version,
+            base=checkpoint,
+            modelfile=options.modelfile,
             overwrite=overwrite,
             inputs=[path for path in (source, base) if path is not None],
             permissions=permissions,
@@ -164,7 +169,7 @@ def convert(
     )
 
 
-def _write_options(to: str, container: str | None, peft_version: str | None) -> WriteOptions:
+def _write_options(to: str, container: str | None, peft_version: str | None, modelfile: str) -> WriteOptions:
     """Raises: UsageError (LF021): an option that the format does not have."""
     target: Format = formats.get(to)
     if not target.WRITES:
@@ -177,7 +182,11 @@ def _write_options(to: str, container: str | None, peft_version: str | None) -> 
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
         raise UsageError("--peft-version is for --to peft", where="command line")
-    return WriteOptions(container=container, peft_version=version)
+    if modelfile and to != "gguf":
+        raise UsageError("--modelfile is for --to gguf", where="command line")
+    if modelfile and not (modelfile.isprintable() and modelfile.strip() == modelfile):
+        raise UsageError(f'expected a name of one line, found "{show(modelfile, 60)}"', where="--modelfile")
+    return WriteOptions(container=container, peft_version=version, modelfile=modelfile)
 
 
 def _base_model(text: str) -> tuple[str, str | None]:

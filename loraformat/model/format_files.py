@@ -78,6 +78,7 @@ FORMAT_FILES = (
         foreign_key="peft_type",
         weights=("adapters.safetensors", "adapters.npz"),
     ),
+    FormatFiles(name="gguf", weights=("adapter.gguf",), tensors=(".weight.lora_a", ".weight.lora_b")),
     FormatFiles(name="loralib", settings=("lora_settings.json",), tensors=(".lora_A", ".lora_B")),
     FormatFiles(name="litgpt", weights=("lit_model.pth.lora",)),
     FormatFiles(name="minlora", tensors=(".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")),

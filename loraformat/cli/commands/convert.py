@@ -16,7 +16,7 @@ from loraformat.cli import completers, options
     required=True,
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Format to write: native, peft, mlx or loralib.",
+    help="Format to write: native, peft, mlx, gguf or loralib.",
 )
 @options.out
 @options.source_format
@@ -34,6 +34,7 @@ from loraformat.cli import completers, options
 )
 @click.option("--plain", is_flag=True, help="Bake rsLoRA and patterns into one rank and one alpha / rank.")
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
+@click.option("--modelfile", metavar="BASE", help="Write a Modelfile for Ollama beside a GGUF adapter, on this base.")
 @click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
 @click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
 @click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
@@ -54,6 +55,7 @@ def command(
     dtype: str | None,
     plain: bool,
     peft_version: str | None,
+    modelfile: str | None,
     strip_metadata: bool,
     check_roundtrip: bool,
     dry_run: bool,
@@ -83,6 +85,7 @@ def command(
             dtype=dtype,
             plain=plain,
             peft_version=peft_version,
+            modelfile=modelfile or "",
             strip_metadata=strip_metadata,
             check_roundtrip=check_roundtrip,
             dry_run=dry_run,
