@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-oracles mutants check clean
+.PHONY: demo test test-architectures test-core test-oracles test-llamacpp mutants check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -22,6 +22,11 @@ test-architectures: $(VENV)/installed-test
 test-oracles: $(VENV)/installed-test
 	$(PIP) -e '.[oracles]'
 	$(BIN)/python -m pytest -m oracle
+
+# The engine that GGUF files are for, against un-merged PEFT models: adapters and merged files of ours.
+test-llamacpp: $(VENV)/installed-test
+	$(PIP) -e '.[llamacpp]'
+	$(BIN)/python -m pytest -m llamacpp -rA
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed

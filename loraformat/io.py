@@ -23,7 +23,7 @@ from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
-from loraformat.model.binding import binding_of, bound, with_bound_base
+from loraformat.model.binding import SUFFIXES, binding_of, bound, with_bound_base
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
@@ -90,7 +90,7 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
         chosen, found = formats.detect(bundle)
     else:
         chosen, found = formats.get(format), Match(certain=True, reason="chosen with --from")
-    adapter = _with_task(chosen.read(bundle, hints=hints), hints.task)
+    adapter = _with_task(_read(chosen, bundle, hints), hints.task)
     adapter = replace(adapter, config=with_bound_base(adapter.config, bundle))
     if hints.transposed is not None:
         adapter = replace(adapter, config=replace(adapter.config, transposed=hints.transposed))
@@ -101,11 +101,31 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     return Opened(bundle.uri, bundle, chosen, found.reason, adapter)
 
 
+def _read(chosen: Format, bundle: Bundle, hints: Hints) -> Adapter:
+    """The adapter as it lands on the base: in llama.cpp's names and order of rows where that is a GGUF file."""
+    if not hints.settings or chosen.NAME == "gguf":
+        return chosen.read(bundle, hints=hints)
+    from loraformat.formats.gguf.translate import translated
+    from loraformat.naming import model_of_settings
+
+    # The names of its tensors are not those that other formats look for.
+    adapter = chosen.read(bundle, hints=replace(hints, weights=None))
+    model = model_of_settings(hints.settings)
+    return adapter if model is None else translated(adapter, model, _experts_of(hints)).adapter
+
+
+def _experts_of(hints: Hints) -> int | None:
+    """How many experts the stacks of a GGUF base have."""
+    count = hints.settings.get(f"{hints.settings.get('general.architecture')}.expert_count")
+    return count if isinstance(count, int) and count else None
+
+
 def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
     """As hints for a reader, with the base's names, shapes and config where there is one, and the steps of the run."""
-    weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
-    config = None if base is None else base.config
-    return Hints(**assumptions.said(), weights=weights, base_config=config, budget=budget)
+    if base is None:
+        return Hints(**assumptions.said(), budget=budget)
+    weights = {name: tensor.shape for name, tensor in base.tensors.items()}
+    return Hints(**assumptions.said(), weights=weights, budget=budget, config=base.config, settings=base.settings)
 
 
 def _with_task(adapter: Adapter, task: str | None) -> Adapter:
@@ -154,6 +174,8 @@ def save_adapter(
     to: str,
     container: str | None = None,
     peft_version: tuple[int, int] | None = None,
+    base: Location | Checkpoint | None = None,
+    modelfile: str = "",
     overwrite: bool = False,
     inputs: Sequence[Location] = (),
     permissions: int = ANYONE,
@@ -173,6 +195,8 @@ def save_adapter(
         to: name of the format.
         container: "safetensors" or "torch", where the format leaves the choice.
         peft_version: (major, minor) of the oldest PEFT that must read the output.
+        base: the base, or where it lies, for "gguf", which has names of its own for its weights.
+        modelfile: what Ollama calls the base, for a Modelfile beside a GGUF adapter.
         overwrite: replace an existing folder that is empty, or holds nothing but files that this one will hold.
         inputs: paths that `target` must not touch.
         permissions: mode bits that the output may have, beside what the umask takes away.
@@ -188,7 +212,10 @@ def save_adapter(
         raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
     if container is not None:
         require_one_of(container, sorted(CONTAINERS), "container")
-    chosen, options = formats.get(to), WriteOptions(container=container, peft_version=peft_version)
+    chosen = formats.get(to)
+    opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
+    known = hints_of(Assumptions(), opened)
+    options = WriteOptions(container=container, peft_version=peft_version, base=known, modelfile=modelfile)
     refuse_losses(tuple(chosen.losses(adapter, options)), to)
     made = chosen.write(adapter, options)
     # The native config has a place for it.
@@ -202,10 +229,10 @@ def save_adapter(
 
 
 def _bound(bundle: Bundle, adapter: Adapter) -> Bundle:
-    """The files, of which a safetensors file carries the fingerprint of the base."""
+    """The files, of which the weight file carries the fingerprint of the base where it has room for it."""
     facts = binding_of(adapter.config)
     files = {
-        name: bound(file, facts) if isinstance(file, TensorFile) and name.endswith(".safetensors") and facts else file
+        name: bound(file, facts) if isinstance(file, TensorFile) and name.endswith(SUFFIXES) and facts else file
         for name, file in bundle.files.items()
     }
     return replace(bundle, files=files)

@@ -45,7 +45,14 @@ def tensors(
 
 def loaded(written: Bundle) -> dict[str, Any]:
     """The content of a bundle, values and all: what `bundle` takes."""
-    return {name: content_of(each) for name, each in written.files.items()}
+    return {name: _with_settings(each) for name, each in written.files.items()}
+
+
+def _with_settings(each: File) -> Any:
+    """A file's content; of GGUF with what its header says, without which it is nothing."""
+    if isinstance(each, TensorFile) and each.open().container == "gguf":
+        return tensors(content_of(each), "gguf", **each.open().extras)
+    return content_of(each)
 
 
 def content_of(each: File) -> Any:

@@ -7,7 +7,7 @@ from strategies import lazy
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.updates import Dense, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, SubtractedInit, Update
 
-LAYER = "model.layers.0.q_proj.weight"
+LAYER = "model.layers.0.self_attn.q_proj.weight"
 PLAIN = LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5)
 
 SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
@@ -15,7 +15,7 @@ SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
     "embedding": {"model.embed_tokens.weight": (LowRank(lazy(9, 2), lazy(2, 3), 1.5, is_embedding=True),)},
     "convolution": {"stem.conv.weight": (LowRank(lazy(4, 2), lazy(2, 3 * 4), 1.5, kernel=(2, 2)),)},
     "dora": {LAYER: (LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5, Magnitude(lazy(5, seed=2))),)},
-    "bias": {"model.layers.0.q_proj.bias": (Replace(lazy(5)),)},
+    "bias": {"model.layers.0.self_attn.q_proj.bias": (Replace(lazy(5)),)},
     "full weights": {"model.norm.weight": (Replace(lazy(3)),)},
     "trained rows": {"model.embed_tokens.weight": (Rows((4, 1), lazy(2, 3)),)},
     "dense delta": {"model.norm.weight": (Dense(lazy(3)),)},

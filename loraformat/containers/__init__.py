@@ -14,6 +14,7 @@ from loraformat.containers.rows import read_raw_rows, read_rows, read_rows_into
 from loraformat.containers.torch_file.checksum import combine_crc32
 from loraformat.containers.weight_files import CONTAINERS, Container, container_of
 from loraformat.model.tensors import DType
+from loraformat.storage.base import Source
 
 __all__ = [
     "CONTAINERS",
@@ -51,14 +52,16 @@ def plan_file(
     wrapper: tuple[str, ...] = (),
     aliases: Mapping[str, str] | None = None,
     name: str = "archive",
+    like: tuple[Source, str] | None = None,
 ) -> Layout:
     """Where each tensor will stand in a new file of `container`, one of CONTAINERS.
 
     Args:
         metadata: where the container has room for it.
         wrapper, aliases, name: of a torch file, see `torch_file.layout.plan_file`.
+        like: see `PlanFile`.
 
     Raises: ContainerError: a name or a size that the container cannot hold.
     """
     plan = CONTAINERS[container].plan_file
-    return plan(tensors, metadata=metadata or {}, wrapper=wrapper, aliases=aliases or {}, name=name)
+    return plan(tensors, metadata=metadata or {}, wrapper=wrapper, aliases=aliases or {}, name=name, like=like)

@@ -83,6 +83,13 @@ def open_tensors(store: Source, path: str) -> Tensors:
     if is_safetensors(store, path):
         header = safetensors.read_header(store, path)
         return Tensors("safetensors", safetensors.lazy_tensors(store, path, header), header.metadata)
+    if is_gguf(store, path):
+        from loraformat.containers.gguf import header as gguf_header
+        from loraformat.containers.gguf import tensors as gguf_tensors
+
+        found = gguf_header.read_header(store, path)
+        entries = gguf_tensors.lazy_tensors(store, path, found)
+        return Tensors("gguf", entries, extras=gguf_tensors.plain_settings(found))
     if path.lower().endswith(".npz"):
         from loraformat.containers import npz
 
@@ -101,6 +108,11 @@ def is_safetensors(store: Source, path: str) -> bool:
     return looks_like_safetensors(store.read(path, 0, min(9, store.size(path))))
 
 
+def is_gguf(store: Source, path: str) -> bool:
+    """Whether a weight file is to be read as GGUF."""
+    return path.lower().endswith(".gguf") or store.read(path, 0, min(4, store.size(path))) == b"GGUF"
+
+
 def json_limit(name: str) -> int:
     """The most bytes that are parsed of a JSON file of this name."""
     lower = name.lower()
@@ -115,7 +127,7 @@ def _file(store: Source, name: str, nbytes: int) -> File:
         return store.read(name)
 
     lower = name.lower()
-    if lower.endswith(WEIGHT_SUFFIXES) and not lower.endswith(".gguf"):
+    if lower.endswith(WEIGHT_SUFFIXES):
         return TensorFile(name, nbytes, cache(lambda: open_tensors(store, name)))
     if lower.endswith(".json"):
         return JsonFile(name, nbytes, read, cache(lambda: load_json(store, name, nbytes)))
@@ -129,7 +141,7 @@ def _by_magic(store: Source, file: File) -> File:
     if not isinstance(file, RawFile):
         return file
     head = store.read(file.name, 0, min(file.nbytes, 9))
-    if not looks_like_safetensors(head) and not head.startswith(b"PK\x03\x04"):
+    if not looks_like_safetensors(head) and not head.startswith((b"PK\x03\x04", b"GGUF")):
         return file
     return TensorFile(file.name, file.nbytes, cache(lambda: open_tensors(store, file.name)))
 
@@ -159,6 +171,10 @@ def _layout(name: str, tensors: Tensors) -> Layout:
         return torch_layout.plan_file(shapes, wrapper=tensors.wrapper, extras=tensors.extras)
     if tensors.container == "safetensors":
         return safetensors.plan_file(shapes, metadata=tensors.metadata)
+    if tensors.container == "gguf":
+        from loraformat.containers.gguf import layout as gguf_layout
+
+        return gguf_layout.plan_file(shapes, gguf_layout.encoded(tensors.extras))
     raise ContainerError(f'no container is called "{tensors.container}"', where=name)
 
 

@@ -65,7 +65,9 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
     if choice.weight_map is not None:
         _check_index(choice, tensors)
     others = {name: nbytes for name, nbytes in sizes.items() if name not in files}
-    config = {} if single else _config(store, sizes)
+    is_gguf = any(file.container == "gguf" for file in files.values())
+    # A GGUF file says itself what the model is, in its own words; config.json beside it is about other files.
+    config = {} if single or is_gguf else _config(store, sizes)
     stored = Checkpoint(
         store.uri,
         files,
@@ -77,6 +79,7 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         quantization_files={} if single else _quantization_files(store, sizes),
         weights=BaseWeights(store, tensors),
         opened=store,
+        settings=_settings(store, files),
     )
     return decoded(stored)
 
@@ -108,13 +111,16 @@ def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
         if names:
             return _Choice(_without_index(names, uri))
     names = [name for name in weights if name.lower().endswith((".pt", ".pth"))]
+    names = names or [name for name in weights if name.lower().endswith(".gguf")]
     if "model.pt" in names:
         return _Choice(("model.pt",))
     if len(names) == 1:
         return _Choice((names[0],))
     if names:
         raise _several(names, uri)
-    raise MissingFile("no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin or *.pt")
+    raise MissingFile(
+        "no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin, *.pt or *.gguf"
+    )
 
 
 def _is_base_weight(name: str) -> bool:
@@ -189,6 +195,17 @@ def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:
     for name, tensor in tensors.items():
         if name not in weight_map:
             raise FormatError(f"{show(name, 200)} is in the file, but {index} does not list it", where=tensor.file)
+
+
+def _settings(store: Source, files: Mapping[str, WeightFile]) -> Mapping[str, Json]:
+    """What the header of a GGUF file says of the model."""
+    if not any(file.container == "gguf" for file in files.values()):
+        return {}
+    from loraformat.containers.gguf.header import read_header
+    from loraformat.containers.gguf.tensors import plain_settings
+
+    (name,) = files
+    return plain_settings(read_header(store, name))
 
 
 def _quantization_files(store: Source, sizes: Mapping[str, int]) -> Mapping[str, Json]:

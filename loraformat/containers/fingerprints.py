@@ -6,7 +6,7 @@ import hashlib
 import json
 
 from loraformat.containers import safetensors, torch_zip
-from loraformat.containers.bundles import is_safetensors
+from loraformat.containers.bundles import is_gguf, is_safetensors
 from loraformat.model.bundle import FileFingerprint
 from loraformat.storage import CHECKPOINT_SUFFIXES, Source
 
@@ -29,9 +29,9 @@ def fingerprint_of(store: Source, name: str, *, whole: bool) -> FileFingerprint:
 
 def header_sha256(store: Source, name: str) -> str:
     """See FileFingerprint."""
-    if is_safetensors(store, name):
-        header = safetensors.read_header(store, name)
-        return hashlib.sha256(store.read(name, 0, header.data_start)).hexdigest()
+    data_start = _data_start(store, name)
+    if data_start is not None:
+        return hashlib.sha256(store.read(name, 0, data_start)).hexdigest()
     records = torch_zip.read_archive(store, name).records.values()
     listed = [[record.name, record.offset, record.nbytes, record.crc32] for record in records]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
@@ -42,11 +42,24 @@ def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
 
     Raises: ContainerError: a record of a torch file does not have its CRC-32; and as for reading it.
     """
-    if is_safetensors(store, name):
-        return [(0, safetensors.read_header(store, name).data_start)]
+    data_start = _data_start(store, name)
+    if data_start is not None:
+        return [(0, data_start)]
     torch_zip.check_records(store, name)
     records = torch_zip.read_archive(store, name).records.values()
     return [(record.offset, record.offset + record.nbytes) for record in records]
+
+
+def _data_start(store: Source, name: str) -> int | None:
+    """The first byte after the header of a file that has one; None for a torch file."""
+    if is_safetensors(store, name):
+        return safetensors.read_header(store, name).data_start
+    if is_gguf(store, name):
+        from loraformat.containers.gguf.header import read_header
+
+        found = read_header(store, name)
+        return min(found.data_start, found.nbytes)
+    return None
 
 
 def file_sha256(store: Source, name: str) -> str:

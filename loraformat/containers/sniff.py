@@ -19,7 +19,7 @@ _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PK\x03\x04", "a zip archive, perhaps the output of torch.save", "name it .pt"),
     (b"PK\x05\x06", "an empty zip archive", _DOWNLOAD),
-    (b"GGUF", "a GGUF file", "GGUF adapters are not read in this version"),
+    (b"GGUF", "a GGUF file", "name it .gguf"),
     (b"\x1f\x8b", "a gzip stream", "unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _RESAVE),
     (b"\x28\xb5\x2f\xfd", "a zstd stream", "unpack it"),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loraformat.containers import safetensors
-from loraformat.containers.bundles import is_safetensors
+from loraformat.containers.bundles import is_gguf, is_safetensors
 from loraformat.containers.layout import Layout
+from loraformat.errors import FormatError
 from loraformat.model.checkpoint import StoredTensor, WeightFile
 from loraformat.model.tensors import DType
 from loraformat.storage.base import Source
@@ -28,8 +29,12 @@ class PlanFile(Protocol):
         wrapper: tuple[str, ...],
         aliases: Mapping[str, str],
         name: str,
+        like: tuple[Source, str] | None,
     ) -> Layout:
-        """Where each tensor will stand. Raises ContainerError: a name or a size that the container cannot hold."""
+        """Where each tensor will stand. Raises ContainerError: a name or a size that the container cannot hold.
+
+        Args: like: the file whose tensors they are, for a container whose header holds the model's settings.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +89,11 @@ def _plan_safetensors(
     wrapper: tuple[str, ...],
     aliases: Mapping[str, str],
     name: str,
+    like: tuple[Source, str] | None,
 ) -> Layout:
     assert not wrapper
     assert not aliases
-    del name
+    del name, like
     return safetensors.plan_file(tensors, metadata=metadata)
 
 
@@ -112,9 +118,11 @@ def _plan_torch(
     wrapper: tuple[str, ...],
     aliases: Mapping[str, str],
     name: str,
+    like: tuple[Source, str] | None,
 ) -> Layout:
     from loraformat.containers.torch_file.layout import plan_file
 
+    del like
     assert not metadata
     return plan_file(tensors, wrapper=wrapper, aliases=aliases, name=name)
 
@@ -123,6 +131,39 @@ def _check_torch(store: Source, name: str) -> None:
     from loraformat.containers.torch_zip import check_records
 
     check_records(store, name)
+
+
+def _open_gguf(store: Source, name: str, nbytes: int) -> Opened:
+    from loraformat.containers.gguf.header import read_header
+    from loraformat.containers.gguf.tensors import stored
+
+    header = read_header(store, name)
+    if header.value("general.type") == "adapter":
+        raise FormatError("this is an adapter, not a base model", where=name, hint="give the file of the base model")
+    if header.value("split.count") not in (None, 0, 1):
+        text = f"this is one of {header.value('split.count')} files that a model was split into"
+        raise FormatError(text, where=name, hint="join them with llama-gguf-split --merge")
+    tensors = {key: stored(name, info) for key, info in header.tensors.items()}
+    return WeightFile(name, "gguf", nbytes, tuple(tensors), data_start=header.data_start), tensors
+
+
+def _plan_gguf(
+    tensors: Shapes,
+    *,
+    metadata: Mapping[str, str],
+    wrapper: tuple[str, ...],
+    aliases: Mapping[str, str],
+    name: str,
+    like: tuple[Source, str] | None,
+) -> Layout:
+    from loraformat.containers.gguf import layout
+
+    assert not metadata
+    assert not wrapper
+    assert not aliases
+    assert like is not None
+    del name
+    return layout.plan_file(tensors, layout.like(*like, tensors))
 
 
 # By name. The last is asked first whether a file is of it; the first takes what no other does.
@@ -137,6 +178,18 @@ CONTAINERS: dict[str, Container] = {
         check=_check_torch,
         depends_on_values=True,
         shares_storage=True,
+        has_metadata=False,
+    ),
+    "gguf": Container(
+        name="gguf",
+        file_name=lambda name: f"{_stem(name)}.gguf",
+        index_name="model.gguf.index.json",
+        holds=is_gguf,
+        open=_open_gguf,
+        plan_file=_plan_gguf,
+        check=lambda store, name: None,  # noqa: ARG005 - it has no checksums
+        depends_on_values=False,
+        shares_storage=False,
         has_metadata=False,
     ),
     "safetensors": Container(

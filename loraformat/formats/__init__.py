@@ -15,6 +15,7 @@ from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 if TYPE_CHECKING:
     from loraformat.formats import (  # noqa: TC004 - a module  # noqa: TC004 - a module
         dump,
+        gguf,
         litgpt,
         loralib,
         minimind,
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
         torchtune,
     )
 
-    _LANGUAGE: tuple[Format, ...] = (native, peft, mlx, tinker, torchtune, litgpt, nemo)
+    _LANGUAGE: tuple[Format, ...] = (native, peft, mlx, gguf, tinker, torchtune, litgpt, nemo)
     _HAND_WRITTEN: tuple[Format, ...] = (loralib, minlora, raschka, minimind, dump)
 
-__all__ = ["FORMATS", "detect", "foreign", "get", "kit", "peft"]
+__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "peft"]
 
 
 class _Formats:

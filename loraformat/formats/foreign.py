@@ -38,7 +38,6 @@ def dialect_of(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 _FIRST = 3
-_GGUF_HEAD_NBYTES = 1 << 16
 # Names under which save_pretrained writes a model. Source: transformers 5, utils/__init__.py, `SAFE_WEIGHTS_NAME` ...
 _MODEL_FILE = re.compile(
     r"(model|pytorch_model|consolidated|diffusion_pytorch_model)([-.][\w.-]*)?\.(safetensors|bin|pth|pt)"
@@ -57,8 +56,7 @@ def described(bundle: Bundle) -> tuple[str, str]:
         return f"a diffusers pipeline{of}", f"{_EXPECTED}: pipelines and their adapters are not read yet"
     gguf = next((name for name in bundle.files if name.lower().endswith(".gguf")), None)
     if gguf is not None:
-        kind = _kind_of_gguf(bundle, gguf)
-        return f"a GGUF {kind}", f"GGUF is not read: give the {kind} that it was made from"
+        return "a GGUF model", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
     if any(name.endswith(".distcp") for name in bundle.files):
         what = "a checkpoint of torch.distributed (.distcp), which is not read"
         return what, "export it with the trainer's own code, for Megatron Bridge export_adapter.py"
@@ -126,12 +124,3 @@ def _names(file: TensorFile) -> list[str]:
 
 def _named(name: object) -> str:
     return f" ({show(name, 60)})" if isinstance(name, str) and name else ""
-
-
-def _kind_of_gguf(bundle: Bundle, name: str) -> str:
-    """Whether a GGUF file says that it is an adapter: a key, its type 8 (text), a length of eight bytes, the text."""
-    if bundle.opened is None:
-        return "model"
-    head = bundle.opened.read(name, 0, min(_GGUF_HEAD_NBYTES, bundle.files[name].nbytes))
-    _, found, value = head.partition(b"general.type")
-    return "adapter" if found and value[12:19] == b"adapter" else "model"

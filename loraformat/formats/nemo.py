@@ -150,8 +150,7 @@ def _weights(bundle: Bundle) -> TensorFile:
 def _settings(bundle: Bundle, hints: Hints) -> _Settings:
     file = bundle.files.get(CONFIG)
     if not isinstance(file, JsonFile):
-        known = hints.base_config is not None and "num_attention_heads" in hints.base_config
-        return _Settings({}, None, None, heads_of(hints.base_config) if known and hints.base_config else None)
+        return _Settings({}, None, None, heads_of(hints.config) if hints.config else None)
     raw = as_object(file.load(), in_file(CONFIG))
     peft = as_object(raw.get("peft", {}), in_file(CONFIG, "peft"))
     tuning = as_object(peft.get("lora_tuning", {}), in_file(CONFIG, "peft"))

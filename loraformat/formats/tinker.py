@@ -129,7 +129,7 @@ def _plain(module: str, pair: Pair, scale: float | None, hints: Hints) -> tuple[
 
 
 def _is_gpt_oss(hints: Hints) -> bool:
-    return hints.base_config is not None and hints.base_config.get("model_type") == "gpt_oss"
+    return hints.config.get("model_type") == "gpt_oss"
 
 
 def _stack(module: str, a: LazyTensor, b: LazyTensor) -> tuple[LazyTensor, LazyTensor]:

@@ -153,7 +153,7 @@ def _updates(
 
 def _model_type(layers: Mapping[str, _Layer], hints: Hints, where: FindingLocation) -> str:
     """The `model_type` of the base; "" where nothing depends on it. Raises UnsupportedUpdate (LF013)."""
-    found = None if hints.base_config is None else hints.base_config.get("model_type")
+    found = hints.config.get("model_type")
     if found in (*_INTERLEAVED, *_PLAIN, *_FUSED):
         return str(found)
     depends = [module for module in layers if module.endswith(_ROTARY)]
@@ -179,8 +179,7 @@ def _named(module: str, layer: _Layer, kind: str, hints: Hints) -> dict[str, _La
         raise UnsupportedUpdate("what checkpoints call this module is not known", where=in_weights(module))
     if found is None or found[2] not in _ROTARY or kind not in _INTERLEAVED:
         return {module: layer}
-    assert hints.base_config is not None
-    heads = heads_of(hints.base_config)
+    heads = heads_of(hints.config)
     order = _rotary_order(module, layer.b.shape[0], heads.query if found[2] == _ROTARY[0] else heads.key, heads.size)
     magnitude = None if layer.magnitude is None else chosen_rows(layer.magnitude, order)
     return {module: replace(layer, b=chosen_rows(layer.b, order), magnitude=magnitude)}
@@ -243,8 +242,7 @@ def _heights(module: str, layers: Sequence[_Layer | None], hints: Hints) -> tupl
         height = next(layer.b.shape[0] for layer in layers if layer is not None)
         expected: tuple[int, ...] = (height, height)
     else:
-        assert hints.base_config is not None
-        expected = heads_of(hints.base_config).rows
+        expected = heads_of(hints.config).rows
     found = tuple(size if layer is None else layer.b.shape[0] for layer, size in zip(layers, expected, strict=True))
     if found != expected:
         raise ConfigError(f"expected parts of {expected} rows, found {found}", where=in_weights(module))

@@ -62,6 +62,7 @@ def convert(
     plain: bool = False,
     peft_version: str | None = None,
     maps: Sequence[tuple[str, str]] = (),
+    modelfile: str = "",
     strip_metadata: bool = False,
     check_roundtrip: bool = False,
     dry_run: bool = False,
@@ -91,6 +92,7 @@ def convert(
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
         peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
         maps: (Python expression, replacement), for the names of tensors, before the format is detected.
+        modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
         dry_run: report and write nothing.
@@ -104,8 +106,9 @@ def convert(
         ContainerError, FormatError.
     """
     source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
-    target, options = formats.get(to), _write_options(to, container, peft_version)
+    target, options = formats.get(to), _write_options(to, container, peft_version, modelfile)
     checkpoint = open_base(base)
+    options = replace(options, base=hints_of(Assumptions(), checkpoint))
     known = with_alpha(alpha, assumptions)
     name = None if base_model is None else base_model_of(base_model)
     bundle, renaming = renamed(open_files(source, format=format), maps)
@@ -144,6 +147,8 @@ def convert(
             to=to,
             container=container,
             peft_version=options.peft_version,
+            base=checkpoint,
+            modelfile=options.modelfile,
             overwrite=overwrite,
             inputs=[path for path in (source, base) if path is not None],
             permissions=permissions,
@@ -211,7 +216,7 @@ def propose_map(source: Location, base: Location, *, format: str | None = None) 
     )
 
 
-def _write_options(to: str, container: str | None, peft_version: str | None) -> WriteOptions:
+def _write_options(to: str, container: str | None, peft_version: str | None, modelfile: str) -> WriteOptions:
     """Raises: UsageError (LF021): an option that the format does not have."""
     target: Format = formats.get(to)
     if not target.WRITES:
@@ -224,7 +229,11 @@ def _write_options(to: str, container: str | None, peft_version: str | None) -> 
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
         raise UsageError("--peft-version is for --to peft", where="command line")
-    return WriteOptions(container=container, peft_version=version)
+    if modelfile and to != "gguf":
+        raise UsageError("--modelfile is for --to gguf", where="command line")
+    if modelfile and not (modelfile.isprintable() and modelfile.strip() == modelfile):
+        raise UsageError(f'expected a name of one line, found "{show(modelfile, 60)}"', where="--modelfile")
+    return WriteOptions(container=container, peft_version=version, modelfile=modelfile)
 
 
 def base_model_of(text: str) -> tuple[str, str | None]:

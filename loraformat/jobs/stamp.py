@@ -15,7 +15,7 @@ from loraformat.jobs.inputs.subject import open_subject
 from loraformat.matching.base_fingerprint import fingerprint_of
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.assumptions import Assumptions, with_alpha
-from loraformat.model.binding import binding_of, bound
+from loraformat.model.binding import SUFFIXES, binding_of, bound
 from loraformat.model.bundle import Bundle, File, Json, JsonFile
 from loraformat.model.results.verbs import ConvertResult
 from loraformat.model.summary import summarize
@@ -49,7 +49,7 @@ def stamp(
     >>> loraformat.load_adapter("stamped").config.base_fingerprint[:9]
     'lf1:dense'
 
-    The native layout has it in lora_config.json, every other format in the metadata of its safetensors file. The
+    The native layout has it in lora_config.json, every other format in its safetensors or GGUF file. The
     tensors and all other files stay as they are.
 
     Args:
@@ -141,11 +141,11 @@ def _stamped(opened: Opened, facts: AdapterConfig) -> File:
     tensors = [
         file
         for file in opened.bundle.tensor_files()
-        if file.name.lower().endswith(".safetensors") and file.open().container == "safetensors"
+        if file.name.lower().endswith(SUFFIXES) and file.open().container in ("safetensors", "gguf")
     ]
     if not tensors:
         raise UnsupportedUpdate(
-            "no file of this adapter has a place for the base: it has no safetensors file",
+            "no file of this adapter has a place for the base: it has no safetensors or GGUF file",
             where=opened.uri,
             hint="convert --container safetensors, then stamp the output",
         )

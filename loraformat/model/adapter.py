@@ -99,6 +99,8 @@ class Adapter:
             state.
         unclaimed: what the reader did not understand: kept and reported, never swallowed.
         notes: what the reader noticed and worked around.
+        origin: the adapter in the names and the order of rows that it was trained in, where `updates` has those of a
+            base in a GGUF file; else None.
     """
 
     config: AdapterConfig
@@ -107,6 +109,7 @@ class Adapter:
     other_files: Mapping[str, RawFile] = field(default_factory=dict)
     unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
+    origin: Adapter | None = None
 
     def delta(
         self,

@@ -1,4 +1,4 @@
-"""What an adapter's weight file says about its base, in the free metadata of a safetensors file."""
+"""What an adapter's weight file says about its base: in the metadata of safetensors, in the settings of GGUF."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from loraformat.model.adapter import AdapterConfig
-from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.bundle import Bundle, TensorFile
 
+# Weight files with room for it, by their suffixes.
+SUFFIXES = (".safetensors", ".gguf")
 _NAME, _REVISION, _FINGERPRINT = (f"loraformat.base_{what}" for what in ("model", "revision", "fingerprint"))
 
 
@@ -15,8 +17,10 @@ def with_bound_base(config: AdapterConfig, bundle: Bundle) -> AdapterConfig:
     """The config, with what the metadata of the weight files says about the base where the config says nothing."""
     found: dict[str, str] = {}
     for file in bundle.tensor_files():
-        if file.name.lower().endswith(".safetensors"):
-            found.update(file.open().metadata)
+        if file.name.lower().endswith(SUFFIXES):
+            tensors = file.open()
+            found.update(tensors.metadata)
+            found.update({key: value for key, value in tensors.extras.items() if isinstance(value, str)})
     if not found.keys() & {_NAME, _REVISION, _FINGERPRINT}:
         return config
     return replace(
@@ -36,8 +40,13 @@ def binding_of(config: AdapterConfig) -> dict[str, str]:
 
 
 def bound(file: TensorFile, facts: Mapping[str, str]) -> TensorFile:
-    """A safetensors file with more metadata; its tensors stay as they are."""
+    """A weight file that says more; its tensors stay as they are."""
     tensors = file.open()
-    kept = {key: value for key, value in tensors.metadata.items() if key not in (_NAME, _REVISION, _FINGERPRINT)}
-    changed = Tensors(tensors.container, tensors.entries, {**kept, **facts}, tensors.wrapper, tensors.extras)
+    keys = (_NAME, _REVISION, _FINGERPRINT)
+    if tensors.container == "gguf":
+        said = {key: value for key, value in tensors.extras.items() if key not in keys}
+        changed = replace(tensors, extras={**said, **facts})
+    else:
+        kept = {key: value for key, value in tensors.metadata.items() if key not in keys}
+        changed = replace(tensors, metadata={**kept, **facts})
     return replace(file, open=lambda: changed)

@@ -90,11 +90,12 @@ class Tensors:
     """What the header of a tensor file says.
 
     Attributes:
-        container: "safetensors", "torch" (the zip that torch.save writes) or "npz" (the one that savez writes).
+        container: "safetensors", "torch" (the zip that torch.save writes), "npz" (the one that savez writes) or "gguf".
         entries: name → lazy tensor, in the order of the file.
         metadata: safetensors `__metadata__`; empty for torch files.
         wrapper: keys of the dicts around the state dict of a torch file (`("model_state_dict",)`), outermost first.
-        extras: what stood beside the tensors in a torch file's dicts: dotted key → plain value (config, args).
+        extras: what stood beside the tensors in a torch file's dicts: dotted key → plain value (config, args); the
+            settings of a GGUF header.
     """
 
     container: str

@@ -27,6 +27,7 @@ class StoredTensor:
             several names (tied weights of a `.pt` file). None where the container has no sharing (safetensors).
         encoded: the name of the quantized weight whose shape this is; its values are decoded from other tensors, and
             its span is empty. "" for a tensor that stands in the file.
+        block_type: of a GGUF file, the type of the blocks whose bytes the rows are ("Q4_K"); "" for plain numbers.
     """
 
     file: str
@@ -37,6 +38,7 @@ class StoredTensor:
     offset: int = 0
     storage: str | None = None
     encoded: str = ""
+    block_type: str = ""
 
     @property
     def entry(self) -> Entry:
@@ -51,11 +53,11 @@ class WeightFile:
     """One weight file of a checkpoint.
 
     Attributes:
-        container: "safetensors" or "torch".
+        container: "safetensors", "torch" or "gguf".
         nbytes: size of the file.
         names: its tensors, in the order of the header.
         metadata: safetensors `__metadata__`.
-        data_start: first byte after the header (safetensors); 0 for torch files.
+        data_start: first byte after the header (safetensors, GGUF); 0 for torch files.
         wrapper: see Tensors.wrapper.
         has_extras: whether the torch file holds anything beside tensors, which a rewrite would lose.
     """
@@ -203,6 +205,7 @@ class Checkpoint:
         opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
             files that are opened again may be others.
         quantized: how some of the weights are stored; None where all are tensors of the files.
+        settings: of a GGUF file, what its header says of the model; else {}.
     """
 
     uri: str
@@ -218,6 +221,7 @@ class Checkpoint:
     weights: Mapping[str, BaseWeight] = field(default_factory=dict)
     opened: OpenedFiles | None = None
     quantized: Quantized | None = None
+    settings: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def as_stored(self) -> Checkpoint:

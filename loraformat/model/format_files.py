@@ -83,6 +83,7 @@ FORMAT_FILES = (
         weights=("adapters.safetensors", "adapters.npz"),
     ),
     FormatFiles(name="tinker", config="adapter_config.json", own_key="r", foreign_key="peft_type"),
+    FormatFiles(name="gguf", weights=("adapter.gguf",), tensors=(".weight.lora_a", ".weight.lora_b")),
     FormatFiles(name="loralib", settings=("lora_settings.json",), tensors=(".lora_A", ".lora_B")),
     FormatFiles(name="litgpt", weights=("lit_model.pth.lora",)),
     FormatFiles(

@@ -174,12 +174,14 @@ def run(
     """
     findings: list[Finding] = []
     skipped: list[Skipped] = []
+    trained = _as_trained(subject)
     for each in rules:
         reason = _why_not(each, subject, deep)
         if reason:
             skipped.append(Skipped(each.code, each.name, reason))
         else:
-            hits = _limited_quietly(each.check(subject)) if each.slow else _limited(each.check(subject))
+            own = subject if each.needs == "base" else trained
+            hits = _limited_quietly(each.check(own)) if each.slow else _limited(each.check(own))
             findings.extend(map(each.finding, hits))
     reporter = consistency.pattern_not_evaluated
     for where, what in subject.budget.left_out.items():
@@ -188,6 +190,12 @@ def run(
         else:  # nobody asked for that rule, and still a rule that was asked for did not look at everything
             skipped.append(Skipped(reporter.code, reporter.name, f"{where}: {what}"))
     return in_order(findings), tuple(skipped)
+
+
+def _as_trained(subject: Subject) -> Subject:
+    """The subject for rules that compare the adapter with its own config: in the names that it was trained with."""
+    origin = None if subject.adapter is None else subject.adapter.origin
+    return subject if origin is None else replace(subject, adapter=origin, base=None)
 
 
 def _limited(hits: Iterator[Hit]) -> list[Hit]:

@@ -132,7 +132,7 @@ def base_without_config(subject: Subject) -> Iterator[Hit]:
     transformers 5.23.0, configuration_utils.py.
     """
     assert subject.base is not None
-    if not subject.base.config:
+    if not subject.base.config and not subject.base.settings:
         yield Hit(in_file("config.json"), "expected beside the base's weights, found none")
 
 

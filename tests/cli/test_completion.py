@@ -44,7 +44,7 @@ def test_another_shell_is_a_mistake_of_usage() -> None:
         (["ins"], ["plain,inspect"]),
         (["help", "ver"], ["plain,verify", "plain,version"]),
         (["completion", ""], ["plain,bash", "plain,zsh", "plain,fish"]),
-        (["convert", "x", "--to", ""], [f"plain,{name}" for name in ("native", "peft", "mlx", "loralib")]),
+        (["convert", "x", "--to", ""], [f"plain,{name}" for name in ("native", "peft", "mlx", "gguf", "loralib")]),
         (["convert", "x", "--from", "lit"], ["plain,litgpt"]),
         (["validate", "x", "--target", "vl"], ["plain,vllm"]),
         (["validate", "x", "--select", "LF20"], [f"plain,LF20{n}" for n in range(1, 9)]),

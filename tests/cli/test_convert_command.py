@@ -25,7 +25,7 @@ def test_the_formats_are_listed_with_what_they_lose() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 100
     said: dict[str, Any] = json.loads(run("formats", "--format", "json").stdout)
     assert [each["name"] for each in said["formats"]] == [each.NAME for each in FORMATS]
-    assert said["refused"]["raschka"] == {"native": [], "peft": [], "mlx": [], "loralib": []}
+    assert said["refused"]["raschka"] == {"native": [], "peft": [], "mlx": [], "gguf": [], "loralib": []}
     assert said["refused"]["mlx"]["loralib"] == ["dora"]
 
 

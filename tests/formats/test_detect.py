@@ -16,7 +16,7 @@ PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
 
 def test_formats_are_got_by_name() -> None:
     assert [formats.get(each.NAME) for each in formats.FORMATS] == list(formats.FORMATS)
-    with pytest.raises(UsageError, match=r"no format \"kohya\".*native, peft, mlx, tinker, loralib"):
+    with pytest.raises(UsageError, match=r"no format \"kohya\".*native, peft, mlx, tinker, gguf, loralib"):
         formats.get("kohya")
 
 

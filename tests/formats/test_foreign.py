@@ -68,11 +68,10 @@ def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_pat
     assert "this is a full model" in said_of(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["model", "adapter"])
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_a_gguf_file_is_named_by_its_kind(tmp_path: Path, kind: str, is_folder: bool) -> None:
-    (tmp_path / "x.gguf").write_bytes(gguf(kind))
-    assert f"this is a GGUF {kind} " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
+def test_a_gguf_model_is_named(tmp_path: Path, is_folder: bool) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf("model"))
+    assert "this is a GGUF model " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "step_500.pt"])

@@ -73,7 +73,7 @@ def test_megatron_bridge_s_names_take_the_heads_of_the_base() -> None:
     found = bundle({"adapter.safetensors": {**pair(module, 32), **pair("decoder.layers.0.mlp.linear_fc2.adapter", 16)}})
     assert formats.detect(found)[0] is nemo
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
-    updates = nemo.read(found, hints=Hints(alpha=2, base_config=config)).updates
+    updates = nemo.read(found, hints=Hints(alpha=2, config=config)).updates
     assert {name.rpartition(".layers.0.")[2] for name in updates} == {
         *(f"self_attn.{name}_proj.weight" for name in "qkv"),
         "mlp.down_proj.weight",

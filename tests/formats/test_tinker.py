@@ -61,7 +61,7 @@ def test_experts_of_their_own_each_get_the_shared_factor() -> None:
 def test_a_base_that_joins_gate_and_up_gets_one_update(model_type: str) -> None:
     """gpt-oss takes their rows in turn, others put them one above the other."""
     weights = {f"{EXPERTS}.gate_up_proj": (3, 8, 10), f"{EXPERTS}.down_proj": (3, 5, 8)}
-    updates = read(MOE, Hints(weights=weights, base_config={"model_type": model_type})).updates
+    updates = read(MOE, Hints(weights=weights, config={"model_type": model_type})).updates
     gate, up = product("w1"), product("w3")
     wanted = torch.stack([gate, up], dim=2).reshape(3, 10, 8) if model_type == "gpt_oss" else torch.cat([gate, up], 1)
     torch.testing.assert_close(dense(updates[f"{EXPERTS}.gate_up_proj"][0]), wanted, rtol=1e-12, atol=1e-12)
@@ -72,7 +72,7 @@ def test_a_base_that_joins_gate_and_up_gets_one_update(model_type: str) -> None:
 def test_one_half_alone_leaves_the_rows_of_the_other(absent: str) -> None:
     weights = {f"{EXPERTS}.gate_up_proj": (3, 8, 10), f"{EXPERTS}.down_proj": (3, 5, 8)}
     entries = {name: value for name, value in MOE.items() if f".{absent}." not in name}
-    found = dense(read(entries, Hints(weights=weights, base_config={})).updates[f"{EXPERTS}.gate_up_proj"][0])
+    found = dense(read(entries, Hints(weights=weights, config={})).updates[f"{EXPERTS}.gate_up_proj"][0])
     halves = [torch.zeros(3, 5, 8).double() if layer == absent else product(layer) for layer in ("w1", "w3")]
     torch.testing.assert_close(found, torch.cat(halves, 1), rtol=1e-12, atol=1e-12)
 
@@ -99,7 +99,7 @@ def test_the_head_is_lm_head_or_the_tied_table() -> None:
 def test_gpt_oss_s_attention_has_another_name() -> None:
     module = f"{P}model.layers.0.attn.q_proj"
     entries = {f"{module}.lora_A.weight": values(2, 8), f"{module}.lora_B.weight": values(6, 2)}
-    assert list(read(entries, Hints(base_config={"model_type": "gpt_oss"})).updates) == [
+    assert list(read(entries, Hints(config={"model_type": "gpt_oss"})).updates) == [
         "model.layers.0.self_attn.q_proj.weight"
     ]
 

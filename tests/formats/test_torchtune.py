@@ -32,10 +32,10 @@ def product(entries: dict[str, Tensor], module: str) -> Tensor:
 
 
 def read(entries: dict[str, Tensor], model_type: str | None = None, **files: Any) -> Adapter:
-    config = None if model_type is None else {"model_type": model_type, **HEADS}
+    config = {} if model_type is None else {"model_type": model_type, **HEADS}
     found = bundle({"adapter_model.pt": entries, "adapter_config.json": SETTINGS, **files})
     assert formats.detect(found)[0] is torchtune
-    return torchtune.read(found, hints=Hints(base_config=config))
+    return torchtune.read(found, hints=Hints(config=config))
 
 
 def in_hugging_face_s_order(rows: Tensor, heads: int) -> Tensor:

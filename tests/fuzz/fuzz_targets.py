@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hostile
 import numpy as np
+from containers import gguf_files
 from quantization.encoders import ENCODERS, Encoder
 from safetensors.torch import save
 
@@ -22,10 +23,11 @@ from loraformat.budget import Budget
 from loraformat.containers import strict_json, yaml
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.gguf.types import BY_CODE
 from loraformat.containers.quantized import reference_rows
 from loraformat.containers.torch_file.pickle_subset import read_pickle
 from loraformat.diagnostics import show
-from loraformat.errors import LoraFormatError, UsageError
+from loraformat.errors import LoraFormatError, UnsupportedUpdate, UsageError
 from loraformat.jobs.inspect import inspect
 from loraformat.jobs.merge import dequantize
 from loraformat.jobs.validate import validate
@@ -49,6 +51,20 @@ def safetensors_header(data: bytes) -> None:
     for name, lazy in open_tensors(store, "x.safetensors").entries.items():
         assert lazy.nbytes <= len(data)
         show(name)
+
+
+def gguf_header(data: bytes) -> None:
+    """The header, and the values of every tensor in a type that is read."""
+    tensors = open_tensors(MemoryStore({"x.gguf": data}), "x.gguf")
+    for lazy in tensors.entries.values():
+        assert lazy.nbytes <= 32 * len(data)
+        try:
+            lazy.load()
+        except UnsupportedUpdate:
+            continue
+    for key, value in tensors.extras.items():
+        show(key)
+        show(value)
 
 
 def torch_zip(data: bytes) -> None:
@@ -223,6 +239,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
         safetensors_header,
+        gguf_header,
         torch_zip,
         tar_archive,
         pickle_subset,
@@ -273,6 +290,7 @@ TOKENS = (
         b"ctorch\nFloatStorage\n",
         b"cos\nsystem\n",
     ),
+    *(b"GGUF", b"general.alignment", b"general.type", b"\x09\x00\x00\x00", b"\x08\x00\x00\x00"),
     *(b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80"),
     *(b".*", b"(", b")+", b"|", b"{2,3}", b"[a-z]", b"\\d", b"(?:", b"^", b"$", b"*?", b"{0}", b"[^", b"\\"),
     *(b'"r":', b'"rank_pattern":', b'"lora_alpha":', b'"target_modules":', b'"LORA"', b'"LOHA"', b'"modules_to_save":'),
@@ -334,17 +352,44 @@ def _archive(form: int) -> bytes:
     return out.getvalue()
 
 
+def gguf_seeds() -> list[bytes]:
+    """Files with settings of every type, and with tensors in every element type that has few bytes."""
+    fields = [
+        gguf_files.string("general.type", "model"),
+        gguf_files.number("general.alignment", 32),
+        gguf_files.array("x", gguf_files.U32, bytes(12), 3),
+        gguf_files.array("y", gguf_files.STRING, gguf_files.text("ab") * 2, 2),
+        *(gguf_files.field(f"k{code}", code, bytes(size)) for code, size in ((0, 1), (3, 2), (5, 4), (6, 4), (7, 1))),
+        *(gguf_files.field(f"k{code}", code, bytes(8)) for code in (10, 11, 12)),
+    ]
+    infos, data = [], b""
+    chance = np.random.default_rng(5)
+    for code, kind in BY_CODE.items():
+        infos.append(gguf_files.info(f"t{code}.weight", [kind.elements, 2], code, len(data)))
+        data += chance.bytes(2 * kind.nbytes)
+        data += bytes(-len(data) % 32)
+    plain = gguf_files.gguf([], [gguf_files.info("a", [2], 0, 0), gguf_files.info("b", [2, 2], 1, 32)], bytes(40))
+    return [gguf_files.gguf(fields, infos, data), gguf_files.gguf(fields), plain]
+
+
+def _archives() -> list[bytes]:
+    return [_archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)]
+
+
+_MADE: Mapping[str, Callable[[], list[bytes]]] = {"gguf_header": gguf_seeds, "tar_archive": _archives}
+
+
 def seeds(name: str) -> list[bytes]:
     """Good and remarkable inputs of a target."""
     if name in _WRITTEN:
         return _WRITTEN[name]
+    if name in _MADE:
+        return _MADE[name]()
     good, bad = FIXTURES / "good", FIXTURES / "bad"
     if name == "safetensors_header":
         return [path.read_bytes() for path in sorted(good.rglob("*.safetensors"))[:6]] + [hostile.factors()]
     if name == "torch_zip":
         return [path.read_bytes() for path in sorted(good.rglob("*.pt"))[:4] + sorted(good.rglob("*.bin"))[:2]]
-    if name == "tar_archive":
-        return [_archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)]
     if name == "pickle_subset":
         import zipfile
 

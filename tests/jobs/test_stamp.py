@@ -186,6 +186,18 @@ def test_a_conversion_keeps_the_binding(tmp_path: Path, stamped: str, to: str) -
     assert found.base_fingerprint
 
 
+def test_a_gguf_adapter_has_it_in_its_header(tmp_path: Path) -> None:
+    source = ROOT / "fixtures" / "good" / "gguf" / "tiny-qwen3" / "adapter.gguf"
+    model = base(tmp_path / "base", weights(), architectures=["Qwen3ForCausalLM"], num_hidden_layers=40)
+    loraformat.stamp(source, model, tmp_path / "adapter", force=True)
+    (written,) = (tmp_path / "adapter").iterdir()
+    assert codes(str(written), model) == {}
+    before, after = (loraformat.load_adapter(path, base=model) for path in (source, written))
+    assert after.config.base_fingerprint is not None
+    for name, (update,) in before.updates.items():
+        assert (update.up.load() == after.updates[name][0].up.load()).all()
+
+
 def test_a_format_without_a_place_says_so(tmp_path: Path) -> None:
     model = base(tmp_path / "base", weights())
     with pytest.raises(UnsupportedUpdate, match="has a place for the base"):

@@ -17,7 +17,7 @@ _OUT = "Folder to write; it appears whole or not at all."
     "--to",
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Format to write: native, peft, mlx or loralib.",
+    help="Format to write: native, peft, mlx, gguf or loralib.",
 )
 @click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help=_OUT)
 @options.source_format
@@ -48,6 +48,7 @@ _OUT = "Folder to write; it appears whole or not at all."
 )
 @click.option("--plain", is_flag=True, help="Bake rsLoRA and patterns into one rank and one alpha / rank.")
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
+@click.option("--modelfile", metavar="BASE", help="Write a Modelfile for Ollama beside a GGUF adapter, on this base.")
 @click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
 @click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
 @click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
@@ -70,6 +71,7 @@ def command(
     dtype: str | None,
     plain: bool,
     peft_version: str | None,
+    modelfile: str | None,
     strip_metadata: bool,
     check_roundtrip: bool,
     dry_run: bool,
@@ -108,6 +110,7 @@ def command(
             plain=plain,
             peft_version=peft_version,
             maps=maps,
+            modelfile=modelfile or "",
             strip_metadata=strip_metadata,
             check_roundtrip=check_roundtrip,
             dry_run=dry_run,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from loraformat.containers.gguf import scheme as gguf
 from loraformat.errors import FormatError
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight
@@ -130,4 +131,5 @@ SCHEMES: dict[str, QuantizedScheme] = {
     "GPTQ": Module("gptq", ("gptq",)),
     "AWQ": Module("awq", ("awq",)),
     "ModelOpt": Module("modelopt", ("modelopt",)),
+    "GGUF": gguf,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from loraformat.budget import Budget
@@ -33,13 +33,15 @@ class Hints(Assumptions):
 
     Attributes:
         weights: names of the base's tensors with their shapes, from `--base`.
-        base_config: config.json of the base, from `--base`.
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
+        config: config.json of the base, from `--base`.
+        settings: of a base in a GGUF file, what its header says; else {}. Its tensors have llama.cpp's names.
     """
 
     weights: Mapping[str, tuple[int, ...]] | None = None
-    base_config: Mapping[str, Json] | None = None
     budget: Budget | None = None
+    config: Mapping[str, Json] = field(default_factory=dict)
+    settings: Mapping[str, Json] = field(default_factory=dict)
 
     @property
     def all_transposed(self) -> bool | None:
@@ -65,10 +67,14 @@ class WriteOptions:
     Attributes:
         container: "safetensors" or "torch", where the format leaves the choice; None for the format's default.
         peft_version: (major, minor) of the oldest PEFT that must read the output and compute the same, or None.
+        base: what is known of the base, for formats that have its names in their own words.
+        modelfile: what Ollama calls the base, where a Modelfile is wanted beside the adapter; else "".
     """
 
     container: str | None = None
     peft_version: tuple[int, int] | None = None
+    base: Hints = Hints()
+    modelfile: str = ""
 
 
 NO_HINTS = Hints()

@@ -44,7 +44,7 @@ def uniform(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
     padded = [weight for weight, update in low_ranks.items() if update.rank != rank and not update.is_stack]
     findings = []
     if folded:
-        findings.append(folded_scale("", folded, max(_error(low_ranks[weight], scale) for weight in folded)))
+        findings.append(folded_scale("", folded, max(folding_error(low_ranks[weight], scale) for weight in folded)))
     if padded:
         findings.append(padded_ranks("", padded, rank))
     raw = {name: value for name, value in adapter.config.raw.items() if name not in _RULES}
@@ -55,7 +55,7 @@ def uniform(adapter: Adapter) -> tuple[Adapter, tuple[Finding, ...]]:
 
 def _uniform(weight: str, update: Update, scale: float, rank: int, low_ranks: Mapping[str, LowRank]) -> Update:
     if isinstance(update, LowRank):
-        return _padded(_folded(update, scale), rank)
+        return padded(_folded(update, scale), rank)
     layer = low_ranks.get(f"{module_of(weight)}.weight")
     if isinstance(update, Dense) and layer is not None and update.scale is not None and update.scale == layer.scale:
         return Dense(multiplied(update.delta, update.scale / scale), scale)
@@ -68,7 +68,7 @@ def _folded(update: LowRank, scale: float) -> LowRank:
     return replace(update, up=multiplied(update.up, update.scale / scale), scale=scale)
 
 
-def _error(update: LowRank, scale: float) -> float:
+def folding_error(update: LowRank, scale: float) -> float:
     """Bound of the relative error of a folded value; 0 where the factor is a power of two."""
     assert update.scale is not None
     is_power = abs(math.frexp(update.scale / scale)[0]) == 0.5 or not update.scale
@@ -96,7 +96,8 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     return LazyTensor(tensor.shape, tensor.dtype, read)
 
 
-def _padded(update: LowRank, rank: int) -> LowRank:
+def padded(update: LowRank, rank: int) -> LowRank:
+    """The update with zeros up to a rank; a stack as it is."""
     if update.rank == rank or update.is_stack or len(update.up.shape) != 2 or len(update.down.shape) != 2:
         return update
     up, down, own = update.up, update.down, update.rank

@@ -118,9 +118,9 @@ def unsaid(config: AdapterConfig, *said: str, container: str) -> list[str]:
 
     Args:
         said: what this format has a place for.
-        container: of the weights; a safetensors file with a fingerprint of the base also has the base's name.
+        container: of the weights; safetensors and GGUF have room for the base and its fingerprint.
     """
-    if container == "safetensors" and config.base_fingerprint is not None:
+    if container in ("safetensors", "gguf") and config.base_fingerprint is not None:
         said = (*said, "base_model", "base_revision", "base_fingerprint")
     facts = ("base_model", "base_fingerprint", "base_revision", "base_vocab_size", "task", "tied")
     return [fact for fact in facts if fact not in said and getattr(config, fact) is not None]

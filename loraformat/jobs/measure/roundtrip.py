@@ -24,7 +24,9 @@ def compare(written: Bundle, wanted: Adapter, *, to: str, hints: Hints, roundoff
 
     Raises: RoundTripFailed (LF710): a weight is missing or added, or an update differs by more than rounding does.
     """
-    found = read_bundle(written, format=to, hints=Hints(weights=hints.weights)).adapter
+    found = read_bundle(
+        written, format=to, hints=Hints(weights=hints.weights, config=hints.config, settings=hints.settings)
+    ).adapter
     lacking = sorted(wanted.updates.keys() ^ found.updates.keys())
     if lacking:
         raise _failed(f"{counted(len(lacking), 'weight', 'is')} changed in one and not in the other", lacking)

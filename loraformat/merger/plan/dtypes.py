@@ -26,11 +26,23 @@ def in_dtype(found: Edits, base: Checkpoint, dtype: DType, kept: AbstractSet[str
     Args:
         kept: tensors that belong to the codes of quantized weights.
     """
-    edits = {name: replace(edit, dtype=dtype.safetensors) for name, edit in found.edits.items()}
+    edits = {
+        name: edit if is_always_single(base, edit.shape) else replace(edit, dtype=dtype.safetensors)
+        for name, edit in found.edits.items()
+    }
     for name, stored in base.tensors.items():
-        if stored.dtype.is_floating and stored.dtype is not dtype and name not in edits and name not in kept:
+        is_other = stored.dtype.is_floating and stored.dtype is not dtype and not is_always_single(base, stored.shape)
+        if is_other and name not in edits and name not in kept:
             edits[name] = Edit(name, name, dtype.safetensors, stored.shape, ())
     return Edits(dict(sorted(edits.items())), found.untied, found.resized)
+
+
+def is_always_single(base: Checkpoint, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor keeps its dtype whatever is asked for: llama.cpp computes with vectors in float32 alone.
+
+    Source: llama.cpp of llama_cpp_python 0.3.36, conversion/base.py `prepare_tensors`.
+    """
+    return bool(base.settings) and len(shape) < 2
 
 
 def dtype_patch(config: Mapping[str, Json], dtype: DType) -> list[tuple[tuple[str, ...], str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from loraformat.containers import CONTAINERS, Container
 from loraformat.diagnostics import in_file
-from loraformat.errors import MergeError
+from loraformat.errors import MergeError, UsageError
 from loraformat.matching import TIE_KEYS, tie_claim
 from loraformat.merger.plan.data import (
     AdapterSource,
@@ -97,6 +97,7 @@ def plan_merge(
     index = _new_index(base, shards)
     rewritten |= {name for name in (base.index, index) if name}
     if max_shard_nbytes is not None:
+        _check_divisible(base)
         shards, index = resharded(shards, max_shard_nbytes)
         rewritten |= {index} if index else set()
     elif base.index and index is None and any(shard.target == shard.source for shard in shards):
@@ -148,6 +149,7 @@ def _shard(
     """The plan of a file, with those of the edits whose tensors go into it."""
     wanted = container or file.container
     kind = CONTAINERS[wanted]
+    _check_convertible(file, wanted)
     if file.has_extras and found.edits:
         raise MergeError(
             f"{file.name}: holds more than tensors, which the merged file would lose",
@@ -174,6 +176,22 @@ def _shard(
         metadata=_metadata(file, kind),
         edits=edits,
     )
+
+
+def _check_divisible(base: Checkpoint) -> None:
+    """Raises: UsageError (LF021): a GGUF file is not divided."""
+    if base.settings:
+        hint = "divide the merged file with llama-gguf-split"
+        raise UsageError("a GGUF file is not divided into shards", where="--max-shard-size", hint=hint)
+
+
+def _check_convertible(file: WeightFile, wanted: str) -> None:
+    """Raises: UsageError (LF021): names and settings of a GGUF file are other ones than in other containers."""
+    if wanted != file.container and "gguf" in (wanted, file.container):
+        text = f"{file.name} cannot be written as {wanted}: GGUF has names and settings of its own"
+        raise UsageError(
+            text, where="--container", hint="leave --container out; llama.cpp's own converter makes GGUF files"
+        )
 
 
 def _is_other(file: str, base: Checkpoint) -> bool:

@@ -10,6 +10,7 @@ from loraformat.merger.plan.data import Edit, Term
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import Replace, Rows, Update
 from loraformat.naming import architecture_of, levels_of, parts_cleanly, tied_names
+from loraformat.naming.llama_cpp import EMBEDDING, HEAD
 
 # How classes of models end that have an output head on a vocabulary.
 _HEADED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
@@ -63,6 +64,9 @@ def check_tie_is_known(name: str, updates: Iterable[Update], base: Checkpoint) -
 
     Raises: MergeError (LF801).
     """
+    if base.settings:
+        _check_gguf_table(name, updates, base)
+        return
     if not _is_table(name, base) or not base.config or tie_claim(base.config) is False:
         return
     declared, architecture = tied_names(base.config), architecture_of(base.config) or ""
@@ -79,6 +83,20 @@ def check_tie_is_known(name: str, updates: Iterable[Update], base: Checkpoint) -
         f"{name}: config.json does not deny that embeddings are tied, and which head it must leave alone is not known",
         where="merge",
         hint='name the class in "architectures" of config.json, or set tie_word_embeddings to false there',
+    )
+
+
+def _check_gguf_table(name: str, updates: Iterable[Update], base: Checkpoint) -> None:
+    """Raises: MergeError (LF801): llama.cpp would use a changed input embedding as the head too."""
+    if name != EMBEDDING or HEAD in base.tensors:
+        return
+    if all(isinstance(update, (Replace, Rows)) and update.follows_tie for update in updates):
+        return
+    raise MergeError(
+        f"{name}: the file has no {HEAD}, so that llama.cpp uses the table as the head too, which the update must not "
+        "change",
+        where="merge",
+        hint="merge into the base that the file was made from, which gives the head a table of its own",
     )
 
 

@@ -138,7 +138,7 @@ class _Shard:
     ) -> None:
         self._plan, self._merge, self._inputs, self._limits = plan, merge, inputs, limits
         self._output, self._needs_digests = output, needs_digests
-        self._layout = None if plan.verbatim else _layout(plan)
+        self._layout = None if plan.verbatim else _layout(plan, inputs)
         self._edited = {edit.tensor for edit in plan.edits}
         self._context: AbstractContextManager[Writer] | None = None
         self._writer: Writer | None = None
@@ -244,7 +244,7 @@ def _all_tasks(shards: list[_Shard], computer: Computer) -> Iterator[Callable[[]
             yield lambda shard=shard, task=task: (shard, task())  # type: ignore[misc]
 
 
-def _layout(shard: ShardPlan) -> Layout:
+def _layout(shard: ShardPlan, inputs: Inputs) -> Layout:
     return plan_file(
         shard.container,
         {tensor.name: (DType[tensor.dtype], tensor.shape) for tensor in shard.tensors},
@@ -252,6 +252,7 @@ def _layout(shard: ShardPlan) -> Layout:
         wrapper=shard.wrapper,
         aliases=shard.aliases,
         name=shard.target.rpartition(".")[0] or "archive",
+        like=(inputs.store, shard.source),
     )
 
 

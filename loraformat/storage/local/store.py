@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 OWN_PREFIX = ".loraformat-"
 
 # Of files that are read as weights: a link of such a name may leave its folder. None of them is ever copied unread.
-CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz", ".gguf")
+CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz")
 
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
 

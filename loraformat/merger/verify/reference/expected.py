@@ -26,6 +26,7 @@ from loraformat.merger.verify.reference.sites import (
 from loraformat.merger.verify.reference.sources import base_rows, headers
 from loraformat.merger.verify.reference.tasks import with_head
 from loraformat.merger.verify.reference.ties import Table, follows, joined, stays_one, tables_of
+from loraformat.merger.verify.reference.translation import check_translation, is_followed
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
@@ -148,9 +149,9 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     for number, home in enumerate(homes):
         if number not in unfollowed:
             source = plan.adapters[number]
-            for share, is_stated in _shares(
-                number, home, Scales(home.adapter, source, inputs.bundle(number)), source.strength
-            ):
+            scales = Scales(home.adapter.origin or home.adapter, source, inputs.bundle(number))
+            _check_origin(home.adapter, scales)
+            for share, is_stated in _shares(number, home, scales, source.strength):
                 shares.setdefault(share.run.tensor, []).append(share)
                 unscaled += not is_stated
     expected, has_parted = {name: _expected(name, name, (), tensors) for name in tensors}, False
@@ -168,7 +169,8 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
 
 def _dtype_of(one: Expected, plan: MergePlan, inputs: Inputs) -> DType:
     """The dtype in the output: the one that was asked for, else that of the base, or of a dense weight there."""
-    if plan.files.dtype is not None and one.dtype.is_floating:
+    is_single = bool(inputs.base.settings) and len(one.shape) < 2  # llama.cpp has all vectors in float32
+    if plan.files.dtype is not None and one.dtype.is_floating and not is_single:
         return DType[plan.files.dtype]
     quantized = inputs.base.quantized
     return quantized.weights[one.source.encoded].dtype if quantized is not None and one.source.encoded else one.dtype
@@ -201,12 +203,26 @@ def _homes(inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> tuple[list[_H
         tables = tables_of(tensors, inputs.base.config, adapter.updates)
         sites, renaming = Sites(tensors, inputs.base.config, tables), Renaming()
         try:
-            renaming = renaming_of(adapter, sites)
+            renaming = _renaming(adapter, sites, inputs)
         except NotFollowed as reason:
             unfollowed[number] = str(reason)
         homes.append(_Home(adapter, sites, renaming, inputs.base.config))
         every += tables
     return homes, unfollowed, every
+
+
+def _renaming(adapter: Adapter, sites: Sites, inputs: Inputs) -> Renaming:
+    """The prefix by which names differ; none where an adapter has llama.cpp's names, which are compared with its own.
+
+    Raises: NotFollowed: see `renaming_of`; a weight that the reference knows no name of in llama.cpp.
+    """
+    if adapter.origin is None:
+        return renaming_of(adapter, sites)
+    strange = next((weight for weight in adapter.origin.updates if not is_followed(weight)), None)
+    if strange is not None:
+        raise NotFollowed(f"where llama.cpp has {strange} is not known to the reference")
+    check_translation(adapter, inputs.base.settings)
+    return Renaming()
 
 
 def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterator[tuple[Share, bool]]:
@@ -219,9 +235,24 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
             raise MergeError(f"{weight}: the reference finds no tensor that it lands on", where="verify", hint=HINT)
         site, transposed = found
         for index, update in enumerate(chain):
-            factor, is_stated = _factor(weight, update, scales)
+            # The scales of a translated adapter were compared under its own names.
+            is_own = home.adapter.origin is None
+            factor, is_stated = _factor(weight, update, scales) if is_own else (_as_read(update), True)
             for run in site.runs or _whole(site, update):
                 yield Share(number, weight, index, update, transposed, run, factor * strength, strength), is_stated
+
+
+def _as_read(update: Update) -> float:
+    """The factor of an update as the reader has it; 1 for kinds that have none."""
+    is_scaled, used = scale_used(update)
+    return 1.0 if not is_scaled or used is None else used
+
+
+def _check_origin(adapter: Adapter, scales: Scales) -> None:
+    """Compare the scales of an adapter that was translated with the formula of its format, under its own names."""
+    for weight, chain in adapter.origin.updates.items() if adapter.origin is not None else ():
+        for update in chain:
+            _factor(weight, update, scales)
 
 
 def _factor(weight: str, update: Update, scales: Scales) -> tuple[float, bool]:

@@ -47,6 +47,7 @@ class Scales:
             "peft": self._peft,
             "native": self._native,
             "mlx": self._mlx,
+            "gguf": self._gguf,
             "litgpt": self._litgpt,
             "minimind": self._minimind,
             "tinker": self._r_and_lora_alpha,
@@ -131,6 +132,12 @@ class Scales:
             return stated
         assumed = self._quotient(None, _number(fields, "rank") or self._source.rank)
         return _EXAMPLES_SCALE if assumed is None and not raw else assumed
+
+    def _gguf(self, weight: str, update: Update) -> float | None:  # noqa: ARG002
+        """Source: llama.cpp, src/llama-adapter.h `get_scale`: an alpha of 0, or none, is a scale of 1."""
+        alpha = _number(self._adapter.config.raw, "adapter.lora.alpha") or self._source.alpha
+        rank = update.down.shape[-2] if isinstance(update, LowRank) else None
+        return self._quotient(alpha, rank) if alpha else 1.0
 
     def _litgpt(self, weight: str, update: Update) -> float | None:  # noqa: ARG002
         raw = self._adapter.config.raw
