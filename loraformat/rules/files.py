@@ -67,7 +67,7 @@ def pickled_weights(subject: Subject) -> Iterator[Hit]:
     Python, library reference, `pickle`: "It is possible to construct malicious pickle data"; CVE-2025-32434.
     """
     names = _weights(subject.bundle)
-    if names and not any(name.endswith(".safetensors") for name in names):
+    if names and not any(name.endswith((".safetensors", ".gguf")) for name in names):
         yield Hit(in_file(names[0]), "a pickle; it was read without executing it", "convert it to safetensors")
 
 

@@ -25,6 +25,7 @@ class Line:
         message: what the runtime says, or does instead.
         since, before: first version it holds for, and the first that it does not; "" for no bound.
         allowed: modules that are no fault in spite of it.
+        formats: names of the formats that it is about; () for all.
     """
 
     rule: str
@@ -35,6 +36,7 @@ class Line:
     since: str = ""
     before: str = ""
     allowed: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +71,17 @@ class Target:
         """Its title and version: vLLM 0.33.0."""
         return f"{self.title} {self.version}".rstrip()
 
-    def lines_for(self, rule: str) -> Iterator[Line]:
-        """What the table says about the feature that a rule looks for, at this version."""
+    def lines_for(self, rule: str, format_name: str = "") -> Iterator[Line]:
+        """What the table says about the feature that a rule looks for, at this version.
+
+        Args: format_name: of the adapter; "" for lines about any.
+        """
         own = key_of(self.version)
         for line in self.lines:
             is_late = bool(line.since) and own < key_of(line.since)
             is_early = bool(line.before) and own >= key_of(line.before)
-            if line.rule == rule and not is_late and not is_early:
+            is_other = bool(format_name) and bool(line.formats) and format_name not in line.formats
+            if line.rule == rule and not is_late and not is_early and not is_other:
                 yield line
 
     def setting_for(self, rank: int) -> int:
@@ -136,6 +142,7 @@ def _line(row: Mapping[str, Any]) -> Line:
         since=row.get("from", ""),
         before=row.get("before", ""),
         allowed=tuple(row.get("allowed", ())),
+        formats=tuple(row.get("formats", ())),
     )
 
 

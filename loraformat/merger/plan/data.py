@@ -147,7 +147,7 @@ class ShardPlan:
     Attributes:
         source: the base's file whose tensors it holds; the first of them where files are divided anew.
         target: its name in the output.
-        container: "safetensors" or "torch".
+        container: "safetensors", "torch" or "gguf".
         verbatim: whether header and offsets of `source` are kept byte for byte.
         tensors: all tensors, those that are aliases left out.
         aliases: name → the tensor of this file that it shares its bytes with.

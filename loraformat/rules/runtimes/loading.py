@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def hits_for_targets(subject: Subject, code: str, where: str | FindingLocation, what: str) -> Iterator[Hit]:
     """A hit for each target that has a line about the feature."""
     for target in subject.targets:
-        for line in target.lines_for(code):
+        for line in target.lines_for(code, subject.format):
             yield hit_of(target, line, where, what)
 
 
@@ -86,7 +86,7 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
         if kind_of(update).overwrites and not name.endswith(".bias")  # LF604 says so
     ]
     for target in subject.targets:
-        for line in target.lines_for("LF602"):
+        for line in target.lines_for("LF602", subject.format):
             names = [name for name in replaced if not set(name.split(".")) & set(line.allowed)]
             if names:
                 yield hit_of(target, line, names[0], f"{counted(len(names), 'weight', 'is')} replaced")
@@ -160,7 +160,7 @@ def unsupported_module(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         kinds = {module_of(name).rpartition(".")[2] for name, update in updates_of(subject.adapter) if rank_of(update)}
         strange = sorted(kinds - set(target.modules)) if target.modules else []
-        for line in target.lines_for("LF605"):
+        for line in target.lines_for("LF605", subject.format):
             if strange:
                 yield hit_of(target, line, "", f"modules {', '.join(strange[:5])}")
 

@@ -56,7 +56,7 @@ def unsupported_kind(subject: Subject) -> Iterator[Hit]:
         return
     for target in subject.targets:
         is_missing = target.lacks(target.kinds.get(kind)) if target.kinds is not None else kind != "LORA"
-        for line in target.lines_for("LF613"):
+        for line in target.lines_for("LF613", subject.format):
             if is_missing:
                 yield hit_of(target, line, in_file(PEFT_FILE, "peft_type"), f'"{kind}"')
 
@@ -106,7 +106,7 @@ def unknown_to_version(subject: Subject) -> Iterator[Hit]:
         if known is None or raw.get("peft_type") != "LORA":
             continue
         unknown = sorted(name for name in raw if target.lacks(known.get(name)))
-        for line in target.lines_for("LF615"):
+        for line in target.lines_for("LF615", subject.format):
             names = [name for name in unknown if line.verdict == "refuses" or (raw[name] and name != "peft_version")]
             if names:
                 yield hit_of(target, line, f"{PEFT_FILE}: {names[0]}", f"unknown settings: {', '.join(names[:8])}")
@@ -199,7 +199,7 @@ def foreign_format(subject: Subject) -> Iterator[Hit]:
     loraformat/rules/runtimes.json, `reads` and the lines LF619.
     """
     for target in subject.targets:
-        for line in target.lines_for("LF619"):
+        for line in target.lines_for("LF619", subject.format):
             if subject.format not in target.reads:
                 yield hit_of(target, line, "", f"this is a {subject.format} adapter")
 
