@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import Tally, finish, product, takes, window
+from loraformat.arithmetic import Tally, convert, finish, product, takes, window
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.compute.apply import apply, blocks_of, strip_of
 from loraformat.merger.compute.buffers import Block, Buffers
@@ -80,6 +80,9 @@ class Computer:
 
     def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
         """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
+        if not edit.terms and self._is_nearest and raw.dtype is not written.dtype and takes(raw.dtype, written.dtype):
+            is_finite = convert(raw.data, raw.dtype, written.data, written.dtype)
+            return [] if is_finite else None
         if not (steps.is_plain and self._is_nearest):
             return self._rounded(edit, steps, raw, start, written)
         if self._accelerator is not None:

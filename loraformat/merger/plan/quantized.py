@@ -137,7 +137,9 @@ def _dense_edits(base: Checkpoint, found: Edits) -> Edits:
             edits[name] = replace(edit, dtype=weights[code].dtype.safetensors)
     for name, tensor in base.tensors.items():
         if tensor.encoded and name not in edits:
-            edits[name] = Edit(name, name, weights[tensor.encoded].dtype.safetensors, tensor.shape, ())
+            # The matrices of a stack in rows: the stack of a layer may be gigabytes.
+            row_axes = 2 if len(tensor.shape) == 3 else 1
+            edits[name] = Edit(name, name, weights[tensor.encoded].dtype.safetensors, tensor.shape, (), row_axes)
     return Edits(dict(sorted(edits.items())), found.untied, found.resized)
 
 
