@@ -268,7 +268,8 @@ def write(folder: Path, config: dict[str, object], tensors: Iterator[dict[str, o
             shard[name] = dtype, values.astype(np.uint16) if dtype == "BF16" else values
         if sum(values.nbytes for _, values in shard.values()) > SHARD_NBYTES:
             flush()
-    flush()
+    if shard:
+        flush()
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 

@@ -133,4 +133,6 @@ SCHEMES: dict[str, QuantizedScheme] = {
     "GPTQ": Module("gptq", ("gptq",)),
     "AWQ": Module("awq", ("awq",)),
     "ModelOpt": Module("modelopt", ("modelopt",)),
+    # No base is of it by itself: see `as_trained`.
+    "as trained": Module("as_trained", ()),
 }

@@ -99,7 +99,7 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     return Decoded(
         layout,
         _dense_edits(layout, found),
-        QuantizedOutput(base.quantized.scheme, is_dense),
+        QuantizedOutput(base.quantized.scheme, is_dense, base.quantized.on_loading),
         tuple(sorted(dense)),
         kept,
         frozenset(part for name in kept for part in weights[name].parts),
