@@ -26,8 +26,8 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
 _TRAINED_ON_CODES = (
-    "merge into it with --dequantize for the model that was trained, or into the 16-bit model, of bitsandbytes with "
-    "--as-trained for the same"
+    "for the model that was trained, merge into it with --dequantize, or where it is of bitsandbytes into the 16-bit "
+    "model with --as-trained"
 )
 _TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")

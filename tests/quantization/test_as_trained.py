@@ -278,17 +278,22 @@ def test_the_dynamic_map_is_that_of_bitsandbytes() -> None:
 
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt"])
+@pytest.mark.parametrize(
+    "kind",
+    ["llama", "gpt_neox", "opt", "qwen3", "gemma2", "phi", "phi3", "bloom", "stablelm", "starcoder2", "t5"],
+)
 def test_layers_are_those_that_transformers_replaces(tmp_path: Path, kind: str) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     import transformers
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     more = {"vocab_size": 96, "tie_word_embeddings": False, "ffn_dim": 128, "word_embed_proj_dim": 64}
+    more |= {"pad_token_id": 0, "num_key_value_heads": 4, "head_dim": 16, "d_model": 64, "d_ff": 128, "d_kv": 16}
     config = transformers.AutoConfig.for_model(kind, **sizes, **more)
-    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "b")
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "b")
     settings = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", quantization_config=settings)
+    model = auto.from_pretrained(tmp_path / "b", quantization_config=settings)
     wanted = {name for name, one in model.named_modules() if isinstance(one, bitsandbytes.nn.Linear4bit)}
     assert wanted
     assert {name.removesuffix(".weight") for name in layers_of(tmp_path / "b", "nf4")} == wanted

@@ -115,6 +115,10 @@ class Computer:
     def _read(self, edit: Edit, start: int, stop: int) -> Block:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
         weight = self._inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+        if self._inputs.base.tensors[edit.source].encoded and stop <= weight.rows:
+            # In memory of its own already, which is worth no copy.
+            values = bytes_of(weight.read(start, stop), weight.dtype)
+            return Block(values, weight.dtype, stop - start, edit.matrix[1])
         block = self._buffers.block("read", stop - start, edit.matrix[1], weight.dtype)
         there = max(0, min(stop, weight.rows) - start)
         nbytes = there * block.cols * weight.dtype.itemsize

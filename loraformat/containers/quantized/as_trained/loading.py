@@ -33,10 +33,9 @@ if TYPE_CHECKING:
 
 SCHEME = "as trained"
 _DTYPES = (DType.BF16, DType.F16, DType.F32)
-# Matrices that are no linear layers: positions, types, the table of relative distances; routers, which transformers 5
-# keeps as parameters.
-_OTHERS = ("wpe", "embed_positions", "position_embeddings", "token_type_embeddings", "relative_attention_bias")
-_ROUTERS = ("gate", "router", "shared_expert_gate")
+# Matrices of other modules than linear layers: positions, relative distances; routers, which transformers 5 keeps as
+# parameters.
+_OTHERS = ("wpe", "relative_attention_bias", "gate", "router")
 # Kept in float32 by transformers 5.23.0, `_keep_in_fp32_modules` of models/t5 and its relatives.
 _WIDE = {"t5": ("wo",), "mt5": ("wo",), "umt5": ("wo",), "longt5": ("wo",)}
 _ROWS = 64  # whose differences are squared at a time
@@ -95,11 +94,9 @@ def _linear_layers(base: Checkpoint, quantizer: Quantizer) -> Iterator[str]:
             continue
         own = module.rpartition(".")[2]
         in_layer = any(part.isdigit() for part in module.split("."))
-        if (
-            is_embedding(name)
-            or own in (*_OTHERS, *_ROUTERS)
-            or (is_head(name) and not in_layer and not quantizer.skip)
-        ):
+        if is_embedding(name) or "embed" in own or own in _OTHERS:
+            continue
+        if is_head(name) and not in_layer and not quantizer.skip:
             continue
         if any(module == one or module.startswith(f"{one}.") or module.endswith(one) for one in skipped):
             continue
