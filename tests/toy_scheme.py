@@ -76,11 +76,12 @@ class Toy:
         return changed
 
     def _parts(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> tuple[Any, Any]:
-        shape = (stop - start, *weight.shape[1:])
-        codes = np.frombuffer(stored.weights[weight.parts[0]].raw(start, stop), np.int8).reshape(shape)
-        raw = stored.weights[weight.parts[1]].raw(start, stop)
-        scales = np.frombuffer(raw, "<f4").reshape(*shape[:-1], -1)
-        return codes, np.repeat(scales, weight.layout, axis=-1)[..., : shape[-1]]  # type: ignore[call-overload]
+        width = weight.shape[-1]
+        axes = len(weight.shape) - 1
+        codes, scales = (stored.weights[part].as_matrix(axes).raw(start, stop) for part in weight.parts[:2])
+        grid = np.frombuffer(scales, "<f4").reshape(stop - start, -(-width // weight.layout))  # type: ignore[operator]
+        each = np.repeat(grid, weight.layout, axis=-1)[:, :width]  # type: ignore[call-overload]
+        return np.frombuffer(codes, np.int8).reshape(stop - start, width), each
 
 
 class Transposed(Toy):

@@ -6,14 +6,17 @@ library. Its elementwise operations are those of IEEE 754, and may be used. Whoe
 - `pack`, `product`, `multiply` for products in float64,
 - `window` for W + left · right, rounded,
 - `finish` for the rounding of what was computed step by step,
+- `convert` for rounding alone,
+- `codes` for codes of a few bits as numbers,
 - `fold`, `row_squares`, `column_squares` for sums,
 - `exp`, `cos_and_sin`, `solved`, `orthonormal` for what numpy takes from LAPACK and from libraries of the processor.
 """
 
+from loraformat.arithmetic import codes
 from loraformat.arithmetic.compiled import VARIABLE, Kernel, kernel, loop, open_kernel
 from loraformat.arithmetic.factors import Packed, pack
 from loraformat.arithmetic.functions import cos_and_sin, exp, orthonormal, solved
-from loraformat.arithmetic.products import finish, multiply, product, takes, window
+from loraformat.arithmetic.products import convert, finish, multiply, product, takes, window
 from loraformat.arithmetic.rounding import rounded_bits
 from loraformat.arithmetic.sums import column_squares, fold, row_squares
 from loraformat.arithmetic.tally import TILE, Tally
@@ -24,7 +27,9 @@ __all__ = [
     "Kernel",
     "Packed",
     "Tally",
+    "codes",
     "column_squares",
+    "convert",
     "cos_and_sin",
     "exp",
     "finish",

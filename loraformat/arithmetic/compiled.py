@@ -24,7 +24,7 @@ VARIABLE = "LORAFORMAT_LOOP"
 """The environment variable that chooses a loop by the name that `loop` gives; for comparing machines."""
 
 _LIBRARY = Path(__file__).with_name("_kernel.so")
-_VERSION = 4  # of the functions' arguments; as in kernel.h
+_VERSION = 5  # of the functions' arguments; as in kernel.h
 _FIGURES = 4  # of a tally
 _TYPES = {DType.BF16: 0, DType.F16: 1, DType.F32: 2, DType.F64: 3}  # as in kernel.h
 _NAMES = {512: "avx512", 256: "avx2", 128: "neon"}
@@ -51,7 +51,14 @@ class Kernel:
         self._product.argtypes = [kind, *factors, size, size, address]
         self._finish = library.loraformat_kernel_finish
         self._finish.argtypes = [*raw_and_written, address, address, *tallies]
-        for function in (self._window, self._window_of, self._product, self._finish):
+        self._convert = library.loraformat_kernel_convert
+        self._convert.argtypes = [kind, address, kind, address, kind, size]
+        self._decode = library.loraformat_kernel_decode
+        self._decode.argtypes = [
+            *(kind, address, size, size, kind, kind, size, size, address, address, address),
+            *(size, size, size, address, ctypes.c_float, kind, address),
+        ]
+        for function in (self._window, self._window_of, self._product, self._finish, self._decode):
             function.restype = None
 
     def product(self, packed: Packed, start: int, stop: int) -> Floats:
@@ -80,6 +87,15 @@ class Kernel:
             *(rows, cols, TILE, figures.ctypes.data),
         )
         return _tallies(figures.tolist(), rows, cols)
+
+    def convert(self, raw: memoryview, dtype: DType, written: memoryview, out: DType) -> bool:
+        """See `products.convert`."""
+        count = raw.nbytes // dtype.itemsize
+        return bool(self._convert(self.width, _address(raw), _TYPES[dtype], _address(written), _TYPES[out], count))
+
+    def decode(self, *arguments: float | None) -> None:
+        """`loraformat_kernel_decode` of kernel.c, whose first argument is the width; see `codes.decode`."""
+        self._decode(self.width, *arguments)
 
     def _made_narrow(self, packed: Packed) -> Narrow:
         import numpy as np

@@ -126,3 +126,22 @@ API void loraformat_kernel_finish(int width, const void *raw, int in, void *out,
     loops_of(width)->finish(&finish, in, out_type);
     restore_control(before);
 }
+
+/* Whether all that was written is finite. */
+API int loraformat_kernel_convert(int width, const void *from, int in, void *to, int out_type, int64_t count) {
+    __typeof__(usual_control()) before = usual_control();
+    int is_finite = loops_of(width)->convert(from, in, to, out_type, count);
+    restore_control(before);
+    return is_finite;
+}
+
+API void loraformat_kernel_decode(int width, const void *packed, int64_t row_step, int64_t word_step, int bits, int order,
+                                  int64_t rows, int64_t cols, const float *table, const float *scales, const float *zeros,
+                                  int64_t groups, int64_t run, int64_t first, const int32_t *index, float factor,
+                                  int is_transposed, float *out) {
+    struct codes codes = {packed, row_step, word_step, rows, cols, groups, run, first, index, table, scales, zeros, out,
+                          factor, bits, order, is_transposed};
+    __typeof__(usual_control()) before = usual_control();
+    loops_of(width)->decode(&codes);
+    restore_control(before);
+}

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VERSION 4 /* of the arguments; as in compiled.py */
+#define VERSION 5 /* of the arguments; as in compiled.py */
 
 #define COLS 16 /* in a block of R; as in factors.py */
 #define MOST_RANK 4096 /* with which float32 comes first */
@@ -38,12 +38,31 @@ struct finish {
     double *tallies;
 };
 
+/* How the codes of a word, or of a byte, follow each other. */
+enum order { LOW_FIRST = 0, HIGH_FIRST = 1, ACROSS = 2 };
+
+/* Codes in rows; see loraformat/arithmetic/codes. Scales and zero points are (rows, groups), `zeros` and `index` may be
+ * NULL. */
+struct codes {
+    const uint8_t *packed;
+    int64_t row_step, word_step; /* bytes from a row to the next, from a word of 32 bits to the next of the same row */
+    int64_t rows, cols, groups;
+    int64_t run, first; /* columns that share a scale; the place of the first column among them */
+    const int32_t *index;
+    const float *table, *scales, *zeros;
+    float *out;
+    float factor;
+    int bits, order, is_transposed;
+};
+
 /* The functions of one instruction set. */
 struct loops {
     void (*narrow)(const double *right, int64_t rank, int64_t cols, struct narrow *into);
     void (*window)(const struct window *, int in, int out);
     void (*product)(const double *left, int64_t rank, const double *right, int64_t rows, int64_t cols, double *out);
     void (*finish)(const struct finish *, int in, int out);
+    int (*convert)(const uint8_t *from, int in, uint8_t *to, int out, int64_t count);
+    void (*decode)(const struct codes *);
 };
 
 extern const struct loops loraformat_avx2, loraformat_avx512, loraformat_neon;

@@ -9,6 +9,8 @@
  * bound from the middle between two neighbors rounds as that of float64; the others are computed in float64. The proof is
  * in docs/decisions/0013-float32-first.md. Tallies are sums of float32 numbers there, in bands where that is enough.
  */
+#include "codes/convert.h"
+#include "codes/decode.h"
 #include "kernel.h"
 #include "narrow.h"
 #include "registers.h"
@@ -41,7 +43,6 @@
 #define EXPONENT 0x7ff0000000000000
 #define SIGN ((int64_t)1 << 63)
 #define NAN_DOUBLE 0x7ff8000000000000
-#define NAN_SINGLE 0x7fc00000
 
 /* Before loops over code that is long: one copy of it is enough. */
 #if defined(__clang__)
@@ -49,8 +50,6 @@
 #else
 #define ONE_BY_ONE _Pragma("GCC unroll 1")
 #endif
-
-INLINE int64_t size_of(enum type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 
 /* --- float64 ------------------------------------------------------------------------------------------------------ */
 
@@ -229,13 +228,6 @@ INLINE void narrow_band(const struct window *w, int64_t row, int64_t stop, struc
         s->terms += squares * s->narrow->squares[k];
     }
     for (int each = 0; each < BAND; each++) s->row_bound[each] = bound_of(weighted_squares[each], ROUNDOFF * MARGIN);
-}
-
-INLINE singles read_singles(const uint8_t *from, enum type type) {
-    if (type == F32) return load_singles(from);
-    halves half = load_halves(from);
-    if (type == F16) return singles_of(half);
-    return (singles)(__builtin_convertvector(half, words) << 16);
 }
 
 /* The first lanes of a register; of a whole one by instructions, not by a call. */
@@ -571,4 +563,4 @@ static void finish(const struct finish *f, int in, int to) {
     }
 }
 
-const struct loops TABLE = {narrow, window, product, finish};
+const struct loops TABLE = {narrow, window, product, finish, convert, decode};

@@ -82,6 +82,19 @@ def finish(
     return tallies
 
 
+def convert(raw: memoryview, dtype: DType, written: memoryview, out: DType) -> bool:
+    """See `products.convert`."""
+    import numpy as np
+
+    values, into = decoded(raw, dtype), np.frombuffer(written, bits_type(out))
+    is_finite = True
+    for low in range(0, len(values), _STRIP):
+        bits = rounded_bits(values[low : low + _STRIP], out)
+        into[low : low + _STRIP] = bits
+        is_finite &= bool(np.isfinite(_values(bits, out)).all())
+    return is_finite
+
+
 def _add(left: Floats, right: Floats, raw: NDArray[Any], dtype: DType, written: NDArray[Any], out: DType) -> Tally:
     """Fill `written` with `raw` plus left @ right, rows that belong to one tile."""
     import numpy as np

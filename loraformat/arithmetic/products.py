@@ -131,8 +131,35 @@ def finish(
     return plain.finish(bits, dtype, result, update, into, out)
 
 
+def convert(raw: memoryview, dtype: DType, written: memoryview, out: DType) -> bool:
+    """Fill `written` with the values of `raw`, rounded once to the nearest, ties to even; every NaN is the same.
+
+    >>> import numpy as np
+    >>> raw, written = np.array([1.0, 3.0]), np.zeros(2, np.float16)
+    >>> single = raw.astype(np.float32)
+    >>> convert(memoryview(single).cast("B"), DType.F32, memoryview(written).cast("B"), DType.F16)
+    True
+    >>> written
+    array([1., 3.], dtype=float16)
+
+    Args:
+        raw: the bytes of some values, little-endian.
+        dtype: of `raw`; one that `takes`.
+        written: as many values, writable; may not overlap `raw`.
+        out: of `written`; one that `takes`.
+
+    Returns: whether all that was written is finite.
+    """
+    assert takes(dtype, out)
+    assert raw.nbytes // dtype.itemsize == written.nbytes // out.itemsize
+    compiled = kernel()
+    if compiled is not None:
+        return compiled.convert(raw, dtype, written, out)
+    return plain.convert(raw, dtype, written, out)
+
+
 def takes(*dtypes: DType) -> bool:
-    """Whether `window` reads and writes tensors of these dtypes: floats of 16 and 32 bits.
+    """Whether `window` and `convert` read and write tensors of these dtypes: floats of 16 and 32 bits.
 
     >>> takes(DType.BF16, DType.F32), takes(DType.F64)
     (True, False)

@@ -60,6 +60,7 @@ INLINE halves halves_of(singles values);          /* and back, to the nearest, t
 INLINE few_singles few_singles_of(few_halves values);
 INLINE few_halves few_halves_of(few_singles values);
 INLINE int any(longs mask);                       /* whether any bit is set */
+INLINE singles look_up(const singles *table, ints places); /* numbers of a table of 16 */
 
 #define NEAREST (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #if WIDTH == 64
@@ -68,6 +69,9 @@ INLINE halves halves_of(singles values) { return (halves)_mm512_cvtps_ph((__m512
 INLINE few_singles few_singles_of(few_halves values) { return (few_singles)_mm256_cvtph_ps((__m128i)values); }
 INLINE few_halves few_halves_of(few_singles values) { return (few_halves)_mm256_cvtps_ph((__m256)values, NEAREST); }
 INLINE int any(longs mask) { return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0; }
+INLINE singles look_up(const singles *table, ints places) {
+    return (singles)_mm512_permutexvar_ps((__m512i)places, (__m512)table[0]);
+}
 #elif WIDTH == 32
 INLINE singles singles_of(halves values) { return (singles)_mm256_cvtph_ps((__m128i)values); }
 INLINE halves halves_of(singles values) { return (halves)_mm256_cvtps_ph((__m256)values, NEAREST); }
@@ -82,6 +86,11 @@ INLINE few_halves few_halves_of(few_singles values) {
     return found;
 }
 INLINE int any(longs mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
+INLINE singles look_up(const singles *table, ints places) {
+    __m256 low = _mm256_permutevar8x32_ps((__m256)table[0], (__m256i)places);
+    __m256 high = _mm256_permutevar8x32_ps((__m256)table[1], (__m256i)places);
+    return (singles)_mm256_blendv_ps(low, high, (__m256)(places << 28));
+}
 #else
 INLINE singles singles_of(halves values) { return (singles)vcvt_f32_f16((float16x4_t)values); }
 INLINE halves halves_of(singles values) { return (halves)vcvt_f16_f32((float32x4_t)values); }
@@ -96,6 +105,10 @@ INLINE few_halves few_halves_of(few_singles values) {
     return (few_halves){found[0], found[1]};
 }
 INLINE int any(longs mask) { return (mask[0] | mask[1]) != 0; }
+INLINE singles look_up(const singles *table, ints places) {
+    uint8x16x4_t bytes = {{(uint8x16_t)table[0], (uint8x16_t)table[1], (uint8x16_t)table[2], (uint8x16_t)table[3]}};
+    return (singles)vqtbl4q_u8(bytes, (uint8x16_t)(places * 0x04040404 + 0x03020100));
+}
 #endif
 
 /* The first where the mask is set, else the second. */

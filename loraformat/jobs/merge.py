@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.containers import CONTAINERS, open_checkpoint
+from loraformat.containers.quantized import Quantizer, error_of
+from loraformat.containers.quantized import as_trained as with_quantized_layers
 from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
@@ -36,6 +38,7 @@ from loraformat.merger import (
     rounding_findings,
     run_merge,
     source_of,
+    total_base_change,
     total_share,
     weight_nbytes,
 )
@@ -53,6 +56,7 @@ from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
+_AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -65,6 +69,7 @@ class _Options:
     arithmetic: Arithmetic
     max_shard_nbytes: int | None
     quantized: str | None
+    quantizer: Quantizer | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ def merge(
     max_shard_nbytes: int | None = None,
     dequantize: bool = False,
     keep_quantized: bool = False,
+    as_trained: str | None = None,
     verify: str = "sample",
     digests: str = "blake3",
     resume: bool = False,
@@ -127,6 +133,8 @@ def merge(
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
         dequantize: write all weights of a quantized base dense.
         keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
+        as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the settings of bitsandbytes with which
+            the model was loaded for training: its linear layers are quantized and decoded before they are merged into.
         verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
             has it), or "none" (of what is computed alone).
@@ -150,8 +158,9 @@ def merge(
     ):
         if value is not None:
             require_one_of(value, allowed, argument)
-    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized)
-    options = _Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized)
+    quantizer = Quantizer.parse(as_trained) if as_trained is not None else None
+    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized, as_trained=quantizer is not None)
+    options = _Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized, quantizer)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
@@ -231,11 +240,11 @@ def dequantize(
     )
 
 
-def _quantized(*, dequantize: bool, keep_quantized: bool) -> str | None:
+def _quantized(*, dequantize: bool, keep_quantized: bool, as_trained: bool) -> str | None:
     """What `plan_merge` calls it."""
-    if dequantize and keep_quantized:
-        raise UsageError("--dequantize and --keep-quantized exclude each other", where="merge")
-    return "dense" if dequantize else "mixed" if keep_quantized else None
+    if dequantize + keep_quantized + as_trained > 1:
+        raise UsageError("--dequantize, --keep-quantized and --as-trained exclude each other", where="merge")
+    return "dense" if dequantize or as_trained else "mixed" if keep_quantized else None
 
 
 def _prepare(
@@ -255,7 +264,8 @@ def _prepare(
         bundle = open_files(uri)
         said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
-        findings.extend(rules.refuse(found, uri, force=force))
+        answered = _AS_TRAINED if options.quantizer is not None else ()
+        findings.extend(one for one in rules.refuse(found, uri, force=force) if one.code not in answered)
         opened.append(one)
         sources.append(_source(one, said, strength, whole=whole))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
@@ -265,6 +275,8 @@ def _prepare(
             hint="leave --alpha out",
         )
     read = [one.adapter for one in opened]
+    if options.quantizer is not None:
+        checkpoint = with_quantized_layers(checkpoint, options.quantizer)
     checkpoint = as_written(checkpoint, read)
     check_kinds(read)
     plan = plan_merge(
@@ -387,6 +399,9 @@ def _report(
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
     tallies = outcome.tallies if outcome is not None else {}
+    as_trained = plan.quantized.on_loading if plan.quantized is not None else ""
+    origins = {edit.tensor: prepared.base.tensors[edit.source].encoded for edit in plan.edits if edit.tensor in tallies}
+    errors = {name: error_of(prepared.base, code) for name, code in origins.items() if as_trained and code}
     modules = [len({module_of(weight) for weight in one.adapter.updates}) for one in opened]
     landed = [
         {module_of(term.weight) for edit in plan.edits for term in edit.terms if term.adapter == number}
@@ -421,9 +436,11 @@ def _report(
             is_dry_run=outcome is None,
             plan=plan.to_json() if outcome is None else None,
             retained=total_share(tallies),
-            retention=retentions(tallies),
+            retention=retentions(tallies, errors),
             verified=verified,
             checked=None if outcome is None else outcome.checked,
+            as_trained=as_trained,
+            base_change=total_base_change(tallies, errors) if errors else None,
         ),
         findings=(*prepared.findings, *lost),
         written=() if outcome is None else tuple(os.path.join(out, name) for name in names),

@@ -14,6 +14,9 @@ from loraformat.naming import architecture_of, levels_of, tied_names
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embedding")
 HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "generator_lm_head", "proj_out")
 
+# Of classes for classification and questions. Source: transformers 5.23.0, models/llama/modeling_llama.py and others.
+_TASK_HEADS = ("score", "classifier", "qa_outputs")
+
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 
 
@@ -87,6 +90,11 @@ def is_vocabulary(weight: str) -> bool:
 def is_embedding(weight: str) -> bool:
     """Whether a weight has the name of an input embedding."""
     return _last(weight) in EMBEDDINGS
+
+
+def is_head(weight: str) -> bool:
+    """Whether a weight has the name of an output head, or of the head of a task."""
+    return _last(weight) in (*HEADS, *_TASK_HEADS)
 
 
 def tie_claim(config: Mapping[str, Json]) -> bool | None:

@@ -1,7 +1,7 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
 from loraformat import arithmetic as kernel  # under the name by which it is checked from outside
-from loraformat.merger.compute.retention import retentions, rounding_findings, total_share
+from loraformat.merger.compute.retention import retentions, rounding_findings, total_base_change, total_share
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
@@ -50,6 +50,7 @@ __all__ = [
     "run_merge",
     "source_of",
     "tasks_of",
+    "total_base_change",
     "total_share",
     "weight_nbytes",
     "write",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
 from loraformat.containers.fingerprints import fingerprint_of
+from loraformat.containers.quantized import Quantizer, as_trained
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, ContainerError, StorageError, UnsupportedUpdate
 from loraformat.io import hints_of, open_files, read_bundle
@@ -58,6 +59,8 @@ def open_inputs(plan: MergePlan) -> Inputs:
     """
     base = open_checkpoint(plan.base)
     _check_same(base.store, plan.base_files)
+    if plan.quantized is not None and plan.quantized.on_loading:
+        base = as_trained(base, Quantizer.parse(plan.quantized.on_loading))
     _check_scheme(base, plan)
     bundles, adapters = [], []
     for source in plan.adapters:

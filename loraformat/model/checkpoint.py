@@ -152,11 +152,14 @@ class Quantized:
         scheme: its name in `containers.quantized.SCHEMES`.
         stored: the same base as its files store it: codes, scales and all weights that are not quantized.
         weights: the quantized weights, by name.
+        on_loading: for a dense base that is read as bitsandbytes quantizes it on loading, the settings:
+            "nf4,double"; else "".
     """
 
     scheme: str
     stored: Checkpoint
     weights: Mapping[str, QuantizedWeight]
+    on_loading: str = ""
 
 
 @dataclass(frozen=True, slots=True)

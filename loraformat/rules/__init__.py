@@ -105,6 +105,7 @@ RULES: tuple[Rule, ...] = (
     quantization.codes_without_settings,
     quantization.doubtful_settings,
     quantization.mixed_precision_group,
+    quantization.trained_on_codes,
     base_model.other_base,
     base_model.base_in_another_form,
     stored.zero_update,

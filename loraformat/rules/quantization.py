@@ -191,3 +191,44 @@ def mixed_precision_group(subject: Subject) -> Iterator[Hit]:
     alone = sorted(fused_with(quantized.weights.keys(), dense - quantized.weights.keys()))
     if alone:
         yield Hit(first_of(alone), "stored dense, and modules that are loaded as one with it in codes")
+
+
+@rule("LF316", Severity.WARNING, since="0.1.0", needs="base")
+def trained_on_codes(subject: Subject) -> Iterator[Hit]:
+    """The adapter was trained on a quantized base, and the base at hand is dense.
+
+    ## Why is this bad?
+    The update corrects what quantization did to the weights. Added to weights that were not quantized it gives another
+    model than the one that was trained. How far off it is `merge --as-trained` measures, as the size of the error of
+    quantization against that of the update.
+
+    ## Example
+    `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`, and a base in bfloat16.
+
+    ## Use instead
+    For bitsandbytes `merge --as-trained nf4` (with `,double` where `bnb_4bit_use_double_quant` was set; `fp4`, `int8`),
+    which quantizes and decodes the base as on loading. For all others the base that is named, with `--dequantize`.
+
+    ## Source
+    Dettmers et al. 2023, arXiv 2305.14314; docs/quantized.md has figures.
+    """
+    from loraformat.rules.settings import named_quantization
+
+    assert subject.base is not None
+    named = named_quantization(subject)
+    if named is None or not _is_dense(subject.base):
+        return
+    where, name, method = named
+    is_own = method.lower() in _OF_BITSANDBYTES
+    hint = "merge with --as-trained, or into the base that is named" if is_own else "merge into the base that is named"
+    yield Hit(where, f'trained on "{name}" ({method}), and this base is dense', hint)
+
+
+# Names under which models are published that bitsandbytes quantized, and those that may be.
+_OF_BITSANDBYTES = ("bnb-4bit", "bnb-8bit", "4bit", "8bit", "int8", "nf4")
+
+
+def _is_dense(base: Checkpoint) -> bool:
+    from loraformat.matching import quantization_of
+
+    return base.quantized is None and quantization_of(base) is None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.budget import Budget
-from loraformat.diagnostics import Severity, counted, in_file
+from loraformat.diagnostics import FindingLocation, Severity, counted, in_file
 from loraformat.model.adapter import module_of
 from loraformat.model.bundle import Json
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
@@ -25,7 +25,10 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 # peft 0.21.2, utils/peft_types.py `TaskType`.
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
-_TRAINED_ON_CODES = "merge into it with --dequantize for the model that was trained, or into the 16-bit model"
+_TRAINED_ON_CODES = (
+    "for the model that was trained, merge into it with --dequantize, or where it is of bitsandbytes into the 16-bit "
+    "model with --as-trained"
+)
 _TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
 
@@ -336,25 +339,33 @@ def quantised_base_name(subject: Subject) -> Iterator[Hit]:
     `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`.
 
     ## Use instead
-    `merge --dequantize` with the quantized base for the model that was trained. The name of the model in full
+    `merge --dequantize` with the quantized base for the model that was trained; where it is of bitsandbytes,
+    `merge --as-trained nf4` with the 16-bit model gives the same. The name of the model in full
     precision, `"meta-llama/Meta-Llama-3-8B"`, where the adapter shall be used with that one: docs/quantized.md has
     figures.
 
     ## Source
     Dettmers et al. 2023, arXiv 2305.14314; Lin et al. 2023, arXiv 2306.00978 (AWQ); unsloth-zoo issue 810.
     """
+    named = named_quantization(subject)
+    if named is not None:
+        where, name, method = named
+        hint = _TRAINED_ON_AWQ if method.lower() == "awq" else _TRAINED_ON_CODES
+        yield Hit(where, f'"{name}" is a quantized model ({method})', hint)
+
+
+def named_quantization(subject: Subject) -> tuple[FindingLocation, str, str] | None:
+    """(where, name, method) of a quantized base that the config or the card of a PEFT adapter names."""
     from loraformat.rules.metadata.card import CARD, front_matter
 
     assert subject.adapter is not None
     if subject.format != "peft":
-        return
+        return None
     name, where = subject.adapter.config.base_model or "", config_at(subject, "base_model_name_or_path")
     if not name:
         name, where = (front_matter(subject.bundle) or {}).get("base_model", ""), in_file(CARD, "base_model")
     found = _QUANTISED.search(name)
-    if found:
-        hint = _TRAINED_ON_AWQ if found[1].lower() == "awq" else _TRAINED_ON_CODES
-        yield Hit(where, f'"{name}" is a quantized model ({found[1]})', hint)
+    return None if found is None else (where, name, found[1])
 
 
 @rule("LF116", Severity.WARNING, since="0.1.0")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import loraformat
 from loraformat.containers import open_checkpoint
-from loraformat.containers.quantized import reference_rows
+from loraformat.containers.quantized import parts, reference_rows
 from loraformat.errors import FormatError, LoraFormatError, NonFiniteValue
 
 SHAPES = [(24, 64), (1, 32), (13, 96), (70, 33), (129, 40)]
@@ -89,6 +91,48 @@ def test_a_block_of_fp8_is_never_derived_from_shapes(tmp_path: Path) -> None:
     by_shapes = np.repeat(one.tensors[f"{MODULE}.weight_scale_inv"].numpy(), 96, axis=0)
     naive = one.tensors[one.name].double().numpy() * by_shapes
     assert not np.allclose(found, naive)
+
+
+@pytest.mark.parametrize("block", [None, [8, 16]])
+def test_experts_of_fp8_in_windows_of_their_rows(tmp_path: Path, block: list[int] | None) -> None:
+    """Three of (20, 40): blocks are cut short in each, and windows reach from one into the next."""
+    chance, name = np.random.default_rng(7), "model.layers.0.mlp.experts.down_proj"
+    codes = torch.from_numpy(chance.integers(0, 120, (3, 20, 40)).astype(np.uint8)).view(torch.float8_e4m3fn)
+    grid = torch.from_numpy(chance.uniform(0.01, 1, (3, 3, 3) if block else (3,)).astype(np.float32))
+    each = grid.repeat_interleave(8, 1).repeat_interleave(16, 2)[:, :20, :40] if block else grid[:, None, None]
+    wanted = (codes.double() * each.double()).float().numpy()
+    settings = {"quant_method": "fp8", "weight_block_size": block}
+    one = Encoded({name: codes, f"{name}_scale_inv": grid}, settings, wanted, name)
+    base = open_checkpoint(str(write(tmp_path / "b", one)))
+    assert base.quantized is not None
+    weight, header = base.weights[name].as_matrix(2), replace(base.tensors[name], shape=(60, 40))
+    assert same(np.asarray(base.weights[name].read(1, 3)), wanted[1:3])
+    for start, stop in ((0, 60), (0, 1), (19, 21), (7, 45), (59, 60)):
+        assert same(np.asarray(weight.read(start, stop)), wanted.reshape(60, 40)[start:stop])
+        assert same(reference_rows(base.quantized, header, start, stop), wanted.reshape(60, 40)[start:stop])
+
+
+def test_experts_of_mxfp4_in_windows_of_their_inputs(tmp_path: Path) -> None:
+    one = encoded("MXFP4 of gpt-oss", 24, 96)
+    base = open_checkpoint(str(write(tmp_path / "b", one)))
+    assert base.quantized is not None
+    flat, header = one.values.reshape(192, 24), replace(base.tensors[one.name], shape=(192, 24))
+    for start, stop in ((0, 192), (0, 1), (31, 33), (90, 100), (95, 96), (150, 191)):
+        assert same(np.asarray(base.weights[one.name].as_matrix(2).read(start, stop)), flat[start:stop])
+        assert same(reference_rows(base.quantized, header, start, stop), flat[start:stop])
+
+
+def test_columns_of_gptq_and_awq_come_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip of a few columns, more strips than are held, and threads that want the same."""
+    monkeypatch.setattr(parts, "_MOST_STRIP_NBYTES", 200)
+    monkeypatch.setattr(parts, "_MOST_HELD_NBYTES", 500)
+    for name in ("GPTQ, 4 bits", "GPTQ, 3 bits", "AWQ", "GPTQ, asymmetric, act-order"):
+        one = encoded(name, 104, 64)
+        weight = open_checkpoint(str(write(tmp_path / name.replace(" ", ""), one))).weights[one.name]
+        windows = [(low, min(104, low + height)) for height in (7, 16, 104) for low in range(0, 104, height)]
+        with ThreadPoolExecutor(4) as pool:
+            for (start, stop), found in zip(windows, pool.map(weight.read, *zip(*windows, strict=True)), strict=True):
+                assert same(np.asarray(found), one.values[start:stop]), (name, start, stop)
 
 
 def test_global_scales_divide_or_multiply_by_their_producer(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ _no_hash = click.option("--no-hash", is_flag=True, help="No digests of copied by
     is_flag=True,
     help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
 )
+@click.option(
+    "--as-trained",
+    metavar="nf4|fp4|int8[,double][,block=64]",
+    help="For an adapter of QLoRA and the base in 16 bits: merge into what bitsandbytes makes of it on loading, "
+    "quantized and decoded.",
+)
 @_verify
 @_hash
 @_no_hash
@@ -109,6 +115,7 @@ def command(
     max_shard_size: int | None,
     dequantize: bool,
     keep_quantized: bool,
+    as_trained: str | None,
     verify: str,
     digests: str,
     no_hash: bool,
@@ -145,6 +152,7 @@ def command(
             max_shard_nbytes=max_shard_size,
             dequantize=dequantize,
             keep_quantized=keep_quantized,
+            as_trained=as_trained,
             verify=verify,
             digests="none" if no_hash else digests,
             resume=resume,

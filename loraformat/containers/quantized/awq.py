@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic.codes import ACROSS, Codes, decode, unpacked
+from loraformat.containers.quantized.codes import integer_table
 from loraformat.containers.quantized.parts import (
-    columns,
+    Held,
     dtype_of,
     finite_scales,
     modules_with,
@@ -38,8 +41,14 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 _BITS, _PER_WORD = 4, 8
-# The nibble of a word, lowest first, that holds each of its eight outputs.
-_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How many inputs share a scale, and what is held of the files for the next window."""
+
+    group: int
+    held: Held
 
 
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
@@ -54,10 +63,11 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     if not isinstance(version, str) or version.lower() != "gemm":
         text = f"version {show(str(version), 40)} packs codes in another order, which is not read"
         raise FormatError(text, where=settings.file, hint="only gemm is read")
-    return {f"{module}.weight": _weight(stored, module, size) for module in modules_with(stored, ".qweight")}
+    held = Held()
+    return {f"{module}.weight": _weight(stored, module, size, held) for module in modules_with(stored, ".qweight")}
 
 
-def _weight(stored: Checkpoint, module: str, size: int) -> QuantizedWeight:
+def _weight(stored: Checkpoint, module: str, size: int, held: Held) -> QuantizedWeight:
     name = f"{module}.weight"
     codes, scales = part(stored, f"{module}.qweight", name), part(stored, f"{module}.scales", name)
     if len(codes.shape) != 2 or codes.dtype is not DType.I32:
@@ -72,50 +82,52 @@ def _weight(stored: Checkpoint, module: str, size: int) -> QuantizedWeight:
     require_shape(f"{module}.qzeros", zeros, (inputs // group, codes.shape[1]), DType.I32, reason=said)
     dtype = scales.dtype if scales.dtype is not DType.F32 else dtype_of(stored, DType.F16)
     parts = tuple(f"{module}.{kind}" for kind in ("qweight", "qzeros", "scales"))
-    return QuantizedWeight(name, (out, inputs), dtype, parts, group)
+    return QuantizedWeight(name, (out, inputs), dtype, parts, _Layout(group, held))
 
 
 def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
-    group = weight.layout
-    assert isinstance(group, int)
-    codes, zeros = (_fields(stored, name, start, stop) for name in weight.parts[:2])
-    scales = finite_scales(columns(stored, weight.parts[2], start, stop).astype(np.float32), weight.parts[2])
-    values = codes.astype(np.int16) - np.repeat(zeros.astype(np.int16), group, axis=0)
-    return np.asarray((values * np.repeat(scales, group, axis=0)).T, np.float32)
-
-
-def _fields(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """(rows, stop - start): codes of some outputs."""
-    import numpy as np
-
-    first = start // _PER_WORD
-    words = columns(stored, name, first, -(-stop // _PER_WORD)).view(np.uint32)
-    shifts = np.array(_NIBBLES, np.uint32) * _BITS
-    fields = ((words[:, :, None] >> shifts) & 15).astype(np.uint8).reshape(len(words), words.shape[1] * _PER_WORD)
-    return fields[:, start - first * _PER_WORD :][:, : stop - start]
+    layout = weight.layout
+    assert isinstance(layout, _Layout)
+    first, last = start // _PER_WORD, -(-stop // _PER_WORD)
+    words, zeros = (layout.held.columns(stored, name, first, last) for name in weight.parts[:2])
+    scales = layout.held.columns(stored, weight.parts[2], first * _PER_WORD, last * _PER_WORD).astype(np.float32)
+    found = decode(
+        Codes(
+            packed=words,
+            order=ACROSS,
+            cols=weight.shape[1],
+            bits=_BITS,
+            table=integer_table(_BITS),
+            scales=finite_scales(scales, weight.parts[2]).T,
+            zeros=unpacked(zeros, _BITS, len(zeros), ACROSS).astype(np.float32),
+            run=layout.group,
+        )
+    )
+    return found[start - first * _PER_WORD :][: stop - start]
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
-    """See `QuantizedScheme.reference`: whole tensors; output 8·w + p(k) stands in nibble k of word w."""
+    """See `QuantizedScheme.reference`: output 8·w + p(k) stands in nibble k of word w."""
     import numpy as np
 
-    group = weight.layout
-    assert isinstance(group, int)
+    assert isinstance(weight.layout, _Layout)
+    group = weight.layout.group
+    first, last = start // 8, -(-stop // 8)
 
     def of(name: str) -> NDArray[Any]:
         found = stored.weights[name]
-        words = np.frombuffer(found.raw(0, found.rows), "<u4").reshape(found.shape)
-        spread = np.empty((found.shape[0], found.shape[1] * 8))
+        words = np.frombuffer(found.raw(0, found.rows), "<u4").reshape(found.shape)[:, first:last]
+        spread = np.empty((len(words), words.shape[1] * 8))
         for nibble, output in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
             spread[:, output::8] = (words >> np.uint32(4 * nibble)) % 16
-        return spread
+        return spread[:, start - first * 8 :][:, : stop - start]
 
-    scales = whole(stored, weight.parts[2]).astype(np.float64)
+    scales = whole(stored, weight.parts[2])[:, start:stop].astype(np.float64)
     index = np.arange(weight.shape[1]) // group
-    return np.asarray(((of(weight.parts[0]) - of(weight.parts[1])[index]) * scales[index]).T[start:stop], np.float64)
+    return np.asarray(((of(weight.parts[0]) - of(weight.parts[1])[index]) * scales[index]).T, np.float64)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

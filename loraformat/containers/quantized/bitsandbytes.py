@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat import strict_json
-from loraformat.containers.quantized.codes import high_nibble_first
+from loraformat.arithmetic.codes import HIGH_FIRST, Codes, decode
+from loraformat.containers.quantized.codes import byte_table
 from loraformat.containers.quantized.parts import (
     dtype_of,
     finite_scales,
+    matrix_of,
     modules_with,
     part,
     part_rows,
+    raw_rows,
     require_shape,
     span_of_bytes,
     whole,
@@ -45,16 +48,16 @@ _STATE = ".weight.quant_state.bitsandbytes__"
 _MOST_STATE_NBYTES = 1 << 14
 _MOST_DIMENSIONS = 4
 # float32(1 / 127), by which the library multiplies a row's scale last.
-_INT8_STEP = 7.874015718698502e-3
+INT8_STEP = 7.874015718698502e-3
 # The code books that the library makes; a file with another one was not written by it.
 # Source: bitsandbytes 0.50.2, functional.py `get_4bit_type`; Dettmers et al. 2023, arXiv 2305.14314, appendix E (NF4).
-_NF4 = (
+NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
     *(0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
 _CODE_BOOK_ERROR = 1e-6
-_FP4_SIZES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
+FP4_SIZES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def _check_code_book(stored: Checkpoint, name: str, kind: str) -> None:
     """Refuse values of the 16 codes that are not those of the type: the file would mean something else."""
     tensor = part(stored, f"{name}.quant_map", name)
     require_shape(f"{name}.quant_map", tensor, (16,), DType.F32)
-    wanted = _NF4 if kind == "nf4" else (*_FP4_SIZES, *(-size for size in _FP4_SIZES))
+    wanted = NF4 if kind == "nf4" else (*FP4_SIZES, *(-size for size in FP4_SIZES))
     found = whole(stored, f"{name}.quant_map").tolist()
     if any(abs(one - other) > _CODE_BOOK_ERROR for one, other in zip(found, wanted, strict=True)):
         raise FormatError(f"{show(name, 200)}: quant_map is not that of {kind}", where=tensor.file)
@@ -180,14 +183,26 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
 
     if not isinstance(weight.layout, _Blocks):
         scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
-        codes = part_rows(stored, weight.parts[0], start, stop).astype(np.float32)
-        return np.asarray((codes * scales[:, None]) * np.float32(_INT8_STEP), np.float32)
-    width, size = math.prod(weight.shape[1:]), weight.layout.size
-    first, last = start * width, stop * width
-    packed = span_of_bytes(stored, weight.parts[0], first // 2, -(-last // 2))
-    numbers = whole(stored, weight.parts[-2])[high_nibble_first(packed)[first % 2 :][: last - first]]
-    absmax = np.repeat(_absmax(stored, weight, first // size, -(-last // size)), size)[first % size :][: last - first]
-    return np.asarray((numbers * absmax).reshape(stop - start, *weight.shape[1:]), np.float32)
+        codes = raw_rows(stored, weight.parts[0], start, stop)
+        table, width = byte_table(DType.I8), weight.shape[1]
+        return decode(
+            Codes(packed=codes, cols=width, bits=8, table=table, scales=scales[:, None], run=width, factor=INT8_STEP)
+        )
+    width, size = matrix_of(weight.shape)[1], weight.layout.size
+    first, last = start * width // 2 * 2, stop * width
+    found = decode(
+        Codes(
+            packed=span_of_bytes(stored, weight.parts[0], first // 2, -(-last // 2))[None],
+            order=HIGH_FIRST,
+            cols=last - first,
+            bits=4,
+            table=whole(stored, weight.parts[-2]),
+            scales=_absmax(stored, weight, first // size, -(-last // size))[None],
+            run=size,
+            first=first % size,
+        )
+    )
+    return np.asarray(found[0, start * width - first :].reshape(stop - start, width))
 
 
 def _absmax(stored: Checkpoint, weight: QuantizedWeight, first: int, last: int) -> NDArray[np.float32]:
@@ -218,11 +233,11 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     if not isinstance(weight.layout, _Blocks):
         codes = of(weight.parts[0], "i1").reshape(weight.shape)[start:stop].astype(np.float64)
         scale = of(weight.parts[1], "<f4")[start:stop].astype(np.float64)
-        return single(single(codes * scale[:, None]) * float(np.float32(_INT8_STEP)))
-    layout, width = weight.layout, math.prod(weight.shape[1:])
+        return single(single(codes * scale[:, None]) * float(np.float32(INT8_STEP)))
+    layout, width = weight.layout, matrix_of(weight.shape)[1]
     index = np.arange(start * width, stop * width)
     if not len(index):
-        return np.zeros((0, *weight.shape[1:]))
+        return np.zeros((0, width))
     byte = span_of_bytes(stored, weight.parts[0], index[0] // 2, index[-1] // 2 + 1)[index // 2 - index[0] // 2]
     codes = np.where(index % 2 == 0, byte // 16, byte % 16).astype(np.int64)
     block = index // layout.size
@@ -233,7 +248,7 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     else:
         scale = of(weight.parts[1], "<f4").astype(np.float64)[block]
     book = of(weight.parts[-2], "<f4").astype(np.float64)
-    return single(book[codes] * scale).reshape(stop - start, *weight.shape[1:])
+    return single(book[codes] * scale).reshape(stop - start, width)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

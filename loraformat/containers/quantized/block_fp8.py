@@ -10,14 +10,9 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, NamedTuple
 
-from loraformat.containers.quantized.codes import powers_of_two
-from loraformat.containers.quantized.parts import (
-    dtype_of,
-    finite_scales,
-    part,
-    part_rows,
-    whole,
-)
+from loraformat.arithmetic.codes import Codes, decode
+from loraformat.containers.quantized.codes import byte_table, powers_of_two
+from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, raw_rows, whole
 from loraformat.containers.quantized.reference import eight_bits, single
 from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
@@ -105,19 +100,18 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
-    codes, scales = part_rows(stored, weight.parts[0], start, stop), _scales(stored, weight.parts[1])
-    block = weight.layout
+    block, (*lead, height, width) = weight.layout, weight.shape
     assert isinstance(block, Block)
-    if not block.rows:
-        is_each = len(weight.shape) == 3 and scales.size > 1
-        scale = scales.reshape(-1)[start:stop, None, None] if is_each else scales.reshape(-1)[0]
-        return np.asarray(codes * scale, np.float32)
-    if len(weight.shape) == 3:
-        spread = np.repeat(np.repeat(scales[start:stop], block.rows, axis=1)[:, : codes.shape[1]], block.cols, axis=2)
+    scales, matrices = _scales(stored, weight.parts[1]), np.arange(start, stop) // height
+    if block.rows:
+        grid = scales.reshape(-1, *scales.shape[-2:])
+        each = grid[matrices, np.arange(start, stop) % height // block.rows]
     else:
-        taken = scales[np.arange(start, stop) // block.rows]
-        spread = np.repeat(taken, block.cols, axis=1)
-    return np.asarray(codes * spread[..., : codes.shape[-1]], np.float32)
+        is_each = bool(lead) and scales.size > 1
+        each = scales.reshape(-1)[matrices if is_each else np.zeros_like(matrices), None]
+    table = byte_table(stored.tensors[weight.parts[0]].dtype)
+    codes = raw_rows(stored, weight.parts[0], start, stop)
+    return decode(Codes(packed=codes, cols=width, bits=8, table=table, scales=each, run=block.cols or width))
 
 
 def _scales(stored: Checkpoint, name: str) -> NDArray[Any]:
@@ -136,25 +130,23 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     """See `QuantizedScheme.reference`: sign, exponent and digits of each code, and the scale of its place."""
     import numpy as np
 
-    shape = (stop - start, *weight.shape[1:])
+    *lead, height, width = weight.shape
     tensor, grid = stored.tensors[weight.parts[0]], stored.tensors[weight.parts[1]]
-    code = np.frombuffer(stored.weights[weight.parts[0]].raw(start, stop), "u1").reshape(shape).astype(np.int64)
+    code = raw_rows(stored, weight.parts[0], start, stop).astype(np.int64)
     value = eight_bits(code, 3 if tensor.dtype is DType.F8_E4M3 else 2)
     raw = stored.weights[weight.parts[1]].raw(0, stored.weights[weight.parts[1]].rows)
     if grid.dtype in (DType.U8, DType.F8_E8M0):
         scale = (2.0 ** (np.frombuffer(raw, "u1").astype(np.float64) - 127)).reshape(grid.shape)
     else:
         scale = _scales(stored, weight.parts[1]).astype(np.float64)
-    block = weight.layout
+    block, lines = weight.layout, np.arange(start, stop)
     assert isinstance(block, Block)
-    lines = np.arange(start, stop)
     if not block.rows:
-        each = scale.reshape(-1)[lines, None, None] if len(shape) == 3 and scale.size > 1 else scale.reshape(-1)[0]
-    elif len(shape) == 3:
-        rows_, cols_ = np.arange(shape[1]) // block.rows, np.arange(shape[2]) // block.cols
-        each = scale[lines[:, None, None], rows_[None, :, None], cols_[None, None, :]]
-    else:
-        each = scale[(lines // block.rows)[:, None], (np.arange(shape[1]) // block.cols)[None, :]]
+        each = scale.reshape(-1)[lines // height, None] if lead and scale.size > 1 else scale.reshape(-1)[0]
+        return single(value * each)
+    across = np.arange(width) // block.cols
+    down = lines % height // block.rows
+    each = scale[(lines // height)[:, None], down[:, None], across] if lead else scale[down[:, None], across]
     return single(value * each)
 
 

@@ -10,8 +10,17 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import fp4_table, from_stream, low_nibble_first, powers_of_two
-from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
+from loraformat.arithmetic.codes import Codes, decode, unpacked
+from loraformat.containers.quantized.codes import byte_table, fp4_table, integer_table, powers_of_two
+from loraformat.containers.quantized.parts import (
+    dtype_of,
+    finite_scales,
+    part,
+    part_rows,
+    raw_rows,
+    require_shape,
+    whole,
+)
 from loraformat.containers.quantized.reference import eight_bits, four_bits, single
 from loraformat.containers.quantized.settings import Settings, rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
@@ -253,15 +262,30 @@ def _grid(tensor: StoredTensor, group: _Group) -> tuple[tuple[int, ...], ...]:
 
 def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
     """See `QuantizedScheme.rows`."""
-    import numpy as np
-
-    layout = weight.layout
+    layout, inputs = weight.layout, weight.shape[1]
     assert isinstance(layout, _Layout)
-    if layout.group.format in _FP4_GROUPS:
+    group = layout.group
+    if group.format in _FP4_GROUPS:
         return _fp4_rows(stored, layout, start, stop)
-    codes = _codes(stored, weight, layout, start, stop)
-    scales, zeros = _spread(stored, weight, layout, start, stop)
-    return np.asarray((codes if zeros is None else codes - zeros) * scales, np.float32)
+    index = _index(stored, layout)
+    scales, zeros = _grid_rows(stored, weight, layout, start, stop)
+    packed = raw_rows(stored, layout.parts["codes"], start, stop)
+    if group.format == _PACKED:
+        table = integer_table(group.bits, -(1 << (group.bits - 1)))
+    else:
+        table = byte_table(stored.tensors[layout.parts["codes"]].dtype)
+    return decode(
+        Codes(
+            packed=packed,
+            cols=inputs,
+            bits=group.bits if group.format == _PACKED else 8,
+            table=table,
+            scales=scales,
+            zeros=zeros,
+            run=(group.block[1] or group.size or inputs) if scales.shape[1] > 1 else inputs,
+            index=index if scales.shape[1] > 1 else None,
+        )
+    )
 
 
 def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDArray[np.float32]:
@@ -277,48 +301,52 @@ def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDA
     elif stored.tensors[layout.parts["scales"]].dtype is DType.U8:
         scales = powers_of_two(scales)
     finite_scales(scales, layout.parts["scales"])
-    codes = low_nibble_first(part_rows(stored, layout.parts["codes"], start, stop))
-    values = fp4_table()[codes].reshape(*scales.shape, size) * scales[:, :, None]
-    return np.asarray(values.reshape(codes.shape), np.float32)
+    codes = raw_rows(stored, layout.parts["codes"], start, stop)
+    return decode(Codes(packed=codes, cols=2 * codes.shape[1], bits=4, table=fp4_table(), scales=scales, run=size))
 
 
-def _codes(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: int, stop: int) -> NDArray[np.float32]:
-    import numpy as np
-
-    found = part_rows(stored, layout.parts["codes"], start, stop)
-    if layout.group.format != _PACKED:
-        return np.asarray(found, np.float32)
-    unsigned = from_stream(found, layout.group.bits, axis=1)[:, : weight.shape[1]]
-    return np.asarray(unsigned.astype(np.float32) - np.float32(1 << (layout.group.bits - 1)), np.float32)
-
-
-def _spread(
+def _grid_rows(
     stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: int, stop: int
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Scales and zero points of the elements of some rows; None where there are no zero points."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Scales and zero points of some rows, (stop - start, groups) each; None where there are no zero points."""
     import numpy as np
 
-    group, (out, inputs) = layout.group, weight.shape
-    grid = finite_scales(whole(stored, layout.parts["scales"]).astype(np.float32), layout.parts["scales"])
-    lines, across = np.arange(start, stop), np.arange(inputs)
-    if group.block[0]:
-        lines, across = lines // group.block[0], across // group.block[1]
-    elif "indices" in layout.parts:
-        across = whole(stored, layout.parts["indices"])
-        if across.size and not 0 <= int(across.min()) <= int(across.max()) < grid.shape[1]:
-            raise FormatError("weight_g_idx: an index is out of range", where=layout.parts["indices"])
+    group, name = layout.group, layout.parts["scales"]
+    shape, lines = stored.tensors[name].shape, np.arange(start, stop)
+    if len(shape) < 2:
+        low, high, at = 0, 1, np.zeros(stop - start, np.intp)
     else:
-        across = across // group.size if group.size else np.zeros(1, np.int64)
-    if grid.ndim < 2:
-        grid, lines, across = grid.reshape(1, 1), np.zeros(1, np.int64), np.zeros(1, np.int64)
-    scales = grid[lines[:, None], across[None, :]]
+        height = group.block[0] or 1
+        low, high = start // height, -(-stop // height)
+        at = lines // height - low
+    groups = shape[1] if len(shape) == 2 else 1
+    scales = part_rows(stored, name, low, high).astype(np.float32).reshape(high - low, groups)
+    scales = finite_scales(scales, name)[at]
     if "zeros" not in layout.parts:
         return scales, None
-    zeros = whole(stored, layout.parts["zeros"])
-    if group.format == _PACKED:
-        unsigned = from_stream(zeros, group.bits, axis=0)[:out]
-        zeros = unsigned.astype(np.float32) - np.float32(1 << (group.bits - 1))
-    return scales, np.asarray(zeros, np.float32).reshape(grid.shape)[lines[:, None], across[None, :]]
+    if group.format != _PACKED:
+        zeros = part_rows(stored, layout.parts["zeros"], low, high).reshape(high - low, groups)[at]
+        return scales, np.asarray(zeros, np.float32)
+    # Packed along the rows, whose words begin where the bits of a code and of a word begin together.
+    step = 32 // group.bits if 32 % group.bits == 0 else 32
+    first = start // step * step
+    last = min(-(-weight.shape[0] * group.bits // 32), -(-stop * group.bits // 32))
+    words = part_rows(stored, layout.parts["zeros"], first * group.bits // 32, last)
+    unsigned = unpacked(words.T, group.bits, stop - first)[:, start - first :].T
+    return scales, np.asarray(unsigned.astype(np.float32) - np.float32(1 << (group.bits - 1)))
+
+
+def _index(stored: Checkpoint, layout: _Layout) -> NDArray[np.int32] | None:
+    """The group of each input, where groups are no runs of inputs."""
+    import numpy as np
+
+    if "indices" not in layout.parts:
+        return None
+    found = whole(stored, layout.parts["indices"])
+    groups = stored.tensors[layout.parts["scales"]].shape[-1]
+    if found.size and not 0 <= int(found.min()) <= int(found.max()) < groups:
+        raise FormatError("weight_g_idx: an index is out of range", where=layout.parts["indices"])
+    return np.asarray(found, np.int32)
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from loraformat.containers.quantized.parts import matrix_of
 from loraformat.containers.quantized.scheme import SCHEMES, QuantizedScheme
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, InvalidJson
@@ -45,8 +46,14 @@ def decoded(stored: Checkpoint) -> Checkpoint:
     except (FormatError, InvalidJson) as error:
         text = f"the base is quantized ({found}), and cannot be read: {error.message}"
         raise FormatError(text, where=error.location, hint=error.hint) from error
-    base = replace(stored, quantized=Quantized(found, stored, weights))
-    return replace(laid_out(base, weights.keys()), weights=_DecodedWeights(base, SCHEMES[found]))
+    return of_scheme(replace(stored, quantized=Quantized(found, stored, weights)))
+
+
+def of_scheme(base: Checkpoint) -> Checkpoint:
+    """A base by the weights that `base.quantized` says, decoded by its scheme; else as it is stored."""
+    assert base.quantized is not None
+    weights = _DecodedWeights(base, SCHEMES[base.quantized.scheme])
+    return replace(laid_out(base, base.quantized.weights.keys()), weights=weights)
 
 
 def laid_out(base: Checkpoint, dense: AbstractSet[str]) -> Checkpoint:
@@ -142,14 +149,12 @@ def _weight_of(
 def _rows_of(
     read: Callable[[int, int], NDArray[_Float]], shape: tuple[int, ...], seen_as: tuple[int, ...], start: int, stop: int
 ) -> NDArray[_Float]:
-    """Rows of a weight of `shape` whose leading axes are seen as one; whole matrices of a stack are decoded."""
+    """Rows of a weight of `shape` whose leading axes are seen as one; `read` gives rows of its matrix."""
     import numpy as np
 
-    height = max(1, (seen_as[0] if seen_as else 1) // max(1, shape[0] if shape else 1))
-    first = start // height
-    rows = read(first, max(first, -(-stop // height)))
-    rows = rows.reshape(len(rows) * height, *seen_as[1:])
-    return np.ascontiguousarray(rows[start - first * height : stop - first * height])
+    height = matrix_of(shape)[0] // max(1, seen_as[0] if seen_as else 1)
+    rows = read(start * height, stop * height)
+    return np.ascontiguousarray(rows).reshape(stop - start, *seen_as[1:])
 
 
 def _header(stored: Checkpoint, weight: QuantizedWeight) -> StoredTensor:

@@ -14,9 +14,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import from_stream
+from loraformat.arithmetic.codes import Codes, decode, unpacked
+from loraformat.containers.quantized.codes import integer_table
 from loraformat.containers.quantized.parts import (
-    columns,
+    Held,
     dtype_of,
     finite_scales,
     modules_with,
@@ -53,11 +54,13 @@ class _Layout:
         bits: of a code.
         group: inputs that share a scale, where no tensor says the group of each.
         added: what is added to a stored zero point: 1 in version 1.
+        held: what is there of the files for the next window.
     """
 
     bits: int
     group: int
     added: int
+    held: Held
 
 
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
@@ -77,8 +80,9 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
             part(stored, f"{module}.g_idx", f"{module}.weight")
         found[f"{module}.weight"] = _weight(stored, module, bits, size)
     added, remark = _added(stored, settings, bits, list(found))
+    held = Held()
     return {
-        name: QuantizedWeight(name, one.shape, one.dtype, one.parts, _Layout(bits, one.layout, added), remark)  # type: ignore[arg-type]
+        name: QuantizedWeight(name, one.shape, one.dtype, one.parts, _Layout(bits, one.layout, added, held), remark)  # type: ignore[arg-type]
         for name, one in found.items()
     }
 
@@ -131,7 +135,7 @@ def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[st
     for name in names:
         module = name.removesuffix(".weight")
         out = stored.tensors[f"{module}.qweight"].shape[1]
-        fields = from_stream(whole(stored, f"{module}.qzeros"), bits, axis=1)[:, :out]
+        fields = unpacked(whole(stored, f"{module}.qzeros"), bits, out)
         seen |= set(fields.reshape(-1).tolist()) if fields.size < 4096 else set(_distinct(fields))
         if not seen <= {middle, middle - 1} or len(seen) > 1:
             text = f"the settings say sym, but zero points are {', '.join(map(str, sorted(seen)[:4]))}"
@@ -154,14 +158,22 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
-    layout, inputs = weight.layout, weight.shape[1]
+    layout = weight.layout
     assert isinstance(layout, _Layout)
-    codes = from_stream(columns(stored, weight.parts[0], start, stop), layout.bits, axis=0)[:inputs]
-    scales = finite_scales(columns(stored, weight.parts[2], start, stop).astype(np.float32), weight.parts[2])
-    zeros = _zeros(stored, weight, layout, start, stop)
-    groups = _groups(stored, weight, len(scales))
-    values = codes.astype(np.int16) - zeros.astype(np.int16)[groups]
-    return np.asarray((values * scales[groups]).T, np.float32)
+    words = layout.held.columns(stored, weight.parts[0], start, stop)
+    scales = layout.held.columns(stored, weight.parts[2], start, stop).astype(np.float32)
+    return decode(
+        Codes(
+            packed=words.T,
+            cols=weight.shape[1],
+            bits=layout.bits,
+            table=integer_table(layout.bits),
+            scales=finite_scales(scales, weight.parts[2]).T,
+            zeros=_zeros(stored, weight, layout, start, stop).astype(np.float32).T,
+            run=layout.group,
+            index=_groups(stored, weight, len(scales)),
+        )
+    )
 
 
 def _zeros(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: int, stop: int) -> NDArray[np.uint8]:
@@ -172,26 +184,28 @@ def _zeros(stored: Checkpoint, weight: QuantizedWeight, layout: _Layout, start: 
     step = _WORD // layout.bits if _WORD % layout.bits == 0 else _WORD
     first = start // step * step
     width = stored.tensors[weight.parts[1]].shape[1]
-    words = columns(stored, weight.parts[1], first * layout.bits // _WORD, min(width, -(-stop * layout.bits // _WORD)))
-    stored_ones = from_stream(words, layout.bits, axis=1)[:, start - first : stop - first]
+    last = min(width, -(-stop * layout.bits // _WORD))
+    words = layout.held.columns(stored, weight.parts[1], first * layout.bits // _WORD, last)
+    stored_ones = unpacked(words, layout.bits, stop - first)[:, start - first :]
     return np.asarray((stored_ones + np.uint8(layout.added)) & np.uint8((1 << layout.bits) - 1), np.uint8)
 
 
-def _groups(stored: Checkpoint, weight: QuantizedWeight, count: int) -> NDArray[Any]:
-    """The group of each input.
+def _groups(stored: Checkpoint, weight: QuantizedWeight, count: int) -> NDArray[np.int32] | None:
+    """The group of each input; None where groups are runs of inputs.
 
     Raises: FormatError (LF012): an index is out of range.
     """
     import numpy as np
 
-    layout, inputs = weight.layout, weight.shape[1]
+    layout = weight.layout
     assert isinstance(layout, _Layout)
     if len(weight.parts) == 3:
-        return np.asarray(np.arange(inputs) // layout.group)
+        return None
     found = whole(stored, weight.parts[3])
     if found.size and not 0 <= int(found.min()) <= int(found.max()) < count:
         raise FormatError(f"g_idx: an index is not below {count}, the number of groups", where=weight.parts[3])
-    return np.asarray(found)
+    is_run = np.array_equal(found, np.arange(len(found), dtype=np.int64) // layout.group)
+    return None if is_run else np.asarray(found, np.int32)
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
@@ -214,7 +228,7 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         return np.asarray(found & np.uint64(2**layout.bits - 1))
 
     codes = field(of(weight.parts[0], "<u4").T[start:stop], inputs).astype(np.float64)
-    zeros = field(of(weight.parts[1], "<u4"), weight.shape[0])[:, start:stop]
+    zeros = field(of(weight.parts[1], "<u4"), stop)[:, start:]
     zeros = ((zeros + np.uint64(layout.added)) % np.uint64(2**layout.bits)).astype(np.float64)
     scales = whole(stored, weight.parts[2]).astype(np.float64)
     groups = of(weight.parts[3], "<i4") if len(weight.parts) > 3 else np.arange(inputs) // layout.group

@@ -10,8 +10,17 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import fp4_table, low_nibble_first
-from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape, whole
+from loraformat.arithmetic.codes import Codes, decode
+from loraformat.containers.quantized.codes import byte_table, fp4_table
+from loraformat.containers.quantized.parts import (
+    dtype_of,
+    finite_scales,
+    part,
+    part_rows,
+    raw_rows,
+    require_shape,
+    whole,
+)
 from loraformat.containers.quantized.reference import eight_bits, four_bits, single
 from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
@@ -88,16 +97,14 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     """See `QuantizedScheme.rows`. The second scale multiplies the first."""
     import numpy as np
 
-    codes = part_rows(stored, weight.parts[0], start, stop)
+    codes, width = raw_rows(stored, weight.parts[0], start, stop), weight.shape[1]
     if weight.layout == "FP8":
-        return np.asarray(codes * _one(stored, weight.parts[1]), np.float32)
+        scales = np.broadcast_to(_one(stored, weight.parts[1]), (stop - start, 1))
+        table = byte_table(stored.tensors[weight.parts[0]].dtype)
+        return decode(Codes(packed=codes, cols=width, bits=8, table=table, scales=scales, run=width))
     scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
     scales = scales * _one(stored, weight.parts[2])
-    values = (
-        fp4_table()[low_nibble_first(codes)].reshape(stop - start, weight.shape[1] // _GROUP, _GROUP)
-        * scales[:, :, None]
-    )
-    return np.asarray(values.reshape(stop - start, weight.shape[1]), np.float32)
+    return decode(Codes(packed=codes, cols=width, bits=4, table=fp4_table(), scales=scales, run=_GROUP))
 
 
 def _one(stored: Checkpoint, name: str) -> np.float32:

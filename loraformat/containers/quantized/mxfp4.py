@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from loraformat.containers.quantized.codes import fp4_table, low_nibble_first, powers_of_two
-from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, part_rows, require_shape
+from loraformat.arithmetic.codes import Codes, decode
+from loraformat.containers.quantized.codes import fp4_table, powers_of_two
+from loraformat.containers.quantized.parts import Held, dtype_of, finite_scales, part, require_shape
 from loraformat.containers.quantized.reference import four_bits, single
 from loraformat.containers.quantized.settings import rewritten
 from loraformat.diagnostics import show
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 _CODES, _SCALES = "_blocks", "_scales"
-_NBYTES = 16  # of a group of 32 codes
+_GROUP, _NBYTES = 32, 16  # codes that share a scale, and their bytes
+_MOST_ROWS = 64  # that the reference decodes at a time
 
 
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights, (experts, in, out): the files have (experts, out, in). See `QuantizedScheme.weights`."""
-    found = {}
+    found, held = {}, Held()
     for codes, tensor in stored.tensors.items():
         if not codes.endswith(_CODES):
             continue
@@ -42,38 +44,69 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
         part(stored, codes, name)
         require_shape(f"{name}{_SCALES}", part(stored, f"{name}{_SCALES}", name), tensor.shape[:3], DType.U8)
         experts, out, groups, _ = tensor.shape
-        shape = (experts, groups * 2 * _NBYTES, out)
-        found[name] = QuantizedWeight(name, shape, dtype_of(stored), (codes, f"{name}{_SCALES}"))
+        shape = (experts, groups * _GROUP, out)
+        found[name] = QuantizedWeight(name, shape, dtype_of(stored), (codes, f"{name}{_SCALES}"), held)
     return found
 
 
 def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
-    """See `QuantizedScheme.rows`: whole experts."""
+    """See `QuantizedScheme.rows`: inputs of experts, whose codes are columns of what is stored."""
     import numpy as np
 
-    found = np.empty((stop - start, *weight.shape[1:]), np.float32)
-    for expert in range(start, stop):  # one at a time: codes of all of them as float32 would be large
-        codes = low_nibble_first(part_rows(stored, weight.parts[0], expert, expert + 1)[0])
-        exponents = part_rows(stored, weight.parts[1], expert, expert + 1)[0]
-        scales = powers_of_two(exponents)
-        finite_scales(scales, weight.parts[1])
-        values = fp4_table()[codes] * scales[..., None]
-        found[expert - start] = values.reshape(weight.shape[2], weight.shape[1]).T
-    return found
+    inputs = weight.shape[1]
+    found = [
+        _inputs(stored, weight, expert, max(0, start - expert * inputs), min(inputs, stop - expert * inputs))
+        for expert in range(start // inputs, -(-stop // inputs))
+    ]
+    return found[0] if len(found) == 1 else np.concatenate([np.zeros((0, weight.shape[2]), np.float32), *found])
+
+
+def _inputs(stored: Checkpoint, weight: QuantizedWeight, expert: int, start: int, stop: int) -> NDArray[np.float32]:
+    """(stop - start, out): some inputs of one expert."""
+    first, last = start // _GROUP, -(-stop // _GROUP)
+    codes, scales = (_of_expert(stored, weight, part, expert) for part in weight.parts[:2])
+    values = decode(
+        Codes(
+            packed=codes[:, first * _NBYTES : last * _NBYTES],
+            cols=(last - first) * _GROUP,
+            bits=4,
+            table=fp4_table(),
+            scales=finite_scales(powers_of_two(scales[:, first:last]), weight.parts[1]),
+            run=_GROUP,
+        ),
+        transposed=True,
+    )
+    return values[start - first * _GROUP : stop - first * _GROUP]
+
+
+def _of_expert(stored: Checkpoint, weight: QuantizedWeight, name: str, expert: int) -> NDArray[np.uint8]:
+    """(out, bytes): one expert of a part."""
+    import numpy as np
+
+    held = weight.layout
+    assert isinstance(held, Held)
+    out = weight.shape[2]
+    read = stored.weights[name].raw
+    return held.get((name, expert), lambda: np.frombuffer(read(expert, expert + 1), np.uint8).reshape(out, -1))
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
     """See `QuantizedScheme.reference`: sign, exponent and digit of each code, from its own byte."""
     import numpy as np
 
-    experts, (_, inputs, out) = stop - start, weight.shape
-    raw = np.frombuffer(stored.weights[weight.parts[0]].raw(start, stop), "u1").reshape(experts, out, inputs // 2)
-    place = np.arange(inputs)
-    code = raw[:, :, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
-    power = np.frombuffer(stored.weights[weight.parts[1]].raw(start, stop), "u1").reshape(experts, out, -1)
-    scale = 2.0 ** (power.astype(np.float64)[:, :, place // 32] - 127)
-    values = single(four_bits(code) * scale)
-    return np.asarray(values.transpose(0, 2, 1))
+    _, inputs, out = weight.shape
+    found = np.empty((stop - start, out))
+    row = start
+    while row < stop:
+        lines = np.arange(row, min(stop, row + _MOST_ROWS, (row // inputs + 1) * inputs))
+        expert, place = row // inputs, lines % inputs
+        raw = np.frombuffer(stored.weights[weight.parts[0]].raw(expert, expert + 1), "u1").reshape(out, inputs // 2)
+        code = raw[:, place // 2].astype(np.int64) // 16 ** (place % 2) % 16
+        power = np.frombuffer(stored.weights[weight.parts[1]].raw(expert, expert + 1), "u1").reshape(out, -1)
+        scale = 2.0 ** (power[:, place // 32].astype(np.float64) - 127)
+        found[lines - start] = single(four_bits(code) * scale).T
+        row += len(lines)
+    return found
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import show
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_MOST_STRIP_NBYTES = 16 << 20
+_MOST_HELD_NBYTES = 40 << 20
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -59,8 +63,79 @@ def part_rows(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[A
     return numbers_of(weight.raw(start, stop), weight.dtype).reshape(stop - start, *weight.shape[1:])
 
 
-def columns(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[Any]:
-    """(rows, stop - start): columns of a matrix, a short read for each of its rows."""
+def matrix_of(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) of a weight seen as a matrix whose columns are the last axis; a vector has one column."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+
+
+def raw_rows(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+    """(stop - start, bytes of a row): rows of a part seen as a matrix with the columns of its last axis."""
+    import numpy as np
+
+    weight = stored.weights[name]
+    matrix = weight if len(weight.shape) < 3 else weight.as_matrix(len(weight.shape) - 1)
+    return np.frombuffer(matrix.raw(start, stop), np.uint8).reshape(stop - start, matrix.row_nbytes)
+
+
+class Held:
+    """Parts of files that several windows need, in memory as long as they are among the last few.
+
+    Threads that want the same wait for one of them to read it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._parts: dict[tuple[str, int], _Part] = {}
+
+    def get(self, key: tuple[str, int], read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `read` gives, once as long as it is held; not to be written to."""
+        with self._lock:
+            found = self._parts.pop(key, None) or _Part()
+            self._parts[key] = found
+            while len(self._parts) > 1 and sum(one.nbytes for one in self._parts.values()) > _MOST_HELD_NBYTES:
+                del self._parts[next(iter(self._parts))]
+        return found.get(read)
+
+    def columns(self, stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[Any]:
+        """(rows, stop - start), row-major: columns of a matrix that is stored transposed.
+
+        A window takes a few hundred bytes of each row of the file, which takes longer than to decode them: strips of
+        more columns are read and held.
+        """
+        import numpy as np
+
+        (height, width), dtype = stored.tensors[name].shape, stored.tensors[name].dtype
+        wide = max(1, _MOST_STRIP_NBYTES // max(1, height * dtype.itemsize))
+        found = []
+        for number in range(start // wide, -(-stop // wide)):
+            low, high = number * wide, min(width, (number + 1) * wide)
+            strip = self.get((name, number), partial(_columns, stored, name, low, high))
+            found.append(strip[:, max(start, low) - low : min(stop, high) - low])
+        return np.concatenate(found, axis=1) if found else np.zeros((height, 0), dtype.numpy)
+
+
+class _Part:
+    """An array that is read once."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._values: NDArray[Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is held."""
+        return 0 if self._values is None else self._values.nbytes
+
+    def get(self, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `read` gives the first time."""
+        with self._lock:
+            if self._values is None:
+                self._values = read()
+            return self._values
+
+
+def _columns(stored: Checkpoint, name: str, start: int, stop: int) -> NDArray[Any]:
+    """(rows, stop - start): columns of a matrix, a read for each of its rows; bfloat16 as float32."""
     import numpy as np
 
     tensor = stored.tensors[name]

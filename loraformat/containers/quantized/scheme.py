@@ -40,7 +40,10 @@ class QuantizedScheme(Protocol):
         """
 
     def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
-        """Rows `start:stop` of the first axis: what the library of the scheme computes, before its last rounding."""
+        """(stop - start, columns): what the library of the scheme computes, before its last rounding.
+
+        Rows `start:stop` of the weight seen as a matrix: its columns are the last axis, or one where that is all.
+        """
 
     def reference(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:
         """The same values in float64, by code that shares nothing with `rows`: `--verify` compares with them."""
@@ -132,4 +135,6 @@ SCHEMES: dict[str, QuantizedScheme] = {
     "AWQ": Module("awq", ("awq",)),
     "ModelOpt": Module("modelopt", ("modelopt",)),
     "GGUF": gguf,
+    # No base is of it by itself: see `as_trained`.
+    "as trained": Module("as_trained", ()),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import Tally, finish, product, takes, window
+from loraformat.arithmetic import Tally, convert, finish, product, takes, window
 from loraformat.errors import NonFiniteValue
 from loraformat.merger.compute.apply import apply, blocks_of, strip_of
 from loraformat.merger.compute.buffers import Block, Buffers
@@ -80,6 +80,9 @@ class Computer:
 
     def _computed(self, edit: Edit, steps: Steps, raw: Block, start: int, written: Block) -> list[Tally] | None:
         """Fill `written`, rows from `start` on; their tallies, None where rows are replaced."""
+        if not edit.terms and self._is_nearest and raw.dtype is not written.dtype and takes(raw.dtype, written.dtype):
+            is_finite = convert(raw.data, raw.dtype, written.data, written.dtype)
+            return [] if is_finite else None
         if not (steps.is_plain and self._is_nearest):
             return self._rounded(edit, steps, raw, start, written)
         if self._accelerator is not None:
@@ -112,6 +115,10 @@ class Computer:
     def _read(self, edit: Edit, start: int, stop: int) -> Block:
         """Rows of the base tensor as stored; rows that it lacks are zero."""
         weight = self._inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+        if self._inputs.base.tensors[edit.source].encoded and stop <= weight.rows:
+            # In memory of its own already, which is worth no copy.
+            values = bytes_of(weight.read(start, stop), weight.dtype)
+            return Block(values, weight.dtype, stop - start, edit.matrix[1])
         block = self._buffers.block("read", stop - start, edit.matrix[1], weight.dtype)
         there = max(0, min(stop, weight.rows) - start)
         nbytes = there * block.cols * weight.dtype.itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, overload
 
 from loraformat.algebra.retention import is_lost
@@ -37,8 +38,14 @@ def tally_of(base: Floats, written: Floats, update: Floats) -> Tally:
     )
 
 
-def retentions(tallies: Mapping[str, Tally]) -> tuple[Retention, ...]:
-    """The figures of each weight, sorted by name, to the six digits that do not depend on the machine."""
+def retentions(
+    tallies: Mapping[str, Tally], errors: Mapping[str, float | None] = MappingProxyType({})
+) -> tuple[Retention, ...]:
+    """The figures of each weight, sorted by name, to the six digits that do not depend on the machine.
+
+    Args:
+        errors: ‖W - decoded W‖ by the name of the weight, where the base was quantized and decoded first.
+    """
     return tuple(
         Retention(
             weight=name,
@@ -46,9 +53,20 @@ def retentions(tallies: Mapping[str, Tally]) -> tuple[Retention, ...]:
             unchanged=tally.unchanged / max(1, tally.numel),
             norm=_six_digits(math.sqrt(tally.whole)),
             largest=_six_digits(tally.largest),
+            base_change=total_base_change({name: tally}, errors),
         )
         for name, tally in sorted(tallies.items())
     )
+
+
+def total_base_change(tallies: Mapping[str, Tally], errors: Mapping[str, float | None]) -> float | None:
+    """‖W - decoded W‖ / ‖D‖ over some weights; None where that of one is not known, or nothing was added."""
+    found = [errors.get(name) for name in tallies]
+    whole = math.fsum(tally.whole for tally in tallies.values())
+    known = [error for error in found if error is not None]
+    if not whole or len(known) < len(found):
+        return None
+    return _six_digits(math.sqrt(math.fsum(error * error for error in known) / whole))
 
 
 def total_share(tallies: Mapping[str, Tally]) -> float | None:

@@ -99,10 +99,12 @@ class QuantizedOutput:
     Attributes:
         scheme: of the base, by its name in `containers.quantized.SCHEMES`.
         is_dense: whether all are written dense; else those that no update reaches stay in codes.
+        on_loading: see `Quantized`.
     """
 
     scheme: str
     is_dense: bool
+    on_loading: str = ""
 
 
 @dataclass(frozen=True, slots=True)

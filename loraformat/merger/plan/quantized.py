@@ -99,7 +99,7 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     return Decoded(
         layout,
         _dense_edits(layout, found),
-        QuantizedOutput(base.quantized.scheme, is_dense),
+        QuantizedOutput(base.quantized.scheme, is_dense, base.quantized.on_loading),
         tuple(sorted(dense)),
         kept,
         frozenset(part for name in kept for part in weights[name].parts),
@@ -137,7 +137,9 @@ def _dense_edits(base: Checkpoint, found: Edits) -> Edits:
             edits[name] = replace(edit, dtype=weights[code].dtype.safetensors)
     for name, tensor in base.tensors.items():
         if tensor.encoded and name not in edits:
-            edits[name] = Edit(name, name, weights[tensor.encoded].dtype.safetensors, tensor.shape, ())
+            # The matrices of a stack in rows: the stack of a layer may be gigabytes.
+            row_axes = 2 if len(tensor.shape) == 3 else 1
+            edits[name] = Edit(name, name, weights[tensor.encoded].dtype.safetensors, tensor.shape, (), row_axes)
     return Edits(dict(sorted(edits.items())), found.untied, found.resized)
 
 

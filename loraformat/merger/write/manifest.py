@@ -52,7 +52,7 @@ def build_manifest(
     if inputs.base.task is not None and inputs.base.task.renamed:
         base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
     if plan.quantized is not None:
-        base["quantized"] = asdict(plan.quantized)
+        base["quantized"] = {key: value for key, value in asdict(plan.quantized).items() if value != ""}
     return {
         "schema": SCHEMA,
         "tool": {"name": "loraformat", "version": __version__},

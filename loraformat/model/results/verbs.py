@@ -147,6 +147,7 @@ class Retention:
         unchanged: share of the elements that are as they were.
         norm: Frobenius norm of D.
         largest: max |D|.
+        base_change: ‖W - decoded W‖ / ‖D‖ where the base was quantized and decoded first; else None.
     """
 
     weight: str
@@ -154,6 +155,7 @@ class Retention:
     unchanged: float
     norm: float
     largest: float
+    base_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +195,9 @@ class MergeResult:
         retention: the same for each touched weight that is not replaced, sorted by name.
         verified: how the output was compared before it was moved into place: "none", "sample" or "full".
         checked: how much of it was compared; None where nothing was.
+        as_trained: settings of bitsandbytes with which the base was quantized and decoded first; "" where it was not.
+        base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: how much larger the difference to a merge into the
+            base as it is stored is than the update; None where there is none, or files of an earlier run were taken.
     """
 
     base: str
@@ -209,6 +214,8 @@ class MergeResult:
     retention: tuple[Retention, ...] = ()
     verified: str = "none"
     checked: Checked | None = None
+    as_trained: str = ""
+    base_change: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

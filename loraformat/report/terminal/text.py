@@ -257,7 +257,11 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
-    if result.tensors_decoded:
+    if result.as_trained:
+        change = "" if result.base_change is None else f"; ‖W - decoded W‖/‖Δ‖ = {result.base_change:.3g}"
+        text = f"{result.as_trained}: linear layers quantized and decoded{change}"
+        page.say(Styled("trained ", "dim"), text)
+    elif result.tensors_decoded:
         text = f"{plural(result.tensors_decoded, 'quantized weight')} decoded"
         page.say(
             Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"

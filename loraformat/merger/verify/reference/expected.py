@@ -283,7 +283,7 @@ def _whole(site: Site, update: Update) -> Iterator[Run]:
 
 def _expected(name: str, origin: str, shares: Sequence[Share], tensors: Mapping[str, StoredTensor]) -> Expected:
     source = tensors[origin]
-    shape, axes = source.shape, 1
+    shape, axes = source.shape, 2 if source.encoded and len(source.shape) == 3 else 1
     for share in shares:
         update = share.update
         if len(shape) == 3 and isinstance(update, LowRank) and not update.kernel:

@@ -1,0 +1,17 @@
+"""A dense base as QLoRA trains on it: its linear layers quantized by bitsandbytes on loading, and decoded.
+
+It is read like a base that is stored in codes, each of whose weights has one part, the dense tensor.
+"""
+
+from loraformat.containers.quantized.as_trained.loading import (
+    as_trained,
+    described,
+    error_of,
+    reference,
+    rows,
+    together,
+    weights,
+)
+from loraformat.containers.quantized.as_trained.quantizer import Quantizer
+
+__all__ = ["Quantizer", "as_trained", "described", "error_of", "reference", "rows", "together", "weights"]
