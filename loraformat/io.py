@@ -16,6 +16,7 @@ from loraformat.containers import (
     open_bundle,
     open_checkpoint,
     save_bundle,
+    with_components,
 )
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
@@ -99,10 +100,17 @@ def read_bundle(bundle: Bundle, *, format: str | None = None, hints: Hints = Hin
     return Opened(bundle.uri, bundle, chosen, found.reason, adapter)
 
 
-def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+def hints_of(
+    assumptions: Assumptions,
+    base: Checkpoint | None = None,
+    budget: Budget | None = None,
+    *,
+    partial: bool = False,
+) -> Hints:
     """As hints for a reader, with the base's names and shapes where there is one, and the steps of the run."""
     weights = None if base is None else {name: tensor.shape for name, tensor in base.tensors.items()}
-    return Hints(**assumptions.said(), weights=weights, budget=budget)
+    components = () if base is None else tuple(base.components)
+    return Hints(**assumptions.said(), weights=weights, components=components, is_partial=partial, budget=budget)
 
 
 def _with_task(adapter: Adapter, task: str | None) -> Adapter:
@@ -122,6 +130,7 @@ def load_adapter(
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
 ) -> Adapter:
     """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` or `torch()` is called.
 
@@ -136,11 +145,13 @@ def load_adapter(
         alpha: for files that do not state it; short for `assumptions`.
         assumptions: what else the files do not say.
         format: name of a format ("peft", "native", "dump"), to skip detection.
+        partial: leave out what the reader of an image or video format does not understand, and name it in the notes,
+            rather than refuse the file.
 
     Raises: LoraFormatError and its subclasses; AssumptionContradicted (LF024): the files say otherwise.
     """
     opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
-    hints = hints_of(with_alpha(alpha, assumptions), opened)
+    hints = hints_of(with_alpha(alpha, assumptions), opened, partial=partial)
     return open_adapter(uri, format=format, hints=hints).adapter
 
 
@@ -192,7 +203,7 @@ def save_adapter(
     with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
-            check(bundle_of_store(store, out))
+            check(with_components(bundle_of_store(store, out)))
         return written
 
 

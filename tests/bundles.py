@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,14 @@ def tensors(
 
 def loaded(written: Bundle) -> dict[str, Any]:
     """The content of a bundle, values and all: what `bundle` takes."""
-    return {name: content_of(each) for name, each in written.files.items()}
+    return {name: _loaded(each) for name, each in written.files.items()}
+
+
+def _loaded(each: File) -> Any:
+    """What a file holds; with its header where that says more than whose tensors these are."""
+    content = content_of(each)
+    metadata = each.open().metadata if isinstance(each, TensorFile) else {}
+    return replace(tensors(content), metadata=metadata) if metadata.keys() - {"format"} else content
 
 
 def content_of(each: File) -> Any:

@@ -13,9 +13,27 @@ from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 
 if TYPE_CHECKING:
-    from loraformat.formats import dump, litgpt, loralib, minimind, minlora, mlx, native, peft, raschka  # noqa: TC004 - a module
+    from loraformat.formats import (  # noqa: TC004 - modules
+        comfy,
+        diffusers,
+        dump,
+        kohya,
+        litgpt,
+        loralib,
+        lycoris,
+        minimind,
+        minlora,
+        mlx,
+        native,
+        peft,
+        raschka,
+        xlabs,
+    )
 
-    _EVERY: tuple[Format, ...] = (native, peft, mlx, loralib, litgpt, minlora, raschka, minimind, dump)
+    _EVERY: tuple[Format, ...] = (
+        *(native, peft, mlx, loralib, litgpt, minlora, raschka, minimind),
+        *(diffusers, kohya, comfy, lycoris, xlabs, dump),
+    )
 
 __all__ = ["FORMATS", "detect", "foreign", "get", "kit", "peft"]
 
@@ -66,28 +84,18 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
     return best[0]
 
 
-# Files by which other dialects are told. They are refused by name rather than taken for something that they are not.
-_UNREAD = {
-    "pytorch_lora_weights.safetensors": "a diffusers adapter",
-    "pytorch_lora_weights.bin": "a diffusers adapter",
-}
-
-
 def _refuse_unread(bundle: Bundle) -> None:
-    """Raises: UnknownFormat (LF010): the file, or the names in it, are those of a dialect that is not read."""
+    """Raises: UnknownFormat (LF010): the names in the file are those of a dialect that is not read."""
     from loraformat.formats.foreign import dialect_of
 
     file = the_file(bundle)
-    found = None if file is None or file.name in _UNREAD else dialect_of(file.open().entries)
+    found = None if file is None else dialect_of(file.open().entries)
     if found is not None:
         raise UnknownFormat(
             f'this looks like {found[0]}, which is not read yet: "{show(found[1], 100)}" is in no base under that name',
             where=bundle.uri,
             hint="--from dump takes the names as they stand in the file",
         )
-    for name, dialect in _UNREAD.items():
-        if name in bundle.files:
-            raise UnknownFormat(f"{name}: this is {dialect}, which is not read yet", where=bundle.uri)
 
 
 def _unknown(bundle: Bundle) -> UnknownFormat:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
+from loraformat.containers import sources_of
 from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
@@ -61,6 +62,7 @@ def convert(
     peft_version: str | None = None,
     strip_metadata: bool = False,
     check_roundtrip: bool = False,
+    partial: bool = False,
     dry_run: bool = False,
     strict: bool = False,
     force: bool = False,
@@ -89,6 +91,7 @@ def convert(
         peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
+        partial: leave out what the reader of an image format does not understand, and name it.
         dry_run: report and write nothing.
         strict: refuse where anything is lost.
         force: let forgivable errors pass as warnings (`rules.refuse`).
@@ -104,7 +107,7 @@ def convert(
     checkpoint = open_base(base)
     known = with_alpha(alpha, assumptions)
     name = None if base_model is None else _base_model(base_model)
-    opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format)
+    opened, found = open_subject(source, base=checkpoint, assumptions=known, format=format, partial=partial)
     if name is not None:
         found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
     read, repairs = mend(opened.adapter, checkpoint, to)
@@ -115,7 +118,7 @@ def convert(
         adapter, replaced = _with_base_model(adapter, *name)
         changes = (*changes, *replaced)
     losses = (*changes, *target.losses(adapter, options))
-    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
+    permissions = permissions_for(sources_of(opened.bundle), out)
     if is_restricted(permissions) and not dry_run:
         findings = (*findings, kept_private(FindingLocation(subject=out), permissions))
     if announce is not None:

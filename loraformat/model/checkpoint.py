@@ -13,6 +13,9 @@ from loraformat.model.tensors import DType, Entry, Span
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
 
+# The file that makes a folder a pipeline of diffusers.
+PIPELINE = "model_index.json"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -203,6 +206,7 @@ class Checkpoint:
         opened: the files, or None for headers alone. Whoever needs bytes of the base reads them here or by `weights`:
             files that are opened again may be others.
         quantized: how some of the weights are stored; None where all are tensors of the files.
+        components: of a pipeline of diffusers: name → the base that its folder holds; {} for one model.
     """
 
     uri: str
@@ -218,6 +222,7 @@ class Checkpoint:
     weights: Mapping[str, BaseWeight] = field(default_factory=dict)
     opened: OpenedFiles | None = None
     quantized: Quantized | None = None
+    components: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     @property
     def as_stored(self) -> Checkpoint:

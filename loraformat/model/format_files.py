@@ -39,6 +39,8 @@ class FormatFiles:
         """Whether the module has to be asked about a bundle; False only where its `sniff` finds nothing."""
         if any(name in bundle.files for name in (*self.weights, *self.settings)):
             return True
+        if self.own_key and any(name.endswith(f"/{self.config}") for name in bundle.files):
+            return True
         if self.config and self.config in bundle.files:
             return self._may_own(bundle.files[self.config])
         return bool(self.tensors) and _has_tensor(bundle, self.tensors)
@@ -53,6 +55,12 @@ class FormatFiles:
             return True
         return (not self.own_key or self.own_key in value) and (not self.foreign_key or self.foreign_key not in value)
 
+
+# How names of tensors of image and video adapters end, in every dialect.
+IMAGE_ENDINGS = (
+    *(".weight", ".alpha", ".lora_A", ".lora_B", ".dora_scale", ".magnitude", ".diff", ".diff_b", ".w_norm", ".b_norm"),
+    *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".set_weight"),
+)
 
 # The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
 FORMAT_FILES = (
@@ -83,6 +91,15 @@ FORMAT_FILES = (
     FormatFiles(name="minlora", tensors=(".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")),
     FormatFiles(name="raschka", tensors=(".lora.A", ".lora.B")),
     FormatFiles(name="minimind", tensors=(".lora.A.weight", ".lora.B.weight")),
+    FormatFiles(
+        name="diffusers",
+        weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        tensors=IMAGE_ENDINGS,
+    ),
+    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS),
+    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS),
+    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS),
+    FormatFiles(name="xlabs", tensors=("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")),
     FormatFiles(name="dump", tensors=("",)),
 )
 

@@ -13,6 +13,7 @@ __all__ = [
     "Spelling",
     "TaskClass",
     "architecture_of",
+    "families",
     "family_of",
     "levels_of",
     "parts_cleanly",

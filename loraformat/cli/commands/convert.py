@@ -16,7 +16,7 @@ from loraformat.cli import completers, options
     required=True,
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Format to write: native, peft, mlx or loralib.",
+    help="Format to write: native, peft, mlx, loralib, diffusers, kohya, comfy or lycoris.",
 )
 @options.out
 @options.source_format
@@ -36,6 +36,7 @@ from loraformat.cli import completers, options
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
 @click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
 @click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
+@options.partial
 @click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse where anything would be lost.")
 @options.force
@@ -56,6 +57,7 @@ def command(
     peft_version: str | None,
     strip_metadata: bool,
     check_roundtrip: bool,
+    partial: bool,
     dry_run: bool,
     strict: bool,
     force: bool,
@@ -85,6 +87,7 @@ def command(
             peft_version=peft_version,
             strip_metadata=strip_metadata,
             check_roundtrip=check_roundtrip,
+            partial=partial,
             dry_run=dry_run,
             strict=strict,
             force=force,

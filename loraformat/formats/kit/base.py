@@ -33,10 +33,15 @@ class Hints(Assumptions):
 
     Attributes:
         weights: names of the base's tensors with their shapes, from `--base`.
+        components: of the base, where it is a pipeline: the first parts of the names in `weights`.
+        is_partial: whether a reader leaves out what it does not understand, and names it, rather than refuse the file
+            (`--partial`).
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
     """
 
     weights: Mapping[str, tuple[int, ...]] | None = None
+    components: tuple[str, ...] = ()
+    is_partial: bool = False
     budget: Budget | None = None
 
     @property

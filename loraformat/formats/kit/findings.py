@@ -405,6 +405,26 @@ def found_below(where: Where, folder: str) -> Said:
     return where, f"the adapter was read from {folder}"
 
 
+@kind("LF249", Severity.WARNING)
+def left_out(where: Where, names: list[str], reason: str) -> Said:
+    """Tensors of the file are no part of the adapter that was read: each is named.
+
+    ## Why is this bad?
+    With `--partial`, what was trained in them is missing from everything that is made of the adapter. Without it, only
+    tensors that change no weight are left out.
+
+    ## Example
+    `lora_unet_double_blocks_0_img_attn_gate.lora_down.weight` beside the modules of FLUX.2, which has no such module.
+
+    ## Use instead
+    Find out what wrote them; an adapter of a newer model may need its base: `--base BASE`.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return where, f"left out {counted(len(names), 'tensor')}: {reason}: {', '.join(names)}"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -422,4 +442,5 @@ FINDINGS = (
     trained_beside,
     unread_beside,
     found_below,
+    left_out,
 )

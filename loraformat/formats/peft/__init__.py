@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraformat.formats.kit.base import Match
 from loraformat.formats.kit.fields import readable
+from loraformat.formats.peft.components import components_of
 from loraformat.formats.peft.keys import CONFIG, WEIGHTS
 from loraformat.formats.peft.read import read
 from loraformat.formats.peft.write import losses, write
@@ -50,6 +51,9 @@ __all__ = [
 
 def sniff(bundle: Bundle) -> Match | None:
     """By file names; a config alone must have `peft_type`, because other tools call theirs the same."""
+    components = components_of(bundle)
+    if components and all(f"{name}/{CONFIG}" in bundle.files for name in components):
+        return Match(certain=True, reason=f"{CONFIG} is in {', '.join(components)}")
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
         return Match(certain=True, reason=f"{weights} is there")
