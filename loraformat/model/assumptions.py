@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -63,8 +64,11 @@ def _task(value: object) -> str:
     return str(value)
 
 
+_COMPONENT = re.compile(r"(unet|prior|transformer|text_encoder|image_encoder)(_[2-9])?")
+
+
 def _component(value: object) -> str:
-    if not isinstance(value, str) or not value.isidentifier():
+    if not isinstance(value, str) or not _COMPONENT.fullmatch(value):
         raise ValueError
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class FormatFiles:
         weights: names of its weight files.
         settings: names of other files that only this format has.
         tensors: how names of its tensors end, where one file of tensors may be enough; () where it is not.
+        starts: how names of its tensors begin, where that tells too: a pattern; "" for anyhow.
     """
 
     name: str
@@ -29,6 +31,7 @@ class FormatFiles:
     weights: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    starts: str = ""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -43,7 +46,7 @@ class FormatFiles:
             return True
         if self.config and self.config in bundle.files:
             return self._may_own(bundle.files[self.config])
-        return bool(self.tensors) and _has_tensor(bundle, self.tensors)
+        return bool(self.tensors) and _has_tensor(bundle, self.tensors, re.compile(self.starts))
 
     def _may_own(self, config: File) -> bool:
         """Whether a config may be this format's; a damaged one may be anybody's."""
@@ -60,6 +63,14 @@ class FormatFiles:
 IMAGE_ENDINGS = (
     *(".weight", ".alpha", ".lora_A", ".lora_B", ".dora_scale", ".magnitude", ".diff", ".diff_b", ".w_norm", ".b_norm"),
     *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".set_weight"),
+)
+# How they begin: a component's prefix, or the first module of a U-Net or a diffusion transformer.
+IMAGE_STARTS = (
+    r"(module\.|_orig_mod\.|base_model\.model\.)*(lora_(unet|te[123]?|transformer|prior)_|lycoris_|(model\.)?diffusion_model\."
+    r"|text_encoders?[._]|(unet|prior|transformer_2)\.|(transformer\.)?("
+    r"(single_)?transformer_blocks\.|(double|single|joint|down|up|input|output)_blocks\.|mid_block\.|middle_block\."
+    r"|blocks\.[0-9]+\.(attn[12]|self_attn|cross_attn|ffn)\.|(noise|context)_refiner\.|sformer_blocks\."
+    r"|layers\.[0-9]+\.(attention|feed_forward|adaLN_modulation)\.|distilled_guidance_layer\.))"
 )
 
 # The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
@@ -95,10 +106,11 @@ FORMAT_FILES = (
         name="diffusers",
         weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
         tensors=IMAGE_ENDINGS,
+        starts=IMAGE_STARTS,
     ),
-    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS),
-    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS),
-    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS),
+    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
     FormatFiles(name="xlabs", tensors=("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")),
     FormatFiles(name="dump", tensors=("",)),
 )
@@ -136,10 +148,10 @@ def the_file(bundle: Bundle) -> TensorFile | None:
     return files[0] if len(files) == 1 else None
 
 
-def _has_tensor(bundle: Bundle, endings: tuple[str, ...]) -> bool:
+def _has_tensor(bundle: Bundle, endings: tuple[str, ...], start: re.Pattern[str]) -> bool:
     """Whether the names in the one tensor file tell; a file that cannot be opened is for the module to judge."""
     file = the_file(bundle)
     try:
-        return file is not None and any(name.endswith(endings) for name in file.open().entries)
+        return file is not None and any(name.endswith(endings) and start.match(name) for name in file.open().entries)
     except ContainerError:
         return True

@@ -425,6 +425,26 @@ def left_out(where: Where, names: list[str], reason: str) -> Said:
     return where, f"left out {counted(len(names), 'tensor')}: {reason}: {', '.join(names)}"
 
 
+@kind("LF250", Severity.WARNING)
+def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
+    """Some modules of the file have a tensor that others of the same kind lack: an alpha, a DoRA magnitude, a delta.
+
+    ## Why is this bad?
+    Each module is read as it stands. A module without `.alpha` has the scale 1, which may be many times what was
+    trained; one without a magnitude is plain LoRA. A tool that lost a tensor on the way leaves such a file.
+
+    ## Example
+    `.alpha` for all modules but `lora_unet_double_blocks_0_img_attn_proj`.
+
+    ## Use instead
+    Get the file again, or from where it was trained. If it was trained so, nothing has to be done.
+
+    ## Source
+    diffusers 0.42.1 and OneTrainer 23df3832 read modules without alpha with the scale 1.
+    """
+    return where, f"{what}; without: {listed(names)}"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -443,4 +463,5 @@ FINDINGS = (
     unread_beside,
     found_below,
     left_out,
+    uneven_modules,
 )

@@ -156,7 +156,7 @@ def alpha_tensor(scale: float, rank: int) -> LazyTensor:
     import numpy as np
 
     alpha = Scaling().alpha(scale, rank)
-    wide = np.float32(alpha) != alpha
+    wide = float(np.float32(alpha)) != alpha
     return LazyTensor.of(np.asarray(alpha, np.float64 if wide else np.float32))
 
 

@@ -7,7 +7,8 @@ Source: sd-scripts 48d368fa, library/sai_model_spec.py and networks/lora.py; Sta
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 from loraformat.diagnostics import json_text
 from loraformat.formats.kit.image.metadata import KEY
@@ -16,6 +17,7 @@ from loraformat.formats.kit.image.write import Plan, common, ranks_and_scales
 from loraformat.formats.kit.scaling import Scaling
 from loraformat.formats.kit.update_slots import most_common
 from loraformat.model.adapter import Adapter
+from loraformat.model.patterns.keys import ends_of
 from loraformat.model.updates import LowRank
 
 # Family → (architecture of ModelSpec, implementation of ModelSpec, the trainer's module).
@@ -89,7 +91,11 @@ def of_diffusers(adapter: Adapter, plan: Plan) -> dict[str, str]:
 
 
 def _settings(plan: Plan, component: str) -> Mapping[str, object]:
-    """LoraConfig of one component: names without `text_model.`, which transformers 5 does not have in memory."""
+    """LoraConfig of one component: names without `text_model.`, which transformers 5 does not have in memory.
+
+    Keys of patterns and names of targets select every module that ends so, but for those that begin with `^`: the
+    denoiser's "proj_out" would select "single_transformer_blocks.0.proj_out" too.
+    """
     every = {
         module.removeprefix("text_model."): (rank, Scaling().alpha(scale, rank))
         for each, module, rank, scale in ranks_and_scales(plan)
@@ -101,14 +107,26 @@ def _settings(plan: Plan, component: str) -> Mapping[str, object]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {module: each for module, (each, _) in every.items() if each != rank},
-        "alpha_pattern": {module: each for module, (_, each) in every.items() if each != alpha},
-        "target_modules": sorted(every),
+        "rank_pattern": {_key(component, module): each for module, (each, _) in every.items() if each != rank},
+        "alpha_pattern": {_key(component, module): each for module, (_, each) in every.items() if each != alpha},
+        "target_modules": _targets(every),
         "use_dora": _has_dora(plan, component),
         "use_rslora": False,
         "lora_bias": has_bias,
         "bias": "none",
     }
+
+
+def _key(component: str, module: str) -> str:
+    return module if component.startswith("text_encoder") else f"^{module}"
+
+
+def _targets(modules: Collection[str]) -> list[str] | str:
+    """The modules as names, or as one pattern where one name is the end of another."""
+    ends = {end for module in modules for end in ends_of(module) if end != module}
+    if not ends.intersection(modules):
+        return sorted(modules)
+    return "|".join(re.escape(module) for module in sorted(modules))
 
 
 def _has_dora(plan: Plan, component: str) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, listed, show
 from loraformat.errors import FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
-from loraformat.formats.kit.findings import announced_but_absent, left_out, not_only_tensors
+from loraformat.formats.kit.findings import announced_but_absent, left_out, not_only_tensors, uneven_modules
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.image.metadata import StatedScales, hints_of_model, kept
 from loraformat.formats.kit.image.modules import BIAS, Chains, Incomplete, chains_of
@@ -95,6 +96,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         other_files=other_files(bundle, (file.name,)),
         notes=(
             *_notes(raw, faults, where),
+            *_uneven(raw.modules, where),
             *_dora_notes(stated, built, where),
             *_wrapper_notes(tensors, where),
             *left_behind(bundle, (file.name,)),
@@ -239,6 +241,29 @@ def _notes(raw: RawModules, faults: Faults, where: FindingLocation) -> Iterable[
         yield left_out(where, names, faults[0][1])
     if raw.auxiliary:
         yield left_out(where, raw.auxiliary, "bookkeeping of a tool for sliders, which changes no weight")
+
+
+def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Finding]:
+    """LF250 for roles that some modules lack: of all pairs in the file, and of one module in all blocks."""
+    pairs = [module for module in modules if "down" in module.parts]
+    for role, word in (("alpha", ".alpha"), ("dora_scale", ".dora_scale"), ("magnitude", "a DoRA magnitude")):
+        without = [module.name for module in pairs if role not in module.parts]
+        if without and len(without) < len(pairs):
+            yield uneven_modules(where, f"{len(pairs) - len(without)} of {len(pairs)} modules have {word}", without)
+    alike: dict[tuple[str, str], list[RawModule]] = {}
+    for module in modules:
+        alike.setdefault((module.slot, _NUMBERS.sub("#", module.path)), []).append(module)
+    for several in alike.values():
+        every = {role for module in several for role in module.parts} - {"alpha", "dora_scale", "magnitude"}
+        for role in sorted(every) if len(several) > 1 else ():
+            without = [module.name for module in several if role not in module.parts]
+            if without:
+                yield uneven_modules(
+                    where, f"{len(several) - len(without)} of {len(several)} blocks have {role}", without
+                )
+
+
+_NUMBERS = re.compile(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])")
 
 
 def _wrapper_notes(tensors: Tensors, where: FindingLocation) -> Iterable[Finding]:

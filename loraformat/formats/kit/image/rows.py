@@ -29,9 +29,9 @@ def rows_of(update: Update) -> int:
 
 
 def inputs_of(update: Update) -> int | None:
-    """How many columns, where it has two axes; None for a vector or a convolution."""
+    """How many inputs its module has; None for a vector."""
     shape = update.shape if isinstance(update, (LowRank, Hadamard, Kronecker, Dense, Replace)) else ()
-    return shape[1] if len(shape) == 2 else None
+    return shape[1] if len(shape) > 1 else None
 
 
 def select(update: Update, spans: Sequence[Span]) -> Update:
