@@ -245,8 +245,9 @@ def _notes(raw: RawModules, faults: Faults, where: FindingLocation) -> Iterable[
 
 def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Finding]:
     """LF250 for roles that some modules lack: of all pairs in the file, and of one module in all blocks."""
-    pairs = [module for module in modules if "down" in module.parts]
+    scaled = [module for module in modules if not _SCALED.isdisjoint(module.parts)]
     for role, word in (("alpha", ".alpha"), ("dora_scale", ".dora_scale"), ("magnitude", "a DoRA magnitude")):
+        pairs = scaled if role == "alpha" else [module for module in scaled if "down" in module.parts]
         without = [module.name for module in pairs if role not in module.parts]
         if without and len(without) < len(pairs):
             yield uneven_modules(where, f"{len(pairs) - len(without)} of {len(pairs)} modules have {word}", without)
@@ -263,6 +264,8 @@ def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Findin
                 )
 
 
+# Of each algorithm a tensor that has a scale; LoKr of two whole sides has none.
+_SCALED = frozenset(("down", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"))
 _NUMBERS = re.compile(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])")
 
 
