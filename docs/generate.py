@@ -28,6 +28,7 @@ from loraformat.formats.kit.base import CONTENTS
 from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 from loraformat.model.updates import every_kind
+from loraformat.naming.families import denoisers
 
 ROOT = Path(__file__).parent.parent
 WALKS = ("inspect.md", "validate.md")
@@ -151,6 +152,19 @@ def _cell(refused: tuple[str, ...]) -> str:
     return f"not {', '.join(refused)}" if refused else "all"
 
 
+def _families() -> str:
+    """The families whose names are known, and which names files of two formats have."""
+    rows = "".join(
+        f"| {each.title} | `{each.component}` | {', '.join(each.classes)} | {each.kohya} | {each.comfy} |\n"
+        for each in denoisers()
+    )
+    return (
+        "Names of modules that are known without a base; of any other model `--base` tells them. The names are\n"
+        "those of diffusers, or those of the original, whose fused modules are split and joined.\n\n"
+        f"| model | component | class in diffusers | names in kohya | names in comfy |\n|---|---|---|---|---|\n{rows}"
+    )
+
+
 def formats_page() -> str:
     """docs/formats/README.md: the formats, the matrix and its words."""
     head, rows = _matrix()
@@ -164,6 +178,7 @@ def formats_page() -> str:
         "as it was: `tests/test_conversions.py` does every pair. DoRA of an embedding is refused between mlx and\n"
         "the others too: MLX-LM takes norms of rows there, PEFT of columns.\n"
         f"\n| word | meaning |\n|---|---|\n{kinds}"
+        f"\n## Image and video models\n\n{_families()}"
         f"\n## What a writer holds, and what it loses\n\n| name | holds | loses |\n|---|---|---|\n{losses}"
     )
 

@@ -16,6 +16,7 @@ from loraformat.containers import (
     open_bundle,
     open_checkpoint,
     save_bundle,
+    with_components,
 )
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
 from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
@@ -120,12 +121,25 @@ def _experts_of(hints: Hints) -> int | None:
     return count if isinstance(count, int) and count else None
 
 
-def hints_of(assumptions: Assumptions, base: Checkpoint | None = None, budget: Budget | None = None) -> Hints:
+def hints_of(
+    assumptions: Assumptions,
+    base: Checkpoint | None = None,
+    budget: Budget | None = None,
+    *,
+    partial: bool = False,
+) -> Hints:
     """As hints for a reader, with the base's names, shapes and config where there is one, and the steps of the run."""
     if base is None:
-        return Hints(**assumptions.said(), budget=budget)
-    weights = {name: tensor.shape for name, tensor in base.tensors.items()}
-    return Hints(**assumptions.said(), weights=weights, budget=budget, config=base.config, settings=base.settings)
+        return Hints(**assumptions.said(), is_partial=partial, budget=budget)
+    return Hints(
+        **assumptions.said(),
+        weights={name: tensor.shape for name, tensor in base.tensors.items()},
+        components=tuple(base.components),
+        is_partial=partial,
+        budget=budget,
+        config=base.config,
+        settings=base.settings,
+    )
 
 
 def _with_task(adapter: Adapter, task: str | None) -> Adapter:
@@ -145,6 +159,7 @@ def load_adapter(
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
 ) -> Adapter:
     """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` or `torch()` is called.
 
@@ -159,11 +174,13 @@ def load_adapter(
         alpha: for files that do not state it; short for `assumptions`.
         assumptions: what else the files do not say.
         format: name of a format ("peft", "native", "dump"), to skip detection.
+        partial: leave out what the reader of an image or video format does not understand, and name it in the notes,
+            rather than refuse the file.
 
     Raises: LoraFormatError and its subclasses; AssumptionContradicted (LF024): the files say otherwise.
     """
     opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
-    hints = hints_of(with_alpha(alpha, assumptions), opened)
+    hints = hints_of(with_alpha(alpha, assumptions), opened, partial=partial)
     return open_adapter(uri, format=format, hints=hints).adapter
 
 
@@ -224,7 +241,7 @@ def save_adapter(
     with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
-            check(bundle_of_store(store, out))
+            check(with_components(bundle_of_store(store, out)))
         return written
 
 

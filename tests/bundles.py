@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,14 +46,18 @@ def tensors(
 
 def loaded(written: Bundle) -> dict[str, Any]:
     """The content of a bundle, values and all: what `bundle` takes."""
-    return {name: _with_settings(each) for name, each in written.files.items()}
+    return {name: _with_header(each) for name, each in written.files.items()}
 
 
-def _with_settings(each: File) -> Any:
-    """A file's content; of GGUF with what its header says, without which it is nothing."""
-    if isinstance(each, TensorFile) and each.open().container == "gguf":
-        return tensors(content_of(each), "gguf", **each.open().extras)
-    return content_of(each)
+def _with_header(each: File) -> Any:
+    """A file's content; with its header where that says more than whose tensors these are."""
+    content = content_of(each)
+    if not isinstance(each, TensorFile):
+        return content
+    header = each.open()
+    if header.container == "gguf":
+        return tensors(content, "gguf", **header.extras)
+    return replace(tensors(content), metadata=header.metadata) if header.metadata.keys() - {"format"} else content
 
 
 def content_of(each: File) -> Any:

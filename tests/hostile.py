@@ -209,6 +209,34 @@ def damaged_normalizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}, "normalizer": normalizer}))
 
 
+def image(folder: Path, **metadata: str) -> None:
+    """A good file of kohya's names with a hostile header."""
+    sizes = {f"lora_unet_conv_in.lora_{side}.weight": ("F32", [2, 2], 16) for side in ("down", "up")}
+    (folder / "lora.safetensors").write_bytes(safetensors(sizes, struct.pack("<8f", *[1.0] * 8), __metadata__=metadata))
+
+
+def deep_adapter_metadata(folder: Path) -> None:
+    image(folder, lora_adapter_metadata="[" * 100_000)
+
+
+def slow_alpha_pattern(folder: Path) -> None:
+    said = {"unet.r": 2, "unet.lora_alpha": 2, "unet.alpha_pattern": {"(a|aa)+" * 40 + "$": 4}}
+    image(folder, lora_adapter_metadata=json.dumps(said))
+
+
+def deep_tags(folder: Path) -> None:
+    image(folder, ss_tag_frequency='{"a":' * 100_000)
+
+
+def many_tags(folder: Path) -> None:
+    image(folder, ss_tag_frequency=json.dumps({"img": {f"\x1b[2Jtag{n}": 2**63 for n in range(50_000)}}))
+
+
+def numbers_in_every_name(folder: Path) -> None:
+    names = [f"lora_unet_{'_'.join(['0'] * 2000)}_{n}.lora_down.weight" for n in range(50)]
+    (folder / "lora.safetensors").write_bytes(safetensors({name: ("F32", [1, 1], 4) for name in names}))
+
+
 def url_as_base(folder: Path) -> None:
     peft(folder, config={"base_model_name_or_path": "http://127.0.0.1:9/model"})
 
@@ -244,6 +272,11 @@ MAKERS: tuple[Callable[[Path], None], ...] = (
     token_of_two_to_the_32,
     damaged_normalizer,
     url_as_base,
+    deep_adapter_metadata,
+    slow_alpha_pattern,
+    deep_tags,
+    many_tags,
+    numbers_in_every_name,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from strategies import lazy
 
-from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.updates import Dense, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, SubtractedInit, Update
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
@@ -29,3 +29,17 @@ SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
 def sample(kind: str) -> Adapter:
     updates = {LAYER: (PLAIN,), **SAMPLES[kind]}
     return Adapter(config=AdapterConfig(), updates=dict(sorted(updates.items())))
+
+
+IMAGES = ("diffusers", "kohya", "comfy", "lycoris")
+_BLOCK = "transformer.transformer_blocks.0"
+_IMAGE_LAYER = f"{_BLOCK}.ff.net.0.proj.weight"
+
+
+def image_sample(kind: str) -> Adapter:
+    """As `sample`, with the names of FLUX.1 where a layer of a language model stands there."""
+    others = {f"{_BLOCK}.ff.net.2.{name.rpartition('.')[2]}": chain for name, chain in SAMPLES[kind].items()}
+    moved = {_IMAGE_LAYER: SAMPLES[kind][LAYER]} if LAYER in SAMPLES[kind] else others
+    updates = {_IMAGE_LAYER: (PLAIN,), **moved}
+    pipeline = Pipeline(families=("flux",), components=("transformer",))
+    return Adapter(config=AdapterConfig(pipeline=pipeline), updates=dict(sorted(updates.items())))

@@ -168,6 +168,9 @@ container = click.option(
     help="Container of the weight files; by default that of the source or the format's own.",
 )
 force = click.option("--force", is_flag=True, help="Let errors about config and metadata pass as warnings.")
+partial = click.option(
+    "--partial", is_flag=True, help="Leave out tensors of an image adapter that are not understood, and name each."
+)
 overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 
 CONTAINERS = {"safetensors": "safetensors", "pt": "torch", None: None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraformat import strict_json
-from loraformat.containers.adapter_folder import open_adapter_files
+from loraformat.containers.adapter_folder import open_adapter_files, sources_of, with_components
 from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
@@ -38,9 +38,11 @@ __all__ = [
     "read_rows",
     "read_rows_into",
     "save_bundle",
+    "sources_of",
     "strict_json",
     "torch_zip",
     "weight_of",
+    "with_components",
 ]
 
 

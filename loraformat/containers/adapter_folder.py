@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from loraformat.containers.bundles import open_bundle
 from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
-from loraformat.model.bundle import Bundle
+from loraformat.model.bundle import Bundle, OpenedFiles
 from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
+from loraformat.naming.families import COMPONENTS
 from loraformat.storage import LocalStore
 
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
@@ -32,6 +33,8 @@ def open_adapter_files(uri: str) -> Bundle:
         return bundle
     if not has_config(bundle) and bundle.tensor_files():
         return bundle
+    if (components := with_components(bundle)) is not bundle:
+        return components
     found = list(_adapters_below(bundle))
     if not found:
         return bundle
@@ -64,3 +67,75 @@ def _has_weights(bundle: Bundle) -> bool:
     return any(
         is_part_of(name, weights) for config in CONFIGS for weights in weights_beside(config) for name in bundle.files
     )
+
+
+def sources_of(bundle: Bundle) -> list[tuple[object, tuple[str, ...]]]:
+    """The folders that the files of an adapter were read from, each with their names there."""
+    if isinstance(bundle.opened, ComponentFiles):
+        return [(store, tuple(store.files())) for store in bundle.opened.opened.values()]
+    return [(bundle.opened, tuple(bundle.files))]
+
+
+def with_components(bundle: Bundle) -> Bundle:
+    """The PEFT folders of the components of a pipeline as one adapter; other folders as they are.
+
+    Names of files begin with the component's folder: "transformer/adapter_config.json".
+    """
+    if not bundle.folders or not set(bundle.folders) <= set(COMPONENTS) or not isinstance(bundle.opened, LocalStore):
+        return bundle
+    inner = {name: open_bundle(os.path.join(bundle.opened.location, name)) for name in bundle.folders}
+    if not all(has_config(one) for one in inner.values()):
+        return bundle
+    files = {
+        f"{folder}/{name}": replace(file, name=f"{folder}/{name}")
+        for folder, one in inner.items()
+        for name, file in one.files.items()
+    }
+    opened = ComponentFiles(bundle.uri, {name: one.opened for name, one in inner.items() if one.opened is not None})
+    return replace(bundle, files={**bundle.files, **files}, folders=(), opened=opened)
+
+
+class ComponentFiles:
+    """The opened files of the folders of components, as one; names begin with the folder's. See OpenedFiles."""
+
+    is_single_file = False
+
+    def __init__(self, uri: str, opened: Mapping[str, OpenedFiles]) -> None:
+        self.uri, self.opened = uri, opened
+
+    def _of(self, path: str) -> tuple[OpenedFiles, str]:
+        component, _, name = path.partition("/")
+        return self.opened[component], name
+
+    def files(self) -> Mapping[str, int]:
+        """See OpenedFiles."""
+        return {f"{name}/{file}": size for name, one in self.opened.items() for file, size in one.files().items()}
+
+    def folders(self) -> tuple[str, ...]:
+        """None that is not looked into."""
+        return ()
+
+    def size(self, path: str) -> int:
+        """See OpenedFiles."""
+        opened, name = self._of(path)
+        return opened.size(name)
+
+    def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """See OpenedFiles."""
+        opened, name = self._of(path)
+        return opened.read(name, offset, nbytes)
+
+    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
+        """See OpenedFiles."""
+        opened, name = self._of(path)
+        opened.read_into(name, offset, buffer)
+
+    def identity(self, path: str) -> tuple[str | int, ...]:
+        """See OpenedFiles."""
+        opened, name = self._of(path)
+        return opened.identity(name)
+
+    def check_inside(self, path: str) -> None:
+        """See OpenedFiles."""
+        opened, name = self._of(path)
+        opened.check_inside(name)

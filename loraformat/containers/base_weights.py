@@ -28,6 +28,23 @@ class BaseWeights(Mapping[str, BaseWeight]):
         return len(self._tensors)
 
 
+class ComponentWeights(Mapping[str, BaseWeight]):
+    """The weights of all components of a pipeline; names begin with the component's."""
+
+    def __init__(self, components: Mapping[str, Mapping[str, BaseWeight]]) -> None:
+        self._components = components
+
+    def __getitem__(self, name: str) -> BaseWeight:
+        component, _, weight = name.partition(".")
+        return replace(self._components[component][weight], name=name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{component}.{name}" for component, weights in self._components.items() for name in weights)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._components.values()))
+
+
 def weight_of(store: Source, name: str, stored: StoredTensor) -> BaseWeight:
     """A weight that is stored as one tensor; nothing is read."""
     return BaseWeight(

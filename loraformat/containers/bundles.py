@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from typing import cast
 
 from loraformat.containers import safetensors, strict_json
 from loraformat.containers.layout import Layout
@@ -12,7 +14,7 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor, bytes_of, row_blocks
-from loraformat.storage import WEIGHT_SUFFIXES, Source, Store, TarStore, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, Output, Source, Store, TarStore, Writer, open_store
 
 _ARCHIVE = ".nemo"
 _YAML_NBYTES = 1 << 20
@@ -47,10 +49,11 @@ def bundle_of_store(store: Source, uri: str, *, is_single_file: bool = False) ->
     return Bundle(uri, files, is_single_file, store.folders(), store)
 
 
-def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) -> tuple[str, ...]:
+def save_bundle(bundle: Bundle, store: Store | Output, progress: Progress | None = None) -> tuple[str, ...]:
     """Write every file of a bundle, one tensor or 64 MiB of one at a time; the names written.
 
     Args:
+        store: an Output where names of the bundle have a folder, "transformer/adapter_config.json".
         progress: called with bytes done and bytes in all.
 
     Raises: StorageError, ContainerError; what the lazies of the bundle raise.
@@ -61,18 +64,30 @@ def save_bundle(bundle: Bundle, store: Store, progress: Progress | None = None) 
         layouts[name].nbytes if isinstance(file, TensorFile) else file.nbytes for name, file in bundle.files.items()
     )
     done = 0
-    for name, file in sorted(bundle.files.items()):
-        if isinstance(file, TensorFile):
-            _write_tensors(store, name, layouts[name], opened[name].entries)
-            done += layouts[name].nbytes
-        else:
-            data = file.read()
-            with store.create(name, len(data)) as writer:
-                writer.write(data)
-            done += len(data)
+    for path, file in sorted(bundle.files.items()):
+        with _folder_of(path, store) as (folder, name):
+            if isinstance(file, TensorFile):
+                _write_tensors(folder, name, layouts[path], opened[path].entries)
+                done += layouts[path].nbytes
+            else:
+                data = file.read()
+                with folder.create(name, len(data)) as writer:
+                    writer.write(data)
+                done += len(data)
         if progress is not None:
             progress(done, max(done, total))
     return tuple(sorted(bundle.files))
+
+
+@contextmanager
+def _folder_of(path: str, store: Store | Output) -> Iterator[tuple[Store, str]]:
+    """The folder of a file of the output, and the file's name in it."""
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        yield store, name
+        return
+    with cast("Output", store).subfolder(folder) as inner:
+        yield inner, name
 
 
 def open_tensors(store: Source, path: str) -> Tensors:

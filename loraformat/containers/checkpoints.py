@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from loraformat.containers.base_weights import BaseWeights
+from loraformat.containers.base_weights import BaseWeights, ComponentWeights
 from loraformat.containers.bundles import load_json
 from loraformat.containers.quantized import decoded
 from loraformat.containers.weight_files import container_of
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
 from loraformat.model.bundle import Json
-from loraformat.model.checkpoint import Checkpoint, StoredTensor, WeightFile
+from loraformat.model.checkpoint import PIPELINE, Checkpoint, StoredTensor, WeightFile
 from loraformat.storage import CHECKPOINT_SUFFIXES, Location, Source, open_store, uri_of
 
 # Torch files that a trainer leaves beside the weights.
@@ -22,8 +22,10 @@ _NOT_WEIGHTS = ("optimizer", "scheduler", "rng_state", "training_args", "scaler"
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 # The same weights in another dtype or format: `model.fp16.safetensors` beside `model.safetensors`.
 # Source: transformers 5.23.0, utils/hub.py `_add_variant`.
-_VARIANT = re.compile(r"(?:pytorch_)?model\.[\w-]+?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
+_VARIANT = re.compile(r"(?:(?:diffusion_)?pytorch_)?model\.[\w-]+?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 _INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+# Source: transformers 5.23.0, utils/__init__.py `WEIGHTS_NAME`; diffusers 0.42.1, utils/constants.py `WEIGHTS_NAME`.
+_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ class _Choice:
 
 def open_checkpoint(uri: Location) -> Checkpoint:
     """A base model from a folder or from one weight file, headers only; its files are opened once, for all later reads.
+
+    A folder with a model_index.json is a pipeline of diffusers: the weights of all its components, whose names begin
+    with the component's: "unet.down_blocks.0…".
 
     >>> import loraformat
     >>> base = loraformat.open_checkpoint("fixtures/minigpt/base")
@@ -60,6 +65,8 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
     """As `open_checkpoint`, for files that are open already; `uri` is for messages."""
     sizes = store.files()
     single = store.is_single_file
+    if PIPELINE in sizes and not single:
+        return _pipeline(store, sizes, uri)
     choice = _Choice(tuple(sizes)) if single else _choose(store, sizes, uri)
     files, tensors = open_weights(store, choice.files)
     if choice.weight_map is not None:
@@ -82,6 +89,41 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         settings=_settings(store, files),
     )
     return decoded(stored)
+
+
+def _pipeline(store: Source, sizes: Mapping[str, int], uri: str) -> Checkpoint:
+    """All components of a diffusers pipeline that have weights, as one base: names begin with their folders.
+
+    Source: diffusers 0.42.1, pipelines/pipeline_utils.py `DiffusionPipeline.load_config`: model_index.json names the
+    components, each in a folder of its name.
+    """
+    index = load_json(store, PIPELINE, sizes[PIPELINE])
+    if not isinstance(index, dict):
+        raise ConfigError("expected an object", where=PIPELINE)
+    components: dict[str, Checkpoint] = {}
+    for name in store.folders():
+        if name not in index:
+            continue
+        inner = open_store(f"{store.uri.rstrip('/')}/{name}")
+        if any(_is_base_weight(file) for file in inner.files()):
+            components[name] = checkpoint_of_store(inner, f"{uri}/{name}")
+    if not components:
+        raise MissingFile("no component of this pipeline has weights", where=uri, hint="expected unet/, transformer/ …")
+    return Checkpoint(
+        store.uri,
+        {f"{name}/{file}": each for name, one in components.items() for file, each in one.files.items()},
+        {
+            f"{name}.{weight}": replace(tensor, file=f"{name}/{tensor.file}")
+            for name, one in components.items()
+            for weight, tensor in one.tensors.items()
+        },
+        config=index,
+        others=dict(sizes),
+        folders=store.folders(),
+        weights=ComponentWeights({name: one.weights for name, one in components.items()}),
+        opened=store,
+        components=components,
+    )
 
 
 def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightFile], dict[str, StoredTensor]]:
@@ -127,21 +169,21 @@ def _is_base_weight(name: str) -> bool:
     lower = name.lower()
     if not lower.endswith(CHECKPOINT_SUFFIXES) or lower.startswith(("adapter_model", "adapters.", *_NOT_WEIGHTS)):
         return False
-    return not lower.endswith(".bin") or lower.startswith("pytorch_model")
+    return not lower.endswith(".bin") or lower.startswith(("pytorch_model", "diffusion_pytorch_model"))
 
 
 def _index_name(sizes: Mapping[str, int], suffix: str) -> str | None:
     """The index of a folder: the usual one, or the only one."""
     found = [name for name in sizes if name.lower().endswith(suffix)]
-    usual = [name for name in found if name in (f"model{suffix}", f"pytorch_model{suffix}")]
+    usual = [name for name in found if name in [f"{stem}{suffix}" for stem in _STEMS]]
     if len(found) > 1 and len(usual) != 1:
         raise FormatError(f"several indexes: {', '.join(map(show, found[:4]))}", where=found[0])
     return next(iter(usual or found), None)
 
 
 def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
-    """`model*.safetensors` or `pytorch_model*.bin` without their variants, or else the only file."""
-    usual = [name for name in names if name.lower().startswith(("model", "pytorch_model"))]
+    """`model*.safetensors`, `pytorch_model*.bin` and diffusers' without their variants, or else the only file."""
+    usual = [name for name in names if name.lower().startswith(_STEMS)]
     plain = [name for name in usual if not _VARIANT.fullmatch(name.lower())]
     usual = plain or usual
     if usual:

@@ -13,11 +13,15 @@ from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import FORMAT_FILES, NAMES, the_file
 
 if TYPE_CHECKING:
-    from loraformat.formats import (  # noqa: TC004 - a module  # noqa: TC004 - a module
+    from loraformat.formats import (  # noqa: TC004 - modules  # noqa: TC004 - modules  # noqa: TC004 - modules
+        comfy,
+        diffusers,
         dump,
         gguf,
+        kohya,
         litgpt,
         loralib,
+        lycoris,
         minimind,
         minlora,
         mlx,
@@ -27,9 +31,11 @@ if TYPE_CHECKING:
         raschka,
         tinker,
         torchtune,
+        xlabs,
     )
 
     _LANGUAGE: tuple[Format, ...] = (native, peft, mlx, gguf, tinker, torchtune, litgpt, nemo)
+    _IMAGE: tuple[Format, ...] = (diffusers, kohya, comfy, lycoris, xlabs)
     _HAND_WRITTEN: tuple[Format, ...] = (loralib, minlora, raschka, minimind, dump)
 
 __all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "peft"]
@@ -81,28 +87,18 @@ def detect(bundle: Bundle) -> tuple[Format, Match]:
     return best[0]
 
 
-# Files by which other dialects are told. They are refused by name rather than taken for something that they are not.
-_UNREAD = {
-    "pytorch_lora_weights.safetensors": "a diffusers adapter",
-    "pytorch_lora_weights.bin": "a diffusers adapter",
-}
-
-
 def _refuse_unread(bundle: Bundle) -> None:
-    """Raises: UnknownFormat (LF010): the file, or the names in it, are those of a dialect that is not read."""
+    """Raises: UnknownFormat (LF010): the names in the file are those of a dialect that is not read."""
     from loraformat.formats.foreign import dialect_of
 
     file = the_file(bundle)
-    found = None if file is None or file.name in _UNREAD else dialect_of(file.open().entries)
+    found = None if file is None else dialect_of(file.open().entries)
     if found is not None:
         raise UnknownFormat(
             f'this looks like {found[0]}, which is not read yet: "{show(found[1], 100)}" is in no base under that name',
             where=bundle.uri,
             hint="--from dump takes the names as they stand in the file",
         )
-    for name, dialect in _UNREAD.items():
-        if name in bundle.files:
-            raise UnknownFormat(f"{name}: this is {dialect}, which is not read yet", where=bundle.uri)
 
 
 def _unknown(bundle: Bundle) -> UnknownFormat:

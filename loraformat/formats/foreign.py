@@ -15,13 +15,6 @@ from loraformat.model.bundle import Bundle, TensorFile
 # Source: sd-scripts, networks/lora.py; diffusers 0.42.1, loaders/lora_conversion_utils.py; ComfyUI, comfy/lora.py;
 # x-flux; NeMo 1.x, parts/peft_config.py; llama.cpp, gguf-py.
 _DIALECTS = (
-    (r"lora_(unet|te[12]?|te3|transformer|prior_unet|llm_adapter)_", "an image or video adapter of kohya's scripts"),
-    (r"(model\.)?diffusion_model\.", "an image or video adapter in ComfyUI's names"),
-    (r"(unet|text_encoder(_[23])?|transformer_2)\.", "an image adapter of diffusers"),
-    (r"transformer\.(single_)?transformer_blocks\.", "an image adapter of diffusers"),
-    (r"(single_)?transformer_blocks\.[0-9]+\.", "an image adapter of diffusers"),
-    (r"(double|single)_blocks\.[0-9]+\.", "an adapter for FLUX in the names of its authors or of XLabs"),
-    (r"(down_blocks|up_blocks|mid_block)\.", "an image adapter of diffusers"),
     (r"model\.language_model\.encoder\.layers\.", "an adapter of NeMo or Megatron"),
     (r"blk\.[0-9]+\.", "an adapter in llama.cpp's names"),
 )

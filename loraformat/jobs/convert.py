@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
-from loraformat.containers import open_checkpoint
+from loraformat.containers import open_checkpoint, sources_of
 from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
@@ -65,6 +65,7 @@ def convert(
     modelfile: str = "",
     strip_metadata: bool = False,
     check_roundtrip: bool = False,
+    partial: bool = False,
     dry_run: bool = False,
     strict: bool = False,
     force: bool = False,
@@ -95,6 +96,7 @@ def convert(
         modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
+        partial: leave out what the reader of an image format does not understand, and name it.
         dry_run: report and write nothing.
         strict: refuse where anything is lost.
         force: let forgivable errors pass as warnings (`rules.refuse`).
@@ -114,7 +116,7 @@ def convert(
     bundle, renaming = renamed(open_files(source, format=format), maps)
     if renaming.idle and not dry_run:
         raise UsageError(f"no tensor name matches {show(renaming.idle[0], 200)}", where="--map", hint=_SEE_NAMES)
-    opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format)
+    opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format, partial=partial)
     if name is not None:
         found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
     read, repairs = mend(opened.adapter, checkpoint, to)
@@ -125,7 +127,7 @@ def convert(
         adapter, replaced = _with_base_model(adapter, *name)
         changes = (*changes, *replaced)
     losses = (*changes, *target.losses(adapter, options))
-    permissions = permissions_for([(opened.bundle.opened, opened.bundle.files)], out)
+    permissions = permissions_for(sources_of(opened.bundle), out)
     if is_restricted(permissions) and not dry_run:
         findings = (*findings, kept_private(FindingLocation(subject=out), permissions))
     if announce is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from loraformat.formats import FORMATS
 from loraformat.formats.kit.base import CONTENTS
+from loraformat.naming.families import denoisers, family_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,7 @@ class FormatRecord:
         containers: of the weights that it writes, the default first.
         reads, holds: kinds of update that its reader makes and its writer can hold, see CONTENTS.
         loses: what every conversion into it loses, in words.
+        families: the image and video models whose names it knows without a base; () for formats of other models.
         page: its page in the repository.
     """
 
@@ -28,6 +30,7 @@ class FormatRecord:
     reads: tuple[str, ...]
     holds: tuple[str, ...]
     loses: str
+    families: tuple[str, ...]
     page: str
 
 
@@ -42,10 +45,20 @@ def formats() -> tuple[FormatRecord, ...]:
             reads=each.READS,
             holds=each.HOLDS,
             loses=each.LOSES,
+            families=_families_of(each.NAME),
             page=each.SPEC,
         )
         for each in FORMATS
     )
+
+
+def _families_of(name: str) -> tuple[str, ...]:
+    if name == "xlabs":  # trains FLUX.1 alone
+        return (family_named("flux").title,)
+    return tuple(each.title for each in denoisers()) if name in _IMAGES else ()
+
+
+_IMAGES = ("diffusers", "kohya", "comfy", "lycoris")
 
 
 def matrix() -> dict[str, dict[str, tuple[str, ...]]]:

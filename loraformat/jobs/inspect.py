@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loraformat import rules
 from loraformat.diagnostics import Finding, in_order
 from loraformat.errors import UsageError
+from loraformat.formats.kit.image.training import training_facts
 from loraformat.io import Opened
 from loraformat.jobs.inputs.subject import open_base, open_subject, require_real
 from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
@@ -45,11 +46,13 @@ class View:
         sort: one of SORT_KEYS.
         group: one of GROUPINGS; "auto" groups by module where the weights are many.
         heat: whether text has a row of each module kind over the layers.
+        metadata: whether the header of an image adapter is shown as it is, with the paths of whoever trained it.
     """
 
     sort: str = "weight"
     group: str = "auto"
     heat: bool = False
+    metadata: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,7 @@ def inspect(
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -101,6 +105,7 @@ def inspect(
         alpha: for files that do not state it.
         assumptions: what else the files do not say.
         format: name of a format, to skip detection.
+        partial: see `load_adapter`.
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
@@ -117,6 +122,7 @@ def inspect(
         spectrum=spectrum,
         assumptions=with_alpha(alpha, assumptions),
         format=format,
+        partial=partial,
         jobs=jobs,
         progress=progress,
     )
@@ -141,12 +147,13 @@ def study(
     spectrum: bool = False,
     histograms: bool = False,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Studied:
     """An adapter opened and measured. Arguments as for `inspect` and `changes_of`."""
     checkpoint = open_base(base) if base is None or isinstance(base, str) else base
-    opened, findings = open_subject(adapter, base=checkpoint, assumptions=assumptions, format=format)
+    opened, findings = open_subject(adapter, base=checkpoint, assumptions=assumptions, format=format, partial=partial)
     _require_updates(opened.adapter, findings, adapter)
     summary = summarize(opened.adapter)
     if checkpoint is not None and summary.new_rows is None:
@@ -182,6 +189,8 @@ def result_of(studied: Studied, view: View = View()) -> InspectResult:
     """The figures as what a report holds."""
     summary, base, changes = studied.summary, studied.base, studied.changes
     changed = [record for record in studied.records if record.kind not in _REPLACING]
+    config = studied.opened.adapter.config
+    header = {} if config.pipeline is None else {k: v for k, v in config.raw.items() if isinstance(v, str)}
     whole = None if changes is None else changes.total(record.weight for record in changed)
     share = None
     if base is not None and summary.parameters:
@@ -198,6 +207,8 @@ def result_of(studied: Studied, view: View = View()) -> InspectResult:
         base_scheme=None if base is None or base.quantized is None else base.quantized.scheme,
         grouping=view.group,
         has_heat=view.heat,
+        training=training_facts(header),
+        metadata=header if view.metadata else {},
     )
 
 

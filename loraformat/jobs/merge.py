@@ -13,7 +13,7 @@ from loraformat.containers.quantized import Quantizer, error_of
 from loraformat.containers.quantized import as_trained as with_quantized_layers
 from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.engine import open_device
-from loraformat.errors import UsageError, require_one_of
+from loraformat.errors import UnsupportedUpdate, UsageError, require_one_of
 from loraformat.io import Opened, hints_of, open_files, read_bundle
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged, subject_of
@@ -257,6 +257,12 @@ def _prepare(
     whole: bool,
 ) -> _Prepared:
     checkpoint = open_checkpoint(base)
+    if checkpoint.components:
+        raise UnsupportedUpdate(
+            "the base is a pipeline; adapters are merged into one model at a time",
+            where=base,
+            hint="give the folder of the component",
+        )
     findings: list[Finding] = list(rules.doubts(checkpoint))
     opened: list[Opened] = []
     sources: list[AdapterSource] = []

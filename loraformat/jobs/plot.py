@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from loraformat._version import __version__
-from loraformat.containers import open_bundle, open_checkpoint
+from loraformat.containers import open_bundle, open_checkpoint, sources_of
 from loraformat.diagnostics import Finding
 from loraformat.errors import LoraFormatError, StorageError, UsageError
 from loraformat.jobs.inspect import Studied, result_of, study
@@ -114,7 +114,7 @@ def plot(
 def _permissions(studied: Sequence[tuple[str, int | None, Studied]], out: str) -> int:
     """The mode bits of the picture: it is never more readable than what it shows."""
     bundles = [one.opened.bundle for _, _, one in studied]
-    return permissions_for([(bundle.opened, bundle.files) for bundle in bundles], out)
+    return permissions_for([source for bundle in bundles for source in sources_of(bundle)], out)
 
 
 def _form(out: str) -> str:

@@ -41,7 +41,8 @@ class AdapterConfig:
             updates; None for "as the architecture has it".
         layers: for an adapter on a stack with repeated layers: which of the base's layers each of its layers copies;
             None for the base's own stack.
-        raw: the source config, verbatim.
+        pipeline: for an adapter of an image or video model: which components it changes; None for one model.
+        raw: the source config, verbatim; for files without one, the metadata in the header of the weights.
     """
 
     base_model: str | None = None
@@ -57,6 +58,7 @@ class AdapterConfig:
     transposed: tuple[str, ...] | None = None
     transposes_square_experts: bool | None = None
     layers: tuple[int, ...] | None = None
+    pipeline: Pipeline | None = None
     raw: Mapping[str, Json] = field(default_factory=dict)
 
     def claims_transposed(self, module: str) -> bool | None:
@@ -64,6 +66,46 @@ class AdapterConfig:
         if self.transposed is None:
             return self.fan_in_fan_out
         return any(is_end_of(name, module) for name in self.transposed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What is known of the image or video model that an adapter changes.
+
+    The name of an update is `<component>.<weight>`, where `<weight>` is its name in the component's own checkpoint:
+    "unet.conv_in.weight", "text_encoder_2.text_model.encoder.layers.0.mlp.fc1.weight". Where the adapter was read for
+    a base that is one component, or one file with the names of the original, those of `bare` are named as that base
+    names them, without a component: "double_blocks.0.img_attn.qkv.weight".
+
+    Attributes:
+        families: names in `naming.families` of the families that explain all modules of the denoiser, the likeliest
+            first; () for one that no table has.
+        components: those that are adapted, sorted.
+        bare: the component of the updates whose names have no component in front; "" where all have one.
+        prefix: what stands before the names of the bare component in the base: "model.diffusion_model." in a
+            checkpoint of Stable Diffusion; else "".
+        is_original: whether the bare component has the names of the original, in which modules may be fused.
+    """
+
+    families: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
+    bare: str = ""
+    prefix: str = ""
+    is_original: bool = False
+
+    @property
+    def family(self) -> str:
+        """The likeliest family; "" for none that is known."""
+        return self.families[0] if self.families else ""
+
+    def component_of(self, weight: str) -> str:
+        """The component that a weight belongs to.
+
+        >>> Pipeline(components=("transformer",)).component_of("transformer.norm_out.linear.weight")
+        'transformer'
+        """
+        first = weight.partition(".")[0]
+        return first if first in self.components and first != self.bare else self.bare or first
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +188,15 @@ class Adapter:
 
         found: NDArray[np.float32] | NDArray[np.float64] = loraformat.delta(self, weight, base, dtype=dtype)
         return found
+
+    def component_of(self, weight: str) -> str:
+        """The component of a pipeline that a weight belongs to: "unet"; "" for an adapter of one model.
+
+        >>> import loraformat
+        >>> loraformat.load_adapter("fixtures/good/peft/tiny-llama").component_of("model.layers.0.mlp.up_proj.weight")
+        ''
+        """
+        return "" if self.config.pipeline is None else self.config.pipeline.component_of(weight)
 
     @cached_property
     def update_groups(self) -> tuple[UpdateGroup, ...]:

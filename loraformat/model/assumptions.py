@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -63,6 +64,15 @@ def _task(value: object) -> str:
     return str(value)
 
 
+_COMPONENT = re.compile(r"(unet|prior|transformer|text_encoder|image_encoder)(_[2-9])?")
+
+
+def _component(value: object) -> str:
+    if not isinstance(value, str) or not _COMPONENT.fullmatch(value):
+        raise ValueError
+    return value
+
+
 def _given(usage: str, expected: str, parse: Callable[[object], Any]) -> Any:  # noqa: ANN401 - as dataclasses.field
     return field(default=None, metadata={_KEY: Key(usage, expected, parse)})
 
@@ -81,6 +91,7 @@ class Assumptions:
         alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
         fan_in_fan_out: whether the base stores weights as (in, out); or the modules of which that is so, by their ends.
         enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
+        component: of a pipeline, for a file that does not tell: "transformer_2" for the low-noise expert of Wan 2.2.
         task: the task whose class the adapter was trained on, in PEFT's word: "SEQ_CLS".
     """
 
@@ -91,6 +102,7 @@ class Assumptions:
         "fan_in_fan_out= (true, false or a list of modules)", "true, false or a list of module names", _flag_or_names
     )
     enable_lora: tuple[bool, ...] | None = _given("enable_lora=[true,false,true]", "a list of true and false", _flags)
+    component: str | None = _given("component=transformer_2", "the name of a component of a pipeline", _component)
     task: str | None = _given("task=SEQ_CLS", "SEQ_CLS, TOKEN_CLS or QUESTION_ANS", _task)
 
     def __post_init__(self) -> None:

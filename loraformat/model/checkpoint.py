@@ -13,6 +13,9 @@ from loraformat.model.tensors import DType, Entry, Span
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
 
+# The file that makes a folder a pipeline of diffusers.
+PIPELINE = "model_index.json"
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -209,6 +212,7 @@ class Checkpoint:
             files that are opened again may be others.
         quantized: how some of the weights are stored; None where all are tensors of the files.
         settings: of a GGUF file, what its header says of the model; else {}.
+        components: of a pipeline of diffusers: name → the base that its folder holds; {} for one model.
     """
 
     uri: str
@@ -225,6 +229,7 @@ class Checkpoint:
     opened: OpenedFiles | None = None
     quantized: Quantized | None = None
     settings: Mapping[str, Json] = field(default_factory=dict)
+    components: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     @property
     def as_stored(self) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ class FormatFiles:
         settings: names of other files that only this format has.
         folders: how names of subfolders begin that this format has.
         tensors: how names of its tensors end, where one file of tensors may be enough; () where it is not.
+        starts: how names of its tensors begin, where that tells too: a pattern; "" for anyhow.
     """
 
     name: str
@@ -31,6 +33,7 @@ class FormatFiles:
     settings: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    starts: str = ""
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -43,9 +46,11 @@ class FormatFiles:
             return True
         if self.folders and any(name.startswith(self.folders) for name in bundle.folders):
             return True
+        if self.own_key and any(name.endswith(f"/{self.config}") for name in bundle.files):
+            return True
         if self.config and self.config in bundle.files:
             return self._may_own(bundle.files[self.config])
-        return bool(self.tensors) and _has_tensor(bundle, self.tensors)
+        return bool(self.tensors) and _has_tensor(bundle, self.tensors, re.compile(self.starts))
 
     def _may_own(self, config: File) -> bool:
         """Whether a config may be this format's; a damaged one may be anybody's."""
@@ -57,6 +62,20 @@ class FormatFiles:
             return True
         return (not self.own_key or self.own_key in value) and (not self.foreign_key or self.foreign_key not in value)
 
+
+# How names of tensors of image and video adapters end, in every dialect.
+IMAGE_ENDINGS = (
+    *(".weight", ".alpha", ".lora_A", ".lora_B", ".dora_scale", ".magnitude", ".diff", ".diff_b", ".w_norm", ".b_norm"),
+    *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".lokr_w2", ".set_weight"),
+)
+# How they begin: a component's prefix, or the first module of a U-Net or a diffusion transformer.
+IMAGE_STARTS = (
+    r"(module\.|_orig_mod\.|base_model\.model\.)*(lora_(unet|te[123]?|transformer|prior)_|lycoris_|(model\.)?diffusion_model\."
+    r"|text_encoders?[._]|(unet|prior|transformer_2)\.|(transformer\.)?("
+    r"(single_)?transformer_blocks\.|(double|single|joint|down|up|input|output)_blocks\.|mid_block\.|middle_block\."
+    r"|blocks\.[0-9]+\.(attn[12]|self_attn|cross_attn|ffn)\.|(noise|context)_refiner\.|sformer_blocks\."
+    r"|layers\.[0-9]+\.(attention|feed_forward|adaLN_modulation)\.|distilled_guidance_layer\.))"
+)
 
 # The order of `loraformat formats`. It decides nothing: where two formats fit with equal right, the user is asked.
 FORMAT_FILES = (
@@ -100,6 +119,16 @@ FORMAT_FILES = (
     FormatFiles(name="minlora", tensors=(".parametrizations.weight.0.lora_A", ".parametrizations.weight.0.lora_B")),
     FormatFiles(name="raschka", tensors=(".lora.A", ".lora.B")),
     FormatFiles(name="minimind", tensors=(".lora.A.weight", ".lora.B.weight")),
+    FormatFiles(
+        name="diffusers",
+        weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
+        tensors=IMAGE_ENDINGS,
+        starts=IMAGE_STARTS,
+    ),
+    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="xlabs", tensors=("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")),
     FormatFiles(name="dump", tensors=("",)),
 )
 
@@ -136,10 +165,10 @@ def the_file(bundle: Bundle) -> TensorFile | None:
     return files[0] if len(files) == 1 else None
 
 
-def _has_tensor(bundle: Bundle, endings: tuple[str, ...]) -> bool:
+def _has_tensor(bundle: Bundle, endings: tuple[str, ...], start: re.Pattern[str]) -> bool:
     """Whether the names in the one tensor file tell; a file that cannot be opened is for the module to judge."""
     file = the_file(bundle)
     try:
-        return file is not None and any(name.endswith(endings) for name in file.open().entries)
+        return file is not None and any(name.endswith(endings) and start.match(name) for name in file.open().entries)
     except ContainerError:
         return True

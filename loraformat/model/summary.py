@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from loraformat.model.adapter import Adapter, UpdateGroup, module_of
@@ -40,6 +40,8 @@ class Summary:
         has_dora, has_convolutions, has_embeddings, has_replacements, has_rows: whether there is such an update.
         vocab_size, new_rows: rows of the embedding tables, and how many of them the base lacks; None for unknown.
         unclaimed: tensors that the reader did not understand.
+        family: the image or video model that the names are those of; None for another adapter, "" for an unknown one.
+        components: component of the pipeline → weights; {} for an adapter of one model.
     """
 
     base_model: str | None
@@ -67,6 +69,8 @@ class Summary:
     vocab_size: int | None
     new_rows: int | None
     unclaimed: int
+    family: str | None = None
+    components: Mapping[str, int] = field(default_factory=dict)
 
 
 def summarize(adapter: Adapter) -> Summary:
@@ -109,6 +113,8 @@ def summarize(adapter: Adapter) -> Summary:
         vocab_size=config.vocab_size,
         new_rows=_new_rows(config.vocab_size, config.base_vocab_size),
         unclaimed=len(adapter.unclaimed),
+        family=None if config.pipeline is None else config.pipeline.family,
+        components=_counted((adapter.component_of(weight), 1) for weight in adapter.updates if config.pipeline),
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Spelling",
     "TaskClass",
     "architecture_of",
+    "families",
     "family_of",
     "heads_of",
     "known_classes",

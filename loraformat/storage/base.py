@@ -87,6 +87,9 @@ class Output(Store, Protocol):
     def permissions(self) -> int:
         """Mode bits that its files may have, where there are such bits."""
 
+    def subfolder(self, name: str) -> AbstractContextManager[Store]:
+        """A subfolder to write files into, on the disk when the block ends."""
+
     def names(self) -> list[str]:
         """Names of everything in it, sorted; files that this package keeps for the time of a run included."""
 

@@ -27,6 +27,9 @@ def completed(*words: str) -> list[str]:
     return CliRunner(env=asked).invoke(main, [], prog_name="loraformat").stdout.splitlines()
 
 
+WRITTEN = ("native", "peft", "mlx", "loralib", "diffusers", "kohya", "comfy", "lycoris")
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_of_every_shell_asks_this_program(shell: str) -> None:
     script = CliRunner().invoke(main, ["completion", shell])
@@ -44,7 +47,7 @@ def test_another_shell_is_a_mistake_of_usage() -> None:
         (["ins"], ["plain,inspect"]),
         (["help", "ver"], ["plain,verify", "plain,version"]),
         (["completion", ""], ["plain,bash", "plain,zsh", "plain,fish"]),
-        (["convert", "x", "--to", ""], [f"plain,{name}" for name in ("native", "peft", "mlx", "gguf", "loralib")]),
+        (["convert", "x", "--to", ""], [f"plain,{name}" for name in WRITTEN]),
         (["convert", "x", "--from", "lit"], ["plain,litgpt"]),
         (["validate", "x", "--target", "vl"], ["plain,vllm"]),
         (["validate", "x", "--select", "LF20"], [f"plain,LF20{n}" for n in range(1, 9)]),

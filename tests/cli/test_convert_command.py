@@ -25,7 +25,12 @@ def test_the_formats_are_listed_with_what_they_lose() -> None:
     assert max(len(line) for line in shown.splitlines()) <= 100
     said: dict[str, Any] = json.loads(run("formats", "--format", "json").stdout)
     assert [each["name"] for each in said["formats"]] == [each.NAME for each in FORMATS]
-    assert said["refused"]["raschka"] == {"native": [], "peft": [], "mlx": [], "gguf": [], "loralib": []}
+    written = [each.NAME for each in FORMATS if each.WRITES]
+    assert said["refused"]["raschka"] == {name: [] for name in written}
+    models = {each["name"]: each["families"] for each in said["formats"]}
+    assert {"FLUX.2", "Wan 2.1 and 2.2", "Z-Image"} < set(models["kohya"])
+    assert models["xlabs"] == ["FLUX.1"]
+    assert models["peft"] == []
     assert said["refused"]["mlx"]["loralib"] == ["dora"]
 
 

@@ -16,8 +16,10 @@ PAIR = {"q.lora_A": torch.ones(2, 5), "q.lora_B": torch.ones(7, 2)}
 
 def test_formats_are_got_by_name() -> None:
     assert [formats.get(each.NAME) for each in formats.FORMATS] == list(formats.FORMATS)
-    with pytest.raises(UsageError, match=r"no format \"kohya\".*native, peft, mlx, tinker, gguf, loralib"):
-        formats.get("kohya")
+    with pytest.raises(
+        UsageError, match=r"no format \"kohia\".*did you mean kohya.*native, peft, mlx, tinker, gguf, loralib"
+    ):
+        formats.get("kohia")
 
 
 @pytest.mark.parametrize(
@@ -71,21 +73,29 @@ def test_an_unknown_folder_says_what_was_looked_for_and_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "dialect"),
-    [({"pytorch_lora_weights.safetensors": {"unet.q.lora_A.weight": torch.ones(2, 2)}}, "diffusers")],
+    ("name", "format_name"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in", "kohya"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", "kohya"),
+        ("lycoris_transformer_blocks_0_attn_to_q", "lycoris"),
+        ("diffusion_model.double_blocks.0.img_attn.qkv", "comfy"),
+        ("double_blocks.0.img_attn.qkv", "comfy"),
+        ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "comfy"),
+        ("transformer.single_transformer_blocks.0.attn.to_q", "diffusers"),
+        ("transformer_blocks.0.attn.to_q", "diffusers"),
+        ("base_model.model.transformer_blocks.0.attn.to_q", "diffusers"),
+        ("unet.conv_in", "diffusers"),
+        ("blocks.0.attn1.to_q", "diffusers"),
+    ],
 )
-def test_a_dialect_that_is_not_read_is_refused_by_name(files: dict[str, object], dialect: str) -> None:
-    with pytest.raises(UnknownFormat, match=f"{dialect} adapter, which is not read yet"):
-        formats.detect(bundle(files))
+def test_a_file_of_an_image_model_is_told_by_its_names(name: str, format_name: str) -> None:
+    content = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(4, 2)}
+    assert format_name == formats.detect(bundle({"x.safetensors": content}, single=True))[0].NAME
 
 
 @pytest.mark.parametrize(
     ("name", "dialect"),
     [
-        ("lora_unet_down_blocks_0_attentions_0_proj_in", "kohya"),
-        ("diffusion_model.double_blocks.0.img_attn.qkv", "ComfyUI"),
-        ("transformer.single_transformer_blocks.0.attn.to_q", "diffusers"),
-        ("double_blocks.0.processor.qkv", "FLUX"),
         ("model.language_model.encoder.layers.0.self_attention", "NeMo"),
         ("blk.0.attn_q", "llama.cpp"),
     ],

@@ -10,7 +10,9 @@ import json
 import math
 import struct
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import hostile
@@ -27,8 +29,9 @@ from loraformat.containers.gguf.types import BY_CODE
 from loraformat.containers.quantized import reference_rows
 from loraformat.containers.torch_file.pickle_subset import read_pickle
 from loraformat.diagnostics import show
-from loraformat.errors import LoraFormatError, UnsupportedUpdate, UsageError
-from loraformat.jobs.inspect import inspect
+from loraformat.errors import AdapterRefused, FormatError, LoraFormatError, UnsupportedUpdate, UsageError
+from loraformat.jobs.convert import convert
+from loraformat.jobs.inspect import View, inspect
 from loraformat.jobs.merge import dequantize
 from loraformat.jobs.validate import validate
 from loraformat.jobs.verify import verify
@@ -235,6 +238,37 @@ def quantized_base(data: bytes) -> None:
             assert base.quantized is None
 
 
+_ITEMSIZE = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
+
+
+def image_adapter(data: bytes) -> None:
+    """Names, shapes and metadata of an image adapter, as JSON: read, shown, judged and converted."""
+    try:
+        said = json.loads(data)
+        metadata = {str(key): str(value) for key, value in dict(said.pop("__metadata__", {})).items()}
+        sizes = {
+            str(name): (dtype, [int(size) for size in shape], math.prod(map(int, shape)) * _ITEMSIZE[dtype])
+            for name, (dtype, shape) in said.items()
+        }
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return
+    if not sizes or any(not 0 <= nbytes <= 1 << 14 for _, _, nbytes in sizes.values()):
+        return
+    numbers = b"\x00\x00\x80\x3f" * (sum(nbytes for *_, nbytes in sizes.values()) // 4 + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lora.safetensors")
+        path.write_bytes(
+            hostile.safetensors(sizes, numbers[: sum(nbytes for *_, nbytes in sizes.values())], __metadata__=metadata)
+        )
+        report = validate(str(path))
+        for form in FORMS:
+            render_all([report], form)
+        inspect(str(path), view=View(metadata=True))
+        for target in ("diffusers", "kohya", "lycoris", "peft"):
+            with suppress(AdapterRefused, FormatError):
+                convert(path, Path(folder, target), to=target, partial=True, check_roundtrip=True)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -252,6 +286,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         quantized_base,
         records,
         whole_folder,
+        image_adapter,
     )
 }
 
@@ -315,6 +350,18 @@ TOKENS = (
         b".weight_scale",
         b".weight_packed",
     ),
+    *(
+        b"lora_unet_",
+        b"lora_te1_",
+        b"lycoris_",
+        b"diffusion_model.",
+        b"unet.",
+        b"transformer.",
+        b".alpha",
+        b".dora_scale",
+    ),
+    *(b"double_blocks_0_img_attn_qkv", b".lora_mid.weight", b".lokr_w1", b".hada_t1", b".diff_b", b".default", b"_1_"),
+    *(b'"lora_adapter_metadata":', b'"ss_tag_frequency":', b"unet.r", b"unet.alpha_pattern", b"[4, 4, 3, 3]", b"[0]"),
     *(b'"vocab":', b'"merges":', b'"model":', b'"added_tokens":', b'"id":', b'"content":', b'"normalizer":'),
 )
 
@@ -376,7 +423,26 @@ def _archives() -> list[bytes]:
     return [_archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)]
 
 
-_MADE: Mapping[str, Callable[[], list[bytes]]] = {"gguf_header": gguf_seeds, "tar_archive": _archives}
+def _image_adapters() -> list[bytes]:
+    folders = ("kohya", "comfy", "diffusers", "lycoris", "xlabs")
+    found = [path for one in folders for path in sorted((FIXTURES / "good" / one).rglob("*.safetensors"))]
+    return [_described(path) for path in found]
+
+
+_MADE: Mapping[str, Callable[[], list[bytes]]] = {
+    "gguf_header": gguf_seeds,
+    "image_adapter": _image_adapters,
+    "tar_archive": _archives,
+}
+
+
+def _described(path: Path) -> bytes:
+    """Names, shapes and metadata of a file, as `image_adapter` takes them."""
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + struct.unpack_from("<Q", data)[0]])
+    metadata = header.pop("__metadata__", {})
+    found = {name: [entry["dtype"], entry["shape"]] for name, entry in header.items()}
+    return json.dumps({**found, "__metadata__": metadata}).encode()
 
 
 def seeds(name: str) -> list[bytes]:

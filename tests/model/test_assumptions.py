@@ -20,6 +20,7 @@ GIVEN = {
     "fan_in_fan_out": ('["c_fc"]', ("c_fc",)),
     "enable_lora": ("[true, false, true]", (True, False, True)),
     "task": ("SEQ_CLS", "SEQ_CLS"),
+    "component": ("transformer_2", "transformer_2"),
 }
 
 

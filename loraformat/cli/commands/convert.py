@@ -17,7 +17,7 @@ _OUT = "Folder to write; it appears whole or not at all."
     "--to",
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Format to write: native, peft, mlx, gguf or loralib.",
+    help="Format to write: native, peft, mlx, gguf, loralib, diffusers, kohya, comfy or lycoris.",
 )
 @click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help=_OUT)
 @options.source_format
@@ -51,6 +51,7 @@ _OUT = "Folder to write; it appears whole or not at all."
 @click.option("--modelfile", metavar="BASE", help="Write a Modelfile for Ollama beside a GGUF adapter, on this base.")
 @click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
 @click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
+@options.partial
 @click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse where anything would be lost.")
 @options.force
@@ -74,6 +75,7 @@ def command(
     modelfile: str | None,
     strip_metadata: bool,
     check_roundtrip: bool,
+    partial: bool,
     dry_run: bool,
     strict: bool,
     force: bool,
@@ -113,6 +115,7 @@ def command(
             modelfile=modelfile or "",
             strip_metadata=strip_metadata,
             check_roundtrip=check_roundtrip,
+            partial=partial,
             dry_run=dry_run,
             strict=strict,
             force=force,

@@ -42,6 +42,8 @@ def _lines(each: FormatRecord) -> Iterator[str]:
     yield from _wrapped(f"reads {', '.join(each.reads)}")
     if each.writes:
         yield from _wrapped(f"writes {', '.join(each.holds)}")
+    if each.families:
+        yield from _wrapped(f"models {', '.join(each.families)}; others with --base")
     if each.loses:
         yield from _wrapped(f"loses {each.loses}")
 

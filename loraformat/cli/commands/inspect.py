@@ -50,6 +50,10 @@ SORT_KEYS = (
     default="never",
     help="Least severity of a finding that makes the exit code 1.  [default: never]",
 )
+@click.option(
+    "--metadata", is_flag=True, help="Show the whole header of an image adapter, paths of its author included."
+)
+@options.partial
 @options.alpha
 @options.assume
 @options.source_format
@@ -65,6 +69,8 @@ def command(
     sort: str,
     group: str,
     fail_on: str,
+    metadata: bool,
+    partial: bool,
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     source_format: str | None,
@@ -83,7 +89,7 @@ def command(
     from loraformat.jobs.inspect import View, inspect
     from loraformat.report.terminal.text import progress
 
-    view = View(sort=sort, group=group, heat=heat)
+    view = View(sort=sort, group=group, heat=heat, metadata=metadata)
 
     def judge(adapter: str) -> Report:
         with progress(f"reading {base}") as advance:
@@ -96,6 +102,7 @@ def command(
                 alpha=alpha,
                 assumptions=options.assumptions(assume),
                 format=source_format,
+                partial=partial,
                 jobs=options.threads(jobs),
                 progress=advance,
             )

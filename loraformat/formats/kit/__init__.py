@@ -7,6 +7,7 @@ __all__ = [
     "fields",
     "findings",
     "folder",
+    "image",
     "losses",
     "normalize",
     "pairs",

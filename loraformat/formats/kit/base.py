@@ -33,12 +33,17 @@ class Hints(Assumptions):
 
     Attributes:
         weights: names of the base's tensors with their shapes, from `--base`.
+        components: of the base, where it is a pipeline: the first parts of the names in `weights`.
+        is_partial: whether a reader leaves out what it does not understand, and names it, rather than refuse the file
+            (`--partial`).
         budget: the steps of the run; None for a reader that is used alone, and then makes one.
         config: config.json of the base, from `--base`.
         settings: of a base in a GGUF file, what its header says; else {}. Its tensors have llama.cpp's names.
     """
 
     weights: Mapping[str, tuple[int, ...]] | None = None
+    components: tuple[str, ...] = ()
+    is_partial: bool = False
     budget: Budget | None = None
     config: Mapping[str, Json] = field(default_factory=dict)
     settings: Mapping[str, Json] = field(default_factory=dict)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import LazyTensor
+from loraformat.arithmetic import multiply
+from loraformat.model.floats import float64_of
+from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import LowRank, Magnitude
+
+if TYPE_CHECKING:
+    from loraformat.model.tensors import Values
 
 
 def linear(a: LazyTensor, b: LazyTensor, scale: float | None, magnitude: LazyTensor | None = None) -> LowRank:
@@ -63,3 +69,27 @@ def as_file(update: LowRank) -> tuple[LazyTensor, LazyTensor]:
     ones = (1,) * len(update.kernel)
     a = update.down.reshape(rank, cols // math.prod(update.kernel), *update.kernel)
     return a, update.up.reshape(*update.up.shape, *ones)
+
+
+def folded_core(core: LazyTensor, down: LazyTensor) -> LazyTensor:
+    """Σ_j core[i, j, k, l] · down[j, c] as a matrix (rank, in · kernel): the second factor of a convolution's update.
+
+    Computed in float64 when it is loaded, and rounded once to float32.
+
+    Args:
+        core: (rank, inner, *kernel).
+        down: (inner, in).
+    """
+    rank, inner, *kernel = core.shape
+    shape = (rank, down.shape[1] * math.prod(kernel))
+
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # infinities and NaN are judged by whoever reads
+            # (rank · kernel, inner) times (inner, in)
+            places = float64_of(core).reshape(rank, inner, -1).transpose(0, 2, 1).reshape(-1, inner)
+            columns = multiply(places, float64_of(down)).reshape(rank, -1, down.shape[1])
+            return rounded(columns.transpose(0, 2, 1).reshape(shape)[start:stop], DType.F32)
+
+    return LazyTensor(shape, DType.F32, read)

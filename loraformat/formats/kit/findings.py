@@ -405,6 +405,46 @@ def found_below(where: Where, folder: str) -> Said:
     return where, f"the adapter was read from {folder}"
 
 
+@kind("LF249", Severity.WARNING)
+def left_out(where: Where, names: list[str], reason: str) -> Said:
+    """Tensors of the file are no part of the adapter that was read: each is named.
+
+    ## Why is this bad?
+    With `--partial`, what was trained in them is missing from everything that is made of the adapter. Without it, only
+    tensors that change no weight are left out.
+
+    ## Example
+    `lora_unet_double_blocks_0_img_attn_gate.lora_down.weight` beside the modules of FLUX.2, which has no such module.
+
+    ## Use instead
+    Find out what wrote them; an adapter of a newer model may need its base: `--base BASE`.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return where, f"left out {counted(len(names), 'tensor')}: {reason}: {', '.join(names)}"
+
+
+@kind("LF250", Severity.WARNING)
+def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
+    """Some modules of the file have a tensor that others of the same kind lack: an alpha, a DoRA magnitude, a delta.
+
+    ## Why is this bad?
+    Each module is read as it stands. A module without `.alpha` has the scale 1, which may be many times what was
+    trained; one without a magnitude is plain LoRA. A tool that lost a tensor on the way leaves such a file.
+
+    ## Example
+    `.alpha` for all modules but `lora_unet_double_blocks_0_img_attn_proj`.
+
+    ## Use instead
+    Get the file again, or from where it was trained. If it was trained so, nothing has to be done.
+
+    ## Source
+    diffusers 0.42.1 and OneTrainer 23df3832 read modules without alpha with the scale 1.
+    """
+    return where, f"{what}; without: {listed(names)}"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -422,4 +462,6 @@ FINDINGS = (
     trained_beside,
     unread_beside,
     found_below,
+    left_out,
+    uneven_modules,
 )

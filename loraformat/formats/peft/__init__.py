@@ -5,6 +5,7 @@ from __future__ import annotations
 from loraformat.formats.kit.base import Match
 from loraformat.formats.kit.fields import readable
 from loraformat.formats.kit.pairs.torchtune_file import own_file
+from loraformat.formats.peft.components import components_of
 from loraformat.formats.peft.keys import CONFIG, WEIGHTS
 from loraformat.formats.peft.read import read
 from loraformat.formats.peft.write import losses, write
@@ -59,6 +60,9 @@ def sniff(bundle: Bundle) -> Match | None:
     is_tinker = isinstance(config, dict) and "r" in config and not {"peft_type", "target_modules"} & config.keys()
     if is_tinker or own_file(bundle) is not None:
         return None
+    components = components_of(bundle)
+    if components and all(f"{name}/{CONFIG}" in bundle.files for name in components):
+        return Match(certain=True, reason=f"{CONFIG} is in {', '.join(components)}")
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
         return Match(certain=True, reason=f"{weights} is there")

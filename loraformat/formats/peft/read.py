@@ -16,6 +16,7 @@ from loraformat.formats.kit.findings import announced_but_absent, not_only_tenso
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed
 from loraformat.formats.kit.update_slots import vocabulary_of
+from loraformat.formats.peft.components import components_of, read_components
 from loraformat.formats.peft.config.fields import KNOWN_FIELDS, PeftConfig, parse
 from loraformat.formats.peft.files import upcast, weights_of
 from loraformat.formats.peft.full_weights import read_wholes
@@ -32,7 +33,7 @@ from loraformat.model.updates import Replace, Update
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
-    """The adapter of a PEFT folder.
+    """The adapter of a PEFT folder, or of one for each component of a pipeline.
 
     Raises:
         MissingFile (LF101): no adapter_config.json, or no weights.
@@ -40,6 +41,10 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         UnsupportedUpdate (LF013): a kind of adapter that is not read; the message names it.
         FormatError (LF012): two names mean the same tensor, or several adapters lie in one file.
     """
+    return read_components(bundle, hints, _read) if components_of(bundle) else _read(bundle, hints)
+
+
+def _read(bundle: Bundle, hints: Hints) -> Adapter:
     config = _config(bundle, hints)
     file = weights_of(bundle)
     where = in_file(file.name)

@@ -16,6 +16,7 @@ from loraformat.formats.kit.losses import dropped_setting, unknown_scale, unsupp
 from loraformat.formats.kit.normalize import uniform
 from loraformat.formats.kit.scaling import MAX_RANK
 from loraformat.formats.kit.update_slots import Slots, all_slots, faults_of, slots_of, unsaid, unstated_fields
+from loraformat.formats.peft.components import losses_of, write_components
 from loraformat.formats.peft.config.settings import saved_modules, settings
 from loraformat.formats.peft.config.versions import (
     SINCE,
@@ -37,6 +38,21 @@ from loraformat.model.updates import Dense, LowRank
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
     """What PEFT's layout, or PEFT itself, or the asked version of it, cannot hold."""
+    if adapter.config.pipeline is not None:
+        yield from losses_of(adapter, lambda part: _losses(part, options))
+        container = options.container or "safetensors"
+        dropped = unsaid(adapter.config, "base_model", "base_revision", container=container)
+        yield from lost_beside(adapter, [*dropped, *_header(adapter)], ())
+    else:
+        yield from _losses(adapter, options)
+
+
+def _header(adapter: Adapter) -> list[str]:
+    """What a header of the source says, for which the folders have no place; configs of PEFT are made again."""
+    return sorted(name for name, value in adapter.config.raw.items() if isinstance(value, str) and name != "format")
+
+
+def _losses(adapter: Adapter, options: WriteOptions) -> Iterator[Finding]:
     slots = {weight: slots_of(updates) for weight, updates in adapter.updates.items()}
     sound = {weight: found for weight, found in slots.items() if found is not None}
     yield from unsupported_updates(faults_of(adapter, lambda weight, found: _fault(weight, found, sound)), "PEFT")
@@ -138,12 +154,18 @@ def _dropped(config: AdapterConfig, container: str) -> list[str]:
 
 
 def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:
-    """A folder that PEFT loads.
+    """A folder that PEFT loads; of a pipeline, one for each component.
 
     Args:
         options: container "safetensors" (default) or "torch".
     Raises: AssertionError: `losses` has an error-level finding.
     """
+    if adapter.config.pipeline is not None:
+        return write_components(adapter, lambda part: _write(part, options))
+    return _write(adapter, options)
+
+
+def _write(adapter: Adapter, options: WriteOptions) -> Bundle:
     container, version = options.container or "safetensors", options.peft_version
     adapter, _ = _for_version(adapter, version)
     slots = dict(all_slots(adapter))

@@ -71,9 +71,11 @@ def open_subject(
     base: Checkpoint | None,
     assumptions: Assumptions,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """An adapter, and everything that the quick rules and its reader found about it."""
-    return subject_of(open_files(uri, format=format), base=base, assumptions=assumptions, format=format)
+    bundle = open_files(uri, format=format)
+    return subject_of(bundle, base=base, assumptions=assumptions, format=format, partial=partial)
 
 
 def _with_folder(location: FindingLocation, bundle: Bundle) -> FindingLocation:
@@ -90,11 +92,12 @@ def subject_of(
     base: Checkpoint | None,
     assumptions: Assumptions,
     format: str | None = None,  # noqa: A002
+    partial: bool = False,
 ) -> tuple[Opened, tuple[Finding, ...]]:
     """As `open_subject`, for files that are open already."""
     budget = Budget()
     try:
-        opened = read_bundle(bundle, format=format, hints=hints_of(assumptions, base, budget))
+        opened = read_bundle(bundle, format=format, hints=hints_of(assumptions, base, budget, partial=partial))
     except (ContainerError, FormatError, AssumptionContradicted) as error:
         error.location = _with_folder(error.location, bundle)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, Union
 
 from loraformat.model.bundle import Json
@@ -29,6 +29,8 @@ class InspectResult:
         base_scheme: by which the base is quantized; None where it is not, or by none that is read.
         grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
         has_heat: whether text shows a row of each module kind over the layers.
+        training: what the header of the weights says about the training: "resolution" → "(512, 512)".
+        metadata: the whole header, where it was asked for.
     """
 
     weights: tuple[WeightRecord, ...]
@@ -42,6 +44,8 @@ class InspectResult:
     base_scheme: str | None = None
     grouping: str = "auto"
     has_heat: bool = False
+    training: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,6 +44,9 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
     facts = [("read as", f"{report.format} ({report.reason})")] if report.reason else []
     facts.append(("base", summary.base_model or "not stated"))
+    if summary.family is not None:
+        facts.append(("model", summary.family or "not in the tables"))
+        facts.append(("components", ", ".join(f"{name} {amount(count)}" for name, count in summary.components.items())))
     if summary.task:
         facts.append(("task", summary.task))
     facts.append(("updates", updates(summary)))
@@ -60,6 +63,8 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     if result.base_scheme is not None:
         facts.append(("quantized", f"the base, by {result.base_scheme}; shapes and figures are of the decoded weights"))
     facts.extend(_vocabulary(summary))
+    facts.extend(result.training.items())
+    facts.extend((f"header {name}", value) for name, value in result.metadata.items())
     facts.extend(_figures(result))
     if summary.unclaimed:
         facts.append(("unread", plural(summary.unclaimed, "tensor")))

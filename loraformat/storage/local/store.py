@@ -161,6 +161,16 @@ class LocalStore:
             self._unfinished.discard(unfinished)
             self._seen.pop(path, None)
 
+    @contextmanager
+    def subfolder(self, name: str) -> Iterator[LocalStore]:
+        """See Output."""
+        path = self._path(checked_name(name, self.uri))
+        with as_storage_error(path):
+            os.makedirs(path, mode=0o777 & self._permissions, exist_ok=True)
+        yield HiddenFolder(path, self._permissions)
+        with as_storage_error(path):
+            platform().sync_folder(path)
+
     def check_target(self, path: str) -> None:
         """Raises: StorageError: a link, a folder, a device or the like stands where a file is to be written."""
         target = self._path(checked_name(path, self.uri))

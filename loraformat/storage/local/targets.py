@@ -66,8 +66,7 @@ def refuse_existing_folder(
             raise StorageError(
                 f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
             )
-        with os.scandir(path) as entries:
-            found = {each.name: _is_file(each) for each in entries}
+        found = _listed(path, {name.partition("/")[0] for name in names if "/" in name})
     known = names if written is None else {*names, *written(path)}
     others = sorted(name for name, is_file in found.items() if name not in known or not is_file)
     if not others:
@@ -137,6 +136,19 @@ def _refuse_places(target: str, path: str) -> None:
         raise StorageError("the output is a mount point: it is not replaced", where=target)
     if any(_is_in(os.path.realpath(kept), real) for kept in (os.curdir, os.path.expanduser("~"))):
         raise StorageError("the output contains the current or the home folder: it is not replaced", where=target)
+
+
+def _listed(path: str, folders: Collection[str]) -> dict[str, bool]:
+    """What lies in a folder, and in those of its folders that an output has too: name → whether it is a file."""
+    found: dict[str, bool] = {}
+    with os.scandir(path) as entries:
+        for each in entries:
+            if each.name in folders and each.is_dir(follow_symlinks=False):
+                inner = _listed(each.path, ())
+                found.update({f"{each.name}/{name}": is_file for name, is_file in inner.items()})
+            else:
+                found[each.name] = _is_file(each)
+    return found
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:

@@ -9,6 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from loraformat.arithmetic import multiply
+from loraformat.formats.kit import factors
 from loraformat.formats.peft.tuners.base import Parts, computed, require
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import LazyTensor
@@ -47,8 +48,8 @@ def _line(left: tuple[LazyTensor, ...], right: LazyTensor) -> LazyTensor:
     shape = (rows * c, cols * d, k)
 
     def value() -> Floats:
-        factors = [float64_of(factor) for factor in left]
-        whole = multiply(*factors) if len(factors) > 1 else factors[0]
+        sides = [float64_of(factor) for factor in left]
+        whole = multiply(*sides) if len(sides) > 1 else sides[0]
         return (whole[None, :, None, :, None] * float64_of(right)[:, None, :, None, :]).reshape(shape)
 
     return computed(shape, value)
@@ -71,24 +72,4 @@ def _pair(
         return a, b
     fits = len(a.shape) == len(b.shape) == 2 and len(t.shape) == 4 and t.shape[:2] == (a.shape[0], b.shape[0])
     require(fits, module, f"{core} {t.shape} does not fit {one} {a.shape} and {other} {b.shape}")
-    return a.T, _folded(t, b)
-
-
-def _folded(core: LazyTensor, b: LazyTensor) -> LazyTensor:
-    """Σ_j t[i, j, k, l] · b[j, c] as a matrix (rank, in · kernel): `aᵀ` times it is the convolution's update.
-
-    Args:
-        core: (rank, rank, k, l).
-        b: (rank, in).
-    """
-    rank, inner, *kernel = core.shape
-    shape = (rank, b.shape[1] * math.prod(kernel))
-
-    def value() -> Floats:
-        # (rank · kernel, inner) times (inner, in)
-        places = float64_of(core).reshape(rank, inner, -1).transpose(0, 2, 1).reshape(-1, inner)
-        columns = multiply(places, float64_of(b)).reshape(rank, -1, b.shape[1])
-        rows: Floats = columns.transpose(0, 2, 1).reshape(shape)
-        return rows
-
-    return computed(shape, value)
+    return a.T, factors.folded_core(t, b)

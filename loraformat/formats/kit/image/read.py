@@ -1,0 +1,291 @@
+"""A file of an image or video adapter, whatever its dialect, as an Adapter."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, listed, show
+from loraformat.errors import FormatError, MissingFile, UnsupportedUpdate
+from loraformat.formats.kit.base import NO_HINTS, Hints, Match
+from loraformat.formats.kit.findings import announced_but_absent, left_out, not_only_tensors, uneven_modules
+from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
+from loraformat.formats.kit.image.metadata import StatedScales, hints_of_model, kept
+from loraformat.formats.kit.image.modules import BIAS, Chains, Incomplete, chains_of
+from loraformat.formats.kit.image.names import RawModule, RawModules, dialect_of, modules_of
+from loraformat.formats.kit.image.resolve import (
+    BaseNames,
+    Question,
+    Resolved,
+    Target,
+    naming_of_images,
+    resolve,
+    unexplained,
+)
+from loraformat.formats.kit.image.translate import to_diffusers, to_original
+from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
+from loraformat.model.bundle import Bundle, TensorFile, Tensors
+from loraformat.model.format_files import FORMAT_FILES, the_file
+from loraformat.model.updates import Dense, LowRank, Update
+from loraformat.naming.families import ORIGINAL
+
+WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_PARTIAL = "--partial reads the rest and names what it leaves out"
+
+
+@dataclass(slots=True)
+class _Built:
+    """What was read: component → module → updates, each module in the names of its target."""
+
+    modules: dict[str, dict[str, Chains]] = field(default_factory=dict)
+    sources: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def add(self, component: str, module: str, chains: Chains, source: RawModule) -> None:
+        """Raises: FormatError (LF012): another module of the file is the same weight."""
+        there = self.modules.setdefault(component, {}).setdefault(module, {})
+        for parameter, chain in chains.items():
+            if parameter in there:
+                other = self.sources[component, module]
+                raise FormatError(
+                    f"{show(other, 100)} and {show(source.name, 100)} are both {component}.{module}: one is a leftover",
+                    hint="remove the tensors of one of them",
+                )
+            there[parameter] = chain
+        self.sources[component, module] = source.name
+
+
+def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
+    """The adapter of a file in any dialect of image and video models; headers and the scalars `.alpha` are read.
+
+    Raises:
+        MissingFile (LF101): no file of tensors, or several.
+        FormatError (LF012): a tensor or module that is none of the model; two tensors of one weight; names that fit
+            several models. With `hints.is_partial` only the last two.
+        ConfigError (LF103): a scale that cannot be used, or is stated twice and differs.
+        UnsupportedUpdate (LF013): an algorithm that is no sum of matrices, or a fused module that cannot be split.
+    """
+    file = weights_of(bundle)
+    tensors = file.open()
+    raw = modules_of(tensors.entries)
+    where = in_file(file.name)
+    if raw.twice:
+        one, other = raw.twice[0]
+        raise FormatError(f"{show(one, 100)} and {show(other, 100)} are the same tensor of a module", where=where)
+    base = None if hints.weights is None else BaseNames(hints.weights, hints.components)
+    stated = StatedScales(tensors.metadata, file.name, hints.budget)
+    question = Question(base, hints_of_model(tensors.metadata), hints.component or "", file.name)
+    resolved = resolve(raw.modules, question)
+    faults = _unnamed(raw)
+    faults += [(list(module.names.values()), unexplained([(module, why)])) for module, why in resolved.faults]
+    built = _Built()
+    for target in resolved.targets:
+        fault = _build(target, stated, hints, base, built)
+        if fault:
+            faults.append((list(target.module.names.values()), fault))
+    if faults and (not hints.is_partial or not built.modules):
+        raise _refusal(faults, resolved, where, can_be_partial=bool(built.modules))
+    if not built.modules:
+        raise FormatError("no update in the file", where=where)
+    pipeline, updates = _named(built, resolved, base)
+    return Adapter(
+        config=AdapterConfig(pipeline=pipeline, raw=kept(tensors.metadata)),
+        updates=updates,
+        tokenizer=tokenizer_files(bundle),
+        other_files=other_files(bundle, (file.name,)),
+        notes=(
+            *_notes(raw, faults, where),
+            *_uneven(raw.modules, where),
+            *_dora_notes(stated, built, where),
+            *_wrapper_notes(tensors, where),
+            *left_behind(bundle, (file.name,)),
+        ),
+    )
+
+
+def match_of(bundle: Bundle, format_name: str) -> Match | None:
+    """Why a bundle is of one of the image formats; None where it is of another, or of none."""
+    if any("/" in name or name in _OTHERS for name in bundle.files):
+        return None
+    named = next((file for name in WEIGHTS if isinstance(file := bundle.files.get(name), TensorFile)), None)
+    file = named or the_file(bundle)
+    if file is None:
+        return None
+    names = file.open().entries
+    dialect = dialect_of(names) or _without_prefix(file) or ("diffusers" if named is not None else "")
+    if dialect != format_name:
+        return None
+    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {dialect}")
+
+
+# What only folders of other formats have beside their weights.
+_OTHERS = tuple(name for row in FORMAT_FILES for name in row.settings)
+
+
+def _without_prefix(file: TensorFile) -> str:
+    """The format of a file whose names begin with those of the denoiser's modules, or with "transformer.".
+
+    Language models have a "transformer" and "blocks" too, so that one family must have all modules.
+    """
+    raw = modules_of(file.open().entries)
+    naming = "" if raw.unknown else naming_of_images(raw.modules)
+    return "" if not naming else "comfy" if naming == ORIGINAL else "diffusers"
+
+
+def weights_of(bundle: Bundle) -> TensorFile:
+    """The file of tensors. Raises: MissingFile (LF101): there is none, or several and none has diffusers' name."""
+    for name in WEIGHTS:
+        found = bundle.files.get(name)
+        if isinstance(found, TensorFile):
+            return found
+    file = the_file(bundle)
+    if file is None:
+        names = [each.name for each in bundle.tensor_files()]
+        text = f"several files of tensors: {listed(names)}" if names else "no file of tensors"
+        raise MissingFile(text, where=bundle.uri, hint="give the one that you mean" if names else "")
+    return file
+
+
+Faults = list[tuple[list[str], str]]
+
+
+def _unnamed(raw: RawModules) -> Faults:
+    return [([name], f"{show(name, 100)}: no tensor of an update is called so") for name in raw.unknown]
+
+
+def _refusal(faults: Faults, resolved: Resolved, where: FindingLocation, *, can_be_partial: bool) -> FormatError:
+    text = f"{sum(len(names) for names, _ in faults)} tensors are not understood: {faults[0][1]}"
+    text += f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
+    family = f" (read as {resolved.families[0].title})" if resolved.families else ""
+    return FormatError(text + family, where=where, hint=_PARTIAL if can_be_partial else "")
+
+
+def _build(target: Target, stated: StatedScales, hints: Hints, base: BaseNames | None, built: _Built) -> str:
+    """Add the updates of a module; what is wrong with its tensors, or ""."""
+    module, component = target.module, target.component
+    try:
+        chains = chains_of(module, lambda each, rank: stated.of(component, each, rank), hints)
+        if target.place is None or target.is_exact or target.naming != ORIGINAL:
+            found = dict.fromkeys(target.names, chains)
+        else:
+            found = to_diffusers(target.place, chains, _Shapes(base, component), module.name)
+    except Incomplete as error:
+        return f"{show(module.name, 100)}: {error}"
+    except UnsupportedUpdate as error:
+        return str(error)
+    for name, parts in found.items():
+        built.add(component, name, parts, module)
+    return ""
+
+
+class _Shapes:
+    """Shapes of the modules of a component, as the base has them."""
+
+    def __init__(self, base: BaseNames | None, component: str) -> None:
+        self._base, self._component = base, component
+
+    def __call__(self, module: str, parameter: str) -> tuple[int, ...] | None:
+        return None if self._base is None else self._base.shape(self._component, module, parameter)
+
+
+def _named(built: _Built, resolved: Resolved, base: BaseNames | None) -> tuple[Pipeline, dict[str, tuple[Update, ...]]]:
+    """The updates under their full names, as the base has them, or as a pipeline of diffusers does."""
+    components = tuple(sorted(built.modules))
+    names = tuple(family.name for family in resolved.families)
+    if base is None or base.components:
+        pipeline = Pipeline(families=names, components=components)
+    else:
+        pipeline = _of_one_component(built, resolved, base, components, names)
+    updates: dict[str, tuple[Update, ...]] = {}
+    for component, modules in built.modules.items():
+        head = pipeline.prefix if component == pipeline.bare else f"{component}."
+        for module, chains in modules.items():
+            for parameter, chain in chains.items():
+                shape = None if base is None else base.weights.get(f"{head}{module}.{parameter}")
+                updates[f"{head}{module}.{parameter}"] = tuple(_as_stored(update, shape) for update in chain)
+    return pipeline, dict(sorted(updates.items()))
+
+
+def _of_one_component(
+    built: _Built, resolved: Resolved, base: BaseNames, components: tuple[str, ...], names: tuple[str, ...]
+) -> Pipeline:
+    """The pipeline of which the base is one component; its updates get the names that it has there."""
+    found = base.family()
+    exact = {target.component for target in resolved.targets if target.is_exact}
+    denoiser = next((name for name in components if not name.startswith("text_encoder")), "")
+    bare = denoiser if found is not None and denoiser else next(iter(sorted(exact)), components[0])
+    is_original = found is not None and found[1] == ORIGINAL and bare == denoiser
+    are_exact = all(target.is_exact for target in resolved.targets if target.component == bare)
+    if is_original and found is not None and not are_exact:
+        built.modules[bare] = to_original(found[0], built.modules[bare])
+    return Pipeline(families=names, components=components, bare=bare, prefix=base.prefix, is_original=is_original)
+
+
+def _as_stored(update: Update, shape: tuple[int, ...] | None) -> Update:
+    """An update with the axes of its weight: a convolution of one point may be stored as a matrix, and back."""
+    if shape is None:
+        return update
+    if isinstance(update, LowRank) and update.shape != shape:
+        is_same = math.prod(update.shape) == math.prod(shape) and update.shape[:1] == shape[:1]
+        if is_same and len(shape) in (2, 3, 4, 5):
+            return replace(update, kernel=shape[2:])
+    if isinstance(update, Dense) and update.shape != shape and math.prod(update.shape) == math.prod(shape):
+        return replace(update, delta=update.delta.reshape(*shape))
+    return update
+
+
+def _notes(raw: RawModules, faults: Faults, where: FindingLocation) -> Iterable[Finding]:
+    names = [name for several, _ in faults for name in several]
+    if names:
+        yield left_out(where, names, faults[0][1])
+    if raw.auxiliary:
+        yield left_out(where, raw.auxiliary, "bookkeeping of a tool for sliders, which changes no weight")
+
+
+def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Finding]:
+    """LF250 for roles that some modules lack: of all pairs in the file, and of one module in all blocks."""
+    scaled = [module for module in modules if not _SCALED.isdisjoint(module.parts)]
+    for role, word in (("alpha", ".alpha"), ("dora_scale", ".dora_scale"), ("magnitude", "a DoRA magnitude")):
+        pairs = scaled if role == "alpha" else [module for module in scaled if "down" in module.parts]
+        without = [module.name for module in pairs if role not in module.parts]
+        if without and len(without) < len(pairs):
+            yield uneven_modules(where, f"{len(pairs) - len(without)} of {len(pairs)} modules have {word}", without)
+    alike: dict[tuple[str, str], list[RawModule]] = {}
+    for module in modules:
+        alike.setdefault((module.slot, _NUMBERS.sub("#", module.path)), []).append(module)
+    for several in alike.values():
+        every = {role for module in several for role in module.parts} - {"alpha", "dora_scale", "magnitude"}
+        for role in sorted(every) if len(several) > 1 else ():
+            without = [module.name for module in several if role not in module.parts]
+            if without:
+                yield uneven_modules(
+                    where, f"{len(several) - len(without)} of {len(several)} blocks have {role}", without
+                )
+
+
+# Of each algorithm a tensor that has a scale; LoKr of two whole sides has none.
+_SCALED = frozenset(("down", "hada_w1_a", "lokr_w1_a", "lokr_w2_a"))
+_NUMBERS = re.compile(r"(?<![0-9A-Za-z])[0-9]+(?![0-9A-Za-z])")
+
+
+def _wrapper_notes(tensors: Tensors, where: FindingLocation) -> Iterable[Finding]:
+    if tensors.wrapper or tensors.extras:
+        yield not_only_tensors(where, tensors.wrapper, sorted(tensors.extras))
+
+
+def _dora_notes(stated: StatedScales, built: _Built, where: FindingLocation) -> Iterable[Finding]:
+    for component in stated.components:
+        if stated.is_dora(component):
+            plain = [module for module, chains in built.modules.get(component, {}).items() if not _has_dora(chains)]
+            if plain:
+                yield announced_but_absent(where, "the header says use_dora", [f"{component}.{plain[0]}"])
+
+
+def _has_dora(chains: Mapping[str, tuple[Update, ...]]) -> bool:
+    return any(
+        not isinstance(update, LowRank) or update.magnitude is not None
+        for parameter, chain in chains.items()
+        if parameter != BIAS
+        for update in chain
+    )
