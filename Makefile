@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-oracles test-llamacpp mutants check clean
+.PHONY: demo test test-architectures test-core test-diffusers test-oracles test-llamacpp mutants check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -27,6 +27,12 @@ test-oracles: $(VENV)/installed-test
 test-llamacpp: $(VENV)/installed-test
 	$(PIP) -e '.[llamacpp]'
 	$(BIN)/python -m pytest -m llamacpp -rA
+
+# diffusers loads what is written, into tiny models of every family, and the table of names is that of its classes.
+test-diffusers: $(VENV)/installed-test
+	$(PIP) -e '.[diffusers]'
+	$(BIN)/python tests/derive_families.py --check
+	$(BIN)/python -m pytest -m diffusers
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
