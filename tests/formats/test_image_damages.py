@@ -157,8 +157,28 @@ def test_partial_reads_the_rest_and_names_every_tensor_that_it_leaves_out() -> N
         "to_q",
         "to_v",
     ]
-    [note] = [note for note in found.notes if note.code == "LF249"]
-    assert all(name in note.message for name in strange)
+    said = " ".join(note.message for note in found.notes if note.code == "LF249")
+    assert all(name in said for name in strange)
+
+
+def test_trained_embeddings_beside_an_adapter_are_reported_and_kept() -> None:
+    content = pair("lora_unet_conv_in") | {"bundle_emb.token.clip_l": torch.ones(2, 8)}
+    found = read(content)
+    assert list(found.unclaimed) == ["bundle_emb.token.clip_l"]
+    assert [note.code for note in found.notes] == ["LF249"]
+    assert not read(content, is_partial=True).unclaimed
+
+
+def test_a_header_about_another_component_is_an_error() -> None:
+    said = {"lora_adapter_metadata": json.dumps({"transformer.r": 2, "transformer.lora_alpha": 8})}
+    notes = read(pair("unet.conv_in", ends=("A", "B")), said).notes
+    assert [(note.code, note.severity) for note in notes] == [("LF225", Severity.ERROR)]
+
+
+def test_two_namings_in_one_file_are_named_as_that() -> None:
+    original = pair("lora_unet_input_blocks_1_0_in_layers_2") | pair("lora_unet_input_blocks_2_0_in_layers_2")
+    with pytest.raises(FormatError, match="it has the diffusers name, and the other modules of the file have original"):
+        read(original | pair("lora_unet_down_blocks_1_resnets_0_conv1"))
 
 
 def test_bookkeeping_of_sliders_is_named_and_changes_nothing() -> None:

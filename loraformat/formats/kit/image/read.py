@@ -94,6 +94,9 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         updates=updates,
         tokenizer=tokenizer_files(bundle),
         other_files=other_files(bundle, (file.name,)),
+        unclaimed={
+            name: tensors.entries[name] for name in raw.unknown if name.startswith(_EMBEDDING) and not hints.is_partial
+        },
         notes=(
             *_notes(raw, faults, where),
             *_uneven(raw.modules, where),
@@ -147,15 +150,22 @@ def weights_of(bundle: Bundle) -> TensorFile:
     return file
 
 
+# Trained embeddings of tokens beside the adapter. Source: OneTrainer 23df3832, modules/modelSaver.
+_EMBEDDING = "bundle_emb."
 Faults = list[tuple[list[str], str]]
 
 
 def _unnamed(raw: RawModules) -> Faults:
-    return [([name], f"{show(name, 100)}: no tensor of an update is called so") for name in raw.unknown]
+    return [
+        ([name], f"{show(name, 100)}: no tensor of an update is called so")
+        for name in raw.unknown
+        if not name.startswith(_EMBEDDING)
+    ]
 
 
 def _refusal(faults: Faults, resolved: Resolved, where: FindingLocation, *, can_be_partial: bool) -> FormatError:
-    text = f"{sum(len(names) for names, _ in faults)} tensors are not understood: {faults[0][1]}"
+    count = sum(len(names) for names, _ in faults)
+    text = f"{counted(count, 'tensor', 'is')} not understood: {faults[0][1]}"
     text += f"; and {len(faults) - 1} more" if len(faults) > 1 else ""
     family = f" (read as {resolved.families[0].title})" if resolved.families else ""
     return FormatError(text + family, where=where, hint=_PARTIAL if can_be_partial else "")
@@ -236,9 +246,11 @@ def _as_stored(update: Update, shape: tuple[int, ...] | None) -> Update:
 
 
 def _notes(raw: RawModules, faults: Faults, where: FindingLocation) -> Iterable[Finding]:
-    names = [name for several, _ in faults for name in several]
-    if names:
-        yield left_out(where, names, faults[0][1])
+    for names, reason in faults:  # one for each module, so that every name is shown whole
+        yield left_out(where, names, reason)
+    embeddings = [name for name in raw.unknown if name.startswith(_EMBEDDING)]
+    if embeddings:
+        yield left_out(where, embeddings, "trained embeddings of tokens, which are no update of a weight")
     if raw.auxiliary:
         yield left_out(where, raw.auxiliary, "bookkeeping of a tool for sliders, which changes no weight")
 
@@ -275,6 +287,9 @@ def _wrapper_notes(tensors: Tensors, where: FindingLocation) -> Iterable[Finding
 
 
 def _dora_notes(stated: StatedScales, built: _Built, where: FindingLocation) -> Iterable[Finding]:
+    absent = [component for component in stated.components if component not in built.modules]
+    if absent:
+        yield announced_but_absent(where, "lora_adapter_metadata has settings of components", absent)
     for component in stated.components:
         if stated.is_dora(component):
             plain = [module for module, chains in built.modules.get(component, {}).items() if not _has_dora(chains)]

@@ -298,6 +298,7 @@ def _half(
     best = max(map(worth, eligible))
     equal = [each for each in eligible if worth(each) == best]
     family, naming, places = equal[0]
+    equal = [each for each in equal if each[1] == naming]
     if not any(places):
         resolved.faults += [(module, "no known model has such a module") for module in modules]
         return
