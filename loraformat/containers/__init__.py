@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraformat import strict_json
-from loraformat.containers.adapter_folder import open_adapter_files, sources_of, with_components
+from loraformat.containers.adapter_folder import has_components, open_adapter_files, sources_of, with_components
 from loraformat.containers.base_weights import weight_of
 from loraformat.containers.bundles import bundle_of_store, open_bundle, open_tensors, save_bundle
 from loraformat.containers.checkpoints import checkpoint_of_store, open_checkpoint, open_weights
@@ -26,6 +26,7 @@ __all__ = [
     "combine_crc32",
     "container_of",
     "fingerprints",
+    "has_components",
     "layout",
     "open_adapter_files",
     "open_bundle",

@@ -76,6 +76,12 @@ def sources_of(bundle: Bundle) -> list[tuple[object, tuple[str, ...]]]:
     return [(bundle.opened, tuple(bundle.files))]
 
 
+def has_components(path: str) -> bool:
+    """Whether a folder of this machine holds PEFT folders of a pipeline's components and nothing else."""
+    bundle = open_bundle(path)
+    return with_components(bundle) is not bundle
+
+
 def with_components(bundle: Bundle) -> Bundle:
     """The PEFT folders of the components of a pipeline as one adapter; other folders as they are.
 

@@ -313,7 +313,7 @@ def _coarsest(adapter: Adapter) -> float:
 
 def _with_ties(adapter: Adapter, base: Checkpoint | None) -> Adapter:
     """The adapter, knowing which of its tables are tied where the source does not say and the base does."""
-    if base is None or adapter.config.tied is not None:
+    if base is None or adapter.config.tied is not None or adapter.config.pipeline is not None:
         return adapter
     from loraformat.matching import ties_of
 

@@ -24,9 +24,10 @@ def config_at(subject: Subject, *path: str | int) -> FindingLocation:
 
 
 def peft_config(subject: Subject) -> Mapping[str, Json]:
-    """The config of a PEFT adapter; {} for other formats."""
+    """The config of a PEFT adapter; {} for other formats, and for one of a pipeline, which has several."""
     assert subject.adapter is not None
-    return subject.adapter.config.raw if subject.format == "peft" else {}
+    config = subject.adapter.config
+    return config.raw if subject.format == "peft" and config.pipeline is None else {}
 
 
 _LORA = ("LORA", "LOHA", "LOKR")
@@ -53,15 +54,23 @@ def schema_violation(subject: Subject) -> Iterator[Hit]:
     from loraformat.schema import check
 
     assert subject.adapter is not None
-    raw = subject.adapter.config.raw
-    name = {
+    config = subject.adapter.config
+    is_pipeline = subject.format == "peft" and config.pipeline is not None
+    for component, raw in config.raw.items() if is_pipeline else [("", config.raw)]:
+        name = _schema_of(subject.format, raw)
+        for path, message in check(name, dict(raw)) if name and isinstance(raw, Mapping) else ():
+            where = in_file(f"{component}/adapter_config.json", *path) if component else config_at(subject, *path)
+            yield Hit(where, message)
+
+
+def _schema_of(format_name: str, raw: object) -> str:
+    """The schema of a config; "" for none."""
+    if not isinstance(raw, Mapping) or not raw:
+        return ""
+    return {
         "peft": "peft-adapter-config" if raw.get("peft_type") in _LORA else "peft-tuner-config",
         "native": "native-config-1" if "format_version" in raw else "native-config-0",
-    }.get(subject.format)
-    if name is None or not raw:
-        return
-    for path, message in check(name, dict(raw)):
-        yield Hit(config_at(subject, *path), message)
+    }.get(format_name, "")
 
 
 @rule("LF105", Severity.WARNING, since="0.1.0")

@@ -12,6 +12,7 @@ from loraformat.diagnostics import Finding
 from loraformat.errors import LoraFormatError
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.image.canonical import canonical, pipeline_of
+from loraformat.formats.kit.image.resolve import BaseNames
 from loraformat.formats.kit.losses import unsupported_update
 from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.bundle import Bundle
@@ -44,6 +45,10 @@ def read_components(bundle: Bundle, hints: Hints, read: Callable[[Bundle, Hints]
         notes=tuple(_in_component(name, note) for name, one in parts.items() for note in one.notes),
     )
     pipeline = pipeline_of(whole) or Pipeline(components=tuple(parts))
+    if hints.weights is not None and hints.components:
+        family = BaseNames(hints.weights, hints.components, hints.config).family()
+        if family is not None and family[0].name in pipeline.families:
+            pipeline = replace(pipeline, families=(family[0].name,))
     return replace(whole, config=replace(whole.config, pipeline=pipeline))
 
 

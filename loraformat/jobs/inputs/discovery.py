@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loraformat import formats
-from loraformat.containers import open_bundle
+from loraformat.containers import has_components, open_bundle
 from loraformat.diagnostics import listed
 from loraformat.errors import LoraFormatError, StorageError, UnknownFormat
 from loraformat.formats.kit.folder import is_training_state
@@ -66,6 +66,8 @@ def discover(paths: Sequence[str], *, recursive: bool = True, format: str | None
 
 def _below(path: str, notes: list[str]) -> list[str]:
     """Raises: StorageError: it cannot be searched within the bounds."""
+    if has_components(path):
+        return [path]
     found: list[str] = []
     loose: list[str] = []
     links = 0

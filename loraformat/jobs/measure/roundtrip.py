@@ -25,7 +25,15 @@ def compare(written: Bundle, wanted: Adapter, *, to: str, hints: Hints, roundoff
     Raises: RoundTripFailed (LF710): a weight is missing or added, or an update differs by more than rounding does.
     """
     found = read_bundle(
-        written, format=to, hints=Hints(weights=hints.weights, config=hints.config, settings=hints.settings)
+        written,
+        format=to,
+        hints=Hints(
+            weights=hints.weights,
+            components=hints.components,
+            component=hints.component,
+            config=hints.config,
+            settings=hints.settings,
+        ),
     ).adapter
     lacking = sorted(wanted.updates.keys() ^ found.updates.keys())
     if lacking:

@@ -4,4 +4,4 @@ A file is a point in five dimensions: the prefix of its names (which component),
 dotted or flattened), fused modules or split ones, the suffix (which tensor of the update) and where the scale stands.
 """
 
-__all__ = ["canonical", "entries", "headers", "prefixes", "read", "training", "write"]
+__all__ = ["canonical", "entries", "headers", "prefixes", "read", "resolve", "training", "write"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.errors import FormatError
 from loraformat.formats.kit.image.modules import Chains
+from loraformat.formats.kit.image.resolve import with_encoders
 from loraformat.formats.kit.image.translate import no_shapes, to_diffusers
 from loraformat.model.adapter import Adapter, Pipeline, module_of
 from loraformat.model.updates import Update
@@ -48,8 +49,9 @@ def pipeline_of(adapter: Adapter) -> Pipeline | None:
     first = {module.partition(".")[0] for module in modules}
     if first and first <= set(COMPONENTS):
         inner = [module.partition(".")[2] for module in modules if not module.startswith("text_encoder")]
-        found = _explaining(inner, denoisers(), DIFFUSERS)
-        return Pipeline(families=tuple(each.name for each in found), components=tuple(sorted(first))) if found else None
+        families_ = with_encoders(_explaining(inner, denoisers(), DIFFUSERS), first)
+        names = tuple(each.name for each in families_)
+        return Pipeline(families=names, components=tuple(sorted(first))) if names else None
     for naming in (DIFFUSERS, ORIGINAL):
         if found := _explaining(modules, denoisers(), naming):
             component = found[0].component

@@ -73,7 +73,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     if raw.twice:
         one, other = raw.twice[0]
         raise FormatError(f"{show(one, 100)} and {show(other, 100)} are the same tensor of a module", where=where)
-    base = None if hints.weights is None else BaseNames(hints.weights, hints.components)
+    base = None if hints.weights is None else BaseNames(hints.weights, hints.components, hints.config)
     stated = StatedScales(tensors.metadata, file.name, hints.budget)
     question = Question(base, hints_of_model(tensors.metadata), hints.component or "", file.name)
     resolved = resolve(raw.modules, question)

@@ -8,13 +8,14 @@ say of the names still differs, the file is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError
 from loraformat.formats.kit.image.names import RawModule
+from loraformat.model.bundle import Json
 from loraformat.naming.families import (
     DIFFUSERS,
     ORIGINAL,
@@ -113,8 +114,9 @@ class BaseNames:
         prefix: in front of the names of the one component.
     """
 
-    def __init__(self, weights: Shapes, components: Sequence[str]) -> None:
+    def __init__(self, weights: Shapes, components: Sequence[str], config: Mapping[str, Json] | None = None) -> None:
         self.weights, self.components = weights, tuple(components)
+        self._classes = _classes_of(config or {})
         self.prefix = "" if components else _prefix_of(weights)
         self._modules: dict[str, set[str]] = {}
         for name in weights:
@@ -158,16 +160,29 @@ class BaseNames:
         return self.weights.get(self.name(component, module, parameter))
 
     def family(self) -> tuple[Family, str] | None:
-        """The family that most of the denoiser's modules are of, and their naming; None for none."""
+        """The family that most of the denoiser's modules are of, and their naming; None for none.
+
+        Where the config names the class of the denoiser, no other class's family is.
+        """
+        known = [each for each in denoisers() if self._classes.intersection(each.classes)] or denoisers()
         best: tuple[int, Family, str] | None = None
         for component in _DENOISERS:
             paths = [spelled(path) for path in self.modules(component)] if component or not self.components else []
-            for family in denoisers() if paths else ():
+            for family in known if paths else ():
                 for naming in (DIFFUSERS, ORIGINAL):
                     count = sum(family.find(path, naming) is not None for path in paths)
                     if count and (best is None or count > best[0]):
                         best = (count, family, naming)
         return None if best is None else best[1:]
+
+
+def _classes_of(config: Mapping[str, Json]) -> frozenset[str]:
+    """Names of classes in a model_index.json, or in the config.json of a component."""
+    names = [
+        config.get("_class_name"),
+        *(each[1] for each in config.values() if isinstance(each, list) and len(each) == 2),
+    ]
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _prefix_of(weights: Shapes) -> str:
@@ -218,7 +233,14 @@ def resolve(modules: Sequence[RawModule], question: Question) -> Resolved:
         resolved.families = (named,)
     for slot, several in by_slot.items():
         _resolve_encoder(slot, several, question, resolved)
+    resolved.families = with_encoders(resolved.families, {target.component for target in resolved.targets})
     return resolved
+
+
+def with_encoders(families: Sequence[Family], components: Collection[str]) -> tuple[Family, ...]:
+    """The families whose pipelines have the text encoders: Stable Diffusion 1 and 2 have no second one."""
+    fitting = tuple(each for each in families if each.name != "sd" or "text_encoder_2" not in components)
+    return fitting or tuple(families)
 
 
 Explanation = tuple[Family, str, list["Place | None"]]
