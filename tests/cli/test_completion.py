@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from loraformat.cli import COMMANDS, main
 from loraformat.cli.commands.completion import SHELLS
+from loraformat.formats import FORMATS
 
 BIN = Path(sys.executable).parent
 
@@ -27,7 +28,7 @@ def completed(*words: str) -> list[str]:
     return CliRunner(env=asked).invoke(main, [], prog_name="loraformat").stdout.splitlines()
 
 
-WRITTEN = ("native", "peft", "mlx", "loralib", "diffusers", "kohya", "comfy", "lycoris")
+WRITTEN = [each.NAME for each in FORMATS if each.WRITES]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
