@@ -383,7 +383,7 @@ def _fits(explanation: Explanation, modules: Sequence[RawModule]) -> bool:
         if place is None or not place.module.rows or (place.part is not None and len(place.module.diffusers) > 1):
             continue
         down, up = module.parts.get("down"), module.parts.get("up")
-        if down is None or up is None or len(down.shape) != 2 or not down.shape[1]:
+        if down is None or up is None or len(down.shape) != 2 or len(up.shape) != 2 or not down.shape[1]:
             continue
         if Fraction(up.shape[0], down.shape[1]) != sum(place.module.rows):
             return False
