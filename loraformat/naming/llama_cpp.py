@@ -26,6 +26,11 @@ _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
 # Classes with other inputs → the class of their language model.
 _INNER = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 _INNER_TYPES = {"gemma3": "gemma3_text"}
+# Parameters in which transformers since version 5 stacks all experts of a layer.
+_STACK = re.compile(
+    r"model\.layers\.(\d{1,6})\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?"
+)
+_STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 _TURNED = {"attn_q": False, "attn_k": True}
 
 
@@ -55,6 +60,7 @@ class LlamaCppModel:
         names: module in transformers → tensor there, with {} for the layer and the expert; several classes may share an
             architecture.
         is_tied: whether the head is the input embedding; None where nobody says.
+        width: length of the vectors between layers; None where nobody says.
     """
 
     architecture: str
@@ -63,6 +69,22 @@ class LlamaCppModel:
     kv_heads: tuple[int, ...]
     names: Mapping[str, str]
     is_tied: bool | None = None
+    width: int | None = None
+
+    def stacks(self, weight: str) -> tuple[str, ...]:
+        """The tensors that hold a parameter in which transformers stacks the experts of a layer; () for another weight.
+
+        >>> model = model_of_config({"architectures": ["Qwen3MoeForCausalLM"]})
+        >>> model.stacks("model.layers.3.mlp.experts.gate_up_proj")
+        ('blk.3.ffn_gate_exps.weight', 'blk.3.ffn_up_exps.weight')
+
+        Source: transformers 5.23.0, conversion_mapping.py; llama.cpp, conversion/qwen.py `modify_tensors`.
+        """
+        found = _STACK.fullmatch(_plain(weight))
+        known = set(self.names.values())
+        names = () if found is None else _STACKS[found[2]]
+        is_known = all(f"blk.{{}}.{name}" in known for name in names)
+        return tuple(f"blk.{found[1]}.{name}.weight" for name in names) if found and is_known else ()
 
     def place(self, weight: str) -> Place | None:
         """Where a weight of transformers' name stands; None for a name that llama.cpp has no tensor for.
@@ -136,6 +158,7 @@ def model_of_config(config: Mapping[str, Any]) -> LlamaCppModel | None:
         kv_heads=_counts(next((c for level in levels if (c := level.get("num_key_value_heads"))), None)),
         names=row["names"],
         is_tied=any(tied) if tied else None,
+        width=_size(next((c for level in levels if (c := level.get("hidden_size"))), None)),
     )
 
 
@@ -152,6 +175,7 @@ def model_of_settings(settings: Mapping[str, Any]) -> LlamaCppModel | None:
         heads=_counts(settings.get(f"{architecture}.attention.head_count")),
         kv_heads=_counts(settings.get(f"{architecture}.attention.head_count_kv")),
         names=names,
+        width=_size(settings.get(f"{architecture}.embedding_length")),
     )
 
 
@@ -174,6 +198,10 @@ def source_row(row: int, heads: int, rows: int) -> int:
 def _classes() -> Mapping[str, Any]:
     classes: Mapping[str, Any] = table(_TABLE)["classes"]
     return classes
+
+
+def _size(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _counts(value: object) -> tuple[int, ...]:

@@ -80,6 +80,22 @@ def test_a_merge_is_peft_s_own_under_llama_cpp_s_names(name: str, tmp_path: Path
     assert report.data.checked.followed == report.data.tensors_touched
 
 
+STACKED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_that_peft_trains_as_one_parameter_are_parted(name: str, tmp_path: Path) -> None:
+    one = made(name, tmp_path, target_modules=["q_proj"], target_parameters=STACKED)
+    base = one.base("F32", "model")
+    loraformat.merge(str(base), [str(tmp_path / "adapter")], str(tmp_path / "out"), verify="full")
+    found = values_of(tmp_path / "out" / "model.gguf")
+    for weight, wanted in one.merged.items():
+        np.testing.assert_allclose(found[weight], wanted.numpy(), rtol=1e-6, atol=1e-6, err_msg=weight)
+    loraformat.convert(str(tmp_path / "adapter"), str(tmp_path / "gguf"), to="gguf", base=str(tmp_path / "base"))
+    loraformat.merge(str(base), [str(tmp_path / "gguf")], str(tmp_path / "again"), verify="full")
+    assert (tmp_path / "again" / "model.gguf").read_bytes() == (tmp_path / "out" / "model.gguf").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3"])
 def test_an_adapter_in_gguf_gives_the_bytes_of_the_one_that_it_was_made_of(name: str, tmp_path: Path) -> None:
     one = made(name, tmp_path)
