@@ -31,6 +31,7 @@ _STACK = re.compile(
     r"model\.layers\.(\d{1,6})\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?"
 )
 _STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+_OF_BLOCK = re.compile(r"blk\.\d")
 _TURNED = {"attn_q": False, "attn_k": True}
 
 
@@ -115,6 +116,10 @@ class LlamaCppModel:
                 numbers = [number[0] if number else "", "" if expert is None else str(expert)]
                 yield f"{module.format(*numbers[: module.count('{}')])}.{parameter}"
 
+    def is_turned(self, tensor: str) -> bool:
+        """Whether the rows of a tensor stand in another order than in transformers."""
+        return self.permuted and tensor.rpartition(".")[0].rpartition(".")[2] in _TURNED
+
     def heads_of(self, tensor: str) -> int:
         """How many heads the rows of a tensor are of, where they stand in another order; else 0.
 
@@ -177,6 +182,15 @@ def model_of_settings(settings: Mapping[str, Any]) -> LlamaCppModel | None:
         names=names,
         width=_size(settings.get(f"{architecture}.embedding_length")),
     )
+
+
+def is_tensor_name(name: str) -> bool:
+    """Whether a weight has a name of llama.cpp's.
+
+    >>> is_tensor_name("blk.0.attn_q.weight"), is_tensor_name("model.layers.0.self_attn.q_proj.weight")
+    (True, False)
+    """
+    return name in (EMBEDDING, HEAD) or _OF_BLOCK.match(name) is not None
 
 
 def known_classes() -> tuple[str, ...]:

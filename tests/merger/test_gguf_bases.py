@@ -15,7 +15,7 @@ from torch import Tensor
 
 import loraformat
 from loraformat.containers import open_checkpoint
-from loraformat.errors import FormatError, MergeError, UnsupportedUpdate, UsageError
+from loraformat.errors import ConfigError, FormatError, MergeError, UnsupportedUpdate, UsageError
 from loraformat.io import hints_of, open_adapter
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan
@@ -284,6 +284,31 @@ def test_the_reference_sees_rows_in_a_wrong_order(fault: str, llama: Made) -> No
     }[fault]
     with pytest.raises(MergeError, match="q_proj"):
         check_translation(replace(adapter, updates={**adapter.updates, name: (wrong,)}), base.settings)
+
+
+def test_names_of_llama_cpp_never_get_into_another_format(llama: Made, tmp_path: Path) -> None:
+    base, adapter = llama.base("F16", "names"), str(llama.folder / "adapter")
+    loraformat.convert(adapter, str(tmp_path / "native"), to="native", base=str(base), check_roundtrip=True)
+    wanted = loraformat.load_adapter(adapter)
+    assert loraformat.load_adapter(str(tmp_path / "native")).updates.keys() == wanted.updates.keys()
+    loraformat.convert(adapter, str(tmp_path / "gguf"), to="gguf", base=str(base), check_roundtrip=True)
+    for fields, message in (({"base": str(base)}, "the base is a GGUF file"), ({}, "no base is given")):
+        with pytest.raises(ConfigError, match=message):
+            loraformat.convert(str(tmp_path / "gguf"), str(tmp_path / "out"), to="peft", **fields)
+    folder = str(llama.folder / "base")
+    loraformat.convert(str(tmp_path / "gguf"), str(tmp_path / "peft"), to="peft", base=folder, check_roundtrip=True)
+    found = loraformat.load_adapter(str(tmp_path / "peft"))
+    assert all(np.array_equal(found.delta(name), wanted.delta(name)) for name in wanted.updates)
+
+
+def test_an_adapter_alone_is_shown_and_judged_under_its_own_names(llama: Made, tmp_path: Path) -> None:
+    adapter = str(llama.folder / "adapter")
+    loraformat.convert(adapter, str(tmp_path / "gguf"), to="gguf", base=str(llama.folder / "base"))
+    report = loraformat.validate(str(tmp_path / "gguf"), deep=True)
+    assert not [one for one in report.findings if one.severity.name == "ERROR"]
+    assert not [one for one in report.findings if one.code == "LF031"]
+    shown = loraformat.inspect(str(tmp_path / "gguf" / "adapter.gguf"))
+    assert {weight.weight for weight in shown.data.weights} >= {"blk.0.attn_q.weight", "blk.1.attn_v.weight"}
 
 
 def test_every_verb_reads_a_gguf_base(llama: Made, tmp_path: Path) -> None:
