@@ -4,7 +4,7 @@ For each base, with a warm page cache and in alternating runs: `cp` followed by 
 adapter for every linear layer, and for attention alone. Prints medians of wall time and peak memory. Needs the gguf
 package, and three times the size on disk.
 
-    python benchmarks/merge_gguf.py [--gigabytes 2] [--runs 3] [--folder DIR]
+    python benchmarks/merge_gguf.py [--gigabytes 2] [--runs 3] [--kinds F16,Q8_0] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -87,11 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--kinds", default=",".join(_NBYTES), help="of bases, with commas")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     print("base  adapter     options            cp s  merge s  /cp  peak MB  written GB", flush=True)
-    for kind in _NBYTES:
+    for kind in options.kinds.split(","):
         folder = Path(tempfile.mkdtemp(prefix="loraformat-bench-", dir=options.folder))
         try:
             apart(make, folder, kind, int(options.gigabytes * 1e9))

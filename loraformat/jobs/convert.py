@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from loraformat import formats, rules
 from loraformat.containers import open_checkpoint, sources_of
 from loraformat.diagnostics import Finding, FindingLocation, show
-from loraformat.errors import UsageError
+from loraformat.errors import ConfigError, UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
 from loraformat.formats.kit.losses import dropped_metadata
 from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
-from loraformat.io import hints_of, open_files, refuse_losses, save_adapter
+from loraformat.io import Opened, hints_of, open_files, refuse_losses, save_adapter
 from loraformat.jobs.inputs.subject import open_base, subject_of
 from loraformat.jobs.inputs.tensor_names import proposed, renamed
 from loraformat.jobs.measure import roundtrip
@@ -30,6 +30,7 @@ from loraformat.model.results.verbs import ConvertResult, RoundTrip
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
+from loraformat.naming.llama_cpp import is_tensor_name
 from loraformat.report import Report
 from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
 
@@ -119,9 +120,10 @@ def convert(
     opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format, partial=partial)
     if name is not None:
         found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
-    read, repairs = mend(opened.adapter, checkpoint, to)
+    named = _with_names(checkpoint, to)
+    read, repairs = mend(_in_names_for(to, opened, checkpoint), named, to)
     findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
-    read = _with_ties(read, checkpoint)
+    read = _with_ties(read, named)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
     if name is not None:
         adapter, replaced = _with_base_model(adapter, *name)
@@ -137,7 +139,7 @@ def convert(
 
     def check(written: Bundle) -> None:
         bound = _roundoff(read, adapter, losses)
-        hints = hints_of(known, checkpoint)
+        hints = hints_of(known, named)
         roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
 
     if dry_run:
@@ -178,6 +180,30 @@ def convert(
         findings=(*findings, *losses),
         written=paths,
     )
+
+
+def _with_names(base: Checkpoint | None, to: str) -> Checkpoint | None:
+    """The base, where its names are those of the target: a GGUF file has llama.cpp's."""
+    return None if base is not None and base.settings and to != "gguf" else base
+
+
+def _in_names_for(to: str, opened: Opened, base: Checkpoint | None) -> Adapter:
+    """The adapter in the names that a format has: llama.cpp's and its order of rows are GGUF's alone.
+
+    Raises: ConfigError (LF103): what the weights are called elsewhere only a base in the names of transformers tells.
+    """
+    if to == "gguf":
+        return opened.adapter
+    adapter = opened.adapter.origin or opened.adapter
+    strange = next((name for name in adapter.updates if is_tensor_name(name)), None)
+    if opened.format.NAME == "gguf" and strange is not None:
+        why = "the base is a GGUF file" if base is not None else "no base is given"
+        raise ConfigError(
+            f"{strange}: weights have llama.cpp's names and order of rows, and {why}",
+            where=opened.uri,
+            hint="give the folder of the base with --base: its config.json says what they are elsewhere",
+        )
+    return adapter
 
 
 _SEE_NAMES = "--dry-run lists what each tensor would be called"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from loraformat.errors import ContainerError
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile
 
@@ -18,7 +19,10 @@ def with_bound_base(config: AdapterConfig, bundle: Bundle) -> AdapterConfig:
     found: dict[str, str] = {}
     for file in bundle.tensor_files():
         if file.name.lower().endswith(SUFFIXES):
-            tensors = file.open()
+            try:
+                tensors = file.open()
+            except ContainerError:  # beside the adapter, whose own files its format has read
+                continue
             found.update(tensors.metadata)
             found.update({key: value for key, value in tensors.extras.items() if isinstance(value, str)})
     if not found.keys() & {_NAME, _REVISION, _FINGERPRINT}:

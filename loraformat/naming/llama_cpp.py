@@ -26,6 +26,12 @@ _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
 # Classes with other inputs → the class of their language model.
 _INNER = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 _INNER_TYPES = {"gemma3": "gemma3_text"}
+# Parameters in which transformers since version 5 stacks all experts of a layer.
+_STACK = re.compile(
+    r"model\.layers\.(\d{1,6})\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?"
+)
+_STACKS = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+_OF_BLOCK = re.compile(r"blk\.\d")
 _TURNED = {"attn_q": False, "attn_k": True}
 
 
@@ -55,6 +61,7 @@ class LlamaCppModel:
         names: module in transformers → tensor there, with {} for the layer and the expert; several classes may share an
             architecture.
         is_tied: whether the head is the input embedding; None where nobody says.
+        width: length of the vectors between layers; None where nobody says.
     """
 
     architecture: str
@@ -63,6 +70,22 @@ class LlamaCppModel:
     kv_heads: tuple[int, ...]
     names: Mapping[str, str]
     is_tied: bool | None = None
+    width: int | None = None
+
+    def stacks(self, weight: str) -> tuple[str, ...]:
+        """The tensors that hold a parameter in which transformers stacks the experts of a layer; () for another weight.
+
+        >>> model = model_of_config({"architectures": ["Qwen3MoeForCausalLM"]})
+        >>> model.stacks("model.layers.3.mlp.experts.gate_up_proj")
+        ('blk.3.ffn_gate_exps.weight', 'blk.3.ffn_up_exps.weight')
+
+        Source: transformers 5.23.0, conversion_mapping.py; llama.cpp, conversion/qwen.py `modify_tensors`.
+        """
+        found = _STACK.fullmatch(_plain(weight))
+        known = set(self.names.values())
+        names = () if found is None else _STACKS[found[2]]
+        is_known = all(f"blk.{{}}.{name}" in known for name in names)
+        return tuple(f"blk.{found[1]}.{name}.weight" for name in names) if found and is_known else ()
 
     def place(self, weight: str) -> Place | None:
         """Where a weight of transformers' name stands; None for a name that llama.cpp has no tensor for.
@@ -92,6 +115,10 @@ class LlamaCppModel:
             if found == wanted and (module.count("{}") == 2) == (expert is not None):
                 numbers = [number[0] if number else "", "" if expert is None else str(expert)]
                 yield f"{module.format(*numbers[: module.count('{}')])}.{parameter}"
+
+    def is_turned(self, tensor: str) -> bool:
+        """Whether the rows of a tensor stand in another order than in transformers."""
+        return self.permuted and tensor.rpartition(".")[0].rpartition(".")[2] in _TURNED
 
     def heads_of(self, tensor: str) -> int:
         """How many heads the rows of a tensor are of, where they stand in another order; else 0.
@@ -136,6 +163,7 @@ def model_of_config(config: Mapping[str, Any]) -> LlamaCppModel | None:
         kv_heads=_counts(next((c for level in levels if (c := level.get("num_key_value_heads"))), None)),
         names=row["names"],
         is_tied=any(tied) if tied else None,
+        width=_size(next((c for level in levels if (c := level.get("hidden_size"))), None)),
     )
 
 
@@ -152,7 +180,17 @@ def model_of_settings(settings: Mapping[str, Any]) -> LlamaCppModel | None:
         heads=_counts(settings.get(f"{architecture}.attention.head_count")),
         kv_heads=_counts(settings.get(f"{architecture}.attention.head_count_kv")),
         names=names,
+        width=_size(settings.get(f"{architecture}.embedding_length")),
     )
+
+
+def is_tensor_name(name: str) -> bool:
+    """Whether a weight has a name of llama.cpp's.
+
+    >>> is_tensor_name("blk.0.attn_q.weight"), is_tensor_name("model.layers.0.self_attn.q_proj.weight")
+    (True, False)
+    """
+    return name in (EMBEDDING, HEAD) or _OF_BLOCK.match(name) is not None
 
 
 def known_classes() -> tuple[str, ...]:
@@ -174,6 +212,10 @@ def source_row(row: int, heads: int, rows: int) -> int:
 def _classes() -> Mapping[str, Any]:
     classes: Mapping[str, Any] = table(_TABLE)["classes"]
     return classes
+
+
+def _size(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _counts(value: object) -> tuple[int, ...]:

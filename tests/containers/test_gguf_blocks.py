@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loraformat.containers.gguf.block_reference import reference
-from loraformat.containers.gguf.blocks import DECODERS, decode
+from loraformat.containers.gguf.blocks import DECODERS, are_finite, decode
 from loraformat.containers.gguf.types import BY_NAME
 
 
@@ -23,6 +23,17 @@ def test_values_are_those_of_the_gguf_package(kind: str) -> None:
     assert np.array_equal(np.isnan(found), ~is_number)
     assert np.array_equal(found.view("<u4")[is_number], wanted.view("<u4")[is_number])
     assert np.array_equal(reference(kind, data, one.elements), found.astype(np.float64), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_scales_tell_whether_values_are_numbers(kind: str) -> None:
+    """Block by block: an infinite scale gives NaN where its code is 0, and else infinity."""
+    one = BY_NAME[kind]
+    data = np.random.default_rng(9).integers(0, 256, (4000, one.nbytes), dtype=np.uint8)
+    values = decode(kind, data, one.elements)
+    for number in range(len(data)):
+        block = slice(number, number + 1)
+        assert are_finite(kind, data[block], values[block]) == bool(np.isfinite(values[block]).all())
 
 
 def test_every_scale_of_mxfp4_is_its_power_of_two() -> None:

@@ -71,8 +71,11 @@ def test_rows_of_q_and_k_are_put_in_order_and_come_back() -> None:
 
 def test_without_the_base_rows_that_stand_in_another_order_are_not_guessed() -> None:
     pair = {"blk.0.attn_q.weight.lora_a": values(2, 8), "blk.0.attn_q.weight.lora_b": values(16, 2)}
+    kept = gguf.read(file(pair, general__architecture="llama"))
+    assert set(kept.updates) == {"blk.0.attn_q.weight"}
+    assert torch.equal(kept.updates["blk.0.attn_q.weight"][0].up.torch(), pair["blk.0.attn_q.weight.lora_b"])  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="another order") as caught:
-        gguf.read(file(pair, general__architecture="llama"))
+        gguf.read(file(pair, general__architecture="llama"), hints=Hints(weights={Q: (16, 8)}))
     assert "--base" in caught.value.hint
     with pytest.raises(ConfigError, match="not those of 4 heads"):
         gguf.read(

@@ -159,6 +159,25 @@ def test_experts_of_an_adapter_are_stacked_as_the_engine_wants_them(name: str, t
     assert max(apart, merged) <= max(2 * own, MOST)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_of_an_unmerged_peft_model(name: str, tmp_path: Path) -> None:
+    """All experts of a layer as two parameters, as transformers has them and PEFT trains them."""
+    family = FAMILIES[name]
+    model = model_of(family)
+    tensors = saved(model, tmp_path / "base")
+    base = write_base(tmp_path / "base.gguf", family, tensors, config=model.config)
+    own = distance(logprobs(base, PROMPTS), of_torch(model))
+    stacked = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    wrapped = adapter_of(model, family, tmp_path / "adapter", target_parameters=stacked)
+    wanted = of_torch(wrapped)
+    loraformat.convert(str(tmp_path / "adapter"), str(tmp_path / "gguf"), to="gguf", base=str(tmp_path / "base"))
+    loraformat.merge(str(base), [str(tmp_path / "adapter")], str(tmp_path / "merged"), verify="full")
+    apart = distance(logprobs(base, PROMPTS, tmp_path / "gguf" / "adapter.gguf"), wanted)
+    merged = distance(logprobs(tmp_path / "merged" / "base.gguf", PROMPTS), wanted)
+    said(f"{family.name}, experts of PEFT: base {own:.1e}, adapter {apart:.1e}, merged {merged:.1e}")
+    assert max(apart, merged) <= max(2 * own, MOST)
+
+
 def test_scales_and_embeddings_are_what_the_engine_computes(tmp_path: Path) -> None:
     """rsLoRA, ranks and alphas of their own, and an input embedding with a head of its own."""
     family = FAMILIES["llama"]

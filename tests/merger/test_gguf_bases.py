@@ -15,7 +15,7 @@ from torch import Tensor
 
 import loraformat
 from loraformat.containers import open_checkpoint
-from loraformat.errors import FormatError, MergeError, UnsupportedUpdate, UsageError
+from loraformat.errors import ConfigError, FormatError, MergeError, UnsupportedUpdate, UsageError
 from loraformat.io import hints_of, open_adapter
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan
@@ -78,6 +78,22 @@ def test_a_merge_is_peft_s_own_under_llama_cpp_s_names(name: str, tmp_path: Path
     for weight, wanted in one.merged.items():
         np.testing.assert_allclose(found[weight], wanted.numpy(), rtol=1e-6, atol=1e-6, err_msg=weight)
     assert report.data.checked.followed == report.data.tensors_touched
+
+
+STACKED = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3moe"])
+def test_experts_that_peft_trains_as_one_parameter_are_parted(name: str, tmp_path: Path) -> None:
+    one = made(name, tmp_path, target_modules=["q_proj"], target_parameters=STACKED)
+    base = one.base("F32", "model")
+    loraformat.merge(str(base), [str(tmp_path / "adapter")], str(tmp_path / "out"), verify="full")
+    found = values_of(tmp_path / "out" / "model.gguf")
+    for weight, wanted in one.merged.items():
+        np.testing.assert_allclose(found[weight], wanted.numpy(), rtol=1e-6, atol=1e-6, err_msg=weight)
+    loraformat.convert(str(tmp_path / "adapter"), str(tmp_path / "gguf"), to="gguf", base=str(tmp_path / "base"))
+    loraformat.merge(str(base), [str(tmp_path / "gguf")], str(tmp_path / "again"), verify="full")
+    assert (tmp_path / "again" / "model.gguf").read_bytes() == (tmp_path / "out" / "model.gguf").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gemma3"])
@@ -268,6 +284,31 @@ def test_the_reference_sees_rows_in_a_wrong_order(fault: str, llama: Made) -> No
     }[fault]
     with pytest.raises(MergeError, match="q_proj"):
         check_translation(replace(adapter, updates={**adapter.updates, name: (wrong,)}), base.settings)
+
+
+def test_names_of_llama_cpp_never_get_into_another_format(llama: Made, tmp_path: Path) -> None:
+    base, adapter = llama.base("F16", "names"), str(llama.folder / "adapter")
+    loraformat.convert(adapter, str(tmp_path / "native"), to="native", base=str(base), check_roundtrip=True)
+    wanted = loraformat.load_adapter(adapter)
+    assert loraformat.load_adapter(str(tmp_path / "native")).updates.keys() == wanted.updates.keys()
+    loraformat.convert(adapter, str(tmp_path / "gguf"), to="gguf", base=str(base), check_roundtrip=True)
+    for fields, message in (({"base": str(base)}, "the base is a GGUF file"), ({}, "no base is given")):
+        with pytest.raises(ConfigError, match=message):
+            loraformat.convert(str(tmp_path / "gguf"), str(tmp_path / "out"), to="peft", **fields)
+    folder = str(llama.folder / "base")
+    loraformat.convert(str(tmp_path / "gguf"), str(tmp_path / "peft"), to="peft", base=folder, check_roundtrip=True)
+    found = loraformat.load_adapter(str(tmp_path / "peft"))
+    assert all(np.array_equal(found.delta(name), wanted.delta(name)) for name in wanted.updates)
+
+
+def test_an_adapter_alone_is_shown_and_judged_under_its_own_names(llama: Made, tmp_path: Path) -> None:
+    adapter = str(llama.folder / "adapter")
+    loraformat.convert(adapter, str(tmp_path / "gguf"), to="gguf", base=str(llama.folder / "base"))
+    report = loraformat.validate(str(tmp_path / "gguf"), deep=True)
+    assert not [one for one in report.findings if one.severity.name == "ERROR"]
+    assert not [one for one in report.findings if one.code == "LF031"]
+    shown = loraformat.inspect(str(tmp_path / "gguf" / "adapter.gguf"))
+    assert {weight.weight for weight in shown.data.weights} >= {"blk.0.attn_q.weight", "blk.1.attn_v.weight"}
 
 
 def test_every_verb_reads_a_gguf_base(llama: Made, tmp_path: Path) -> None:

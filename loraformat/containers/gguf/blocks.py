@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     Blocks: TypeAlias = NDArray[np.uint8]
     Singles: TypeAlias = NDArray[np.float32]
 
+# Where the float16 scales of a block stand.
+_SCALES: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+    "TQ2_0": (64,),
+}
 _CHUNK_ELEMENTS = 1 << 18  # of what is decoded at a time: the steps between stay in the cache of a processor
 # Source: gguf 0.19.0, quants.py `IQ4_NL.kvalues`, `MXFP4.kvalues`.
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -42,6 +51,18 @@ def decode(kind: str, data: Blocks, elements: int) -> Singles:
         for start in range(0, len(data), step):
             found[start : start + step] = DECODERS[kind](data[start : start + step])
     return found
+
+
+def are_finite(kind: str, data: Blocks, values: Singles) -> bool:
+    """Whether decoded values are all numbers: by the float16 scales of the blocks, of which there are few, where those
+    tell. The largest of them times the largest codes is far from the largest float32.
+    """
+    import numpy as np
+
+    places = _SCALES.get(kind)
+    if places is None:
+        return bool(np.isfinite(values).all())
+    return all(((data[:, at + 1] & np.uint8(0x7C)) != np.uint8(0x7C)).all() for at in places)
 
 
 def _half(data: Blocks, at: int) -> Singles:

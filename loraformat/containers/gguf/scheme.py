@@ -39,13 +39,12 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
 
 def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
     """See `QuantizedScheme.rows`. Raises: UnsupportedUpdate (LF013): a block type whose codes are not read."""
-    import numpy as np
-
-    from loraformat.containers.gguf.blocks import decode
+    from loraformat.containers.gguf.blocks import are_finite, decode
 
     kind = BY_NAME[stored.tensors[weight.parts[0]].block_type]
-    values = decode(kind.name, _blocks(stored, weight, start, stop), kind.elements)
-    if not np.isfinite(values).all():
+    data = _blocks(stored, weight, start, stop)
+    values = decode(kind.name, data, kind.elements)
+    if not are_finite(kind.name, data, values):
         raise NonFiniteValue("a scale is NaN or infinite", where=weight.name)
     return values.reshape(stop - start, *weight.shape[1:])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights, show
@@ -43,6 +43,8 @@ class _Found:
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     """The adapter of a GGUF file: in the names of transformers, or in llama.cpp's where the base is a GGUF file.
 
+    Without a base it keeps llama.cpp's names too where only a base tells in which order rows stand elsewhere.
+
     Raises:
         MissingFile (LF101): not exactly one weight file.
         FormatError (LF012): the file is a model, or says that it is for another architecture than the base.
@@ -58,7 +60,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     found = _sorted(tensors.entries, where)
     alpha = agreed(_alpha(settings, where), hints.alpha, "alpha", where)
     updates: dict[str, tuple[Update, ...]] = {}
-    model = None if hints.settings else _model(settings, hints, where)
+    model = _model(settings, found.pairs, hints, where)
     _check_architecture(settings, hints, where)
     for tensor, pair in found.pairs.items():
         update = _update(tensor, pair["a"], pair["b"], alpha, hints)
@@ -129,8 +131,12 @@ def _update(name: str, a: LazyTensor, b: LazyTensor, alpha: float | None, hints:
     return LowRank(b, a, stated)
 
 
-def _model(settings: Mapping[str, Json], hints: Hints, where: FindingLocation) -> LlamaCppModel:
-    """The model that the adapter is for, from the base's config where there is one."""
+def _model(
+    settings: Mapping[str, Json], tensors: Iterable[str], hints: Hints, where: FindingLocation
+) -> LlamaCppModel | None:
+    """The model that the adapter is for, from the base's config where there is one; None to keep llama.cpp's names."""
+    if hints.settings:
+        return None
     stated = model_of_settings(settings)
     if stated is None:
         name = show(settings.get(ARCHITECTURE_KEY), 60)
@@ -139,6 +145,8 @@ def _model(settings: Mapping[str, Json], hints: Hints, where: FindingLocation) -
             where=where,
             hint="give the base as a GGUF file with --base: its names are the adapter's",
         )
+    if hints.weights is None and not hints.config and not stated.heads and any(map(stated.is_turned, tensors)):
+        return None
     return model_of_config(hints.config) or stated
 
 

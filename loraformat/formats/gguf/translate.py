@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,12 @@ def translated(adapter: Adapter, model: LlamaCppModel, experts: int | None = Non
     stacks: dict[str, dict[int, LowRank]] = {}
     unplaced: list[str] = []
     for weight, chain in adapter.updates.items():
+        names = model.stacks(weight)
+        if names:
+            for name, part in zip(names, _parts(weight, chain, len(names), model, adapter), strict=True):
+                _check_free(weight, name, updates)
+                updates[name] = (part,)
+            continue
         place = _place(weight, model)
         if place is None:
             unplaced.append(weight)
@@ -72,6 +78,50 @@ def translated(adapter: Adapter, model: LlamaCppModel, experts: int | None = Non
     return Translated(found, tuple(unplaced), tuple(changes))
 
 
+def _parts(
+    weight: str, chain: tuple[Update, ...], count: int, model: LlamaCppModel, adapter: Adapter
+) -> Iterator[LowRank]:
+    """The stacks (experts, out, in) of a parameter in which transformers has gate and up below each other.
+
+    PEFT before 0.19 took every such parameter for (experts, in, out): its factors stand crosswise.
+    """
+    (update, *others) = chain
+    if others or not isinstance(update, LowRank) or not update.is_stack or update.magnitude is not None:
+        raise UnsupportedUpdate(
+            "an update of stacked experts that is not low-rank alone",
+            where=in_weights(weight),
+            hint="merge the adapter into its base, and convert the merged model",
+        )
+    outs, ins = update.up.shape[1], update.down.shape[2]
+    straight, crossed = (ins, outs) if count == 2 else (outs, ins)
+    if model.width is not None and model.width not in (straight, crossed):
+        raise ConfigError(
+            f"experts of {outs} x {ins}, and the model has vectors of {model.width}", where=in_weights(weight)
+        )
+    is_crossed = bool(adapter.config.transposes_square_experts) and outs == ins
+    if is_crossed or (model.width is not None and straight != model.width):
+        update = LowRank(_crosswise(update.down), _crosswise(update.up), update.scale)
+    height = update.up.shape[1] // count
+    if update.up.shape[1] % count:
+        raise ConfigError(f"{update.up.shape[1]} rows are not those of gate and up", where=in_weights(weight))
+    for number in range(count):
+        yield replace(update, up=_rows_of_each(update.up, number * height, (number + 1) * height))
+
+
+def _crosswise(stack: LazyTensor) -> LazyTensor:
+    """Each matrix of a stack transposed."""
+    experts, rows, cols = stack.shape
+    return LazyTensor((experts, cols, rows), stack.dtype, lambda start, stop: stack.read(start, stop).swapaxes(1, 2))
+
+
+def _rows_of_each(stack: LazyTensor, first: int, last: int) -> LazyTensor:
+    """Some rows of each matrix of a stack."""
+    experts, _, cols = stack.shape
+    return LazyTensor(
+        (experts, last - first, cols), stack.dtype, lambda start, stop: stack.read(start, stop)[:, first:last]
+    )
+
+
 def _place(weight: str, model: LlamaCppModel) -> Place | None:
     try:
         return model.place(weight)
@@ -80,7 +130,7 @@ def _place(weight: str, model: LlamaCppModel) -> Place | None:
 
 
 def _renamed(ranks: Mapping[str, int], model: LlamaCppModel) -> dict[str, int]:
-    places = {weight: _place(weight, model) for weight in ranks}
+    places = {weight: None if model.stacks(weight) else _place(weight, model) for weight in ranks}
     return {weight if (place := places[weight]) is None else place.tensor: rank for weight, rank in ranks.items()}
 
 

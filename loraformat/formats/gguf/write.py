@@ -157,6 +157,11 @@ _EXPERT_KEYS = ("num_local_experts", "num_experts")
 
 def _faults(adapter: Adapter, model: LlamaCppModel, options: WriteOptions) -> Iterator[tuple[str, str]]:
     for weight, chain in adapter.updates.items():
+        names = model.stacks(weight)
+        if names:
+            if (fault := _fault(names[0], chain, model)) is not None:
+                yield weight, fault
+            continue
         try:
             place = Place(weight) if options.base.settings else model.place(weight)
         except LookupError:

@@ -42,6 +42,8 @@ def renamed(bundle: Bundle, maps: Sequence[NameMap]) -> tuple[Bundle, Renaming]:
         UsageError (LF021): an expression or a replacement that Python does not take.
         FormatError (LF012): two tensors would have one name, or one would have none, or is longer than 1,000 letters.
     """
+    if not maps:  # files that no format asks for stay unopened
+        return bundle, Renaming((), ())
     rules = [(_compiled(pattern), new) for pattern, new in maps]
     used = [False] * len(rules)
     table: dict[str, str] = {}

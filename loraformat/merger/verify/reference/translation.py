@@ -8,7 +8,7 @@ Source: llama.cpp of llama_cpp_python 0.3.36, conversion/llama.py `LlamaModel.pe
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraformat.errors import MergeError
@@ -46,6 +46,7 @@ _EXPERTS = {
     "w3": "ffn_up_exps",
     "w2": "ffn_down_exps",
 }
+_JOINED = re.compile(r".*layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?")
 _PATH = re.compile(r"(?:.*\.)?layers\.(\d+)\.(?:(.*)\.)?(\w+)\.(weight|bias)")
 # A factor that was worked into another value is rounded once to its dtype, of which float8 is not one.
 _ROUNDED = 2.0**-7
@@ -53,7 +54,7 @@ _ROUNDED = 2.0**-7
 
 def is_followed(weight: str) -> bool:
     """Whether this module knows where llama.cpp has a weight."""
-    return _home(weight) is not None
+    return _home(weight) is not None or _JOINED.fullmatch(weight) is not None
 
 
 def check_translation(adapter: Adapter, settings: Mapping[str, Json]) -> None:
@@ -63,6 +64,10 @@ def check_translation(adapter: Adapter, settings: Mapping[str, Json]) -> None:
     """
     assert adapter.origin is not None
     for weight, chain in adapter.origin.updates.items():
+        stack = _JOINED.fullmatch(weight)
+        if stack is not None:
+            _check_joined(weight, chain, stack[1], stack[2], adapter)
+            continue
         home = _home(weight)
         if home is None:
             continue
@@ -73,6 +78,25 @@ def check_translation(adapter: Adapter, settings: Mapping[str, Json]) -> None:
         heads = _heads(name, settings)
         for before, after in zip(chain, found, strict=expert is None):
             _check(weight, before, after, expert, heads)
+
+
+def _check_joined(weight: str, chain: Sequence[Update], layer: str, leaf: str, adapter: Adapter) -> None:
+    """Experts that transformers stacks, gate and up below each other: products of both sides, expert by expert."""
+    import numpy as np
+
+    names = ("ffn_gate_exps", "ffn_up_exps") if leaf == "gate_up_proj" else ("ffn_down_exps",)
+    (before,) = chain
+    found = [adapter.updates.get(f"blk.{layer}.{name}.weight", ()) for name in names]
+    if not isinstance(before, LowRank) or any(len(one) != 1 or not isinstance(one[0], LowRank) for one in found):
+        raise MergeError(f"{weight}: its update is missing, or is several", where="verify", hint=_HINT)
+    after = [one for (one,) in found if isinstance(one, LowRank)]
+    for expert in range(before.up.shape[0]):
+        wanted = _scale(before) * _of_expert(before.up, expert) @ _of_expert(before.down, expert)
+        products = [_scale(one) * _of_expert(one.up, expert) @ _of_expert(one.down, expert) for one in after]
+        both = np.concatenate(products)
+        ways = [wanted, wanted.T]
+        if not any(way.shape == both.shape and np.allclose(way, both, rtol=1e-6, atol=1e-9) for way in ways):
+            raise MergeError(f"{weight}: llama.cpp's experts are not those of the adapter", where="verify", hint=_HINT)
 
 
 def _home(weight: str) -> tuple[str, int | None] | None:
