@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from loraformat.merger.plan.findings import output_changed
 from loraformat.merger.write.digests import is_as_rendered, runs_of
 from loraformat.merger.write.manifest import MOST_NBYTES, is_as_written
 from loraformat.model.bundle import DIGESTS, MANIFEST
-from loraformat.model.checkpoint import StoredTensor
+from loraformat.model.checkpoint import PIPELINE, StoredTensor
 from loraformat.model.results.verbs import VerifyResult
 from loraformat.report import Report
 from loraformat.storage import (
@@ -35,6 +36,8 @@ from loraformat.storage import (
     uri_or_none,
 )
 from loraformat.storage.local.store import OWN_PREFIX
+
+_BLOCK_NBYTES = 4 << 20
 
 
 @dataclass(slots=True)
@@ -80,6 +83,8 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     it was changed. Without the list only computed weights, and files that are not weights, have digests; the bytes that
     nothing could be compared with are counted.
 
+    Of a pipeline every component that was merged is compared; with `base` all other files too.
+
     Args:
         base: the base of the merge; what was copied from it is compared with it.
         jobs: threads.
@@ -89,6 +94,8 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     """
     out, base = uri_of(out), uri_or_none(base)
     store = open_store(out)
+    if PIPELINE in store.files() and MANIFEST not in store.files():
+        return _verify_pipeline(out, base, jobs)
     manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}
     findings = [] if is_intact else [output_changed(in_file(MANIFEST), "the manifest is not the one that was written")]
@@ -313,3 +320,66 @@ def _computed(manifest: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) 
     """Tensors that were computed, by any of their names."""
     places = {(tensors[name].file, tensors[name].span) for name in manifest["weights"] if name in tensors}
     return {name for name, tensor in tensors.items() if (tensor.file, tensor.span) in places and tensor.span.nbytes}
+
+
+def _verify_pipeline(out: str, base: str | None, jobs: int) -> Report:
+    """As `verify`, component by component. Raises: MissingFile (LF101): no component has a manifest."""
+    root = open_store(out)
+    names = [name for name in root.folders() if MANIFEST in open_store(os.path.join(out, name)).files()]
+    if not names:
+        raise MissingFile(f"no component has a {MANIFEST}", where=out, hint="only what merge wrote can be verified")
+    findings: list[Finding] = []
+    results: list[VerifyResult] = []
+    for name in names:
+        report = verify(os.path.join(out, name), base=None if base is None else os.path.join(base, name), jobs=jobs)
+        assert isinstance(report.data, VerifyResult)
+        results.append(report.data)
+        findings += [replace(one, location=_below(name, one.location)) for one in report.findings]
+    others = {"": root.files()}
+    others |= {name: open_store(os.path.join(out, name)).files() for name in root.folders() if name not in names}
+    compared = 0
+    for folder in others if base is not None else ():
+        assert base is not None
+        faults, nbytes = _unlike(os.path.join(out, folder), os.path.join(base, folder), folder)
+        findings += faults
+        compared += nbytes
+    copied = [one.tensors_of_base for one in results if one.tensors_of_base is not None]
+    return Report(
+        job="verify",
+        subject=out,
+        data=VerifyResult(
+            files=sum(one.files for one in results),
+            weights=sum(one.weights for one in results),
+            bytes_read=sum(one.bytes_read for one in results) + compared,
+            bytes_total=sum(one.bytes_total for one in results) + sum(sum(one.values()) for one in others.values()),
+            tensors_of_base=sum(copied) if copied else None,
+        ),
+        findings=tuple(findings),
+    )
+
+
+def _below(folder: str, location: FindingLocation) -> FindingLocation:
+    """A place in a component as one of the pipeline."""
+    if location.file:
+        return replace(location, file=f"{folder}/{location.file}")
+    return replace(location, tensor=f"{folder}.{location.tensor}") if location.tensor else location
+
+
+def _unlike(out: str, base: str, folder: str) -> tuple[list[Finding], int]:
+    """The files of a folder of a pipeline that differ from the base's, and how many bytes were compared."""
+    found, wanted = open_store(out), open_store(base)
+    findings, compared = [], 0
+    for name, nbytes in found.files().items():
+        where = in_file(f"{folder}/{name}" if folder else name)
+        if wanted.files().get(name) != nbytes:
+            findings.append(output_changed(where, "the base has no such file of this size"))
+            continue
+        compared += nbytes
+        blocks = ((start, min(start + _BLOCK_NBYTES, nbytes)) for start in range(0, nbytes, _BLOCK_NBYTES))
+        if any(found.read(name, a, b - a) != wanted.read(name, a, b - a) for a, b in blocks):
+            findings.append(output_changed(where, "its bytes are not those of the base"))
+    findings += [
+        output_changed(in_file(f"{folder}/{name}" if folder else name), "the file is missing")
+        for name in sorted(wanted.files().keys() - found.files().keys() - {MANIFEST, DIGESTS})
+    ]
+    return findings, compared

@@ -68,7 +68,8 @@ def open_inputs(plan: MergePlan) -> Inputs:
         if bundle.opened is not None:
             _check_same(bundle.opened, source.files)
         bundles.append(bundle)
-        adapters.append(read_bundle(bundle, format=source.format, hints=hints_of(source, base)).adapter)
+        adapter = read_bundle(bundle, format=source.format, hints=hints_of(source, base)).adapter
+        adapters.append(adapter.only(source.of_component) if source.of_component else adapter)
     inputs = Inputs(base=as_written(base, adapters), adapters=adapters, bundles=bundles)
     _check_references(plan, inputs)
     return inputs

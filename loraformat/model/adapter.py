@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,22 @@ class Adapter:
     unclaimed: Mapping[str, LazyTensor] = field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
     origin: Adapter | None = None
+
+    def only(self, component: str) -> Adapter:
+        """The updates of one component of a pipeline, under the names of its own checkpoint."""
+        prefix, pipeline = f"{component}.", self.config.pipeline
+        bare = pipeline is not None and pipeline.bare == component
+        names = {
+            name: name.removeprefix(prefix)
+            for name in self.updates
+            if name.startswith(prefix) or (bare and pipeline is not None and pipeline.component_of(name) == component)
+        }
+        ranks = {names[name]: rank for name, rank in self.config.declared_ranks.items() if name in names}
+        return replace(
+            self,
+            updates=dict(sorted((after, self.updates[name]) for name, after in names.items())),
+            config=replace(self.config, declared_ranks=ranks, pipeline=None),
+        )
 
     def delta(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -53,6 +54,21 @@ _hash = click.option(
 _no_hash = click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
 
 
+def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    del ctx, param
+    found: dict[str, float] = {}
+    for value in values:
+        name, equals, number = value.partition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = math.nan
+        if not name or not equals or not math.isfinite(factor) or name in found:
+            raise click.BadParameter(f"{value!r}: expected COMPONENT=NUMBER, each component once")
+        found[name] = factor
+    return found
+
+
 @click.command("merge")
 @click.argument("base", shell_complete=completers.paths)
 @click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
@@ -91,6 +107,14 @@ _no_hash = click.option("--no-hash", is_flag=True, help="No digests of copied by
     help="For an adapter of QLoRA and the base in 16 bits: merge into what bitsandbytes makes of it on loading, "
     "quantized and decoded.",
 )
+@click.option(
+    "--strength",
+    "strengths",
+    multiple=True,
+    metavar="COMPONENT=W",
+    callback=_strengths,
+    help="For a pipeline: the factor for the updates of one component, such as text_encoder=0.5. Repeatable.",
+)
 @_verify
 @_hash
 @_no_hash
@@ -116,6 +140,7 @@ def command(
     dequantize: bool,
     keep_quantized: bool,
     as_trained: str | None,
+    strengths: dict[str, float],
     verify: str,
     digests: str,
     no_hash: bool,
@@ -129,7 +154,8 @@ def command(
 
     ADAPTER=0.7 merges an adapter at that strength; a path that exists is taken as it is.
 
-    BASE is a folder with safetensors, .bin shards or one .pt file. The output keeps its files, names and container.
+    BASE is a folder with safetensors, .bin shards or one .pt file, or a pipeline of diffusers. The output keeps its
+    files, names and container.
     """
     from loraformat.jobs.merge import merge
     from loraformat.report.terminal.text import progress
@@ -153,6 +179,7 @@ def command(
             dequantize=dequantize,
             keep_quantized=keep_quantized,
             as_trained=as_trained,
+            component_strengths=strengths,
             verify=verify,
             digests="none" if no_hash else digests,
             resume=resume,

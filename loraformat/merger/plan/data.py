@@ -24,12 +24,14 @@ class AdapterSource(Assumptions):
 
     Attributes:
         strength: by which its updates are multiplied.
+        of_component: the component of a pipeline whose updates are merged, under their names there; "" for all.
         files: what its files were when the plan was made.
     """
 
     uri: str
     format: str
     strength: float = 1.0
+    of_component: str = ""
     files: tuple[FileFingerprint, ...] = ()
 
 

@@ -47,7 +47,7 @@ def test_a_cuda_device_computes_what_the_cpu_does(tmp_path: Path, dtype: torch.d
 def test_the_device_path_computes_what_the_cpu_path_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code on a device that every machine has."""
     wanted, share = merged_on(tmp_path, torch.bfloat16, "cpu")
-    monkeypatch.setattr("loraformat.jobs.merge.open_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr("loraformat.jobs.merge.verbs.open_device", lambda name: torch.device("cpu"))
     found, retained = merged_on(tmp_path, torch.bfloat16, "other")
     assert_within_one_unit(found, wanted)
     assert retained == pytest.approx(share, rel=1e-6)

@@ -1,4 +1,4 @@
-"""merge: base and adapters to a full checkpoint."""
+"""A merge before it is written, while it is, and as a report."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers import CONTAINERS, open_checkpoint
 from loraformat.containers.quantized import Quantizer, error_of
 from loraformat.containers.quantized import as_trained as with_quantized_layers
 from loraformat.diagnostics import Finding, FindingLocation, in_file
-from loraformat.engine import open_device
-from loraformat.errors import UnsupportedUpdate, UsageError, require_one_of
+from loraformat.errors import UsageError
 from loraformat.io import Opened, hints_of, open_files, read_bundle
-from loraformat.jobs.inputs.strength import with_strength
-from loraformat.jobs.inputs.subject import refuse_exchanged, subject_of
+from loraformat.jobs.inputs.subject import subject_of
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -45,7 +42,7 @@ from loraformat.merger import (
 from loraformat.merger.plan.findings import history_unknown, kept_private, merged_again, unfinished_cleared
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
-from loraformat.model.assumptions import Assumptions, with_alpha
+from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
@@ -53,7 +50,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import Location, is_restricted, listed, require_space, stage, uri_of
+from loraformat.storage import is_restricted, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -61,7 +58,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class Options:
     """What changes the plan beside base and adapters."""
 
     container: str | None
@@ -73,197 +70,49 @@ class _Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
+    """A merge that is planned.
+
+    Attributes:
+        base: as it will be written: with repeated layers, or the head of a task.
+        opened: the adapters.
+        findings: about all of them, in order.
+    """
+
     base: Checkpoint
     opened: tuple[Opened, ...]
     findings: tuple[Finding, ...]
     plan: MergePlan
 
 
-def merge(
-    base: Location,
-    adapters: Sequence[Location],
-    out: Location,
-    *,
-    alpha: float | None = None,
-    assumptions: Assumptions | None = None,
-    container: str | None = None,
-    jobs: int = 1,
-    device: str = "cpu",
-    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
-    dtype: str | None = None,
-    rounding: str = "nearest",
-    seed: int = 0,
-    max_shard_nbytes: int | None = None,
-    dequantize: bool = False,
-    keep_quantized: bool = False,
-    as_trained: str | None = None,
-    verify: str = "sample",
-    digests: str = "blake3",
-    resume: bool = False,
-    dry_run: bool = False,
-    force: bool = False,
-    overwrite: bool = False,
-    announce: Callable[[tuple[Finding, ...]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Write `base` with all updates of `adapters` applied into the new folder `out`: W + Σ s·BA, rounded once.
-
-    >>> import loraformat
-    >>> adapters = ["fixtures/minigpt/lora_adapter"]
-    >>> report = loraformat.merge("fixtures/minigpt/base", adapters, "merged", alpha=1.0)
-    >>> report.data.tensors_touched, report.data.tensors_copied, round(report.data.retained, 3)
-    (10, 28, 1.0)
-
-    Planned from headers, executed in windows of rows; neither `jobs` nor `memory_nbytes` changes a byte.
-
-    Args:
-        base: folder with safetensors, `.bin` shards or one `.pt` file, or one weight file.
-        adapters: folders or files, applied in this order; each may end in "=STRENGTH" (see `with_strength`).
-        out: folder that does not exist yet.
-        alpha: fills every adapter that states none.
-        assumptions: what else the adapters' files do not say.
-        container: "safetensors" or "torch" for the weight files; None keeps the base's.
-        jobs: threads.
-        device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last place.
-        memory_nbytes: for windows; Python and the adapters come on top.
-        dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
-        rounding: "nearest", or "stochastic" for outputs of 16 bits.
-        seed: of stochastic rounding; the same seed gives the same bytes.
-        max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
-        dequantize: write all weights of a quantized base dense.
-        keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
-        as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the settings of bitsandbytes with which
-            the model was loaded for training: its linear layers are quantized and decoded before they are merged into.
-        verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
-        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
-            has it), or "none" (of what is computed alone).
-        resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
-        dry_run: plan, report and write nothing.
-        force: let forgivable errors pass as warnings (`rules.refuse`).
-        overwrite: replace an existing folder.
-        announce: called with findings before anything is written, and with those about what was written.
-        progress: called with (bytes done, bytes in all).
-
-    Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
-        FormatError where something cannot be read or written. Nothing is left of `out` then.
-    """
-    base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
-    for value, allowed, argument in (
-        (container, tuple(CONTAINERS), "container"),
-        (dtype, _DTYPES, "dtype"),
-        (rounding, ("nearest", "stochastic"), "rounding"),
-        (verify, ("none", "sample", "full"), "verify"),
-        (digests, ("blake3", "sha256", "none"), "digests"),
-    ):
-        if value is not None:
-            require_one_of(value, allowed, argument)
-    quantizer = Quantizer.parse(as_trained) if as_trained is not None else None
-    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized, as_trained=quantizer is not None)
-    options = _Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized, quantizer)
-    chosen = [with_strength(adapter) for adapter in adapters]
-    refuse_exchanged(base, [uri for uri, _ in chosen])
-    opened_device = open_device(device)
-    prepared = _prepare(base, chosen, with_alpha(alpha, assumptions), options, force=force, whole=dry_run)
-    if announce is not None:
-        announce(prepared.findings)
-    if dry_run:
-        return _report(prepared, base)
-    limits = Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
-    trust = Trust(verify=verify, digests=digests, resume=resume)
-    met: list[Finding] = []
-
-    def meet(findings: tuple[Finding, ...]) -> None:
-        met.extend(findings)
-        if announce is not None:
-            announce(findings)
-
-    outcome = _write(
-        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
-    )
-    prepared = replace(prepared, findings=(*prepared.findings, *met))
-    report = _report(prepared, base, out, outcome, verify)
-    if announce is not None:
-        announce(report.findings[len(prepared.findings) :])
-    return report
-
-
-def dequantize(
-    base: Location,
-    out: Location,
-    *,
-    container: str | None = None,
-    jobs: int = 1,
-    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
-    dtype: str | None = None,
-    max_shard_nbytes: int | None = None,
-    verify: str = "sample",
-    digests: str = "blake3",
-    resume: bool = False,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    announce: Callable[[tuple[Finding, ...]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Report:
-    """Write a quantized base with all weights dense into the new folder `out`.
-
-    >>> import loraformat
-    >>> report = loraformat.dequantize("fixtures/quantized/nf4", "dense")
-    >>> report.data.tensors_decoded, report.data.tensors_copied
-    (4, 4)
-
-    A weight is what the library of the scheme computes, rounded once to the dtype of the output. The settings of the
-    quantization leave config.json, and the files beside it that repeat them are not copied.
-
-    Args: as for `merge`.
-
-    Raises: UsageError (LF021): the base is not quantized. UnsupportedUpdate (LF013): its scheme is not read. Else as
-        for `merge`.
-    """
-    return merge(
-        base,
-        (),
-        out,
-        container=container,
-        jobs=jobs,
-        memory_nbytes=memory_nbytes,
-        dtype=dtype,
-        max_shard_nbytes=max_shard_nbytes,
-        dequantize=True,
-        verify=verify,
-        digests=digests,
-        resume=resume,
-        dry_run=dry_run,
-        overwrite=overwrite,
-        announce=announce,
-        progress=progress,
-    )
-
-
-def _quantized(*, dequantize: bool, keep_quantized: bool, as_trained: bool) -> str | None:
-    """What `plan_merge` calls it."""
-    if dequantize + keep_quantized + as_trained > 1:
-        raise UsageError("--dequantize, --keep-quantized and --as-trained exclude each other", where="merge")
-    return "dense" if dequantize or as_trained else "mixed" if keep_quantized else None
-
-
-def _prepare(
-    base: str,
+def prepare(
+    checkpoint: Checkpoint,
     adapters: Sequence[tuple[str, float]],
     assumptions: Assumptions,
-    options: _Options,
+    options: Options,
     *,
     force: bool,
     whole: bool,
-) -> _Prepared:
-    checkpoint = open_checkpoint(base)
-    if checkpoint.components:
-        raise UnsupportedUpdate(
-            "the base is a pipeline; adapters are merged into one model at a time",
-            where=base,
-            hint="give the folder of the component",
-        )
-    findings: list[Finding] = list(rules.doubts(checkpoint))
+) -> Prepared:
+    """Adapters opened against a base of one model, judged, and the merge planned.
+
+    Raises: AdapterRefused (LF800); UsageError (LF021): an alpha that fills nothing; and as for planning.
+    """
+    opened, sources, findings = open_all(checkpoint, adapters, assumptions, options, force=force, whole=whole)
+    return planned(checkpoint, opened, sources, options, (*rules.doubts(checkpoint), *findings))
+
+
+def open_all(
+    checkpoint: Checkpoint,
+    adapters: Sequence[tuple[str, float]],
+    assumptions: Assumptions,
+    options: Options,
+    *,
+    force: bool,
+    whole: bool,
+) -> tuple[list[Opened], list[AdapterSource], list[Finding]]:
+    """The adapters, how to open them again, and what the rules found about them."""
+    findings: list[Finding] = []
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
     for uri, strength in adapters:
@@ -280,6 +129,17 @@ def _prepare(
             where="merge",
             hint="leave --alpha out",
         )
+    return opened, sources, findings
+
+
+def planned(
+    checkpoint: Checkpoint,
+    opened: Sequence[Opened],
+    sources: Sequence[AdapterSource],
+    options: Options,
+    findings: Sequence[Finding],
+) -> Prepared:
+    """The plan of opened adapters, and what is found while it is made."""
     read = [one.adapter for one in opened]
     if options.quantizer is not None:
         checkpoint = with_quantized_layers(checkpoint, options.quantizer)
@@ -297,9 +157,8 @@ def _prepare(
         quantized=options.quantized,
     )
     plan = replace(plan, base_files=fingerprints_of(checkpoint.store, base_names(plan, checkpoint)))
-    findings.extend(findings_of(plan, checkpoint, read))
-    findings.extend(_merged_before(checkpoint, opened))
-    return _Prepared(checkpoint, tuple(opened), tuple(findings), plan)
+    more = (*findings_of(plan, checkpoint, read), *_merged_before(checkpoint, opened))
+    return Prepared(checkpoint, tuple(opened), (*findings, *more), plan)
 
 
 def _merged_before(base: Checkpoint, opened: Sequence[Opened]) -> Iterator[Finding]:
@@ -350,8 +209,8 @@ def _source(opened: Opened, assumptions: Assumptions, strength: float, *, whole:
     return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength, files=files)
 
 
-def _write(
-    prepared: _Prepared,
+def write(
+    prepared: Prepared,
     out: str,
     limits: Resources,
     trust: Trust,
@@ -361,6 +220,7 @@ def _write(
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Written:
+    """Write a planned merge into the new folder `out`, whole or not at all."""
     plan = prepared.plan
     total = weight_nbytes(plan)
     done = 0
@@ -394,9 +254,10 @@ def _write(
         return run_merge(plan, inputs, used, output, limits, trust, meet)
 
 
-def _report(
-    prepared: _Prepared, base: str, out: str = "", outcome: Written | None = None, verified: str = "none"
+def report_of(
+    prepared: Prepared, base: str, out: str = "", outcome: Written | None = None, verified: str = "none"
 ) -> Report:
+    """What a merge did; without `outcome`, what it would do."""
     plan, opened = prepared.plan, prepared.opened
     edited = {edit.tensor for edit in plan.edits if edit.terms}
     codes = {edit.tensor for edit in plan.edits if not edit.terms and prepared.base.tensors[edit.source].encoded}

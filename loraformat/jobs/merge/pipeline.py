@@ -1,0 +1,285 @@
+"""A merge into a pipeline of diffusers: component by component, into one folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+from loraformat import rules
+from loraformat.diagnostics import Finding, FindingLocation, listed, show
+from loraformat.errors import UnmatchedUpdate, UsageError
+from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, report_of
+from loraformat.merger import (
+    AdapterSource,
+    Inputs,
+    Resources,
+    Trust,
+    Written,
+    permissions_of,
+    retentions,
+    run_merge,
+    source_of,
+    total_share,
+    weight_nbytes,
+)
+from loraformat.merger.plan.findings import kept_private, unfinished_cleared
+from loraformat.merger.write.run import Source as Files
+from loraformat.model.assumptions import Assumptions
+from loraformat.model.bundle import DIGESTS, MANIFEST
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.verbs import Checked, MergedAdapter, MergeResult
+from loraformat.report import Report
+from loraformat.storage import (
+    OWN_PREFIX,
+    LocalStore,
+    Store,
+    copy_blocks,
+    is_local,
+    is_restricted,
+    open_store,
+    permissions_for,
+    require_space,
+    stage,
+)
+
+# What a merge into one model writes beside the model; of a pipeline that was merged before it is stale.
+_RECORDS = (MANIFEST, DIGESTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRun:
+    """Where and how a pipeline is written; see `merge`.
+
+    Attributes:
+        strengths: component → factor for its updates.
+    """
+
+    base: Checkpoint
+    out: str
+    limits: Resources
+    trust: Trust
+    overwrite: bool
+    announce: Callable[[tuple[Finding, ...]], None] | None
+    progress: Callable[[int, int], None] | None
+    strengths: Mapping[str, float]
+
+
+def merge_pipeline(
+    run: PipelineRun,
+    adapters: Sequence[tuple[str, float]],
+    assumptions: Assumptions,
+    options: Options,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> Report:
+    """Merge adapters into the components that they change; everything else of the pipeline is copied.
+
+    Raises: UsageError (LF021): an option that pipelines do not have, or a pipeline that is not on a disk.
+        UnmatchedUpdate (LF301): an update of a component that the pipeline does not have. AdapterRefused (LF800) and
+        all that a merge into one model raises.
+    """
+    _check_options(run, options)
+    opened, sources, findings = open_all(run.base, adapters, assumptions, options, force=force, whole=dry_run)
+    parts: dict[str, Prepared] = {}
+    for component, checkpoint in run.base.components.items():
+        mine = [(one, one.adapter.only(component), source) for one, source in zip(opened, sources, strict=True)]
+        changing = [(one, part, source) for one, part, source in mine if part.updates]
+        if changing:
+            parts[component] = planned(
+                checkpoint,
+                [replace(one, adapter=part) for one, part, _ in changing],
+                [_of_component(source, component, run) for _, _, source in changing],
+                options,
+                tuple(rules.doubts(checkpoint)),
+            )
+    _check_complete(run, {name for one in opened for name in one.adapter.updates})
+    if not parts:
+        raise UnmatchedUpdate("no adapter changes a component of this pipeline", where=run.base.uri)
+    found = (*findings, *(finding for part in parts.values() for finding in part.findings))
+    if run.announce is not None:
+        run.announce(found)
+    if dry_run:
+        return _report(run, found, parts, {}, ())
+    met: list[Finding] = []
+
+    def meet(several: tuple[Finding, ...]) -> None:
+        met.extend(several)
+        if run.announce is not None:
+            run.announce(several)
+
+    outcomes, names = _write(run, [uri for uri, _ in adapters], parts, meet)
+    return _report(run, (*found, *met), parts, outcomes, names)
+
+
+def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> AdapterSource:
+    strength = source.strength * run.strengths.get(component, 1.0)
+    return replace(source, of_component=component, strength=strength)
+
+
+def _check_options(run: PipelineRun, options: Options) -> None:
+    if not is_local(run.base.uri) or not is_local(run.out):
+        raise UsageError("a pipeline is merged on a disk only", where="merge", hint="download it first")
+    strange = sorted(run.strengths.keys() - run.base.components.keys())
+    if strange:
+        known = ", ".join(run.base.components)
+        text = f"the pipeline has no component {show(strange[0], 60)}"
+        raise UsageError(text, where="--strength", hint=f"its components are {known}")
+    unknown = {
+        "--dequantize, --keep-quantized and --as-trained": options.quantized is not None,
+        "--resume": run.trust.resume,
+        "--overwrite": run.overwrite,
+        "--container": options.container is not None,
+    }
+    for option, is_given in unknown.items():
+        if is_given:
+            raise UsageError(f"{option}: not for a pipeline", where="merge", hint="merge into the component's folder")
+
+
+def _check_complete(run: PipelineRun, names: set[str]) -> None:
+    """Raises: UnmatchedUpdate (LF301): an update that no component takes, where `--force` let it pass."""
+    lost = sorted(name for name in names if name.partition(".")[0] not in run.base.components)
+    if lost:
+        raise UnmatchedUpdate(
+            f"{listed([show(name, 120) for name in lost], 3)}: the pipeline has no such component",
+            where=run.base.uri,
+            hint=f"its components are {', '.join(run.base.components)}",
+        )
+
+
+def _write(
+    run: PipelineRun,
+    adapters: Sequence[str],
+    parts: dict[str, Prepared],
+    meet: Callable[[tuple[Finding, ...]], None],
+) -> tuple[dict[str, Written], tuple[str, ...]]:
+    """Write everything; what was computed by component, and the names of all files."""
+    total = sum(weight_nbytes(part.plan) for part in parts.values())
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if run.progress is not None:
+            run.progress(min(done, total), total)
+
+    limits = replace(run.limits, progress=advance)
+    permissions = permissions_for([(run.base.store, run.base.others)], run.out)
+    for name, part in parts.items():
+        permissions &= permissions_of(_inputs(part), _used(part), part.plan, os.path.join(run.out, name))
+    where = FindingLocation(subject=run.out)
+    if is_restricted(permissions):
+        meet((kept_private(where, permissions),))
+    outcomes: dict[str, Written] = {}
+    names: list[str] = []
+    with stage(
+        run.out,
+        overwrite=False,
+        inputs=(run.base.uri, *adapters),
+        permissions=permissions,
+        on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
+    ) as output:
+        copies = {name: open_store(os.path.join(run.base.uri, name)) for name in run.base.folders if name not in parts}
+        require_space(run.out, total + sum(sum(one.files().values()) for one in copies.values()))
+        names += _copy_all(run.base.store, output)
+        for name, store in copies.items():
+            with output.subfolder(name) as folder:
+                names += [f"{name}/{file}" for file in _copy_all(store, folder)]
+        for name, part in parts.items():
+            with output.subfolder(name) as folder:
+                assert isinstance(folder, LocalStore)
+                outcomes[name] = run_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, meet)
+                for own in folder.names():
+                    if own.startswith(OWN_PREFIX):  # the journal, for going on after an interruption
+                        folder.remove(own)
+                names += [f"{name}/{file}" for file in folder.files()]
+    return outcomes, tuple(sorted(names))
+
+
+def _copy_all(source: object, folder: Store) -> list[str]:
+    """Copy the regular files of a folder; their names."""
+    assert isinstance(source, LocalStore)
+    names = []
+    for name, nbytes in source.files().items():
+        if name in _RECORDS:
+            continue
+        source.check_inside(name)
+        with folder.create(name, nbytes) as writer:
+            copy_blocks(writer, source, name, 0, 0, nbytes)
+        names.append(name)
+    return names
+
+
+def _inputs(part: Prepared) -> Inputs:
+    return Inputs(
+        base=part.base,
+        adapters=[one.adapter for one in part.opened],
+        bundles=[one.bundle for one in part.opened],
+    )
+
+
+def _used(part: Prepared) -> list[Files]:
+    return [source_of(one.bundle) for one in part.opened]
+
+
+def _report(
+    run: PipelineRun,
+    findings: Sequence[Finding],
+    parts: dict[str, Prepared],
+    outcomes: dict[str, Written],
+    names: Sequence[str],
+) -> Report:
+    """One report of all components; weights and files are named with their component."""
+    each = {
+        name: report_of(part, run.base.uri, run.out, outcomes.get(name), run.trust.verify)
+        for name, part in parts.items()
+    }
+    results = {name: one.data for name, one in each.items() if isinstance(one.data, MergeResult)}
+    several = list(results.values())
+    tallies = {f"{name}.{weight}": one for name, part in outcomes.items() for weight, one in part.tallies.items()}
+    first = next(iter(each.values()))
+    found = [*findings, *(finding for one in each.values() for finding in one.findings if finding not in findings)]
+    return Report(
+        job="merge",
+        subject=run.base.uri,
+        format=first.format,
+        reason=first.reason,
+        summary=None if len(parts) != 1 else first.summary,
+        data=MergeResult(
+            base=run.base.uri,
+            adapters=_adapters(several),
+            tensors_touched=sum(one.tensors_touched for one in several),
+            tensors_copied=sum(one.tensors_copied for one in several),
+            tensors_decoded=0,
+            parameters_touched=sum(one.parameters_touched for one in several),
+            bytes_written=sum(one.bytes_written for one in several),
+            files=tuple(names),
+            is_dry_run=not outcomes,
+            plan=None,
+            retained=total_share(tallies),
+            retention=retentions(tallies, {}),
+            verified=run.trust.verify if outcomes else "none",
+            checked=_together([one.checked for one in several if one.checked is not None]),
+        ),
+        findings=tuple(found),
+        written=tuple(os.path.join(run.out, name) for name in names),
+    )
+
+
+def _adapters(several: Sequence[MergeResult]) -> tuple[MergedAdapter, ...]:
+    """Each adapter once, with its modules of all components."""
+    found: dict[tuple[str, float], MergedAdapter] = {}
+    for one in (adapter for result in several for adapter in result.adapters):
+        known = found.get((one.uri, one.strength))
+        counts = (0, 0) if known is None else (known.applied, known.modules)
+        total = replace(one, applied=one.applied + counts[0], modules=one.modules + counts[1])
+        found[one.uri, one.strength] = total
+    return tuple(found.values())
+
+
+def _together(several: Sequence[Checked]) -> Checked | None:
+    if not several:
+        return None
+    names = [one.name for one in fields(Checked)]
+    return Checked(**{name: sum(getattr(one, name) for one in several) for name in names})

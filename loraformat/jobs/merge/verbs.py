@@ -1,0 +1,208 @@
+"""merge and dequantize: base and adapters to a full checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from loraformat.containers import CONTAINERS, open_checkpoint
+from loraformat.containers.quantized import Quantizer
+from loraformat.diagnostics import Finding, show
+from loraformat.engine import open_device
+from loraformat.errors import UsageError, require_one_of
+from loraformat.jobs.inputs.strength import with_strength
+from loraformat.jobs.inputs.subject import refuse_exchanged
+from loraformat.jobs.merge.pipeline import PipelineRun, merge_pipeline
+from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
+from loraformat.merger import Arithmetic, Resources, Trust
+from loraformat.model.assumptions import Assumptions, with_alpha
+from loraformat.report import Report
+from loraformat.storage import Location, listed, uri_of
+
+DEFAULT_MEMORY_NBYTES = 64 << 20
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def merge(
+    base: Location,
+    adapters: Sequence[Location],
+    out: Location,
+    *,
+    alpha: float | None = None,
+    assumptions: Assumptions | None = None,
+    container: str | None = None,
+    jobs: int = 1,
+    device: str = "cpu",
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    dtype: str | None = None,
+    rounding: str = "nearest",
+    seed: int = 0,
+    max_shard_nbytes: int | None = None,
+    dequantize: bool = False,
+    keep_quantized: bool = False,
+    as_trained: str | None = None,
+    component_strengths: Mapping[str, float] | None = None,
+    verify: str = "sample",
+    digests: str = "blake3",
+    resume: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write `base` with all updates of `adapters` applied into the new folder `out`: W + Σ s·BA, rounded once.
+
+    >>> import loraformat
+    >>> adapters = ["fixtures/minigpt/lora_adapter"]
+    >>> report = loraformat.merge("fixtures/minigpt/base", adapters, "merged", alpha=1.0)
+    >>> report.data.tensors_touched, report.data.tensors_copied, round(report.data.retained, 3)
+    (10, 28, 1.0)
+
+    Planned from headers, executed in windows of rows; neither `jobs` nor `memory_nbytes` changes a byte.
+
+    Args:
+        base: folder with safetensors, `.bin` shards or one `.pt` file, or one weight file.
+        adapters: folders or files, applied in this order; each may end in "=STRENGTH" (see `with_strength`).
+        out: folder that does not exist yet.
+        alpha: fills every adapter that states none.
+        assumptions: what else the adapters' files do not say.
+        container: "safetensors" or "torch" for the weight files; None keeps the base's.
+        jobs: threads.
+        device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last place.
+        memory_nbytes: for windows; Python and the adapters come on top.
+        dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
+        rounding: "nearest", or "stochastic" for outputs of 16 bits.
+        seed: of stochastic rounding; the same seed gives the same bytes.
+        max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
+        dequantize: write all weights of a quantized base dense.
+        keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
+        as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the settings of bitsandbytes with which
+            the model was loaded for training: its linear layers are quantized and decoded before they are merged into.
+        component_strengths: component of a pipeline → factor for its updates, beside the adapter's own strength.
+        verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
+        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
+            has it), or "none" (of what is computed alone).
+        resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
+        dry_run: plan, report and write nothing.
+        force: let forgivable errors pass as warnings (`rules.refuse`).
+        overwrite: replace an existing folder.
+        announce: called with findings before anything is written, and with those about what was written.
+        progress: called with (bytes done, bytes in all).
+
+    Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
+        FormatError where something cannot be read or written. Nothing is left of `out` then.
+    """
+    base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
+    for value, allowed, argument in (
+        (container, tuple(CONTAINERS), "container"),
+        (dtype, _DTYPES, "dtype"),
+        (rounding, ("nearest", "stochastic"), "rounding"),
+        (verify, ("none", "sample", "full"), "verify"),
+        (digests, ("blake3", "sha256", "none"), "digests"),
+    ):
+        if value is not None:
+            require_one_of(value, allowed, argument)
+    quantizer = Quantizer.parse(as_trained) if as_trained is not None else None
+    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized, as_trained=quantizer is not None)
+    options = Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized, quantizer)
+    chosen = [with_strength(adapter) for adapter in adapters]
+    refuse_exchanged(base, [uri for uri, _ in chosen])
+    opened_device = open_device(device)
+    known, checkpoint = with_alpha(alpha, assumptions), open_checkpoint(base)
+    if checkpoint.components:
+        run = PipelineRun(
+            base=checkpoint,
+            out=out,
+            limits=Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes),
+            trust=Trust(verify=verify, digests=digests, resume=resume),
+            overwrite=overwrite,
+            announce=announce,
+            progress=progress,
+            strengths=component_strengths or {},
+        )
+        return merge_pipeline(run, chosen, known, options, force=force, dry_run=dry_run)
+    if component_strengths:
+        text = f"{show(next(iter(component_strengths)), 60)}: the base is one model, not a pipeline of components"
+        raise UsageError(text, where="--strength", hint="give the strength with the adapter: ADAPTER=0.7")
+    prepared = prepare(checkpoint, chosen, known, options, force=force, whole=dry_run)
+    if announce is not None:
+        announce(prepared.findings)
+    if dry_run:
+        return report_of(prepared, base)
+    limits = Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
+    trust = Trust(verify=verify, digests=digests, resume=resume)
+    met: list[Finding] = []
+
+    def meet(findings: tuple[Finding, ...]) -> None:
+        met.extend(findings)
+        if announce is not None:
+            announce(findings)
+
+    outcome = write(
+        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
+    )
+    prepared = replace(prepared, findings=(*prepared.findings, *met))
+    report = report_of(prepared, base, out, outcome, verify)
+    if announce is not None:
+        announce(report.findings[len(prepared.findings) :])
+    return report
+
+
+def dequantize(
+    base: Location,
+    out: Location,
+    *,
+    container: str | None = None,
+    jobs: int = 1,
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    dtype: str | None = None,
+    max_shard_nbytes: int | None = None,
+    verify: str = "sample",
+    digests: str = "blake3",
+    resume: bool = False,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write a quantized base with all weights dense into the new folder `out`.
+
+    >>> import loraformat
+    >>> report = loraformat.dequantize("fixtures/quantized/nf4", "dense")
+    >>> report.data.tensors_decoded, report.data.tensors_copied
+    (4, 4)
+
+    A weight is what the library of the scheme computes, rounded once to the dtype of the output. The settings of the
+    quantization leave config.json, and the files beside it that repeat them are not copied.
+
+    Args: as for `merge`.
+
+    Raises: UsageError (LF021): the base is not quantized. UnsupportedUpdate (LF013): its scheme is not read. Else as
+        for `merge`.
+    """
+    return merge(
+        base,
+        (),
+        out,
+        container=container,
+        jobs=jobs,
+        memory_nbytes=memory_nbytes,
+        dtype=dtype,
+        max_shard_nbytes=max_shard_nbytes,
+        dequantize=True,
+        verify=verify,
+        digests=digests,
+        resume=resume,
+        dry_run=dry_run,
+        overwrite=overwrite,
+        announce=announce,
+        progress=progress,
+    )
+
+
+def _quantized(*, dequantize: bool, keep_quantized: bool, as_trained: bool) -> str | None:
+    """What `plan_merge` calls it."""
+    if dequantize + keep_quantized + as_trained > 1:
+        raise UsageError("--dequantize, --keep-quantized and --as-trained exclude each other", where="merge")
+    return "dense" if dequantize or as_trained else "mixed" if keep_quantized else None

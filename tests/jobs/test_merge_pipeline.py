@@ -1,0 +1,190 @@
+"""Merges into a pipeline of diffusers: each component by a float64 sum, everything else byte by byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from oracle import dense
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import loraformat
+from loraformat.cli import main
+from loraformat.errors import LoraFormatError, UnmatchedUpdate, UsageError
+
+GOOD = Path(__file__).parents[2] / "fixtures" / "good"
+ADAPTERS = ["kohya/tiny-flux", "comfy/tiny-flux", "diffusers/tiny-flux", "xlabs/tiny-flux", "lycoris/loha-lokr"]
+
+
+def adapter(case: str) -> Path:
+    (file,) = (GOOD / case).glob("*.safetensors")
+    return file
+
+
+def pipeline(folder: Path, case: str) -> Path:
+    """Random weights for all that an adapter changes, components that it does not change, and other files."""
+    found = loraformat.load_adapter(adapter(case))
+    tensors: dict[str, dict[str, Tensor]] = {"vae": {"decoder.conv_in.weight": torch.randn(4, 4)}}
+    for name, chain in found.updates.items():
+        component, _, weight = name.partition(".")
+        shape = chain[0].shape if hasattr(chain[0], "shape") else chain[0].delta.shape
+        tensors.setdefault(component, {})[weight] = torch.randn(*shape)
+    folder.mkdir()
+    index = {"_class_name": "FluxPipeline", "scheduler": ["diffusers", "S"]}
+    for component, weights in tensors.items():
+        (folder / component).mkdir()
+        is_text = component.startswith("text_encoder")
+        kind = ["transformers", "CLIPTextModel"] if is_text else ["diffusers", "FluxTransformer2DModel"]
+        index[component] = kind
+        (folder / component / "config.json").write_text(json.dumps({"_class_name": kind[1]}))
+        name = "model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"
+        save_file(weights, folder / component / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "README.md").write_text("a pipeline")
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return {
+        f"{path.parent.name}.{name}": value
+        for path in folder.rglob("*.safetensors")
+        for name, value in load_file(path).items()
+    }
+
+
+def assert_sum(base: Path, out: Path, case: str, strengths: dict[str, float], rest: float = 1.0) -> None:
+    before, after = weights_of(base), weights_of(out)
+    assert before.keys() == after.keys()
+    changed = loraformat.load_adapter(adapter(case), base=str(base)).updates
+    for name, value in before.items():
+        factor = strengths.get(name.partition(".")[0], rest)
+        wanted = value.double() + sum(factor * dense(one).reshape(value.shape) for one in changed.get(name, ()))
+        torch.testing.assert_close(after[name].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ADAPTERS)
+def test_each_component_gets_its_updates_and_all_else_is_copied(tmp_path: Path, case: str) -> None:
+    base = pipeline(tmp_path / "base", case)
+    report = loraformat.merge(base, [adapter(case)], tmp_path / "out")
+    assert_sum(base, tmp_path / "out", case, {})
+    for path in base.rglob("*"):
+        copy = tmp_path / "out" / path.relative_to(base)
+        assert copy.exists()
+        if path.is_file() and path.parent.name not in {name.partition(".")[0] for name in changed_names(case)}:
+            assert copy.read_bytes() == path.read_bytes()
+    assert report.data.tensors_touched == len(changed_names(case))
+    assert report.data.checked.compared == report.data.checked.changed == len(changed_names(case))
+    assert sorted(report.data.files) == sorted(
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+
+
+def changed_names(case: str) -> set[str]:
+    return set(loraformat.load_adapter(adapter(case)).updates)
+
+
+def test_strengths_of_components_and_of_the_adapter_multiply(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base = pipeline(tmp_path / "base", case)
+    given = {"transformer": 0.25, "text_encoder": 2.0}
+    used = {name: given[name] for name in given if (base / name).is_dir()}
+    loraformat.merge(base, [f"{adapter(case)}=0.5"], tmp_path / "out", component_strengths=used)
+    assert_sum(base, tmp_path / "out", case, {name: 0.5 * factor for name, factor in used.items()}, 0.5)
+
+
+def test_the_command_line_takes_a_strength_for_a_component(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base = pipeline(tmp_path / "base", case)
+    arguments = ["merge", str(base), str(adapter(case)), "-o", str(tmp_path / "out"), "--strength"]
+    done = CliRunner().invoke(main, [*arguments, "transformer=0.5"])
+    assert done.exit_code == 0, done.output
+    assert_sum(base, tmp_path / "out", case, {"transformer": 0.5})
+    for wrong in ("transformer", "transformer=x", "=1", "transformer=nan"):
+        assert CliRunner().invoke(main, [*arguments, wrong]).exit_code == 2
+    unknown = CliRunner().invoke(main, [*arguments[:4], str(tmp_path / "other"), "--strength", "unet=1"])
+    assert unknown.exit_code == 2
+    assert "its components are" in unknown.output
+
+
+def test_threads_and_windows_change_no_byte(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base = pipeline(tmp_path / "base", case)
+    for number, (jobs, memory) in enumerate([(1, 64 << 20), (3, 1 << 12)]):
+        loraformat.merge(base, [adapter(case)], tmp_path / str(number), jobs=jobs, memory_nbytes=memory)
+    one, other = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.safetensors")} for n in "01"
+    )
+    assert one == other
+
+
+def test_verify_looks_at_every_component(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base, out = pipeline(tmp_path / "base", case), tmp_path / "out"
+    loraformat.merge(base, [adapter(case)], out)
+    sound = loraformat.verify(out, base=base)
+    assert sound.ok
+    assert sound.data.bytes_read == sound.data.bytes_total
+    alone = loraformat.verify(out)
+    assert alone.ok
+    assert alone.data.bytes_read < alone.data.bytes_total
+    for path in ("vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors"):
+        content = (out / path).read_bytes()
+        (out / path).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        found = loraformat.verify(out, base=base)
+        assert found.findings[0].where.startswith((path, f"{path.partition('/')[0]}."))
+        assert not found.ok
+        (out / path).write_bytes(content)
+
+
+def test_a_pipeline_that_was_not_merged_has_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(LoraFormatError, match="no component has a"):
+        loraformat.verify(pipeline(tmp_path / "base", "kohya/tiny-flux"))
+
+
+def test_an_update_of_a_component_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    import shutil
+
+    case = "kohya/tiny-flux"
+    base = pipeline(tmp_path / "base", case)
+    gone = min(name.partition(".")[0] for name in changed_names(case))
+    shutil.rmtree(base / gone)
+    with pytest.raises(LoraFormatError):
+        loraformat.merge(base, [adapter(case)], tmp_path / "out")
+    with pytest.raises((UnmatchedUpdate, LoraFormatError)):
+        loraformat.merge(base, [adapter(case)], tmp_path / "out", force=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"resume": True}, {"overwrite": True}, {"container": "torch"}, {"dequantize": True}]
+)
+def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
+    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
+    with pytest.raises(UsageError, match="not for a pipeline"):
+        loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_model_has_no_strength_of_components(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one model"):
+        loraformat.merge(
+            "fixtures/minigpt/base",
+            ["fixtures/minigpt/lora_adapter"],
+            tmp_path / "out",
+            alpha=1.0,
+            component_strengths={"unet": 1.0},
+        )
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
+    report = loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out", dry_run=True)
+    assert report.data.is_dry_run
+    assert report.data.tensors_touched == len(changed_names("kohya/tiny-flux"))
+    assert not (tmp_path / "out").exists()
