@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from tiny_pipelines import MODELS, model_of, pipeline_of, step
 
 from loraformat.io import load_adapter, save_adapter
+from loraformat.jobs.merge import merge
 from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Kronecker, LowRank, Magnitude, Update
@@ -187,3 +189,27 @@ def test_every_layer_of_the_model_is_in_the_table(family: str) -> None:
     names = {name for name, each in model_of(family).named_modules() if isinstance(each, kinds)}
     table = family_named(family)
     assert not {name for name in names if table.find(spelled(name), DIFFUSERS) is None}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_merged_pipeline_is_what_fuse_lora_makes_of_it(family: str, tmp_path: Path) -> None:
+    """The weights, in float32, of the model after diffusers has loaded and fused the same adapter."""
+    model, component = model_of(family), family_named(family).component
+    adapter = adapter_for(model, family, scale=0.75, only_blocks=False)
+    save_adapter(adapter, tmp_path / "adapter", to="diffusers")
+    base = tmp_path / "base"
+    model.save_pretrained(base / component)
+    (base / "scheduler").mkdir()
+    (base / "scheduler" / "scheduler_config.json").write_text("{}")
+    index = {"_class_name": "Pipeline", component: ["diffusers", type(model).__name__]}
+    (base / "model_index.json").write_text(json.dumps(index))
+    [file] = (tmp_path / "adapter").glob("*.safetensors")
+    report = merge(base, [file], tmp_path / "out")
+    assert report.data.tensors_touched == len(adapter.updates)
+    pipeline = pipeline_of(family, model)
+    pipeline.load_lora_weights(str(tmp_path / "adapter"), weight_name=file.name)
+    getattr(pipeline, component).fuse_lora()
+    fused = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
+    merged = type(model).from_pretrained(tmp_path / "out" / component).state_dict()
+    for name, value in merged.items():
+        torch.testing.assert_close(value, fused[name], rtol=1e-5, atol=1e-5, msg=name)
