@@ -8,7 +8,7 @@ from loraformat.rules import RULES
 ERRORS = {
     *("LF036", "LF103", "LF107", "LF108", "LF117"),
     *("LF202", "LF204", "LF205", "LF206", "LF210", "LF212", "LF213", "LF214", "LF220", "LF230", "LF231", "LF243"),
-    *("LF301", "LF302", "LF305", "LF402", "LF505"),
+    *("LF301", "LF302", "LF305", "LF320", "LF402", "LF505"),
     *(f"LF{number}" for number in range(602, 622)),
 }
 REMARKS = {

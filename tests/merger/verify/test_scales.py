@@ -129,6 +129,10 @@ def test_a_merge_is_compared_with_the_formula_of_each_format(tmp_path: Path, mon
     merged = set()
     for number, case in enumerate(CASES):
         adapter = open_adapter(str(GOOD / case)).adapter
+        if adapter.config.pipeline is not None:  # of several components: tests/jobs/test_merge_pipeline.py
+            if len(adapter.config.pipeline.components) > 1:
+                continue
+            adapter = adapter.only(adapter.config.pipeline.components[0])
         shapes = {weight: chain[0].shape for weight, chain in adapter.updates.items()}
         scaled = [update for chain in adapter.updates.values() for update in chain if scale_used(update)[0]]
         if any(update.scale is None for update in scaled) or any(0 in shape for shape in shapes.values()):

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from loraformat.budget import Budget
 from loraformat.containers import open_bundle
 from loraformat.merger.plan.data import AdapterSource
+from loraformat.merger.verify.reference.image_scales import has_dense_deltas, single_factor
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle, Json, JsonFile
 from loraformat.model.patterns.matching import Matcher
@@ -53,6 +54,7 @@ class Scales:
             "tinker": self._r_and_lora_alpha,
             "torchtune": self._r_and_lora_alpha,
             "nemo": self._nemo,
+            **dict.fromkeys(("diffusers", "kohya", "comfy", "lycoris", "xlabs"), self._image),
             **dict.fromkeys(("loralib", "minlora", "raschka", "dump"), self._pairs),
         }
         self._formula = formulas.get(source.format)
@@ -155,6 +157,16 @@ class Scales:
             inner = inner.get(key) if isinstance(inner, dict) else None
         fields = inner if isinstance(inner, dict) else {}
         return self._quotient(_number(fields, "alpha"), _number(fields, "adapter_dim") or self._source.rank)
+
+    def _image(self, weight: str, update: Update) -> float | None:  # noqa: ARG002
+        """A dense delta that stands in the file as one is added as it is."""
+        if isinstance(update, Dense):
+            return 1.0 if has_dense_deltas(self._bundle or open_bundle(self._source.uri)) else None
+        return self._factor_of_all
+
+    @cached_property
+    def _factor_of_all(self) -> float | None:
+        return single_factor(self._bundle or open_bundle(self._source.uri))
 
     def _minimind(self, weight: str, update: Update) -> float | None:
         """Its code has no alpha; a file may."""
