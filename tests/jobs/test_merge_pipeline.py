@@ -21,6 +21,9 @@ ADAPTERS = ["kohya/tiny-flux", "comfy/tiny-flux", "diffusers/tiny-flux", "xlabs/
 
 
 def adapter(case: str) -> Path:
+    """The file of a fixture, or of a path."""
+    if Path(case).is_file():
+        return Path(case)
     (file,) = (GOOD / case).glob("*.safetensors")
     return file
 
@@ -66,6 +69,35 @@ def assert_sum(base: Path, out: Path, case: str, strengths: dict[str, float], re
         factor = strengths.get(name.partition(".")[0], rest)
         wanted = value.double() + sum(factor * dense(one).reshape(value.shape) for one in changed.get(name, ()))
         torch.testing.assert_close(after[name].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def kohya(file: Path, modules: dict[str, tuple[int, float]]) -> Path:
+    """A file of kohya's scripts: module → (rank, alpha), each of 8 x 8."""
+    tensors = {}
+    for module, (rank, alpha) in modules.items():
+        tensors[f"{module}.lora_down.weight"] = torch.randn(rank, 8)
+        tensors[f"{module}.lora_up.weight"] = torch.randn(8, rank)
+        tensors[f"{module}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, file)
+    return file
+
+
+def test_peft_folders_are_merged_with_the_scales_of_each_components_config(tmp_path: Path) -> None:
+    """Ranks and alphas that differ within a component and between components."""
+    block, layer = (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1",
+        "lora_te_text_model_encoder_layers",
+    )
+    modules = {f"{block}_to_q": (4, 2.0), f"{block}_to_k": (2, 6.0), f"{layer}_0_self_attn_q_proj": (4, 12.0)}
+    file = kohya(tmp_path / "style.safetensors", modules)
+    loraformat.convert(file, tmp_path / "peft", to="peft")
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == ["text_encoder", "unet"]
+    case = str(file)
+    base = pipeline(tmp_path / "base", case)
+    report = loraformat.merge(base, [tmp_path / "peft"], tmp_path / "out", verify="full")
+    assert report.data.checked.compared == report.data.checked.changed == 3
+    assert report.data.checked.unscaled == 0
+    assert_sum(base, tmp_path / "out", case, {})
 
 
 @pytest.mark.parametrize("case", ADAPTERS)

@@ -27,6 +27,7 @@ _ANCHORED = re.compile(r"\^((?:[\w\-/ ]|\\\.|\\-)*)\$?")
 _MOST_STEPS = 2_000_000
 _EXAMPLES_SCALE = 20.0  # mlx-examples/lora, whose files say nothing
 _SETTINGS = "lora_settings.json"
+_CONFIG = "adapter_config.json"
 
 
 def scale_used(update: Update) -> tuple[bool, float | None]:
@@ -75,7 +76,7 @@ class Scales:
         return alpha / (math.sqrt(rank) if by_root else rank)
 
     def _peft(self, weight: str, update: Update) -> float | None:
-        raw = self._adapter.config.raw
+        raw, weight, head = self._config_of(weight)
         kind = str(raw.get("peft_type"))
         if kind not in _WITH_PATTERNS:
             try:
@@ -84,7 +85,7 @@ class Scales:
                 return None
             return -found if isinstance(update, WeightNetwork) and kind == "DEFT" else found
         module, times = self._module(weight)
-        ranks, alphas = self._keys("rank_pattern"), self._keys("alpha_pattern")
+        ranks, alphas = self._keys(raw, "rank_pattern", head), self._keys(raw, "alpha_pattern", head)
         size = ranks.of(module, _number(raw, "r") or self._source.rank)
         stated = alphas.of(module, _number(raw, _WITH_PATTERNS[kind]))
         if not (ranks.is_known and alphas.is_known):
@@ -107,11 +108,36 @@ class Scales:
         is_attention = outer != path and f"{outer}.in_proj_weight" in self._adapter.updates
         return path, 2 if is_attention and kind == "weight" else 1
 
-    def _keys(self, name: str) -> _Keys:
-        return self._patterns.setdefault(name, _Keys(_numbers(self._adapter.config.raw.get(name))))
+    def _config_of(self, weight: str) -> tuple[_Config, str, str]:
+        """(the settings that hold for a weight, its name for them, the component whose they are or "").
+
+        A folder of PEFT folders, one for each component of a pipeline, has settings in each of them.
+        """
+        configs = self._configs_of_components
+        component = self._source.of_component
+        if component in configs:
+            return configs[component], weight, component
+        head, _, rest = weight.partition(".")
+        return (configs[head], rest, head) if head in configs else (self._adapter.config.raw, weight, "")
 
     @cached_property
-    def _patterns(self) -> dict[str, _Keys]:
+    def _configs_of_components(self) -> dict[str, _Config]:
+        files = {} if self._bundle is None else self._bundle.files
+        found: dict[str, _Config] = {}
+        for name, file in files.items():
+            component, _, last = name.partition("/")
+            config = file.load() if last == _CONFIG and isinstance(file, JsonFile) else None
+            if isinstance(config, Mapping):
+                found[component] = config
+        return found
+
+    def _keys(self, raw: _Config, name: str, head: str) -> _Keys:
+        if (head, name) not in self._patterns:
+            self._patterns[head, name] = _Keys(_numbers(raw.get(name)))
+        return self._patterns[head, name]
+
+    @cached_property
+    def _patterns(self) -> dict[tuple[str, str], _Keys]:
         return {}
 
     def _native(self, weight: str, update: Update) -> float | None:
