@@ -148,6 +148,27 @@ def test_where_the_scale_stands() -> None:
         scale(content | alpha, alpha=4.0)
 
 
+@pytest.mark.parametrize(
+    ("module", "component"),
+    [
+        ("down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", "unet"),
+        ("double_blocks_0_img_mod_lin", "transformer"),
+    ],
+)
+def test_an_unknown_module_does_not_move_the_others_to_another_component(module: str, component: str) -> None:
+    known = pair(f"lora_unet_{module}", 48)
+    half = read(known | pair("lora_unet_no_such_thing"), is_partial=True)
+    assert half.config.pipeline is not None
+    assert half.config.pipeline.components == (component,)
+    assert half.updates.keys() == read(known).updates.keys()
+
+
+def test_the_remedy_for_unknown_modules_names_the_verb_that_has_the_option() -> None:
+    with pytest.raises(FormatError) as refused:
+        read(pair(QKV, 24) | pair("lora_unet_no_such_thing"))
+    assert refused.value.hint.startswith("convert --partial ")
+
+
 def test_partial_reads_the_rest_and_names_every_tensor_that_it_leaves_out() -> None:
     strange = pair("lora_unet_double_blocks_0_img_attn_gate") | {"logit_scale": torch.ones(1)}
     found = read(pair(QKV, 24) | pair("lora_unet_double_blocks_0_img_mod_lin", 48) | strange, is_partial=True)

@@ -9,13 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraformat.errors import UnsupportedUpdate
 from loraformat.io import load_adapter
 from loraformat.jobs.convert import convert
 from loraformat.jobs.diff import diff
 from loraformat.jobs.inputs.discovery import discover
 from loraformat.jobs.inspect import View, inspect
-from loraformat.jobs.merge import merge
 from loraformat.jobs.validate import validate
 
 GOOD = Path(__file__).parents[2] / "fixtures" / "good"
@@ -85,11 +83,6 @@ def test_norms_are_measured_against_a_pipeline(pipeline: Path) -> None:
     report = inspect(FLUX, base=pipeline, norms=True)
     assert report.data.total_relative_norm is not None
     assert (report.summary.family, report.summary.components) == ("flux", {"text_encoder": 1, "transformer": 4})
-
-
-def test_merging_into_a_pipeline_is_refused_by_name(pipeline: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedUpdate, match="the base is a pipeline"):
-        merge(pipeline, [FLUX], tmp_path / "out")
 
 
 def test_the_header_is_shown_without_paths_unless_asked(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from loraformat.model.updates import Dense, LowRank, Update
 from loraformat.naming.families import ORIGINAL
 
 WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_PARTIAL = "--partial reads the rest and names what it leaves out"
+_PARTIAL = "convert --partial reads the rest and names what it leaves out"
 
 
 @dataclass(slots=True)

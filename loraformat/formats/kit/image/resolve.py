@@ -260,10 +260,11 @@ def _resolve_denoiser(modules: list[RawModule], question: Question, resolved: Re
     whole = [each for each in explanations if all(place is not None for place in each[2])]
     base = question.base
     known = base.family() if base is not None else None
-    component = _denoiser_of(modules, whole, known, question)
     if known is not None and any(each[0] is known[0] for each in whole):
         whole = [each for each in whole if each[0] is known[0]]
     whole = _likely(whole, modules, question)
+    best = whole or _best(modules, explanations, known, question.header)
+    component = _denoiser_of(modules, known[0] if known is not None else best[0][0] if best else None, question)
     if base is not None:
         exact = [base.find(_component(module, component), module.path, is_flat=module.is_flat) for module in modules]
         if all(name is not None for name in exact):
@@ -277,7 +278,7 @@ def _resolve_denoiser(modules: list[RawModule], question: Question, resolved: Re
             ]
             return
     if not whole:
-        _half(modules, explanations, component, resolved, known, question.header)
+        _half(modules, best, component, resolved)
         return
     resolved.families = _distinct(whole)
     _, naming, places = whole[0]
@@ -299,18 +300,13 @@ def _distinct(explanations: Iterable[Explanation]) -> tuple[Family, ...]:
     return tuple({family.name: family for family, _, _ in explanations}.values())
 
 
-def _half(
+def _best(
     modules: list[RawModule],
     explanations: list[Explanation],
-    component: str,
-    resolved: Resolved,
     known: tuple[Family, str] | None,
     header: str,
-) -> None:
-    """The modules that the best explanation has, and the others as faults; where none has any, all are faults.
-
-    Where several explain as many, a module that they call differently is a fault too.
-    """
+) -> list[Explanation]:
+    """The explanations in one naming that have most of the modules, the likeliest first; [] where none has any."""
     eligible = [each for each in explanations if known is None or each[0] is known[0]] or explanations
     named = _named_by(header, [each[0] for each in eligible])
 
@@ -319,11 +315,18 @@ def _half(
 
     best = max(map(worth, eligible))
     equal = [each for each in eligible if worth(each) == best]
-    family, naming, places = equal[0]
-    equal = [each for each in equal if each[1] == naming]
-    if not any(places):
+    return [each for each in equal if each[1] == equal[0][1]] if best[0] else []
+
+
+def _half(modules: list[RawModule], equal: list[Explanation], component: str, resolved: Resolved) -> None:
+    """The modules that the best explanations have, and the others as faults; where there are none, all are faults.
+
+    Where several explain as many, a module that they call differently is a fault too.
+    """
+    if not equal:
         resolved.faults += [(module, "no known model has such a module") for module in modules]
         return
+    family, naming, places = equal[0]
     resolved.families = _distinct(equal)
     titles = ", ".join(each.title for each in resolved.families)
     other = ORIGINAL if naming == DIFFUSERS else DIFFUSERS
@@ -390,12 +393,7 @@ def _fits(explanation: Explanation, modules: Sequence[RawModule]) -> bool:
     return True
 
 
-def _denoiser_of(
-    modules: Sequence[RawModule],
-    whole: Sequence[Explanation],
-    known: tuple[Family, str] | None,
-    question: Question,
-) -> str:
+def _denoiser_of(modules: Sequence[RawModule], family: Family | None, question: Question) -> str:
     """The component of modules whose prefix does not say it.
 
     Raises: FormatError (LF012): the base has two experts, and nothing says which is meant.
@@ -403,8 +401,7 @@ def _denoiser_of(
     slots = {module.slot for module in modules}
     components = question.base.components if question.base is not None else ()
     if "" not in slots and not question.component:
-        return next(iter(slots))
-    family = known[0] if known is not None else whole[0][0] if whole else None
+        return min(slots)  # of two experts each module says itself which it is of
     usual = next((name for name in components if name in _DENOISERS), family.component if family else "transformer")
     if question.component:
         return question.component
