@@ -10,6 +10,7 @@ from loraformat.errors import LoraFormatError
 from loraformat.formats.kit.fields import readable
 from loraformat.formats.kit.folder import is_training_state
 from loraformat.model.bundle import Bundle, TensorFile
+from loraformat.model.checkpoint import PIPELINE
 
 # The names of a file → whose they are. Each is a spelling that no transformer of a single person's code has.
 # Source: sd-scripts, networks/lora.py; diffusers 0.42.1, loaders/lora_conversion_utils.py; ComfyUI, comfy/lora.py;
@@ -43,10 +44,11 @@ _EXPECTED = "an adapter is expected here"
 
 def described(bundle: Bundle) -> tuple[str, str]:
     """(what a bundle is that is no adapter, what to do); "" and "" where nobody can tell."""
-    pipeline = readable(bundle, "model_index.json")
+    pipeline = readable(bundle, PIPELINE)
     if isinstance(pipeline, Mapping):
         of = _named(pipeline.get("_class_name"))
-        return f"a diffusers pipeline{of}", f"{_EXPECTED}: pipelines and their adapters are not read yet"
+        hint = f"{_EXPECTED}; a pipeline is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
+        return f"a diffusers pipeline{of}", hint
     gguf = next((name for name in bundle.files if name.lower().endswith(".gguf")), None)
     if gguf is not None:
         return "a GGUF model", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"

@@ -110,6 +110,26 @@ def test_exchanged_arguments_of_a_merge_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_in_the_place_of_an_adapter_is_named(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    (pipe / "unet").mkdir(parents=True)
+    write_json(pipe / "model_index.json", {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "X"]})
+    save_file(WEIGHTS, pipe / "unet" / "diffusion_pytorch_model.safetensors")
+    style = tmp_path / "style.safetensors"
+    save_file({f"lora_unet_conv_in.lora_{side}.weight": torch.ones(2, 2) for side in ("down", "up")}, style)
+    assert (
+        CliRunner().invoke(main, ["convert", str(style), "--to", "peft", "-o", str(tmp_path / "peft")]).exit_code == 0
+    )
+    for adapter in (style, tmp_path / "peft"):
+        told = CliRunner().invoke(main, ["merge", str(adapter), str(pipe), "-o", str(tmp_path / "out")])
+        assert told.exit_code == 2
+        assert f"{adapter} is an adapter and {pipe} a pipeline: are the arguments exchanged?" in told.stderr
+    told = CliRunner().invoke(main, ["merge", str(pipe), str(pipe), "-o", str(tmp_path / "out")])
+    assert "a pipeline is the BASE of merge BASE ADAPTER -o OUT" in told.stderr
+    assert "exchanged" not in told.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_weight_file_beside_its_config_is_taken_for_its_folder(tmp_path: Path) -> None:
     """The file alone would not say its alpha."""
     run = CliRunner().invoke

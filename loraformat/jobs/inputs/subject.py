@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loraformat import rules
+from loraformat import formats, rules
 from loraformat.budget import Budget
 from loraformat.containers import open_checkpoint
 from loraformat.diagnostics import Finding, FindingLocation, show
@@ -23,21 +23,39 @@ from loraformat.io import Opened, hints_of, open_files, read_bundle
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import Bundle
-from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.checkpoint import PIPELINE, Checkpoint
 from loraformat.model.format_files import has_marker
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
 
 
 def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
-    """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model."""
+    """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model or a pipeline."""
     files = _files(base)
-    if files is None or files.is_single_file or not has_marker(files.files):
-        return
-    model = next((uri for uri in adapters if (found := _files(uri)) is not None and is_full_model(found)), None)
-    if model is not None:
-        text = f"{show(base, 200)} is an adapter and {show(model, 200)} a full model: are the arguments exchanged?"
+    if files is None or PIPELINE in files.files or ("config.json" in files.files and not has_marker(files.files)):
+        return  # without a look into weight files, of which a base has many
+    kinds = ((uri, _kind(_files(uri))) for uri in adapters)
+    model, kind = next(((uri, kind) for uri, kind in kinds if kind), ("", ""))
+    if kind and _is_adapter(files):
+        text = f"{show(base, 200)} is an adapter and {show(model, 200)} {kind}: are the arguments exchanged?"
         raise UsageError(text, where="merge", hint="write merge BASE ADAPTER -o OUT")
+
+
+def _kind(files: Bundle | None) -> str:
+    """What kind of a base the files are; "" for none."""
+    if files is None:
+        return ""
+    return "a pipeline" if PIPELINE in files.files else "a full model" if is_full_model(files) else ""
+
+
+def _is_adapter(files: Bundle) -> bool:
+    if has_marker(files.files) and not files.is_single_file:
+        return True
+    try:
+        formats.detect(files)
+    except LoraFormatError:
+        return False
+    return not is_full_model(files)
 
 
 def _files(uri: str) -> Bundle | None:
