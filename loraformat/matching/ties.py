@@ -36,6 +36,8 @@ class Tie:
 def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
     """The ties of a base.
 
+    Those of a pipeline are those of its components, each looked for in that component alone.
+
     Two names are tied where they are one storage of a `.pt` file, or where there is a config.json that does not deny it
     (transformers leaves `tie_word_embeddings` out where it is true) and the checkpoint has an input embedding but no
     tensor for the head. Which names these are the table of transformers' classes tells; for a class that it does not
@@ -45,6 +47,12 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
         base: headers and config.json.
         wanted: names that somebody wants to update; a head that is not stored is known only from here.
     """
+    if base.components:
+        return tuple(
+            Tie(tuple(f"{component}.{name}" for name in tie.names), f"{component}.{tie.stored}")
+            for component, one in base.components.items()
+            for tie in ties_of(one, _of_component(component, wanted))
+        )
     found = list(_shared_storages(base))
     claimed = tie_claim(base.config)
     if claimed is False or not base.config:
@@ -68,6 +76,11 @@ def ties_of(base: Checkpoint, wanted: Iterable[str] = ()) -> tuple[Tie, ...]:
     if heads:
         found.append(Tie((embedding, *sorted(heads)), embedding))
     return tuple(found)
+
+
+def _of_component(component: str, names: Iterable[str]) -> list[str]:
+    head = f"{component}."
+    return [name.removeprefix(head) for name in names if name.startswith(head)]
 
 
 def _declared(declared: Mapping[str, str], base: Checkpoint) -> Iterable[Tie]:

@@ -50,11 +50,27 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     assert subject.base is not None
     assert subject.adapter is not None
     in_codes = _in_codes(subject)
+    absent = _absent_components(subject)
+    for component, count in absent.items():
+        text = f"the pipeline has no weights of this component; the adapter has {counted(count, 'update')} for it"
+        yield Hit(component, text, f"its components with weights are {', '.join(subject.base.components)}")
     for base_weight, nearest in subject.matching.unmatched.items():
-        if base_weight in in_codes:
+        if base_weight in in_codes or base_weight.partition(".")[0] in absent:
             continue
         headless = why_headless(base_weight, subject.base, subject.adapter)
         yield Hit(base_weight, "the base has no such weight", headless or _instead(base_weight, nearest))
+
+
+def _absent_components(subject: Subject) -> dict[str, int]:
+    """Component that a pipeline as the base does not have → how many unmatched updates are of it."""
+    assert subject.base is not None
+    assert subject.adapter is not None
+    absent: dict[str, int] = {}
+    for weight in subject.matching.unmatched if subject.base.components else ():
+        component = subject.adapter.component_of(weight)
+        if component and component not in subject.base.components and weight.startswith(f"{component}."):
+            absent[component] = absent.get(component, 0) + 1
+    return absent
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:

@@ -79,6 +79,32 @@ def test_a_weight_that_the_pipeline_lacks_is_an_error(pipeline: Path, tmp_path: 
     assert "LF301" in {finding.code for finding in validate(FLUX, base=pipeline).findings}
 
 
+def test_a_component_that_the_pipeline_lacks_is_named_once(tmp_path: Path) -> None:
+    """And a projection of the U-Net called proj_out is no head that is tied to the embeddings of the text encoder."""
+    folder, style = tmp_path / "pipeline", tmp_path / "style.safetensors"
+    (folder / "text_encoder").mkdir(parents=True)
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    weights = {"text_model.embeddings.token_embedding.weight": torch.ones(9, 8), f"{layer}.weight": torch.ones(8, 8)}
+    save_file(weights, folder / "text_encoder" / "model.safetensors")
+    config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
+    index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    attention = "lora_unet_down_blocks_0_attentions_0"
+    modules = (
+        f"lora_te_{layer.replace('.', '_')}",
+        f"{attention}_proj_out",
+        f"{attention}_transformer_blocks_0_attn1_to_q",
+    )
+    sides = {"down": (2, 8), "up": (8, 2)}
+    save_file({f"{m}.lora_{side}.weight": torch.ones(shape) for m in modules for side, shape in sides.items()}, style)
+    report = validate(style, base=folder)
+    found = [finding for finding in report.findings if finding.code in ("LF301", "LF302", "LF308")]
+    assert [(finding.code, finding.where) for finding in found] == [("LF301", "unet")]
+    assert "2 updates" in found[0].message
+    assert found[0].hint == "its components with weights are text_encoder"
+
+
 def test_norms_are_measured_against_a_pipeline(pipeline: Path) -> None:
     report = inspect(FLUX, base=pipeline, norms=True)
     assert report.data.total_relative_norm is not None
