@@ -14,7 +14,7 @@ from torch import Tensor
 
 import loraformat
 from loraformat.cli import main
-from loraformat.errors import LoraFormatError, UnmatchedUpdate, UsageError
+from loraformat.errors import LoraFormatError, StorageError, UnmatchedUpdate, UsageError
 
 GOOD = Path(__file__).parents[2] / "fixtures" / "good"
 ADAPTERS = ["kohya/tiny-flux", "comfy/tiny-flux", "diffusers/tiny-flux", "xlabs/tiny-flux", "lycoris/loha-lokr"]
@@ -95,6 +95,11 @@ def test_peft_folders_are_merged_with_the_scales_of_each_components_config(tmp_p
     case = str(file)
     base = pipeline(tmp_path / "base", case)
     report = loraformat.merge(base, [tmp_path / "peft"], tmp_path / "out", verify="full")
+    for component in ("unet", "text_encoder"):  # each folder is an adapter of its component too
+        loraformat.merge(base / component, [tmp_path / "peft" / component], tmp_path / component)
+        (file,) = (base / component).glob("*.safetensors")
+        alone, together = tmp_path / component / file.name, tmp_path / "out" / component / file.name
+        assert alone.read_bytes() == together.read_bytes()
     assert report.data.checked.compared == report.data.checked.changed == 3
     assert report.data.checked.unscaled == 0
     assert_sum(base, tmp_path / "out", case, {})
@@ -142,6 +147,27 @@ def test_the_command_line_takes_a_strength_for_a_component(tmp_path: Path) -> No
     unknown = CliRunner().invoke(main, [*arguments[:4], str(tmp_path / "other"), "--strength", "unet=1"])
     assert unknown.exit_code == 2
     assert "its components are" in unknown.output
+
+
+def test_a_strength_for_a_component_that_no_adapter_changes_is_refused(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base = pipeline(tmp_path / "base", case)
+    changed = sorted({name.partition(".")[0] for name in changed_names(case)})
+    for dry_run in (True, False):
+        with pytest.raises(UsageError, match="no adapter changes vae") as refused:
+            loraformat.merge(base, [adapter(case)], tmp_path / "out", component_strengths={"vae": 0.5}, dry_run=dry_run)
+        assert refused.value.hint == f"what is changed: {', '.join(changed)}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_is_refused_with_a_remedy_that_pipelines_have(tmp_path: Path) -> None:
+    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(StorageError, match="exists already") as refused:
+        loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out")
+    assert refused.value.hint == "give another name, or remove it yourself"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_threads_and_windows_change_no_byte(tmp_path: Path) -> None:

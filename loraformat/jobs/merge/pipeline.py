@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from loraformat import rules
@@ -97,6 +97,7 @@ def merge_pipeline(
     _check_complete(run, {name for one in opened for name in one.adapter.updates})
     if not parts:
         raise UnmatchedUpdate("no adapter changes a component of this pipeline", where=run.base.uri)
+    _check_strengths(run, parts)
     found = (*findings, *(finding for part in parts.values() for finding in part.findings))
     if run.announce is not None:
         run.announce(found)
@@ -126,15 +127,17 @@ def _check_options(run: PipelineRun, options: Options) -> None:
         known = ", ".join(run.base.components)
         text = f"the pipeline has no component {show(strange[0], 60)}"
         raise UsageError(text, where="--strength", hint=f"its components are {known}")
+    if run.overwrite:
+        raise UsageError("--overwrite: not for a pipeline", where="merge", hint="give another -o")
     unknown = {
         "--dequantize, --keep-quantized and --as-trained": options.quantized is not None,
         "--resume": run.trust.resume,
-        "--overwrite": run.overwrite,
         "--container": options.container is not None,
     }
+    hint = "convert --to peft writes a folder for each component; merge that into the component's folder"
     for option, is_given in unknown.items():
         if is_given:
-            raise UsageError(f"{option}: not for a pipeline", where="merge", hint="merge into the component's folder")
+            raise UsageError(f"{option}: not for a pipeline", where="merge", hint=hint)
 
 
 def _check_complete(run: PipelineRun, names: set[str]) -> None:
@@ -146,6 +149,14 @@ def _check_complete(run: PipelineRun, names: set[str]) -> None:
             where=run.base.uri,
             hint=f"its components are {', '.join(run.base.components)}",
         )
+
+
+def _check_strengths(run: PipelineRun, changed: Collection[str]) -> None:
+    """Raises: UsageError: a strength for a component that no adapter changes, which would have no effect."""
+    idle = sorted(run.strengths.keys() - set(changed))
+    if idle:
+        text = f"no adapter changes {show(idle[0], 60)}, so that its strength has no effect"
+        raise UsageError(text, where="--strength", hint=f"what is changed: {', '.join(changed)}")
 
 
 def _write(

@@ -13,6 +13,7 @@ from loraformat.storage.local.store import LocalStore
 from loraformat.storage.platform import platform
 
 ANYONE = 0o777
+_REMOVE = "give another name, or remove it yourself"
 _GROUP = 0o070
 _OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, _GROUP), (stat.S_IROTH, stat.S_IXOTH, 0o007))
 
@@ -50,7 +51,7 @@ def refuse_existing_folder(
     names: Collection[str] = (),
     written: Callable[[str], Collection[str]] | None = None,
 ) -> None:
-    """See `stage` for what may be replaced.
+    """See `stage` for what may be replaced: nothing by a run that names no files.
 
     Raises: StorageError: something stands at `path` that may not be replaced, with the reason.
     """
@@ -60,11 +61,12 @@ def refuse_existing_folder(
     with as_storage_error(target):
         kind = kind_of(os.lstat(path).st_mode)
         if not overwrite and kind in ("a file", "a folder"):
-            raise StorageError("the output exists already", where=target, hint="replace it with --overwrite")
+            can_replace = bool(names) or written is not None
+            hint = "replace it with --overwrite" if can_replace else _REMOVE
+            raise StorageError("the output exists already", where=target, hint=hint)
         if kind != "a folder":
-            hint = "give another name, or remove it yourself"
             raise StorageError(
-                f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=hint
+                f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=_REMOVE
             )
         found = _listed(path, {name.partition("/")[0] for name in names if "/" in name})
     known = names if written is None else {*names, *written(path)}
