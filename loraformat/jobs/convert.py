@@ -93,7 +93,7 @@ def convert(
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
         plain: bake rsLoRA and patterns into one rank and one alpha / rank.
         peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
-        maps: (Python expression, replacement), for the names of tensors, before the format is detected.
+        maps: (regular expression, replacement), for the names of tensors, before the format is detected.
         modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
         strip_metadata: leave out free settings, carried files and local paths.
         check_roundtrip: read the output back and compare every update.
@@ -209,7 +209,13 @@ def _in_names_for(to: str, opened: Opened, base: Checkpoint | None) -> Adapter:
 _SEE_NAMES = "--dry-run lists what each tensor would be called"
 
 
-def propose_map(source: Location, base: Location, *, format: str | None = None) -> Report:  # noqa: A002
+def propose_map(
+    source: Location,
+    base: Location,
+    *,
+    format: str | None = None,  # noqa: A002
+    maps: Sequence[tuple[str, str]] = (),
+) -> Report:
     """Maps (`maps` of `convert`) from the names of an adapter to those of a base; nothing is written.
 
     >>> import loraformat
@@ -223,6 +229,7 @@ def propose_map(source: Location, base: Location, *, format: str | None = None) 
         source: folder or file of the adapter.
         base: the base, whose names are wanted.
         format: name of a format, to open the files as those of one.
+        maps: applied first, as by `convert`: for the ends of names, by which factors are recognized.
 
     Raises: FormatError (LF012): no factors are recognized; StorageError, ContainerError.
     """
@@ -239,7 +246,7 @@ def propose_map(source: Location, base: Location, *, format: str | None = None) 
             bytes_written=0,
             files=(),
             is_dry_run=True,
-            proposed=proposed(open_files(source, format=format), checkpoint),
+            proposed=proposed(renamed(open_files(source, format=format), maps)[0], checkpoint),
         ),
     )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 
 from loraformat.containers import open_checkpoint, save_bundle
-from loraformat.errors import UnsupportedUpdate, UsageError
+from loraformat.diagnostics import Severity
+from loraformat.errors import StorageError, UnsupportedUpdate, UsageError
 from loraformat.formats.kit.folder import json_file
 from loraformat.io import Opened
 from loraformat.jobs.convert import base_model_of
@@ -23,6 +25,7 @@ from loraformat.report import Report
 from loraformat.rules import refuse
 from loraformat.storage import LocalStore, Location, is_local, permissions_for, stage, uri_of
 
+_TO_A_COPY = "write a copy with -o OUT"
 _NATIVE = "lora_config.json"
 _HUB = "hf://"
 
@@ -74,7 +77,10 @@ def stamp(
         raise UsageError("only an adapter on a disk is changed in place", where="--in-place", hint="give -o OUT")
     checkpoint = open_checkpoint(base)
     opened, found = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
-    findings = refuse(tuple(each for each in found if each.code not in _REPLACED), adapter, force=force)
+    others = tuple(each for each in found if each.code not in _REPLACED)
+    # That an earlier stamp is about another base is worth a word, and no reason to refuse the new one.
+    earlier = [replace(each, severity=Severity.WARNING) for each in found if each.code in _REPLACED]
+    findings = (*refuse(others, adapter, force=force), *earlier)
     name, revision = _name_of(base, checkpoint.uri, base_model, opened.adapter.config)
     facts = AdapterConfig(base_model=name, base_revision=revision, base_fingerprint=fingerprint_of(checkpoint).text)
     file = _stamped(opened, facts)
@@ -158,8 +164,16 @@ def _native(facts: AdapterConfig) -> dict[str, Json]:
 
 def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] | None) -> tuple[str, ...]:
     folder = (os.path.dirname(bundle.uri) or ".") if bundle.is_single_file else bundle.uri
-    save_bundle(replace(bundle, files={file.name: file}), LocalStore(folder), progress)
-    return (os.path.join(folder, file.name),)
+    path = os.path.join(folder, file.name)
+    if os.path.islink(path):
+        raise StorageError("a symbolic link: only a regular file is replaced", where=path, hint=_TO_A_COPY)
+    try:
+        store = LocalStore(folder, stat.S_IMODE(os.stat(path).st_mode))
+        save_bundle(replace(bundle, files={file.name: file}), store, progress)
+    except (StorageError, OSError) as error:
+        reason = error.message if isinstance(error, StorageError) else "it cannot be read"
+        raise StorageError(reason, where=path, hint=_TO_A_COPY) from error
+    return (path,)
 
 
 def _copied(

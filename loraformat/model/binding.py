@@ -15,7 +15,7 @@ _NAME, _REVISION, _FINGERPRINT = (f"loraformat.base_{what}" for what in ("model"
 
 
 def with_bound_base(config: AdapterConfig, bundle: Bundle) -> AdapterConfig:
-    """The config, with what the metadata of the weight files says about the base where the config says nothing."""
+    """The config, with what the metadata of the weight files says about the base."""
     found: dict[str, str] = {}
     for file in bundle.tensor_files():
         if file.name.lower().endswith(SUFFIXES):
@@ -27,12 +27,11 @@ def with_bound_base(config: AdapterConfig, bundle: Bundle) -> AdapterConfig:
             found.update({key: value for key, value in tensors.extras.items() if isinstance(value, str)})
     if not found.keys() & {_NAME, _REVISION, _FINGERPRINT}:
         return config
-    return replace(
-        config,
-        base_model=config.base_model or found.get(_NAME),
-        base_revision=config.base_revision or found.get(_REVISION),
-        base_fingerprint=config.base_fingerprint or found.get(_FINGERPRINT),
-    )
+    name, revision = config.base_model, config.base_revision
+    if _NAME in found:  # a name and its revision belong together, and the stamp is younger than the config
+        name, revision = found[_NAME], found.get(_REVISION)
+    fingerprint = config.base_fingerprint or found.get(_FINGERPRINT)
+    return replace(config, base_model=name, base_revision=revision, base_fingerprint=fingerprint)
 
 
 def binding_of(config: AdapterConfig) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bundles import bundle, tensors
+from oracle import dense
 from strategies import values
 from torch import Tensor
 
@@ -177,3 +178,29 @@ def test_there_is_no_writer() -> None:
     assert [found.code for found in dump.losses(adapter)] == ["LF702"]
     with pytest.raises(UnsupportedUpdate):
         dump.write(adapter)
+
+
+def test_conv1d_layers_of_gpt_2_are_not_taken_for_embeddings() -> None:
+    """The base stores (in, out); A (in, rank), B (rank, out) are those of the layer."""
+    a, b = values(16, 4, seed=1), values(4, 48, seed=2)
+    entries = {"h.0.attn.c_attn.lora_A": a, "h.0.attn.c_attn.lora_B": b}
+    hints = Hints(alpha=8, weights={"h.0.attn.c_attn.weight": (16, 48)}, config={"model_type": "gpt2"})
+    (update,) = read(entries, hints).updates["h.0.attn.c_attn.weight"]
+    assert not update.is_embedding
+    torch.testing.assert_close(dense(update), 2 * (a.double() @ b.double()).T)
+
+
+def test_a_linear_layer_with_exchanged_factors_is_no_embedding() -> None:
+    a, b = values(8, 4, seed=1), values(4, 16, seed=2)
+    hints = Hints(alpha=8, weights={"m.k_proj.weight": (8, 16)}, config={"model_type": "llama"})
+    (update,) = read({"m.k_proj.lora_A": a, "m.k_proj.lora_B": b}, hints).updates["m.k_proj.weight"]
+    assert not update.is_embedding
+    torch.testing.assert_close(dense(update), 2 * a.double() @ b.double())
+
+
+def test_a_square_layer_beside_exchanged_factors_is_not_guessed() -> None:
+    entries = {"m.k_proj.lora_A": values(8, 4), "m.k_proj.lora_B": values(4, 16)}
+    entries |= {"m.q_proj.lora_A": values(16, 4), "m.q_proj.lora_B": values(4, 16)}
+    weights = {"m.k_proj.weight": (8, 16), "m.q_proj.weight": (16, 16)}
+    with pytest.raises(ConfigError, match="different roles"):
+        read(entries, Hints(alpha=8, weights=weights, config={"model_type": "llama"}))

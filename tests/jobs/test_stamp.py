@@ -221,3 +221,38 @@ def test_two_adapters_of_other_bases_differ_in_that(tmp_path: Path, stamped: str
     loraformat.stamp(PEFT, base(tmp_path / "other", tensors), tmp_path / "second")
     fields = [each.field for each in loraformat.diff(stamped, tmp_path / "second").data.fields]
     assert "base_fingerprint" in fields
+
+
+def test_in_place_keeps_the_mode_of_the_file(tmp_path: Path) -> None:
+    import shutil
+
+    adapter, model = tmp_path / "adapter", base(tmp_path / "base", weights())
+    shutil.copytree(PEFT, adapter)
+    (adapter / "adapter_model.safetensors").chmod(0o600)
+    loraformat.stamp(adapter, model, in_place=True)
+    assert (adapter / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o600
+
+
+def test_in_place_does_not_write_through_a_link(tmp_path: Path) -> None:
+    import shutil
+
+    adapter, model = tmp_path / "adapter", base(tmp_path / "base", weights())
+    shutil.copytree(PEFT, adapter)
+    (adapter / "adapter_model.safetensors").rename(tmp_path / "blob.safetensors")
+    (adapter / "adapter_model.safetensors").symlink_to(tmp_path / "blob.safetensors")
+    before = (tmp_path / "blob.safetensors").read_bytes()
+    with pytest.raises(StorageError) as caught:
+        loraformat.stamp(adapter, model, in_place=True)
+    assert "-o OUT" in caught.value.hint
+    assert (tmp_path / "blob.safetensors").read_bytes() == before
+
+
+def test_a_stamp_of_another_base_is_replaced_with_a_warning(tmp_path: Path, stamped: str) -> None:
+    other = base(tmp_path / "other", {name: value + 1 for name, value in weights().items()})
+    report = loraformat.stamp(stamped, other, tmp_path / "again", base_model="c/d")
+    assert [(each.code, each.severity.name) for each in report.findings if each.code == "LF320"] == [
+        ("LF320", "WARNING")
+    ]
+    assert codes(str(tmp_path / "again"), other) == {}
+    config = loraformat.load_adapter(tmp_path / "again").config
+    assert (config.base_model, config.base_revision) == ("c/d", None)

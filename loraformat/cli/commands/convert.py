@@ -28,7 +28,7 @@ _OUT = "Folder to write; it appears whole or not at all."
     nargs=2,
     multiple=True,
     metavar="OLD NEW",
-    help="Rename tensors first: a Python expression and its replacement, as for re.sub. Repeatable, in order.",
+    help="Rename tensors first: a regular expression and its replacement, as for re.sub. Repeatable, in order.",
 )
 @click.option(
     "--propose-map",
@@ -93,7 +93,7 @@ def command(
     if propose_map:
         if base is None:
             raise click.UsageError("--propose-map needs the base: --base BASE")
-        options.present(proposal(source, base, format=source_format), output_format)
+        options.present(proposal(source, base, format=source_format, maps=maps), output_format)
         return
     if to is None or out is None:
         raise click.UsageError(f"Missing option '{'--to' if to is None else '-o'}'.")

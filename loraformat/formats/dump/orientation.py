@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from loraformat.diagnostics import in_weights
 from loraformat.errors import ConfigError
 from loraformat.formats.kit.pairs.spelling import Pair
+from loraformat.matching import is_embedding
 from loraformat.model.tensors import LazyTensor
 
 PEFT = "A (rank, in), B (out, rank)"
@@ -46,7 +47,7 @@ def readings(a: Shape, b: Shape) -> list[Reading]:
 
 
 def solve(
-    pairs: Mapping[str, Pair], rank: int | None, shapes: Mapping[str, Shape], *, is_transposed: bool
+    pairs: Mapping[str, Pair], rank: int | None, shapes: Mapping[str, Shape], *, transposed: Collection[str] = ()
 ) -> dict[str, str]:
     """How to read each pair.
 
@@ -54,11 +55,11 @@ def solve(
         pairs: complete pairs of matrices by module path.
         rank: stated in the file or by the caller, or None.
         shapes: of the base's weights by module path, as far as they are known.
-        is_transposed: whether the base stores linear weights as (in, out).
+        transposed: the modules whose weights the base stores as (in, out).
     Raises: ConfigError (LF103): shapes cannot decide, or no reading fits.
     """
     candidates = {
-        module: _candidates(module, pair, rank, _Base(shapes.get(module), is_transposed))
+        module: _candidates(module, pair, rank, _Base(shapes.get(module), module in transposed))
         for module, pair in pairs.items()
     }
     decided = {found[0].name for found in candidates.values() if len(found) == 1}
@@ -71,6 +72,7 @@ def solve(
                 f"the shapes do not decide between {names}", where=in_weights(module), hint="give the base with --base"
             )
         solved[module] = agreeing[0].name
+    _check_roles(solved)
     unknown = {name for module, name in solved.items() if module not in shapes}
     if len(unknown) > 1:
         raise ConfigError(
@@ -78,6 +80,26 @@ def solve(
             hint="give the base with --base",
         )
     return solved
+
+
+def _check_roles(solved: Mapping[str, str]) -> None:
+    """Raises: ConfigError (LF103): some linear layers have A on the side of the inputs, others on that of the outputs.
+
+    Shapes decide for each layer alone, but for a square one only the usual roles come into question.
+    """
+    linear = {module: name in (SWAPPED, SWAPPED_TRANSPOSED) for module, name in solved.items() if not is_table(module)}
+    if len(set(linear.values())) > 1:
+        one, other = (next(module for module, swapped in linear.items() if swapped is side) for side in (True, False))
+        raise ConfigError(
+            f"{one} is read as {solved[one]}, {other} as {solved[other]}: A and B have different roles",
+            where=in_weights(one),
+            hint="exchange the names of A and B with --map, or rename the pairs that differ",
+        )
+
+
+def is_table(module: str) -> bool:
+    """Whether a module has the name of an embedding, whose factors minLoRA and others store with exchanged roles."""
+    return is_embedding(f"{module}.weight") or "emb" in module.rpartition(".")[2].lower()
 
 
 def _candidates(module: str, pair: Pair, rank: int | None, base: _Base) -> list[Reading]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, solve, transposed
+from loraformat.formats.dump.orientation import SWAPPED, SWAPPED_TRANSPOSED, is_table, solve, transposed
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.formats.kit.pairs.read import Dialect, Layer, base_shape, read_pairs
 from loraformat.formats.kit.pairs.spelling import EVERY, Pair
+from loraformat.matching import CONV1D
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 from loraformat.model.updates import LowRank
@@ -31,17 +32,23 @@ def _build(pairs: Mapping[str, Pair], rank: int | None, hints: Hints) -> dict[st
     shapes = {
         module: shape for module, pair in matrices.items() if (shape := base_shape(module, pair, hints)) is not None
     }
-    names = solve(matrices, rank, shapes, is_transposed=bool(hints.all_transposed))
+    names = solve(matrices, rank, shapes, transposed=[module for module in matrices if _is_transposed(module, hints)])
     layers = {}
     for module, pair in pairs.items():
         a, b = pair.factors
         update = factors.embedding(a, b, None) if pair.is_embedding else factors.linear(a, b, None)
         if module in names:
             down, up = transposed(names[module], a, b)
-            is_swapped = names[module] in (SWAPPED, SWAPPED_TRANSPOSED)
+            is_swapped = names[module] in (SWAPPED, SWAPPED_TRANSPOSED) and is_table(module)
             update = LowRank(up, down, None, None, _kernel(module, down.shape[1], hints), is_embedding=is_swapped)
         layers[module] = Layer(update, update.rank)
     return layers
+
+
+def _is_transposed(module: str, hints: Hints) -> bool:
+    """Whether the base stores the weight as (in, out): the caller says so, or its class has Conv1D layers there."""
+    layers = CONV1D.get(str(hints.config.get("model_type")), ())
+    return bool(hints.is_transposed(module)) or module.rpartition(".")[2] in layers
 
 
 def _is_matrix_pair(pair: Pair) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, UsageError
 from loraformat.formats.kit.pairs.spelling import clean, pairs_of
+from loraformat.matching import CONV1D
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import ProposedMap, RenamedTensor
@@ -73,7 +74,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"not a Python expression: {show(pattern, 200)} ({error})", where="--map") from error
+        raise UsageError(f"not a regular expression: {show(pattern, 200)} ({error})", where="--map") from error
 
 
 def _name(name: str, rules: Sequence[tuple[re.Pattern[str], str]], used: list[bool], file: str) -> str:
@@ -107,8 +108,11 @@ def proposed(bundle: Bundle, base: Checkpoint) -> tuple[ProposedMap, ...]:
             where=bundle.uri,
             hint="map the ends of the names to .lora_A and .lora_B first",
         )
+    layers = CONV1D.get(str(base.config.get("model_type")), ())
+    stored = {name.removesuffix(".weight"): one.shape for name, one in base.tensors.items() if len(one.shape) == 2}
+    # (out, in), however the base stores it.
     targets = {
-        name.removesuffix(".weight"): tensor.shape for name, tensor in base.tensors.items() if len(tensor.shape) == 2
+        module: shape[::-1] if module.rpartition(".")[2] in layers else shape for module, shape in stored.items()
     }
     ours, theirs = _families(shapes), _families(targets)
     fits = {family: _fitting(members, theirs) for family, members in ours.items()}
@@ -148,7 +152,7 @@ def _families(shapes: Mapping[str, tuple[int, ...]]) -> dict[_Family, _Members]:
 
 
 def _fitting(ours: _Members, theirs: Mapping[_Family, _Members]) -> list[_Family]:
-    """The families of the base with the same shapes; where there is none, with their transposes (GPT-2)."""
+    """The families of the base with the same shapes; where there is none, with their transposes."""
     for step in (1, -1):
         found = [
             family

@@ -217,10 +217,12 @@ def _say_proposal(page: Page, result: ConvertResult) -> None:
             page.say(f"--map {shlex.quote(each.before)} {shlex.quote(each.after)}")
     for each in result.proposed:
         if not each.after:
-            fitting = (
-                f"one of {', '.join(each.candidates)}" if each.candidates else "nothing in the base has its shapes"
-            )
-            page.say(Styled(f"# {each.before}: {fitting}", "dim"))
+            fits = f"one of {', '.join(each.candidates)}"
+            if len(each.candidates) == 1:
+                fits = f"{each.candidates[0]}, which other names fit too"
+            if not each.candidates:
+                fits = "nothing in the base has its shapes under the same numbers"
+            page.say(Styled(f"# {each.before}: {fits}", "dim"))
 
 
 def _roundtrip(found: RoundTrip) -> str:

@@ -76,7 +76,7 @@ def test_a_dry_run_shows_the_table_and_what_matches_nothing(tmp_path: Path) -> N
     ("maps", "error", "said"),
     [
         ([(r"net\.h\.\d", "m")], FormatError, "two tensors the name"),
-        ([("(net", "m")], UsageError, "not a Python expression"),
+        ([("(net", "m")], UsageError, "not a regular expression"),
         ([("net", r"\7")], UsageError, "not a replacement"),
         ([(".*", "")], FormatError, "a name of 0 letters"),
         ([(".", "x" * 100)], FormatError, "a name of .* letters"),
