@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
+from typing import TypeAlias
 
 from loraformat.algebra.decomposition import Decomposition
 from loraformat.algebra.elementwise import Sparsity
@@ -22,6 +24,7 @@ from loraformat.jobs.algebra.output import config_of, nothing_left, target_of, w
 from loraformat.jobs.algebra.sizes import not_met, ranks_within
 from loraformat.jobs.algebra.sources import (
     OpenedSource,
+    finite,
     forms_of,
     matrices,
     nbytes_of,
@@ -61,6 +64,10 @@ PEFT_FACTORS = {
     "dare_ties": "dare-ties",
     "magnitude_prune": "magnitude",
 }
+
+
+# (first, second adapter) → [inner product, squared norm of the first, of the second] over the weights that both change.
+_Products: TypeAlias = dict[tuple[int, int], list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +177,7 @@ def combine(
         announce=announce,
         progress=progress,
     )
-    made, changes = _combined(sources, wanted)
+    made, changes, products = _combined(sources, wanted)
     result = FactorResult(
         method=_words(wanted, like_peft),
         target=target_of(options, sources[0]).NAME,
@@ -179,7 +186,7 @@ def combine(
         kept=tuple(sorted(saved_values(sources))),
         left_out=tuple(sorted({each for source in sources for each in source.adapter.updates} - made.updates.keys())),
         conflicts=_conflicts(changes),
-        cosines=tuple(_cosines(sources)),
+        cosines=tuple(_cosines(products)),
         bytes_before=sum(nbytes_of(source.adapter) for source in sources),
     )
     return write(
@@ -255,8 +262,8 @@ def _words(wanted: _Wanted, like: str | None) -> str:
     return ", ".join([*parts, *filter(None, [described(wanted.rule)])])
 
 
-def _combined(sources: Sequence[OpenedSource], wanted: _Wanted) -> tuple[Adapter, tuple[FactorChange, ...]]:
-    """The adapter, and a record of each weight that gets an update.
+def _combined(sources: Sequence[OpenedSource], wanted: _Wanted) -> tuple[Adapter, tuple[FactorChange, ...], _Products]:
+    """The adapter, a record of each weight that gets an update, and how the adapters compare.
 
     Raises: AdapterRefused: all sums are zero.
     """
@@ -264,17 +271,21 @@ def _combined(sources: Sequence[OpenedSource], wanted: _Wanted) -> tuple[Adapter
     weights = sorted({weight for source in sources for weight in source.adapter.updates})
     biases = _biases(sources)
     unscaled = {module_of(weight) for weight in biases}
-    steps = {weight: partial(_decomposed, weight, sources, wanted) for weight in weights if _has_sums(weight, sources)}
+    steps = {weight: partial(_spectra, weight, sources, wanted) for weight in weights if _has_sums(weight, sources)}
     others = [*(each for several in saved.values() for each in several), *biases.values()]
     ranks = {}
     if wanted.rule.size is not None:
-        ranks = ranks_within(wanted.rule, wanted.dtype, {name: _only(step) for name, step in steps.items()}, others)
+        ranks = ranks_within(wanted.rule, wanted.dtype, steps, others)
     updates: dict[str, tuple[Update, ...]] = {}
     changes: list[FactorChange] = []
+    products: _Products = {}
     for weight in weights:
         chain: tuple[Update, ...] = saved.get(weight, ())
         if weight in steps:
-            update, change = _one(weight, sources, wanted, ranks.get(weight), unscaled=module_of(weight) in unscaled)
+            terms, form = _terms(weight, sources)
+            _compare(terms, products)
+            is_unscaled = module_of(weight) in unscaled
+            update, change = _one(weight, terms, form, wanted, ranks.get(weight), unscaled=is_unscaled)
             changes.append(change)
             chain = chain if update is None else (*chain, update)
         if weight in biases:
@@ -292,11 +303,11 @@ def _combined(sources: Sequence[OpenedSource], wanted: _Wanted) -> tuple[Adapter
     adapter = Adapter(
         config=config_of(config, updates, is_fresh=True), updates=updates, tokenizer=tokenizer, unclaimed=unclaimed
     )
-    return adapter, tuple(changes)
+    return adapter, tuple(changes), products
 
 
-def _only(step: Callable[[], Mixed]) -> Callable[[], Sequence[Decomposition]]:
-    return lambda: step().found
+def _spectra(weight: str, sources: Sequence[OpenedSource], wanted: _Wanted) -> Sequence[Decomposition]:
+    return _decomposed(weight, _terms(weight, sources)[0], wanted).found
 
 
 def _has_sums(weight: str, sources: Sequence[OpenedSource]) -> bool:
@@ -315,19 +326,20 @@ def _terms(weight: str, sources: Sequence[OpenedSource]) -> tuple[list[Contribut
             continue
         forms.append(Form.of(forms_of(sums)))
         only = sums[0] if len(sums) == 1 else None
-        found = tuple(matrices(sums, weight))
         scale = 1.0
         if isinstance(only, LowRank) and only.scale:
             scale = only.scale
-            found = tuple(Product(values_of(up), values_of(down)) for up, down in pairs_of(only))
+            pairs = (Product(values_of(up), values_of(down)) for up, down in pairs_of(only))
+            found = tuple(finite(pair, weight) for pair in pairs)
+        else:
+            found = tuple(matrices(sums, weight))
         terms.append(Contribution(number, source.weight, found, scale, ranks_before(sums)))
     if len(set(forms)) > 1 or len({tuple(each.shape for each in term.matrices) for term in terms}) > 1:
         raise UnsupportedUpdate("the adapters change it as weights of different shapes or kinds", where=weight)
     return terms, forms[0]
 
 
-def _decomposed(weight: str, sources: Sequence[OpenedSource], wanted: _Wanted) -> Mixed:
-    terms, _ = _terms(weight, sources)
+def _decomposed(weight: str, terms: Sequence[Contribution], wanted: _Wanted) -> Mixed:
     rule = wanted.rule
     if rule.size is not None:
         nbytes = sum(sum(each.shape) for each in terms[0].matrices) * wanted.dtype.itemsize
@@ -336,15 +348,14 @@ def _decomposed(weight: str, sources: Sequence[OpenedSource], wanted: _Wanted) -
 
 
 def _one(
-    weight: str, sources: Sequence[OpenedSource], wanted: _Wanted, rank: int | None, *, unscaled: bool
+    weight: str, terms: Sequence[Contribution], form: Form, wanted: _Wanted, rank: int | None, *, unscaled: bool
 ) -> tuple[LowRank | None, FactorChange]:
     """The combined update of one weight, None where nothing is left, and its record."""
-    terms, form = _terms(weight, sources)
     if wanted.method == "":
         return like_peft(weight, terms, wanted.sparsity, form, wanted.dtype)
     if wanted.method == "cat":
         return concatenated(weight, terms, form, wanted.dtype, keeps_scale=not unscaled)
-    found = _decomposed(weight, sources, wanted)
+    found = _decomposed(weight, terms, wanted)
     chosen = max(wanted.rule.least(each) for each in found.found) if rank is None else rank
     before = sum(term.rank for term in terms)
     if not chosen:
@@ -380,21 +391,19 @@ def _conflicts(changes: Sequence[FactorChange]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _cosines(sources: Sequence[OpenedSource]) -> Iterator[tuple[int, int, float | None]]:
+def _compare(terms: Sequence[Contribution], products: _Products) -> None:
+    """Adds the inner products of all pairs of a weight's updates, and their squared norms."""
+    norms = [sum(norm_of(each) ** 2 for each in term.matrices) * term.scale**2 for term in terms]
+    for (one, norm), (other, another) in combinations(zip(terms, norms, strict=True), 2):
+        inner = sum(inner_of(left, right) for left, right in zip(one.matrices, other.matrices, strict=True))
+        entry = products.setdefault((one.number, other.number), [0.0, 0.0, 0.0])
+        entry[0] += inner * one.scale * other.scale
+        entry[1] += norm
+        entry[2] += another
+
+
+def _cosines(products: _Products) -> Iterator[tuple[int, int, float | None]]:
     """The cosine of each pair of adapters over all weights that both change."""
-    sums: dict[tuple[int, int], list[float]] = {pair: [0.0, 0.0, 0.0] for pair in combinations(range(len(sources)), 2)}
-    weights: Mapping[str, None] = dict.fromkeys(weight for source in sources for weight in source.adapter.updates)
-    for weight in weights:
-        if not _has_sums(weight, sources):
-            continue
-        terms, _ = _terms(weight, sources)
-        norms = {term.number: sum(norm_of(each) ** 2 for each in term.matrices) * term.scale**2 for term in terms}
-        for one, other in combinations(terms, 2):
-            products = [inner_of(left, right) for left, right in zip(one.matrices, other.matrices, strict=True)]
-            entry = sums[one.number, other.number]
-            entry[0] += sum(products) * one.scale * other.scale
-            entry[1] += norms[one.number]
-            entry[2] += norms[other.number]
-    for (number, another), (product, first, second) in sums.items():
-        length = (first * second) ** 0.5
-        yield number, another, max(-1.0, min(1.0, product / length)) if length else None
+    for (one, other), (product, first, second) in sorted(products.items()):
+        length = math.sqrt(first * second)
+        yield one, other, max(-1.0, min(1.0, product / length)) if length else None

@@ -104,7 +104,7 @@ def matrices(updates: tuple[Update, ...], where: str) -> list[Matrix]:
 
     Raises: NonFiniteValue (LF402). UnsupportedUpdate (LF013): they are not of one shape.
     """
-    every = [[_finite(matrix, where) for matrix in matrices_of(update)] for update in updates]
+    every = [[finite(matrix, where) for matrix in matrices_of(update)] for update in updates]
     if len({tuple(matrix.shape for matrix in found) for found in every}) != 1:
         raise UnsupportedUpdate("the updates have different shapes", where=where)
     return [added(list(terms)) for terms in zip(*every, strict=True)]
@@ -132,7 +132,8 @@ def _dense(matrix: Matrix) -> Floats:
     return matrix.left @ matrix.right if isinstance(matrix, Product) else matrix
 
 
-def _finite(matrix: Matrix, where: str) -> Matrix:
+def finite(matrix: Matrix, where: str) -> Matrix:
+    """The matrix. Raises: NonFiniteValue (LF402)."""
     import numpy as np
 
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)

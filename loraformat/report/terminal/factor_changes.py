@@ -10,6 +10,7 @@ from loraformat.report.lines import Page, Styled
 from loraformat.report.words import cut, histogram, nbytes, number, percent, plural
 
 _WORST = 8
+_FEW_PAIRS = 3
 
 
 def say_factors(page: Page, report: Report, result: FactorResult, written: str) -> None:
@@ -24,9 +25,7 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if report.job in ("resize", "combine"):
         _say_ranks(page, result)
         _say_errors(page, result)
-    for first, second, cosine in result.cosines:
-        if cosine is not None:
-            page.say(Styled("cosine  ", "dim"), f"{cosine:+.4f} of adapters {first + 1} and {second + 1}")
+    _say_cosines(page, result)
     if result.kept:
         page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} as it is: {cut(result.kept)}")
     if result.left_out:
@@ -37,6 +36,13 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
         page.say(Styled("nothing written", "bold"), f" (dry run) {size}")
     else:
         page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}, from {nbytes(result.bytes_before)}")
+
+
+def _say_cosines(page: Page, result: FactorResult) -> None:
+    """Of each pair; of many the least and the largest."""
+    pairs = sorted((cosine, first, second) for first, second, cosine in result.cosines if cosine is not None)
+    for cosine, first, second in pairs if len(pairs) <= _FEW_PAIRS else (pairs[0], pairs[-1]):
+        page.say(Styled("cosine  ", "dim"), f"{cosine:+.4f} of adapters {first + 1} and {second + 1}")
 
 
 def _say_ranks(page: Page, result: FactorResult) -> None:
