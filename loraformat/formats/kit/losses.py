@@ -238,6 +238,28 @@ def other_base_name(where: Where, first: str, second: str) -> Said:
     )
 
 
+@kind("LF713", Severity.WARNING)
+def approximated_update(where: Where, names: list[str], error: float, worst: float) -> Said:
+    """An update that is not LoRA was written as LoRA of a rank that does not hold all of it.
+
+    ## Why is this bad?
+    The adapter changes the model by something else than it was trained to. The message has ‖ΔW − written‖ / ‖ΔW‖ over
+    all these weights, and the largest of them.
+
+    ## Example
+    `convert --to-lora --rank 16` of LoHa with rank 8, whose updates have rank 64.
+
+    ## Use instead
+    A larger `--rank`, a smaller `--error`, or merge the adapter into its base.
+
+    ## Source
+    Eckart and Young 1936: no other factors of that rank come nearer.
+    """
+    what = counted(len(names), "update", "is")
+    text = f"{what} only approximated, {error:.3g} of their norm is left out, at worst {worst:.3g}: {listed(names)}"
+    return where, text
+
+
 def unsupported_updates(faults: Iterable[tuple[str, str]], format_name: str) -> Iterator[Finding]:
     """One LF702 for each kind of fault, at the first weight that has it.
 
@@ -263,4 +285,5 @@ LOSSES = (
     unstated_in_file,
     bound_not_met,
     other_base_name,
+    approximated_update,
 )
