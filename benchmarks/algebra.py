@@ -76,7 +76,7 @@ def resizing(rounds: int, *, has_full: bool) -> None:
     exact = factors.left @ factors.right
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        written, _ = stored(decomposed(factors).factors(16), DType.F32)
+        written, _ = stored(decomposed(factors, 16).factors(16), DType.F32)
         return written.left, written.right
 
     def lowrank() -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ class Decomposition:
     (array([4., 3.]), 3.0, 5.0)
 
     Attributes:
-        left: (rows, count), orthonormal columns.
+        left: (rows, count), orthonormal columns; fewer where no more were wanted, as in `right`.
         values: (count,), the singular values, descending, none of them zero.
         right: (count, cols), orthonormal rows.
         residual: the Frobenius norm of what it leaves out; 0 where it is complete.
@@ -83,11 +83,14 @@ class Decomposition:
         return Product(left * (signs * roots), right * (signs * roots)[:, None])
 
 
-def decomposed(matrix: Matrix) -> Decomposition:
+def decomposed(matrix: Matrix, vectors: int | None = None) -> Decomposition:
     """The singular value decomposition of a product or of a whole matrix, complete.
 
     Singular values that the factors cannot tell from zero, below σ₁ · max(rows, cols) · 2⁻⁵², are left out with their
     vectors. All values must be finite.
+
+    Args:
+        vectors: how many vectors of either side are wanted, where that is less than all; the values are all there.
     """
     import numpy as np
 
@@ -101,7 +104,8 @@ def decomposed(matrix: Matrix) -> Decomposition:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
     least = values[0] * max(matrix.shape) * _EPSILON if len(values) else 0.0
     count = int((values > least).sum())
-    left, right = left[:, :count], right[:count]
+    wanted = count if vectors is None else min(count, vectors)
+    left, right = left[:, :wanted], right[:wanted]
     return Decomposition(
         left if q_left is None else q_left @ left, values[:count], right if q_right is None else right @ q_right.T
     )

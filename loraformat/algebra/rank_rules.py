@@ -48,6 +48,11 @@ class RankRule:
         every = ("rank", "energy", "error", "sv_ratio", "sv_cumulative", "sv_fro", "size")
         return tuple(name for name in every if getattr(self, name) is not None)
 
+    @property
+    def most(self) -> int | None:
+        """The largest rank that it can give; None where the singular values decide."""
+        return self.rank if self.max_rank is None and self.names == ("rank",) else self.max_rank
+
     def least(self, found: Decomposition) -> int:
         """The rank of one update by all rules but the size; never more than there are singular values.
 

@@ -35,6 +35,9 @@ def test_it_is_the_svd_of_the_whole_matrix(shape: tuple[int, int, int]) -> None:
         assert error <= optimum * (1 + 1e-9) + 1e-12 * found.norm
         assert found.tail(rank) == pytest.approx(optimum, rel=1e-9, abs=1e-12 * found.norm)
     assert found.norm == pytest.approx(np.linalg.norm(whole), rel=1e-12)
+    few = decomposed(matrix, 2)
+    assert (few.values == found.values).all()
+    assert few.factors(1).left == pytest.approx(found.factors(1).left, abs=1e-12)
 
 
 def test_deficient_factors_have_the_rank_that_they_tell() -> None:

@@ -81,7 +81,7 @@ def mixed(terms: Sequence[Contribution], method: str, sparsity: Sparsity, rule: 
     """The combination by a method, decomposed as far as a rule needs it."""
     experts = range(len(terms[0].matrices))
     if method in ("cat", "svd"):
-        return Mixed(tuple(decomposed(sum_of(terms, expert)) for expert in experts))
+        return Mixed(tuple(decomposed(sum_of(terms, expert), rule.most) for expert in experts))
     found: list[Decomposition] = []
     tallies: list[Combined] = []
     weights = [term.weight for term in terms]

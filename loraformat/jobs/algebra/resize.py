@@ -171,7 +171,7 @@ def resized(
         sums = sums_of(chain)
         kept: tuple[Update, ...] = values_of(chain)
         if sums:
-            found = [decomposed(matrix) for matrix in matrices(sums, weight)]
+            found = [decomposed(matrix, rule.most) for matrix in matrices(sums, weight)]
             rank = ranks[weight] if rule.size is not None else max(rule.least(each) for each in found)
             update, change = _at_rank(weight, sums, found, rank, dtype)
             changes.append(change)
