@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loraformat import formats
+from loraformat.containers import sources_of
 from loraformat.diagnostics import Finding, FindingLocation, counted
 from loraformat.errors import AdapterRefused, UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
@@ -86,9 +87,7 @@ def write(
     wanted = WriteOptions(container=options.container, base=hints_of(Assumptions(), base))
     losses = tuple(target.losses(adapter, wanted))
     notes = (*(each for source in sources for each in source.findings), *findings)
-    permissions = permissions_for(
-        [(source.opened.bundle.opened, source.opened.bundle.files) for source in sources], out
-    )
+    permissions = permissions_for([each for source in sources for each in sources_of(source.opened.bundle)], out)
     if is_restricted(permissions) and not options.dry_run:
         notes = (*notes, kept_private(FindingLocation(subject=out), permissions))
     if options.announce is not None:
