@@ -10,6 +10,10 @@ from loraformat._version import __version__
 # Module → its public names, resolved on first use, so that `import loraformat` imports neither torch nor anything else.
 _PUBLIC: dict[str, tuple[str, ...]] = {
     # Verbs, and what they are given.
+    "loraformat.jobs.algebra.combine": ("combine",),
+    "loraformat.jobs.algebra.pick": ("pick",),
+    "loraformat.jobs.algebra.resize": ("resize",),
+    "loraformat.jobs.algebra.scale": ("scale",),
     "loraformat.jobs.convert": ("convert", "propose_map"),
     "loraformat.jobs.diff": ("diff",),
     "loraformat.jobs.estimate": ("estimate",),
@@ -39,6 +43,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.report": ("Report",),
     "loraformat.model.results.differences": ("DiffResult", "FieldDifference", "WeightDifference"),
     "loraformat.model.results.estimates": ("EstimateResult", "MemoryEstimate", "TargetEstimate"),
+    "loraformat.model.results.factor_changes": ("FactorChange", "FactorResult"),
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
         *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
@@ -90,6 +95,10 @@ if TYPE_CHECKING:
         WebPage,
     )
     from loraformat.io import load_adapter, save_adapter
+    from loraformat.jobs.algebra.combine import combine
+    from loraformat.jobs.algebra.pick import pick
+    from loraformat.jobs.algebra.resize import resize
+    from loraformat.jobs.algebra.scale import scale
     from loraformat.jobs.convert import convert, propose_map
     from loraformat.jobs.diff import diff
     from loraformat.jobs.estimate import estimate
@@ -106,6 +115,7 @@ if TYPE_CHECKING:
     from loraformat.model.checkpoint import BaseWeight, Checkpoint
     from loraformat.model.results.differences import DiffResult, FieldDifference, WeightDifference
     from loraformat.model.results.estimates import EstimateResult, MemoryEstimate, TargetEstimate
+    from loraformat.model.results.factor_changes import FactorChange, FactorResult
     from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
     from loraformat.model.results.verbs import (
         Checked,
@@ -165,6 +175,8 @@ __all__ = [
     "ElementwiseScale",
     "EstimateResult",
     "FRoD",
+    "FactorChange",
+    "FactorResult",
     "FieldDifference",
     "Finding",
     "FindingLocation",
@@ -226,6 +238,7 @@ __all__ = [
     "WeightNetwork",
     "WeightRecord",
     "__version__",
+    "combine",
     "convert",
     "delta",
     "dequantize",
@@ -236,9 +249,12 @@ __all__ = [
     "load_adapter",
     "merge",
     "open_checkpoint",
+    "pick",
     "plot",
     "propose_map",
+    "resize",
     "save_adapter",
+    "scale",
     "stamp",
     "validate",
     "verify",

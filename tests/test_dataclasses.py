@@ -22,6 +22,7 @@ COLLECT = {
     "Recent",
     "Resolved",
     "Rows",
+    "SignCounts",
     "Written",
     "Budget",
     "_Beside",

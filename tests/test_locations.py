@@ -101,7 +101,7 @@ def test_what_is_saved_is_an_adapter_in_a_container_that_exists(tmp_path: Path) 
     path: Any = GOOD
     with pytest.raises(UsageError, match=r"expected an Adapter, found \w+ \(make one with load_adapter"):
         loraformat.save_adapter(path, tmp_path / "out", to="native")
-    with pytest.raises(UsageError, match="container: expected one of safetensors, torch, found pickle"):
+    with pytest.raises(UsageError, match="container: expected one of gguf, safetensors, torch, found pickle"):
         loraformat.save_adapter(loraformat.load_adapter(GOOD), tmp_path / "out", to="native", container="pickle")
     assert not (tmp_path / "out").exists()
 

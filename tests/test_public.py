@@ -21,7 +21,21 @@ from loraformat.model.results import verbs
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "python.md"
-VERBS = ("inspect", "validate", "convert", "merge", "diff", "plot", "estimate", "verify", "explain")
+VERBS = (
+    "inspect",
+    "validate",
+    "convert",
+    "merge",
+    "diff",
+    "plot",
+    "estimate",
+    "verify",
+    "explain",
+    "resize",
+    "combine",
+    "scale",
+    "pick",
+)
 OTHERS = (
     *("Adapter", "AdapterConfig", "Assumptions", "BaseWeight", "Checkpoint", "DType", "Finding", "FindingLocation"),
     *("LazyTensor", "Report", "Severity", "View", "delta", "load_adapter", "open_checkpoint", "save_adapter"),
@@ -33,7 +47,16 @@ PLAIN = {
     *(update.__name__ for update in get_args(updates.Update)),
     "Magnitude",
     *(result.__name__ for result in get_args(verbs.Result)),
-    *("Checked", "FieldDifference", "IgnoredFinding", "MemoryEstimate", "MergedAdapter", "Retention", "RoundTrip"),
+    *(
+        "Checked",
+        "FactorChange",
+        "FieldDifference",
+        "IgnoredFinding",
+        "MemoryEstimate",
+        "MergedAdapter",
+        "Retention",
+        "RoundTrip",
+    ),
     *("Skipped", "TableRecord", "TargetEstimate", "WeightDifference", "WeightRecord"),
 }
 

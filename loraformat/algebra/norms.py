@@ -42,7 +42,7 @@ def inner(one: Update, other: Update) -> float | None:
 
     ⟨B₁A₁, B₂A₂⟩ = Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ).
     """
-    terms = [_inner(left, right) for left, right in _paired(one, other)]
+    terms = [inner_of(left, right) for left, right in _paired(one, other)]
     return math.fsum(terms) if terms else None
 
 
@@ -101,7 +101,8 @@ def _paired(one: Update, other: Update) -> list[tuple[Matrix, Matrix]]:
     return pairs
 
 
-def _inner(one: Matrix, other: Matrix) -> float:
+def inner_of(one: Matrix, other: Matrix) -> float:
+    """The sum of the elementwise products of two matrices."""
     if not isinstance(one, Product):
         one, other = other, one
     if not isinstance(one, Product):

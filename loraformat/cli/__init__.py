@@ -43,6 +43,10 @@ COMMANDS = {
     "convert": "Write an adapter in another format.",
     "merge": "Write a base model with adapters merged into it.",
     "dequantize": "Write a quantized model with all weights dense.",
+    "resize": "Write an adapter with other ranks, by the singular values of its updates.",
+    "combine": "Write one adapter that does what several do together.",
+    "scale": "Write an adapter whose updates are multiplied by a number.",
+    "pick": "Write some of an adapter's updates, under their own or other names.",
     "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
@@ -54,8 +58,16 @@ COMMANDS = {
 }
 
 # Commands that stand in the module of another: the version of the tool itself, like help; a merge of no adapter; an
-# adapter that is written again in its own format.
-_BESIDE = {"version": "help", "dequantize": "merge", "stamp": "convert"}
+# adapter that is written again in its own format; adapters that are made of others.
+_BESIDE = {
+    "version": "help",
+    "dequantize": "merge",
+    "stamp": "convert",
+    "resize": "algebra.resize",
+    "combine": "algebra.combine",
+    "scale": "algebra.scale",
+    "pick": "algebra.pick",
+}
 _IMPORT_POLL_S = 0.05
 
 # In the context's meta: whether a command keeps what it has done when a signal ends it.

@@ -1,6 +1,7 @@
 """The verbs: one function a module, named like it, returning a Report."""
 
 __all__ = [
+    "algebra",
     "convert",
     "demo",
     "diff",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
+from loraformat.algebra.rank_rules import RankRule
 from loraformat.containers import open_checkpoint, sources_of
 from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import ConfigError, UsageError
@@ -16,6 +17,8 @@ from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
 from loraformat.io import Opened, hints_of, open_files, refuse_losses, save_adapter
+from loraformat.jobs.algebra.options import checked
+from loraformat.jobs.algebra.other_tuners import as_lora
 from loraformat.jobs.inputs.subject import open_base, subject_of
 from loraformat.jobs.inputs.tensor_names import proposed, renamed
 from loraformat.jobs.measure import roundtrip
@@ -65,6 +68,9 @@ def convert(
     maps: Sequence[tuple[str, str]] = (),
     modelfile: str = "",
     strip_metadata: bool = False,
+    to_lora: bool = False,
+    rank: int | None = None,
+    error: float | None = None,
     check_roundtrip: bool = False,
     partial: bool = False,
     dry_run: bool = False,
@@ -96,6 +102,9 @@ def convert(
         maps: (regular expression, replacement), for the names of tensors, before the format is detected.
         modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
         strip_metadata: leave out free settings, carried files and local paths.
+        to_lora: write the updates of other tuners as LoRA: exactly where they are one, else by their best factors.
+        rank, error: with `to_lora`, the rank of those factors, or the largest ‖ΔW − written‖ / ‖ΔW‖; by default all
+            that is not rounding.
         check_roundtrip: read the output back and compare every update.
         partial: leave out what the reader of an image format does not understand, and name it.
         dry_run: report and write nothing.
@@ -124,11 +133,12 @@ def convert(
     read, repairs = mend(_in_names_for(to, opened, checkpoint), named, to)
     findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
     read = _with_ties(read, named)
+    read, approximated = _as_lora(read, source, checkpoint, to_lora=to_lora, rank=rank, error=error)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
     if name is not None:
         adapter, replaced = _with_base_model(adapter, *name)
         changes = (*changes, *replaced)
-    losses = (*changes, *target.losses(adapter, options))
+    losses = (*approximated, *changes, *target.losses(adapter, options))
     permissions = permissions_for(sources_of(opened.bundle), out)
     if is_restricted(permissions) and not dry_run:
         findings = (*findings, kept_private(FindingLocation(subject=out), permissions))
@@ -249,6 +259,18 @@ def propose_map(
             proposed=proposed(renamed(open_files(source, format=format), maps)[0], checkpoint),
         ),
     )
+
+
+def _as_lora(
+    adapter: Adapter, uri: str, base: Checkpoint | None, *, to_lora: bool, rank: int | None, error: float | None
+) -> tuple[Adapter, tuple[Finding, ...]]:
+    """See `as_lora`. Raises: UsageError (LF021): a rule of ranks without `to_lora`, or outside its range."""
+    if not to_lora:
+        if rank is not None or error is not None:
+            raise UsageError("a rule of ranks is for --to-lora", where="--rank" if rank is not None else "--error")
+        return adapter, ()
+    checked(RankRule(rank=rank, error=error))
+    return as_lora(adapter, uri, base, rank=rank, error=error)
 
 
 def _write_options(to: str, container: str | None, peft_version: str | None, modelfile: str) -> WriteOptions:

@@ -23,7 +23,8 @@ class Report:
     (False, 'error', 'give it with --alpha A')
 
     Attributes:
-        job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate".
+        job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate",
+            "resize", "combine", "scale", "pick".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
         reason: why it was detected.
@@ -59,16 +60,17 @@ class Report:
         return self.worst is not None and self.worst >= severity
 
     def records(self) -> list[dict[str, object]]:
-        """One dict for each update of `inspect`, weight of `diff` or module of `estimate`, ready for a data frame.
+        """One dict for each update of `inspect`, weight of `diff` and of verbs on factors, or module of `estimate`.
 
         [] for other jobs.
         """
         from loraformat.model.results.differences import DiffResult
         from loraformat.model.results.estimates import EstimateResult
+        from loraformat.model.results.factor_changes import FactorResult
         from loraformat.model.results.verbs import InspectResult
 
         match self.data:
-            case InspectResult() | DiffResult():
+            case InspectResult() | DiffResult() | FactorResult():
                 return [asdict(record) for record in self.data.weights]
             case EstimateResult():
                 return [asdict(module) for module in self.data.modules]

@@ -50,6 +50,14 @@ _OUT = "Folder to write; it appears whole or not at all."
 @click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
 @click.option("--modelfile", metavar="BASE", help="Write a Modelfile for Ollama beside a GGUF adapter, on this base.")
 @click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
+@click.option(
+    "--to-lora",
+    is_flag=True,
+    help="Write updates of other tuners as LoRA: exactly where they are one, else by their best factors. DoRA, IA3, "
+    "OFT and what else depends on the base need --base.",
+)
+@click.option("--rank", type=int, metavar="N", help="With --to-lora: the rank of those factors.")
+@click.option("--error", type=options.finite, metavar="F", help="With --to-lora: the least rank of so small an error.")
 @click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
 @options.partial
 @click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
@@ -74,6 +82,9 @@ def command(
     peft_version: str | None,
     modelfile: str | None,
     strip_metadata: bool,
+    to_lora: bool,
+    rank: int | None,
+    error: float | None,
     check_roundtrip: bool,
     partial: bool,
     dry_run: bool,
@@ -114,6 +125,9 @@ def command(
             maps=maps,
             modelfile=modelfile or "",
             strip_metadata=strip_metadata,
+            to_lora=to_lora,
+            rank=rank,
+            error=error,
             check_roundtrip=check_roundtrip,
             partial=partial,
             dry_run=dry_run,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loraformat.diagnostics import Finding, Severity, counted, listed
+from loraformat.diagnostics import Finding, Severity, counted, listed, show
 from loraformat.formats.kit.findings import Said, Where, kind
 
 
@@ -190,6 +190,76 @@ def unstated_in_file(where: Where, what: str) -> Said:
     return where, what
 
 
+@kind("LF711", Severity.WARNING)
+def bound_not_met(where: Where, names: list[str], rank: int, error: float) -> Said:
+    """The largest rank that was allowed leaves out more of an update than the rule allows.
+
+    ## Why is this bad?
+    `--error`, `--energy` and the like say how much may be lost, and `--max-rank` was reached before that. The report
+    has the error of each update. With `--strict` nothing is written.
+
+    ## Example
+    `resize --error 0.05 --max-rank 8` of an update whose best approximation of rank 8 is 20 % off.
+
+    ## Use instead
+    A larger `--max-rank`, or none; or a bound that can be met.
+
+    ## Source
+    Eckart and Young 1936: no other factors of that rank come nearer.
+    """
+    return (
+        where,
+        f"the rule is not met at rank {rank}, which leaves out up to {error:.3g} of the norm: {listed(names)}",
+        "allow a larger --max-rank",
+    )
+
+
+@kind("LF712", Severity.WARNING)
+def other_base_name(where: Where, first: str, second: str) -> Said:
+    """Adapters that are combined name different bases, and no fingerprint says whether those are the same.
+
+    ## Why is this bad?
+    Adapters of two models whose shapes agree can be added, and the sum means nothing for either. Two names of one
+    model, a local path and that on the Hub, are no fault.
+
+    ## Example
+    One adapter says `meta-llama/Llama-3.1-8B`, the other `mistralai/Mistral-7B-v0.1`.
+
+    ## Use instead
+    `loraformat stamp` both adapters with their bases: then another base is noticed by its values.
+
+    ## Source
+    `base_model_name_or_path` of PEFT and its like in other formats.
+    """
+    return (
+        where,
+        f"the adapters name different bases, {show(first, 120)} and {show(second, 120)}",
+        "stamp both adapters",
+    )
+
+
+@kind("LF713", Severity.WARNING)
+def approximated_update(where: Where, names: list[str], error: float, worst: float) -> Said:
+    """An update that is not LoRA was written as LoRA of a rank that does not hold all of it.
+
+    ## Why is this bad?
+    The adapter changes the model by something else than it was trained to. The message has ‖ΔW − written‖ / ‖ΔW‖ over
+    all these weights, and the largest of them.
+
+    ## Example
+    `convert --to-lora --rank 16` of LoHa with rank 8, whose updates have rank 64.
+
+    ## Use instead
+    A larger `--rank`, a smaller `--error`, or merge the adapter into its base.
+
+    ## Source
+    Eckart and Young 1936: no other factors of that rank come nearer.
+    """
+    what = counted(len(names), "update", "is")
+    text = f"{what} only approximated, {error:.3g} of their norm is left out, at worst {worst:.3g}: {listed(names)}"
+    return where, text
+
+
 def unsupported_updates(faults: Iterable[tuple[str, str]], format_name: str) -> Iterator[Finding]:
     """One LF702 for each kind of fault, at the first weight that has it.
 
@@ -213,4 +283,7 @@ LOSSES = (
     padded_ranks,
     dropped_setting,
     unstated_in_file,
+    bound_not_met,
+    other_base_name,
+    approximated_update,
 )

@@ -9,6 +9,7 @@ from typing import TypeAlias, Union
 from loraformat.model.bundle import Json
 from loraformat.model.results.differences import DiffResult
 from loraformat.model.results.estimates import EstimateResult
+from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.results.validation import ValidateResult
 from loraformat.model.results.weight_figures import TableRecord, WeightRecord
 
@@ -261,5 +262,13 @@ class PlotResult:
 
 
 Result: TypeAlias = Union[
-    InspectResult, ValidateResult, ConvertResult, MergeResult, VerifyResult, EstimateResult, DiffResult, PlotResult
+    InspectResult,
+    ValidateResult,
+    ConvertResult,
+    FactorResult,
+    MergeResult,
+    VerifyResult,
+    EstimateResult,
+    DiffResult,
+    PlotResult,
 ]

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from loraformat.diagnostics import Finding, Severity, show
 from loraformat.model.results.differences import DiffResult
 from loraformat.model.results.estimates import EstimateResult
+from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.model.results.verbs import (
     Checked,
@@ -28,6 +29,7 @@ from loraformat.report.ci.concise import totals
 from loraformat.report.lines import STYLES, Line, Page, Styled, columns_of, shorten
 from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
+from loraformat.report.terminal.factor_changes import say_factors
 from loraformat.report.terminal.inspection import say_inspection, say_together
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
@@ -54,29 +56,33 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
         case InspectResult():
             say_inspection(page, report, report.data)
             _say_findings(page, report.findings)
-        case ValidateResult():
-            _say_findings(page, report.findings)
-            _say_validation(page, report, report.data)
-        case ConvertResult():
-            _say_findings(page, report.findings)
-            _say_conversion(page, report, report.data)
-        case MergeResult():
-            _say_findings(page, report.findings)
-            _say_merge(page, report, report.data)
-        case VerifyResult():
-            _say_findings(page, report.findings)
-            _say_verification(page, report, report.data)
-        case PlotResult():
-            _say_findings(page, report.findings)
-            _say_plot(page, report, report.data)
         case DiffResult():
             say_difference(page, report.data)
         case EstimateResult():
             say_estimate(page, report.subject, report.data)
-        case None:
+        case _:
             _say_findings(page, report.findings)
-            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+            _say_result(page, report)
     return _drawn(page.lines, color=color)
+
+
+def _say_result(page: Page, report: Report) -> None:
+    """What follows the findings."""
+    match report.data:
+        case ValidateResult():
+            _say_validation(page, report, report.data)
+        case ConvertResult():
+            _say_conversion(page, report, report.data)
+        case FactorResult():
+            say_factors(page, report, report.data, _places(report))
+        case MergeResult():
+            _say_merge(page, report, report.data)
+        case VerifyResult():
+            _say_verification(page, report, report.data)
+        case PlotResult():
+            _say_plot(page, report, report.data)
+        case _:
+            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
 
 
 def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:

@@ -1,0 +1,3 @@
+"""The commands that make adapters of adapters."""
+
+__all__ = ["combine", "pick", "resize", "scale", "shared"]

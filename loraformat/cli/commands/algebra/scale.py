@@ -1,0 +1,44 @@
+"""loraformat scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from loraformat.cli import completers, options
+from loraformat.cli.commands.algebra import shared
+
+
+@click.command("scale")
+@click.argument("adapter", shell_complete=completers.paths, metavar="ADAPTER=WEIGHT")
+@click.option(
+    "--bake", is_flag=True, help="Multiply the factor B and leave alpha, for programs that read it otherwise."
+)
+@options.source_format
+@shared.output
+def scale(
+    adapter: str,
+    out: str,
+    assume: tuple[tuple[str, Any], ...],
+    container: str | None,
+    source_format: str | None,
+    output_format: str,
+    **chosen: Any,  # noqa: ANN401 - as the function of the library has them
+) -> None:
+    """Write an adapter whose ΔW are multiplied by WEIGHT, through alpha: all tensors keep their bytes."""
+    from loraformat.jobs.algebra.scale import scale as run
+    from loraformat.report.terminal.text import progress
+
+    with progress(f"writing {out}") as advance:
+        report = run(
+            adapter,
+            out,
+            assumptions=options.assumptions(assume),
+            container=options.CONTAINERS[container],
+            format=source_format,
+            announce=options.announce,
+            progress=advance,
+            **chosen,
+        )
+    options.present(report, output_format, findings=False)

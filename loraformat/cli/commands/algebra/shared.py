@@ -1,0 +1,66 @@
+"""Options of the commands that make adapters of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from loraformat.cli import completers, options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _stacked(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for each in reversed(decorators):
+            function = each(function)
+        return function
+
+    return decorate
+
+
+to = click.option(
+    "--to",
+    metavar="FORMAT",
+    shell_complete=completers.formats,
+    help="Format to write; by default that of the source, PEFT where that is only read.",
+)
+dtype = click.option(
+    "--dtype",
+    type=options.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the new factors.",
+)
+dry_run = click.option("--dry-run", is_flag=True, help="Compute and report, write nothing.")
+strict = click.option("--strict", is_flag=True, help="Refuse where a bound is not met or anything would be lost.")
+
+# What every one of them takes, in the order of the help.
+output = _stacked(
+    options.out,
+    to,
+    options.container,
+    options.base,
+    options.alpha,
+    options.assume,
+    dry_run,
+    strict,
+    options.force,
+    options.overwrite,
+    options.output_format,
+)
+
+ranks = _stacked(
+    click.option("--rank", type=int, metavar="N", help="So many singular values of each update."),
+    click.option("--energy", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖²."),
+    click.option("--error", type=options.finite, metavar="F", help="The least rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖."),
+    click.option("--sv-ratio", type=options.finite, metavar="F", help="Singular values of at least σ₁/F."),
+    click.option(
+        "--sv-cumulative", type=options.finite, metavar="F", help="The least rank that keeps this share of Σσ."
+    ),
+    click.option("--sv-fro", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖."),
+    click.option("--size", type=options.size, metavar="SIZE", help="Ranks for which all tensors take at most SIZE."),
+    click.option("--max-rank", type=int, metavar="N", help="No rank above N, whatever the other rules ask for."),
+)

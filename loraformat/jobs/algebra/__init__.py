@@ -1,0 +1,15 @@
+"""The verbs that make adapters of adapters: one function a module, named like it, returning a Report."""
+
+__all__ = [
+    "combine",
+    "compatible",
+    "factoring",
+    "methods",
+    "options",
+    "other_tuners",
+    "output",
+    "pick",
+    "resize",
+    "scale",
+    "sources",
+]

@@ -1,0 +1,127 @@
+"""An adapter that was made of others: its config, its files, its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from loraformat import formats
+from loraformat.containers import sources_of
+from loraformat.diagnostics import Finding, FindingLocation, counted
+from loraformat.errors import AdapterRefused, UsageError
+from loraformat.formats.kit.base import Format, WriteOptions
+from loraformat.io import hints_of, refuse_losses, save_adapter
+from loraformat.jobs.algebra.options import OutputOptions
+from loraformat.jobs.algebra.sources import OpenedSource
+from loraformat.merger.plan.findings import kept_private
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.assumptions import Assumptions
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.factor_changes import FactorResult
+from loraformat.model.summary import summarize
+from loraformat.model.updates import LowRank, Update
+from loraformat.report import Report
+from loraformat.storage import is_restricted, permissions_for
+
+# Settings of PEFT that say how training made or split the factors, which are others now.
+_OF_THE_OLD_FACTORS = frozenset(
+    [
+        *("alpha_pattern", "corda_config", "enable_lora", "eva_config", "init_lora_weights", "kasa_config"),
+        *("loftq_config", "lora_ga_config", "rank_pattern", "target_parameters", "use_bdlora", "use_rslora"),
+    ]
+)
+
+
+def config_of(before: AdapterConfig, updates: Mapping[str, tuple[Update, ...]], *, is_fresh: bool) -> AdapterConfig:
+    """The config of an output.
+
+    Args:
+        is_fresh: whether the factors are others than the source's.
+    """
+    ranks = {
+        weight: update.rank for weight, chain in updates.items() for update in chain if isinstance(update, LowRank)
+    }
+    raw = {name: value for name, value in before.raw.items() if not (is_fresh and name in _OF_THE_OLD_FACTORS)}
+    return replace(before, raw=raw, declared_ranks=ranks)
+
+
+def with_updates(source: Adapter, updates: Mapping[str, tuple[Update, ...]], *, is_fresh: bool) -> Adapter:
+    """An adapter with other updates of some or all of its weights."""
+    config = config_of(source.config, updates, is_fresh=is_fresh)
+    if updates.keys() != source.updates.keys():
+        # The source's short names would select modules that have no update any more.
+        config = replace(config, targets=None)
+    return replace(source, config=config, updates=dict(sorted(updates.items())), origin=None)
+
+
+def target_of(options: OutputOptions, source: OpenedSource) -> Format:
+    """The format to write: the one that was asked for, else the source's own, else PEFT."""
+    if options.to is not None:
+        target = formats.get(options.to)
+        if not target.WRITES:
+            known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
+            raise UsageError(f"{options.to} is only read, not written", where="--to", hint=f"written are {known}")
+        return target
+    return source.opened.format if source.opened.format.WRITES else formats.get("peft")
+
+
+def write(
+    adapter: Adapter,
+    result: FactorResult,
+    sources: Sequence[OpenedSource],
+    out: str,
+    *,
+    job: str,
+    base: Checkpoint | None,
+    options: OutputOptions,
+    findings: tuple[Finding, ...] = (),
+) -> Report:
+    """Write the output, whole or not at all, and report.
+
+    Raises: AdapterRefused where the format cannot express it, or with `strict` where anything is lost.
+    """
+    if not adapter.updates:
+        raise AdapterRefused("nothing is left to write: the output would change no weight", where=job)
+    target = formats.get(result.target)
+    wanted = WriteOptions(container=options.container, base=hints_of(Assumptions(), base))
+    losses = tuple(target.losses(adapter, wanted))
+    notes = (*(each for source in sources for each in source.findings), *findings)
+    permissions = permissions_for([each for source in sources for each in sources_of(source.opened.bundle)], out)
+    if is_restricted(permissions) and not options.dry_run:
+        notes = (*notes, kept_private(FindingLocation(subject=out), permissions))
+    if options.announce is not None:
+        options.announce((*notes, *losses))
+    refuse_losses((*findings, *losses), target.NAME, strict=options.strict)
+    if options.dry_run:
+        made = target.write(adapter, wanted)
+        files, nbytes = tuple(sorted(made.files)), summarize(adapter).nbytes
+    else:
+        files = save_adapter(
+            adapter,
+            out,
+            to=target.NAME,
+            container=options.container,
+            base=base,
+            overwrite=options.overwrite,
+            inputs=[source.opened.uri for source in sources],
+            permissions=permissions,
+            progress=options.progress,
+        )
+        nbytes = sum(os.path.getsize(os.path.join(out, name)) for name in files)
+    first = sources[0].opened
+    return Report(
+        job=job,
+        subject=first.uri,
+        format=first.format.NAME,
+        reason=first.reason,
+        summary=summarize(adapter),
+        data=replace(result, files=files, bytes_written=nbytes, is_dry_run=options.dry_run),
+        findings=(*notes, *losses),
+        written=() if options.dry_run else tuple(os.path.join(out, name) for name in files),
+    )
+
+
+def nothing_left(job: str, count: int) -> AdapterRefused:
+    """The error about sources whose updates are all zero."""
+    return AdapterRefused(f"{counted(count, 'update')} of the sources, all of them zero: nothing is left", where=job)

@@ -1,0 +1,73 @@
+"""What the verbs that work on factors (`resize`, `combine`, `scale`, `pick`) did to each update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorChange:
+    """What became of the update of one weight. All norms are Frobenius norms, ΔW what the update was to be.
+
+    Attributes:
+        weight: name of the base weight.
+        rank_before: rank of the update, or of all that were combined together.
+        rank: as written; 0 where it was left out.
+        norm: ‖ΔW‖.
+        spectral_norm: σ₁ of ΔW; None where it was not computed.
+        error: ‖ΔW − written‖ / ‖ΔW‖, of the factors as they are written.
+        optimum: the least such error of any factors of this rank; None where it is not known.
+        energy: share of ‖ΔW‖² that this rank can hold; None where it is not known.
+        conflicts: where values are combined one by one, the share of places at which two of them have opposite signs.
+        cross_terms: of PEFT's combinations of factors, ‖Σ w·ΔW − written‖ / ‖Σ w·ΔW‖.
+    """
+
+    weight: str
+    rank_before: int
+    rank: int
+    norm: float
+    spectral_norm: float | None = None
+    error: float = 0.0
+    optimum: float | None = None
+    energy: float | None = None
+    conflicts: float | None = None
+    cross_terms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactorResult:
+    """What `resize`, `combine`, `scale` or `pick` wrote, or would write.
+
+    Attributes:
+        method: in the words of the verb: "rank 8", "cat", "alpha".
+        target: format of the output.
+        adapters: (URI, weight) of each adapter.
+        weights: one for each update of a weight, sorted by name.
+        kept: weights that are replaced or have trained rows, carried over as they are.
+        left_out: weights of the sources that the output does not change.
+        norm: of all updates together.
+        error, optimum, energy, conflicts, cross_terms: as in FactorChange, of all updates together.
+        dropped: share of the sources' Σ‖ΔW‖² that stands in `left_out`.
+        cosines: of each pair of adapters that were combined: (first, second, cosine or None).
+        bytes_before, bytes_written: of the tensors of the sources, and of the files; of the plan in a dry run.
+        files: names of the output files, sorted.
+    """
+
+    method: str
+    target: str
+    adapters: tuple[tuple[str, float], ...]
+    weights: tuple[FactorChange, ...]
+    kept: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    norm: float = 0.0
+    error: float = 0.0
+    optimum: float | None = None
+    energy: float | None = None
+    conflicts: float | None = None
+    cross_terms: float | None = None
+    dropped: float = 0.0
+    cosines: tuple[tuple[int, int, float | None], ...] = ()
+    bytes_before: int = 0
+    bytes_written: int = 0
+    files: tuple[str, ...] = ()
+    is_dry_run: bool = False

@@ -1,0 +1,77 @@
+"""What `resize`, `combine`, `scale` and `pick` did, for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from loraformat.model.results.factor_changes import FactorChange, FactorResult
+from loraformat.report.base import Report
+from loraformat.report.lines import Page, Styled
+from loraformat.report.words import cut, histogram, nbytes, number, percent, plural
+
+_WORST = 8
+_FEW_PAIRS = 3
+
+
+def say_factors(page: Page, report: Report, result: FactorResult, written: str) -> None:
+    """The sources, the ranks, the errors, the files.
+
+    Args:
+        written: where the output stands.
+    """
+    for uri, weight in result.adapters:
+        page.say(Styled("adapter ", "dim"), Styled(uri, "bold"), "" if weight == 1 else f", weight {weight:g}")
+    page.say(Styled(f"{report.job:<8}", "dim"), result.method)
+    if report.job in ("resize", "combine"):
+        _say_ranks(page, result)
+        _say_errors(page, result)
+    _say_cosines(page, result)
+    if result.kept:
+        page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} as it is: {cut(result.kept)}")
+    if result.left_out:
+        text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"
+        page.say(Styled("left out", "dim"), f" {text}: {cut(result.left_out)}")
+    size = f"as {result.target}: {plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
+    if result.is_dry_run:
+        page.say(Styled("nothing written", "bold"), f" (dry run) {size}")
+    else:
+        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}, from {nbytes(result.bytes_before)}")
+
+
+def _say_cosines(page: Page, result: FactorResult) -> None:
+    """Of each pair; of many the least and the largest."""
+    pairs = sorted((cosine, first, second) for first, second, cosine in result.cosines if cosine is not None)
+    for cosine, first, second in pairs if len(pairs) <= _FEW_PAIRS else (pairs[0], pairs[-1]):
+        page.say(Styled("cosine  ", "dim"), f"{cosine:+.4f} of adapters {first + 1} and {second + 1}")
+
+
+def _say_ranks(page: Page, result: FactorResult) -> None:
+    before, after = (
+        histogram(dict(sorted(Counter(ranks).items())))
+        for ranks in ([each.rank_before for each in result.weights], [each.rank for each in result.weights])
+    )
+    page.say(Styled("ranks   ", "dim"), f"{before} → {after}")
+
+
+def _say_errors(page: Page, result: FactorResult) -> None:
+    parts = [f"{number(result.error)} of ‖ΔW‖"]
+    if result.optimum is not None:
+        parts.append(f"least possible {number(result.optimum)}")
+    if result.energy is not None:
+        parts.append(f"energy {percent(result.energy)}")
+    if result.conflicts is not None:
+        parts.append(f"opposite signs at {percent(result.conflicts)} of the places")
+    if result.cross_terms is not None:
+        parts.append(f"off Σ w·ΔW by {percent(result.cross_terms)}")
+    page.say(Styled("error   ", "dim"), ", ".join(parts))
+    worst = sorted(result.weights, key=lambda each: (-each.error, each.weight))[:_WORST]
+    if worst and worst[0].error > _TINY:
+        page.table(["largest errors", "rank", "error", "optimum", "‖ΔW‖"], [_row(each) for each in worst])
+
+
+_TINY = 1e-6
+
+
+def _row(each: FactorChange) -> list[str]:
+    optimum = "-" if each.optimum is None else number(each.optimum)
+    return [each.weight, f"{each.rank_before} → {each.rank}", number(each.error), optimum, number(each.norm)]
