@@ -113,7 +113,7 @@ def test_what_is_half_or_damaged_is_refused_by_name(content: dict[str, Tensor], 
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        ('{"unet.r": 2,', "lora_adapter_metadata is no JSON"),
+        ('{"unet.r": 2,', "lora_adapter_metadata is not valid JSON"),
         ("[]", "expected an object"),
         ('{"r": 2}', "expected names such as"),
         ('{"unet.r": 4, "unet.lora_alpha": 4}', "states rank 4 for unet.conv_in, its tensors have 2"),

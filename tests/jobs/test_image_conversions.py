@@ -80,7 +80,7 @@ def test_a_weight_that_the_pipeline_lacks_is_an_error(pipeline: Path, tmp_path: 
 
 
 def test_a_component_that_the_pipeline_lacks_is_named_once(tmp_path: Path) -> None:
-    """And a projection of the U-Net called proj_out is no head that is tied to the embeddings of the text encoder."""
+    """And a projection of the U-Net called proj_out is not tied to the embeddings of the text encoder."""
     folder, style = tmp_path / "pipeline", tmp_path / "style.safetensors"
     (folder / "text_encoder").mkdir(parents=True)
     layer = "text_model.encoder.layers.0.self_attn.q_proj"

@@ -77,7 +77,7 @@ def _in_component(component: str, note: Finding) -> Finding:
 
 
 def parts_of(adapter: Adapter) -> Mapping[str, Adapter] | None:
-    """Component → its adapter, in the names of diffusers; None for an adapter of one model that is no component.
+    """Component → its adapter, in the names of diffusers; None for an adapter of one model, not a component.
 
     Raises: LoraFormatError: the updates have no names in diffusers.
     """

@@ -19,7 +19,7 @@ def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tu
 
     Returns: name → the digest of all bytes of the file.
 
-    Raises: StorageError; ConfigError (LF103) where config.json or the index of the base is no JSON object.
+    Raises: StorageError; ConfigError (LF103) where config.json or the index of the base is not a JSON object.
     """
     runs: dict[str, tuple[Run, ...]] = {}
     for copied in plan.copies:

@@ -46,7 +46,7 @@ class StatedScales:
             value = strict_json.parse(text.encode("utf-8", "surrogatepass"), KEY, limit=_LIMIT)
         except InvalidJson as error:
             raise ConfigError(
-                f"{KEY} is no JSON, so the scale that it states is unknown: {error.message}", where=self._where
+                f"{KEY} is not valid JSON, so the scale that it states is unknown: {error.message}", where=self._where
             ) from error
         if not isinstance(value, dict):
             raise ConfigError(f"{KEY}: expected an object", where=self._where)

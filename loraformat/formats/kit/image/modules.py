@@ -40,7 +40,7 @@ def chains_of(module: RawModule, stated: Callable[[RawModule, int], float | None
 
     Raises:
         Incomplete: a tensor is missing, does not fit, or nobody knows what to do with it.
-        UnsupportedUpdate (LF013): an algorithm that is no sum of matrices.
+        UnsupportedUpdate (LF013): an algorithm that is not a sum of matrices.
         ConfigError (LF103): alpha is not a finite number, or another one in the header.
     """
     parts = module.parts
@@ -248,7 +248,7 @@ def _lokr_side(parts: Parts, name: str, core: LazyTensor | None) -> tuple[LazyTe
         if a is not None or b is not None or core is not None:
             raise Incomplete(f"{name} beside its own factors")
         if len(whole.shape) < 2 or not whole.numel:
-            raise Incomplete(f"{name} {whole.shape} is no matrix")
+            raise Incomplete(f"{name} {whole.shape} is not a matrix")
         return (whole.reshape(whole.shape[0], math.prod(whole.shape[1:])),)
     if a is None or b is None:
         raise Incomplete(f"{name} is missing")

@@ -64,7 +64,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         FormatError (LF012): a tensor or module that is none of the model; two tensors of one weight; names that fit
             several models. With `hints.is_partial` only the last two.
         ConfigError (LF103): a scale that cannot be used, or is stated twice and differs.
-        UnsupportedUpdate (LF013): an algorithm that is no sum of matrices, or a fused module that cannot be split.
+        UnsupportedUpdate (LF013): an algorithm that is not a sum of matrices, or a fused module that cannot be split.
     """
     file = weights_of(bundle)
     tensors = file.open()
@@ -263,10 +263,10 @@ def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Findin
         without = [module.name for module in pairs if role not in module.parts]
         if without and len(without) < len(pairs):
             yield uneven_modules(where, f"{len(pairs) - len(without)} of {len(pairs)} modules have {word}", without)
-    alike: dict[tuple[str, str], list[RawModule]] = {}
+    by_layer: dict[tuple[str, str], list[RawModule]] = {}
     for module in modules:
-        alike.setdefault((module.slot, _NUMBERS.sub("#", module.path)), []).append(module)
-    for several in alike.values():
+        by_layer.setdefault((module.slot, _NUMBERS.sub("#", module.path)), []).append(module)
+    for several in by_layer.values():
         every = {role for module in several for role in module.parts} - {"alpha", "dora_scale", "magnitude"}
         for role in sorted(every) if len(several) > 1 else ():
             without = [module.name for module in several if role not in module.parts]

@@ -216,7 +216,7 @@ def naming_of_images(names: Iterable[RawModule]) -> str:
 
 
 def resolve(modules: Sequence[RawModule], question: Question) -> Resolved:
-    """The weights of all modules, with what could not be told as faults.
+    """The weights of all modules, with what could not be decided as faults.
 
     Raises: FormatError (LF012): several models fit and call the weights differently; two experts and no word of which.
     """

@@ -27,7 +27,7 @@ def _miss(source: Source, module: str, parts: Parts) -> Chains:
     variant = source.raw.get("init_weights")
     if variant == "bat":
         return _bat(module, block)
-    require(len(block.shape) == 2 and block.numel > 0, module, f"a block of shape {block.shape} is no matrix")
+    require(len(block.shape) == 2 and block.numel > 0, module, f"a block of shape {block.shape} is not a matrix")
     rank, columns = block.shape
     out, into = source.shape(module, out=None if variant == "mini" else columns)
     require(out % columns == 0, module, f"a block of {columns} outputs is not repeated over {out}")

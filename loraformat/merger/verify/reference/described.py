@@ -105,7 +105,7 @@ def _levels(config: Mapping[str, Json]) -> Iterator[tuple[tuple[str, ...], Mappi
 def _object(output: OpenedFiles, name: str) -> Mapping[str, Any]:
     value = parse(output.read(name), name, limit=_MOST_NBYTES) if name in output.files() else None
     if not isinstance(value, dict):
-        raise _error(name, "it is no JSON object")
+        raise _error(name, "it is not a JSON object")
     return value
 
 
