@@ -249,7 +249,9 @@ def _bound(bundle: Bundle, adapter: Adapter) -> Bundle:
     """The files, of which the weight file carries the fingerprint of the base where it has room for it."""
     facts = binding_of(adapter.config)
     files = {
-        name: bound(file, facts) if isinstance(file, TensorFile) and name.endswith(SUFFIXES) and facts else file
+        name: bound(file, facts)
+        if isinstance(file, TensorFile) and name.endswith(SUFFIXES) and facts and "/" not in name
+        else file
         for name, file in bundle.files.items()
     }
     return replace(bundle, files=files)

@@ -246,3 +246,14 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert report.data.is_dry_run
     assert report.data.tensors_touched == len(changed_names("kohya/tiny-flux"))
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_components_do_not_carry_the_stamp_of_the_pipeline(tmp_path: Path) -> None:
+    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
+    loraformat.stamp(adapter("kohya/tiny-flux"), base, tmp_path / "stamped")
+    (stamped,) = (tmp_path / "stamped").glob("*.safetensors")
+    report = loraformat.convert(stamped, tmp_path / "folders", to="peft")
+    assert any("base_fingerprint" in each.message for each in report.findings)
+    for folder in (path for path in (tmp_path / "folders").iterdir() if path.is_dir()):
+        assert loraformat.load_adapter(folder).config.base_fingerprint is None
+        loraformat.merge(base / folder.name, [folder], tmp_path / f"out-{folder.name}")

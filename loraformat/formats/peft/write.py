@@ -40,8 +40,8 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     """What PEFT's layout, or PEFT itself, or the asked version of it, cannot hold."""
     if adapter.config.pipeline is not None:
         yield from losses_of(adapter, lambda part: _losses(part, options))
-        container = options.container or "safetensors"
-        dropped = unsaid(adapter.config, "base_model", "base_revision", container=container)
+        # A fingerprint is that of the whole pipeline, and the folders are of its components.
+        dropped = unsaid(adapter.config, "base_model", "base_revision", container="")
         yield from lost_beside(adapter, [*dropped, *_header(adapter)], ())
     else:
         yield from _losses(adapter, options)
