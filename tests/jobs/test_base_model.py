@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from loraformat import convert, load_adapter, validate
 from loraformat.cli import main
@@ -15,6 +17,7 @@ from loraformat.formats import FORMATS
 
 ROOT = Path(__file__).parent.parent.parent
 MINIGPT = ROOT / "fixtures" / "minigpt" / "lora_adapter"
+IMAGE = ROOT / "fixtures" / "good" / "kohya" / "tiny-flux"
 NAMELESS = ROOT / "fixtures" / "bad" / "LF105-missing-base-model" / "adapter"
 
 
@@ -35,13 +38,26 @@ def test_peft_gets_the_name_and_the_revision(text: str, tmp_path: Path) -> None:
     assert "LF105" not in [finding.code for finding in validate(tmp_path / "out").findings]
 
 
+def _llama(folder: Path) -> Path:
+    """A base for the adapter without a name."""
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2}
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 2, "num_key_value_heads": 1}))
+    shapes = {weight: chain[0].shape for weight, chain in load_adapter(NAMELESS).updates.items()}
+    save_file({weight: torch.zeros(*shape) for weight, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize("to", [each.NAME for each in FORMATS if each.WRITES])
 def test_every_format_that_has_a_place_for_the_name_gets_it(to: str, tmp_path: Path) -> None:
-    report = convert(NAMELESS, tmp_path / "out", to=to, base_model="owner/name")
+    is_image = to in ("diffusers", "kohya", "comfy", "lycoris")
+    # GGUF has the names of the base's architecture.
+    base = str(_llama(tmp_path / "base")) if to == "gguf" else None
+    report = convert(IMAGE if is_image else NAMELESS, tmp_path / "out", to=to, base=base, base_model="owner/name")
     is_lost = any(found.code == "LF703" and "base_model" in found.message for found in report.findings)
     read = load_adapter(tmp_path / "out").config
     assert read.base_model == (None if is_lost else "owner/name")
-    assert is_lost is (to == "loralib")
+    assert is_lost is (is_image or to == "loralib")
 
 
 def test_a_name_that_is_given_is_no_longer_missing(tmp_path: Path) -> None:
