@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.utils import merge_utils
 
 from loraformat.algebra import elementwise, row_blocks
 from loraformat.algebra.counted_random import key_of, uniform
@@ -30,7 +31,6 @@ def dense(terms: list[Product]) -> list[torch.Tensor]:
 @pytest.mark.parametrize("sign", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.99, 1.0])
 def test_ties_is_that_of_peft(sign: str, density: float) -> None:
-    merge_utils = pytest.importorskip("peft.utils.merge_utils")
     terms = changes()
     found = held(combined(terms, WEIGHTS, Sparsity(method="ties", density=density, sign=sign), "w")).values
     exact = [merge_utils.prune(each, density, "magnitude") if density < 1 else each for each in dense(terms)]
@@ -41,7 +41,6 @@ def test_ties_is_that_of_peft(sign: str, density: float) -> None:
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.99])
 def test_magnitude_is_that_of_peft(density: float) -> None:
-    merge_utils = pytest.importorskip("peft.utils.merge_utils")
     terms = changes()
     found = held(combined(terms, WEIGHTS, Sparsity(method="magnitude", density=density), "w")).values
     exact = merge_utils.magnitude_prune(dense(terms), torch.tensor(WEIGHTS, dtype=torch.float64), density)

@@ -430,7 +430,7 @@ def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
     """Some modules of the file have a tensor that others of the same kind lack: an alpha, a DoRA magnitude, a delta.
 
     ## Why is this bad?
-    Each module is read as it stands. A module without `.alpha` has the scale 1, which may be many times what was
+    Each module is read with its own scale. A module without `.alpha` has the scale 1, which may be many times what was
     trained; one without a magnitude is plain LoRA. A tool that lost a tensor on the way leaves such a file.
 
     ## Example

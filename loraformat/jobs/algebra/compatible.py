@@ -51,7 +51,7 @@ def _contradiction(one: OpenedSource, other: OpenedSource) -> str:
 
 
 def saved_values(sources: Sequence[OpenedSource]) -> dict[str, tuple[Replace | Rows, ...]]:
-    """What sets values in any of the adapters: the same in all that have it, or in one that counts as it is.
+    """What sets values in any of the adapters: equal in all adapters that have it, or taken from the only one.
 
     Raises: UnsupportedUpdate (LF013): two adapters set a weight to different values, or one whose weight is not 1.
     """

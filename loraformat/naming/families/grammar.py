@@ -22,7 +22,7 @@ COMPONENTS = (
 )
 _TEXT_ENCODERS = ("clip", "t5")
 _OPEN = "#"
-# No model has a million blocks, and a number with a zero in front is no other number.
+# No model has a million blocks; "01" would be a second spelling of block 1.
 _MOST_DIGITS = 6
 
 

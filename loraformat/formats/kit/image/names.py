@@ -80,7 +80,7 @@ class Key:
     Attributes:
         slot: which component, in the words of the file: "" for the denoiser, "te2", "clip_l", "text_encoder".
         is_flat: whether the path is flattened, with `_` for each dot.
-        path: of the module, as it stands in the file.
+        path: of the module, as the file spells it.
         role: what the tensor is: "down", "alpha", "lokr_w1"; "foreign:OFT" for an algorithm that is not read.
     """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from loraformat.formats.kit.pairs.spelling import Spelling, pairs_of
+from loraformat.formats.kit.pairs.spelling import Spelling, clean
 from loraformat.model.bundle import Bundle, TensorFile
 
 _FILE = re.compile(r"adapter_(model|\d{1,6})\.pt")
@@ -22,4 +22,7 @@ def own_file(bundle: Bundle) -> TensorFile | None:
 
 
 def _is_own(file: TensorFile) -> bool:
-    return any(MODULE.fullmatch(module) for module in pairs_of(file.open().entries, SPELLING)[0])
+    """By the names alone: every PEFT adapter in one file is asked."""
+    ends = (SPELLING[0].a, SPELLING[0].b)
+    names = (clean(name) for name in file.open().entries if name.endswith(ends))
+    return any(MODULE.fullmatch(name.rpartition(".lora_")[0]) for name in names)
