@@ -36,7 +36,8 @@ class Sparsity:
     Attributes:
         method: one of TRIMMED and RANDOM.
         density: share of the values of each change that stay.
-        sign: "total": the sign of the sum of what stays; "frequency": the sign that most values have. The sign of zero is taken as positive.
+        sign: "total": the sign of the sum of what stays; "frequency": the sign that most values have.
+            Zero has the positive sign.
         gamma: of breadcrumbs, the share of the largest values that goes; less where density leaves no room for it.
         epsilon: of della, how far the probability of a value may be from the density.
         seed: of the random methods.
