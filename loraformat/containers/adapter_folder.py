@@ -11,7 +11,6 @@ from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
 from loraformat.model.bundle import Bundle, OpenedFiles
 from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
-from loraformat.naming.families import COMPONENTS
 from loraformat.storage import LocalStore
 
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
@@ -87,7 +86,11 @@ def with_components(bundle: Bundle) -> Bundle:
 
     Names of files begin with the component's folder: "transformer/adapter_config.json".
     """
-    if not bundle.folders or not set(bundle.folders) <= set(COMPONENTS) or not isinstance(bundle.opened, LocalStore):
+    if not bundle.folders or not isinstance(bundle.opened, LocalStore):
+        return bundle
+    from loraformat.naming.families import COMPONENTS
+
+    if not set(bundle.folders) <= set(COMPONENTS):
         return bundle
     inner = {name: open_bundle(os.path.join(bundle.opened.location, name)) for name in bundle.folders}
     if not all(has_config(one) for one in inner.values()):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
 from loraformat.containers.fingerprints import fingerprint_of
-from loraformat.containers.quantized import Quantizer, as_trained
+from loraformat.containers.quantized.as_trained import Quantizer, as_trained
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, ContainerError, StorageError, UnsupportedUpdate
 from loraformat.io import hints_of, open_files, read_bundle

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import loraformat
 from loraformat.containers import open_checkpoint
-from loraformat.containers.quantized import Quantizer, as_trained, reference_rows
+from loraformat.containers.quantized import reference_rows
+from loraformat.containers.quantized.as_trained import Quantizer, as_trained
 from loraformat.errors import LoraFormatError, NonFiniteValue, UnsupportedUpdate, UsageError
 from loraformat.merger.inputs import open_inputs
 from loraformat.merger.plan.data import MergePlan

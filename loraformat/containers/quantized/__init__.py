@@ -6,17 +6,14 @@ needed (`matching/quantized.py`).
 
 from __future__ import annotations
 
-from loraformat.containers.quantized.as_trained import Quantizer, as_trained, error_of
 from loraformat.containers.quantized.decoding import decoded, laid_out, reference_rows
 from loraformat.containers.quantized.scheme import SCHEMES, QuantizedScheme
 
 __all__ = [
     "SCHEMES",
     "QuantizedScheme",
-    "Quantizer",
     "as_trained",
     "decoded",
-    "error_of",
     "laid_out",
     "reference_rows",
 ]

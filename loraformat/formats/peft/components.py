@@ -11,8 +11,6 @@ from dataclasses import replace
 from loraformat.diagnostics import Finding
 from loraformat.errors import LoraFormatError
 from loraformat.formats.kit.base import Hints
-from loraformat.formats.kit.image.canonical import canonical, pipeline_of
-from loraformat.formats.kit.image.resolve import BaseNames
 from loraformat.formats.kit.losses import unsupported_update
 from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.bundle import Bundle
@@ -26,6 +24,10 @@ def components_of(bundle: Bundle) -> tuple[str, ...]:
 
 def read_components(bundle: Bundle, hints: Hints, read: Callable[[Bundle, Hints], Adapter]) -> Adapter:
     """The adapters of all folders as one, whose names begin with the component's."""
+    # Names of image models, which adapters of language models need not wait for.
+    from loraformat.formats.kit.image.canonical import pipeline_of
+    from loraformat.formats.kit.image.resolve import BaseNames
+
     parts = {name: read(_inside(bundle, name), _hints_for(hints, name)) for name in components_of(bundle)}
     updates = {f"{name}.{weight}": chain for name, one in parts.items() for weight, chain in one.updates.items()}
     first = next(iter(parts.values())).config
@@ -83,6 +85,8 @@ def parts_of(adapter: Adapter) -> Mapping[str, Adapter] | None:
     """
     if adapter.config.pipeline is None:
         return None
+    from loraformat.formats.kit.image.canonical import canonical
+
     found = canonical(adapter, adapter.config.pipeline)
     parts: dict[str, Adapter] = {}
     for component, modules in found.components.items():

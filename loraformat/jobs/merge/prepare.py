@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
-from loraformat.containers.quantized import Quantizer, error_of
-from loraformat.containers.quantized import as_trained as with_quantized_layers
+from loraformat.containers.quantized.as_trained import Quantizer, error_of
+from loraformat.containers.quantized.as_trained import as_trained as with_quantized_layers
 from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.errors import UsageError
 from loraformat.io import Opened, hints_of, open_files, read_bundle

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from loraformat.containers import CONTAINERS, open_checkpoint
-from loraformat.containers.quantized import Quantizer
+from loraformat.containers.quantized.as_trained import Quantizer
 from loraformat.diagnostics import Finding, show
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
