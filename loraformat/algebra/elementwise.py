@@ -6,13 +6,13 @@ and every random number belongs to its place, so the result does not depend on t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loraformat.algebra.counted_random import key_of, uniform
 from loraformat.algebra.factors import Matrix, Product
-from loraformat.algebra.row_blocks import block_at, places
+from loraformat.algebra.row_blocks import HEIGHT, block_at, places
 from loraformat.arithmetic import Packed, fold, pack, product
 
 if TYPE_CHECKING:
@@ -64,34 +64,64 @@ class _Threshold:
     """The largest `count` magnitudes of a matrix: all above `least`, and of those equal to it the first `equal`.
 
     Attributes:
-        before: how many are equal to it above each block of rows.
+        before: how many are equal to it above each block of rows, and at last in all.
     """
 
     least: int
     equal: int
     before: tuple[int, ...]
 
-    def mask(self, bits: NDArray[np.uint64], block: int) -> NDArray[np.bool_]:
+    @property
+    def is_clear(self) -> bool:
+        """Whether all that are equal to it stay, so that the places of others do not matter."""
+        return self.equal == self.before[-1]
+
+    def mask(self, bits: NDArray[np.uint64], before: int) -> NDArray[np.bool_]:
+        """Which stay of some rows above which `before` magnitudes are equal to the least."""
         import numpy as np
 
+        if self.is_clear:
+            return np.asarray(bits >= np.uint64(self.least))
         is_equal = bits == np.uint64(self.least)
-        order = np.cumsum(is_equal.reshape(-1)).reshape(bits.shape) + self.before[block]
+        order = np.cumsum(is_equal.reshape(-1)).reshape(bits.shape) + before
         found: NDArray[np.bool_] = (bits > np.uint64(self.least)) | (is_equal & (order <= self.equal))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """A matrix whose rows are computed when they are asked for: `rows(start, stop)` gives any of them, in float64."""
+
+    rows: Callable[[int, int], Floats]
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
     """One change: rows of it, and which of its values stay."""
 
-    matrix: Packed | Floats
+    matrix: Packed | Floats | Lines
     shape: tuple[int, int]
     kept: _Threshold | None = None
     dropped: _Threshold | None = None
     key: int = 0
 
     def rows(self, start: int, stop: int) -> Floats:
+        if isinstance(self.matrix, Lines):
+            return self.matrix.rows(start, stop)
         return product(self.matrix, start, stop) if isinstance(self.matrix, Packed) else self.matrix[start:stop]
+
+    def mask(self, threshold: _Threshold, bits: NDArray[np.uint64], start: int) -> NDArray[np.bool_]:
+        """Which of the rows from `start` on are among the largest."""
+        import numpy as np
+
+        before = 0
+        if not threshold.is_clear:
+            first = start // HEIGHT * HEIGHT
+            before = threshold.before[block_at(first)]
+            if first < start:
+                before += int((_bits(self.rows(first, start)) == np.uint64(threshold.least)).sum())
+        return threshold.mask(bits, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +136,22 @@ class Combined:
 
     def block(self, start: int, stop: int) -> Floats:
         """Rows `start:stop`; the tally counts them."""
+        stacked = self._stacked(start, stop)
+        self._count(stacked)
+        return self._of(stacked)
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """Rows `start:stop`, any of them; not counted."""
+        return self._of(self._stacked(start, stop))
+
+    def _stacked(self, start: int, stop: int) -> Floats:
         import numpy as np
 
-        sparse = [_sparse(change, start, stop, self.sparsity) for change in self.changes]
-        stacked = np.stack(sparse)
-        self._count(stacked)
+        return np.stack([_sparse(change, start, stop, self.sparsity) for change in self.changes])
+
+    def _of(self, stacked: Floats) -> Floats:
+        import numpy as np
+
         weights = np.array(self.weights)[:, None, None]
         if self.sparsity.method not in VOTING:
             return fold(stacked * weights, 0)
@@ -124,7 +165,7 @@ class Combined:
         self.tally.opposed += int((is_above & is_below).sum())
 
 
-def combined(terms: Sequence[Matrix], weights: Sequence[float], sparsity: Sparsity, name: str) -> Combined:
+def combined(terms: Sequence[Matrix | Lines], weights: Sequence[float], sparsity: Sparsity, name: str) -> Combined:
     """The combination of several changes of one weight.
 
     Methods, for x what stays of each change and w its weight:
@@ -179,10 +220,10 @@ def _sparse(change: _Change, start: int, stop: int, sparsity: Sparsity) -> Float
         return np.asarray(np.where(chances < shares, values / shares, 0.0), np.float64)
     if change.kept is None:
         return values
-    bits, block = _bits(values), block_at(start)
-    mask = change.kept.mask(bits, block)
+    bits = _bits(values)
+    mask = change.mask(change.kept, bits, start)
     if change.dropped is not None:
-        mask &= ~change.dropped.mask(bits, block)
+        mask &= ~change.mask(change.dropped, bits, start)
     return np.asarray(np.where(mask, values, 0.0), np.float64)
 
 
@@ -211,7 +252,7 @@ def _threshold(change: _Change, count: int) -> _Threshold:
 
     rows, _ = change.shape
     if count <= 0:
-        return _Threshold(2**64 - 1, 0, (0,) * len(list(places(rows))))
+        return _Threshold(2**64 - 1, 0, (0,) * (len(list(places(rows))) + 1))
     prefix, left = 0, count
     for shift in (48, 32, 16, 0):
         counts: NDArray[Any] = np.zeros(1 << _DIGITS, np.int64)
@@ -229,4 +270,4 @@ def _threshold(change: _Change, count: int) -> _Threshold:
     for start, stop in places(rows):
         before.append(total)
         total += int((_bits(change.rows(start, stop)) == np.uint64(prefix)).sum())
-    return _Threshold(prefix, left, tuple(before))
+    return _Threshold(prefix, left, (*before, total))

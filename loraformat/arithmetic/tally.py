@@ -16,7 +16,7 @@ class Tally:
     the same.
 
     >>> Tally(kept=1.0, whole=2.0, unchanged=3, numel=4, largest=0.5) + Tally(largest=0.25)
-    Tally(kept=1.0, whole=2.0, unchanged=3, numel=4, largest=0.5)
+    Tally(kept=1.0, whole=2.0, unchanged=3, numel=4, largest=0.5, error=0.0)
 
     Attributes:
         kept: Σ C·D.
@@ -24,6 +24,7 @@ class Tally:
         unchanged: elements where C is zero.
         numel: elements in all.
         largest: max |D|.
+        error: Σ (C - D)² where the result was put into codes; else 0.
     """
 
     kept: float = 0.0
@@ -31,6 +32,7 @@ class Tally:
     unchanged: int = 0
     numel: int = 0
     largest: float = 0.0
+    error: float = 0.0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -39,4 +41,5 @@ class Tally:
             self.unchanged + other.unchanged,
             self.numel + other.numel,
             max(self.largest, other.largest),
+            self.error + other.error,
         )

@@ -1,11 +1,18 @@
 """Base and adapters to a merged checkpoint: planned from headers, executed in windows."""
 
 from loraformat import arithmetic as kernel  # under the name by which it is checked from outside
-from loraformat.merger.compute.retention import retentions, rounding_findings, total_base_change, total_share
+from loraformat.merger.compute.combination import METHODS as COMBINATIONS
+from loraformat.merger.compute.retention import (
+    retentions,
+    rounding_findings,
+    total_base_change,
+    total_code_error,
+    total_share,
+)
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.dense_delta import delta
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of, open_inputs
-from loraformat.merger.kinds import check_kinds
+from loraformat.merger.kinds import check_combination, check_kinds
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.merger.plan.notes import findings_of
@@ -17,6 +24,7 @@ from loraformat.merger.write.run import Source, Trust, permissions_of, run_merge
 from loraformat.merger.write.weights import Written, write_weights
 
 __all__ = [
+    "COMBINATIONS",
     "AdapterSource",
     "Arithmetic",
     "FileEngine",
@@ -33,6 +41,7 @@ __all__ = [
     "Written",
     "as_written",
     "base_names",
+    "check_combination",
     "check_kinds",
     "delta",
     "execute",
@@ -51,6 +60,7 @@ __all__ = [
     "source_of",
     "tasks_of",
     "total_base_change",
+    "total_code_error",
     "total_share",
     "weight_nbytes",
     "write",

@@ -13,7 +13,7 @@ from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.windows import Resources, read_window, windows
 from loraformat.merger.inputs import Inputs
-from loraformat.merger.plan.data import Edit, Term
+from loraformat.merger.plan.data import Arithmetic, Edit, Term
 from loraformat.merger.plan.edits import edits_of
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
@@ -70,7 +70,7 @@ class Preview:
 
     def open(self) -> Opened:
         """The tensor, to be computed: its factors are read when they are first needed and kept."""
-        return Opened(Steps(self._edit, self._inputs), self._edit, self._inputs)
+        return Opened(Steps(self._edit, self._inputs, Arithmetic()), self._edit, self._inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from quantization.encoders import MODULE, Encoded, write
+from quantization.models import save_adapter
+from safetensors.torch import load_file
 
+import loraformat
 from loraformat.containers import open_checkpoint
 
 pytestmark = pytest.mark.oracle
@@ -98,3 +101,58 @@ def test_compressed_tensors(tmp_path: Path, kind: str, weights: dict[str, Any]) 
         {f"{MODULE}.{name}": value.contiguous() for name, value in written.items()}, settings, np.zeros(0, np.float32)
     )
     assert torch.equal(values_of(tmp_path / "b", one).to(expected.dtype), expected)
+
+
+def merged_again(folder: Path, base: Path, shape: tuple[int, int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(the merged weight in float32, the tensors of the output) of a LoRA of rank 2 merged into a base of codes."""
+    weight, (rows, cols) = f"{MODULE}.weight", shape
+    before = open_checkpoint(str(base)).weights[weight].read(0, rows).astype(np.float64)
+    down, up = (torch.randint(-9, 10, size).float() / 32 for size in ((2, cols), (rows, 2)))
+    pair = {f"base_model.model.{MODULE}.lora_{letter}.weight": one for letter, one in (("A", down), ("B", up))}
+    change = save_adapter(folder / "a", pair, (MODULE,), r=2, lora_alpha=2)
+    loraformat.merge(str(base), [str(change)], str(folder / "o"), requantize=True, least_kept=0.0, verify="full")
+    merged = torch.from_numpy(before + (up.double() @ down.double()).numpy()).float()
+    return merged, load_file(folder / "o" / "model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_codes_of_a_merge_are_those_of_bitsandbytes(tmp_path: Path, kind: str, nested: bool) -> None:
+    """The library quantizes the merged float32 values; scales that are quantized may differ by a step of their map."""
+    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    dense = torch.randn(48, 128, generator=torch.Generator().manual_seed(3))
+    codes, state = functional.quantize_4bit(dense, compress_statistics=nested, quant_type=kind)
+    weight = f"{MODULE}.weight"
+    tensors = {f"{weight}.{name}": value.contiguous() for name, value in state.as_dict(packed=True).items()}
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    base = write(tmp_path / "b", Encoded({**tensors, weight: codes}, settings, np.zeros(0, np.float32)))
+    merged, found = merged_again(tmp_path, base, (48, 128))
+    wanted, stated = functional.quantize_4bit(merged, compress_statistics=nested, quant_type=kind)
+    assert torch.equal(found[weight].reshape(-1), wanted.reshape(-1))
+    read = functional.QuantState.from_dict(
+        {name.removeprefix(f"{weight}."): v for name, v in found.items() if name.startswith(f"{weight}.")},
+        device=torch.device("cpu"),
+    )
+    decoded = functional.dequantize_4bit(found[weight], read)
+    expected = functional.dequantize_4bit(wanted, stated)
+    if nested:
+        assert read.offset == pytest.approx(float(stated.offset), rel=1e-6)
+        # Sums in another order move the mean of the scales by a last digit.
+        assert ((decoded - expected).abs() > 1e-6 * merged.abs().max()).float().mean() < 0.02
+        assert torch.allclose(decoded, expected, rtol=0.02, atol=0.02 * float(merged.abs().max()))
+    else:
+        assert torch.equal(decoded, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bytes_of_a_merge_are_those_of_bitsandbytes(tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
+    codes, scales, _ = functional.int8_vectorwise_quant(torch.randn(40, 72).half())
+    tensors = {f"{MODULE}.weight": codes, f"{MODULE}.SCB": scales.float()}
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    base = write(tmp_path / "b", Encoded(tensors, settings, np.zeros(0, np.float32)))
+    merged, found = merged_again(tmp_path, base, (40, 72))
+    wanted, stated, _ = functional.int8_vectorwise_quant(merged.half())
+    assert torch.equal(found[f"{MODULE}.weight"], wanted)
+    assert torch.equal(found[f"{MODULE}.SCB"], stated.float())

@@ -93,13 +93,40 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     show_default=True,
     help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic and of dare.")
+@click.option(
+    "--method",
+    type=options.Choice(["ties", "dare", "dare-ties"]),
+    help="How the updates of several adapters become one, as in combine; by default they are added. No rank is cut.",
+)
+@click.option("--density", type=float, metavar="SHARE", help="Of the values of each update, for --method.")
+@click.option(
+    "--sign",
+    type=options.Choice(["total", "frequency"]),
+    default="total",
+    show_default=True,
+    help="Of ties: the sign of the sum of what stays, or that of most.",
+)
 @_max_shard_size
 @click.option("--dequantize", is_flag=True, help="Write all weights of a quantized base dense.")
 @click.option(
     "--keep-quantized",
     is_flag=True,
     help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
+)
+@click.option(
+    "--requantize",
+    is_flag=True,
+    help="Put those weights that change into the codes of the base again (NF4, FP4, INT8, FP8 in blocks), which costs "
+    "part of the update.",
+)
+@click.option(
+    "--least-kept",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    default=0.9,
+    show_default=True,
+    help="With --requantize: the share of the update that must be kept; else nothing is written.",
 )
 @click.option(
     "--as-trained",
@@ -139,7 +166,12 @@ def command(
     max_shard_size: int | None,
     dequantize: bool,
     keep_quantized: bool,
+    requantize: bool,
+    least_kept: float,
     as_trained: str | None,
+    method: str | None,
+    density: float | None,
+    sign: str,
     strengths: dict[str, float],
     verify: str,
     digests: str,
@@ -178,7 +210,12 @@ def command(
             max_shard_nbytes=max_shard_size,
             dequantize=dequantize,
             keep_quantized=keep_quantized,
+            requantize=requantize,
+            least_kept=least_kept,
             as_trained=as_trained,
+            method=method,
+            density=density,
+            sign=sign,
             component_strengths=strengths,
             verify=verify,
             digests="none" if no_hash else digests,

@@ -28,6 +28,7 @@ from loraformat.containers.quantized.parts import (
     whole,
     whole_number,
 )
+from loraformat.containers.quantized.reference import single
 from loraformat.containers.quantized.settings import rewritten, with_modules
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 _STATE = ".weight.quant_state.bitsandbytes__"
-_MOST_STATE_NBYTES = 1 << 14
+MOST_STATE_NBYTES = 1 << 14
 _MOST_DIMENSIONS = 4
 # float32(1 / 127), by which the library multiplies a row's scale last.
 INT8_STEP = 7.874015718698502e-3
@@ -61,7 +62,7 @@ FP4_SIZES = (0.0, 0.0625 / 12, 8 / 12, 1.0, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 
 
 @dataclass(frozen=True, slots=True)
-class _Blocks:
+class Blocks:
     """How a 4-bit weight is laid out.
 
     Attributes:
@@ -100,10 +101,10 @@ def _four_bits(stored: Checkpoint, module: str, kind: str) -> QuantizedWeight:
     if kind not in ("nf4", "fp4"):
         raise FormatError(f"{show(name, 200)}: the type {show(kind, 40)} is neither nf4 nor fp4", where=codes.file)
     nbytes = math.prod(state_tensor.shape)
-    if state_tensor.dtype is not DType.U8 or nbytes > _MOST_STATE_NBYTES:
+    if state_tensor.dtype is not DType.U8 or nbytes > MOST_STATE_NBYTES:
         text = f"{show(state_name, 200)} is not a quant_state: {nbytes} elements of {state_tensor.dtype.safetensors}"
         raise FormatError(text, where=codes.file)
-    state = strict_json.parse(whole(stored, state_name).tobytes(), state_name, limit=_MOST_STATE_NBYTES)
+    state = strict_json.parse(whole(stored, state_name).tobytes(), state_name, limit=MOST_STATE_NBYTES)
     shape, where = _shape(state, name), f"{state_name}"
     size = whole_number(state, "blocksize", where)
     if size < 32 or size & (size - 1):
@@ -142,12 +143,12 @@ def _check_code_book(stored: Checkpoint, name: str, kind: str) -> None:
         raise FormatError(f"{show(name, 200)}: quant_map is not that of {kind}", where=tensor.file)
 
 
-def _scales(stored: Checkpoint, name: str, state: Json, blocks: int, size: int) -> tuple[tuple[str, ...], _Blocks]:
+def _scales(stored: Checkpoint, name: str, state: Json, blocks: int, size: int) -> tuple[tuple[str, ...], Blocks]:
     absmax = part(stored, f"{name}.absmax", name)
     assert isinstance(state, dict)
     if "nested_blocksize" not in state:
         require_shape(f"{name}.absmax", absmax, (blocks,), DType.F32)
-        return (f"{name}.absmax",), _Blocks(size)
+        return (f"{name}.absmax",), Blocks(size)
     require_shape(f"{name}.absmax", absmax, (blocks,), DType.U8)
     nested = whole_number(state, "nested_blocksize", name)
     if nested < 1:
@@ -158,7 +159,7 @@ def _scales(stored: Checkpoint, name: str, state: Json, blocks: int, size: int) 
     nested_absmax, nested_map = f"{name}.nested_absmax", f"{name}.nested_quant_map"
     require_shape(nested_absmax, part(stored, nested_absmax, name), (-(-blocks // nested),), DType.F32)
     require_shape(nested_map, part(stored, nested_map, name), (256,), DType.F32)
-    return (f"{name}.absmax", nested_absmax, nested_map), _Blocks(size, nested, float(offset))
+    return (f"{name}.absmax", nested_absmax, nested_map), Blocks(size, nested, float(offset))
 
 
 def _eight_bits(stored: Checkpoint, module: str) -> QuantizedWeight:
@@ -181,7 +182,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
-    if not isinstance(weight.layout, _Blocks):
+    if not isinstance(weight.layout, Blocks):
         scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
         codes = raw_rows(stored, weight.parts[0], start, stop)
         table, width = byte_table(DType.I8), weight.shape[1]
@@ -210,7 +211,7 @@ def _absmax(stored: Checkpoint, weight: QuantizedWeight, first: int, last: int) 
     import numpy as np
 
     layout = weight.layout
-    assert isinstance(layout, _Blocks)
+    assert isinstance(layout, Blocks)
     values: NDArray[Any] = part_rows(stored, weight.parts[1], first, last)
     if layout.nested and last > first:
         groups = np.arange(first, last) // layout.nested
@@ -224,15 +225,9 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
     """See `QuantizedScheme.reference`: element by element from its flat index, with the roundings written out."""
     import numpy as np
 
-    def single(values: Floats) -> Floats:
-        return values.astype(np.float32).astype(np.float64)
-
-    def of(name: str, code: str) -> NDArray[np.generic]:
-        return np.frombuffer(stored.weights[name].raw(0, stored.weights[name].rows), code)
-
-    if not isinstance(weight.layout, _Blocks):
-        codes = of(weight.parts[0], "i1").reshape(weight.shape)[start:stop].astype(np.float64)
-        scale = of(weight.parts[1], "<f4")[start:stop].astype(np.float64)
+    if not isinstance(weight.layout, Blocks):
+        codes = _values(stored, weight.parts[0], "i1").reshape(weight.shape)[start:stop].astype(np.float64)
+        scale = _values(stored, weight.parts[1], "<f4")[start:stop].astype(np.float64)
         return single(single(codes * scale[:, None]) * float(np.float32(INT8_STEP)))
     layout, width = weight.layout, matrix_of(weight.shape)[1]
     index = np.arange(start * width, stop * width)
@@ -240,15 +235,29 @@ def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int
         return np.zeros((0, width))
     byte = span_of_bytes(stored, weight.parts[0], index[0] // 2, index[-1] // 2 + 1)[index // 2 - index[0] // 2]
     codes = np.where(index % 2 == 0, byte // 16, byte % 16).astype(np.int64)
-    block = index // layout.size
-    if layout.nested:
-        inner = of(weight.parts[3], "<f4").astype(np.float64)[of(weight.parts[1], "u1")[block].astype(np.int64)]
-        outer = of(weight.parts[2], "<f4").astype(np.float64)[block // layout.nested]
-        scale = single(single(inner * outer) + float(np.float32(layout.offset)))
-    else:
-        scale = of(weight.parts[1], "<f4").astype(np.float64)[block]
-    book = of(weight.parts[-2], "<f4").astype(np.float64)
+    scale, _ = reference_scales(stored, weight, index // layout.size)
+    book = _values(stored, weight.parts[-2], "<f4").astype(np.float64)
     return single(book[codes] * scale).reshape(stop - start, width)
+
+
+def reference_scales(stored: Checkpoint, weight: QuantizedWeight, block: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """(scale of each of these blocks, the scale of that scale; 0 where scales are not quantized)."""
+    import numpy as np
+
+    layout = weight.layout
+    assert isinstance(layout, Blocks)
+    if not layout.nested:
+        return _values(stored, weight.parts[1], "<f4").astype(np.float64)[block], np.zeros(block.shape)
+    codes = _values(stored, weight.parts[1], "u1")[block].astype(np.int64)
+    inner = _values(stored, weight.parts[3], "<f4").astype(np.float64)[codes]
+    outer = _values(stored, weight.parts[2], "<f4").astype(np.float64)[block // layout.nested]
+    return single(single(inner * outer) + float(np.float32(layout.offset))), outer
+
+
+def _values(stored: Checkpoint, name: str, code: str) -> NDArray[np.generic]:
+    import numpy as np
+
+    return np.frombuffer(stored.weights[name].raw(0, stored.weights[name].rows), code)
 
 
 def together(touched: AbstractSet[str], weights: AbstractSet[str]) -> AbstractSet[str]:

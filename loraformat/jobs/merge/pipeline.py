@@ -130,7 +130,7 @@ def _check_options(run: PipelineRun, options: Options) -> None:
     if run.overwrite:
         raise UsageError("--overwrite: not for a pipeline", where="merge", hint="give another -o")
     unknown = {
-        "--dequantize, --keep-quantized and --as-trained": options.quantized is not None,
+        "--dequantize, --keep-quantized, --requantize and --as-trained": options.quantized is not None,
         "--resume": run.trust.resume,
         "--container": options.container is not None,
     }

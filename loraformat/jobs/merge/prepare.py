@@ -25,6 +25,7 @@ from loraformat.merger import (
     Written,
     as_written,
     base_names,
+    check_combination,
     check_kinds,
     file_names,
     findings_of,
@@ -36,6 +37,7 @@ from loraformat.merger import (
     run_merge,
     source_of,
     total_base_change,
+    total_code_error,
     total_share,
     weight_nbytes,
 )
@@ -156,6 +158,7 @@ def planned(
         same=_comparison(checkpoint),
         quantized=options.quantized,
     )
+    check_combination(plan, checkpoint, read)
     plan = replace(plan, base_files=fingerprints_of(checkpoint.store, base_names(plan, checkpoint)))
     more = (*findings_of(plan, checkpoint, read), *_merged_before(checkpoint, opened))
     return Prepared(checkpoint, tuple(opened), (*findings, *more), plan)
@@ -259,7 +262,9 @@ def report_of(
 ) -> Report:
     """What a merge did; without `outcome`, what it would do."""
     plan, opened = prepared.plan, prepared.opened
-    edited = {edit.tensor for edit in plan.edits if edit.terms}
+    edited = {name for edit in plan.edits if edit.terms for name in edit.written}
+    recoded = {edit.tensor: edit.matrix for edit in plan.edits if edit.parts}
+    parts = {part.name for edit in plan.edits for part in edit.parts}
     codes = {edit.tensor for edit in plan.edits if not edit.terms and prepared.base.tensors[edit.source].encoded}
     touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
     decoded = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in codes]
@@ -275,7 +280,9 @@ def report_of(
         for number in range(len(opened))
     ]
     names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
-    lost = rounding_findings(base, tallies, {edit.dtype for edit in plan.edits if edit.tensor in tallies})
+    scheme = plan.quantized.scheme if plan.quantized is not None else ""
+    kinds = {f"codes of {scheme}" if edit.parts else edit.dtype for edit in plan.edits if edit.tensor in tallies}
+    lost = rounding_findings(base, tallies, kinds)
     return Report(
         job="merge" if opened else "dequantize",
         subject=base,
@@ -297,7 +304,8 @@ def report_of(
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched) - len(decoded),
             tensors_decoded=len(decoded),
-            parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes),
+            parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes and name not in parts)
+            + sum(math.prod(shape) for shape in recoded.values()),
             bytes_written=weight_nbytes(plan),
             files=names,
             is_dry_run=outcome is None,
@@ -308,6 +316,8 @@ def report_of(
             checked=None if outcome is None else outcome.checked,
             as_trained=as_trained,
             base_change=total_base_change(tallies, errors) if errors else None,
+            recoded=len(recoded),
+            code_error=total_code_error(tallies),
         ),
         findings=(*prepared.findings, *lost),
         written=() if outcome is None else tuple(os.path.join(out, name) for name in names),

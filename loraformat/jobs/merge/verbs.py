@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from loraformat.algebra.retention import LEAST_SHARE
 from loraformat.containers import CONTAINERS, open_checkpoint
 from loraformat.containers.quantized.as_trained import Quantizer
 from loraformat.diagnostics import Finding, show
@@ -14,7 +15,7 @@ from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
 from loraformat.jobs.merge.pipeline import PipelineRun, merge_pipeline
 from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
-from loraformat.merger import Arithmetic, Resources, Trust
+from loraformat.merger import COMBINATIONS, Arithmetic, Resources, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
 from loraformat.storage import Location, listed, uri_of
@@ -40,7 +41,12 @@ def merge(
     max_shard_nbytes: int | None = None,
     dequantize: bool = False,
     keep_quantized: bool = False,
+    requantize: bool = False,
+    least_kept: float = LEAST_SHARE,
     as_trained: str | None = None,
+    method: str | None = None,
+    density: float | None = None,
+    sign: str = "total",
     component_strengths: Mapping[str, float] | None = None,
     verify: str = "sample",
     digests: str = "blake3",
@@ -73,12 +79,19 @@ def merge(
         memory_nbytes: for windows; Python and the adapters come on top.
         dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
         rounding: "nearest", or "stochastic" for outputs of 16 bits.
-        seed: of stochastic rounding; the same seed gives the same bytes.
+        seed: of stochastic rounding and of dare; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
         dequantize: write all weights of a quantized base dense.
         keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
+        requantize: put those weights that change into the codes of the base again, with fresh scales: NF4, FP4 and INT8
+            of bitsandbytes, FP8 in blocks. Part of the update is lost to the codes.
+        least_kept: the share of the update that must survive `requantize`; else nothing is written.
         as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the settings of bitsandbytes with which
             the model was loaded for training: its linear layers are quantized and decoded before they are merged into.
+        method: how the updates of several adapters become one: "ties", "dare" or "dare-ties", see `combine`; None for
+            their sum. Nothing is cut to a rank.
+        density: share of the values of each update that stay; a method needs it.
+        sign: of ties: "total", the sign of the sum of what stays, or "frequency", that of most.
         component_strengths: component of a pipeline → factor for its updates, beside the adapter's own strength.
         verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
@@ -104,8 +117,15 @@ def merge(
         if value is not None:
             require_one_of(value, allowed, argument)
     quantizer = Quantizer.parse(as_trained) if as_trained is not None else None
-    quantized = _quantized(dequantize=dequantize, keep_quantized=keep_quantized, as_trained=quantizer is not None)
-    options = Options(container, dtype, Arithmetic(rounding, seed), max_shard_nbytes, quantized, quantizer)
+    quantized = _quantized(
+        dequantize=dequantize,
+        keep_quantized=keep_quantized,
+        requantize=requantize,
+        as_trained=quantizer is not None,
+    )
+    arithmetic = Arithmetic(rounding, seed, *_method(method, density, sign))
+    options = Options(container, dtype, arithmetic, max_shard_nbytes, quantized, quantizer)
+    _check_codes(options, least_kept)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
     opened_device = open_device(device)
@@ -131,7 +151,7 @@ def merge(
     if dry_run:
         return report_of(prepared, base)
     limits = Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
-    trust = Trust(verify=verify, digests=digests, resume=resume)
+    trust = Trust(verify=verify, digests=digests, resume=resume, least_kept=least_kept)
     met: list[Finding] = []
 
     def meet(findings: tuple[Finding, ...]) -> None:
@@ -201,8 +221,44 @@ def dequantize(
     )
 
 
-def _quantized(*, dequantize: bool, keep_quantized: bool, as_trained: bool) -> str | None:
+def _quantized(*, dequantize: bool, keep_quantized: bool, requantize: bool, as_trained: bool) -> str | None:
     """What `plan_merge` calls it."""
-    if dequantize + keep_quantized + as_trained > 1:
-        raise UsageError("--dequantize, --keep-quantized and --as-trained exclude each other", where="merge")
+    if dequantize + keep_quantized + requantize + as_trained > 1:
+        text = "--dequantize, --keep-quantized, --requantize and --as-trained exclude each other"
+        raise UsageError(text, where="merge")
+    if requantize:
+        return "recoded"
     return "dense" if dequantize or as_trained else "mixed" if keep_quantized else None
+
+
+def _method(method: str | None, density: float | None, sign: str) -> tuple[str, float, str]:
+    """What `Arithmetic` says of a method.
+
+    Raises: UsageError (LF021): it is not one; a density that it needs is missing, is no share, or has no method.
+    """
+    require_one_of(sign, ("total", "frequency"), "--sign")
+    if method is None:
+        if density is not None:
+            raise UsageError("only --method ties, dare and dare-ties drop values", where="--density")
+        return "", 1.0, sign
+    require_one_of(method, COMBINATIONS, "--method")
+    if density is None:
+        raise UsageError(f"{method} needs the share of the values that stay", where="--density")
+    if not 0 < density <= 1:
+        raise UsageError(f"expected a share above 0 and up to 1, found {density:g}", where="--density")
+    return method, density, sign
+
+
+def _check_codes(options: Options, least_kept: float) -> None:
+    """Raises: UsageError (LF021): an option that does not go with --requantize."""
+    others = {
+        "--container torch": options.container == "torch",
+        "--dtype": options.dtype is not None,
+        "--rounding stochastic": options.arithmetic.rounding == "stochastic",
+        "--max-shard-size": options.max_shard_nbytes is not None,
+    }
+    for option, is_given in others.items():
+        if is_given and options.quantized == "recoded":
+            raise UsageError(f"{option} does not go with --requantize", where="merge", hint=f"leave {option} out")
+    if not 0 <= least_kept <= 1:
+        raise UsageError(f"expected a share from 0 to 1, found {least_kept:g}", where="--least-kept")

@@ -70,9 +70,21 @@ class Computer:
             _refuse_non_finite(edit, raw, written, start)
         return Computed(written.data, tuple(tallies) if tallies and edit.terms else None)
 
+    def exact(self, edit: Edit, steps: Steps, start: int, stop: int) -> tuple[Floats, Floats]:
+        """(values of the base, result before any rounding) of rows `start:stop` of an edit, (stop - start, columns)."""
+        import numpy as np
+
+        raw = self._read(edit, start, stop)
+        base, exact = (np.empty((raw.rows, raw.cols)) for _ in range(2))
+        with self._turns:
+            ready = [] if steps.is_plain else steps.get()[0]
+            for low, high in blocks_of(0, raw.rows, strip_of(raw.cols, edit.matrix[0], ready)):
+                base[low:high], _, exact[low:high] = self._strip(edit, steps, raw.part(low, high), start + low)
+        return base, exact
+
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""
-        return Steps(edit, self._inputs)
+        return Steps(edit, self._inputs, self._arithmetic)
 
     @property
     def _is_nearest(self) -> bool:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from loraformat.arithmetic import Packed, pack
 from loraformat.merger.compute.apply import add_column_squares
+from loraformat.merger.compute.combination import combination, sparsity_of
 from loraformat.merger.compute.kinds.arithmetic import prepare
 from loraformat.merger.compute.kinds.placement import BaseValues, Placement, Windows
 from loraformat.merger.compute.kinds.steps import Addition, Step
 from loraformat.merger.compute.low_rank import factors_of, is_plain
 from loraformat.merger.compute.windows import Resources, read_window, rows_of, windows
 from loraformat.merger.inputs import Inputs
-from loraformat.merger.plan.data import Edit, Term
+from loraformat.merger.plan.data import Arithmetic, Edit, Term
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import Replace
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 class Steps:
     """The terms of one edit, made ready when the first window asks; freed with the last window of it."""
 
-    def __init__(self, edit: Edit, inputs: Inputs) -> None:
-        self.is_plain = is_plain(edit, inputs)
+    def __init__(self, edit: Edit, inputs: Inputs, arithmetic: Arithmetic) -> None:
+        self._sparsity = sparsity_of(edit, inputs, arithmetic)
+        self.is_plain = self._sparsity is None and is_plain(edit, inputs)
         self._edit, self._inputs = edit, inputs
         self._lock = Lock()
         self._ready: tuple[list[Step], list[Floats | None]] | None = None
@@ -65,6 +67,9 @@ class Steps:
             return self._factors
 
     def _prepare(self) -> tuple[list[Step], list[Floats | None]]:
+        if self._sparsity is not None:
+            combined = combination(self._edit, self._sparsity, self._step)
+            return list(combined), [None for _ in combined]
         steps = [self._step(term) for term in self._edit.terms]
         return steps, [self._norms(step, steps) for step in steps]
 

@@ -15,26 +15,30 @@ from loraformat.model.results.verbs import Retention
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
 
 
-def tally_of(base: Floats, written: Floats, update: Floats) -> Tally:
+def tally_of(base: Floats, written: Values, update: Floats, *, is_recoded: bool = False) -> Tally:
     """The tally of some rows.
 
     Args:
         base, written: values as stored and as written; one that is not finite in the base cannot change.
         update: what was to be added.
+        is_recoded: whether they are written in codes, whose errors are summed too.
     """
     import numpy as np
 
     with np.errstate(invalid="ignore", over="ignore"):
         change = np.where(np.isfinite(base), written - base, 0.0)
         kept, whole = (float(fold((one * update).reshape(-1), 0)) for one in (change, update))
+        error = float(fold(np.square(change - update).reshape(-1), 0)) if is_recoded else 0.0
     return Tally(
         kept=kept,
         whole=whole,
         unchanged=change.size - int(np.count_nonzero(change)),
         numel=change.size,
         largest=float(np.abs(update).max(initial=0.0)),
+        error=error,
     )
 
 
@@ -54,6 +58,7 @@ def retentions(
             norm=_six_digits(math.sqrt(tally.whole)),
             largest=_six_digits(tally.largest),
             base_change=total_base_change({name: tally}, errors),
+            code_error=total_code_error({name: tally}),
         )
         for name, tally in sorted(tallies.items())
     )
@@ -67,6 +72,13 @@ def total_base_change(tallies: Mapping[str, Tally], errors: Mapping[str, float |
     if not whole or len(known) < len(found):
         return None
     return _six_digits(math.sqrt(math.fsum(error * error for error in known) / whole))
+
+
+def total_code_error(tallies: Mapping[str, Tally]) -> float | None:
+    """‖W' - (W + D)‖ / ‖D‖ over the weights that were put into codes again; None where there is none."""
+    recoded = [tally for tally in tallies.values() if tally.error]
+    whole = math.fsum(tally.whole for tally in recoded)
+    return _six_digits(math.sqrt(math.fsum(tally.error for tally in recoded) / whole)) if whole else None
 
 
 def total_share(tallies: Mapping[str, Tally]) -> float | None:

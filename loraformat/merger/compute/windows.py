@@ -54,11 +54,15 @@ def unit_of(edit: Edit, inputs: Inputs) -> int:
     return common_unit([TILE, *units], rows)
 
 
-def windows(edit: Edit, inputs: Inputs, limits: Resources) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows."""
+def windows(edit: Edit, inputs: Inputs, limits: Resources, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the blocks of rows in which an edit is computed: whole units, as many as the memory allows.
+
+    Args:
+        multiple: rows that no block may cut.
+    """
     rows, cols = edit.matrix[0], max(1, edit.matrix[1])
     read, written = inputs.base.tensors[edit.source].dtype.itemsize, DType[edit.dtype].itemsize
-    unit = unit_of(edit, inputs)
+    unit = common_unit([unit_of(edit, inputs), multiple], rows)
     tiles = _TILES_IN_MEMORY * unit * cols * 8
     budget = min(_MOST_WINDOW_NBYTES, (limits.memory_nbytes // limits.threads - tiles) * read // (read + written))
     return blocks_of(0, rows, max(unit, budget // (read * cols) // unit * unit))

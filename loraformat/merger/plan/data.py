@@ -72,11 +72,17 @@ class Arithmetic:
 
     Attributes:
         rounding: "nearest" or "stochastic".
-        seed: of stochastic rounding.
+        seed: of stochastic rounding, and of methods that drop values by chance.
+        method: by which the changes of several adapters are combined, "ties", "dare" or "dare-ties"; "" for their sum.
+        density: share of the values of each change that stay, of a method.
+        sign: who elects the signs of ties: "total" or "frequency", see `Sparsity`.
     """
 
     rounding: str = "nearest"
     seed: int = 0
+    method: str = ""
+    density: float = 1.0
+    sign: str = "total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,22 @@ class QuantizedOutput:
         scheme: of the base, by its name in `containers.quantized.SCHEMES`.
         is_dense: whether all are written dense; else those that no update reaches stay in codes.
         on_loading: see `Quantized`.
+        is_recoded: whether those that updates reach are put into codes again; else they are written dense.
     """
 
     scheme: str
     is_dense: bool
     on_loading: str = ""
+    is_recoded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor of an output file: dtype by its safetensors name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,8 @@ class Edit:
         shape: shape in the output; the first axis may be longer or shorter than the source's.
         terms: applied in order, see `Arithmetic`; the result is rounded once. None where only the dtype changes.
         row_axes: how many leading axes make the rows of the matrix that is computed: 2 for stacked experts, else 1.
+        parts: tensors of the output that the result is written as, where it is put into codes again; `tensor` is then
+            the name of the weight that they mean, and `dtype` that of the values before.
     """
 
     tensor: str
@@ -128,20 +147,17 @@ class Edit:
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
     row_axes: int = 1
+    parts: tuple[PlannedTensor, ...] = ()
 
     @property
     def matrix(self) -> tuple[int, int]:
         """(rows, columns) of the tensor seen as a matrix; a vector has one column."""
         return math.prod(self.shape[: self.row_axes]), math.prod(self.shape[self.row_axes :])
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """A tensor of an output file: dtype by its safetensors name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The names of the tensors of the output that it makes."""
+        return tuple(part.name for part in self.parts) or (self.tensor,)
 
 
 @dataclass(frozen=True, slots=True)

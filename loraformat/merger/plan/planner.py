@@ -157,11 +157,13 @@ def _shard(
             hint="save its state dict alone, or use --container safetensors" if wanted == file.container else "",
         )
     names = [name for name in file.names if name in base.tensors]
-    new = [edit.tensor for edit in at_home if edit.tensor not in base.tensors]
+    new = [edit.tensor for edit in at_home if not edit.parts and edit.tensor not in base.tensors]
+    parts = {part.name: part for edit in at_home for part in edit.parts}
     aliases = _aliases(base, names, found) if kind.shares_storage else {}
-    tensors = tuple(_planned(name, base, found) for name in (*names, *new) if name not in aliases)
+    planned = (parts.get(name) or _planned(name, base, found) for name in (*names, *new) if name not in aliases)
+    tensors = tuple(planned)
     edits = tuple(edit for edit in at_home if edit.tensor not in aliases)
-    unchanged = all(_is_like(edit, base.tensors[edit.source]) for edit in edits) and not new
+    unchanged = all(_is_like(edit, base) for edit in edits) and not new
     is_whole = len(names) == len(file.names) and not base.layers and not _is_other(file.name, base)
     is_whole = is_whole and not is_decoded(file, base)
     verbatim = wanted == file.container and not kind.depends_on_values and unchanged and is_whole
@@ -199,8 +201,11 @@ def _is_other(file: str, base: Checkpoint) -> bool:
     return base.task is not None and file in base.task.rewritten
 
 
-def _is_like(edit: Edit, stored: StoredTensor) -> bool:
-    return edit.shape == stored.shape and edit.dtype == stored.dtype.safetensors
+def _is_like(edit: Edit, base: Checkpoint) -> bool:
+    """Whether what an edit writes has the dtypes and shapes of what stands there in the base."""
+    made = edit.parts or (PlannedTensor(edit.source, edit.dtype, edit.shape),)
+    stored = {one.name: base.tensors[one.name] for one in made}
+    return all((one.dtype, one.shape) == (stored[one.name].dtype.safetensors, stored[one.name].shape) for one in made)
 
 
 def _metadata(file: WeightFile, kind: Container) -> dict[str, str]:
@@ -211,6 +216,8 @@ def _metadata(file: WeightFile, kind: Container) -> dict[str, str]:
 
 def _home(edit: Edit, base: Checkpoint) -> str:
     """The base file beside whose tensors an edited tensor goes."""
+    if edit.parts:
+        return base.tensors[edit.parts[0].name].file
     stored = base.tensors.get(edit.tensor) or base.tensors[edit.source]
     return stored.file
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from loraformat.containers.quantized import SCHEMES, laid_out
+from loraformat.containers.quantized.recoding import encoder_of
 from loraformat.diagnostics import counted
 from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
 from loraformat.matching import left_over, quantization_of
-from loraformat.merger.plan.data import Edit, QuantizedOutput
+from loraformat.merger.plan.data import Edit, PlannedTensor, QuantizedOutput
 from loraformat.merger.plan.edits import Edits
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, WeightFile
@@ -17,6 +18,8 @@ from loraformat.model.tensors import DType
 
 _CONFIG = "config.json"
 _DTYPE_KEYS = ("dtype", "torch_dtype")
+_STAYS = "weights cannot stay in codes where layers are replicated or the head of a task is added"
+_DENSE = "--dequantize writes all weights dense, --keep-quantized only those that change"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,8 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     """The base with those quantized weights dense that the output has so.
 
     Args:
-        wanted: "dense": all; "mixed": those that updates reach and those that runtimes load as one with them; None:
-            there is no such update.
+        wanted: "dense": all; "mixed": those that updates reach and those that runtimes load as one with them;
+            "recoded": none, those that updates reach are put into codes again; None: there is no such update.
 
     Raises:
         UnsupportedUpdate (LF013): an update reaches a quantized weight, and nothing says what shall become of it; all
@@ -80,19 +83,17 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
             f"the base is quantized ({base.quantized.scheme}), and {counted(len(touched), 'weight', 'is')} merged "
             f"into that it stores in codes, first {min(touched)}",
             where="merge",
-            hint="--dequantize writes all weights dense, --keep-quantized only those that change",
+            hint=_DENSE,
         )
+    if wanted == "recoded":
+        return _recoded_output(base, found)
     is_dense = wanted == "dense"
     scheme = SCHEMES[base.quantized.scheme]
     dense = weights.keys() if is_dense else scheme.together(touched, weights.keys()) | touched
     kept = tuple(sorted(weights.keys() - dense))
     if base.layers or base.task is not None:
         if kept:
-            raise MergeError(
-                "weights cannot stay in codes where layers are replicated or the head of a task is added",
-                where="merge",
-                hint="use --dequantize",
-            )
+            raise MergeError(_STAYS, where="merge", hint="use --dequantize")
         layout = base
     else:
         layout = laid_out(base, set(dense))
@@ -107,6 +108,61 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     )
 
 
+def _recoded_output(base: Checkpoint, found: Edits) -> Decoded:
+    """The base as it is stored, with edits that write the codes and scales of each weight that an update reaches.
+
+    They go into the file of the weight's codes, wherever the base has its scales.
+
+    Raises: UnsupportedUpdate (LF013): see `encoder_of`. MergeError (LF801): an update gives a weight another shape, or
+        takes it out of a table; files are not safetensors; layers are replicated, or the head of a task is added.
+    """
+    assert base.quantized is not None
+    if base.layers or base.task is not None:
+        raise MergeError(_STAYS, where="merge", hint="use --dequantize")
+    if any(file.container != "safetensors" for file in base.files.values()):
+        raise MergeError("only weights of safetensors files are quantized again", where="merge", hint=_DENSE)
+    edits = dict(found.edits)
+    for name, edit in found.edits.items():
+        code = base.tensors[edit.source].encoded
+        if not code:
+            continue
+        if name != code or edit.shape != base.quantized.weights[code].shape:
+            text = f"{name}: an update changes its shape or its place, and it is in codes"
+            raise MergeError(text, where="merge", hint=_DENSE)
+        parts = encoder_of(base.quantized, code).parts
+        planned = tuple(PlannedTensor(part.name, part.dtype.safetensors, part.shape) for part in parts)
+        edits[name] = replace(edit, dtype=DType.F32.safetensors, parts=planned)
+    layout = _gathered(laid_out(base, set()), [edit.parts for edit in edits.values() if edit.parts])
+    return Decoded(
+        layout,
+        Edits(edits, found.untied, found.resized),
+        QuantizedOutput(base.quantized.scheme, is_dense=False, is_recoded=True),
+        (),
+        tuple(sorted(base.quantized.weights)),
+        frozenset(part for weight in base.quantized.weights.values() for part in weight.parts),
+        frozenset(name for name, file in layout.files.items() if file.names),
+    )
+
+
+def _gathered(layout: Checkpoint, several: Iterable[tuple[PlannedTensor, ...]]) -> Checkpoint:
+    """A layout in which the parts of each weight are in the file of the first of them."""
+    home = {part.name: layout.tensors[parts[0].name].file for parts in several for part in parts}
+    moved = {name: file for name, file in home.items() if layout.tensors[name].file != file}
+    if not moved:
+        return layout
+    files = {
+        file.name: replace(
+            file,
+            names=(
+                *(name for name in file.names if name not in moved),
+                *(name for name, target in moved.items() if target == file.name),
+            ),
+        )
+        for file in layout.files.values()
+    }
+    return replace(layout, files=files)
+
+
 def _check_not_wanted(base: Checkpoint, wanted: str | None, *, is_merge: bool) -> None:
     if wanted is None:
         return
@@ -116,7 +172,8 @@ def _check_not_wanted(base: Checkpoint, wanted: str | None, *, is_merge: bool) -
         if settings is not None:
             hint = f"its weights are dense; remove what {settings.where} says of a quantization ({settings.scheme})"
         else:
-            hint = "leave --dequantize and --keep-quantized out" if is_merge else "its weights are dense as they are"
+            others = "--dequantize, --keep-quantized and --requantize"
+            hint = f"leave {others} out" if is_merge else "its weights are dense as they are"
         raise UsageError("the base is not quantized", where=base.uri, hint=hint)
     if wanted == "dense":
         raise UnsupportedUpdate(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from loraformat.containers import open_weights, read_rows
+from loraformat.containers import checkpoint_of_store, open_weights, read_rows
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.verify.compare import compare_rows
+from loraformat.merger.verify.recoded import recoded_checks
 from loraformat.merger.verify.reference import (
     Computed,
     Expected,
@@ -69,10 +71,12 @@ def check_output(
     weights = {shard.target: open_weights(output, [shard.target])[1] for shard in plan.shards}
     files = {name: file for file, tensors in weights.items() for name in tensors}
     checks = _checks(plan, inputs, output, compared, digests or {}, weights)
+    checks = chain(checks, _recoded_checks(compared, inputs, output))
     for _ in open_engine(jobs).map(lambda task: task(), checks):
         pass
     check_described(plan, inputs, output, reference, files)
     names = {name for shard in plan.shards for name in (*(one.name for one in shard.tensors), *shard.aliases)}
+    names -= {part.name for edit in plan.edits for part in edit.parts}
     return Checked(
         changed=len(changed) + len(names - known),
         followed=len(changed),
@@ -120,11 +124,23 @@ def _checks(
         for name, stored in tensors.items():
             if compared.full and name in digests:
                 yield _hash_check(output, stored, digests[name], name)
+            if name in compared.reference.recoded:
+                continue  # codes under the name of their weight: `_recoded_checks`
             if name in compared.changed:
                 computed = Computed(compared.changed[name], compared.reference, inputs)
                 yield from _value_checks(computed, output, stored, plan.arithmetic, full=compared.full)
             elif name in compared.copies:
                 yield from _copy_checks(compared.copies[name], inputs, output, stored, full=compared.full)
+
+
+def _recoded_checks(compared: _Compared, inputs: Inputs, output: Store) -> Iterator[_Task]:
+    names = sorted(compared.reference.recoded & compared.changed.keys())
+    written = checkpoint_of_store(output, output.uri).quantized if names else None
+    for name in names:
+        if written is None or name not in written.weights:
+            raise MergeError(f"{name}: the output does not have it in codes", where=output.uri)
+        computed = Computed(compared.changed[name], compared.reference, inputs)
+        yield from recoded_checks(computed, written, None if compared.full else _some_rows(computed))
 
 
 def _check_header(shard: ShardPlan, tensors: Mapping[str, StoredTensor]) -> None:

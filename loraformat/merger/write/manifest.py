@@ -13,7 +13,7 @@ from loraformat._version import __version__
 from loraformat.containers import strict_json
 from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.inputs import Inputs
-from loraformat.merger.plan.data import AdapterSource, MergePlan, Term
+from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, Term
 from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import DIGESTS, MANIFEST, FileFingerprint, OpenedFiles
 from loraformat.model.tensors import row_blocks
@@ -46,18 +46,20 @@ def build_manifest(
         digests: of each computed tensor.
         history: what was merged into the base before, see `history_of`.
     """
-    edits = {edit.tensor: edit for edit in plan.edits}
+    edits = {name: edit for edit in plan.edits for name in edit.written}
+    dtypes = {part.name: part.dtype for edit in plan.edits for part in edit.parts}
     used = zip(plan.adapters, inputs.adapters, prints["adapters"], strict=True)
     base: dict[str, Any] = {"layers": list(inputs.base.layers)} if inputs.base.layers else {}
     if inputs.base.task is not None and inputs.base.task.renamed:
         base["names"] = {new: old for old, new in inputs.base.task.renamed.items()}
     if plan.quantized is not None:
-        base["quantized"] = {key: value for key, value in asdict(plan.quantized).items() if value != ""}
+        said = asdict(plan.quantized).items()
+        base["quantized"] = {key: value for key, value in said if value or key == "is_dense"}
     return {
         "schema": SCHEMA,
         "tool": {"name": "loraformat", "version": __version__},
         "job": "merge" if plan.adapters else "dequantize",
-        "options": {**asdict(plan.arithmetic), **asdict(plan.files)},
+        "options": {**_arithmetic(plan.arithmetic), **asdict(plan.files)},
         "base": {"files": prints["base"], **base},
         "adapters": [
             {**_assumed(source), "files": files, "digest": adapter_digest(adapter)} for source, adapter, files in used
@@ -66,13 +68,19 @@ def build_manifest(
         "outputs": [dict(one) for one in outputs],
         "weights": {
             name: {
-                "dtype": edits[name].dtype,
+                "dtype": dtypes.get(name, edits[name].dtype),
                 "blake3": digest,
                 "terms": [_term(term, inputs) for term in edits[name].terms],
             }
             for name, digest in sorted(digests.items())
         },
     }
+
+
+def _arithmetic(arithmetic: Arithmetic) -> dict[str, Any]:
+    """Its settings; those of a method only where there is one."""
+    of_methods = () if arithmetic.method else ("method", "density", "sign")
+    return {key: value for key, value in asdict(arithmetic).items() if key not in of_methods}
 
 
 def write_manifest(output: Store, manifest: Mapping[str, Any]) -> None:

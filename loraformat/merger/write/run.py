@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from loraformat._version import __version__
+from loraformat.algebra.retention import LEAST_SHARE
 from loraformat.containers.fingerprints import file_sha256, fingerprint_of
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError
+from loraformat.merger.compute.retention import total_code_error, total_share
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import Inputs, base_names, fingerprints_of
 from loraformat.merger.kinds import check_kinds
@@ -44,11 +46,13 @@ class Trust:
         digests: "blake3": of every byte that is written; "sha256": that, and of whole files, as the Hub has it; "none":
             of what is computed alone.
         resume: whether an interrupted run's complete files are used.
+        least_kept: share of the update that must survive in weights that are put into codes again.
     """
 
     verify: str = "sample"
     digests: str = "blake3"
     resume: bool = False
+    least_kept: float = LEAST_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,7 @@ def run_merge(
             permissions=output.permissions,
         )
         written = _written_by(engine, tasks, there, journal, limits)
+    _check_kept(plan, written, trust)
     if trust.verify != "none":
         is_full = trust.verify == "full"
         written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
@@ -117,6 +122,25 @@ def run_merge(
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
     _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
+
+
+def _check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:
+    """Raises: MergeError (LF801): putting weights into codes again changed the update by more than allowed.
+
+    A share far above one is as bad as one far below: the error of the codes then passes for the update.
+    """
+    tallies = {edit.tensor: written.tallies[edit.tensor] for edit in plan.edits if edit.parts}
+    share, error = total_share(tallies), total_code_error(tallies)
+    if share is None or error is None or not trust.least_kept:
+        return
+    if abs(1 - share) > 1 - trust.least_kept:
+        raise MergeError(
+            f"{share:.1%} of the update is kept after its weights are quantized again, expected from "
+            f"{trust.least_kept:.1%} to {2 - trust.least_kept:.1%}; "
+            f"the codes add an error of {error:.3g} times the update",
+            where="merge",
+            hint="--dequantize or --keep-quantized keep all of it; --least-kept SHARE allows less",
+        )
 
 
 def _written_by(

@@ -29,6 +29,7 @@ class Done:
         tallies: one for each tile; None for what is copied or replaced.
         run: the digest of bytes of the file: of this piece where it is copied, of the whole tensor with the last window
             of an edited one; None where no digest is wanted, or not yet known.
+        parts: the tensors that the piece consists of, where it is all of a weight in codes.
     """
 
     tensor: str
@@ -36,6 +37,7 @@ class Done:
     checksum: int = 0
     tallies: tuple[Tally, ...] | None = None
     run: Run | None = None
+    parts: tuple[Done, ...] = ()
 
 
 Task: TypeAlias = Callable[[], Done]

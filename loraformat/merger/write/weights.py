@@ -17,6 +17,7 @@ from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
 from loraformat.merger.write.digests import Digest
+from loraformat.merger.write.recoded import recoded_task
 from loraformat.merger.write.tasks import Done, Target, Task, tensor_copies, tensor_run, verbatim_copies, verbatim_runs
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import Checked
@@ -139,7 +140,7 @@ class _Shard:
         self._plan, self._merge, self._inputs, self._limits = plan, merge, inputs, limits
         self._output, self._needs_digests = output, needs_digests
         self._layout = None if plan.verbatim else _layout(plan, inputs)
-        self._edited = {edit.tensor for edit in plan.edits}
+        self._edited = {name for edit in plan.edits for name in edit.written}
         self._context: AbstractContextManager[Writer] | None = None
         self._writer: Writer | None = None
         self._checksums = dict.fromkeys((tensor.name for tensor in plan.tensors), 0)
@@ -191,6 +192,9 @@ class _Shard:
                 if tensor.name not in self._edited:
                     yield from tensor_copies(self._inputs, tensor.name, target)
         for edit in self._plan.edits:
+            if edit.parts:
+                yield recoded_task(computer, edit, self._inputs, self._limits, target)
+                continue
             steps, digest = computer.steps(edit), Digest()
             for start, stop in windows(edit, self._inputs, self._limits):
                 yield _window_task(computer, edit, steps, (start, stop), target, digest)
@@ -204,10 +208,10 @@ class _Shard:
         for written in (self._written, merged):
             for tally in done.tallies or ():
                 written.tallies[done.tensor] = written.tallies.get(done.tensor, Tally()) + tally
-            if done.run is not None and done.tensor in self._edited:
-                written.digests[done.tensor] = done.run.digest
-        if done.run is not None:
-            self._runs.append(done.run)
+            for piece in (done, *done.parts):
+                if piece.run is not None and piece.tensor in self._edited:
+                    written.digests[piece.tensor] = piece.run.digest
+        self._runs += [piece.run for piece in (done, *done.parts) if piece.run is not None]
 
     def close(self, on_written: OnWritten | None) -> None:
         """Write what frames the tensors, make the file durable and give it its name."""

@@ -153,6 +153,7 @@ class Retention:
         norm: Frobenius norm of D.
         largest: max |D|.
         base_change: ‖W - decoded W‖ / ‖D‖ where the base was quantized and decoded first; else None.
+        code_error: ‖W' - (W + D)‖ / ‖D‖ where the result was put into codes again; else None.
     """
 
     weight: str
@@ -161,6 +162,7 @@ class Retention:
     norm: float
     largest: float
     base_change: float | None = None
+    code_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +203,8 @@ class MergeResult:
         verified: how the output was compared before it was moved into place: "none", "sample" or "full".
         checked: how much of it was compared; None where nothing was.
         as_trained: settings of bitsandbytes with which the base was quantized and decoded first; "" where it was not.
+        recoded: quantized weights that were put into codes again; each is several of the touched tensors.
+        code_error: ‖W' - (W + D)‖ / ‖D‖ over those; None where there are none.
         base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: how much larger the difference to a merge into the
             base as it is stored is than the update; None where there is none, or files of an earlier run were taken.
     """
@@ -221,6 +225,8 @@ class MergeResult:
     checked: Checked | None = None
     as_trained: str = ""
     base_change: float | None = None
+    recoded: int = 0
+    code_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -274,6 +274,9 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         page.say(
             Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"
         )
+    if result.recoded:
+        error = "" if result.code_error is None else f"; ‖W' - (W + Δ)‖/‖Δ‖ = {result.code_error:.3g}"
+        page.say(Styled("codes   ", "dim"), f"{plural(result.recoded, 'weight')} quantized again{error}")
     if result.adapters:
         _say_changes(page, result)
     if result.checked is not None:

@@ -146,25 +146,34 @@ def eight_bits_decoded(codes: Singles, scales: Singles) -> Singles:
 
 
 def doubly(scales: Singles) -> Singles:
-    """Scales as they come back when they are quantized too, in blocks of 256 around their mean.
+    """Scales as they come back when they are quantized too, by `doubly_coded` with the library's own map."""
+    return doubly_coded(scales, dynamic_map())[3]
 
-    The nearest number of the dynamic map is taken, as on CUDA; on the CPU the library takes it from a table of 2^16
-    steps, and where two are almost equally near it may be the other one. The mean is that of the exact sum; the library
-    sums in float32, in an order that depends on the processor.
+
+def doubly_coded(scales: Singles, table: Singles) -> tuple[NDArray[np.uint8], Singles, np.float32, Singles]:
+    """Scales quantized too, in blocks of 256 around their mean.
+
+    The nearest number of the table is taken, as on CUDA; on the CPU the library takes it from a table of 2^16 steps,
+    and where two are almost equally near it may be the other one. The mean is that of the exact sum; the library sums
+    in float32, in an order that depends on the processor.
+
+    Args:
+        table: 256 numbers, rising.
+
+    Returns: (code of each scale, scale of each block, mean, each scale as it is decoded).
     """
     import numpy as np
 
     offset = np.float32(math.fsum(scales.tolist()) / len(scales))
-    centered = scales - offset
     padded = np.zeros(-(-len(scales) // NESTED_BLOCK) * NESTED_BLOCK, np.float32)
-    padded[: len(scales)] = centered
+    padded[: len(scales)] = scales - offset
     blocks = padded.reshape(-1, NESTED_BLOCK)
-    outer = scales_of(blocks)[:, None]
+    outer = scales_of(blocks)
     with np.errstate(all="ignore"):
-        normed = np.where(outer == 0, 0, blocks * (np.float32(1) / outer))
-    table = dynamic_map()
-    found = table[np.searchsorted((table[:-1] + table[1:]) / np.float32(2), normed)] * outer
-    return np.asarray(found.reshape(-1)[: len(scales)] + offset, np.float32)
+        normed = np.where(outer[:, None] == 0, 0, blocks * (np.float32(1) / outer[:, None]))
+    codes = np.searchsorted((table[:-1] + table[1:]) / np.float32(2), normed).astype(np.uint8)
+    decoded = np.asarray((table[codes] * outer[:, None]).reshape(-1)[: len(scales)] + offset, np.float32)
+    return codes.reshape(-1)[: len(scales)], outer, offset, decoded
 
 
 @cache

@@ -21,6 +21,10 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
     Raises: MergeError (LF801): the plan would write something else.
     """
     planned = {tensor.name: (tensor.dtype, tensor.shape) for shard in plan.shards for tensor in shard.tensors}
+    for edit in plan.edits:
+        if edit.parts:
+            planned = {name: one for name, one in planned.items() if name not in edit.written}
+            planned[edit.tensor] = (edit.dtype, edit.shape)
     planned |= {name: planned[first] for shard in plan.shards for name, first in shard.aliases.items()}
     edits = {edit.tensor: edit for edit in plan.edits}
     edits |= {name: edits[first] for shard in plan.shards for name, first in shard.aliases.items() if first in edits}
@@ -34,6 +38,8 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
             raise _error(name, f"the output {'lacks' if one else 'must not have'} this tensor")
         if planned[name] != (one.dtype.safetensors, one.shape):
             raise _error(name, f"planned as {planned[name]}, it must be {(one.dtype.safetensors, one.shape)}")
+        if bool(name in edits and edits[name].parts) is not (name in reference.recoded):
+            raise _error(name, f"it must {'' if name in reference.recoded else 'not '}be put into codes again")
         if (name not in edits) is not (one.is_copy and name == one.origin):
             raise _error(name, "planned as a copy, it must change" if name not in edits else "it must be a copy")
         if name in edits:

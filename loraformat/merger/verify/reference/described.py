@@ -54,7 +54,7 @@ def check_described(
 
 
 def _check_codes(quantized: Quantized, output: OpenedFiles, reference: Reference) -> None:
-    """Read the output as a base: its scheme must find those weights in codes that stay so, with the shapes they had.
+    """Read the output as a base: its scheme must find those weights in codes that must be so, with their shapes.
 
     Raises: MergeError (LF801): it finds others, or calls an output quantized that is dense.
     """
@@ -63,7 +63,8 @@ def _check_codes(quantized: Quantized, output: OpenedFiles, reference: Reference
     kept = {
         name: weight.shape
         for name, weight in quantized.weights.items()
-        if all(part in reference.tensors and reference.tensors[part].is_copy for part in weight.parts)
+        if name in reference.recoded
+        or all(part in reference.tensors and reference.tensors[part].is_copy for part in weight.parts)
     }
     if found != kept or (written is None) is not (not kept):
         differ = sorted(name for name in found.keys() | kept.keys() if found.get(name) != kept.get(name))

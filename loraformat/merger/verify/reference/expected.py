@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from loraformat.containers import read_rows
 from loraformat.containers.quantized import SCHEMES
+from loraformat.containers.quantized.recoding import parts_of
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
-from loraformat.merger.plan.data import MergePlan
+from loraformat.merger.plan.data import Arithmetic, MergePlan
 from loraformat.merger.verify.reference.layers import stack_of, with_layers
 from loraformat.merger.verify.reference.scales import Scales, scale_used
 from loraformat.merger.verify.reference.sites import (
@@ -48,8 +49,9 @@ class Share:
         adapter, weight, index: which update it is.
         is_transposed: whether the tensor is stored as (in, out).
         run: which rows of it go where.
-        factor: scale and strength together; 1 for kinds that have none.
+        factor: scale and strength together; strength for kinds that have no scale.
         strength: of its adapter.
+        scale: without it.
     """
 
     adapter: int
@@ -60,6 +62,7 @@ class Share:
     run: Run
     factor: float
     strength: float
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,9 @@ class Reference:
         tensors: by name.
         sites: where the weights of each adapter stand.
         unfollowed: index of an adapter → why the reference cannot tell where its updates land.
+        arithmetic: how the updates of several adapters become one.
+        recoded: names of weights that updates land on and that are in codes all the same; their values in `tensors` are
+            those before they are put into codes.
         unscaled: how many updates have a factor that no formula gives, and count as the reader has them.
         has_parted: whether names of one table go separate ways.
     """
@@ -109,7 +115,9 @@ class Reference:
     sites: Sequence[_Home]
     unfollowed: Mapping[int, str]
     unscaled: int
-    has_parted: bool = False
+    has_parted: bool
+    recoded: frozenset[str]
+    arithmetic: Arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +170,10 @@ def reference_of(plan: MergePlan, inputs: Inputs) -> Reference:
     expected |= {one.name: one for one in _longer_biases(expected)}
     if plan.files.dtype is not None or plan.quantized is not None:
         expected = {name: replace(one, dtype=_dtype_of(one, plan, inputs)) for name, one in expected.items()}
+    recoded: frozenset[str] = frozenset()
     if plan.quantized is not None and not plan.quantized.is_dense:
-        expected = _partly_in_codes(expected, inputs)
-    return Reference(expected, homes, unfollowed, unscaled, has_parted)
+        expected, recoded = _partly_in_codes(expected, inputs, is_recoded=plan.quantized.is_recoded)
+    return Reference(expected, homes, unfollowed, unscaled, has_parted, recoded, plan.arithmetic)
 
 
 def _dtype_of(one: Expected, plan: MergePlan, inputs: Inputs) -> DType:
@@ -176,8 +185,11 @@ def _dtype_of(one: Expected, plan: MergePlan, inputs: Inputs) -> DType:
     return quantized.weights[one.source.encoded].dtype if quantized is not None and one.source.encoded else one.dtype
 
 
-def _partly_in_codes(expected: Mapping[str, Expected], inputs: Inputs) -> dict[str, Expected]:
-    """The tensors of an output in which quantized weights that no update reaches are copied as they are stored.
+def _partly_in_codes(
+    expected: Mapping[str, Expected], inputs: Inputs, *, is_recoded: bool
+) -> tuple[dict[str, Expected], frozenset[str]]:
+    """(tensors of an output in which quantized weights that no update reaches are copied as they are stored, weights
+    that are put into codes again).
 
     Which other weights a runtime loads together with those that become dense is taken from the scheme.
     """
@@ -185,13 +197,22 @@ def _partly_in_codes(expected: Mapping[str, Expected], inputs: Inputs) -> dict[s
     assert quantized is not None
     coded = {name: one for name, one in expected.items() if one.source.encoded}
     touched = {one.source.encoded for name, one in coded.items() if one.shares or name != one.origin}
-    dense = touched | SCHEMES[quantized.scheme].together(touched, quantized.weights.keys())
+    others = frozenset() if is_recoded else SCHEMES[quantized.scheme].together(touched, quantized.weights.keys())
+    dense = touched | others
     kept = {part for name, weight in quantized.weights.items() if name not in dense for part in weight.parts}
+    if is_recoded:
+        kept |= {part for name in touched for part in quantized.weights[name].parts} - {
+            part for name in touched for part in parts_of(quantized.weights[name])
+        }
     copies = {part: quantized.stored.tensors[part] for part in sorted(kept)}
-    return {
+    found = {
         **{name: one for name, one in expected.items() if name not in coded or one.source.encoded in dense},
         **{name: Expected(name, name, stored, stored.dtype, stored.shape) for name, stored in copies.items()},
     }
+    if not is_recoded:
+        return found, frozenset()
+    # Before they are put into codes, values are float32.
+    return found | {name: replace(found[name], dtype=DType.F32) for name in touched}, frozenset(touched)
 
 
 def _homes(inputs: Inputs, tensors: Mapping[str, StoredTensor]) -> tuple[list[_Home], dict[int, str], list[Table]]:
@@ -239,7 +260,8 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
             is_own = home.adapter.origin is None
             factor, is_stated = _factor(weight, update, scales) if is_own else (_as_read(update), True)
             for run in site.runs or _whole(site, update):
-                yield Share(number, weight, index, update, transposed, run, factor * strength, strength), is_stated
+                share = Share(number, weight, index, update, transposed, run, factor * strength, strength, factor)
+                yield share, is_stated
 
 
 def _as_read(update: Update) -> float:

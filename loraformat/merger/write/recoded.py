@@ -1,0 +1,108 @@
+"""One weight computed and put into codes again: all of its windows in turn, since the last one settles its scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraformat.arithmetic import TILE, Tally
+from loraformat.containers.quantized.recoding import Encoder, encoder_of
+from loraformat.errors import NonFiniteValue
+from loraformat.merger.compute.apply import blocks_of
+from loraformat.merger.compute.computer import Computer
+from loraformat.merger.compute.prepared import Steps
+from loraformat.merger.compute.retention import tally_of
+from loraformat.merger.compute.windows import Resources, windows
+from loraformat.merger.inputs import Inputs
+from loraformat.merger.plan.data import Edit
+from loraformat.merger.write.tasks import Done, Target, Task
+from loraformat.storage import Run, digest_of, new_hash
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from loraformat.model.floats import Floats
+
+    Singles: TypeAlias = NDArray[np.float32]
+
+_ARRAYS = 6  # of a window, in float64, that are in memory beside those of an ordinary edit
+
+
+def recoded_task(computer: Computer, edit: Edit, inputs: Inputs, limits: Resources, target: Target) -> Task:
+    """The task that writes all parts of a weight.
+
+    Where scales are quantized too, the weight is computed twice: its codes need all of its scales.
+    """
+
+    def run() -> Done:
+        assert inputs.base.quantized is not None
+        encoder = encoder_of(inputs.base.quantized, edit.tensor)
+        weight = _Weight(computer, edit, inputs, limits, encoder)
+        if encoder.needs_scales:
+            for start, _, exact in weight.windows():
+                encoder.scan(weight.singles(exact, start), start * weight.lines)
+        codes, total, done = encoder.parts[0], new_hash(), 0
+        tallies: list[Tally] = []
+        for start, base, exact in weight.windows():
+            values = weight.singles(exact, start)
+            data, decoded = encoder.encode(values, start * weight.lines)
+            total.update(data)
+            target.writer.write_at(target.entries[codes.name].span.offset + done, memoryview(data))
+            done += len(data)
+            tallies += _tallies(base, decoded.reshape(base.shape), exact)
+        span = target.entries[codes.name].span
+        assert done == span.nbytes
+        parts = [Done(codes.name, done, run=Run(span.offset, span.nbytes, total.hexdigest()))]
+        parts += [_written(target, name, data) for name, data in encoder.rest().items()]
+        return Done(edit.tensor, sum(part.nbytes for part in parts), tallies=tuple(tallies), parts=tuple(parts))
+
+    return run
+
+
+class _Weight:
+    """A weight as its encoder needs it: windows of rows that do not cut a block of codes."""
+
+    def __init__(self, computer: Computer, edit: Edit, inputs: Inputs, limits: Resources, encoder: Encoder) -> None:
+        self._computer, self._edit, self._inputs, self._limits = computer, edit, inputs, limits
+        # Rows of the encoder, along the last axis alone, in a row of the edit.
+        self.lines = edit.matrix[1] // edit.shape[-1] if len(edit.shape) > 1 else 1
+        self._unit = encoder.unit // math.gcd(encoder.unit, self.lines)
+        self._steps: Steps = computer.steps(edit)
+
+    def windows(self) -> Iterator[tuple[int, Floats, Floats]]:
+        """(first row, values of the base, exact result), each (k, columns), of all windows in order."""
+        limits = replace(self._limits, memory_nbytes=self._limits.memory_nbytes // _ARRAYS)
+        for start, stop in windows(self._edit, self._inputs, limits, self._unit):
+            base, exact = self._computer.exact(self._edit, self._steps, start, stop)
+            yield start, base, exact
+
+    def singles(self, exact: Floats, start: int) -> Singles:
+        """The result rounded to float32, in rows of the last axis. Raises: NonFiniteValue (LF402)."""
+        import numpy as np
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = exact.astype(np.float32)
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            row, column = (int(number) for number in bad[0])
+            text = f"the merged value at row {start + row}, column {column} is not finite, and codes have none such"
+            raise NonFiniteValue(text, where=self._edit.tensor)
+        return values.reshape(-1, values.shape[1] // self.lines)
+
+
+def _tallies(base: Floats, decoded: Singles, exact: Floats) -> Iterator[Tally]:
+    for low, high in blocks_of(0, len(base), TILE):
+        rows = slice(low, high)
+        yield tally_of(base[rows], decoded[rows], exact[rows] - base[rows], is_recoded=True)
+
+
+def _written(target: Target, name: str, data: bytes) -> Done:
+    span = target.entries[name].span
+    assert len(data) == span.nbytes
+    target.writer.write_at(span.offset, memoryview(data))
+    return Done(name, len(data), run=Run(span.offset, span.nbytes, digest_of(data)))
