@@ -523,7 +523,7 @@ def test_updates_without_a_formula_are_counted(tmp_path: Path) -> None:
 
 
 # What of the merger the reference may know: types of data.
-_DATA = {"AdapterSource", "Edit", "Inputs", "MergePlan", "Term"}
+_DATA = {"AdapterSource", "Arithmetic", "Edit", "Inputs", "MergePlan", "Term"}
 
 
 def test_the_reference_shares_nothing_with_what_plans_and_computes_but_types() -> None:
