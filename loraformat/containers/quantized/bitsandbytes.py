@@ -16,6 +16,7 @@ from loraformat import strict_json
 from loraformat.arithmetic.codes import HIGH_FIRST, Codes, decode
 from loraformat.containers.quantized.codes import byte_table
 from loraformat.containers.quantized.parts import (
+    Held,
     dtype_of,
     finite_scales,
     matrix_of,
@@ -69,9 +70,11 @@ class Blocks:
         size: weights of a block, in the order of the flat weight.
         nested: scales of a block of scales, where they are quantized too; else 0.
         offset: what is added to each of those.
+        held: scales and code books of the last weights that were decoded.
     """
 
     size: int
+    held: Held
     nested: int = 0
     offset: float = 0.0
 
@@ -79,10 +82,11 @@ class Blocks:
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     """The quantized weights. See `QuantizedScheme.weights`."""
     found: dict[str, QuantizedWeight] = {}
+    held = Held()
     for name, tensor in stored.tensors.items():
         module, mark, kind = name.partition(_STATE)
         if mark:
-            weight = _four_bits(stored, module, kind)
+            weight = _four_bits(stored, module, kind, held)
             found[weight.name] = weight
         elif name.endswith((".weight.absmax", ".weight.quant_map")):
             module = name.rpartition(".weight.")[0]
@@ -95,7 +99,7 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     return found
 
 
-def _four_bits(stored: Checkpoint, module: str, kind: str) -> QuantizedWeight:
+def _four_bits(stored: Checkpoint, module: str, kind: str, held: Held) -> QuantizedWeight:
     name, state_name = f"{module}.weight", f"{module}{_STATE}{kind}"
     codes, state_tensor = part(stored, name, name), stored.tensors[state_name]
     if kind not in ("nf4", "fp4"):
@@ -111,13 +115,13 @@ def _four_bits(stored: Checkpoint, module: str, kind: str) -> QuantizedWeight:
         raise FormatError(f"blocksize: expected a power of two from 32 on, found {size}", where=where)
     if isinstance(state, dict) and state.get("quant_type") != kind:
         raise FormatError(f"quant_type: {show(str(state.get('quant_type')), 40)}, the name says {kind}", where=where)
-    held = math.prod(codes.shape) * codes.dtype.itemsize
-    if -(-math.prod(shape) // 2) != held:
-        text = f"{show(name, 200)}: quant_state says the shape {list(shape)}, the codes are {held} bytes"
+    nbytes = math.prod(codes.shape) * codes.dtype.itemsize
+    if -(-math.prod(shape) // 2) != nbytes:
+        text = f"{show(name, 200)}: quant_state says the shape {list(shape)}, the codes are {nbytes} bytes"
         raise FormatError(text, where=codes.file)
     _check_code_book(stored, name, kind)
     blocks = -(-math.prod(shape) // size)
-    parts, layout = _scales(stored, name, state, blocks, size)
+    parts, layout = _scales(stored, name, state, blocks, size, held)
     dtype = DType.by_torch_name(str(state.get("dtype"))) if isinstance(state, dict) else None
     if dtype is None or not dtype.is_floating:
         dtype = dtype_of(stored)
@@ -143,12 +147,14 @@ def _check_code_book(stored: Checkpoint, name: str, kind: str) -> None:
         raise FormatError(f"{show(name, 200)}: quant_map is not that of {kind}", where=tensor.file)
 
 
-def _scales(stored: Checkpoint, name: str, state: Json, blocks: int, size: int) -> tuple[tuple[str, ...], Blocks]:
+def _scales(
+    stored: Checkpoint, name: str, state: Json, blocks: int, size: int, held: Held
+) -> tuple[tuple[str, ...], Blocks]:
     absmax = part(stored, f"{name}.absmax", name)
     assert isinstance(state, dict)
     if "nested_blocksize" not in state:
         require_shape(f"{name}.absmax", absmax, (blocks,), DType.F32)
-        return (f"{name}.absmax",), Blocks(size)
+        return (f"{name}.absmax",), Blocks(size, held)
     require_shape(f"{name}.absmax", absmax, (blocks,), DType.U8)
     nested = whole_number(state, "nested_blocksize", name)
     if nested < 1:
@@ -159,7 +165,7 @@ def _scales(stored: Checkpoint, name: str, state: Json, blocks: int, size: int) 
     nested_absmax, nested_map = f"{name}.nested_absmax", f"{name}.nested_quant_map"
     require_shape(nested_absmax, part(stored, nested_absmax, name), (-(-blocks // nested),), DType.F32)
     require_shape(nested_map, part(stored, nested_map, name), (256,), DType.F32)
-    return (f"{name}.absmax", nested_absmax, nested_map), Blocks(size, nested, float(offset))
+    return (f"{name}.absmax", nested_absmax, nested_map), Blocks(size, held, nested, float(offset))
 
 
 def _eight_bits(stored: Checkpoint, module: str) -> QuantizedWeight:
@@ -197,8 +203,8 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
             order=HIGH_FIRST,
             cols=last - first,
             bits=4,
-            table=whole(stored, weight.parts[-2]),
-            scales=_absmax(stored, weight, first // size, -(-last // size))[None],
+            table=weight.layout.held.get((weight.parts[-2], 0), lambda: whole(stored, weight.parts[-2])),
+            scales=_absmax(stored, weight)[None, first // size : -(-last // size)],
             run=size,
             first=first % size,
         )
@@ -206,19 +212,21 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     return np.asarray(found[0, start * width - first :].reshape(stop - start, width))
 
 
-def _absmax(stored: Checkpoint, weight: QuantizedWeight, first: int, last: int) -> NDArray[np.float32]:
-    """The scales of blocks `first:last`."""
+def _absmax(stored: Checkpoint, weight: QuantizedWeight) -> NDArray[np.float32]:
+    """The scales of all blocks: a window of rows needs few of them, which takes longer to read than to decode."""
     import numpy as np
 
     layout = weight.layout
     assert isinstance(layout, Blocks)
-    values: NDArray[Any] = part_rows(stored, weight.parts[1], first, last)
-    if layout.nested and last > first:
-        groups = np.arange(first, last) // layout.nested
-        low = int(groups[0])
-        nested = part_rows(stored, weight.parts[2], low, int(groups[-1]) + 1)
-        values = whole(stored, weight.parts[3])[values] * nested[groups - low] + np.float32(layout.offset)
-    return finite_scales(np.asarray(values, np.float32), weight.parts[1])
+
+    def read() -> NDArray[np.float32]:
+        values: NDArray[Any] = whole(stored, weight.parts[1])
+        if layout.nested:
+            nested = whole(stored, weight.parts[2])[np.arange(len(values)) // layout.nested]
+            values = whole(stored, weight.parts[3])[values] * nested + np.float32(layout.offset)
+        return finite_scales(np.asarray(values, np.float32), weight.parts[1])
+
+    return layout.held.get((weight.parts[1], 0), read)
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:

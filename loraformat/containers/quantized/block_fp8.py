@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraformat.arithmetic.codes import Codes, decode
 from loraformat.containers.quantized.codes import byte_table, powers_of_two
-from loraformat.containers.quantized.parts import dtype_of, finite_scales, part, raw_rows, whole
+from loraformat.containers.quantized.parts import Held, dtype_of, finite_scales, part, raw_rows, whole
 from loraformat.containers.quantized.reference import eight_bits, single
 from loraformat.containers.quantized.settings import rewritten, settings_of, with_modules
 from loraformat.diagnostics import show
@@ -36,11 +37,18 @@ _BESIDE = (".activation_scale", ".input_scale", ".qscale_act")
 _MOST_BLOCK = 1 << 16
 
 
-class Block(NamedTuple):
-    """Rows and columns that share a scale; 0 where one scale is for all."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """How many weights share a scale.
+
+    Attributes:
+        rows, cols: of a block; 0 where one scale is for all.
+        held: scales of the last weights that were decoded.
+    """
 
     rows: int
     cols: int
+    held: Held = field(default_factory=Held, compare=False)
 
 
 def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
@@ -67,7 +75,7 @@ def _block(value: Json, where: str) -> Block:
     sizes = [size for size in listed if type(size) is int and 0 < size <= _MOST_BLOCK]
     if not len(listed) == len(sizes) == 2:
         raise FormatError(f"weight_block_size: expected two sizes, found {show(str(value), 80)}", where=where)
-    return Block(*sizes)
+    return Block(sizes[0], sizes[1])
 
 
 def _weight(stored: Checkpoint, name: str, tensor: StoredTensor, block: Block) -> QuantizedWeight:
@@ -102,7 +110,8 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
 
     block, (*lead, height, width) = weight.layout, weight.shape
     assert isinstance(block, Block)
-    scales, matrices = _scales(stored, weight.parts[1]), np.arange(start, stop) // height
+    name = weight.parts[1]
+    scales, matrices = block.held.get((name, 0), lambda: _scales(stored, name)), np.arange(start, stop) // height
     if block.rows:
         grid = scales.reshape(-1, *scales.shape[-2:])
         each = grid[matrices, np.arange(start, stop) % height // block.rows]
