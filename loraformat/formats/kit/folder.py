@@ -84,14 +84,42 @@ def json_file(name: str, value: dict[str, Json]) -> JsonFile:
     return JsonFile(name, len(content), lambda: content, lambda: value)
 
 
-def tensor_file(name: str, container: str, entries: Mapping[str, LazyTensor], framework: str = "pt") -> TensorFile:
+def yaml_file(name: str, value: Mapping[str, Json]) -> JsonFile:
+    """Settings to be written as YAML: a line a key, sorted; values in JSON's spelling, which YAML reads as the same.
+
+    A float with an exponent gets the point without which YAML 1.1 takes it for a text.
+    """
+    lines = [f"{key}: {_yaml(item)}\n" for key, item in sorted(value.items())]
+    content = "".join(lines).encode()
+    return JsonFile(name, len(content), lambda: content, lambda: dict(value))
+
+
+def _yaml(value: Json) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {_yaml(item)}" for key, item in sorted(value.items())) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    text = json.dumps(value, allow_nan=False)
+    mantissa, mark, exponent = text.partition("e")
+    is_bare = isinstance(value, float) and mark and "." not in mantissa
+    return f"{mantissa}.0e{exponent}" if is_bare else text
+
+
+def tensor_file(
+    name: str,
+    container: str,
+    entries: Mapping[str, LazyTensor],
+    framework: str = "pt",
+    wrapper: tuple[str, ...] = (),
+) -> TensorFile:
     """A tensor file to be written, entries sorted by name; `nbytes` counts the values only.
 
     Args:
         framework: whose tensors these are, as the metadata of a safetensors file says.
+        wrapper: keys of the dicts around the state dict of a torch file, outermost first.
     """
     metadata = {"format": framework} if container == "safetensors" else {}
-    tensors = Tensors(container, dict(sorted(entries.items())), metadata)
+    tensors = Tensors(container, dict(sorted(entries.items())), metadata, wrapper)
     return TensorFile(name, sum(entry.nbytes for entry in entries.values()), lambda: tensors)
 
 
