@@ -53,7 +53,10 @@ def described(bundle: Bundle) -> tuple[str, str]:
     if gguf is not None:
         return "a GGUF model", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
     if any(name.endswith(".distcp") for name in bundle.files):
-        what = "a checkpoint of torch.distributed (.distcp), which is not read"
+        what = "a checkpoint of torch.distributed without .metadata, which says what its .distcp files hold"
+        return what, "give the folder with both"
+    if isinstance(bundle.files.get(".metadata"), TensorFile):
+        what = "a checkpoint of torch.distributed that holds no adapter in Megatron's names"
         return what, "export it with the trainer's own code, for Megatron Bridge export_adapter.py"
     weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
     if not weights:
