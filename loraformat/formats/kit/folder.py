@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Finding, FindingLocation
@@ -33,6 +34,10 @@ _TRAINING_STATE = (
 )
 
 
+# Where DeepSpeed keeps the state of one step. Source: DeepSpeed edaa722, runtime/engine.py `save_checkpoint`.
+_STATE_FOLDER = re.compile(r"global_step\d+")
+
+
 def is_training_state(name: str) -> bool:
     """Whether a file has the name of what a trainer keeps to go on: optimizer, scheduler, random state, arguments."""
     return name.lower().startswith(_TRAINING_STATE)
@@ -57,9 +62,10 @@ def other_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
 
 
 def left_behind(bundle: Bundle, own: Collection[str]) -> Iterator[Finding]:
-    """LF222 for the files that are neither read nor carried; nothing for hidden ones."""
+    """LF222 for the files that are neither read nor carried, and DeepSpeed's folders; nothing for hidden ones."""
     taken = {*own, *tokenizer_files(bundle), *other_files(bundle, own)}
-    names = [name for name in bundle.files if name not in taken and not name.startswith(".")]
+    names = [f"{name}/" for name in bundle.folders if _STATE_FOLDER.fullmatch(name)]
+    names += [name for name in bundle.files if name not in taken and not name.startswith(".")]
     if names:
         yield file_left_behind(FindingLocation(subject=bundle.uri), names)
 
