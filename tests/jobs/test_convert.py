@@ -200,7 +200,7 @@ def test_strict_refuses_what_a_dry_run_tells(tmp_path: Path) -> None:
 
 
 def test_what_the_base_says_of_its_ties_is_no_loss(tmp_path: Path) -> None:
-    """The adapter does not say it, so that a format without a place for it loses nothing; the native layout takes it."""
+    """The adapter does not say it, so a format without a place for it loses nothing; the native layout takes it."""
     source = saved(tmp_path / "in", factors())
     (tmp_path / "base").mkdir()
     table = {f"model.layers.0.{module}.weight": values(*shape) for module, shape in SHAPES.items()}
