@@ -14,11 +14,9 @@ from tiny import adapted, build
 
 from loraformat.jobs.convert import convert
 
-pytest.importorskip(
-    "litgpt.lora", reason="litgpt is not installed: pip install --no-deps litgpt lightning jsonargparse"
-)
+pytest.importorskip("litgpt.lora", reason="litgpt is not installed: make test-engines")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
