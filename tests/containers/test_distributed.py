@@ -92,6 +92,14 @@ def shifted(chunk: Any, offset: tuple[int, ...], sizes: tuple[int, ...]) -> Any:
     return ChunkStorageMetadata(torch.Size(offset), torch.Size(sizes))
 
 
+def nested(levels: int = 400) -> list[Any]:
+    """Lists in lists, as deep as pickle.dumps writes them."""
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 class Evil:
     """Runs when unpickled."""
 
@@ -112,6 +120,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "missing": (lambda it: setattr(info(it), "relative_path", "__1_0.distcp"), ContainerError, "missing"),
     "beyond": (lambda it: setattr(info(it), "length", 1 << 40), TruncatedFile, "ends at byte"),
     "negative": (lambda it: setattr(info(it), "offset", -1), InvalidHeader, "at byte -1"),
+    "nested": (lambda it: setattr(info(it), "relative_path", nested()), InvalidHeader, "in a list"),
     "text": (lambda it: setattr(info(it), "offset", "0"), InvalidHeader, "at byte 0"),
     "shared": (lambda it: setattr(info(it, 1), "offset", info(it).offset), InvalidHeader, "share bytes"),
     "compressed": (
@@ -171,6 +180,19 @@ def test_a_damaged_item_is_found_when_it_is_read(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ContainerError, match="CRC"):
         opened(tmp_path).entries[NAME].load()
+
+
+def test_nesting_without_end_is_no_recursion(tmp_path: Path) -> None:
+    """Written by hand, deeper than Python's own pickle could be read."""
+    save(tmp_path, {NAME: torch.ones(2, 2)})
+    path = tmp_path / ".metadata"
+    deep = b"]" * 200_000 + b"a" * 199_999
+    mark = b"\x8c\x0d__0_0.distcp\x94"
+    content = path.read_bytes()
+    at = content.index(b"\x8c\x0c__0_0.distcp\x94")
+    path.write_bytes(content[:2] + content[11:at] + deep + b"\x94" + content[at + len(mark) :])
+    with pytest.raises(InvalidHeader, match="in a list"):
+        opened(tmp_path)
 
 
 def test_every_cut_of_the_metadata_is_refused(tmp_path: Path) -> None:

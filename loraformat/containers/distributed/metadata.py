@@ -131,16 +131,21 @@ def _stored(shown: str, info: object, files: Mapping[str, int]) -> tuple[str, in
     if isinstance(info, Record) and info.fields and info.fields.get("transform_descriptors"):
         raise ContainerError(f"{shown}: a compressed or encrypted shard, which is not read", where=METADATA)
     if not isinstance(file, str) or "/" in file or "\\" in file or file in ("", ".", ".."):
-        raise InvalidHeader(f"{shown}: a shard in {show(file, 80)}, which is no file of the folder", where=METADATA)
+        raise InvalidHeader(f"{shown}: a shard in {_shown(file)}, which is no file of the folder", where=METADATA)
     if file not in files:
         raise ContainerError(f"{shown}: its shard's file {show(file, 80)} is missing", where=METADATA)
     if not _is_count(start) or not _is_count(nbytes):
-        raise InvalidHeader(f"{shown}: a shard at byte {show(start, 40)} of {show(nbytes, 40)} bytes", where=METADATA)
+        raise InvalidHeader(f"{shown}: a shard at byte {_shown(start)} of {_shown(nbytes)} bytes", where=METADATA)
     assert isinstance(start, int)
     assert isinstance(nbytes, int)
     if start + nbytes > files[file]:
         raise TruncatedFile(f"a shard of {shown} ends at byte {start + nbytes}, the file at {files[file]}", where=file)
     return file, start, nbytes
+
+
+def _shown(value: object) -> str:
+    """A value for a message; of anything but a text or a number its type alone, for it may be nested without end."""
+    return show(value, 80) if isinstance(value, (str, int)) else f"a {type(value).__name__}"
 
 
 def _check_grid(shown: str, shape: tuple[int, ...], shards: Sequence[Shard]) -> None:
