@@ -82,6 +82,12 @@ def described(bundle: Bundle) -> tuple[str, str]:
 
 
 def _of_trainer(bundle: Bundle) -> tuple[str, str] | None:
+    # Source: Megatron-LM d98e8a6, core/dist_checkpointing/core.py `CheckpointingConfig`.
+    stated = readable(bundle, "metadata.json")
+    backend = stated.get("sharded_backend") if isinstance(stated, Mapping) else None
+    if isinstance(backend, str) and backend != "torch_dist":
+        hint = "save it as torch_dist, or export it with Megatron's own code"
+        return f"a checkpoint of Megatron whose tensors are stored by {show(backend, 40)}, which is not read", hint
     if any(_DEEPSPEED.fullmatch(name) for name in bundle.files):
         hint = "run zero_to_fp32.py, which lies in the folder above, and give the folder with adapter_config.json"
         return "the state of one step of DeepSpeed, whose parameters lie in parts", hint

@@ -66,6 +66,12 @@ def test_a_distributed_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     assert "a checkpoint of torch.distributed without .metadata" in said_of(tmp_path)
 
 
+def test_a_checkpoint_of_megatron_in_zarr_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "metadata.json", {"sharded_backend": "zarr", "sharded_backend_version": 1})
+    (tmp_path / "decoder.layers.mlp.linear_fc1.adapter.linear_in.weight").mkdir()
+    assert "whose tensors are stored by zarr, which is not read" in said_of(tmp_path)
+
+
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "step_500.pt")
     assert "this is a full model" in said_of(tmp_path)
