@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-oracles test-llamacpp mutants check clean
+.PHONY: demo test test-architectures test-core test-diffusers test-engines test-oracles test-llamacpp mutants check clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -22,6 +22,14 @@ test-architectures: $(VENV)/installed-test
 test-oracles: $(VENV)/installed-test
 	$(PIP) -e '.[oracles]'
 	$(BIN)/python -m pytest -m oracle
+
+# Programs that load adapters: MLX-LM on the CPU, LitGPT (which asks for another version of transformers than its code
+# needs), and vLLM's loader where LORAFORMAT_VLLM names a folder with its source.
+test-engines: $(VENV)/installed-test
+	$(PIP) -e '.[engines]'
+	$(PIP) --no-deps litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 pytorch-lightning==2.6.6 \
+		torchmetrics==1.9.0 jsonargparse==4.53.0 typeshed-client==2.15.0 docstring-parser==0.18.0
+	$(BIN)/python -m pytest -m engine -rs
 
 # The engine that GGUF files are for, against un-merged PEFT models: adapters and merged files of ours.
 test-llamacpp: $(VENV)/installed-test

@@ -136,20 +136,49 @@ def _format_rows(folder: str) -> str:
     )
 
 
-def _matrix() -> tuple[str, str]:
-    """(head, rows) of the conversion matrix."""
+def _matrix(targets: list[str]) -> str:
+    """The conversion matrix into some formats: formats that read the same share a row, targets a column."""
     found = matrix()
-    targets = list(next(iter(found.values())))
-    head = f"| from \\ to | {' | '.join(targets)} |\n|{'---|' * (len(targets) + 1)}\n"
-    rows = "".join(
-        f"| {source} | {' | '.join(_cell(refused) for refused in cells.values())} |\n"
-        for source, cells in found.items()
-    )
-    return head, rows
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for target in targets:
+        column = tuple(_cell(source, cells[target]) for source, cells in found.items())
+        columns.setdefault(column, []).append(target)
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for number, source in enumerate(found):
+        rows.setdefault(tuple(column[number] for column in columns), []).append(source)
+    head = f"| from \\ to | {' | '.join(', '.join(names) for names in columns.values())} |\n"
+    body = "".join(f"| {', '.join(names)} | {' | '.join(cells)} |\n" for cells, names in rows.items())
+    return f"{head}|{'---|' * (len(columns) + 1)}\n{body}"
 
 
-def _cell(refused: tuple[str, ...]) -> str:
-    return f"not {', '.join(refused)}" if refused else "all"
+def _cell(source: str, refused: tuple[str, ...] | None) -> str:
+    """What comes through, by what is shorter to say."""
+    if refused is None:
+        return "nothing: other models"
+    reads = next(each.reads for each in formats() if each.name == source)
+    kept = [kind for kind in reads if kind not in refused]
+    if not refused:
+        return "everything"
+    if len(kept) < len(refused):
+        return f"only {_joined(kept)}"
+    return f"all but {_joined(list(refused))}"
+
+
+# The words of CONTENTS, shorter where a table has them.
+_SHORT = {
+    "linear": "linear layers",
+    "embedding": "embeddings",
+    "convolution": "convolutions",
+    "dora": "DoRA",
+    "bias": "biases",
+    "dense delta": "dense deltas",
+    "init subtracted from the base (PiSSA, OLoRA)": "PiSSA and OLoRA",
+    "multiplicative (IA3, OFT …)": "IA3, OFT …",
+}
+
+
+def _joined(kinds: list[str]) -> str:
+    return ", ".join(_SHORT.get(kind, kind) for kind in kinds)
 
 
 def _families() -> str:
@@ -167,16 +196,24 @@ def _families() -> str:
 
 def formats_page() -> str:
     """docs/formats/README.md: the formats, the matrix and its words."""
-    head, rows = _matrix()
-    losses = "".join(f"| {each.name} | {', '.join(each.holds)} | {each.loses} |\n" for each in formats() if each.writes)
+    written = [each for each in formats() if each.writes]
+    plain = _matrix([each.name for each in written if not each.families])
+    images = _matrix([each.name for each in written if each.families])
+    losses = "".join(f"| {each.name} | {', '.join(each.holds)} | {each.loses} |\n" for each in written)
     kinds = "".join(f"| {name} | {meaning} |\n" for name, meaning in CONTENTS.items())
     return (
         "# Formats\n\nGenerated from the source by docs/generate.py.\n\n"
         f"| name | what it is | writes |\n|---|---|---|\n{_format_rows('')}"
-        f"\n## What a conversion refuses\n\n{head}{rows}"
-        "\nAn update of a kind in a cell has no place in the target and is refused (LF702); all else comes back\n"
-        "as it was: `tests/test_conversions.py` does every pair. DoRA of an embedding is refused between mlx and\n"
-        "the others too: MLX-LM takes norms of rows there, PEFT of columns.\n"
+        "\n## What comes through a conversion\n\n"
+        "Find the format that you have on the left. What a cell does not have is refused before anything is\n"
+        "written (LF702), with the weight and the kind of update; all else comes back as it was.\n"
+        "`tests/test_pairs.py` does every pair with LoRA, rsLoRA, DoRA, rank and alpha patterns, embeddings,\n"
+        f"heads, tied heads and joined layers.\n\n{plain}\nInto the formats of image and video models:\n\n{images}"
+        '\n"Nothing: other models" stands where one format has the names of language models and the other those\n'
+        "of image models. native and peft hold both. DoRA of an embedding is refused between mlx and the\n"
+        "others: MLX-LM takes norms of rows there, PEFT of columns. gguf and litgpt have names of their own for\n"
+        "the weights of a model, and refuse a model whose names they do not know; gguf refuses LoRA on a head\n"
+        "that is the embedding table too.\n"
         f"\n| word | meaning |\n|---|---|\n{kinds}"
         f"\n## Image and video models\n\n{_families()}"
         f"\n## What a writer holds, and what it loses\n\n| name | holds | loses |\n|---|---|---|\n{losses}"

@@ -15,7 +15,7 @@ from loraformat.model.bundle import Bundle, File, JsonFile, RawFile, TensorFile,
 from loraformat.model.tensors import LazyTensor
 
 Content = Any
-CONTAINERS = {"safetensors": "safetensors", "pt": "torch", "bin": "torch", "pth": "torch"}
+CONTAINERS = {"safetensors": "safetensors", "pt": "torch", "bin": "torch", "pth": "torch", "lora": "torch"}
 
 
 def bundle(files: Mapping[str, Content], *, single: bool = False) -> Bundle:

@@ -241,6 +241,46 @@ def url_as_base(folder: Path) -> None:
     peft(folder, config={"base_model_name_or_path": "http://127.0.0.1:9/model"})
 
 
+def distributed(folder: Path, metadata: bytes) -> None:
+    (folder / ".metadata").write_bytes(metadata)
+    (folder / "__0_0.distcp").write_bytes(archive(b"\x80\x02K\x01."))
+
+
+def call_in_metadata(folder: Path) -> None:
+    name = b"\x8c\x05posix\x8c\x06system\x93"
+    distributed(folder, b"\x80\x04" + name + b"\x8c\x0btouch PWNED\x85R.")
+
+
+def object_in_metadata(folder: Path) -> None:
+    distributed(folder, b"\x80\x04\x8c\x0asubprocess\x8c\x05Popen\x93)\x81}b.")
+
+
+def memories_in_metadata(folder: Path) -> None:
+    distributed(folder, b"\x80\x04" + b"]\x94" * 3_000_000 + b".")
+
+
+def doubling_metadata(folder: Path) -> None:
+    """Lists that hold the list before twice."""
+    distributed(
+        folder,
+        b"\x80\x04]\x94" + b"".join(b"]\x94(" + 2 * (b"j" + struct.pack("<I", n)) + b"e" for n in range(200)) + b".",
+    )
+
+
+def shards_outside_the_folder(folder: Path) -> None:
+    """The bytes of a shard are said to be in another folder."""
+    import pickle
+
+    import torch
+    from distributed_files import save
+
+    save(folder, {"decoder.layers.0.mlp.linear_fc2.adapter.linear_in.weight": torch.ones(2, 2)})
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = "../../../../../../etc/passwd"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
 MAKERS: tuple[Callable[[Path], None], ...] = (
     call_in_a_zip,
     bare_call,
@@ -277,6 +317,11 @@ MAKERS: tuple[Callable[[Path], None], ...] = (
     deep_tags,
     many_tags,
     numbers_in_every_name,
+    call_in_metadata,
+    object_in_metadata,
+    memories_in_metadata,
+    doubling_metadata,
+    shards_outside_the_folder,
 )
 
 

@@ -8,19 +8,19 @@ from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.updates import Dense, Kronecker, LowRank, Magnitude, Replace, Rows, Scaled, SubtractedInit, Update
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
-PLAIN = LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5)
+PLAIN = LowRank(lazy(8, 2), lazy(2, 8, seed=1), 1.5)
 
 SAMPLES: dict[str, dict[str, tuple[Update, ...]]] = {
     "linear": {},
     "embedding": {"model.embed_tokens.weight": (LowRank(lazy(9, 2), lazy(2, 3), 1.5, is_embedding=True),)},
     "convolution": {"stem.conv.weight": (LowRank(lazy(4, 2), lazy(2, 3 * 4), 1.5, kernel=(2, 2)),)},
-    "dora": {LAYER: (LowRank(lazy(5, 2), lazy(2, 3, seed=1), 1.5, Magnitude(lazy(5, seed=2))),)},
+    "dora": {LAYER: (LowRank(lazy(8, 2), lazy(2, 8, seed=1), 1.5, Magnitude(lazy(8, seed=2))),)},
     "bias": {"model.layers.0.self_attn.q_proj.bias": (Replace(lazy(5)),)},
     "full weights": {"model.norm.weight": (Replace(lazy(3)),)},
     "trained rows": {"model.embed_tokens.weight": (Rows((4, 1), lazy(2, 3)),)},
     "dense delta": {"model.norm.weight": (Dense(lazy(3)),)},
     "experts": {"mlp.experts.weight": (LowRank(lazy(3, 5, 2), lazy(3, 2, 4), 1.5),)},
-    "init subtracted from the base (PiSSA, OLoRA)": {"k_proj.weight": (SubtractedInit("pissa", 2, 1.5, (5, 3)), PLAIN)},
+    "init subtracted from the base (PiSSA, OLoRA)": {"k_proj.weight": (SubtractedInit("pissa", 2, 1.5, (8, 8)), PLAIN)},
     "LoHa/LoKr": {"k_proj.weight": (Kronecker((lazy(2, 1),), (lazy(2, 3),), 1.5),)},
     "multiplicative (IA3, OFT …)": {"k_proj.weight": (Scaled(lazy(5)),)},
 }

@@ -32,8 +32,17 @@ WRITTEN = dict.fromkeys(("diffusers", "kohya", "comfy", "lycoris"), "kohya/tiny-
 WRITERS = [(each.NAME, container) for each in formats.FORMATS for container in each.CONTAINERS]
 
 
-# What is known of the base where a format has names of its own for its weights: those of no permuted rows.
-BASE = Hints(config={"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 2})
+# The base of the fixtures: for formats with names of their own for its weights, or groups of layers. No rows permuted.
+SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "vocab_size": 20, "head_dim": 4}
+BASE = Hints(
+    config={
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        **SIZES,
+    }
+)
 
 
 def options_of(container: str | None = None) -> WriteOptions:

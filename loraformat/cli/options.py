@@ -27,6 +27,7 @@ from loraformat.model.assumptions import KEYS, USAGE, parse_value
 if TYPE_CHECKING:
     from loraformat.diagnostics import Finding
     from loraformat.model.assumptions import Assumptions
+    from loraformat.model.results.verbs import RenamedTensor
     from loraformat.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -285,3 +286,10 @@ def announce(findings: tuple[Finding, ...]) -> None:
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     sys.stderr.write(render_findings(findings, color=color))
     sys.stderr.flush()
+
+
+def announce_names(renamed: tuple[RenamedTensor, ...], idle: tuple[str, ...]) -> None:
+    """Print what `--map` makes of names, where nothing else of the adapter can be printed."""
+    from loraformat.report.terminal.text import render_names
+
+    say(render_names(renamed, idle, color=sys.stdout.isatty() and "NO_COLOR" not in os.environ))

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from loraformat.containers.bundles import open_bundle
+from loraformat.containers.bundles import METADATA, open_bundle
 from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
-from loraformat.model.bundle import Bundle, OpenedFiles
-from loraformat.model.format_files import CONFIGS, has_config, is_part_of, weights_beside
+from loraformat.model.bundle import Bundle, OpenedFiles, TensorFile
+from loraformat.model.format_files import CONFIGS, FORMAT_FILES, has_config, is_part_of
 from loraformat.storage import LocalStore
 
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
@@ -63,9 +63,9 @@ def _adapters_below(bundle: Bundle) -> Iterator[Bundle]:
 
 
 def _has_weights(bundle: Bundle) -> bool:
-    return any(
-        is_part_of(name, weights) for config in CONFIGS for weights in weights_beside(config) for name in bundle.files
-    )
+    if isinstance(bundle.files.get(METADATA), TensorFile):
+        return True
+    return any(is_part_of(name, weights) for row in FORMAT_FILES for weights in row.weights for name in bundle.files)
 
 
 def sources_of(bundle: Bundle) -> list[tuple[object, tuple[str, ...]]]:

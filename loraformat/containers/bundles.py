@@ -17,6 +17,8 @@ from loraformat.model.tensors import LazyTensor, bytes_of, row_blocks
 from loraformat.storage import WEIGHT_SUFFIXES, Output, Source, Store, TarStore, Writer, open_store
 
 _ARCHIVE = ".nemo"
+# Of a checkpoint of torch.distributed: what says where each tensor is, and how the files of the tensors end.
+METADATA, SHARD_SUFFIX = ".metadata", ".distcp"
 _YAML_NBYTES = 1 << 20
 _CONFIG_NBYTES = 1 << 20
 _INDEX_NBYTES = 100_000_000
@@ -43,7 +45,10 @@ def open_bundle(uri: str) -> Bundle:
 
 def bundle_of_store(store: Source, uri: str, *, is_single_file: bool = False) -> Bundle:
     """The files of a store that is open already; `uri` is for messages."""
-    files = {name: _file(store, name, nbytes) for name, nbytes in store.files().items()}
+    sizes = store.files()
+    files = {name: _file(store, name, nbytes) for name, nbytes in sizes.items()}
+    if METADATA in sizes and not is_single_file:
+        files = _with_shards(store, files)
     if is_single_file:
         files = {name: _by_magic(store, file) for name, file in files.items()}
     return Bundle(uri, files, is_single_file, store.folders(), store)
@@ -149,6 +154,22 @@ def _file(store: Source, name: str, nbytes: int) -> File:
     if lower.endswith((".yaml", ".yml")):
         return JsonFile(name, nbytes, read, cache(lambda: _load_yaml(store, name, nbytes)))
     return RawFile(name, nbytes, read)
+
+
+def _with_shards(store: Source, files: Mapping[str, File]) -> dict[str, File]:
+    """The files of a checkpoint of torch.distributed as one weight file, `.metadata`."""
+    shards = {name: file for name, file in files.items() if name.endswith(SHARD_SUFFIX)}
+    if not shards:
+        return dict(files)
+
+    def opened() -> Tensors:
+        from loraformat.containers.distributed.tensors import open_distributed
+
+        return open_distributed(store)
+
+    nbytes = sum(file.nbytes for file in shards.values())
+    others = {name: file for name, file in files.items() if name not in shards}
+    return {**others, METADATA: TensorFile(METADATA, nbytes, cache(opened))}
 
 
 def _by_magic(store: Source, file: File) -> File:

@@ -58,13 +58,26 @@ def read_archive(store: Source, path: str) -> Archive:
         ContainerError (LF001): a tensor that does not fit its storage, TorchScript, another byte order, a wrong CRC.
         StorageError (LF020): the file cannot be read.
     """
-    nbytes = _sized(store, path)
-    records = read_directory(store, path, nbytes)
-    _check_kind(store, path, records)
-    value = read_pickle(_record_bytes(store, path, records, "data.pkl", MOST_NBYTES), path)
+    records, value = _opened(store, path)
     found = find_state_dict(value, path)
     tensors = {name: _placed(name, view, records, path) for name, view in found.tensors.items()}
-    return Archive(tensors, records, found.wrapper, found.extras, nbytes)
+    return Archive(tensors, records, found.wrapper, found.extras, store.size(path))
+
+
+def lazy_tensor(store: Source, path: str) -> LazyTensor:
+    """The tensor of a torch file that holds one tensor and no dict. Raises as `read_archive`."""
+    records, value = _opened(store, path)
+    if not isinstance(value, View):
+        raise ContainerError("expected one tensor", where=path)
+    archive = Archive({path: _placed(path, value, records, path)}, records, (), {}, store.size(path))
+    return lazy_tensors(store, path, archive)[path]
+
+
+def _opened(store: Source, path: str) -> tuple[Mapping[str, Record], object]:
+    """(the records of the archive by name, the value of its pickle)."""
+    records = read_directory(store, path, _sized(store, path))
+    _check_kind(store, path, records)
+    return records, read_pickle(_record_bytes(store, path, records, "data.pkl", MOST_NBYTES), path)
 
 
 def lazy_tensors(store: Source, path: str, archive: Archive) -> dict[str, LazyTensor]:

@@ -38,6 +38,8 @@ _MODEL_FILE = re.compile(
 )
 # Weights that every language model has, under the names of most.
 _MODEL_WEIGHT = re.compile(r"(.*\.)?(embed_tokens|wte|tok_embeddings|word_embeddings|lm_head|token_embedding)\.weight")
+# Source: DeepSpeed edaa722, runtime/engine.py `_get_ckpt_name`, `_get_zero_ckpt_name`.
+_DEEPSPEED = re.compile(r"((bf16_|fp16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _OPTIMIZER = re.compile(r"(.*\.)?(exp_avg|exp_avg_sq|momentum_buffer)$")
 _EXPECTED = "an adapter is expected here"
 
@@ -53,8 +55,13 @@ def described(bundle: Bundle) -> tuple[str, str]:
     if gguf is not None:
         return "a GGUF model", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
     if any(name.endswith(".distcp") for name in bundle.files):
-        what = "a checkpoint of torch.distributed (.distcp), which is not read"
+        what = "a checkpoint of torch.distributed without .metadata, which says what its .distcp files hold"
+        return what, "give the folder with both"
+    if isinstance(bundle.files.get(".metadata"), TensorFile):
+        what = "a checkpoint of torch.distributed that holds no adapter in Megatron's names"
         return what, "export it with the trainer's own code, for Megatron Bridge export_adapter.py"
+    if found := _of_trainer(bundle):
+        return found
     weights = [file for file in bundle.tensor_files() if not is_training_state(file.name)]
     if not weights:
         is_state = bool(bundle.tensor_files())
@@ -72,6 +79,24 @@ def described(bundle: Bundle) -> tuple[str, str]:
         of = _named(listed[0] if isinstance(listed, list) and listed else None)
         return f"a full model{of}", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
     return "", ""
+
+
+def _of_trainer(bundle: Bundle) -> tuple[str, str] | None:
+    # Source: Megatron-LM d98e8a6, core/dist_checkpointing/core.py `CheckpointingConfig`.
+    stated = readable(bundle, "metadata.json")
+    backend = stated.get("sharded_backend") if isinstance(stated, Mapping) else None
+    if isinstance(backend, str) and backend != "torch_dist":
+        hint = "save it as torch_dist, or export it with Megatron's own code"
+        return f"a checkpoint of Megatron whose tensors are stored by {show(backend, 40)}, which is not read", hint
+    if any(_DEEPSPEED.fullmatch(name) for name in bundle.files):
+        hint = "run zero_to_fp32.py, which lies in the folder above, and give the folder with adapter_config.json"
+        return "the state of one step of DeepSpeed, whose parameters lie in parts", hint
+    config = readable(bundle, "adapter_config.json")
+    # Source: ms-swift 3602360, tuners/utils.py `SwiftConfig`, tuners/mapping.py.
+    tuner = config.get("swift_type") if isinstance(config, Mapping) and "peft_type" not in config else None
+    if isinstance(tuner, str):
+        return f"an adapter of the tuner {show(tuner, 40)} of ms-swift, which is not read", _EXPECTED
+    return None
 
 
 def _is_optimizer(file: TensorFile, names: Sequence[str]) -> bool:

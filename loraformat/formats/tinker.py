@@ -1,7 +1,7 @@
 """Downloads of Thinking Machines' Tinker: PEFT's file names, experts in stacks that share a factor. Read only.
 
 Source: tinker-cookbook 0.6.1, weights/_merge_utils.py `build_name_remaps`, `plan_expert_ops`; _merge_gpt_oss.py;
-_merge.py `expand_expert_lora_tensors`.
+_merge.py `expand_expert_lora_tensors`; 9dfcc3a, weights/_merge_qwen3_5.py, _merge_nemotron.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
-from loraformat.errors import ConfigError, MissingFile
+from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
+from loraformat.formats.kit.blocks import block_columns, stacked
 from loraformat.formats.kit.fields import Config, as_integer, as_number, as_object, readable
 from loraformat.formats.kit.findings import unpaired_factor
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
@@ -43,6 +44,12 @@ _SPELLING = (Spelling(".lora_A.weight", ".lora_B.weight"),)
 _EXPERTS = re.compile(r"(.+\.experts)\.(w[123]|gate_proj|up_proj|down_proj)")
 _LAYERS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _UNEMBED = "unembed_tokens"
+# Nemotron's experts have no gate; Tinker's w3 is empty there.
+_NO_GATE, _LAYERS_WITHOUT_GATE = ".mixer.experts", {"w1": "up_proj", "w2": "down_proj"}
+# Layers that checkpoints join, with the parts that are trained apart, in the order of the rows.
+_QKV = re.compile(r"(.+)\.(in_proj_[qkv])")
+_MIXER = re.compile(r"(.+\.mixer)\.(gate_proj|x_proj)")
+_PARTS = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v"), "in_proj": ("gate_proj", "x_proj")}
 # The halves of the stack in which checkpoints join two layers of every expert.
 _JOINED = ("gate_proj", "up_proj")
 _STACK = "gate_up_proj"
@@ -85,11 +92,11 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     for module, pair in whole.items():
         found = _EXPERTS.fullmatch(module)
         if found is None:
-            weight, update = _plain(module, pair, scale, hints)
+            weight, update = _part_of_joined(module, whole, scale, hints) or _plain(module, pair, scale, hints)
             updates[weight] = update
-        else:
-            layer = _LAYERS.get(found[2], found[2])
-            stacks.setdefault(found[1], {})[layer] = _stack(module, *pair.factors)
+        elif any(factor.numel for factor in pair.factors):
+            names = _LAYERS_WITHOUT_GATE if found[1].endswith(_NO_GATE) else _LAYERS
+            stacks.setdefault(found[1], {})[names.get(found[2], found[2])] = _stack(module, *pair.factors)
     for owner, layers in stacks.items():
         updates.update(_experts(owner, layers, scale, hints))
     taken = {name for pair in whole.values() for name in pair.names}
@@ -126,6 +133,49 @@ def _plain(module: str, pair: Pair, scale: float | None, hints: Hints) -> tuple[
         return heads[0] if heads else "lm_head.weight", factors.linear(a, b, scale)
     # A tied base has one table for both, to which Tinker's own merge adds the update of the head.
     return f"{owner}.embed_tokens.weight", LowRank(b, a, scale, is_embedding=True)
+
+
+def _part_of_joined(
+    module: str, pairs: Mapping[str, Pair], scale: float | None, hints: Hints
+) -> tuple[str, LowRank] | None:
+    """(weight, update) of the layer that checkpoints join this one into; None where it stands alone.
+
+    Raises: UnsupportedUpdate (LF013): parts above it are missing, or nobody says how long the joined layer is.
+    """
+    if found := _QKV.fullmatch(module):
+        owner, joined = found[1], "in_proj_qkv"
+        if hints.weights is not None and _height(owner, joined, hints) is None:
+            return None
+    elif found := _MIXER.fullmatch(module):
+        owner, joined = found[1], "in_proj"
+    else:
+        return None
+    parts = [pairs.get(f"{owner}.{name}") for name in _PARTS[joined]]
+    present = [part.factors for part in parts if part is not None]
+    if len(present) < len(parts):
+        text = f"{' and '.join(_PARTS[joined])}, which the checkpoint joins, are not all adapted"
+        raise UnsupportedUpdate(text, where=in_weights(module))
+    tops = [sum(b.shape[0] for _, b in present[:number]) for number in range(len(present) + 1)]
+    height = _height(owner, joined, hints)
+    if joined == "in_proj" and height is None:
+        text = f"how many rows {joined} has, into which the checkpoint joins {found[2]}, stands in the base"
+        raise UnsupportedUpdate(text, where=in_weights(module), hint="give it with --base")
+    if (height is not None and tops[-1] > height) or len({tensor.dtype for pair in present for tensor in pair}) > 1:
+        text = f"the parts of {joined} have {tops[-1]} rows and must be of one dtype, the base has {height} rows"
+        raise ConfigError(text, where=in_weights(module))
+    blocks = [(b, [(top, top + b.shape[0])]) for (_, b), top in zip(present, tops, strict=False)]
+    update = LowRank(block_columns(blocks, height or tops[-1]), stacked([a for a, _ in present]), scale)
+    return f"{owner}.{joined}.weight", update
+
+
+_LAYER = re.compile(r".*?(layers\.\d+\..+)")
+
+
+def _height(owner: str, joined: str, hints: Hints) -> int | None:
+    """Rows of a joined layer in the base, which may call the list of layers by another name."""
+    found = _LAYER.fullmatch(owner)
+    end = f".{found[1] if found else owner}.{joined}.weight"
+    return next((shape[0] for name, shape in (hints.weights or {}).items() if f".{name}".endswith(end)), None)
 
 
 def _is_gpt_oss(hints: Hints) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from loraformat import formats, rules
 from loraformat.algebra.rank_rules import RankRule
 from loraformat.containers import open_checkpoint, sources_of
 from loraformat.diagnostics import Finding, FindingLocation, show
-from loraformat.errors import ConfigError, UsageError
+from loraformat.errors import ConfigError, LoraFormatError, UsageError
+from loraformat.formats import native
 from loraformat.formats.kit.base import Format, WriteOptions
 from loraformat.formats.kit.losses import dropped_metadata
 from loraformat.formats.kit.normalize import cast, stripped, uniform
@@ -20,7 +22,7 @@ from loraformat.io import Opened, hints_of, open_files, refuse_losses, save_adap
 from loraformat.jobs.algebra.options import checked
 from loraformat.jobs.algebra.other_tuners import as_lora
 from loraformat.jobs.inputs.subject import open_base, subject_of
-from loraformat.jobs.inputs.tensor_names import proposed, renamed
+from loraformat.jobs.inputs.tensor_names import Renaming, proposed, renamed
 from loraformat.jobs.measure import roundtrip
 from loraformat.jobs.repair import mend
 from loraformat.merger.plan.findings import kept_private
@@ -29,7 +31,7 @@ from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.floats import ROUNDOFF
-from loraformat.model.results.verbs import ConvertResult, RoundTrip
+from loraformat.model.results.verbs import ConvertResult, RenamedTensor, RoundTrip
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
@@ -78,6 +80,7 @@ def convert(
     force: bool = False,
     overwrite: bool = False,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    announce_names: Callable[[tuple[RenamedTensor, ...], tuple[str, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write the adapter at `source` in another format (or in its own, in clean form) into the new folder `out`.
@@ -112,6 +115,8 @@ def convert(
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
         announce: called with repairs, warnings and losses before anything is written.
+        announce_names: called in a dry run of an adapter that is refused, with what `maps` make of its names and the
+            patterns that match none.
         progress: called with (bytes done, bytes in all).
 
     Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
@@ -126,13 +131,14 @@ def convert(
     bundle, renaming = renamed(open_files(source, format=format), maps)
     if renaming.idle and not dry_run:
         raise UsageError(f"no tensor name matches {show(renaming.idle[0], 200)}", where="--map", hint=_SEE_NAMES)
-    opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format, partial=partial)
-    if name is not None:
-        found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
-    named = _with_names(checkpoint, to)
-    read, repairs = mend(_in_names_for(to, opened, checkpoint), named, to)
-    findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
-    read = _with_ties(read, named)
+    with _names_if_refused(renaming, announce_names if dry_run else None):
+        opened, found = subject_of(bundle, base=checkpoint, assumptions=known, format=format, partial=partial)
+        if name is not None:
+            found = tuple(each for each in found if each.code not in _ABOUT_THE_NAME)
+        named = _with_names(checkpoint, to)
+        read, repairs = mend(_in_names_for(to, opened, checkpoint), named, to)
+        findings: tuple[Finding, ...] = (*rules.refuse(_settled(found, repairs), source, force=force), *repairs)
+    read = _with_ties(read, named) if to == native.NAME else read
     read, approximated = _as_lora(read, source, checkpoint, to_lora=to_lora, rank=rank, error=error)
     adapter, changes = _prepared(read, _Wanted(dtype=dtype, is_plain=plain, is_stripped=strip_metadata))
     if name is not None:
@@ -190,6 +196,17 @@ def convert(
         findings=(*findings, *losses),
         written=paths,
     )
+
+
+@contextmanager
+def _names_if_refused(renaming: Renaming, announce: Callable[..., None] | None) -> Iterator[None]:
+    """A block whose errors come after the names of the tensors."""
+    try:
+        yield
+    except LoraFormatError:
+        if announce is not None:
+            announce(renaming.table, renaming.idle)
+        raise
 
 
 def _with_names(base: Checkpoint | None, to: str) -> Checkpoint | None:
@@ -367,7 +384,10 @@ def _coarsest(adapter: Adapter) -> float:
 
 
 def _with_ties(adapter: Adapter, base: Checkpoint | None) -> Adapter:
-    """The adapter, knowing which of its tables are tied where the source does not say and the base does."""
+    """The adapter, knowing which of its tables are tied where the source does not say and the base does.
+
+    For a format that has a place for it: what the base says anyhow is no loss where there is none.
+    """
     if base is None or adapter.config.tied is not None or adapter.config.pipeline is not None:
         return adapter
     from loraformat.matching import ties_of

@@ -61,14 +61,25 @@ def _families_of(name: str) -> tuple[str, ...]:
 _IMAGES = ("diffusers", "kohya", "comfy", "lycoris")
 
 
-def matrix() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Source format → target format → the kinds of update that this conversion refuses, in the order of CONTENTS."""
+# Formats whose names of weights are those of one kind of model, or which are read for one kind alone.
+_WRITTEN_FOR_LANGUAGE = ("gguf", "litgpt")
+_READ_FOR_LANGUAGE = ("mlx", "tinker", "gguf", "litgpt", "torchtune", "nemo")
+
+
+def matrix() -> dict[str, dict[str, tuple[str, ...] | None]]:
+    """Source format → target format → the kinds of update that this conversion refuses, in the order of CONTENTS.
+
+    None where one format is of image models and the other of language models: it refuses all.
+    """
     every = formats()
     return {
-        source.name: {
-            target.name: tuple(kind for kind in CONTENTS if kind in source.reads and kind not in target.holds)
-            for target in every
-            if target.writes
-        }
-        for source in every
+        source.name: {target.name: _refused(source, target) for target in every if target.writes} for source in every
     }
+
+
+def _refused(source: FormatRecord, target: FormatRecord) -> tuple[str, ...] | None:
+    if source.families and target.name in _WRITTEN_FOR_LANGUAGE:
+        return None
+    if target.families and source.name in _READ_FOR_LANGUAGE:
+        return None
+    return tuple(kind for kind in CONTENTS if kind in source.reads and kind not in target.holds)

@@ -27,7 +27,7 @@ _ROWS = 8
 _MOST_ELEMENTS = 65_536
 _VERSION = "lf1"
 _TEXT = re.compile(
-    rf"{_VERSION}:([\w.-]{{1,60}}):([0-9a-f]{{16}}):([0-9a-f]{{32}}):([0-9a-f]{{32}}):((?:[0-9a-f]{{8}}){{1,{_GROUPS}}})"
+    rf"{_VERSION}:([\w.-]{{1,60}}):([0-9a-f]{{16}}):([0-9a-f]{{32}}):([0-9a-f]{{32}}):([0-9a-f]{{32}}):((?:[0-9a-f]{{8}}){{1,{_GROUPS}}})"
 )
 _DENSE = "dense"
 # Buffers that some checkpoints store and others do not; they say nothing about training.
@@ -42,20 +42,23 @@ class BaseFingerprint:
         scheme: "dense", or the quantization scheme of which the decoded values were taken.
         names: hash of all names and shapes.
         values: hash of the values of all weights, whatever they are called.
-        rounded: the same of the values rounded to bfloat16.
+        bfloat16, float16: the same of the values rounded to these dtypes.
         groups: hashes of the values of up to 64 runs of weights in the order of their names.
     """
 
     scheme: str
     names: str
     values: str
-    rounded: str
+    bfloat16: str
+    float16: str
     groups: tuple[str, ...]
 
     @property
     def text(self) -> str:
         """As it is written into adapters."""
-        return ":".join((_VERSION, self.scheme, self.names, self.values, self.rounded, "".join(self.groups)))
+        return ":".join(
+            (_VERSION, self.scheme, self.names, self.values, self.bfloat16, self.float16, "".join(self.groups))
+        )
 
 
 def parse(text: str) -> BaseFingerprint | None:
@@ -67,8 +70,9 @@ def parse(text: str) -> BaseFingerprint | None:
     found = _TEXT.fullmatch(text)
     if found is None:
         return None
-    scheme, names, values, near, runs = found.groups()
-    return BaseFingerprint(scheme, names, values, near, tuple(runs[at : at + 8] for at in range(0, len(runs), 8)))
+    scheme, names, values, bfloat16, float16, runs = found.groups()
+    groups = tuple(runs[at : at + 8] for at in range(0, len(runs), 8))
+    return BaseFingerprint(scheme, names, values, bfloat16, float16, groups)
 
 
 def fingerprint_of(base: Checkpoint) -> BaseFingerprint:
@@ -84,12 +88,15 @@ def fingerprint_of(base: Checkpoint) -> BaseFingerprint:
     weights = _weights(base)
     digests = {name: _digests(weight) for name, weight in weights.items()}
     shapes = [f"{name} {'x'.join(map(str, weights[name].shape))}" for name in digests]
-    exact = [f"{name} {one}" for name, (one, _) in digests.items()]
+    exact = [f"{name} {one}" for name, (one, *_) in digests.items()]
+    together = [_hash(sorted(several), 16) for several in zip(*digests.values(), strict=True)] or [_hash([], 16)] * 3
+    values, bfloat16, float16 = together
     return BaseFingerprint(
         _DENSE if base.quantized is None else re.sub(r"[^\w.-]", "-", base.quantized.scheme)[:60],
         _hash(shapes, 8),
-        _hash(sorted(one for one, _ in digests.values()), 16),
-        _hash(sorted(near for _, near in digests.values()), 16),
+        values,
+        bfloat16,
+        float16,
         tuple(_hash(exact[start:stop], 4) for start, stop in _runs(len(exact))),
     )
 
@@ -119,7 +126,7 @@ def compare(stamped: BaseFingerprint, base: Checkpoint) -> Verdict | None:
     if found.scheme != stamped.scheme and has_names:
         text = f"the adapter was trained on this base as {_form(stamped)}; here it is {_form(found)}"
         return Verdict(is_other=False, message=text)
-    if found.rounded == stamped.rounded and has_names:
+    if has_names and (found.bfloat16 == stamped.bfloat16 or found.float16 == stamped.float16):
         text = "the base has the values that the adapter was trained on, rounded to another dtype"
         return Verdict(is_other=False, message=text)
     if has_names and len(found.groups) == len(stamped.groups):
@@ -165,17 +172,19 @@ def _weights(base: Checkpoint) -> dict[str, BaseWeight]:
     return dict(sorted(found.items()))
 
 
-def _digests(weight: BaseWeight) -> tuple[str, str]:
-    """Hashes of the shape and of chosen values: as they are, and rounded to bfloat16."""
+def _digests(weight: BaseWeight) -> tuple[str, str, str]:
+    """Hashes of the shape and of chosen values: as they are, and rounded to bfloat16 and to float16."""
     import numpy as np
 
-    exact, near = (hashlib.blake2b(repr(weight.shape).encode(), digest_size=16) for _ in range(2))
+    hashes = [hashlib.blake2b(repr(weight.shape).encode(), digest_size=16) for _ in range(3)]
     for values in _chosen(weight):
         # Adding zero makes -0 to 0; every float dtype fits into float64 exactly. NaN carries nothing.
         wide = np.where(np.isnan(values), np.nan, values.astype(np.float64)) + 0.0
-        exact.update(np.ascontiguousarray(wide, "<f8").data)
-        near.update(np.ascontiguousarray(rounded(wide, DType.BF16) + np.float32(0), "<f4").data)
-    return exact.hexdigest(), near.hexdigest()
+        forms = (wide, rounded(wide, DType.BF16), rounded(wide, DType.F16))
+        for one, form, stored in zip(hashes, forms, ("<f8", "<f4", "<f4"), strict=True):
+            one.update(np.ascontiguousarray(form.astype(stored) + 0.0, stored).data)
+    exact, bfloat16, float16 = (one.hexdigest() for one in hashes)
+    return exact, bfloat16, float16
 
 
 def _chosen(weight: BaseWeight) -> Iterator[Values]:

@@ -112,7 +112,7 @@ FORMAT_FILES = (
     ),
     FormatFiles(
         name="nemo",
-        settings=("model_weights.ckpt",),
+        settings=("model_weights.ckpt", ".metadata"),
         folders=("mp_rank_", "tp_rank_"),
         tensors=(".linear_in.weight", ".linear_out.weight"),
     ),

@@ -25,6 +25,7 @@ class Summary:
 
     Attributes:
         base_model, task, targets: as the config states them.
+        base_revision, base_fingerprint: of the base, as the config or a stamp states them; None where none does.
         weights: base weights with at least one update.
         modules: modules that own those weights.
         layers: numbers of the blocks, ascending: the first number of each path.
@@ -69,6 +70,8 @@ class Summary:
     vocab_size: int | None
     new_rows: int | None
     unclaimed: int
+    base_revision: str | None = None
+    base_fingerprint: str | None = None
     family: str | None = None
     components: Mapping[str, int] = field(default_factory=dict)
 
@@ -89,6 +92,8 @@ def summarize(adapter: Adapter) -> Summary:
     config = adapter.config
     return Summary(
         base_model=config.base_model,
+        base_revision=config.base_revision,
+        base_fingerprint=config.base_fingerprint,
         task=config.task,
         targets=config.targets,
         weights=len(adapter.updates),

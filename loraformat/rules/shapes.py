@@ -85,6 +85,9 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
                 yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
+_GATHER = "gather the parameters, then save again; zero_to_fp32.py of DeepSpeed makes them from a global_step folder"
+
+
 @rule("LF205", Severity.ERROR, since="0.1.0")
 def empty_factor(subject: Subject) -> Iterator[Hit]:
     """A tensor is empty, or is no matrix where a matrix is needed.
@@ -107,7 +110,7 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     for group in subject.adapter.update_groups:
         for role, tensor in tensors(group.update):
             if 0 in tensor.shape:
-                message, hint = f"{role} is empty: shape {tensor.shape}", "gather the parameters, then save again"
+                message, hint = f"{role} is empty: shape {tensor.shape}", _GATHER
                 yield from (Hit(base_weight, message, hint) for base_weight in group.weights)
             elif len(tensor.shape) != 2:
                 message = f"{role}: expected a matrix, found shape {tensor.shape}"

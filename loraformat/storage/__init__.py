@@ -17,6 +17,7 @@ from loraformat.storage.local.targets import ANYONE, is_restricted
 from loraformat.storage.local.targets import permissions_for as folder_permissions
 from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
+from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.schemes import is_local, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
@@ -34,6 +35,7 @@ __all__ = [
     "Hash",
     "LocalStore",
     "Location",
+    "MemberStore",
     "MemoryStore",
     "Output",
     "Run",

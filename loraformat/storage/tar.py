@@ -5,13 +5,13 @@ Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Forma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraformat.diagnostics import show
-from loraformat.errors import InvalidHeader, StorageError, TruncatedFile
+from loraformat.errors import InvalidHeader, TruncatedFile
 from loraformat.storage.base import Source
-from loraformat.storage.faults import checked_range
+from loraformat.storage.members import MemberStore
 
 _BLOCK = 512
 _MOST_MEMBERS = 10_000
@@ -30,7 +30,7 @@ class _Member:
     nbytes: int
 
 
-class TarStore:
+class TarStore(MemberStore):
     """See Source. Members in folders of the archive cannot be reached; the names of those folders are listed.
 
     Raises, when made:
@@ -39,9 +39,7 @@ class TarStore:
     """
 
     def __init__(self, archive: Source, path: str) -> None:
-        self.uri = archive.uri
-        self._archive, self._path = archive, path
-        self._members: dict[str, _Member] = {}
+        members: dict[str, tuple[str, int, int]] = {}
         folders: set[str] = set()
         for member in _members_of(archive, path):
             parts = _checked_parts(member.name, path)
@@ -50,51 +48,15 @@ class TarStore:
             if len(parts) > 1 or member.kind == _FOLDER:
                 folders.add(parts[0])
                 continue
-            if parts[0] in self._members:
+            if parts[0] in members:
                 raise InvalidHeader(f"{show(parts[0], 200)} stands in the archive twice", where=path)
-            self._members[parts[0]] = member
+            members[parts[0]] = (path, member.start, member.nbytes)
+        super().__init__(archive, members)
         self._folders = tuple(sorted(name for name in folders if not name.startswith(".")))
-
-    is_single_file = False
-
-    def files(self) -> Mapping[str, int]:
-        """See Source."""
-        return {name: member.nbytes for name, member in sorted(self._members.items())}
 
     def folders(self) -> tuple[str, ...]:
         """See Source."""
         return self._folders
-
-    def size(self, path: str) -> int:
-        """See Source."""
-        return self._member(path).nbytes
-
-    def read(self, path: str, offset: int = 0, nbytes: int | None = None) -> bytes:
-        """See Source."""
-        member = self._member(path)
-        count = member.nbytes - offset if nbytes is None else nbytes
-        checked_range(path, member.nbytes, offset, count)
-        return self._archive.read(self._path, member.start + offset, count)
-
-    def read_into(self, path: str, offset: int, buffer: bytearray | memoryview) -> None:
-        """See Source."""
-        member = self._member(path)
-        checked_range(path, member.nbytes, offset, memoryview(buffer).nbytes)
-        self._archive.read_into(self._path, member.start + offset, buffer)
-
-    def identity(self, path: str) -> tuple[str | int, ...]:
-        """See Source: that of the archive, and the place in it."""
-        return (*self._archive.identity(self._path), self._member(path).start)
-
-    def check_inside(self, path: str) -> None:
-        """See Source."""
-        self._member(path)
-        self._archive.check_inside(self._path)
-
-    def _member(self, path: str) -> _Member:
-        if path not in self._members:
-            raise StorageError("no such file or folder", where=path)
-        return self._members[path]
 
 
 def _members_of(archive: Source, path: str) -> Iterator[_Member]:

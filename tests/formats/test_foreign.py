@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import distributed_files
 import pytest
 import torch
 from click.testing import CliRunner
@@ -57,10 +58,18 @@ def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) 
 
 
 def test_a_distributed_checkpoint_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(b"\x80\x04.")
-    (tmp_path / "__0_0.distcp").write_bytes(b"PK")
-    assert "torch.distributed" in said_of(tmp_path)
-    assert "export" in said_of(tmp_path)
+    distributed_files.save(tmp_path, WEIGHTS)
+    said = said_of(tmp_path)
+    assert "a checkpoint of torch.distributed that holds no adapter" in said
+    assert "export" in said
+    (tmp_path / ".metadata").unlink()
+    assert "a checkpoint of torch.distributed without .metadata" in said_of(tmp_path)
+
+
+def test_a_checkpoint_of_megatron_in_zarr_is_named(tmp_path: Path) -> None:
+    write_json(tmp_path / "metadata.json", {"sharded_backend": "zarr", "sharded_backend_version": 1})
+    (tmp_path / "decoder.layers.mlp.linear_fc1.adapter.linear_in.weight").mkdir()
+    assert "whose tensors are stored by zarr, which is not read" in said_of(tmp_path)
 
 
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from strategies import values
 from torch import Tensor
 
 from loraformat import formats
-from loraformat.errors import ConfigError
+from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats import tinker
 from loraformat.formats.kit.base import NO_HINTS, Hints
 from loraformat.model.adapter import Adapter
@@ -116,3 +116,71 @@ def test_factors_that_do_not_fit_are_refused(change: dict[str, Tensor]) -> None:
 def test_peft_s_config_without_a_kind_is_not_taken_for_tinker_s() -> None:
     found = bundle({"adapter_model.safetensors": HEAD, "adapter_config.json": {**CONFIG, "target_modules": ["q"]}})
     assert formats.detect(found)[0].NAME == "peft"
+
+
+LINEAR = "model.layers.3.linear_attn"
+QKV = {
+    f"{P}{LINEAR}.in_proj_{part}.lora_{side}.weight": values(*shape, seed=seed)
+    for seed, (part, side, shape) in enumerate(
+        (part, side, (2, 8) if side == "A" else (rows, 2))
+        for part, rows in zip("qkv", (3, 3, 5), strict=True)
+        for side in "AB"
+    )
+}
+
+
+def qkv(part: str) -> Tensor:
+    a, b = (QKV[f"{P}{LINEAR}.in_proj_{part}.lora_{side}.weight"].double() for side in "AB")
+    return 4 * b @ a
+
+
+@pytest.mark.parametrize("prefix", [None, "model.layers.3.", "model.language_model.layers.3."])
+def test_qwen_3_5_s_parts_become_the_layer_that_checkpoints_join(prefix: str | None) -> None:
+    weights = None if prefix is None else {f"{prefix}linear_attn.in_proj_qkv.weight": (11, 8)}
+    updates = read(QKV, Hints(weights=weights)).updates
+    assert list(updates) == [f"{LINEAR}.in_proj_qkv.weight"]
+    wanted = torch.cat([qkv(part) for part in "qkv"])
+    torch.testing.assert_close(dense(updates[f"{LINEAR}.in_proj_qkv.weight"][0]), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_qwen_3_5_s_parts_stay_apart_where_the_base_has_them_apart() -> None:
+    weights = {f"{LINEAR}.in_proj_{part}.weight": (3, 8) for part in "qkv"}
+    assert len(read(QKV, Hints(weights=weights)).updates) == 3
+    lacking = {name: value for name, value in QKV.items() if "_k." not in name}
+    with pytest.raises(UnsupportedUpdate, match="not all adapted"):
+        read(lacking)
+    with pytest.raises(ConfigError, match="the base has 10 rows"):
+        read(QKV, Hints(weights={f"{LINEAR}.in_proj_qkv.weight": (10, 8)}))
+
+
+def test_nemotron_s_gate_and_x_are_the_first_rows_of_in_proj_and_its_experts_have_no_gate() -> None:
+    mixer = f"{P}model.layers.0.mixer"
+    entries = {
+        f"{mixer}.{part}.lora_{side}.weight": values(*((2, 8) if side == "A" else (4, 2)), seed=seed)
+        for seed, (part, side) in enumerate((part, side) for part in ("gate_proj", "x_proj") for side in "AB")
+    }
+    gate, x = (
+        4 * entries[f"{mixer}.{part}.lora_B.weight"].double() @ entries[f"{mixer}.{part}.lora_A.weight"].double()
+        for part in ("gate_proj", "x_proj")
+    )
+    experts = f"{P}model.layers.1.mixer.experts"
+    entries |= {
+        f"{experts}.w1.lora_A.weight": values(1, 2, 8, seed=5),
+        f"{experts}.w1.lora_B.weight": values(3, 5, 2, seed=6),
+        f"{experts}.w2.lora_A.weight": values(3, 2, 5, seed=7),
+        f"{experts}.w2.lora_B.weight": values(1, 8, 2, seed=8),
+        f"{experts}.w3.lora_A.weight": torch.empty(0),
+        f"{experts}.w3.lora_B.weight": torch.empty(0),
+    }
+    adapter = read(entries, Hints(weights={"backbone.layers.0.mixer.in_proj.weight": (13, 8)}))
+    names = {name.removeprefix("model.layers.1.mixer.experts.") for name in adapter.updates}
+    assert names == {
+        "model.layers.0.mixer.in_proj.weight",
+        *(f"{expert}.{layer}_proj.weight" for expert in range(3) for layer in ("up", "down")),
+    }
+    assert not adapter.unclaimed
+    wanted = torch.cat([gate, x, torch.zeros(5, 8).double()])
+    found = dense(adapter.updates["model.layers.0.mixer.in_proj.weight"][0])
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    with pytest.raises(UnsupportedUpdate, match="stands in the base"):
+        read(entries)

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import distributed_files
 import hostile
 import numpy as np
+import torch
 from containers import gguf_files
 from quantization.encoders import ENCODERS, Encoder
 from safetensors.torch import save
@@ -25,6 +27,7 @@ from loraformat.budget import Budget
 from loraformat.containers import strict_json, yaml
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
+from loraformat.containers.distributed.tensors import open_distributed
 from loraformat.containers.gguf.types import BY_CODE
 from loraformat.containers.quantized import reference_rows
 from loraformat.containers.torch_file.pickle_subset import read_pickle
@@ -95,6 +98,15 @@ def tar_archive(data: bytes) -> None:
         return
     same = {name for name in found if name in wanted}
     assert {name: found[name] for name in same} == {name: wanted[name] for name in same}
+
+
+def distributed(data: bytes) -> None:
+    """`.metadata` and one file of shards, and the values of every tensor."""
+    nbytes = struct.unpack_from("<H", data)[0] if len(data) > 1 else 0
+    store = MemoryStore({".metadata": data[2 : 2 + nbytes], "__0_0.distcp": data[2 + nbytes :]})
+    for lazy in open_distributed(store).entries.values():
+        if lazy.nbytes <= 1 << 16:
+            lazy.load()
 
 
 def pickle_subset(data: bytes) -> None:
@@ -276,6 +288,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         gguf_header,
         torch_zip,
         tar_archive,
+        distributed,
         pickle_subset,
         strict_text,
         index,
@@ -429,7 +442,20 @@ def _image_adapters() -> list[bytes]:
     return [_described(path) for path in found]
 
 
+def _distributed() -> list[bytes]:
+    """Checkpoints as `distributed` takes them."""
+    found = []
+    for cuts in [((), ()), ((2,), ()), ((1, 3), (2,))]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            distributed_files.save(folder, {"a.b": distributed_files.Sharded(torch.ones(4, 3), cuts), "iteration": 3})
+            metadata = (folder / ".metadata").read_bytes()
+            found.append(struct.pack("<H", len(metadata)) + metadata + (folder / "__0_0.distcp").read_bytes())
+    return found
+
+
 _MADE: Mapping[str, Callable[[], list[bytes]]] = {
+    "distributed": _distributed,
     "gguf_header": gguf_seeds,
     "image_adapter": _image_adapters,
     "tar_archive": _archives,

@@ -199,6 +199,20 @@ def test_strict_refuses_what_a_dry_run_tells(tmp_path: Path) -> None:
         convert(source, str(tmp_path / "out"), to="mlx", strict=True)
 
 
+def test_what_the_base_says_of_its_ties_is_no_loss(tmp_path: Path) -> None:
+    """The adapter does not say it, so a format without a place for it loses nothing; the native layout takes it."""
+    source = saved(tmp_path / "in", factors())
+    (tmp_path / "base").mkdir()
+    table = {f"model.layers.0.{module}.weight": values(*shape) for module, shape in SHAPES.items()}
+    save_file({**table, "model.embed_tokens.weight": values(30, 8)}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": true}')
+    base = str(tmp_path / "base")
+    report = convert(source, str(tmp_path / "out"), to="peft", base=base, strict=True)
+    assert not [each for each in report.findings if each.code.startswith("LF7")]
+    convert(source, str(tmp_path / "native"), to="native", base=base)
+    assert "tied" in json.loads((tmp_path / "native" / "lora_config.json").read_text())
+
+
 @pytest.mark.parametrize("to", ["native", "peft", "mlx", "loralib"])
 @pytest.mark.parametrize("dtype", [None, "float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("plain", [False, True])

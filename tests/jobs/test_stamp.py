@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import loraformat
+from loraformat.cli import main
 from loraformat.errors import AdapterRefused, StorageError, UnsupportedUpdate, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -117,11 +119,14 @@ def test_other_names_and_other_forms_are_told_apart_from_another_base(tmp_path: 
         base(tmp_path / "full", {n: v * 1.001 for n, v in weights(torch.float32).items()}),
         tmp_path / "full-adapter",
     )
-    rounded = {name: (value * 1.001).bfloat16() for name, value in weights(torch.float32).items()}
     assert exact.ok
-    found = codes(str(tmp_path / "full-adapter"), base(tmp_path / "rounded", rounded))
-    assert list(found) == ["LF321"]
-    assert "rounded to another dtype" in found["LF321"]
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = {name: (value * 1.001).to(dtype) for name, value in weights(torch.float32).items()}
+        found = codes(str(tmp_path / "full-adapter"), base(tmp_path / f"rounded-{dtype}", rounded))
+        assert list(found) == ["LF321"]
+        assert "rounded to another dtype" in found["LF321"]
+        tuned = {**rounded, "model.norm.weight": rounded["model.norm.weight"] * 1.01}
+        assert list(codes(str(tmp_path / "full-adapter"), base(tmp_path / f"tuned-{dtype}", tuned))) == ["LF320"]
     assert list(codes(stamped, base(tmp_path / "smaller", {**half, "model.norm.weight": torch.ones(9)}))) == ["LF320"]
 
 
@@ -256,3 +261,14 @@ def test_a_stamp_of_another_base_is_replaced_with_a_warning(tmp_path: Path, stam
     assert codes(str(tmp_path / "again"), other) == {}
     config = loraformat.load_adapter(tmp_path / "again").config
     assert (config.base_model, config.base_revision) == ("c/d", None)
+
+
+def test_inspect_shows_what_the_stamp_says(tmp_path: Path) -> None:
+    folder = str(tmp_path / "adapter")
+    loraformat.stamp(PEFT, base(tmp_path / "base", weights()), folder, base_model="meta-llama/Llama-3.1-8B@abc123")
+    result = CliRunner().invoke(main, ["inspect", folder])
+    assert "base       meta-llama/Llama-3.1-8B, revision abc123" in result.output
+    assert "stamp      lf1:dense:" in result.output
+    summary = json.loads(CliRunner().invoke(main, ["inspect", folder, "--format", "json"]).output)["summary"]
+    assert summary["base_revision"] == "abc123"
+    assert summary["base_fingerprint"].startswith("lf1:dense:")

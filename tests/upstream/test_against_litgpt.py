@@ -16,7 +16,7 @@ from loraformat.io import load_adapter
 
 lora = pytest.importorskip("litgpt.lora", reason="litgpt is not installed")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 SIZES: dict[str, Any] = {"block_size": 8, "vocab_size": 32, "padded_vocab_size": 32, "n_layer": 2, "n_embd": 16}
 LLAMA: dict[str, Any] = {

@@ -135,6 +135,7 @@ def command(
             force=force,
             overwrite=overwrite,
             announce=options.announce,
+            announce_names=options.announce_names if output_format == "text" else None,
             progress=advance,
         )
     options.present(report, output_format, findings=False)

@@ -9,7 +9,7 @@ Source: CPython 3.11, Lib/pickletools.py; torch 2.13, `torch/_utils.py` and `tor
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -118,16 +118,19 @@ def read_pickle(data: bytes, where: str) -> object:
 
     Raises: UnsafePickle (LF007): anything else; it was not executed.
     """
-    if len(data) > MOST_NBYTES:
-        raise UnsafePickle(f"a pickle of {len(data)} bytes, at most {MOST_NBYTES} are read", where=where)
-    try:
-        return _Machine(data, where).run()
-    except (IndexError, struct.error) as error:
-        raise UnsafePickle("the pickle ends early, or takes more from its stack than there is", where=where) from error
+    return Machine(data, where).value()
 
 
-class _Machine:
-    """The state of a pickle that is being read."""
+class Machine:
+    """The state of a pickle that is being read, in the dialect of torch.save's tensors.
+
+    Attributes:
+        protocols: those of the pickle that are read.
+        writer: who writes such pickles, for messages.
+    """
+
+    protocols: tuple[int, ...] = (2,)
+    writer = "torch.save"
 
     def __init__(self, data: bytes, where: str) -> None:
         self.data, self.where = data, where
@@ -137,16 +140,34 @@ class _Machine:
         self.memo: list[object] = []
         self.storages: dict[str, Symbol] = {}
 
-    def run(self) -> object:
+    @property
+    def steps(self) -> Mapping[int, Step]:
+        """What each opcode does."""
+        return STEPS
+
+    def value(self) -> object:
         """See `read_pickle`."""
-        if self.data[:2] != b"\x80\x02":
-            self.refuse("a pickle that is not of protocol 2, which torch.save writes")
+        if len(self.data) > MOST_NBYTES:
+            self.refuse(f"a pickle of {len(self.data)} bytes, at most {MOST_NBYTES} are read")
+        try:
+            return self._run()
+        except (IndexError, struct.error) as error:
+            text = "the pickle ends early, or takes more from its stack than there is"
+            raise UnsafePickle(text, where=self.where) from error
+
+    def _run(self) -> object:
+        if self.data[:1] != b"\x80" or self.data[1] not in self.protocols:
+            numbers = " or ".join(map(str, self.protocols))
+            self.refuse(f"a pickle that is not of protocol {numbers}, which {self.writer} writes")
         self.position = 2
+        known = self.steps
         steps = 0
         while (opcode := self.take(1)[0]) != ord("."):
-            step = _STEPS.get(opcode)
+            step = known.get(opcode)
             if step is None:
-                self.refuse(f"the pickle has opcode {bytes([opcode])!r}, which torch.save does not write for tensors")
+                self.refuse(
+                    f"the pickle has opcode {bytes([opcode])!r}, which {self.writer} does not write for tensors"
+                )
             step(self)
             steps += 1
             if steps > MOST_OPCODES:
@@ -154,14 +175,17 @@ class _Machine:
         return self.result()
 
     def result(self) -> object:
+        """The one value that is left."""
         if self.position != len(self.data) or len(self.stack) != 1 or self.stack[0] is _MARK:
             self.refuse("bytes or values are left over at the end of the pickle")
         return self.stack[0]
 
     def refuse(self, message: str) -> NoReturn:
+        """Raises: UnsafePickle (LF007), always."""
         raise UnsafePickle(message, where=self.where, hint=_HINT)
 
     def take(self, nbytes: int) -> bytes:
+        """The next bytes."""
         part = self.data[self.position : self.position + nbytes]
         if len(part) != nbytes:
             raise IndexError
@@ -169,6 +193,7 @@ class _Machine:
         return part
 
     def line(self) -> str:
+        """The text up to the next line end."""
         end = self.data.find(b"\n", self.position)
         if end < 0:
             raise IndexError
@@ -177,12 +202,14 @@ class _Machine:
         return text.decode("utf-8", "backslashreplace")
 
     def pop(self) -> object:
+        """The value on top of the stack."""
         value = self.stack.pop()
         if value is _MARK:
             self.refuse("the pickle takes a value across a mark")
         return value
 
     def pop_group(self) -> list[object]:
+        """The values above the last mark."""
         position = len(self.stack) - 1
         while self.stack[position] is not _MARK:
             position -= 1
@@ -193,6 +220,7 @@ class _Machine:
         return group
 
     def put(self, index: int) -> None:
+        """Remember the value on top of the stack."""
         if index >= MOST_MEMO:
             self.refuse(f"a pickle that remembers more than {MOST_MEMO} values")
         if self.stack[-1] is _MARK:
@@ -202,33 +230,47 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
+        """Put a remembered value on the stack."""
         if index >= len(self.memo) or self.memo[index] is _MARK:
             self.refuse(f"the pickle recalls value {index}, which it did not remember")
         self.stack.append(self.memo[index])
 
     def fill_list(self, values: list[object]) -> None:
+        """Append values to the list on top of the stack."""
         target = self.stack[-1]
         if type(target) is not list:
             self.refuse("the pickle appends to something that is not a list")
         target.extend(values)
 
     def fill_dict(self, values: list[object]) -> None:
+        """Set items, key and value in turn, of the dict on top of the stack."""
         target = self.stack[-1]
         if type(target) is not dict or len(values) % 2:
             self.refuse("the pickle sets items of something that is not a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Other keys could be nested so deep that hashing them overflows the stack of the interpreter.
-            if type(key) not in (str, int):
-                self.refuse("a dict key that is neither a string nor an integer")
-            target[IntegerKey.of(key) if isinstance(key, int) else key] = value
+            target[self.key(key)] = value
+
+    def key(self, key: object) -> object:
+        """What stands for a key of a dict.
+
+        Other keys could be nested so deep that hashing them overflows the stack of the interpreter.
+        """
+        if type(key) not in (str, int):
+            self.refuse("a dict key that is neither a string nor an integer")
+        return IntegerKey.of(key) if isinstance(key, int) else key
 
     def symbol(self) -> None:
-        found = Symbol(self.line(), self.line())
-        if not _is_known(found):
+        """A name, as two lines of text."""
+        self.name(Symbol(self.line(), self.line()))
+
+    def name(self, found: Symbol) -> None:
+        """Put a name on the stack."""
+        if not self.is_known(found):
             self.refuse(f"the pickle names {found}, which is not needed for tensors; it was not executed")
         self.stack.append(found)
 
     def storage(self) -> None:
+        """A persistent id: that of a storage."""
         match self.pop():
             case ("storage", Symbol() as kind, str(key), str(), int(numel)) if _is_storage(kind):
                 if self.storages.setdefault(key, kind) != kind:
@@ -239,13 +281,22 @@ class _Machine:
                 self.refuse("a persistent id that is not that of a storage")
 
     def call(self) -> None:
+        """What stands for the call of a name."""
         arguments, callee = self.pop(), self.pop()
         if not isinstance(callee, Symbol) or type(arguments) is not tuple or len(arguments) > _MOST_ARGUMENTS:
             self.refuse("the pickle calls something that is not a function; it was not executed")
-        made = _called(callee, arguments)
+        made = self.called(callee, arguments)
         if made is None:
             self.refuse(f"the pickle calls {callee} with arguments that torch.save does not write; it was not executed")
         self.stack.append(made)
+
+    def is_known(self, found: Symbol) -> bool:
+        """Whether a name may stand in the pickle."""
+        return _is_known(found)
+
+    def called(self, callee: Symbol, arguments: tuple[object, ...]) -> object | None:
+        """What a call makes; None where nobody but an attacker would call it like that."""
+        return _called(callee, arguments)
 
     def build(self) -> None:
         """An OrderedDict gets attributes: `_metadata` of a state dict, which says nothing about the tensors."""
@@ -266,14 +317,15 @@ def _is_storage(symbol: Symbol) -> bool:
     )
 
 
-def _dtype(value: object) -> DType | None:
+def dtype_of(value: object) -> DType | None:
+    """The dtype that a name like torch.float32 names."""
     if isinstance(value, Symbol) and value.module == "torch":
         return DType.by_torch_name(value.name)
     return None
 
 
 def _is_known(symbol: Symbol) -> bool:
-    return (symbol.module, symbol.name) in _CALLABLE or _is_storage(symbol) or _dtype(symbol) is not None
+    return (symbol.module, symbol.name) in _CALLABLE or _is_storage(symbol) or dtype_of(symbol) is not None
 
 
 def _called(callee: Symbol, arguments: tuple[object, ...]) -> object | None:
@@ -281,9 +333,9 @@ def _called(callee: Symbol, arguments: tuple[object, ...]) -> object | None:
     match callee.name, arguments:
         case "OrderedDict", ():
             return {}
-        case "Size", (tuple() as sizes,) if _integers(sizes) is not None:
+        case "Size", (tuple() as sizes,) if integers_of(sizes) is not None:
             return sizes
-        case "device", (str(kind), *rest) if _integers(tuple(rest)) is not None:
+        case "device", (str(kind), *rest) if integers_of(tuple(rest)) is not None:
             return ":".join([kind, *map(str, rest)])
         case ("_rebuild_parameter", (View() as view, bool(), hooks)) | (
             "_rebuild_parameter_with_state",
@@ -293,7 +345,7 @@ def _called(callee: Symbol, arguments: tuple[object, ...]) -> object | None:
         case "_rebuild_tensor_v2", (Storage(dtype=DType() as dtype) as storage, *rest):
             return _view(storage, dtype, rest)
         case "_rebuild_tensor_v3", (Storage(dtype=None) as storage, offset, shape, strides, flag, hooks, kind, *rest):
-            dtype_ = _dtype(kind)
+            dtype_ = dtype_of(kind)
             return None if dtype_ is None else _view(storage, dtype_, [offset, shape, strides, flag, hooks, *rest])
         case _:
             return None
@@ -305,63 +357,68 @@ def _view(storage: Storage, dtype: DType, arguments: list[object]) -> View | Non
         return None
     offset, shape, strides, flag, hooks = arguments[:5]
     metadata = arguments[5] if len(arguments) == 6 else None
-    sizes, steps = _integers(shape), _integers(strides)
+    sizes, steps = integers_of(shape), integers_of(strides)
     if not isinstance(offset, int) or type(flag) is not bool or hooks != {} or metadata not in (None, {}):
         return None
     return None if sizes is None or steps is None else View(storage, dtype, offset, sizes, steps)
 
 
-def _integers(value: object) -> tuple[int, ...] | None:
+def integers_of(value: object) -> tuple[int, ...] | None:
+    """A tuple of integers, at most 64; None for anything else."""
     if type(value) is not tuple or len(value) > _MOST_SIZES:
         return None
     found = tuple(size for size in value if type(size) is int)
     return found if len(found) == len(value) else None
 
 
-def _push(make: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
+Step = Callable[[Machine], None]
+
+
+def push(make: Callable[[Machine], object]) -> Step:
+    """The step that puts a value on the stack."""
     return lambda machine: machine.stack.append(make(machine))
 
 
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def step(machine: _Machine) -> None:
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def step(machine: Machine) -> None:
         values = [machine.pop() for _ in range(count)]
         machine.stack.append(tuple(reversed(values)))
 
     return step
 
 
-def _text(machine: _Machine) -> str:
-    (nbytes,) = struct.unpack("<I", machine.take(4))
+def text_of(machine: Machine, nbytes: int) -> str:
+    """A string of so many bytes."""
     try:
         return machine.take(nbytes).decode("utf-8")
     except UnicodeDecodeError:
         machine.refuse("a string that is not UTF-8")
 
 
-def _set_item(machine: _Machine) -> None:
+def _set_item(machine: Machine) -> None:
     value, key = machine.pop(), machine.pop()
     machine.fill_dict([key, value])
 
 
-def _unsigned(nbytes: int) -> Callable[[_Machine], int]:
+def _unsigned(nbytes: int) -> Callable[[Machine], int]:
     return lambda machine: int.from_bytes(machine.take(nbytes), "little")
 
 
-_STEPS: Final[dict[int, Callable[[_Machine], None]]] = {
-    ord("("): _push(lambda machine: _MARK),  # noqa: ARG005
-    ord("N"): _push(lambda machine: None),  # noqa: ARG005
-    0x88: _push(lambda machine: True),  # noqa: ARG005
-    0x89: _push(lambda machine: False),  # noqa: ARG005
-    ord("K"): _push(_unsigned(1)),
-    ord("M"): _push(_unsigned(2)),
-    ord("J"): _push(lambda machine: int.from_bytes(machine.take(4), "little", signed=True)),
-    0x8A: _push(lambda machine: int.from_bytes(machine.take(machine.take(1)[0]), "little", signed=True)),
-    ord("G"): _push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
-    ord("X"): _push(_text),
-    ord("]"): _push(lambda machine: []),  # noqa: ARG005
-    ord("}"): _push(lambda machine: {}),  # noqa: ARG005
-    ord(")"): _push(lambda machine: ()),  # noqa: ARG005
-    ord("t"): _push(lambda machine: tuple(machine.pop_group())),
+STEPS: Final[Mapping[int, Step]] = {
+    ord("("): push(lambda machine: _MARK),  # noqa: ARG005
+    ord("N"): push(lambda machine: None),  # noqa: ARG005
+    0x88: push(lambda machine: True),  # noqa: ARG005
+    0x89: push(lambda machine: False),  # noqa: ARG005
+    ord("K"): push(_unsigned(1)),
+    ord("M"): push(_unsigned(2)),
+    ord("J"): push(lambda machine: int.from_bytes(machine.take(4), "little", signed=True)),
+    0x8A: push(lambda machine: int.from_bytes(machine.take(machine.take(1)[0]), "little", signed=True)),
+    ord("G"): push(lambda machine: struct.unpack(">d", machine.take(8))[0]),
+    ord("X"): push(lambda machine: text_of(machine, int.from_bytes(machine.take(4), "little"))),
+    ord("]"): push(lambda machine: []),  # noqa: ARG005
+    ord("}"): push(lambda machine: {}),  # noqa: ARG005
+    ord(")"): push(lambda machine: ()),  # noqa: ARG005
+    ord("t"): push(lambda machine: tuple(machine.pop_group())),
     0x85: _tuple_of(1),
     0x86: _tuple_of(2),
     0x87: _tuple_of(3),

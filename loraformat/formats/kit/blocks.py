@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loraformat.model.tensors import LazyTensor
+from loraformat.model.tensors import DType, LazyTensor
 
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
@@ -61,3 +61,14 @@ def block_columns(parts: Sequence[tuple[LazyTensor, Runs]], rows: int) -> LazyTe
         return whole[start:stop]
 
     return LazyTensor((rows, width), parts[0][0].dtype, read)
+
+
+def zeros(shape: tuple[int, ...], dtype: DType) -> LazyTensor:
+    """A tensor of zeros."""
+
+    def read(start: int, stop: int) -> Values:
+        import numpy as np
+
+        return np.zeros((stop - start, *shape[1:]), dtype.numpy)
+
+    return LazyTensor(shape, dtype, read)

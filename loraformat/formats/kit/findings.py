@@ -445,6 +445,27 @@ def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
     return where, f"{what}; without: {listed(names)}"
 
 
+@kind("LF251", Severity.WARNING)
+def for_residual_base(where: Where, folder: str) -> Said:
+    """The folder is one that LLaMA-Factory keeps beside a PiSSA run, and its factors do not fit the base itself.
+
+    ## Why is this bad?
+    PiSSA trains factors on top of a base without its main singular values. `pissa_init` holds the factors before the
+    training and `pissa_backup` those after it; in both the config says `"init_lora_weights": true`, as if the base were
+    whole. Applied to it, they add the main singular values a second time.
+
+    ## Example
+    `loraformat merge BASE output/pissa_backup`.
+
+    ## Use instead
+    The folder `pissa_converted`, or the adapter in the folder of the run, whose config names PiSSA.
+
+    ## Source
+    LLaMA-Factory ff6d4d1, train/callbacks.py `PissaConvertCallback`.
+    """
+    return where, f"{folder} holds factors for a base without its main singular values", "give pissa_converted"
+
+
 FINDINGS = (
     unpaired_factor,
     redundant_copy,
@@ -464,4 +485,5 @@ FINDINGS = (
     found_below,
     left_out,
     uneven_modules,
+    for_residual_base,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 
 from loraformat.diagnostics import Finding, FindingLocation
@@ -33,6 +34,10 @@ _TRAINING_STATE = (
 )
 
 
+# Where DeepSpeed keeps the state of one step. Source: DeepSpeed edaa722, runtime/engine.py `save_checkpoint`.
+_STATE_FOLDER = re.compile(r"global_step\d+")
+
+
 def is_training_state(name: str) -> bool:
     """Whether a file has the name of what a trainer keeps to go on: optimizer, scheduler, random state, arguments."""
     return name.lower().startswith(_TRAINING_STATE)
@@ -57,9 +62,10 @@ def other_files(bundle: Bundle, own: Collection[str]) -> dict[str, RawFile]:
 
 
 def left_behind(bundle: Bundle, own: Collection[str]) -> Iterator[Finding]:
-    """LF222 for the files that are neither read nor carried; nothing for hidden ones."""
+    """LF222 for the files that are neither read nor carried, and DeepSpeed's folders; nothing for hidden ones."""
     taken = {*own, *tokenizer_files(bundle), *other_files(bundle, own)}
-    names = [name for name in bundle.files if name not in taken and not name.startswith(".")]
+    names = [f"{name}/" for name in bundle.folders if _STATE_FOLDER.fullmatch(name)]
+    names += [name for name in bundle.files if name not in taken and not name.startswith(".")]
     if names:
         yield file_left_behind(FindingLocation(subject=bundle.uri), names)
 
@@ -84,14 +90,42 @@ def json_file(name: str, value: dict[str, Json]) -> JsonFile:
     return JsonFile(name, len(content), lambda: content, lambda: value)
 
 
-def tensor_file(name: str, container: str, entries: Mapping[str, LazyTensor], framework: str = "pt") -> TensorFile:
+def yaml_file(name: str, value: Mapping[str, Json]) -> JsonFile:
+    """Settings to be written as YAML: a line a key, sorted; values in JSON's spelling, which YAML reads as the same.
+
+    A float with an exponent gets the point without which YAML 1.1 takes it for a text.
+    """
+    lines = [f"{key}: {_yaml(item)}\n" for key, item in sorted(value.items())]
+    content = "".join(lines).encode()
+    return JsonFile(name, len(content), lambda: content, lambda: dict(value))
+
+
+def _yaml(value: Json) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {_yaml(item)}" for key, item in sorted(value.items())) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_yaml, value)) + "]"
+    text = json.dumps(value, allow_nan=False)
+    mantissa, mark, exponent = text.partition("e")
+    is_bare = isinstance(value, float) and mark and "." not in mantissa
+    return f"{mantissa}.0e{exponent}" if is_bare else text
+
+
+def tensor_file(
+    name: str,
+    container: str,
+    entries: Mapping[str, LazyTensor],
+    framework: str = "pt",
+    wrapper: tuple[str, ...] = (),
+) -> TensorFile:
     """A tensor file to be written, entries sorted by name; `nbytes` counts the values only.
 
     Args:
         framework: whose tensors these are, as the metadata of a safetensors file says.
+        wrapper: keys of the dicts around the state dict of a torch file, outermost first.
     """
     metadata = {"format": framework} if container == "safetensors" else {}
-    tensors = Tensors(container, dict(sorted(entries.items())), metadata)
+    tensors = Tensors(container, dict(sorted(entries.items())), metadata, wrapper)
     return TensorFile(name, sum(entry.nbytes for entry in entries.values()), lambda: tensors)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, MissingFile
 from loraformat.formats.kit.base import Hints
+from loraformat.formats.kit.blocks import Runs
 from loraformat.formats.kit.fields import (
     Config,
     as_integer,
@@ -28,6 +29,8 @@ WEIGHTS = "lit_model.pth.lora"
 SETTINGS = "hyperparameters.yaml"
 MODEL = "model_config.yaml"
 OWN_FILES = (WEIGHTS, SETTINGS, MODEL)
+
+PARTS = ("attn.q", "attn.k", "attn.v")
 
 _MOST_HEADS = 1 << 20
 
@@ -58,6 +61,17 @@ class LitConfig:
         """Rows of query, key and value."""
         keys = self.groups * self.head_size
         return self.heads * self.head_size, keys, keys
+
+    def runs(self, part: int) -> Runs:
+        """Rows of the joined weight that query (0), key (1) or value (2) fill: group by group where interleaved."""
+        start = sum(self.sizes[:part])
+        if not self.family.is_interleaved:
+            return [(start, start + self.sizes[part])]
+        each = self.heads // self.groups
+        first = (0, each, each + 1)[part] * self.head_size
+        height = (each if part == 0 else 1) * self.head_size
+        group = (each + 2) * self.head_size
+        return [(at * group + first, at * group + first + height) for at in range(self.groups)]
 
 
 def parse(bundle: Bundle, hints: Hints) -> LitConfig:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.errors import ConfigError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints
-from loraformat.formats.kit.blocks import Runs, block_columns, stacked
+from loraformat.formats.kit.blocks import block_columns, stacked
 from loraformat.formats.kit.findings import not_only_tensors, unpaired_factor
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.pairs.spelling import LORALIB, Pair, pairs_of
 from loraformat.formats.kit.scaling import Scaling, scale_of
-from loraformat.formats.litgpt.config import OWN_FILES, SETTINGS, WEIGHTS, LitConfig, parse
+from loraformat.formats.litgpt.config import OWN_FILES, PARTS, SETTINGS, WEIGHTS, LitConfig, parse
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor
@@ -24,7 +24,6 @@ from loraformat.model.updates import LowRank
 
 # Names that earlier versions had, and today's.
 _RENAMED = {".attn.attn": ".attn.qkv", ".attn.c_attn": ".attn.qkv", ".attn.c_proj": ".attn.proj"}
-_PARTS = ("attn.q", "attn.k", "attn.v")
 
 
 def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
@@ -139,8 +138,8 @@ def _attention(module: str, a: LazyTensor, b: LazyTensor, config: LitConfig) -> 
         top += height
     if not config.family.joined:
         path = module.removesuffix("attn.qkv")
-        return {_name(f"{path}{_PARTS[number]}", config): LowRank(b, a, None) for number, (a, b) in parts.items()}
-    blocks = [(part_b, _runs(number, config)) for number, (_, part_b) in parts.items()]
+        return {_name(f"{path}{PARTS[number]}", config): LowRank(b, a, None) for number, (a, b) in parts.items()}
+    blocks = [(part_b, config.runs(number)) for number, (_, part_b) in parts.items()]
     joined = _joined(module, config.family.joined, config)
     return {joined: LowRank(block_columns(blocks, sum(config.sizes)), a, None)}
 
@@ -148,18 +147,6 @@ def _attention(module: str, a: LazyTensor, b: LazyTensor, config: LitConfig) -> 
 def _joined(module: str, path: str, config: LitConfig) -> str:
     number = module.split(".")[2]
     return f"{config.family.layers}.{number}.{path}"
-
-
-def _runs(number: int, config: LitConfig) -> Runs:
-    """Rows of the joined weight that query (0), key (1) or value (2) fill, group by group where it is interleaved."""
-    start = sum(config.sizes[:number])
-    if not config.family.is_interleaved:
-        return [(start, start + config.sizes[number])]
-    size, each = config.head_size, config.heads // config.groups
-    first = (0, each, each + 1)[number] * size
-    height = (each if number == 0 else 1) * size
-    group = (each + 2) * size
-    return [(at * group + first, at * group + first + height) for at in range(config.groups)]
 
 
 def _gate_up(module: str, pairs: Mapping[str, Pair], config: LitConfig) -> dict[str, LowRank]:

@@ -21,6 +21,9 @@ _TRAINED = ("non_lora_trainables", "non_lora_state_dict", "new_embeddings")
 # New rows of the embeddings, and what a merge would have to know: after which row they stand.
 # Source: vllm 0.10, lora/models.py `embedding_modules` (removed in 0.12); fms-hf-tuning, its post-processing for vLLM.
 _ROWS_OF_VLLM = {"input_embeddings": "embed_tokens.weight", "output_embeddings": "lm_head.weight"}
+# The head that a reward model, or PPO, puts on the model beside its own: no weight of the base, and no factor.
+# Source: LLaMA-Factory ff6d4d1, train/callbacks.py `fix_valuehead_checkpoint`.
+_VALUE_HEAD = "v_head."
 _OWN = ("adapter_model", "adapters.", "ggml-adapter")
 
 
@@ -65,6 +68,10 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
 
 
 def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collection[str], found: Beside) -> None:
+    if entries and all(name.startswith(_VALUE_HEAD) for name in entries):
+        reason = f"it is the value head of a reward model or of PPO ({len(entries)} tensors), which no model has itself"
+        found.notes.append(unread_beside(in_file(file.name), f"{reason}: copy it where it is needed"))
+        return
     weights = {}
     rows = [name for name in entries if name in _ROWS_OF_VLLM]
     if rows:

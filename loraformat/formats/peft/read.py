@@ -5,14 +5,20 @@ Source: peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`; tuners/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from loraformat.diagnostics import Finding, FindingLocation, in_file
 from loraformat.errors import MissingFile
 from loraformat.formats.kit.base import NO_HINTS, Hints
-from loraformat.formats.kit.fields import optional_text
-from loraformat.formats.kit.findings import announced_but_absent, not_only_tensors, unknown_setting
+from loraformat.formats.kit.fields import optional_text, readable
+from loraformat.formats.kit.findings import (
+    announced_but_absent,
+    for_residual_base,
+    not_only_tensors,
+    unknown_setting,
+)
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
 from loraformat.formats.kit.scaling import agreed
 from loraformat.formats.kit.update_slots import vocabulary_of
@@ -68,12 +74,12 @@ def _read(bundle: Bundle, hints: Hints) -> Adapter:
     if tensors.wrapper or tensors.extras:
         notes.append(not_only_tensors(where, tensors.wrapper, sorted(tensors.extras)))
     return Adapter(
-        config=_hub_config(config, built, updates, hints),
+        config=_with_ratio(bundle, _hub_config(config, built, updates, hints)),
         updates=updates,
         tokenizer=tokenizer_files(bundle),
         other_files=other_files(bundle, OWN_FILES),
         unclaimed={**{name: tensors.entries[name] for name in sorted(built.unclaimed)}, **beside.unclaimed},
-        notes=(*notes, *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
+        notes=(*notes, *_of_trainers(bundle), *left_behind(bundle, (CONFIG, *file.parts, *beside.files))),
     )
 
 
@@ -101,6 +107,27 @@ def _findings(config: PeftConfig, built: Built, found: Sorted, where: FindingLoc
         yield announced_but_absent(where, "the config says use_dora", plain)
     if config.token_indices is not None and not built.rows:
         yield announced_but_absent(where, "the config has trainable_token_indices", ["trainable_tokens_delta"])
+
+
+# Folders that LLaMA-Factory puts beside an adapter of PiSSA.
+_RESIDUAL = ("pissa_init", "pissa_backup")
+# What ms-swift keeps beside adapter_config.json. Source: ms-swift 3602360, tuners/peft.py `LoraConfig`.
+_SWIFT, _SWIFT_RATIO = "additional_config.json", "lorap_lr_ratio"
+
+
+def _of_trainers(bundle: Bundle) -> Iterator[Finding]:
+    folder = bundle.uri.rstrip("/").rpartition("/")[2]
+    if folder in _RESIDUAL:
+        yield for_residual_base(bundle.uri, folder)
+
+
+def _with_ratio(bundle: Bundle, config: AdapterConfig) -> AdapterConfig:
+    """The config with the ratio of LoRA+ that ms-swift writes into a file of its own."""
+    stated = readable(bundle, _SWIFT)
+    ratio = stated.get(_SWIFT_RATIO) if isinstance(stated, dict) else None
+    if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
+        return config
+    return replace(config, raw={"loraplus_lr_ratio": ratio, **config.raw})
 
 
 def _hub_config(

@@ -8,7 +8,7 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import TableRecord
 from loraformat.model.summary import Summary
 from loraformat.report.base import Report
-from loraformat.report.lines import Page, Styled
+from loraformat.report.lines import Page, Styled, shorten
 from loraformat.report.weights import say_weights
 from loraformat.report.words import (
     amount,
@@ -24,6 +24,8 @@ from loraformat.report.words import (
     runs,
     updates,
 )
+
+_LONGEST_STAMP = 60
 
 
 def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
@@ -43,7 +45,10 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
 
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
     facts = [("read as", f"{report.format} ({report.reason})")] if report.reason else []
-    facts.append(("base", summary.base_model or "not stated"))
+    revision = f", revision {summary.base_revision}" if summary.base_revision else ""
+    facts.append(("base", f"{summary.base_model or 'not stated'}{revision}"))
+    if summary.base_fingerprint:
+        facts.append(("stamp", shorten(summary.base_fingerprint, _LONGEST_STAMP)))
     if summary.family is not None:
         facts.append(("model", summary.family or "not in the tables"))
         facts.append(("components", ", ".join(f"{name} {amount(count)}" for name, count in summary.components.items())))

@@ -21,6 +21,7 @@ from loraformat.model.results.verbs import (
     InspectResult,
     MergeResult,
     PlotResult,
+    RenamedTensor,
     RoundTrip,
     VerifyResult,
 )
@@ -194,14 +195,25 @@ def _say_validation(page: Page, report: Report, result: ValidateResult, *, but: 
     page.say(Styled(report.subject, "bold"), f"{read_as}: ", Styled(verdict or "OK", style), f", {checked} checked")
 
 
+def render_names(renamed: Sequence[RenamedTensor], idle: Sequence[str], *, color: bool = False) -> str:
+    """What `--map` makes of the names of tensors, and the patterns that match none."""
+    page = Page()
+    _say_names(page, renamed, idle)
+    return _drawn(page.lines, color=color)
+
+
+def _say_names(page: Page, renamed: Sequence[RenamedTensor], idle: Sequence[str]) -> None:
+    for each in renamed:
+        page.say(Styled("renamed", "dim"), f" {each.before} → {each.after}")
+    for pattern in idle:
+        page.say(Styled("unused ", "dim"), f" --map {pattern}: no tensor name matches")
+
+
 def _say_conversion(page: Page, report: Report, result: ConvertResult) -> None:
     if result.proposed:
         _say_proposal(page, result)
         return
-    for each in result.renamed if result.is_dry_run else ():
-        page.say(Styled("renamed", "dim"), f" {each.before} → {each.after}")
-    for pattern in result.idle_maps:
-        page.say(Styled("unused ", "dim"), f" --map {pattern}: no tensor name matches")
+    _say_names(page, result.renamed if result.is_dry_run else (), result.idle_maps)
     reason = f" ({report.reason})" if report.reason else ""
     page.say(Styled("read   ", "dim"), Styled(report.subject, "bold"), f" as {result.source}{reason}")
     wrote = f" as {result.target}: {plural(result.weights, 'weight')}, {plural(len(result.files), 'file')}"

@@ -70,9 +70,21 @@ def test_converting_puts_them_where_peft_loads_them(both: Any, tmp_path: Path) -
 
 
 def test_weights_that_the_base_lacks_are_refused(both: Any, tmp_path: Path) -> None:
-    torch.save({"v_head.summary.weight": torch.ones(1, 16)}, tmp_path / "adapter" / "value_head.bin")
-    with pytest.raises(AdapterRefused, match=r"v_head.summary.weight: the base has no such weight"):
+    torch.save({"model.extra.weight": torch.ones(1, 16)}, tmp_path / "adapter" / "extra.bin")
+    with pytest.raises(AdapterRefused, match=r"model.extra.weight: the base has no such weight"):
         merged(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["value_head.safetensors", "value_head.bin"])
+def test_a_value_head_stays_beside_and_is_named(name: str, both: Any, tmp_path: Path) -> None:
+    """LLaMA-Factory puts it there; it is a head of training, and no model has it."""
+    tensors = {"v_head.summary.weight": torch.ones(1, 16), "v_head.summary.bias": torch.ones(1)}
+    path = tmp_path / "adapter" / name
+    save_file(tensors, path) if name.endswith(".safetensors") else torch.save(tensors, path)
+    report = merged(tmp_path)
+    (note,) = [finding for finding in report.findings if finding.code == "LF246"]
+    assert "value head" in note.message
+    assert not any("v_head" in weight for weight in open_adapter(str(tmp_path / "adapter")).adapter.updates)
 
 
 def test_a_file_of_trained_weights_that_cannot_be_read_is_refused(both: Any, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_other_bases_are_refused_or_told(twins: list[Path], tmp_path: Path) -> N
         (twin / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": f"a/{number}"}))
     report = loraformat.combine(twins, tmp_path / "names")
     assert "LF712" in {each.code for each in report.findings}
-    prints = [f"lf1:dense:{digit * 16}:{'1' * 32}:{'2' * 32}:{'3' * 8}" for digit in "45"]
+    prints = [f"lf1:dense:{digit * 16}:{'1' * 32}:{'2' * 32}:{'4' * 32}:{'3' * 8}" for digit in "45"]
     for twin, text in zip(twins, prints, strict=True):
         stamped(twin, text)
     with pytest.raises(AdapterRefused, match="fingerprints differ"):

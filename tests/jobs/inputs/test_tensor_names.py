@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import loraformat
+from loraformat.cli import main
 from loraformat.errors import FormatError, UsageError
 
 SIZES = {"wq": (8, 8), "wv": (4, 8), "ff_in": (12, 8), "ff_out": (8, 12)}
@@ -70,6 +72,20 @@ def test_a_dry_run_shows_the_table_and_what_matches_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match=re.escape("no tensor name matches x+")):
         loraformat.convert(source, tmp_path / "out", to="peft", alpha=4, maps=[*MAPS, ("x+", "y")])
+
+
+@pytest.mark.parametrize("fault", ["no format", "no scale"])
+def test_a_dry_run_of_an_adapter_that_is_refused_lists_the_names(fault: str, tmp_path: Path) -> None:
+    tensors = factors() if fault == "no scale" else {f"{name}.x": value for name, value in factors().items()}
+    maps = [part for rule in MAPS for part in ("--map", *rule)]
+    arguments = ["convert", adapter(tmp_path, tensors), "--to", "peft", "-o", str(tmp_path / "out"), *maps, "--dry-run"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code != 0
+    ending = "" if fault == "no scale" else ".x"
+    before, after = "net.h.1.wq.lora_up.weight", "model.layers.1.self_attn.q_proj.lora_up.weight"
+    assert f"renamed {before}{ending} → {after}{ending}\n" in result.output
+    assert result.output.count("renamed ") == 24
+    assert "error[" in result.output
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _RECOMPUTED = frozenset(
         *("fan_in_fan_out", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_bias", "modules_to_save"),
         *("peft_type", "r", "rank_pattern", "revision", "target_modules", "task_type", "trainable_token_indices"),
         *("use_dora", "use_rslora"),
+        "loraplus_lr_ratio",  # no field of PEFT's: another trainer's, which keeps it in a file of its own
     ]
 )
 
