@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -10,11 +11,12 @@ from loraformat.diagnostics import Finding, FindingLocation, show
 from loraformat.errors import AdapterRefused, UnsupportedUpdate
 from loraformat.formats.kit.losses import other_base_name
 from loraformat.jobs.algebra.sources import OpenedSource, values_of
-from loraformat.model.adapter import AdapterConfig
+from loraformat.model.adapter import AdapterConfig, Pipeline
 from loraformat.model.tensors import has_equal_values
 from loraformat.model.updates import Replace, Rows
 
 _TOKENIZER = "tokenizer.json"
+_SAME_NAMES = "convert both to one format first, with the same --base or without one"
 
 
 def require_one_base(sources: Sequence[OpenedSource], *, force: bool) -> tuple[Finding, ...]:
@@ -112,8 +114,32 @@ def common_config(sources: Sequence[OpenedSource]) -> AdapterConfig:
         base_revision=_if_one(config.base_revision for config in configs),
         base_fingerprint=prints.pop() if len(prints) == 1 else None,
         task=_if_one(config.task for config in configs),
+        pipeline=_common_pipeline(sources),
         **facts,
     )
+
+
+def _common_pipeline(sources: Sequence[OpenedSource]) -> Pipeline | None:
+    """The image or video model that all adapters can be for, with the components of any.
+
+    Raises: AdapterRefused: there is none, or the names of one adapter are not those of another.
+    """
+    first, common = sources[0].adapter.config.pipeline, sources[0].adapter.config.pipeline
+    for source in sources[1:]:
+        found = source.adapter.config.pipeline
+        if (found is None) is not (first is None):
+            raise AdapterRefused("it is for one model, another adapter for a pipeline", where=source.opened.uri)
+        if found is None or first is None or common is None:
+            continue
+        if (found.bare, found.prefix, found.is_original) != (first.bare, first.prefix, first.is_original):
+            raise AdapterRefused("its weights have names of another kind", where=source.opened.uri, hint=_SAME_NAMES)
+        families = tuple(family for family in common.families if family in found.families)
+        if common.families and found.families and not families:
+            text = f"it is for {found.family}, another adapter for {common.family}"
+            raise AdapterRefused(text, where=source.opened.uri)
+        components = tuple(sorted({*common.components, *found.components}))
+        common = replace(common, families=families or common.families or found.families, components=components)
+    return common
 
 
 _BINDING = (

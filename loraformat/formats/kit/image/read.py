@@ -12,6 +12,7 @@ from loraformat.errors import FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
 from loraformat.formats.kit.findings import announced_but_absent, left_out, not_only_tensors, uneven_modules
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
+from loraformat.formats.kit.image.metadata import KEY as SCALES
 from loraformat.formats.kit.image.metadata import StatedScales, hints_of_model, kept
 from loraformat.formats.kit.image.modules import BIAS, Chains, Incomplete, chains_of
 from loraformat.formats.kit.image.names import RawModule, RawModules, dialect_of, modules_of
@@ -116,7 +117,8 @@ def match_of(bundle: Bundle, format_name: str) -> Match | None:
     if file is None:
         return None
     names = file.open().entries
-    dialect = dialect_of(names) or _without_prefix(file) or ("diffusers" if named is not None else "")
+    stated = "diffusers" if SCALES in file.open().metadata else ""
+    dialect = dialect_of(names) or stated or _without_prefix(file) or ("diffusers" if named is not None else "")
     if dialect != format_name:
         return None
     return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {dialect}")
