@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     _IMAGE: tuple[Format, ...] = (diffusers, kohya, comfy, lycoris, xlabs)
     _HAND_WRITTEN: tuple[Format, ...] = (loralib, minlora, raschka, minimind, dump)
 
-__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "peft"]
+__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "native", "peft"]
 
 
 class _Formats:

@@ -7,7 +7,6 @@ Lib/pickle.py (protocol 4); Megatron-LM d98e8a6, core/dist_checkpointing/strateg
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from loraformat.containers.torch_file.pickle_subset import (
@@ -53,12 +52,19 @@ _PATHS: Final = {
 _PROPERTIES: Final = ("dtype", "layout", "requires_grad", "memory_format", "pin_memory")
 
 
-@dataclass(slots=True)
 class Record:
-    """An object of the pickle: the name of its class, and its fields once they are known."""
+    """An object of the pickle, whose fields come after it was made.
 
-    kind: str
-    fields: Mapping[object, object] | None = None
+    Attributes:
+        kind: the name of its class.
+        fields: by name; None until the pickle says them.
+    """
+
+    __slots__ = ("fields", "kind")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.fields: Mapping[object, object] | None = None
 
 
 class IndexKey(bytes):
