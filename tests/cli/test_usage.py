@@ -26,7 +26,7 @@ def run(*arguments: object) -> Result:
     ("arguments", "said"),
     [
         (["convert", ADAPTER, "-o", "out", "--to", "pfet"], "did you mean peft?"),
-        (["convert", ADAPTER, "-o", "out", "--to", "litgpt"], "the formats that are written are native, peft"),
+        (["convert", ADAPTER, "-o", "out", "--to", "torchtune"], "the formats that are written are native, peft"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--from", "pfet"], "did you mean peft?"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--dtype", "flaot32"], "Did you mean float32?"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--assume", "alhpa=3"], "Did you mean alpha?"),
