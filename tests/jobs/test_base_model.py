@@ -42,7 +42,8 @@ def _llama(folder: Path) -> Path:
     """A base for the adapter without a name."""
     folder.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8, "num_hidden_layers": 2}
-    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 2, "num_key_value_heads": 1}))
+    sizes = {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 12, "vocab_size": 20}
+    (folder / "config.json").write_text(json.dumps({**config, **sizes}))
     shapes = {weight: chain[0].shape for weight, chain in load_adapter(NAMELESS).updates.items()}
     save_file({weight: torch.zeros(*shape) for weight, shape in shapes.items()}, folder / "model.safetensors")
     return folder
@@ -51,8 +52,8 @@ def _llama(folder: Path) -> Path:
 @pytest.mark.parametrize("to", [each.NAME for each in FORMATS if each.WRITES])
 def test_every_format_that_has_a_place_for_the_name_gets_it(to: str, tmp_path: Path) -> None:
     is_image = to in ("diffusers", "kohya", "comfy", "lycoris")
-    # GGUF has the names of the base's architecture.
-    base = str(_llama(tmp_path / "base")) if to == "gguf" else None
+    # GGUF has the names of the base's architecture, LitGPT its settings.
+    base = str(_llama(tmp_path / "base")) if to in ("gguf", "litgpt") else None
     report = convert(IMAGE if is_image else NAMELESS, tmp_path / "out", to=to, base=base, base_model="owner/name")
     is_lost = any(found.code == "LF703" and "base_model" in found.message for found in report.findings)
     read = load_adapter(tmp_path / "out").config
