@@ -58,6 +58,7 @@ BANNED_CALLS = {
 LAZY_TABLES = {
     "__init__.py",
     "cli/__init__.py",
+    "containers/quantized/recoding/encoder.py",
     "containers/quantized/scheme.py",
     "formats/__init__.py",
     "formats/peft/tuners/__init__.py",

@@ -15,5 +15,6 @@ __all__ = [
     "as_trained",
     "decoded",
     "laid_out",
+    "recoding",
     "reference_rows",
 ]

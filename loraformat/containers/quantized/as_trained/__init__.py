@@ -14,4 +14,14 @@ from loraformat.containers.quantized.as_trained.loading import (
 )
 from loraformat.containers.quantized.as_trained.quantizer import Quantizer
 
-__all__ = ["Quantizer", "as_trained", "described", "error_of", "reference", "rows", "together", "weights"]
+__all__ = [
+    "Quantizer",
+    "as_trained",
+    "described",
+    "error_of",
+    "quantizer",
+    "reference",
+    "rows",
+    "together",
+    "weights",
+]
