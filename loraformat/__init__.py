@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
+    "loraformat.jobs.weights.extract": ("extract",),
     # Adapters and bases.
     "loraformat.containers": ("open_checkpoint",),
     "loraformat.io": ("load_adapter", "save_adapter"),
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.stamp import stamp
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
+    from loraformat.jobs.weights.extract import extract
     from loraformat.merger import delta
     from loraformat.model.adapter import Adapter, AdapterConfig
     from loraformat.model.assumptions import Assumptions
@@ -245,6 +247,7 @@ __all__ = [
     "diff",
     "estimate",
     "explain",
+    "extract",
     "inspect",
     "load_adapter",
     "merge",

@@ -35,6 +35,7 @@ VERBS = (
     "combine",
     "scale",
     "pick",
+    "extract",
 )
 OTHERS = (
     *("Adapter", "AdapterConfig", "Assumptions", "BaseWeight", "Checkpoint", "DType", "Finding", "FindingLocation"),

@@ -47,6 +47,7 @@ COMMANDS = {
     "combine": "Write one adapter that does what several do together.",
     "scale": "Write an adapter whose updates are multiplied by a number.",
     "pick": "Write some of an adapter's updates, under their own or other names.",
+    "extract": "Write the LoRA that comes nearest to what a fine-tuning changed.",
     "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
@@ -58,7 +59,7 @@ COMMANDS = {
 }
 
 # Commands that stand in the module of another: the version of the tool itself, like help; a merge of no adapter; an
-# adapter that is written again in its own format; adapters that are made of others.
+# adapter that is written again in its own format; adapters that are made of others, or of models.
 _BESIDE = {
     "version": "help",
     "dequantize": "merge",
@@ -67,6 +68,7 @@ _BESIDE = {
     "combine": "algebra.combine",
     "scale": "algebra.scale",
     "pick": "algebra.pick",
+    "extract": "algebra.extract",
 }
 _IMPORT_POLL_S = 0.05
 

@@ -1,0 +1,134 @@
+"""The difference of two weights by blocks of rows, and what the rounding of the second leaves in it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraformat.algebra.decomposition import Decomposition
+from loraformat.algebra.factors import Product
+from loraformat.algebra.row_blocks import places
+from loraformat.model.tensors import DType, Readable, rounded
+
+if TYPE_CHECKING:
+    from loraformat.model.floats import Floats
+    from loraformat.model.tensors import Values
+
+# Bits of the significand behind the point, and the exponent of the least normal number.
+_FORMATS = {DType.BF16: (7, -126), DType.F16: (10, -14), DType.F32: (23, -126), DType.F64: (52, -1022)}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """W' − W of two weights of one shape, in float64; axes behind the first are flattened.
+
+    >>> import numpy as np
+    >>> from loraformat.model.tensors import LazyTensor
+    >>> before, after = (LazyTensor.of(np.full((2, 2), value, np.float32)) for value in (1, 3))
+    >>> Difference(before, after).block(0, 1)
+    array([[2., 2.]])
+
+    Attributes:
+        before: W.
+        after: W'.
+    """
+
+    before: Readable
+    after: Readable
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.before.shape[0], math.prod(self.before.shape[1:])
+
+    def block(self, start: int, stop: int) -> Floats:
+        """As `RowBlocks` has it."""
+        found = matrix_of(self.after.read(start, stop))
+        found -= matrix_of(self.before.read(start, stop))
+        return found
+
+
+def matrix_of(values: Values) -> Floats:
+    """Rows as a matrix in float64, in memory of its own."""
+    import numpy as np
+
+    return np.array(values.reshape(len(values), -1), np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one pass over a difference tells.
+
+    Attributes:
+        norm: ‖W' − W‖.
+        floor: the norm that the rounding of W' to its dtype is expected to have in it: √Σ ulp(W')² / 12, the standard
+            deviation of an error that is equally likely anywhere within half a unit in the last place. 0 where no
+            value differs.
+        is_finite: whether all values of both are finite.
+    """
+
+    norm: float
+    floor: float
+    is_finite: bool
+
+
+def measure(difference: Difference) -> Measure:
+    """The norm of a difference and its floor, from one pass over the rows."""
+    import numpy as np
+
+    squares, noise, is_finite = [], [], True
+    for start, stop in places(difference.shape[0]):
+        with np.errstate(invalid="ignore"):
+            block = difference.block(start, stop)
+        is_finite = is_finite and bool(np.isfinite(block).all())
+        squares.append(float(np.square(block).sum()))
+        noise.append(
+            float(np.square(spacing(matrix_of(difference.after.read(start, stop)), difference.after.dtype)).sum())
+        )
+    norm = math.sqrt(math.fsum(squares)) if is_finite else math.nan
+    return Measure(norm, math.sqrt(math.fsum(noise) / 12) if norm else 0.0, is_finite)
+
+
+def spacing(values: Values, dtype: DType) -> Floats:
+    """The unit in the last place of each value in a dtype: the distance to the next number away from zero.
+
+    >>> import numpy as np
+    >>> spacing(np.array([1.0, 1.5, 2.0, 0.0], np.float32), DType.BF16)
+    array([7.81250000e-03, 7.81250000e-03, 1.56250000e-02, 9.18354962e-41])
+
+    Args:
+        values: an array of `dtype.numpy`.
+    """
+    import numpy as np
+
+    digits, least = _FORMATS[dtype]
+    wide = values.astype(np.float64)
+    # The exponent bits alone are the largest power of two that is not above the magnitude.
+    powers: Floats = (wide.view(np.int64) & 0x7FF0_0000_0000_0000).view(np.float64)
+    np.maximum(powers, 2.0**least, out=powers)
+    powers *= 2.0**-digits
+    return powers
+
+
+def transposed(found: Decomposition) -> Decomposition:
+    """The decomposition of the transpose."""
+    return Decomposition(found.right.T, found.values, found.left.T, found.residual)
+
+
+def retained(before: Readable, change: Product, dtype: DType) -> tuple[float, float]:
+    """(Σ (round(W + D) − W)·D, ΣD²): their quotient is the share of D that is left where W + D is rounded to a dtype.
+
+    Args:
+        before: W.
+        change: D, as W is stored.
+    """
+    import numpy as np
+
+    kept, squares = [], []
+    for start, stop in places(change.shape[0]):
+        base, update = matrix_of(before.read(start, stop)), change.left[start:stop] @ change.right
+        written = rounded(base + update, dtype).astype(np.float64) - base
+        kept.append(float((written * update).sum()))
+        squares.append(float(np.square(update).sum()))
+    return math.fsum(kept), math.fsum(squares)
