@@ -26,6 +26,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
     "loraformat.jobs.weights.extract": ("extract",),
+    "loraformat.jobs.weights.unmerge": ("unmerge",),
     # Adapters and bases.
     "loraformat.containers": ("open_checkpoint",),
     "loraformat.io": ("load_adapter", "save_adapter"),
@@ -48,7 +49,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
         *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
-        *("ProposedMap", "RenamedTensor", "RoundTrip", "VerifyResult"),
+        *("ProposedMap", "RenamedTensor", "RoundTrip", "UndoneWeight", "UnmergeResult", "VerifyResult"),
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
     "loraformat.model.summary": ("Summary",),
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
     from loraformat.jobs.weights.extract import extract
+    from loraformat.jobs.weights.unmerge import unmerge
     from loraformat.merger import delta
     from loraformat.model.adapter import Adapter, AdapterConfig
     from loraformat.model.assumptions import Assumptions
@@ -130,6 +132,8 @@ if TYPE_CHECKING:
         RenamedTensor,
         Retention,
         RoundTrip,
+        UndoneWeight,
+        UnmergeResult,
         VerifyResult,
     )
     from loraformat.model.results.weight_figures import TableRecord, WeightRecord
@@ -226,8 +230,10 @@ __all__ = [
     "TableRecord",
     "TargetEstimate",
     "TruncatedFile",
+    "UndoneWeight",
     "UnknownFormat",
     "UnmatchedUpdate",
+    "UnmergeResult",
     "UnsafePickle",
     "UnsupportedUpdate",
     "Update",
@@ -259,6 +265,7 @@ __all__ = [
     "save_adapter",
     "scale",
     "stamp",
+    "unmerge",
     "validate",
     "verify",
 ]

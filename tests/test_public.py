@@ -36,6 +36,7 @@ VERBS = (
     "scale",
     "pick",
     "extract",
+    "unmerge",
 )
 OTHERS = (
     *("Adapter", "AdapterConfig", "Assumptions", "BaseWeight", "Checkpoint", "DType", "Finding", "FindingLocation"),
@@ -57,6 +58,7 @@ PLAIN = {
         "MergedAdapter",
         "Retention",
         "RoundTrip",
+        "UndoneWeight",
     ),
     *("Skipped", "TableRecord", "TargetEstimate", "WeightDifference", "WeightRecord"),
 }

@@ -48,6 +48,7 @@ COMMANDS = {
     "scale": "Write an adapter whose updates are multiplied by a number.",
     "pick": "Write some of an adapter's updates, under their own or other names.",
     "extract": "Write the LoRA that comes nearest to what a fine-tuning changed.",
+    "unmerge": "Take adapters out of a model that they were merged into.",
     "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
@@ -69,6 +70,7 @@ _BESIDE = {
     "scale": "algebra.scale",
     "pick": "algebra.pick",
     "extract": "algebra.extract",
+    "unmerge": "algebra.unmerge",
 }
 _IMPORT_POLL_S = 0.05
 

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 from loraformat.algebra.decomposition import Decomposition
 from loraformat.algebra.factors import Product
 from loraformat.algebra.row_blocks import places
+from loraformat.model.floats import unit_in_last_place
 from loraformat.model.tensors import DType, Readable, rounded
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
     from loraformat.model.tensors import Values
-
-# Bits of the significand behind the point, and the exponent of the least normal number.
-_FORMATS = {DType.BF16: (7, -126), DType.F16: (10, -14), DType.F32: (23, -126), DType.F64: (52, -1022)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +80,11 @@ def measure(difference: Difference) -> Measure:
         with np.errstate(invalid="ignore"):
             block = difference.block(start, stop)
         is_finite = is_finite and bool(np.isfinite(block).all())
-        squares.append(float(np.square(block).sum()))
-        noise.append(
-            float(np.square(spacing(matrix_of(difference.after.read(start, stop)), difference.after.dtype)).sum())
-        )
+        squares.append(float(np.vdot(block, block)))
+        steps = unit_in_last_place(matrix_of(difference.after.read(start, stop)), difference.after.dtype)
+        noise.append(float(np.vdot(steps, steps)))
     norm = math.sqrt(math.fsum(squares)) if is_finite else math.nan
     return Measure(norm, math.sqrt(math.fsum(noise) / 12) if norm else 0.0, is_finite)
-
-
-def spacing(values: Values, dtype: DType) -> Floats:
-    """The unit in the last place of each value in a dtype: the distance to the next number away from zero.
-
-    >>> import numpy as np
-    >>> spacing(np.array([1.0, 1.5, 2.0, 0.0], np.float32), DType.BF16)
-    array([7.81250000e-03, 7.81250000e-03, 1.56250000e-02, 9.18354962e-41])
-
-    Args:
-        values: an array of `dtype.numpy`.
-    """
-    import numpy as np
-
-    digits, least = _FORMATS[dtype]
-    wide = values.astype(np.float64)
-    # The exponent bits alone are the largest power of two that is not above the magnitude.
-    powers: Floats = (wide.view(np.int64) & 0x7FF0_0000_0000_0000).view(np.float64)
-    np.maximum(powers, 2.0**least, out=powers)
-    powers *= 2.0**-digits
-    return powers
 
 
 def transposed(found: Decomposition) -> Decomposition:

@@ -8,7 +8,7 @@ import pytest
 from loraformat.algebra.factors import Product
 from loraformat.algebra.rank_rules import RankRule
 from loraformat.algebra.row_blocks import leading
-from loraformat.algebra.weights.difference import Difference, measure, retained, spacing
+from loraformat.algebra.weights.difference import Difference, measure, retained
 from loraformat.model.tensors import DType, LazyTensor, rounded
 
 SPECTRA = {
@@ -106,15 +106,6 @@ def test_no_bound_chases_rounding() -> None:
     assert rule.least(leading(difference, rule, 3)) < 32
     blind = RankRule(energy=0.9999)
     assert blind.least(leading(difference, blind, 3)) > 300
-
-
-@pytest.mark.parametrize("dtype", [DType.BF16, DType.F16, DType.F32], ids=lambda each: each.safetensors)
-def test_spacing_is_the_distance_to_the_next_number(dtype: DType) -> None:
-    values = rounded(np.array([1.0, -1.75, 3.0, 0.1, 100.0, 6e-5, 2e-7]), dtype)
-    above = np.abs(values.astype(np.float64)) + spacing(values, dtype)
-    assert (rounded(above, dtype) == above).all()
-    between = np.abs(values.astype(np.float64)) + 0.49 * spacing(values, dtype)
-    assert (rounded(between, dtype) == np.abs(values)).all()
 
 
 def test_not_finite_is_seen() -> None:
