@@ -25,7 +25,9 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
+    "loraformat.jobs.weights.ablate": ("ablate",),
     "loraformat.jobs.weights.extract": ("extract",),
+    "loraformat.jobs.weights.init": ("init",),
     "loraformat.jobs.weights.unmerge": ("unmerge",),
     # Adapters and bases.
     "loraformat.containers": ("open_checkpoint",),
@@ -111,7 +113,9 @@ if TYPE_CHECKING:
     from loraformat.jobs.stamp import stamp
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
+    from loraformat.jobs.weights.ablate import ablate
     from loraformat.jobs.weights.extract import extract
+    from loraformat.jobs.weights.init import init
     from loraformat.jobs.weights.unmerge import unmerge
     from loraformat.merger import delta
     from loraformat.model.adapter import Adapter, AdapterConfig
@@ -246,6 +250,7 @@ __all__ = [
     "WeightNetwork",
     "WeightRecord",
     "__version__",
+    "ablate",
     "combine",
     "convert",
     "delta",
@@ -254,6 +259,7 @@ __all__ = [
     "estimate",
     "explain",
     "extract",
+    "init",
     "inspect",
     "load_adapter",
     "merge",

@@ -37,6 +37,8 @@ VERBS = (
     "pick",
     "extract",
     "unmerge",
+    "ablate",
+    "init",
 )
 OTHERS = (
     *("Adapter", "AdapterConfig", "Assumptions", "BaseWeight", "Checkpoint", "DType", "Finding", "FindingLocation"),

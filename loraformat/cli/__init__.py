@@ -49,6 +49,8 @@ COMMANDS = {
     "pick": "Write some of an adapter's updates, under their own or other names.",
     "extract": "Write the LoRA that comes nearest to what a fine-tuning changed.",
     "unmerge": "Take adapters out of a model that they were merged into.",
+    "ablate": "Take directions out of the weights of a model, as an adapter or merged.",
+    "init": "Write a fresh adapter for a base, to be trained.",
     "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
@@ -71,6 +73,8 @@ _BESIDE = {
     "pick": "algebra.pick",
     "extract": "algebra.extract",
     "unmerge": "algebra.unmerge",
+    "ablate": "algebra.ablate",
+    "init": "algebra.init",
 }
 _IMPORT_POLL_S = 0.05
 

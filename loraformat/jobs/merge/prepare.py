@@ -124,7 +124,7 @@ def open_all(
         answered = _AS_TRAINED if options.quantizer is not None else ()
         findings.extend(one for one in rules.refuse(found, uri, force=force) if one.code not in answered)
         opened.append(one)
-        sources.append(_source(one, said, strength, whole=whole))
+        sources.append(adapter_source(one, said, strength, whole=whole))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise UsageError(
             f"--alpha {assumptions.alpha:g} is given, but every adapter states its own",
@@ -206,7 +206,8 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
     return assumptions if any(gaps) else without
 
 
-def _source(opened: Opened, assumptions: Assumptions, strength: float, *, whole: bool) -> AdapterSource:
+def adapter_source(opened: Opened, assumptions: Assumptions, strength: float, *, whole: bool) -> AdapterSource:
+    """How an adapter is opened again, with what its files are now; see `AdapterSource`."""
     store = opened.bundle.opened
     files = () if store is None else fingerprints_of(store, opened.bundle.files, whole=whole)
     return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength, files=files)

@@ -69,8 +69,20 @@ def layout_of(weight: str, shape: tuple[int, ...], config: Mapping[str, Json]) -
     return Layout(Form(kernel=shape[2:]))
 
 
-def config_for(uri: str, base: Checkpoint, layouts: Iterable[Layout]) -> AdapterConfig:
-    """What an adapter for a base says of it."""
+def config_for(
+    uri: str,
+    base: Checkpoint,
+    layouts: Iterable[Layout],
+    *,
+    raw: Mapping[str, Json] | None = None,
+    targets: tuple[str, ...] | None = None,
+) -> AdapterConfig:
+    """What an adapter for a base says of it.
+
+    Args:
+        raw: settings of a PEFT config that are to be in it.
+        targets: names by which the modules were chosen.
+    """
     name, revision = _name_of(uri, base)
     return AdapterConfig(
         base_model=name,
@@ -78,6 +90,8 @@ def config_for(uri: str, base: Checkpoint, layouts: Iterable[Layout]) -> Adapter
         base_fingerprint=fingerprint_of(base).text,
         task=_task_of(base.config),
         fan_in_fan_out=True if any(each.is_transposed for each in layouts) else None,
+        targets=targets,
+        raw=raw or {},
     )
 
 

@@ -24,7 +24,7 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     for role, uri in zip(("base", "tuned"), result.models, strict=False):
         page.say(Styled(f"{role:<8}", "dim"), Styled(uri, "bold"))
     page.say(Styled(f"{report.job:<8}", "dim"), result.method)
-    if report.job in ("resize", "combine", "extract"):
+    if report.job in ("resize", "combine", "extract", "ablate"):
         _say_ranks(page, result)
         _say_errors(page, result)
     _say_cosines(page, result)
@@ -42,7 +42,8 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.is_dry_run:
         page.say(Styled("nothing written", "bold"), f" (dry run) {size}")
     else:
-        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}, from {nbytes(result.bytes_before)}")
+        before = f", from {nbytes(result.bytes_before)}" if result.bytes_before else ""
+        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}{before}")
 
 
 def _say_cosines(page: Page, result: FactorResult) -> None:

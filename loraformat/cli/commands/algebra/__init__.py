@@ -1,3 +1,3 @@
 """The commands that make adapters of adapters or of models."""
 
-__all__ = ["combine", "extract", "pick", "resize", "scale", "shared", "unmerge"]
+__all__ = ["ablate", "combine", "extract", "init", "pick", "resize", "scale", "shared", "unmerge"]
