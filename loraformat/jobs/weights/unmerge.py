@@ -242,18 +242,19 @@ def _order_of(
 ) -> list[int] | None:
     """In which order the adapters were merged; None where they are not those of the last merge, all of them.
 
-    A merge into another dtype, by chance, or into codes cannot be taken back value by value.
+    A merge into another dtype, by chance, into codes, or by a method other than the sum is not taken back by values.
     """
     if manifest is None or manifest["job"] != "merge" or manifest["base"].keys() - {"files"}:
         return None
-    if manifest["options"]["rounding"] != "nearest" or manifest["options"]["dtype"] is not None:
+    stated = manifest["options"]
+    if stated["rounding"] != "nearest" or stated["dtype"] is not None or stated.get("method"):
         return None
     given = [(adapter_digest(one.adapter), strength) for one, strength in zip(opened, strengths, strict=True)]
-    stated = [(each["digest"], each["strength"]) for each in manifest["adapters"]]
-    if Counter(given) != Counter(stated):
+    merged = [(each["digest"], each["strength"]) for each in manifest["adapters"]]
+    if Counter(given) != Counter(merged):
         return None
     left, order = list(range(len(given))), []
-    for each in stated:
+    for each in merged:
         at = next(number for number in left if given[number] == each)
         left.remove(at)
         order.append(at)
@@ -283,7 +284,7 @@ def _digest(weight: BaseWeight) -> str:
 def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     """The base itself, once it is shown that the model is the base with the adapters."""
     opened, sources, findings = open_all(base, run.chosen, run.known, run.options, force=run.force, whole=False)
-    prepared = planned(base, opened, sources, run.options, findings)
+    prepared = planned(base, opened, sources, replace(run.options, arithmetic=_arithmetic_of(run.merged)), findings)
     likeness = _likeness(run, prepared, [one.adapter for one in opened])
     far = [name for name, one in likeness.items() if not one.holds]
     others = _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
@@ -315,6 +316,15 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     )
 
 
+def _arithmetic_of(merged: Checkpoint) -> Arithmetic:
+    """How a merge combined its adapters, as its manifest says; the sum where it has none."""
+    stated = (read_manifest(merged.store) or {}).get("options", {})
+    fields = {
+        key: stated[key] for key in ("method", "density", "sign", "seed") if stated.get("method") and key in stated
+    }
+    return Arithmetic(**fields)
+
+
 def _likeness(run: _Run, prepared: Prepared, adapters: Sequence[Any]) -> dict[str, Likeness]:
     """How the merged weights compare with those of the model.
 
@@ -327,7 +337,7 @@ def _likeness(run: _Run, prepared: Prepared, adapters: Sequence[Any]) -> dict[st
         if weight is None or weight.shape != edit.shape or not weight.dtype.is_floating:
             state = "is missing" if weight is None else f"is {weight.shape}, a merge makes it {edit.shape}"
             raise MergeError(f"{edit.tensor} {state}", where=run.uri, hint="is the model the result of this merge?")
-        each = Repetition(replace(edit, dtype=weight.dtype.safetensors), inputs)
+        each = Repetition(replace(edit, dtype=weight.dtype.safetensors), inputs, prepared.plan.arithmetic)
         rows = weight.as_matrix(edit.row_axes)
 
         def compared(place: tuple[int, int], each: Repetition = each, rows: BaseWeight = rows) -> Likeness:

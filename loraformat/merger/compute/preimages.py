@@ -17,7 +17,7 @@ from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.rounding import nearest_bits, values_of
 from loraformat.merger.compute.windows import Resources, read_window, windows
 from loraformat.merger.inputs import Inputs
-from loraformat.merger.plan.data import Edit
+from loraformat.merger.plan.data import Arithmetic, Edit
 from loraformat.model.floats import quietly, unit_in_last_place
 from loraformat.model.tensors import DType
 
@@ -60,9 +60,9 @@ class Reversal:
     def __init__(self, edit: Edit, inputs: Inputs) -> None:
         """From an edit of the merged model whose terms have the negated strengths."""
         self._edit, self._inputs = edit, inputs
-        self._back = Steps(edit, inputs)
+        self._back = Steps(edit, inputs, Arithmetic())
         terms = tuple(replace(term, strength=-term.strength) for term in edit.terms)
-        self._forth = Steps(replace(edit, terms=terms), inputs)
+        self._forth = Steps(replace(edit, terms=terms), inputs, Arithmetic())
 
     def windows(self, limits: Resources) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of the windows to count."""
@@ -143,9 +143,9 @@ class Likeness:
 class Repetition:
     """One edited tensor of a merge, computed once more and compared; threads may share it."""
 
-    def __init__(self, edit: Edit, inputs: Inputs) -> None:
+    def __init__(self, edit: Edit, inputs: Inputs, arithmetic: Arithmetic) -> None:
         self._edit, self._inputs = edit, inputs
-        self._steps = Steps(edit, inputs)
+        self._steps = Steps(edit, inputs, arithmetic)
 
     def windows(self, limits: Resources) -> Iterator[tuple[int, int]]:
         """(first row, row after the last) of the windows to compare."""

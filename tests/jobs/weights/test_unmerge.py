@@ -139,6 +139,16 @@ def test_chance_and_another_dtype_prove_nothing(tmp_path: Path) -> None:
         assert (report.data.proof, report.data.is_exact) == ("none", False)
 
 
+def test_a_method_other_than_the_sum_proves_nothing(tmp_path: Path) -> None:
+    base = base_of(tmp_path / "base", torch.bfloat16, narrow=True)
+    both = [adapter(tmp_path / "one", 1, 1e-2), adapter(tmp_path / "two", 2, 1e-2)]
+    loraformat.merge(base, both, tmp_path / "merged", method="ties", density=0.5)
+    assert loraformat.unmerge(tmp_path / "merged", both, tmp_path / "out").data.proof == "none"
+    report = loraformat.unmerge(tmp_path / "merged", both, tmp_path / "with-base", base=base)
+    assert report.data.is_exact, "the manifest says which method"
+    assert report.data.weights[0].unlike == 0
+
+
 def test_a_wrong_adapter_shows_in_the_values(tmp_path: Path) -> None:
     """Where the base's numbers are further apart than the merged ones, not every number can come out of a merge."""
     base, one = base_of(tmp_path / "base", torch.bfloat16), adapter(tmp_path / "one", 1, 0.3)
