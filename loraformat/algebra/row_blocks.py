@@ -69,6 +69,9 @@ def held(source: RowBlocks) -> InMemory:
     """All of a matrix."""
     import numpy as np
 
+    if isinstance(source, InMemory):
+        return source
+
     found = np.empty(source.shape)
     for start, stop in places(source.shape[0]):
         found[start:stop] = source.block(start, stop)
@@ -105,7 +108,7 @@ def leading(
         if rule.holds_within(found):
             return found
         count *= 2
-    return decomposed(held(source).values if not isinstance(source, InMemory) else source.values)
+    return decomposed(held(source).values)
 
 
 def _krylov(source: RowBlocks, count: int, passes: int, seed: int) -> Decomposition:

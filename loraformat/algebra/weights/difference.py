@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 from loraformat.algebra.decomposition import Decomposition
 from loraformat.algebra.factors import Product
-from loraformat.algebra.row_blocks import places
+from loraformat.algebra.row_blocks import InMemory, RowBlocks, places
 from loraformat.model.floats import unit_in_last_place
 from loraformat.model.tensors import DType, Readable, rounded
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
     from loraformat.model.tensors import Values
+
+
+_ALL_ROWS, _SAMPLED_ROWS = 1024, 32  # of a block of 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +74,30 @@ class Measure:
     is_finite: bool
 
 
-def measure(difference: Difference) -> Measure:
-    """The norm of a difference and its floor, from one pass over the rows."""
+def measure(difference: Difference, held_nbytes: int = 0) -> tuple[Measure, RowBlocks]:
+    """The norm of a difference and its floor, from one pass over the rows; and the difference, to go on with.
+
+    Args:
+        held_nbytes: a difference of at most so many bytes in float64 is kept, so that nothing is read again.
+    """
     import numpy as np
 
+    rows, cols = difference.shape
+    kept = np.empty((rows, cols)) if rows * cols * 8 <= held_nbytes else None
     squares, noise, is_finite = [], [], True
-    for start, stop in places(difference.shape[0]):
+    for start, stop in places(rows):
+        after = matrix_of(difference.after.read(start, stop))
+        steps = unit_in_last_place(after, difference.after.dtype)
         with np.errstate(invalid="ignore"):
-            block = difference.block(start, stop)
-        is_finite = is_finite and bool(np.isfinite(block).all())
-        squares.append(float(np.vdot(block, block)))
-        steps = unit_in_last_place(matrix_of(difference.after.read(start, stop)), difference.after.dtype)
+            after -= matrix_of(difference.before.read(start, stop))
+        is_finite = is_finite and bool(np.isfinite(after).all())
+        squares.append(float(np.vdot(after, after)))
         noise.append(float(np.vdot(steps, steps)))
+        if kept is not None:
+            kept[start:stop] = after
     norm = math.sqrt(math.fsum(squares)) if is_finite else math.nan
-    return Measure(norm, math.sqrt(math.fsum(noise) / 12) if norm else 0.0, is_finite)
+    found = Measure(norm, math.sqrt(math.fsum(noise) / 12) if norm else 0.0, is_finite)
+    return found, difference if kept is None else InMemory(kept)
 
 
 def transposed(found: Decomposition) -> Decomposition:
@@ -95,6 +108,8 @@ def transposed(found: Decomposition) -> Decomposition:
 def retained(before: Readable, change: Product, dtype: DType) -> tuple[float, float]:
     """(Σ (round(W + D) − W)·D, ΣD²): their quotient is the share of D that is left where W + D is rounded to a dtype.
 
+    Of a matrix with more than 1024 rows an eighth of those behind is looked at.
+
     Args:
         before: W.
         change: D, as W is stored.
@@ -102,7 +117,8 @@ def retained(before: Readable, change: Product, dtype: DType) -> tuple[float, fl
     import numpy as np
 
     kept, squares = [], []
-    for start, stop in places(change.shape[0]):
+    for start, end in places(change.shape[0]):
+        stop = end if start < _ALL_ROWS else min(end, start + _SAMPLED_ROWS)
         base, update = matrix_of(before.read(start, stop)), change.left[start:stop] @ change.right
         written = rounded(base + update, dtype).astype(np.float64) - base
         kept.append(float((written * update).sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
@@ -112,8 +112,13 @@ def open_all(
     *,
     force: bool,
     whole: bool,
+    expected: Collection[str] = (),
 ) -> tuple[list[Opened], list[AdapterSource], list[Finding]]:
-    """The adapters, how to open them again, and what the rules found about them."""
+    """The adapters, how to open them again, and what the rules found about them.
+
+    Args:
+        expected: codes of findings that the task itself explains; they are left out.
+    """
     findings: list[Finding] = []
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
@@ -122,6 +127,7 @@ def open_all(
         said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         answered = _AS_TRAINED if options.quantizer is not None else ()
+        found = tuple(each for each in found if each.code not in expected)
         findings.extend(one for one in rules.refuse(found, uri, force=force) if one.code not in answered)
         opened.append(one)
         sources.append(adapter_source(one, said, strength, whole=whole))

@@ -246,11 +246,11 @@ def _decomposed(
 ) -> tuple[Measure, Decomposition]:
     """What one weight changed by, as its update has it: (out, in). Raises: NonFiniteValue (LF402)."""
     difference = difference_of(name, base, tuned)
-    measured = measure(difference)
+    measured, source = measure(difference, wanted.held_nbytes)
     if not measured.is_finite:
         raise NonFiniteValue("one of the models holds NaN or infinity", where=name, hint="the training run diverged")
     best = leading(
-        difference,
+        source,
         replace(rule, floor=measured.floor),
         wanted.passes,
         seed=wanted.seed,

@@ -45,8 +45,8 @@ from loraformat.storage import listed as all_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _BLOCK_NBYTES = 8 << 20
-# That the model is the result of a merge is why it is here.
-_EXPECTED = ("LF814", "LF819")
+# That the model is the result of a merge, and so not the base that the adapters were trained on, is why it is here.
+_EXPECTED = ("LF320", "LF321", "LF814", "LF819")
 _COPY = Options(None, None, Arithmetic(), None, None, None)
 
 
@@ -113,7 +113,7 @@ def unmerge(
     ('base', True)
 
     W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is computed
-    once more and compared with the model, and the output is the base, byte for byte. Without, the updates are
+    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the updates are
     subtracted, and the report counts the values for which rounding leaves a choice. Where there is none, and the
     manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
 
@@ -149,7 +149,7 @@ def unmerge(
         progress=progress,
     )
     undone = _subtracted(run) if base_uri is None else _replaced(run, _opened(base_uri), base_uri)
-    findings = tuple(each for each in undone.findings if each.code not in _EXPECTED)
+    findings = tuple(each for each in undone.findings if base_uri is not None or each.code not in _EXPECTED)
     if announce is not None:
         announce(findings)
     if strict and not undone.is_exact:
@@ -189,7 +189,9 @@ def _subtracted(run: _Run) -> _Undone:
     """The model with the updates taken off."""
     proof, chosen = "none", list(run.chosen)
     negated = [(uri, -strength) for uri, strength in chosen]
-    opened, sources, findings = open_all(run.merged, negated, run.known, run.options, force=run.force, whole=False)
+    opened, sources, findings = open_all(
+        run.merged, negated, run.known, run.options, force=run.force, whole=False, expected=_EXPECTED
+    )
     for one in opened:
         _require_sum(one)
     manifest = read_manifest(run.merged.store)
