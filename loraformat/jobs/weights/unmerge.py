@@ -113,9 +113,9 @@ def unmerge(
     ('base', True)
 
     W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is computed
-    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the updates are
-    subtracted, and the report counts the values for which rounding leaves a choice. Where there is none, and the
-    manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
+    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the
+    updates are subtracted, and the report counts the values for which rounding leaves a choice. Where there is none,
+    and the manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
 
     Args:
         merged: the model.

@@ -33,7 +33,7 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.unchanged:
         page.say(Styled("equal   ", "dim"), plural(result.unchanged, "tensor"))
     if result.kept:
-        text = "with its new values" if result.models else "as it is"
+        text = "with new values" if result.models else "as it is"
         page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} {text}: {cut(result.kept)}")
     if result.left_out:
         text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"

@@ -18,7 +18,7 @@ from loraformat.cli.commands.algebra import shared
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The model that they were merged into: the merge is repeated and compared, and OUT has the tensors of BASE, bit for bit.",
+    help="The model that they were merged into: the merge is repeated and compared, and OUT is BASE, bit for bit.",
 )
 @options.alpha
 @options.assume
