@@ -286,7 +286,12 @@ def _digest(weight: BaseWeight) -> str:
 def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     """The base itself, once it is shown that the model is the base with the adapters."""
     opened, sources, findings = open_all(base, run.chosen, run.known, run.options, force=run.force, whole=False)
-    prepared = planned(base, opened, sources, replace(run.options, arithmetic=_arithmetic_of(run.merged)), findings)
+    wanted = replace(
+        run.options,
+        arithmetic=_arithmetic_of(run.merged),
+        quantized=None if base.quantized is None else "dense",
+    )
+    prepared = planned(base, opened, sources, wanted, findings)
     likeness = _likeness(run, prepared, [one.adapter for one in opened])
     far = [name for name, one in likeness.items() if not one.holds]
     others = _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})

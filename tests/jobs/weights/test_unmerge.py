@@ -265,3 +265,17 @@ def test_json_and_text(tmp_path: Path) -> None:
     text = CliRunner().invoke(main, arguments).stdout
     assert f"{unknown} of 960 values" in text
     assert np.isfinite(document["data"]["weights"][0]["bound"])
+
+
+@pytest.mark.parametrize("option", ["dequantize", "keep_quantized"])
+def test_a_quantized_base_comes_back_in_its_codes(tmp_path: Path, option: str) -> None:
+    base = Path("fixtures/quantized/nf4")
+    loraformat.init(base, tmp_path / "one", rank=2, target=["q_proj"])
+    file = tmp_path / "one" / "adapter_model.safetensors"
+    factors = {name: torch.randn_like(value) * 0.1 for name, value in load_file(file).items()}
+    save_file(factors, file)
+    loraformat.merge(base, [tmp_path / "one"], tmp_path / "merged", **{option: True})
+    report = loraformat.unmerge(tmp_path / "merged", [tmp_path / "one"], tmp_path / "out", base=base)
+    assert report.data.is_exact
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
