@@ -153,7 +153,9 @@ def saved(rest: Sequence[str], base: Checkpoint, tuned: Checkpoint, layers: Iter
 
     Raises: UnsupportedUpdate (LF013): a tensor that does not hold real numbers.
     """
-    tied = {name for each in (base, tuned) for tie in ties_of(each) for name in tie.names}
+    ties = [tie for each in (base, tuned) for tie in ties_of(each)]
+    # A head that went its own way in the tuned model is a copy of its own, and so is the table that it left.
+    tied = {name for tie in ties if all(_is_copy(one, tie.stored, tuned) for one in tie.names) for name in tie.names}
     wholes = {module_of(name) for name in rest if not _is_bias_of_layer(name, rest, layers, tuned) and name not in tied}
     found: dict[str, Update] = {}
     for name in tuned.tensors:

@@ -169,6 +169,19 @@ def test_a_tied_table_is_saved_once_and_both_ends_follow(tmp_path: Path) -> None
     assert (peft_logits(base, tmp_path / "out") - wanted).norm() <= 1e-4 * (before - wanted).norm()
 
 
+def test_a_head_that_was_untied_is_saved_apart_from_its_table(tmp_path: Path) -> None:
+    tensors = llama(tie_word_embeddings=True)
+    head = tensors.pop("lm_head.weight")
+    base = write(tmp_path / "base", tensors, tie_word_embeddings=True)
+    changed = {**tuned(tensors, norms_and_tables), "lm_head.weight": head * 1.5}
+    after = write(tmp_path / "tuned", changed, tie_word_embeddings=False)
+    loraformat.extract(base, after, tmp_path / "out", rank=4, rest="save")
+    wanted, before = logits(model_of(after)), logits(model_of(base))
+    assert (peft_logits(base, tmp_path / "out") - wanted).norm() <= 1e-4 * (before - wanted).norm()
+    loraformat.merge(base, [tmp_path / "out"], tmp_path / "merged")
+    assert torch.allclose(logits(model_of(tmp_path / "merged")), wanted, atol=1e-4)
+
+
 def test_new_tokens_are_saved(tmp_path: Path, tensors: Tensors) -> None:
     grown = {
         name: torch.cat([value, torch.ones(4, 32)])
