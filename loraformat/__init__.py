@@ -25,6 +25,10 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
+    "loraformat.jobs.weights.ablate": ("ablate",),
+    "loraformat.jobs.weights.extract": ("extract",),
+    "loraformat.jobs.weights.init": ("init",),
+    "loraformat.jobs.weights.unmerge": ("unmerge",),
     # Adapters and bases.
     "loraformat.containers": ("open_checkpoint",),
     "loraformat.io": ("load_adapter", "save_adapter"),
@@ -47,7 +51,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
         *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
-        *("ProposedMap", "RenamedTensor", "RoundTrip", "VerifyResult"),
+        *("ProposedMap", "RenamedTensor", "RoundTrip", "UndoneWeight", "UnmergeResult", "VerifyResult"),
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
     "loraformat.model.summary": ("Summary",),
@@ -109,6 +113,10 @@ if TYPE_CHECKING:
     from loraformat.jobs.stamp import stamp
     from loraformat.jobs.validate import validate
     from loraformat.jobs.verify import verify
+    from loraformat.jobs.weights.ablate import ablate
+    from loraformat.jobs.weights.extract import extract
+    from loraformat.jobs.weights.init import init
+    from loraformat.jobs.weights.unmerge import unmerge
     from loraformat.merger import delta
     from loraformat.model.adapter import Adapter, AdapterConfig
     from loraformat.model.assumptions import Assumptions
@@ -128,6 +136,8 @@ if TYPE_CHECKING:
         RenamedTensor,
         Retention,
         RoundTrip,
+        UndoneWeight,
+        UnmergeResult,
         VerifyResult,
     )
     from loraformat.model.results.weight_figures import TableRecord, WeightRecord
@@ -224,8 +234,10 @@ __all__ = [
     "TableRecord",
     "TargetEstimate",
     "TruncatedFile",
+    "UndoneWeight",
     "UnknownFormat",
     "UnmatchedUpdate",
+    "UnmergeResult",
     "UnsafePickle",
     "UnsupportedUpdate",
     "Update",
@@ -238,6 +250,7 @@ __all__ = [
     "WeightNetwork",
     "WeightRecord",
     "__version__",
+    "ablate",
     "combine",
     "convert",
     "delta",
@@ -245,6 +258,8 @@ __all__ = [
     "diff",
     "estimate",
     "explain",
+    "extract",
+    "init",
     "inspect",
     "load_adapter",
     "merge",
@@ -256,6 +271,7 @@ __all__ = [
     "save_adapter",
     "scale",
     "stamp",
+    "unmerge",
     "validate",
     "verify",
 ]

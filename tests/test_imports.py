@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from arithmetic.cases import LOOPS
@@ -71,6 +72,23 @@ def test_merging_needs_no_torch(
     found = modules_after("merge", str(base), str(adapter), "-o", str(out), *options)
     assert not found & {"torch", "huggingface_hub", "transformers", "peft"}
     assert all((value != 1).any() for value in load_file(out / "model.safetensors").values())
+
+
+def test_verbs_between_models_and_adapters_need_no_torch(tmp_path: Path) -> None:
+    base, tuned, fact = (str(FIXTURES / "minigpt" / name) for name in ("base", "full_finetuned", "fact_all"))
+    np.save(tmp_path / "direction.npy", np.arange(64.0))
+    out = [str(tmp_path / name) for name in ("lora", "merged", "without", "exact", "ablated", "model", "fresh")]
+    direction = ["--direction", str(tmp_path / "direction.npy"), "--select", "out_proj"]
+    for arguments in (
+        ["extract", base, tuned, "--rank", "4", "--rest", "save", "-o", out[0]],
+        ["merge", base, fact, "--alpha", "1", "-o", out[1]],
+        ["unmerge", out[1], fact, "--alpha", "1", "-o", out[2]],
+        ["unmerge", out[1], fact, "--alpha", "1", "--base", base, "-o", out[3]],
+        ["ablate", base, *direction, "-o", out[4]],
+        ["ablate", base, *direction, "--merge", "-o", out[5]],
+        ["init", base, "--rank", "4", "--target", "q_proj", "--init", "pissa", "-o", out[6]],
+    ):
+        assert not modules_after(*arguments) & {"torch", "huggingface_hub", "transformers", "peft"}
 
 
 def test_copying_a_tensor_that_is_stored_as_a_view_needs_no_torch(tmp_path: Path) -> None:

@@ -35,6 +35,10 @@ VERBS = (
     "combine",
     "scale",
     "pick",
+    "extract",
+    "unmerge",
+    "ablate",
+    "init",
 )
 OTHERS = (
     *("Adapter", "AdapterConfig", "Assumptions", "BaseWeight", "Checkpoint", "DType", "Finding", "FindingLocation"),
@@ -56,6 +60,7 @@ PLAIN = {
         "MergedAdapter",
         "Retention",
         "RoundTrip",
+        "UndoneWeight",
     ),
     *("Skipped", "TableRecord", "TargetEstimate", "WeightDifference", "WeightRecord"),
 }

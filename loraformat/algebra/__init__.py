@@ -35,4 +35,5 @@ __all__ = [
     "shared_bases",
     "spectrum",
     "spectrum_of",
+    "weights",
 ]

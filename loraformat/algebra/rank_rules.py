@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.algebra.decomposition import Decomposition
+from loraformat.model.results.factor_changes import NOISE_MARGIN
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -28,6 +29,8 @@ class RankRule:
         sv_fro: √(Σ kept σ²) ≥ sv_fro · ‖ΔW‖.
         size: most bytes of all factors of an adapter together; not beside another bound.
         max_rank: the largest rank of any update.
+        floor: the Frobenius norm that rounding of its sources is expected to have in the matrix. A bound by energy or
+            error is met where about that is left out: a larger rank would store rounding.
 
     sv_ratio, sv_cumulative and sv_fro are those of kohya-ss/sd-scripts, networks/resize_lora.py, which kept one value
     more than the bound needs until its pull request 2194.
@@ -41,6 +44,7 @@ class RankRule:
     sv_fro: float | None = None
     size: int | None = None
     max_rank: int | None = None
+    floor: float = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,20 +68,30 @@ class RankRule:
         if not found.rank:
             return 0
         wanted = [min(self.rank, found.rank)] if self.rank is not None else []
-        shares = _shares(found.values, found.residual)
-        if self.energy is not None:
-            wanted.append(_first(shares, self.energy))
-        if self.sv_fro is not None:
-            wanted.append(_first(shares, self.sv_fro * self.sv_fro))
-        if self.error is not None:
-            most = self.error * found.norm
-            wanted.append(next((k for k in range(1, found.rank) if found.tail(k) <= most), found.rank))
+        wanted += [min(each, self._first_below_floor(found)) for each in self._by_squares(found)]
         if self.sv_ratio is not None:
             wanted.append(max(1, int((found.values >= found.values[0] / self.sv_ratio).sum())))
         if self.sv_cumulative is not None:
             sums = found.values.cumsum()
             wanted.append(_first(sums / sums[-1], self.sv_cumulative))
         return min(max(wanted, default=found.rank), self.max_rank or found.rank)
+
+    def _by_squares(self, found: Decomposition) -> Iterator[int]:
+        """The ranks that the bounds of energy and error ask for."""
+        shares = _shares(found.values, found.residual)
+        if self.energy is not None:
+            yield _first(shares, self.energy)
+        if self.sv_fro is not None:
+            yield _first(shares, self.sv_fro * self.sv_fro)
+        if self.error is not None:
+            most = self.error * found.norm
+            yield next((k for k in range(1, found.rank) if found.tail(k) <= most), found.rank)
+
+    def _first_below_floor(self, found: Decomposition) -> int:
+        """The least rank that leaves out no more than the floor; all that there are where no rank does."""
+        if not self.floor:
+            return found.rank
+        return next((k for k in range(1, found.rank) if found.tail(k) <= self.floor * NOISE_MARGIN), found.rank)
 
     def holds_within(self, found: Decomposition) -> bool:
         """Whether the leading values of an incomplete decomposition are enough to know the rank: the rest is smaller.
@@ -91,11 +105,12 @@ class RankRule:
         if self.sv_cumulative is not None:
             return False
         needs = [self.rank is None or found.rank >= self.rank]
+        is_noise = found.residual <= self.floor * NOISE_MARGIN
         if self.energy is not None or self.sv_fro is not None:
             share = max(self.energy or 0.0, (self.sv_fro or 0.0) ** 2)
-            needs.append(bool(_shares(found.values, found.residual)[-1] >= share))
+            needs.append(is_noise or bool(_shares(found.values, found.residual)[-1] >= share))
         if self.error is not None:
-            needs.append(found.residual <= self.error * found.norm)
+            needs.append(is_noise or found.residual <= self.error * found.norm)
         if self.sv_ratio is not None:
             needs.append(bool(found.values[-1] < found.values[0] / self.sv_ratio))
         return all(needs)

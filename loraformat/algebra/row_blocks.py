@@ -24,6 +24,8 @@ _EXACT = 512  # rows or columns up to which a matrix is decomposed whole
 _OVERSAMPLE = 16
 _FIRST_RANK = 32
 PASSES = 4
+# Below this share of a squared norm a difference of squared norms has lost too many digits.
+_CANCELLED = 1e-4
 
 
 class RowBlocks(Protocol):
@@ -67,19 +69,30 @@ def held(source: RowBlocks) -> InMemory:
     """All of a matrix."""
     import numpy as np
 
+    if isinstance(source, InMemory):
+        return source
+
     found = np.empty(source.shape)
     for start, stop in places(source.shape[0]):
         found[start:stop] = source.block(start, stop)
     return InMemory(found)
 
 
-def leading(source: RowBlocks, rule: RankRule, passes: int = PASSES) -> Decomposition:
+def leading(
+    source: RowBlocks, rule: RankRule, passes: int = PASSES, *, seed: int = 0, held_nbytes: int = _HELD_NBYTES
+) -> Decomposition:
     """The leading singular values and vectors of a matrix, as many as a rule needs and some more.
 
     A small matrix, and one of which a quarter of all values are wanted, is decomposed whole. Of others a block Krylov
     space on the side of the columns is spanned (Musco and Musco 2015): each pass over the rows is one power of ΔᵀΔ.
     What the space leaves out is summed as squares in the last pass, so `residual` is exact. With 4 passes the error is
-    within 0.2 % of the optimum for spectra from flat to steep.
+    within 0.2 % of the optimum for spectra from flat to steep, with 3 within 0.6 %.
+
+    Args:
+        passes: over the rows, at least 2.
+        seed: of the random directions from which the space grows.
+        held_nbytes: a matrix of at most so many bytes in float64 is computed once and not once a pass; the bytes of
+            the result do not depend on it.
 
     >>> import numpy as np
     >>> found = leading(InMemory(np.diag([3.0, 2.0, 1.0])), RankRule(rank=1))
@@ -87,22 +100,22 @@ def leading(source: RowBlocks, rule: RankRule, passes: int = PASSES) -> Decompos
     (array([3., 2., 1.]), 0.0)
     """
     rows, cols = source.shape
-    if rows * cols * 8 <= _HELD_NBYTES:
+    if rows * cols * 8 <= held_nbytes:
         source = held(source)
     count = (rule.rank or rule.max_rank or _FIRST_RANK) + _OVERSAMPLE
     while min(rows, cols) > _EXACT and count <= min(rows, cols) // 4:
-        found = _krylov(source, count, passes)
+        found = _krylov(source, count, passes, seed)
         if rule.holds_within(found):
             return found
         count *= 2
-    return decomposed(held(source).values if not isinstance(source, InMemory) else source.values)
+    return decomposed(held(source).values)
 
 
-def _krylov(source: RowBlocks, count: int, passes: int) -> Decomposition:
+def _krylov(source: RowBlocks, count: int, passes: int, seed: int) -> Decomposition:
     import numpy as np
 
     rows, cols = source.shape
-    directions = gaussian(key_of(0, "range finder", rows, cols), cols, count)
+    directions = gaussian(key_of(seed, "range finder", rows, cols), cols, count)
     directions = np.linalg.qr(directions)[0]
     spanned = []
     for _ in range(passes - 1):
@@ -116,7 +129,13 @@ def _krylov(source: RowBlocks, count: int, passes: int) -> Decomposition:
     projected, squares = np.empty((rows, basis.shape[1])), []
     for start, stop in places(rows):
         values = source.block(start, stop)
-        projected[start:stop] = values @ basis
-        squares.append(float(np.square(values - projected[start:stop] @ basis.T).sum()))
+        inside = values @ basis
+        projected[start:stop] = inside
+        whole = float(np.vdot(values, values))
+        outside = whole - float(np.vdot(inside, inside))
+        if outside < _CANCELLED * whole:
+            values = values - inside @ basis.T
+            outside = float(np.vdot(values, values))
+        squares.append(outside)
     inner = decomposed(projected)
     return Decomposition(inner.left, inner.values, inner.right @ basis.T, math.sqrt(math.fsum(squares)))

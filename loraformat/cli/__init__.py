@@ -47,6 +47,10 @@ COMMANDS = {
     "combine": "Write one adapter that does what several do together.",
     "scale": "Write an adapter whose updates are multiplied by a number.",
     "pick": "Write some of an adapter's updates, under their own or other names.",
+    "extract": "Write the LoRA that comes nearest to what a fine-tuning changed.",
+    "unmerge": "Take adapters out of a model that they were merged into.",
+    "ablate": "Take directions out of the weights of a model, as an adapter or merged.",
+    "init": "Write a fresh adapter for a base, to be trained.",
     "stamp": "Write into an adapter which base it was trained on.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
@@ -58,7 +62,7 @@ COMMANDS = {
 }
 
 # Commands that stand in the module of another: the version of the tool itself, like help; a merge of no adapter; an
-# adapter that is written again in its own format; adapters that are made of others.
+# adapter that is written again in its own format; adapters that are made of others, or of models.
 _BESIDE = {
     "version": "help",
     "dequantize": "merge",
@@ -67,6 +71,10 @@ _BESIDE = {
     "combine": "algebra.combine",
     "scale": "algebra.scale",
     "pick": "algebra.pick",
+    "extract": "algebra.extract",
+    "unmerge": "algebra.unmerge",
+    "ablate": "algebra.ablate",
+    "init": "algebra.init",
 }
 _IMPORT_POLL_S = 0.05
 

@@ -95,8 +95,12 @@ def _folder_of(path: str, store: Store | Output) -> Iterator[tuple[Store, str]]:
         yield inner, name
 
 
-def open_tensors(store: Source, path: str) -> Tensors:
+def open_tensors(store: Source, path: str, *, lone: str = "") -> Tensors:
     """The header of a weight file; its container is chosen by its first bytes, except that `.safetensors` is believed.
+
+    Args:
+        lone: what a tensor is called that a file holds without a name: a `.npy` file, or torch.save of one tensor; ""
+            refuses such files.
 
     Raises: ContainerError and its subclasses, StorageError.
     """
@@ -114,9 +118,13 @@ def open_tensors(store: Source, path: str) -> Tensors:
         from loraformat.containers import npz
 
         return Tensors("npz", npz.read_arrays(store, path))
+    if lone and path.lower().endswith(".npy"):
+        from loraformat.containers import npz
+
+        return Tensors("npy", {lone: npz.read_array(store, path)})
     from loraformat.containers import torch_zip
 
-    archive = torch_zip.read_archive(store, path)
+    archive = torch_zip.read_archive(store, path, lone=lone)
     entries = torch_zip.lazy_tensors(store, path, archive)
     return Tensors("torch", entries, wrapper=archive.wrapper, extras=archive.extras)
 

@@ -1,4 +1,4 @@
-"""The zip of arrays that numpy.savez and mlx.core.savez write, read strictly.
+"""The zip of arrays that numpy.savez and mlx.core.savez write, and the array that numpy.save writes, read strictly.
 
 Source: numpy 2.4, numpy/lib/_format_impl.py (npy versions 1 to 3); mlx 0.32, mlx/io/load.cpp (bfloat16 as "V2").
 """
@@ -63,6 +63,12 @@ def read_arrays(store: Source, path: str) -> dict[str, LazyTensor]:
     return {name.removesuffix(".npy"): _lazy(store, path, record) for name, record in records.items()}
 
 
+def read_array(store: Source, path: str) -> LazyTensor:
+    """The array of a `.npy` file. Raises: as `read_arrays`, but for the zip."""
+    stored = _placed(store, path, Record(path, 0, store.size(path), 0))
+    return LazyTensor(stored.shape, stored.dtype, lambda start, stop: read_rows(store, stored, start, stop))
+
+
 def _lazy(store: Source, path: str, record: Record) -> LazyTensor:
     stored = _placed(store, path, record)
     checked: list[bool] = []
@@ -87,6 +93,12 @@ def _placed(store: Source, path: str, record: Record) -> StoredTensor:
     if length > _MOST_HEADER_NBYTES or start > record.nbytes:
         raise InvalidHeader(f'record "{shown}": a header of {length} bytes', where=path)
     text = store.read(path, record.offset + 8 + wide, length).decode("latin-1")
+    if "'descr': '|O'" in text:
+        raise ContainerError(
+            f'record "{shown}" holds Python objects in a pickle, which is not executed',
+            where=path,
+            hint="save it with a dtype of numbers: np.save(path, array.astype('float32'))",
+        )
     found = _HEADER.fullmatch(text)
     if found is None:
         raise InvalidHeader(f'record "{shown}": its header is "{show(text, 100)}"', where=path)

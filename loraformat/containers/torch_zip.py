@@ -48,8 +48,11 @@ class Archive:
     nbytes: int
 
 
-def read_archive(store: Source, path: str) -> Archive:
+def read_archive(store: Source, path: str, *, lone: str = "") -> Archive:
     """The tensors of a torch file by name, as places in the file.
+
+    Args:
+        lone: the name of a tensor that was saved by itself; "" refuses a file of one.
 
     Raises:
         NotATensorFile (LF002): another kind of file, which is named.
@@ -59,7 +62,7 @@ def read_archive(store: Source, path: str) -> Archive:
         StorageError (LF020): the file cannot be read.
     """
     records, value = _opened(store, path)
-    found = find_state_dict(value, path)
+    found = find_state_dict({lone: value} if lone and isinstance(value, View) else value, path)
     tensors = {name: _placed(name, view, records, path) for name, view in found.tensors.items()}
     return Archive(tensors, records, found.wrapper, found.extras, store.size(path))
 

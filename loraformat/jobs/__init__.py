@@ -15,4 +15,5 @@ __all__ = [
     "stamp",
     "validate",
     "verify",
+    "weights",
 ]

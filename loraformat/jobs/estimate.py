@@ -10,7 +10,7 @@ from loraformat.containers import checkpoint_of_store
 from loraformat.containers.bundles import load_json
 from loraformat.diagnostics import in_file
 from loraformat.errors import ConfigError, MissingFile, UsageError
-from loraformat.matching import is_vocabulary, nearest
+from loraformat.matching import is_linear, nearest
 from loraformat.model.adapter import module_of
 from loraformat.model.blueprints import blueprint
 from loraformat.model.patterns.keys import is_end_of
@@ -22,7 +22,6 @@ from loraformat.storage import Location, listed, open_store, uri_of
 
 ALL_LINEAR = "all-linear"
 _DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_ROUTERS = ("gate", "shared_expert_gate")
 
 # Mixed precision with Adam, bytes for each trained parameter: Rajbhandari et al. 2020, ZeRO, section 3.1.
 _COMPUTED, _GRADIENT, _OPTIMIZER = 2, 2, 12
@@ -112,22 +111,13 @@ def _is_meant(name: str, shape: tuple[int, ...], target: str) -> bool:
     if not _can_be(shape):
         return False
     if target == ALL_LINEAR:
-        return len(shape) == 2 and name.endswith(".weight") and _is_linear(name)
+        return len(shape) == 2 and name.endswith(".weight") and is_linear(name)
     path = module_of(name) if name.endswith(".weight") else name
     return is_end_of(target, path)
 
 
 def _can_be(shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2
-
-
-def _is_linear(name: str) -> bool:
-    """Whether a matrix is a linear layer that "all-linear" and quantization mean: no table, no router."""
-    return not is_vocabulary(name) and not _is_position(name) and module_kind(name) not in _ROUTERS
-
-
-def _is_position(name: str) -> bool:
-    return module_kind(name) in ("wpe", "position_embedding", "position_embeddings", "pos_embedding", "embed_positions")
 
 
 def _result(
@@ -149,7 +139,7 @@ def _result(
     linear = sum(
         math.prod(shape)
         for name, shape in weights.items()
-        if (len(shape) == 2 or _is_stack(name, shape)) and _is_linear(name)
+        if (len(shape) == 2 or _is_stack(name, shape)) and is_linear(name)
     )
     return EstimateResult(
         source=source,

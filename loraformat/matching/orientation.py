@@ -72,17 +72,20 @@ def is_stored_transposed(
         return False, False
     if any(isinstance(update, LowRank) and update.is_embedding for update in updates):
         return False, False
-    model_type = config.get("model_type")
-    is_known = isinstance(model_type, str) and model_type in CONV1D
-    if is_known:
-        layer = weight.split(".")[-2] if "." in weight else ""
-        return layer in CONV1D[str(model_type)], False
+    if config.get("model_type") in CONV1D:
+        return is_conv1d(weight, config), False
     is_known = is_class_known(config)
     if not first.fits(stored):
         return (bool(fan_in_fan_out) or not is_known) and first.fits(stored[::-1]), False
     if stored[0] == stored[1] and fan_in_fan_out:
         return not is_known, not is_known
     return False, False
+
+
+def is_conv1d(weight: str, config: Mapping[str, Json]) -> bool:
+    """Whether a weight is that of a `Conv1D` layer, which stores (in, out)."""
+    layer = weight.split(".")[-2] if "." in weight else ""
+    return layer in CONV1D.get(str(config.get("model_type")), ())
 
 
 def is_class_known(config: Mapping[str, Json]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.weight_figures import module_kind
 from loraformat.naming import architecture_of, levels_of, tied_names
 
 # Last module components by which libraries call their input embeddings and output heads.
@@ -16,6 +17,14 @@ HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "g
 
 # Of classes for classification and questions. Source: transformers 5.23.0, models/llama/modeling_llama.py and others.
 _TASK_HEADS = ("score", "classifier", "qa_outputs")
+
+# Tables of positions and of kinds of tokens, and what chooses among experts.
+# Source: transformers 5.23.0, `nn.Embedding` and routers in models/*/modeling_*.py.
+_TABLES = (
+    *("wpe", "position_embedding", "position_embeddings", "pos_embedding", "embed_positions", "positions_embed"),
+    *("token_type_embeddings", "relative_attention_bias"),
+)
+_ROUTERS = ("gate", "shared_expert_gate")
 
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 
@@ -108,6 +117,15 @@ def is_embedding(weight: str) -> bool:
 def is_head(weight: str) -> bool:
     """Whether a weight has the name of an output head, or of the head of a task."""
     return _last(weight) in (*HEADS, *_TASK_HEADS)
+
+
+def is_linear(weight: str) -> bool:
+    """Whether a matrix with this name is a linear layer that "all-linear" and quantization mean: no table, no router.
+
+    >>> is_linear("model.layers.0.mlp.up_proj.weight"), is_linear("model.embed_tokens.weight")
+    (True, False)
+    """
+    return not is_vocabulary(weight) and module_kind(weight) not in (*_TABLES, *_ROUTERS)
 
 
 def tie_claim(config: Mapping[str, Json]) -> bool | None:

@@ -2,6 +2,7 @@
 
 from loraformat import arithmetic as kernel  # under the name by which it is checked from outside
 from loraformat.merger.compute.combination import METHODS as COMBINATIONS
+from loraformat.merger.compute.preimages import Likeness, Preimages, Repetition, Reversal
 from loraformat.merger.compute.retention import (
     retentions,
     rounding_findings,
@@ -30,11 +31,15 @@ __all__ = [
     "FileEngine",
     "FileTask",
     "Inputs",
+    "Likeness",
     "MergePlan",
     "Opened",
+    "Preimages",
     "Preview",
     "Receipt",
+    "Repetition",
     "Resources",
+    "Reversal",
     "ShardPlan",
     "Source",
     "Trust",

@@ -24,7 +24,7 @@ class Report:
 
     Attributes:
         job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate",
-            "resize", "combine", "scale", "pick".
+            "resize", "combine", "scale", "pick", "extract", "unmerge", "ablate", "init".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
         reason: why it was detected.
@@ -60,17 +60,17 @@ class Report:
         return self.worst is not None and self.worst >= severity
 
     def records(self) -> list[dict[str, object]]:
-        """One dict for each update of `inspect`, weight of `diff` and of verbs on factors, or module of `estimate`.
+        """One dict for each record of `inspect`, `diff`, `unmerge`, `estimate` or a verb that writes factors.
 
         [] for other jobs.
         """
         from loraformat.model.results.differences import DiffResult
         from loraformat.model.results.estimates import EstimateResult
         from loraformat.model.results.factor_changes import FactorResult
-        from loraformat.model.results.verbs import InspectResult
+        from loraformat.model.results.verbs import InspectResult, UnmergeResult
 
         match self.data:
-            case InspectResult() | DiffResult() | FactorResult():
+            case InspectResult() | DiffResult() | FactorResult() | UnmergeResult():
                 return [asdict(record) for record in self.data.weights]
             case EstimateResult():
                 return [asdict(module) for module in self.data.modules]

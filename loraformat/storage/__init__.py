@@ -11,6 +11,7 @@ from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
 from loraformat.storage.faults import kind_of
 from loraformat.storage.hashing import ALGORITHM, Hash, Run, digest_of, digest_of_range, new_hash, uncovered
 from loraformat.storage.local.folders import Folder, folders_below
+from loraformat.storage.local.spool import Spool, open_spool
 from loraformat.storage.local.staging import MARKER
 from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, OWN_PREFIX, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.local.targets import ANYONE, is_restricted
@@ -40,6 +41,7 @@ __all__ = [
     "Output",
     "Run",
     "Source",
+    "Spool",
     "Store",
     "TarStore",
     "Writer",
@@ -57,6 +59,7 @@ __all__ = [
     "memory_at",
     "new_hash",
     "open_output",
+    "open_spool",
     "open_store",
     "permissions_for",
     "require_space",

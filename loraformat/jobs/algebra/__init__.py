@@ -11,5 +11,7 @@ __all__ = [
     "pick",
     "resize",
     "scale",
+    "selection",
+    "sizes",
     "sources",
 ]

@@ -20,7 +20,7 @@ from loraformat.jobs.algebra.compatible import common_config, require_one_base, 
 from loraformat.jobs.algebra.factoring import Form, change_of, low_rank_of, together
 from loraformat.jobs.algebra.methods import SHARED, Contribution, Mixed, concatenated, like_peft, mixed
 from loraformat.jobs.algebra.options import OutputOptions, checked, described, dtype_of
-from loraformat.jobs.algebra.output import config_of, nothing_left, target_of, write
+from loraformat.jobs.algebra.output import config_of, nothing_left, origin_of, target_of, write
 from loraformat.jobs.algebra.sizes import not_met, ranks_within
 from loraformat.jobs.algebra.sources import (
     OpenedSource,
@@ -192,7 +192,7 @@ def combine(
     return write(
         made,
         together(result),
-        sources,
+        origin_of(sources),
         uri_of(out),
         job="combine",
         base=checkpoint,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from loraformat import formats
 from loraformat.containers import sources_of
@@ -58,18 +58,56 @@ def with_updates(source: Adapter, updates: Mapping[str, tuple[Update, ...]], *, 
 def target_of(options: OutputOptions, source: OpenedSource) -> Format:
     """The format to write: the one that was asked for, else the source's own, else PEFT."""
     if options.to is not None:
-        target = formats.get(options.to)
-        if not target.WRITES:
-            known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
-            raise UsageError(f"{options.to} is only read, not written", where="--to", hint=f"written are {known}")
-        return target
+        return format_of(options.to)
     return source.opened.format if source.opened.format.WRITES else formats.get("peft")
+
+
+def format_of(name: str) -> Format:
+    """A format that is written. Raises: UsageError (LF021): it is only read; and as `formats.get`."""
+    target = formats.get(name)
+    if not target.WRITES:
+        known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
+        raise UsageError(f"{name} is only read, not written", where="--to", hint=f"written are {known}")
+    return target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What an output is made of, as far as its files and its report depend on that.
+
+    Attributes:
+        uri: what the report is about.
+        inputs: paths that the output must not touch.
+        used: (store, names) of the files that were read, which the output is not more readable than.
+        format, reason: of the first adapter, and why it was detected; "" where it is made of models.
+        findings: what was found in them.
+    """
+
+    uri: str
+    inputs: tuple[str, ...]
+    used: tuple[tuple[object, Iterable[str]], ...]
+    format: str = ""
+    reason: str = ""
+    findings: tuple[Finding, ...] = ()
+
+
+def origin_of(sources: Sequence[OpenedSource]) -> Origin:
+    """Adapters as what an output is made of."""
+    first = sources[0].opened
+    return Origin(
+        uri=first.uri,
+        inputs=tuple(source.opened.uri for source in sources),
+        used=tuple(each for source in sources for each in sources_of(source.opened.bundle)),
+        format=first.format.NAME,
+        reason=first.reason,
+        findings=tuple(each for source in sources for each in source.findings),
+    )
 
 
 def write(
     adapter: Adapter,
     result: FactorResult,
-    sources: Sequence[OpenedSource],
+    origin: Origin,
     out: str,
     *,
     job: str,
@@ -86,8 +124,8 @@ def write(
     target = formats.get(result.target)
     wanted = WriteOptions(container=options.container, base=hints_of(Assumptions(), base))
     losses = tuple(target.losses(adapter, wanted))
-    notes = (*(each for source in sources for each in source.findings), *findings)
-    permissions = permissions_for([each for source in sources for each in sources_of(source.opened.bundle)], out)
+    notes = (*origin.findings, *findings)
+    permissions = permissions_for(origin.used, out)
     if is_restricted(permissions) and not options.dry_run:
         notes = (*notes, kept_private(FindingLocation(subject=out), permissions))
     if options.announce is not None:
@@ -104,17 +142,16 @@ def write(
             container=options.container,
             base=base,
             overwrite=options.overwrite,
-            inputs=[source.opened.uri for source in sources],
+            inputs=origin.inputs,
             permissions=permissions,
             progress=options.progress,
         )
         nbytes = sum(os.path.getsize(os.path.join(out, name)) for name in files)
-    first = sources[0].opened
     return Report(
         job=job,
-        subject=first.uri,
-        format=first.format.NAME,
-        reason=first.reason,
+        subject=origin.uri,
+        format=origin.format,
+        reason=origin.reason,
         summary=summarize(adapter),
         data=replace(result, files=files, bytes_written=nbytes, is_dry_run=options.dry_run),
         findings=(*notes, *losses),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 from collections import Counter
@@ -10,23 +9,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from loraformat.algebra.norms import frobenius
-from loraformat.diagnostics import Finding, did_you_mean, show
+from loraformat.diagnostics import Finding, show
 from loraformat.errors import UsageError
 from loraformat.jobs.algebra.factoring import together
 from loraformat.jobs.algebra.options import OutputOptions
-from loraformat.jobs.algebra.output import target_of, with_updates, write
+from loraformat.jobs.algebra.output import origin_of, target_of, with_updates, write
+from loraformat.jobs.algebra.selection import chosen_of
 from loraformat.jobs.algebra.sources import nbytes_of, open_source, ranks_before, sums_of, values_of
 from loraformat.jobs.inputs.subject import open_base
-from loraformat.model.adapter import Adapter, module_of
+from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
-from loraformat.model.patterns.keys import ends_of
 from loraformat.model.results.factor_changes import FactorChange, FactorResult
-from loraformat.model.summary import layer_of
 from loraformat.model.updates import Update
 from loraformat.report import Report
 from loraformat.storage import Location, uri_of, uri_or_none
-
-_LAYERS = re.compile(r"layers=(\d{1,9}(?:-\d{1,9})?(?:,\d{1,9}(?:-\d{1,9})?)*)", re.ASCII)
 
 
 def pick(
@@ -88,10 +84,11 @@ def pick(
         announce=announce,
         progress=progress,
     )
-    chosen = _chosen(source.adapter, select, drop)
-    names = _renamed(tuple(chosen), rename)
-    updates = {names[weight]: chain for weight, chain in chosen.items()}
-    made = _with_names(with_updates(source.adapter, updates, is_fresh=False), names)
+    names = chosen_of(tuple(source.adapter.updates), select, drop, "the adapter")
+    chosen = {weight: source.adapter.updates[weight] for weight in names}
+    new_names = _renamed(names, rename)
+    updates = {new_names[weight]: chain for weight, chain in chosen.items()}
+    made = _with_names(with_updates(source.adapter, updates, is_fresh=False), new_names)
     left_out = tuple(weight for weight in source.adapter.updates if weight not in chosen)
     result = FactorResult(
         method=f"{len(chosen)} of {len(source.adapter.updates)}",
@@ -103,49 +100,9 @@ def pick(
         dropped=_dropped(source.adapter, left_out),
         bytes_before=nbytes_of(source.adapter),
     )
-    return write(made, together(result), (source,), uri_of(out), job="pick", base=checkpoint, options=options)
-
-
-def _chosen(adapter: Adapter, select: Sequence[str], drop: Sequence[str]) -> dict[str, tuple[Update, ...]]:
-    """The updates that stay. Raises: UsageError (LF021): a pattern matches none."""
-    chosen = dict(adapter.updates)
-    for option, patterns in (("--select", select), ("--drop", drop)):
-        if not patterns:
-            continue
-        hit: set[str] = set()
-        for pattern in patterns:
-            found = matching(pattern, tuple(adapter.updates))
-            if not found:
-                ends = {module_of(weight).rpartition(".")[2] for weight in adapter.updates}
-                text = f"no weight of the adapter matches {show(pattern, 200)}"
-                raise UsageError(text, where=option, hint=did_you_mean(pattern, ends).strip())
-            hit |= found
-        chosen = {weight: chain for weight, chain in chosen.items() if (weight in hit) == (option == "--select")}
-    return chosen
-
-
-def matching(pattern: str, weights: Sequence[str]) -> set[str]:
-    """The weights that a pattern means; see `pick`.
-
-    >>> sorted(matching("q_proj", ["layers.0.q_proj.weight", "layers.0.k_proj.weight"]))
-    ['layers.0.q_proj.weight']
-    """
-    layers = _LAYERS.fullmatch(pattern)
-    if layers:
-        runs = [
-            (int(first), int(last or first)) for first, _, last in (run.partition("-") for run in layers[1].split(","))
-        ]
-        return {
-            weight
-            for weight in weights
-            if (layer := layer_of(weight)) is not None and any(first <= layer <= last for first, last in runs)
-        }
-    matches = re.compile(fnmatch.translate(pattern)).match
-    return {
-        weight
-        for weight in weights
-        if matches(weight) or any(matches(end) for end in (module_of(weight), *ends_of(module_of(weight))))
-    }
+    return write(
+        made, together(result), origin_of((source,)), uri_of(out), job="pick", base=checkpoint, options=options
+    )
 
 
 def _renamed(weights: Sequence[str], rename: Sequence[tuple[str, str]]) -> dict[str, str]:

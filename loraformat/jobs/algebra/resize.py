@@ -14,7 +14,7 @@ from loraformat.errors import UsageError
 from loraformat.formats.kit.normalize import multiplied
 from loraformat.jobs.algebra.factoring import Form, change_of, low_rank_of, together
 from loraformat.jobs.algebra.options import OutputOptions, checked, described, dtype_of
-from loraformat.jobs.algebra.output import nothing_left, target_of, with_updates, write
+from loraformat.jobs.algebra.output import nothing_left, origin_of, target_of, with_updates, write
 from loraformat.jobs.algebra.sizes import not_met, ranks_within
 from loraformat.jobs.algebra.sources import (
     forms_of,
@@ -147,7 +147,7 @@ def resize(
     return write(
         made,
         together(result),
-        (source,),
+        origin_of((source,)),
         uri_of(out),
         job="resize",
         base=checkpoint,

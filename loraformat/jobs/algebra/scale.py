@@ -12,7 +12,7 @@ from loraformat.formats.kit.losses import folded_scale
 from loraformat.formats.kit.normalize import multiplied
 from loraformat.jobs.algebra.factoring import together
 from loraformat.jobs.algebra.options import OutputOptions
-from loraformat.jobs.algebra.output import target_of, with_updates, write
+from loraformat.jobs.algebra.output import origin_of, target_of, with_updates, write
 from loraformat.jobs.algebra.sources import nbytes_of, open_source, ranks_before, require_additive, values_of
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import open_base
@@ -101,7 +101,7 @@ def scale(
     return write(
         made,
         together(result),
-        (source,),
+        origin_of((source,)),
         uri_of(out),
         job="scale",
         base=checkpoint,

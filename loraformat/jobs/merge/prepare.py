@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
@@ -112,8 +112,13 @@ def open_all(
     *,
     force: bool,
     whole: bool,
+    expected: Collection[str] = (),
 ) -> tuple[list[Opened], list[AdapterSource], list[Finding]]:
-    """The adapters, how to open them again, and what the rules found about them."""
+    """The adapters, how to open them again, and what the rules found about them.
+
+    Args:
+        expected: codes of findings that the task itself explains; they are left out.
+    """
     findings: list[Finding] = []
     opened: list[Opened] = []
     sources: list[AdapterSource] = []
@@ -122,9 +127,10 @@ def open_all(
         said = _said_of(bundle, assumptions, checkpoint) if len(adapters) > 1 else assumptions
         one, found = subject_of(bundle, base=checkpoint, assumptions=said)
         answered = _AS_TRAINED if options.quantizer is not None else ()
+        found = tuple(each for each in found if each.code not in expected)
         findings.extend(one for one in rules.refuse(found, uri, force=force) if one.code not in answered)
         opened.append(one)
-        sources.append(_source(one, said, strength, whole=whole))
+        sources.append(adapter_source(one, said, strength, whole=whole))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise UsageError(
             f"--alpha {assumptions.alpha:g} is given, but every adapter states its own",
@@ -206,7 +212,8 @@ def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assu
     return assumptions if any(gaps) else without
 
 
-def _source(opened: Opened, assumptions: Assumptions, strength: float, *, whole: bool) -> AdapterSource:
+def adapter_source(opened: Opened, assumptions: Assumptions, strength: float, *, whole: bool) -> AdapterSource:
+    """How an adapter is opened again, with what its files are now; see `AdapterSource`."""
     store = opened.bundle.opened
     files = () if store is None else fingerprints_of(store, opened.bundle.files, whole=whole)
     return AdapterSource(opened.uri, opened.format.NAME, **assumptions.said(), strength=strength, files=files)

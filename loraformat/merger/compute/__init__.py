@@ -1,3 +1,3 @@
 """Rows of one tensor of the output, exactly."""
 
-__all__ = ["apply", "combination", "computer", "kinds", "prepared", "retention", "windows"]
+__all__ = ["apply", "combination", "computer", "kinds", "preimages", "prepared", "retention", "windows"]

@@ -58,7 +58,7 @@ def build_manifest(
     return {
         "schema": SCHEMA,
         "tool": {"name": "loraformat", "version": __version__},
-        "job": "merge" if plan.adapters else "dequantize",
+        "job": "merge" if plan.adapters else "copy" if plan.quantized is None else "dequantize",
         "options": {**_arithmetic(plan.arithmetic), **asdict(plan.files)},
         "base": {"files": prints["base"], **base},
         "adapters": [

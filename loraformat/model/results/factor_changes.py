@@ -1,8 +1,11 @@
-"""What the verbs that work on factors (`resize`, `combine`, `scale`, `pick`) did to each update."""
+"""What the verbs that write adapters of adapters or of models did to each update."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# What a rank leaves out is taken for rounding up to so many times the norm that rounding is expected to have.
+NOISE_MARGIN = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +23,9 @@ class FactorChange:
         energy: share of ‖ΔW‖² that this rank can hold; None where it is not known.
         conflicts: where values are combined one by one, the share of places at which two of them have opposite signs.
         cross_terms: of PEFT's combinations of factors, ‖Σ w·ΔW − written‖ / ‖Σ w·ΔW‖.
+        floor: of `extract`, the share of ‖ΔW‖ that is expected to be rounding of the tuned model; an error below it
+            loses nothing.
+        retained: of `extract`, the share of the update that is left where it is merged back into the base and rounded.
     """
 
     weight: str
@@ -32,22 +38,26 @@ class FactorChange:
     energy: float | None = None
     conflicts: float | None = None
     cross_terms: float | None = None
+    floor: float | None = None
+    retained: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorResult:
-    """What `resize`, `combine`, `scale` or `pick` wrote, or would write.
+    """What `resize`, `combine`, `scale`, `pick`, `extract`, `ablate` or `init` wrote, or would write.
 
     Attributes:
         method: in the words of the verb: "rank 8", "cat", "alpha".
         target: format of the output.
-        adapters: (URI, weight) of each adapter.
+        adapters: (URI, weight) of each adapter; none where it is made of models.
         weights: one for each update of a weight, sorted by name.
         kept: weights that are replaced or have trained rows, carried over as they are.
-        left_out: weights of the sources that the output does not change.
+        left_out: weights of the sources that the output does not change; of `extract`, those that changed.
         norm: of all updates together.
-        error, optimum, energy, conflicts, cross_terms: as in FactorChange, of all updates together.
+        error, optimum, energy, conflicts, cross_terms, floor, retained: as in FactorChange, of all updates together.
         dropped: share of the sources' Σ‖ΔW‖² that stands in `left_out`.
+        unchanged: of `extract`, how many tensors are equal in both models.
+        models: URIs of the models that it is made of.
         cosines: of each pair of adapters that were combined: (first, second, cosine or None).
         bytes_before, bytes_written: of the tensors of the sources, and of the files; of the plan in a dry run.
         files: names of the output files, sorted.
@@ -65,7 +75,11 @@ class FactorResult:
     energy: float | None = None
     conflicts: float | None = None
     cross_terms: float | None = None
+    floor: float | None = None
+    retained: float | None = None
     dropped: float = 0.0
+    unchanged: int = 0
+    models: tuple[str, ...] = ()
     cosines: tuple[tuple[int, int, float | None], ...] = ()
     bytes_before: int = 0
     bytes_written: int = 0

@@ -267,12 +267,57 @@ class PlotResult:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndoneWeight:
+    """A weight out of which `unmerge` took updates.
+
+    Attributes:
+        weight: name of the tensor.
+        values: how many it has.
+        unknown: values that rounding left more than one choice for; 0 where the base is given.
+        unlike: values that merging these adapters does not give, bit for bit.
+        bound: how far an unknown value may be from the base's.
+    """
+
+    weight: str
+    values: int
+    unknown: int = 0
+    unlike: int = 0
+    bound: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnmergeResult:
+    """What `unmerge` wrote, or would write.
+
+    Attributes:
+        merged: URI of the model.
+        adapters: those that were taken out, with the strengths at which they had been merged.
+        proof: "base": the base was given, and merging the adapters into it gives the model; "manifest": the manifest of
+            the model says that they were merged into it last, and its digests hold; "none": nothing shows it.
+        is_exact: whether the output is proved to have the base's very bytes.
+        weights: one for each tensor that was merged into, sorted by name.
+        bytes_written: of the weight files, or of the plan in a dry run.
+        files: names of the output files, sorted.
+    """
+
+    merged: str
+    adapters: tuple[MergedAdapter, ...]
+    proof: str
+    is_exact: bool
+    weights: tuple[UndoneWeight, ...]
+    bytes_written: int = 0
+    files: tuple[str, ...] = ()
+    is_dry_run: bool = False
+
+
 Result: TypeAlias = Union[
     InspectResult,
     ValidateResult,
     ConvertResult,
     FactorResult,
     MergeResult,
+    UnmergeResult,
     VerifyResult,
     EstimateResult,
     DiffResult,

@@ -1,10 +1,10 @@
-"""What `resize`, `combine`, `scale` and `pick` did, for people."""
+"""What the verbs that write adapters of adapters or of models did, for people."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from loraformat.model.results.factor_changes import FactorChange, FactorResult
+from loraformat.model.results.factor_changes import NOISE_MARGIN, FactorChange, FactorResult
 from loraformat.report.base import Report
 from loraformat.report.lines import Page, Styled
 from loraformat.report.words import cut, histogram, nbytes, number, percent, plural
@@ -21,13 +21,20 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     """
     for uri, weight in result.adapters:
         page.say(Styled("adapter ", "dim"), Styled(uri, "bold"), "" if weight == 1 else f", weight {weight:g}")
+    for role, uri in zip(("base", "tuned"), result.models, strict=False):
+        page.say(Styled(f"{role:<8}", "dim"), Styled(uri, "bold"))
     page.say(Styled(f"{report.job:<8}", "dim"), result.method)
-    if report.job in ("resize", "combine"):
+    if report.job in ("resize", "combine", "extract", "ablate"):
         _say_ranks(page, result)
         _say_errors(page, result)
     _say_cosines(page, result)
+    if result.floor is not None:
+        _say_floor(page, result)
+    if result.unchanged:
+        page.say(Styled("equal   ", "dim"), plural(result.unchanged, "tensor"))
     if result.kept:
-        page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} as it is: {cut(result.kept)}")
+        text = "with new values" if result.models else "as it is"
+        page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} {text}: {cut(result.kept)}")
     if result.left_out:
         text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"
         page.say(Styled("left out", "dim"), f" {text}: {cut(result.left_out)}")
@@ -35,7 +42,8 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.is_dry_run:
         page.say(Styled("nothing written", "bold"), f" (dry run) {size}")
     else:
-        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}, from {nbytes(result.bytes_before)}")
+        before = f", from {nbytes(result.bytes_before)}" if result.bytes_before else ""
+        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}{before}")
 
 
 def _say_cosines(page: Page, result: FactorResult) -> None:
@@ -43,6 +51,17 @@ def _say_cosines(page: Page, result: FactorResult) -> None:
     pairs = sorted((cosine, first, second) for first, second, cosine in result.cosines if cosine is not None)
     for cosine, first, second in pairs if len(pairs) <= _FEW_PAIRS else (pairs[0], pairs[-1]):
         page.say(Styled("cosine  ", "dim"), f"{cosine:+.4f} of adapters {first + 1} and {second + 1}")
+
+
+def _say_floor(page: Page, result: FactorResult) -> None:
+    """What of the difference is rounding of the tuned model, and what merging the adapter back would keep."""
+    assert result.floor is not None
+    text = f"{number(result.floor)} of ‖ΔW‖ is rounding of the tuned model"
+    if result.error <= result.floor * NOISE_MARGIN:
+        text += ": the error is about that, and a larger rank would store rounding"
+    page.say(Styled("noise   ", "dim"), text)
+    if result.retained is not None:
+        page.say(Styled("merging ", "dim"), f"back into the base keeps {percent(result.retained)} of the update")
 
 
 def _say_ranks(page: Page, result: FactorResult) -> None:

@@ -23,6 +23,7 @@ from loraformat.model.results.verbs import (
     PlotResult,
     RenamedTensor,
     RoundTrip,
+    UnmergeResult,
     VerifyResult,
 )
 from loraformat.report.base import Report
@@ -32,6 +33,7 @@ from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
 from loraformat.report.terminal.factor_changes import say_factors
 from loraformat.report.terminal.inspection import say_inspection, say_together
+from loraformat.report.terminal.unmerging import say_unmerging
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
@@ -78,6 +80,8 @@ def _say_result(page: Page, report: Report) -> None:
             say_factors(page, report, report.data, _places(report))
         case MergeResult():
             _say_merge(page, report, report.data)
+        case UnmergeResult():
+            say_unmerging(page, report.data, _places(report))
         case VerifyResult():
             _say_verification(page, report, report.data)
         case PlotResult():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import loraformat
 from loraformat.cli import main
 from loraformat.errors import AdapterRefused, UsageError
-from loraformat.jobs.algebra.pick import matching
+from loraformat.jobs.algebra.selection import matching
 
 peft = pytest.importorskip("peft")
 WEIGHTS = "adapter_model.safetensors"

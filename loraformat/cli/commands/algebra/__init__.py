@@ -1,3 +1,3 @@
-"""The commands that make adapters of adapters."""
+"""The commands that make adapters of adapters or of models."""
 
-__all__ = ["combine", "pick", "resize", "scale", "shared"]
+__all__ = ["ablate", "combine", "extract", "init", "pick", "resize", "scale", "shared", "unmerge"]

@@ -21,6 +21,20 @@ def _stacked(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+def _option_of_weights(name: str, text: str) -> Callable[[F], F]:
+    return click.option(name, multiple=True, metavar="GLOB", help=text)
+
+
+def select(text: str) -> Callable[[F], F]:
+    """--select GLOB."""
+    return _option_of_weights("--select", text)
+
+
+def drop(text: str) -> Callable[[F], F]:
+    """--drop GLOB."""
+    return _option_of_weights("--drop", text)
+
+
 to = click.option(
     "--to",
     metavar="FORMAT",
@@ -63,4 +77,19 @@ ranks = _stacked(
     click.option("--sv-fro", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖."),
     click.option("--size", type=options.size, metavar="SIZE", help="Ranks for which all tensors take at most SIZE."),
     click.option("--max-rank", type=int, metavar="N", help="No rank above N, whatever the other rules ask for."),
+)
+
+_to_peft = click.option(
+    "--to", metavar="FORMAT", default="peft", show_default=True, shell_complete=completers.formats, help="To write."
+)
+
+# What those take that make an adapter of models.
+output_of_models = _stacked(
+    options.out, _to_peft, options.container, dry_run, strict, options.overwrite, options.output_format
+)
+jobs = click.option(
+    "--jobs",
+    type=click.IntRange(1, options.MOST_JOBS),
+    default=None,
+    help="Threads; by default as many as processors that the command may use.",
 )

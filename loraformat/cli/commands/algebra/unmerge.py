@@ -1,0 +1,84 @@
+"""loraformat unmerge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from loraformat.cli import completers, options
+from loraformat.cli.commands.algebra import shared
+
+
+@click.command("unmerge")
+@click.argument("merged", shell_complete=completers.paths)
+@click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER[=STRENGTH]...")
+@options.out
+@click.option(
+    "--base",
+    metavar="BASE",
+    shell_complete=completers.paths,
+    help="The model that they were merged into: the merge is repeated and compared, and OUT is BASE, bit for bit.",
+)
+@options.alpha
+@options.assume
+@options.container
+@shared.jobs
+@click.option(
+    "--memory",
+    "memory_nbytes",
+    type=options.size,
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    help="For windows of the model; Python and the adapters come on top.",
+)
+@click.option(
+    "--verify",
+    type=options.Choice(["none", "sample", "full"]),
+    default="sample",
+    show_default=True,
+    help="How much of the output is compared with a reference before it is moved into place.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@click.option("--dry-run", is_flag=True, help="Count what is known and report, write nothing.")
+@click.option("--strict", is_flag=True, help="Refuse where the output is not proved to be the base.")
+@options.force
+@options.overwrite
+@options.output_format
+def unmerge(
+    merged: str,
+    adapters: tuple[str, ...],
+    out: str,
+    assume: tuple[tuple[str, Any], ...],
+    container: str | None,
+    jobs: int | None,
+    resume: bool,
+    dry_run: bool,
+    output_format: str,
+    **chosen: Any,  # noqa: ANN401 - as the function of the library has them
+) -> None:
+    """Write MERGED without every ADAPTER that was merged into it, and say what of it is proved.
+
+    ADAPTER=0.7 was merged at that strength. Without --base the updates are subtracted, and the values are counted that
+    rounding leaves a choice for.
+    """
+    from loraformat.jobs.weights.unmerge import unmerge as run
+    from loraformat.report.terminal.text import progress
+
+    options.keep_partial_output(resume and not dry_run)
+    with progress(f"writing {out}") as advance:
+        report = run(
+            merged,
+            adapters,
+            out,
+            assumptions=options.assumptions(assume),
+            container=options.CONTAINERS[container],
+            jobs=jobs or options.processors(),
+            resume=resume,
+            dry_run=dry_run,
+            announce=options.announce,
+            progress=advance,
+            **chosen,
+        )
+    options.present(report, output_format, findings=False)

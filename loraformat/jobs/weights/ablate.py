@@ -1,0 +1,361 @@
+"""ablate: directions taken out of the weights of a model, as an adapter or merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loraformat.algebra.decomposition import stored
+from loraformat.algebra.norms import norm_of
+from loraformat.algebra.rank_rules import RankRule
+from loraformat.algebra.row_blocks import RowBlocks, leading, places
+from loraformat.algebra.spectrum import singular_values
+from loraformat.algebra.weights.directions import (
+    NormKeeping,
+    Stored,
+    UnitRows,
+    in_linear_orientation,
+    removed_from_input,
+    removed_from_output,
+    span_of,
+)
+from loraformat.containers import bundle_of_store, save_bundle
+from loraformat.diagnostics import Finding, show
+from loraformat.engine import open_engine
+from loraformat.errors import (
+    AdapterRefused,
+    NonFiniteValue,
+    ShapeMismatch,
+    UnsupportedUpdate,
+    UsageError,
+    require_one_of,
+)
+from loraformat.formats import get
+from loraformat.io import read_bundle
+from loraformat.jobs.algebra.factoring import low_rank_of, tensor_of, together
+from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
+from loraformat.jobs.algebra.output import config_of, format_of, write
+from loraformat.jobs.algebra.selection import chosen_of, hits_of
+from loraformat.jobs.inputs.strength import number_of
+from loraformat.jobs.merge.prepare import Options, adapter_source, planned, report_of
+from loraformat.jobs.merge.prepare import write as write_model
+from loraformat.jobs.weights.changes import nbytes_of
+from loraformat.jobs.weights.directions import directions_of
+from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models
+from loraformat.merger import Arithmetic, Resources, Trust
+from loraformat.model.adapter import Adapter
+from loraformat.model.assumptions import Assumptions
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.factor_changes import FactorChange, FactorResult
+from loraformat.model.tensors import DType
+from loraformat.model.updates import LowRank, Update
+from loraformat.report import Report
+from loraformat.rules import doubts
+from loraformat.storage import Location, MemoryStore, uri_of
+
+if TYPE_CHECKING:
+    from loraformat.model.floats import Floats
+
+SIDES = ("output", "input")
+DEFAULT_MEMORY_NBYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """How directions are taken out.
+
+    Attributes:
+        basis: (features, rank), orthonormal.
+        rank: of the update where norms are kept; None where they are not.
+    """
+
+    basis: Floats
+    side: str
+    rank: int | None
+    dtype: DType
+    held_nbytes: int
+
+
+def ablate(
+    base: Location,
+    out: Location,
+    *,
+    direction: Sequence[Location] = (),
+    direction_from: Sequence[tuple[Location, Location]] = (),
+    select: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    strength: Sequence[str | float] = (),
+    side: str = "output",
+    keep_norms: bool = False,
+    rank: int | None = None,
+    merge: bool = False,
+    dtype: str = "float32",
+    to: str = "peft",
+    container: str | None = None,
+    jobs: int = 1,
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    dry_run: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write what takes directions out of the selected weights: W − λ D Dᵀ W, an adapter of as many ranks as directions.
+
+    >>> import loraformat, numpy as np
+    >>> np.save("direction.npy", np.arange(64.0))
+    >>> report = loraformat.ablate(
+    ...     "fixtures/minigpt/base", "without-direction", direction=["direction.npy"], select=["out_proj"]
+    ... )
+    >>> [each.rank for each in report.data.weights]
+    [1, 1]
+
+    Args:
+        base: folder or file of a model.
+        out: folder that does not exist yet.
+        direction: files of vectors, `.safetensors`, `.pt` or `.npy`, of any length but 0; "file:tensor" where a file
+            has several tensors. What several directions span is taken out.
+        direction_from: pairs of files of activations (samples, features); a direction is the difference of the means.
+        select: patterns of the weights, as for `pick`.
+        drop: patterns of those that stay as they are, of these.
+        strength: λ, 1 by default: a number for all weights, or "PATTERN=λ" for some; of several the last holds.
+        side: "output": what the weights write, D over their outputs; "input": what they read, D over their inputs. Of a
+            table of embeddings the output is a row.
+        keep_norms: give every row of W its length back; ΔW then has full rank, of which `rank` is kept.
+        rank: of the update, with `keep_norms`.
+        merge: write the model with the change merged into it, in place of an adapter.
+        dtype, to, container: as for `resize`; `to` not with `merge`.
+        jobs: threads.
+        memory_nbytes: for matrices that are kept between passes.
+        dry_run, strict, overwrite, announce, progress: as for `resize`.
+
+    Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero. ShapeMismatch
+        (LF302): a direction has another length than the weight has outputs. NonFiniteValue (LF402). UnsupportedUpdate
+        (LF013): a weight that no adapter changes. StorageError, ContainerError, FormatError.
+    """
+    require_one_of(side, SIDES, "--side")
+    if not select:
+        raise UsageError("no weight is selected", where="--select", hint="for example --select '*.o_proj'")
+    if keep_norms is (rank is None):
+        text = "keeps the length of every row by an update of full rank: say which rank of it is kept"
+        if not keep_norms:
+            text = "the rank is that of the directions; another one is for --keep-norms"
+        raise UsageError(text, where="--keep-norms" if keep_norms else "--rank", hint="for example --rank 8")
+    checked(RankRule(rank=rank))
+    uri, known_dtype = uri_of(base), dtype_of(dtype)
+    target = format_of(to)
+    basis = span_of(directions_of(direction, direction_from))
+    model = open_model(uri)
+    layouts = _layouts(model, select, drop)
+    strengths = _strengths(strength, tuple(layouts))
+    wanted = _Wanted(
+        basis=basis,
+        side=side,
+        rank=rank,
+        dtype=known_dtype,
+        held_nbytes=memory_nbytes // max(1, jobs),
+    )
+    for name, layout in layouts.items():
+        _check(name, layout, model, wanted)
+
+    def one(name: str) -> tuple[LowRank | None, FactorChange]:
+        return _ablated(name, layouts[name], model, wanted, strengths[name])
+
+    updates: dict[str, tuple[Update, ...]] = {}
+    changes = []
+    for name, (update, change) in zip(layouts, open_engine(jobs).map(one, list(layouts)), strict=True):
+        changes.append(change)
+        if update is not None:
+            updates[name] = (update,)
+    if not updates:
+        raise AdapterRefused("nothing of the directions is in the selected weights", where="ablate")
+    config = config_of(config_for(uri, model, layouts.values()), updates, is_fresh=True)
+    adapter = Adapter(config=config, updates=updates)
+    findings = tuple(doubts(model))
+    if merge:
+        run = _Merge(model, uri, uri_of(out), Resources(jobs=jobs), announce, progress)
+        return _merged(run, adapter, container, findings, dry_run=dry_run, overwrite=overwrite)
+    result = FactorResult(
+        method=_words(wanted, strengths),
+        target=target.NAME,
+        adapters=(),
+        models=(uri,),
+        weights=tuple(changes),
+        left_out=tuple(each.weight for each in changes if not each.rank),
+        bytes_before=sum(nbytes_of(model.weights[name]) for name in layouts),
+    )
+    options = OutputOptions(
+        to=to,
+        container=container,
+        dry_run=dry_run,
+        strict=strict,
+        overwrite=overwrite,
+        announce=announce,
+        progress=progress,
+    )
+    origin = origin_of_models({uri: model}, findings)
+    return write(adapter, together(result), origin, uri_of(out), job="ablate", base=model, options=options)
+
+
+def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str]) -> dict[str, Layout]:
+    """The selected weights. Raises: UnsupportedUpdate (LF013): one of them is a stack of experts."""
+    weights = [name for name, tensor in model.tensors.items() if tensor.dtype.is_floating and len(tensor.shape) > 1]
+    found: dict[str, Layout] = {}
+    for name in chosen_of(sorted(weights), select, drop, "the model"):
+        layout = layout_of(name, model.tensors[name].shape, model.config)
+        if layout is None:
+            text = f"{show(name, 200)}: no adapter changes a tensor of this name and shape"
+            raise UnsupportedUpdate(text, where="--select", hint="--drop leaves it out")
+        found[name] = layout
+    if not found:
+        raise UsageError("--drop leaves nothing of the selection", where="--drop")
+    return found
+
+
+def _strengths(given: Sequence[str | float], weights: Sequence[str]) -> dict[str, float]:
+    """The strength of each weight. Raises: UsageError (LF021)."""
+    found = dict.fromkeys(weights, 1.0)
+    for each in given:
+        text = str(each)
+        number, chosen = number_of(text), set(weights)
+        if number is None:
+            pattern, _, tail = text.rpartition("=")
+            number = number_of(tail)
+            if not pattern or number is None:
+                text = f"{show(text, 100)}: expected a number, or PATTERN=NUMBER"
+                raise UsageError(text, where="--strength", hint="for example 'layers=10-20=0.7'")
+            chosen = hits_of(pattern, weights, "--strength", "the selection")
+        found.update(dict.fromkeys(chosen, number))
+    return found
+
+
+def _check(name: str, layout: Layout, model: Checkpoint, wanted: _Wanted) -> None:
+    """Raises: ShapeMismatch (LF302), UnsupportedUpdate (LF013): the directions are not over that side of a weight."""
+    out, cols, *kernel = model.tensors[name].shape
+    if layout.is_transposed:
+        out, cols = cols, out
+    is_output = _is_over_rows(layout, wanted.side)
+    if not is_output and any(size != 1 for size in kernel):
+        text = f"{name}: the input of a convolution with a kernel of {kernel} is no vector"
+        raise UnsupportedUpdate(text, where="--side input")
+    length, features = (out if is_output else cols), wanted.basis.shape[0]
+    if length != features:
+        which = "outputs" if wanted.side == "output" else "inputs"
+        other = cols if is_output else out
+        hint = "is this the model that they are of?"
+        if other == features:
+            hint = f"it has as many on the other side: --side {'input' if wanted.side == 'output' else 'output'}"
+        text = f"{name} has {length} {which}, the direction {features} features"
+        raise ShapeMismatch(text, where="ablate", hint=hint)
+
+
+def _is_over_rows(layout: Layout, side: str) -> bool:
+    """Whether directions are over the rows of (out, in): a table of embeddings writes its rows."""
+    return (side == "output") is not layout.form.is_embedding
+
+
+def _ablated(
+    name: str, layout: Layout, model: Checkpoint, wanted: _Wanted, strength: float
+) -> tuple[LowRank | None, FactorChange]:
+    """The update of one weight, None where it would change nothing, and its record."""
+    remove = removed_from_output if _is_over_rows(layout, wanted.side) else removed_from_input
+    source = in_linear_orientation(Stored(model.weights[name]), is_transposed=layout.is_transposed)
+    _require_finite(name, source)
+    count = wanted.basis.shape[1]
+    if wanted.rank is not None:
+        removal = remove(UnitRows(source), wanted.basis, strength)
+        rule = RankRule(rank=wanted.rank)
+        found = leading(NormKeeping(source, removal), rule, held_nbytes=wanted.held_nbytes)
+        rank = rule.least(found)
+        if not rank:
+            return None, FactorChange(weight=name, rank_before=min(source.shape), rank=0, norm=found.norm)
+        return low_rank_of(name, [found], rank, min(source.shape), layout.form, wanted.dtype)
+    change = remove(source, wanted.basis, strength)
+    norm = norm_of(change)
+    if not norm:
+        return None, FactorChange(weight=name, rank_before=count, rank=0, norm=0.0)
+    written, error = stored(change, wanted.dtype)
+    update = LowRank(
+        tensor_of(written.left, wanted.dtype),
+        tensor_of(written.right, wanted.dtype),
+        1.0,
+        kernel=layout.form.kernel,
+        is_embedding=layout.form.is_embedding,
+    )
+    values = singular_values(change)
+    return update, FactorChange(
+        weight=name,
+        rank_before=count,
+        rank=count,
+        norm=norm,
+        spectral_norm=None if values is None else float(values[0]),
+        error=error / norm,
+        optimum=0.0,
+        energy=1.0,
+    )
+
+
+def _require_finite(name: str, source: RowBlocks) -> None:
+    import numpy as np
+
+    for start, stop in places(source.shape[0]):
+        if not np.isfinite(source.block(start, stop)).all():
+            raise NonFiniteValue("the weight holds NaN or infinity", where=name)
+
+
+def _words(wanted: _Wanted, strengths: Mapping[str, float]) -> str:
+    count = wanted.basis.shape[1]
+    words = [f"{count} direction{'s' if count > 1 else ''}", f"{wanted.side} side"]
+    values = sorted(set(strengths.values()))
+    if values != [1.0]:
+        words.append(f"strength {values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else ""))
+    if wanted.rank is not None:
+        words.append(f"norms of rows kept, rank {wanted.rank}")
+    return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """Where and how a change is merged."""
+
+    model: Checkpoint
+    uri: str
+    out: str
+    limits: Resources
+    announce: Callable[[tuple[Finding, ...]], None] | None
+    progress: Callable[[int, int], None] | None
+
+
+def _merged(
+    run: _Merge,
+    adapter: Adapter,
+    container: str | None,
+    findings: tuple[Finding, ...],
+    *,
+    dry_run: bool,
+    overwrite: bool,
+) -> Report:
+    """The model with an adapter merged into it that is in memory alone."""
+    store = MemoryStore(uri="directions")
+    save_bundle(get("peft").write(adapter), store)
+    opened = replace(read_bundle(bundle_of_store(store, store.uri), format="peft"), uri="directions")
+    source = adapter_source(opened, Assumptions(), 1.0, whole=False)
+    options = Options(container, None, Arithmetic(), None, None, None)
+    prepared = planned(run.model, [opened], [source], options, findings)
+    if run.announce is not None:
+        run.announce(prepared.findings)
+    if dry_run:
+        return replace(report_of(prepared, run.uri), job="ablate")
+    met: list[Finding] = []
+
+    def meet(more: tuple[Finding, ...]) -> None:
+        met.extend(more)
+        if run.announce is not None:
+            run.announce(more)
+
+    outcome = write_model(
+        prepared, run.out, run.limits, Trust(), (run.uri,), meet, overwrite=overwrite, progress=run.progress
+    )
+    prepared = replace(prepared, findings=(*prepared.findings, *met))
+    return replace(report_of(prepared, run.uri, run.out, outcome, Trust().verify), job="ablate")

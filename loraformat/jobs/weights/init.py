@@ -1,0 +1,227 @@
+"""init: a fresh adapter for a base, to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from loraformat.algebra.decomposition import stored
+from loraformat.algebra.factors import Product
+from loraformat.algebra.norms import norm_of
+from loraformat.algebra.rank_rules import RankRule
+from loraformat.algebra.weights.difference import matrix_of
+from loraformat.algebra.weights.first_factors import (
+    DRAWN,
+    PARTS,
+    drawn,
+    drawn_for_table,
+    orthonormal,
+    principal,
+)
+from loraformat.diagnostics import Finding, listed
+from loraformat.engine import open_engine
+from loraformat.errors import NonFiniteValue, ShapeMismatch, UnsupportedUpdate, UsageError, require_one_of
+from loraformat.jobs.algebra.factoring import tensor_of
+from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
+from loraformat.jobs.algebra.output import config_of, format_of, write
+from loraformat.jobs.algebra.selection import chosen_of
+from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models
+from loraformat.matching import is_linear
+from loraformat.model.adapter import Adapter
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.results.factor_changes import FactorChange, FactorResult
+from loraformat.model.tensors import DType
+from loraformat.model.updates import LowRank, Update
+from loraformat.report import Report
+from loraformat.rules import doubts
+from loraformat.storage import Location, uri_of
+
+INITS = (*DRAWN, *PARTS)
+ALL_LINEAR = "all-linear"
+
+
+def init(
+    base: Location,
+    out: Location,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    target: Sequence[str] = (),
+    init: str = "kaiming",
+    seed: int = 0,
+    dtype: str = "float32",
+    to: str = "peft",
+    container: str | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write an adapter for a base that changes nothing yet, with the factors that PEFT would begin with.
+
+    >>> import loraformat
+    >>> report = loraformat.init("fixtures/minigpt/base", "fresh", rank=4, alpha=8, target=["q_proj", "v_proj"])
+    >>> change = loraformat.load_adapter("fresh").delta("blocks.0.attention.q_proj.weight")
+    >>> len(report.data.weights), bool(change.any())
+    (4, False)
+
+    Args:
+        base: folder or file of a model.
+        out: folder that does not exist yet.
+        rank: of every update.
+        alpha: the scale is alpha / rank; by default the rank, for a scale of 1.
+        target: names of modules, or patterns as for `pick`; "all-linear" for all linear layers but the output head.
+        init: "kaiming" (PEFT's default) or "gaussian": A random, B zero; "orthogonal": both random, BA = 0 up to
+            rounding; "pissa", "olora": a part of the weight, which PEFT takes off the base as it loads the adapter.
+        seed: of the random numbers, each of which belongs to the seed, the weight and its place.
+        dtype, to, container: as for `resize`; "pissa" and "olora" are for PEFT alone.
+        jobs: threads.
+        dry_run, strict, overwrite, announce, progress: as for `resize`.
+
+    Raises: UsageError (LF021): no target, one that matches nothing, a rank that is odd with "orthogonal" or an alpha
+        that is not above 0 with "pissa" and "olora". ShapeMismatch (LF302): a rank above that of the weights, with
+        "pissa" and "olora". UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
+    """
+    require_one_of(init, INITS, "--init")
+    checked(RankRule(rank=rank))
+    _check(init, rank, alpha, target, to)
+    uri, known_dtype, form = uri_of(base), dtype_of(dtype), format_of(to)
+    model = open_model(uri)
+    layouts = _layouts(model, target)
+    if init in PARTS:
+        _check_parts(init, rank, model, layouts)
+    scale = (float(rank) if alpha is None else alpha) / rank
+
+    def one(name: str) -> tuple[LowRank, float]:
+        return _first(name, layouts[name], model, init, rank, scale, seed, known_dtype)
+
+    made = dict(zip(layouts, open_engine(jobs).map(one, list(layouts)), strict=True))
+    updates: dict[str, tuple[Update, ...]] = {name: (update,) for name, (update, _) in made.items()}
+    raw: dict[str, Json] = {
+        "peft_type": "LORA",
+        "auto_mapping": None,
+        "inference_mode": True,
+        "init_lora_weights": True if init == "kaiming" else init,
+        "lora_alpha": rank if alpha is None else alpha,
+        "lora_dropout": 0.0,
+        "r": rank,
+    }
+    config = config_for(uri, model, layouts.values(), raw=raw, targets=tuple(target))
+    options = OutputOptions(
+        to=to,
+        container=container,
+        dry_run=dry_run,
+        strict=strict,
+        overwrite=overwrite,
+        announce=announce,
+        progress=progress,
+    )
+    result = FactorResult(
+        method=f"{init}, rank {rank}, alpha {rank if alpha is None else alpha:g}"
+        + (f", seed {seed}" if init in DRAWN else ""),
+        target=form.NAME,
+        adapters=(),
+        models=(uri,),
+        weights=tuple(
+            FactorChange(weight=name, rank_before=rank, rank=rank, norm=0.0, error=error)
+            for name, (_, error) in made.items()
+        ),
+    )
+    adapter = Adapter(config=config_of(config, updates, is_fresh=False), updates=updates)
+    origin = origin_of_models({uri: model}, doubts(model))
+    return write(adapter, result, origin, uri_of(out), job="init", base=model, options=options)
+
+
+def _check(init: str, rank: int, alpha: float | None, target: Sequence[str], to: str) -> None:
+    """Raises: UsageError (LF021): options that do not go together."""
+    if not target:
+        raise UsageError("no module is named", where="--target", hint="for example --target q_proj, or all-linear")
+    if init == "orthogonal" and rank % 2:
+        raise UsageError(f"orthogonal factors need an even rank, found {rank}", where="--rank")
+    if init in PARTS and alpha is not None and alpha <= 0:
+        raise UsageError(f"{init} divides by the scale: expected an alpha above 0, found {alpha:g}", where="--alpha")
+    if init in PARTS and to != "peft":
+        text = f"{init} begins with a part of the weight, which only PEFT takes off the base; {to} has no word for it"
+        raise UsageError(text, where="--to")
+
+
+def _layouts(model: Checkpoint, target: Sequence[str]) -> dict[str, Layout]:
+    """The modules that get factors. Raises: UsageError (LF021): a target matches no module that LoRA adapts."""
+    known = {
+        name: layout
+        for name, tensor in sorted(model.tensors.items())
+        if tensor.dtype.is_floating and (layout := layout_of(name, tensor.shape, model.config)) is not None
+    }
+    linear = {name for name in known if is_linear(name) and len(model.tensors[name].shape) == 2}
+    chosen = linear if ALL_LINEAR in target else set()
+    patterns = [each for each in target if each != ALL_LINEAR]
+    if patterns:
+        chosen = chosen | set(chosen_of(tuple(known), patterns, (), "the base"))
+    if not chosen:
+        raise UsageError("the base has no linear layer that is known as one", where="--target")
+    return {name: layout for name, layout in known.items() if name in chosen}
+
+
+def _check_parts(init: str, rank: int, model: Checkpoint, layouts: dict[str, Layout]) -> None:
+    """Raises: UnsupportedUpdate (LF013), ShapeMismatch (LF302): PEFT could not begin with a part of these weights."""
+    if model.quantized is not None:
+        text = f"{init} takes a part off the weights, which this base stores in codes"
+        raise UnsupportedUpdate(text, where=model.uri, hint="give the model in 16 or 32 bits")
+    others = [name for name, layout in layouts.items() if layout.form.is_embedding or layout.form.kernel]
+    if init == "olora":
+        others += [name for name, layout in layouts.items() if layout.is_transposed]
+    if others:
+        text = f"{init} is for linear layers, as PEFT has it: {listed(sorted(others))}"
+        raise UnsupportedUpdate(text, where="--target")
+    small = [name for name in layouts if min(model.tensors[name].shape) < rank]
+    if small:
+        shape = model.tensors[small[0]].shape
+        raise ShapeMismatch(f"{small[0]}: rank {rank} is above those of a {shape} matrix", where="--rank")
+
+
+def _first(
+    name: str, layout: Layout, model: Checkpoint, init: str, rank: int, scale: float, seed: int, dtype: DType
+) -> tuple[LowRank, float]:
+    """The update of one weight, and what rounding its factors changes as a share of their product."""
+    weight = model.weights[name]
+    whole = weight.shape[0], weight.row_nbytes // weight.dtype.itemsize
+    shape = whole[::-1] if layout.is_transposed else whole
+    error = 0.0
+    if init in PARTS:
+        factors = _part(name, layout, model, init, rank, scale)
+        written, change = stored(factors, dtype)
+        error = change / (norm_of(factors) or 1.0)
+    else:
+        factors = (
+            drawn_for_table(shape, rank, seed, name)
+            if layout.form.is_embedding
+            else drawn(init, shape, rank, seed, name)
+        )
+        written = stored(factors, dtype)[0]
+    update = LowRank(
+        tensor_of(written.left, dtype),
+        tensor_of(written.right, dtype),
+        scale,
+        kernel=layout.form.kernel,
+        is_embedding=layout.form.is_embedding,
+    )
+    return update, error
+
+
+def _part(name: str, layout: Layout, model: Checkpoint, init: str, rank: int, scale: float) -> Product:
+    """Raises: NonFiniteValue (LF402). UnsupportedUpdate (LF013): the part is not determined."""
+    import numpy as np
+
+    weight = model.weights[name]
+    values = matrix_of(weight.read(0, weight.rows))
+    if not np.isfinite(values).all():
+        raise NonFiniteValue("the weight holds NaN or infinity", where=name)
+    if init == "olora":
+        return orthonormal(values, rank)
+    try:
+        return principal(values.T if layout.is_transposed else values, rank, scale)
+    except ValueError as equal:
+        text = f"{name}: {equal} in float32, so which part of the weight is meant is not determined"
+        raise UnsupportedUpdate(text, where="--rank", hint="choose another rank") from None

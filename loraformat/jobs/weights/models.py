@@ -1,0 +1,124 @@
+"""Models that adapters are made of: what may be opened, how a weight is adapted, what a config says of the base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from loraformat.containers import open_checkpoint
+from loraformat.diagnostics import Finding
+from loraformat.errors import UnsupportedUpdate
+from loraformat.jobs.algebra.factoring import Form
+from loraformat.jobs.algebra.output import Origin
+from loraformat.matching import is_conv1d, is_embedding
+from loraformat.matching.base_fingerprint import fingerprint_of
+from loraformat.model.adapter import AdapterConfig
+from loraformat.model.bundle import Json
+from loraformat.model.checkpoint import Checkpoint
+from loraformat.naming import architecture_of
+
+_HUB = "hf://"
+# The longest kernel of a convolution of one axis; a third axis that is longer is that of matrices, one an expert.
+_LONGEST_KERNEL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a weight is adapted.
+
+    Attributes:
+        form: of its update.
+        is_transposed: whether the model stores it as (in, out).
+    """
+
+    form: Form
+    is_transposed: bool = False
+
+
+def open_model(uri: str) -> Checkpoint:
+    """A model of which an adapter can be made.
+
+    Raises: UnsupportedUpdate (LF013): a pipeline, or a GGUF file; and as `open_checkpoint`.
+    """
+    found = open_checkpoint(uri)
+    if found.components:
+        names = ", ".join(sorted(found.components))
+        raise UnsupportedUpdate(
+            "a pipeline of several models; adapters are made of one",
+            where=uri,
+            hint=f"give the folder of a component: {names}",
+        )
+    if found.settings:
+        raise UnsupportedUpdate(
+            "a GGUF file names its weights in llama.cpp's way, which no adapter for training does",
+            where=uri,
+            hint="give the checkpoint that it was made from",
+        )
+    return found
+
+
+def layout_of(weight: str, shape: tuple[int, ...], config: Mapping[str, Json]) -> Layout | None:
+    """How LoRA adapts a weight; None where it does not: a vector, a stack of experts, a parameter of another name."""
+    if not weight.endswith(".weight") or not 2 <= len(shape) <= 5 or 0 in shape:
+        return None
+    if len(shape) == 2:
+        return Layout(Form(is_embedding=is_embedding(weight)), is_conv1d(weight, config))
+    if len(shape) == 3 and shape[2] > _LONGEST_KERNEL and "conv" not in weight:
+        return None
+    return Layout(Form(kernel=shape[2:]))
+
+
+def config_for(
+    uri: str,
+    base: Checkpoint,
+    layouts: Iterable[Layout],
+    *,
+    raw: Mapping[str, Json] | None = None,
+    targets: tuple[str, ...] | None = None,
+) -> AdapterConfig:
+    """What an adapter for a base says of it.
+
+    Args:
+        raw: settings of a PEFT config that are to be in it.
+        targets: names by which the modules were chosen.
+    """
+    name, revision = _name_of(uri, base)
+    return AdapterConfig(
+        base_model=name,
+        base_revision=revision,
+        base_fingerprint=fingerprint_of(base).text,
+        task=_task_of(base.config),
+        fan_in_fan_out=True if any(each.is_transposed for each in layouts) else None,
+        targets=targets,
+        raw=raw or {},
+    )
+
+
+def _name_of(uri: str, base: Checkpoint) -> tuple[str, str | None]:
+    """(name, revision) of a base: of its repository, or the path by which it was given."""
+    if not uri.startswith(_HUB):
+        return os.path.normpath(uri), None
+    name, _, rest = base.uri.removeprefix(_HUB).partition("@")
+    return name, rest.partition("/")[0] or None
+
+
+def _task_of(config: Mapping[str, Json]) -> str | None:
+    """PEFT's word for what the class of a model is for, where it needs no head beside the weights."""
+    name = architecture_of(config) or ""
+    return "CAUSAL_LM" if name.endswith(("ForCausalLM", "LMHeadModel")) else None
+
+
+def origin_of_models(models: Mapping[str, Checkpoint], findings: Iterable[Finding] = ()) -> Origin:
+    """Models as what an output is made of, by their URIs, the first of which the report is about."""
+    return Origin(
+        uri=next(iter(models)),
+        inputs=tuple(models),
+        used=tuple((one.store, _names(one)) for one in models.values()),
+        findings=tuple(findings),
+    )
+
+
+def _names(model: Checkpoint) -> list[str]:
+    stored = model.as_stored
+    return sorted({tensor.file for tensor in stored.tensors.values()})

@@ -1,0 +1,403 @@
+"""unmerge: a model without the adapters that were merged into it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraformat.containers import open_checkpoint
+from loraformat.diagnostics import Finding, FindingLocation, counted, listed
+from loraformat.engine import open_engine
+from loraformat.errors import AdapterRefused, MergeError, UnsupportedUpdate, UsageError, require_one_of
+from loraformat.io import Opened
+from loraformat.jobs.algebra.sources import require_additive
+from loraformat.jobs.inputs.strength import with_strength
+from loraformat.jobs.inputs.subject import refuse_exchanged
+from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write
+from loraformat.jobs.weights.changes import is_unchanged
+from loraformat.merger import (
+    Arithmetic,
+    Inputs,
+    Likeness,
+    Preimages,
+    Repetition,
+    Resources,
+    Reversal,
+    Trust,
+    file_names,
+    weight_nbytes,
+)
+from loraformat.merger.write.manifest import adapter_digest, read_manifest
+from loraformat.model.adapter import module_of
+from loraformat.model.assumptions import Assumptions, with_alpha
+from loraformat.model.bundle import DIGESTS, MANIFEST
+from loraformat.model.checkpoint import BaseWeight, Checkpoint
+from loraformat.model.results.verbs import MergedAdapter, UndoneWeight, UnmergeResult
+from loraformat.model.tensors import bytes_of, row_blocks
+from loraformat.model.updates import Replace, Rows
+from loraformat.report import Report
+from loraformat.rules import doubts
+from loraformat.storage import Location, new_hash, uri_of, uri_or_none
+from loraformat.storage import listed as all_of
+
+DEFAULT_MEMORY_NBYTES = 64 << 20
+_BLOCK_NBYTES = 8 << 20
+# That the model is the result of a merge, and so not the base that the adapters were trained on, is why it is here.
+_EXPECTED = ("LF320", "LF321", "LF814", "LF819")
+_COPY = Options(None, None, Arithmetic(), None, None, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What both ways of undoing a merge are given."""
+
+    merged: Checkpoint
+    uri: str
+    chosen: Sequence[tuple[str, float]]
+    known: Assumptions
+    options: Options
+    limits: Resources
+    force: bool
+    progress: Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Undone:
+    """What is to be written, and what is known of it."""
+
+    prepared: Prepared
+    adapters: tuple[MergedAdapter, ...]
+    proof: str
+    weights: tuple[UndoneWeight, ...]
+    inputs: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the base's very bytes are proved."""
+        if self.proof == "base":
+            return True
+        return self.proof == "manifest" and not any(each.unknown or each.unlike for each in self.weights)
+
+
+def unmerge(
+    merged: Location,
+    adapters: Sequence[Location],
+    out: Location,
+    *,
+    base: Location | None = None,
+    alpha: float | None = None,
+    assumptions: Assumptions | None = None,
+    container: str | None = None,
+    jobs: int = 1,
+    memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
+    verify: str = "sample",
+    resume: bool = False,
+    dry_run: bool = False,
+    strict: bool = False,
+    force: bool = False,
+    overwrite: bool = False,
+    announce: Callable[[tuple[Finding, ...]], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Write a merged model without the adapters that were merged into it, and say what of it is proved.
+
+    >>> import loraformat
+    >>> adapters = ["fixtures/minigpt/fact_all"]
+    >>> _ = loraformat.merge("fixtures/minigpt/base", adapters, "with-fact", alpha=1.0)
+    >>> report = loraformat.unmerge("with-fact", adapters, "without", alpha=1.0, base="fixtures/minigpt/base")
+    >>> report.data.proof, report.data.is_exact
+    ('base', True)
+
+    W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is computed
+    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the
+    updates are subtracted, and the report counts the values for which rounding leaves a choice. Where there is none,
+    and the manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
+
+    Args:
+        merged: the model.
+        adapters: folders or files, each with the strength at which it was merged: "adapter=0.7".
+        out: folder that does not exist yet.
+        base: the model that they were merged into.
+        alpha, assumptions, container, jobs, memory_nbytes, verify, resume: as for `merge`.
+        dry_run: count and report, write nothing.
+        strict: refuse what is not proved.
+        force: let forgivable errors pass as warnings; with `base`, ignore what else changed in the model.
+        overwrite, announce, progress: as for `merge`.
+
+    Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and others that are no sum. MergeError
+        (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not proved. Else as
+        for `merge`.
+    """
+    uri, base_uri = uri_of(merged), uri_or_none(base)
+    require_one_of(verify, ("none", "sample", "full"), "verify")
+    chosen = [with_strength(adapter) for adapter in all_of(adapters)]
+    if not chosen:
+        raise UsageError("no adapter is given", where="unmerge")
+    refuse_exchanged(uri, [each for each, _ in chosen])
+    run = _Run(
+        merged=_opened(uri),
+        uri=uri,
+        chosen=chosen,
+        known=with_alpha(alpha, assumptions),
+        options=replace(_COPY, container=container),
+        limits=Resources(jobs=jobs, memory_nbytes=memory_nbytes),
+        force=force,
+        progress=progress,
+    )
+    undone = _subtracted(run) if base_uri is None else _replaced(run, _opened(base_uri), base_uri)
+    findings = tuple(each for each in undone.findings if base_uri is not None or each.code not in _EXPECTED)
+    if announce is not None:
+        announce(findings)
+    if strict and not undone.is_exact:
+        raise AdapterRefused(_not_proved(undone), where=uri, hint="--base BASE proves it", findings=findings)
+    if dry_run:
+        return _report(run, undone, findings, "")
+    met: list[Finding] = []
+
+    def meet(more: tuple[Finding, ...]) -> None:
+        met.extend(more)
+        if announce is not None:
+            announce(more)
+
+    trust = Trust(verify=verify, resume=resume)
+    prepared = undone.prepared
+    write(prepared, uri_of(out), run.limits, trust, undone.inputs, meet, overwrite=overwrite, progress=progress)
+    return _report(run, undone, (*findings, *met), uri_of(out))
+
+
+def _opened(uri: str) -> Checkpoint:
+    found = open_checkpoint(uri)
+    if found.components:
+        raise UnsupportedUpdate(
+            "a pipeline of several models", where=uri, hint="give the folder of the component that was merged into"
+        )
+    return found
+
+
+def _not_proved(undone: _Undone) -> str:
+    if undone.proof == "none":
+        return "nothing shows that the model was made with these adapters alone"
+    unknown = sum(each.unknown + each.unlike for each in undone.weights)
+    return f"{counted(unknown, 'value')} of {sum(each.values for each in undone.weights)} cannot be known"
+
+
+def _subtracted(run: _Run) -> _Undone:
+    """The model with the updates taken off."""
+    proof, chosen = "none", list(run.chosen)
+    negated = [(uri, -strength) for uri, strength in chosen]
+    opened, sources, findings = open_all(
+        run.merged, negated, run.known, run.options, force=run.force, whole=False, expected=_EXPECTED
+    )
+    for one in opened:
+        _require_sum(one)
+    manifest = read_manifest(run.merged.store)
+    order = _order_of(manifest, opened, [strength for _, strength in chosen])
+    if order is not None:
+        opened, sources = [opened[at] for at in order], [sources[at] for at in order]
+    prepared = planned(run.merged, opened, sources, run.options, (*doubts(run.merged), *findings))
+    names = [edit.tensor for edit in prepared.plan.edits]
+    if order is not None and manifest is not None and _holds(manifest, names, run):
+        proof = "manifest"
+    inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in opened])
+
+    def counts() -> Iterator[tuple[str, Preimages]]:
+        for edit in prepared.plan.edits:
+            each = Reversal(edit, inputs)
+            places = list(each.windows(run.limits))
+            total = Preimages()
+            for found in open_engine(run.limits.jobs).map(lambda place, each=each: each.count(*place), places):  # type: ignore[misc]
+                total.add(found)
+            yield edit.tensor, total
+
+    weights = tuple(
+        UndoneWeight(weight=name, values=one.values, unknown=one.unknown, unlike=one.unlike, bound=one.bound)
+        for name, one in counts()
+    )
+    return _Undone(
+        prepared=prepared,
+        adapters=tuple(_adapter(one, -source.strength) for one, source in zip(opened, sources, strict=True)),
+        proof=proof,
+        weights=weights,
+        inputs=(run.uri, *(uri for uri, _ in chosen)),
+        findings=prepared.findings,
+    )
+
+
+def _require_sum(opened: Opened) -> None:
+    """Raises: UnsupportedUpdate (LF013): an update that cannot be taken off again, by name."""
+    require_additive(opened.adapter, opened.uri, "unmerge without --base")
+    for weight, chain in opened.adapter.updates.items():
+        if any(isinstance(update, (Replace, Rows)) for update in chain):
+            raise UnsupportedUpdate(
+                "the adapter replaces values of this weight, and what stood there before is not in the merged model",
+                where=FindingLocation(subject=opened.uri, tensor=weight),
+                hint="--base BASE gives it back",
+            )
+
+
+def _order_of(
+    manifest: Mapping[str, Any] | None, opened: Sequence[Opened], strengths: Sequence[float]
+) -> list[int] | None:
+    """In which order the adapters were merged; None where they are not those of the last merge, all of them.
+
+    A merge into another dtype, by chance, into codes, or by a method other than the sum is not taken back by values.
+    """
+    if manifest is None or manifest["job"] != "merge" or manifest["base"].keys() - {"files"}:
+        return None
+    stated = manifest["options"]
+    if stated["rounding"] != "nearest" or stated["dtype"] is not None or stated.get("method"):
+        return None
+    given = [(adapter_digest(one.adapter), strength) for one, strength in zip(opened, strengths, strict=True)]
+    merged = [(each["digest"], each["strength"]) for each in manifest["adapters"]]
+    if Counter(given) != Counter(merged):
+        return None
+    left, order = list(range(len(given))), []
+    for each in merged:
+        at = next(number for number in left if given[number] == each)
+        left.remove(at)
+        order.append(at)
+    return order
+
+
+def _holds(manifest: Mapping[str, Any], names: Sequence[str], run: _Run) -> bool:
+    """Whether the weights that the adapters change are those that the manifest says were merged, byte for byte."""
+    stated = manifest["weights"]
+    if set(stated) != set(names):
+        return False
+
+    def is_as_written(name: str) -> bool:
+        return bool(_digest(run.merged.weights[name]) == stated[name]["blake3"])
+
+    return all(open_engine(run.limits.jobs).map(is_as_written, names))
+
+
+def _digest(weight: BaseWeight) -> str:
+    total = new_hash()
+    for start, stop in row_blocks(weight.shape, weight.dtype.itemsize, _BLOCK_NBYTES):
+        is_raw = weight.is_copyable
+        total.update(weight.raw(start, stop) if is_raw else bytes_of(weight.read(start, stop), weight.dtype))
+    return total.hexdigest()
+
+
+def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
+    """The base itself, once it is shown that the model is the base with the adapters."""
+    opened, sources, findings = open_all(base, run.chosen, run.known, run.options, force=run.force, whole=False)
+    wanted = replace(
+        run.options,
+        arithmetic=_arithmetic_of(run.merged),
+        quantized=None if base.quantized is None else "dense",
+    )
+    prepared = planned(base, opened, sources, wanted, findings)
+    likeness = _likeness(run, prepared, [one.adapter for one in opened])
+    far = [name for name, one in likeness.items() if not one.holds]
+    others = _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
+    if (far or others) and not run.force:
+        parts = []
+        if far:
+            worst = max(far, key=lambda name: likeness[name].apart)
+            parts.append(
+                f"{likeness[worst].unequal} of {likeness[worst].values} values of {worst} are not what merging gives, "
+                "by more than rounding" + (f", and {len(far) - 1} more weights are not" if len(far) > 1 else "")
+            )
+        if others:
+            parts.append(f"{counted(len(others), 'tensor')} changed that no adapter changes: {listed(others)}")
+        raise MergeError(
+            f"the model is not the base with {counted(len(opened), 'adapter')}: {'; '.join(parts)}",
+            where=run.uri,
+            hint="are base, adapters and strengths those of the merge? --force writes the base whatever changed",
+        )
+    copied = planned(base, (), (), run.options, ())
+    return _Undone(
+        prepared=copied,
+        adapters=tuple(_adapter(one, source.strength) for one, source in zip(opened, sources, strict=True)),
+        proof="none" if far or others else "base",
+        weights=tuple(
+            UndoneWeight(weight=name, values=one.values, unlike=one.unequal) for name, one in likeness.items()
+        ),
+        inputs=(run.uri, uri, *(each for each, _ in run.chosen)),
+        findings=prepared.findings,
+    )
+
+
+def _arithmetic_of(merged: Checkpoint) -> Arithmetic:
+    """How a merge combined its adapters, as its manifest says; the sum where it has none."""
+    stated = (read_manifest(merged.store) or {}).get("options", {})
+    fields = {
+        key: stated[key] for key in ("method", "density", "sign", "seed") if stated.get("method") and key in stated
+    }
+    return Arithmetic(**fields)
+
+
+def _likeness(run: _Run, prepared: Prepared, adapters: Sequence[Any]) -> dict[str, Likeness]:
+    """How the merged weights compare with those of the model.
+
+    Raises: MergeError (LF801): the model lacks one, or has it in another shape or in codes.
+    """
+    inputs = Inputs(base=prepared.base, adapters=adapters)
+    found: dict[str, Likeness] = {}
+    for edit in prepared.plan.edits:
+        weight = run.merged.weights.get(edit.tensor)
+        if weight is None or weight.shape != edit.shape or not weight.dtype.is_floating:
+            state = "is missing" if weight is None else f"is {weight.shape}, a merge makes it {edit.shape}"
+            raise MergeError(f"{edit.tensor} {state}", where=run.uri, hint="is the model the result of this merge?")
+        each = Repetition(replace(edit, dtype=weight.dtype.safetensors), inputs, prepared.plan.arithmetic)
+        rows = weight.as_matrix(edit.row_axes)
+
+        def compared(place: tuple[int, int], each: Repetition = each, rows: BaseWeight = rows) -> Likeness:
+            return each.compare(*place, _matrix(rows, *place))
+
+        total = Likeness()
+        for one in open_engine(run.limits.jobs).map(compared, list(each.windows(run.limits))):
+            total.add(one)
+        found[edit.tensor] = total
+    return found
+
+
+def _matrix(rows: BaseWeight, start: int, stop: int) -> Any:  # noqa: ANN401 - an array
+    import numpy as np
+
+    return rows.read(start, stop).astype(np.float64).reshape(stop - start, -1)
+
+
+def _others_that_changed(run: _Run, base: Checkpoint, edited: set[str]) -> list[str]:
+    """Tensors that no adapter changes and that are not those of the base."""
+    names = sorted((base.tensors.keys() | run.merged.tensors.keys()) - edited)
+
+    def differs(name: str) -> bool:
+        if name not in base.tensors or name not in run.merged.tensors:
+            return True
+        return not is_unchanged(base.weights[name], run.merged.weights[name])
+
+    changed = open_engine(run.limits.jobs).map(differs, names)
+    return [name for name, is_other in zip(names, changed, strict=True) if is_other]
+
+
+def _report(run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str) -> Report:
+    plan = undone.prepared.plan
+    names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
+    return Report(
+        job="unmerge",
+        subject=run.uri,
+        format=undone.adapters[0].format if len(undone.adapters) == 1 else "",
+        data=UnmergeResult(
+            merged=run.uri,
+            adapters=undone.adapters,
+            proof=undone.proof,
+            is_exact=undone.is_exact,
+            weights=tuple(sorted(undone.weights, key=lambda each: each.weight)),
+            bytes_written=weight_nbytes(plan),
+            files=names,
+            is_dry_run=not out,
+        ),
+        findings=findings,
+        written=tuple(os.path.join(out, name) for name in names) if out else (),
+    )
+
+
+def _adapter(opened: Opened, strength: float) -> MergedAdapter:
+    modules = len({module_of(weight) for weight in opened.adapter.updates})
+    return MergedAdapter(uri=opened.uri, format=opened.format.NAME, applied=modules, modules=modules, strength=strength)

@@ -1,0 +1,64 @@
+"""What `unmerge` took out, and what of it is proved, for people."""
+
+from __future__ import annotations
+
+from loraformat.model.results.verbs import UndoneWeight, UnmergeResult
+from loraformat.report.lines import Page, Styled
+from loraformat.report.words import amount, nbytes, number, percent, plural
+
+_WORST = 8
+
+
+def say_unmerging(page: Page, result: UnmergeResult, written: str) -> None:
+    """The adapters, the proof, the weights of which most is unknown, the files.
+
+    Args:
+        written: where the output stands.
+    """
+    page.say(Styled("merged  ", "dim"), Styled(result.merged, "bold"))
+    for each in result.adapters:
+        strength = "" if each.strength == 1 else f", strength {each.strength:g}"
+        page.say(Styled("without ", "dim"), Styled(each.uri, "bold"), f" ({each.format}){strength}")
+    for line in _proof(result):
+        page.say(Styled("proof   ", "dim"), line)
+    if result.proof != "base":
+        _say_unknown(page, result)
+    size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
+    if result.is_dry_run:
+        page.say(Styled("nothing written", "bold"), f" (dry run): {size}")
+    else:
+        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f": {size}")
+
+
+def _proof(result: UnmergeResult) -> list[str]:
+    values, unlike = sum(each.values for each in result.weights), sum(each.unlike for each in result.weights)
+    if result.proof == "base":
+        if not unlike:
+            return ["the base with these adapters gives the model, bit for bit; the output is the base"]
+        share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
+        return [f"the base with these adapters gives the model, but for rounding of {share}; the output is the base"]
+    if result.is_exact:
+        return ["the manifest and its digests say that these adapters made the model; the output is the base"]
+    if result.proof == "manifest":
+        return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
+    lines = ["none: nothing shows that the model is a base with these adapters; --base BASE would"]
+    if unlike:
+        share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
+        lines.append(f"{share} are not what one rounding of a base with these adapters gives")
+    return lines
+
+
+def _say_unknown(page: Page, result: UnmergeResult) -> None:
+    values, unknown = (sum(getattr(each, name) for each in result.weights) for name in ("values", "unknown"))
+    if not unknown:
+        page.say(Styled("unknown ", "dim"), f"none of {amount(values)} values")
+        return
+    bound = max(each.bound for each in result.weights)
+    text = f"{amount(unknown)} of {amount(values)} values ({percent(unknown / values)}), off by at most {number(bound)}"
+    page.say(Styled("unknown ", "dim"), text)
+    worst = sorted(result.weights, key=lambda each: (-each.unknown / max(1, each.values), each.weight))[:_WORST]
+    page.table(["most unknown", "values", "unknown", "off by at most"], [_row(each) for each in worst if each.unknown])
+
+
+def _row(each: UndoneWeight) -> list[str]:
+    return [each.weight, amount(each.values), percent(each.unknown / each.values), number(each.bound)]
