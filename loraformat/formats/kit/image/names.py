@@ -28,6 +28,8 @@ _ROLES = {
     **dict.fromkeys(("diff", "w_norm"), "diff"),
     **dict.fromkeys(("diff_b", "b_norm"), "diff_b"),
     **{role: role for role in ("set_weight", "reshape_weight")},
+    # ComfyUI says the parameter where it is not `weight`: the norms of FLUX have a `scale`.
+    **{f"scale.{role}": role for role in ("diff", "set_weight")},
     **{f"hada_{role}": f"hada_{role}" for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{role}": f"lokr_{role}" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }

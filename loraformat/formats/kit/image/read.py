@@ -30,7 +30,7 @@ from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.format_files import FORMAT_FILES, the_file
 from loraformat.model.updates import Dense, LowRank, Update
-from loraformat.naming.families import ORIGINAL
+from loraformat.naming.families import ORIGINAL, Family, family_named, spelled
 
 WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _PARTIAL = "convert --partial reads the rest and names what it leaves out"
@@ -211,27 +211,50 @@ def _named(built: _Built, resolved: Resolved, base: BaseNames | None) -> tuple[P
         pipeline = _of_one_component(built, resolved, base, components, names)
     updates: dict[str, tuple[Update, ...]] = {}
     for component, modules in built.modules.items():
-        head = pipeline.prefix if component == pipeline.bare else f"{component}."
+        head, family = pipeline.head_of(component), _naming_family(pipeline, component)
         for module, chains in modules.items():
+            place = None if family is None else family.find(spelled(module), ORIGINAL)
             for parameter, chain in chains.items():
-                shape = None if base is None else base.weights.get(f"{head}{module}.{parameter}")
-                updates[f"{head}{module}.{parameter}"] = tuple(_as_stored(update, shape) for update in chain)
+                name = f"{head}{module}.{parameter if place is None else place.parameter(parameter)}"
+                shape = None if base is None else base.weights.get(name)
+                updates[name] = tuple(_as_stored(update, shape) for update in chain)
     return pipeline, dict(sorted(updates.items()))
+
+
+def _naming_family(pipeline: Pipeline, component: str) -> Family | None:
+    """The family by whose original names the updates of a component are called; None where diffusers' are."""
+    if component in pipeline.open_clip:
+        return family_named("clip")
+    is_original = component == pipeline.bare and pipeline.is_original and pipeline.family
+    return family_named(pipeline.family) if is_original else None
 
 
 def _of_one_component(
     built: _Built, resolved: Resolved, base: BaseNames, components: tuple[str, ...], names: tuple[str, ...]
 ) -> Pipeline:
-    """The pipeline of which the base is one component; its updates get the names that it has there."""
+    """The pipeline of which the base is one component, or one file; its updates get the names that it has there."""
     found = base.family()
     exact = {target.component for target in resolved.targets if target.is_exact}
     denoiser = next((name for name in components if not name.startswith("text_encoder")), "")
-    bare = denoiser if found is not None and denoiser else next(iter(sorted(exact)), components[0])
+    homeless = [name for name in (*sorted(exact), *components) if name not in base.homes]
+    bare = denoiser if found is not None and denoiser else next(iter(homeless), "")
     is_original = found is not None and found[1] == ORIGINAL and bare == denoiser
     are_exact = all(target.is_exact for target in resolved.targets if target.component == bare)
     if is_original and found is not None and not are_exact:
         built.modules[bare] = to_original(found[0], built.modules[bare])
-    return Pipeline(families=names, components=components, bare=bare, prefix=base.prefix, is_original=is_original)
+    homes = {name: home for name, home in base.homes.items() if name in components and name != bare}
+    open_clip = tuple(sorted(name for name, home in homes.items() if home.is_open_clip))
+    for name in open_clip:
+        built.modules[name] = to_original(family_named("clip"), built.modules[name])
+    return Pipeline(
+        families=names,
+        components=components,
+        bare=bare,
+        prefix=base.prefix,
+        is_original=is_original,
+        homes={name: home.prefix for name, home in homes.items()},
+        open_clip=open_clip,
+    )
 
 
 def _as_stored(update: Update, shape: tuple[int, ...] | None) -> Update:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError
+from loraformat.formats.kit.image.encoders import SLOTS, Home, component_of_slot, homes_of
 from loraformat.formats.kit.image.names import RawModule
 from loraformat.model.bundle import Json
 from loraformat.naming.families import (
@@ -29,23 +31,6 @@ from loraformat.naming.families import (
 Shapes = Mapping[str, tuple[int, ...]]
 
 _DENOISERS = ("", "unet", "transformer", "transformer_2", "prior")
-# The slots of text encoders: kohya's numbers and ComfyUI's names → component, where a family does not say otherwise.
-_ENCODERS = {
-    "te": "text_encoder",
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "te3": "text_encoder_3",
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "t5xxl": "text_encoder_3",
-    "llama": "text_encoder",
-}
-_ENCODERS_OF = {
-    # T5 is the third encoder of sd-scripts, the second of OneTrainer and of the pipeline.
-    "flux": {"te3": "text_encoder_2", "t5xxl": "text_encoder_2"},
-    "chroma": {"t5xxl": "text_encoder", "te3": "text_encoder"},
-    "hunyuan-video": {"clip_l": "text_encoder_2", "te2": "text_encoder_2"},
-}
 _IN_DOUBT = ("te3", "t5xxl")  # which component depends on the family
 # What file names say of the two experts of Wan 2.2; nothing in the files does.
 _EXPERTS = (
@@ -111,37 +96,54 @@ class BaseNames:
 
     Attributes:
         components: of a pipeline; () for one component.
-        prefix: in front of the names of the one component.
+        prefix: in front of the names of the one component, or of the denoiser in a checkpoint of several.
+        homes: text encoders in a checkpoint in one file → where it has them.
     """
 
     def __init__(self, weights: Shapes, components: Sequence[str], config: Mapping[str, Json] | None = None) -> None:
         self.weights, self.components = weights, tuple(components)
         self._classes = _classes_of(config or {})
         self.prefix = "" if components else _prefix_of(weights)
-        self._modules: dict[str, set[str]] = {}
-        for name in weights:
+        self.homes: Mapping[str, Home] = {}
+        self._modules = self._split_all()
+        self._flat: dict[str, dict[str, list[str]]] = {}
+        if not components:
+            known = self.family()
+            self.homes = homes_of(weights, "" if known is None else known[0].name)
+            self._modules = self._split_all()
+
+    def _split_all(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name in self.weights:
             component, path = self._split(name)
             module = path.rpartition(".")[0]
             if module:
-                self._modules.setdefault(component, set()).add(module)
-        self._flat: dict[str, dict[str, list[str]]] = {}
+                found.setdefault(component, set()).add(module)
+        return found
 
     def _split(self, name: str) -> tuple[str, str]:
         if not self.components:
+            for component, home in self.homes.items():
+                if name.startswith(home.prefix):
+                    return component, name.removeprefix(home.prefix)
             return "", name.removeprefix(self.prefix)
         component, _, path = name.partition(".")
         return component, path
 
+    def _key(self, component: str) -> str:
+        """The component as this base has it: "" for the one that has no folder and no home of its own."""
+        return component if self.components or component in self.homes else ""
+
     def modules(self, component: str) -> set[str]:
         """Paths of the modules of a component."""
-        return self._modules.get(component if self.components else "", set())
+        return self._modules.get(self._key(component), set())
 
     def find(self, component: str, path: str, *, is_flat: bool) -> str | None:
         """The one module of a path; None where there is none, or several."""
         modules = self.modules(component)
         if not is_flat:
             return path if path in modules else None
-        component = component if self.components else ""
+        component = self._key(component)
         if component not in self._flat:
             flat: dict[str, list[str]] = {}
             for module in modules:
@@ -153,6 +155,7 @@ class BaseNames:
     def name(self, component: str, module: str, parameter: str) -> str:
         """The full name of a weight."""
         head = f"{component}." if self.components else self.prefix
+        head = self.homes[component].prefix if component in self.homes else head
         return f"{head}{module}.{parameter}"
 
     def shape(self, component: str, module: str, parameter: str = "weight") -> tuple[int, ...] | None:
@@ -164,6 +167,10 @@ class BaseNames:
 
         Where the config names the class of the denoiser, no other class's family is.
         """
+        return self._family
+
+    @cached_property
+    def _family(self) -> tuple[Family, str] | None:
         known = [each for each in denoisers() if self._classes.intersection(each.classes)] or denoisers()
         best: tuple[int, Family, str] | None = None
         for component in _DENOISERS:
@@ -449,17 +456,16 @@ def _encoder_place(family: Family, module: RawModule) -> Place | None:
 
 def _encoder_of(slot: str, question: Question, resolved: Resolved) -> str:
     """The component of a text encoder. Raises: FormatError (LF012): it depends on a family that is not known."""
-    if slot not in _ENCODERS:
+    if slot not in SLOTS:
         return slot
     likely = resolved.families[0].name if resolved.families else ""
-    said = _ENCODERS_OF.get(likely, {})
     if not likely and slot in _IN_DOUBT:
         raise FormatError(
             f"{slot} is the second text encoder of FLUX.1 and the third of Stable Diffusion 3; nothing tells which",
             where=question.file,
             hint="give the base with --base",
         )
-    component = said.get(slot, _ENCODERS[slot])
+    component = component_of_slot(slot, likely)
     base = question.base
     if base is not None and base.components and component not in base.components and "text_encoder" in base.components:
         others = [name for name in base.components if name.startswith("text_encoder")]
