@@ -87,6 +87,7 @@ class Pipeline:
         is_original: whether the bare component has the names of the original, in which modules may be fused.
         homes: other components of a checkpoint in one file → what stands before their names there.
         open_clip: those of them that have the names of OpenCLIP.
+        spellings: component → how the file spells it, which programs differ in: ("lora_unet_ original lora_down",).
     """
 
     families: tuple[str, ...] = ()
@@ -96,6 +97,7 @@ class Pipeline:
     is_original: bool = False
     homes: Mapping[str, str] = field(default_factory=dict)
     open_clip: tuple[str, ...] = ()
+    spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def family(self) -> str:

@@ -1,5 +1,6 @@
 """The module names of image and video models, by family: how diffusers and the authors' own code call each module."""
 
+from loraformat.naming.families.encoders import SLOTS, Home, component_of_slot, homes_of
 from loraformat.naming.families.grammar import (
     COMPONENTS,
     DIFFUSERS,
@@ -11,6 +12,7 @@ from loraformat.naming.families.grammar import (
     denoisers,
     families,
     family_named,
+    likeliest,
     spelled,
     text_encoders,
 )
@@ -19,13 +21,18 @@ __all__ = [
     "COMPONENTS",
     "DIFFUSERS",
     "ORIGINAL",
+    "SLOTS",
     "Family",
+    "Home",
     "Module",
     "Place",
     "Spelled",
+    "component_of_slot",
     "denoisers",
     "families",
     "family_named",
+    "homes_of",
+    "likeliest",
     "spelled",
     "text_encoders",
 ]

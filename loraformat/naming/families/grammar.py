@@ -6,7 +6,7 @@ The table is made by tests/derive_families.py; tests/upstream/test_families.py h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -172,6 +172,21 @@ def text_encoders() -> tuple[Family, ...]:
 def family_named(name: str) -> Family:
     """The family of a name of the table."""
     return families()[name]
+
+
+def likeliest(paths: Iterable[Spelled], among: Sequence[Family]) -> tuple[int, Family, str] | None:
+    """(how many paths it has, the family that has most of them, in which naming); None where none has any.
+
+    >>> likeliest([spelled("double_blocks.7.img_attn_qkv")], denoisers())[1].name
+    'hunyuan-video'
+    """
+    every, best = list(paths), None
+    for family in among if every else ():
+        for naming in (DIFFUSERS, ORIGINAL):
+            count = sum(family.find(path, naming) is not None for path in every)
+            if count and (best is None or count > best[0]):
+                best = (count, family, naming)
+    return best
 
 
 def _family(name: str, value: Mapping[str, Any]) -> Family:

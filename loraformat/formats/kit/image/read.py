@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, listed, show
@@ -28,7 +28,7 @@ from loraformat.formats.kit.image.resolve import (
 from loraformat.formats.kit.image.translate import to_diffusers, to_original
 from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
-from loraformat.model.format_files import FORMAT_FILES, the_file
+from loraformat.model.format_files import FORMAT_FILES, experts_of, the_file
 from loraformat.model.updates import Dense, LowRank, Update
 from loraformat.naming.families import ORIGINAL, Family, family_named, spelled
 
@@ -67,8 +67,42 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         ConfigError (LF103): a scale that cannot be used, or is stated twice and differs.
         UnsupportedUpdate (LF013): an algorithm that is not a sum of matrices, or a fused module that cannot be split.
     """
-    file = weights_of(bundle)
-    tensors = file.open()
+    pair = experts_of(bundle)
+    if not pair:
+        return _read_file(bundle, weights_of(bundle), hints, ())
+    high, low = (_read_file(bundle, file, hints, [each.name for each in pair]) for file in pair)
+    return _joined(high, low, pair[0].name)
+
+
+def _joined(first: Adapter, second: Adapter, where: str) -> Adapter:
+    """The files for two experts as one adapter. Raises: FormatError (LF012): the base is one of the experts."""
+    both = first.updates.keys() & second.updates.keys()
+    if both:
+        text = (
+            f"the folder has a file for each of two transformers, and the base is one: both have {show(min(both), 100)}"
+        )
+        raise FormatError(text, where=in_file(where), hint="give the file that is meant")
+    one, other = first.config.pipeline, second.config.pipeline
+    assert one is not None
+    assert other is not None
+    pipeline = replace(
+        one,
+        components=tuple(sorted({*one.components, *other.components})),
+        spellings={**one.spellings, **other.spellings},
+    )
+    raw = {name: value for name, value in first.config.raw.items() if second.config.raw.get(name) == value}
+    return replace(
+        first,
+        config=replace(first.config, pipeline=pipeline, raw=raw),
+        updates=dict(sorted({**first.updates, **second.updates}.items())),
+        unclaimed={**first.unclaimed, **second.unclaimed},
+        notes=(*first.notes, *(note for note in second.notes if note not in first.notes)),
+    )
+
+
+def _read_file(bundle: Bundle, file: TensorFile, hints: Hints, pair: Sequence[str]) -> Adapter:
+    """The adapter of one file; `pair` names both where the folder has two."""
+    tensors, used = file.open(), pair or (file.name,)
     raw = modules_of(tensors.entries)
     where = in_file(file.name)
     if raw.twice:
@@ -90,11 +124,12 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     if not built.modules:
         raise FormatError("no update in the file", where=where)
     pipeline, updates = _named(built, resolved, base)
+    pipeline = replace(pipeline, spellings=_spellings_of(resolved.targets))
     return Adapter(
         config=AdapterConfig(pipeline=pipeline, raw=kept(tensors.metadata)),
         updates=updates,
         tokenizer=tokenizer_files(bundle),
-        other_files=other_files(bundle, (file.name,)),
+        other_files=other_files(bundle, used),
         unclaimed={
             name: tensors.entries[name] for name in raw.unknown if name.startswith(_EMBEDDING) and not hints.is_partial
         },
@@ -103,7 +138,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
             *_uneven(raw.modules, where),
             *_dora_notes(stated, built, where),
             *_wrapper_notes(tensors, where),
-            *left_behind(bundle, (file.name,)),
+            *left_behind(bundle, used),
         ),
     )
 
@@ -113,15 +148,23 @@ def match_of(bundle: Bundle, format_name: str) -> Match | None:
     if any("/" in name or name in _OTHERS for name in bundle.files):
         return None
     named = next((file for name in WEIGHTS if isinstance(file := bundle.files.get(name), TensorFile)), None)
-    file = named or the_file(bundle)
-    if file is None:
+    only = named or the_file(bundle)
+    files = experts_of(bundle) if only is None else (only,)
+    dialects = {_dialect_of(file) for file in files}
+    if dialects == {""} and named is not None:
+        dialects = {"diffusers"}
+    if dialects != {format_name}:
         return None
-    names = file.open().entries
-    stated = "diffusers" if SCALES in file.open().metadata else ""
-    dialect = dialect_of(names) or stated or _without_prefix(file) or ("diffusers" if named is not None else "")
-    if dialect != format_name:
-        return None
-    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {dialect}")
+    file = files[0]
+    names = [name for each in files for name in each.open().entries]
+    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {format_name}")
+
+
+def _dialect_of(file: TensorFile) -> str:
+    """The format of one file, by its names and by a header that states scales; "" where neither tells."""
+    tensors = file.open()
+    stated = "diffusers" if SCALES in tensors.metadata else ""
+    return dialect_of(tensors.entries) or stated or _without_prefix(file)
 
 
 # What only folders of other formats have beside their weights.
@@ -189,6 +232,30 @@ def _build(target: Target, stated: StatedScales, hints: Hints, base: BaseNames |
     for name, parts in found.items():
         built.add(component, name, parts, module)
     return ""
+
+
+_EXTRAS = ("alpha", "diff_b")
+
+
+def _spellings_of(targets: Iterable[Target]) -> dict[str, tuple[str, ...]]:
+    """Component → the spellings of its modules: what stands before them, whose names they have, what their tensors are.
+
+    Dense deltas beside factors are no spelling of their own.
+    """
+    found: dict[str, set[str]] = {}
+    extras: dict[str, set[str]] = {}
+    for target in targets:
+        module = target.module
+        extras.setdefault(target.component, set()).update(role for role in _EXTRAS if role in module.parts)
+        if module.kind:
+            naming = target.naming if target.place is not None else "base"
+            found.setdefault(target.component, set()).add(f"{module.prefix} {naming} {module.kind}")
+    return {
+        component: tuple(
+            " ".join((each, *(role for role in _EXTRAS if role in extras[component]))) for each in sorted(every)
+        )
+        for component, every in sorted(found.items())
+    }
 
 
 class _Shapes:

@@ -14,16 +14,21 @@ from fractions import Fraction
 from functools import cached_property
 
 from loraformat.diagnostics import listed, show
-from loraformat.errors import FormatError
-from loraformat.formats.kit.image.encoders import SLOTS, Home, component_of_slot, homes_of
+from loraformat.errors import AssumptionContradicted, FormatError
 from loraformat.formats.kit.image.names import RawModule
 from loraformat.model.bundle import Json
+from loraformat.model.format_files import expert_of
 from loraformat.naming.families import (
     DIFFUSERS,
     ORIGINAL,
+    SLOTS,
     Family,
+    Home,
     Place,
+    component_of_slot,
     denoisers,
+    homes_of,
+    likeliest,
     spelled,
     text_encoders,
 )
@@ -32,11 +37,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _DENOISERS = ("", "unet", "transformer", "transformer_2", "prior")
 _IN_DOUBT = ("te3", "t5xxl")  # which component depends on the family
-# What file names say of the two experts of Wan 2.2; nothing in the files does.
-_EXPERTS = (
-    (re.compile(r"(?:^|[^a-z])high(?:[^a-z]|noise|$)"), "transformer"),
-    (re.compile(r"(?:^|[^a-z])low(?:[^a-z]|noise|$)"), "transformer_2"),
-)
 # Where a checkpoint in one file has the denoiser.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 # What headers call the models, for names that several families have.
@@ -173,13 +173,10 @@ class BaseNames:
     def _family(self) -> tuple[Family, str] | None:
         known = [each for each in denoisers() if self._classes.intersection(each.classes)] or denoisers()
         best: tuple[int, Family, str] | None = None
-        for component in _DENOISERS:
-            paths = [spelled(path) for path in self.modules(component)] if component or not self.components else []
-            for family in known if paths else ():
-                for naming in (DIFFUSERS, ORIGINAL):
-                    count = sum(family.find(path, naming) is not None for path in paths)
-                    if count and (best is None or count > best[0]):
-                        best = (count, family, naming)
+        for component in _DENOISERS if self.components else ("",):
+            found = likeliest((spelled(path) for path in self.modules(component)), known)
+            if found is not None and (best is None or found[0] > best[0]):
+                best = found
         return None if best is None else best[1:]
 
 
@@ -410,19 +407,21 @@ def _denoiser_of(modules: Sequence[RawModule], family: Family | None, question: 
     if "" not in slots and not question.component:
         return min(slots)  # of two experts each module says itself which it is of
     usual = next((name for name in components if name in _DENOISERS), family.component if family else "transformer")
+    named = expert_of(question.file) if usual == "transformer" and (family is None or family.name == "wan") else ""
     if question.component:
+        if named and named != question.component and "transformer_2" in (*components, question.component):
+            text = f"component={question.component} is assumed, and the name of the file is that of {named}"
+            raise AssumptionContradicted(text, where=question.file, hint="rename the file, or leave the assumption out")
         return question.component
     if usual != "transformer" or (family is not None and family.name != "wan"):
         return usual
-    stem = question.file.lower()
-    found = [component for pattern, component in _EXPERTS if pattern.search(stem)]
-    if len(found) == 1 and family is not None and (not components or found[0] in components):
-        return found[0]
+    if named and family is not None and (not components or named in components):
+        return named
     if "transformer_2" in components:
         raise FormatError(
             "the base has two transformers, and neither the names nor the file's own name says which is meant",
             where=question.file,
-            hint="say --assume component=transformer (high noise) or component=transformer_2 (low noise)",
+            hint="say --component transformer (high noise) or --component transformer_2 (low noise)",
         )
     return usual
 
