@@ -47,6 +47,7 @@ from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.format_files import expert_of
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
@@ -194,6 +195,8 @@ def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
 
 def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
     """What is assumed of one adapter among several: an alpha or scale fills those that state none."""
+    if assumptions.component is not None and len(bundle.files) == 1 and expert_of(next(iter(bundle.files))):
+        assumptions = replace(assumptions, component=None)  # the name of the file says it
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions
