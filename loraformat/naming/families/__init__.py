@@ -1,5 +1,6 @@
 """The module names of image and video models, by family: how diffusers and the authors' own code call each module."""
 
+from loraformat.naming.families.blocks import block_of, block_order
 from loraformat.naming.families.encoders import SLOTS, Home, component_of_slot, homes_of
 from loraformat.naming.families.grammar import (
     COMPONENTS,
@@ -27,6 +28,8 @@ __all__ = [
     "Module",
     "Place",
     "Spelled",
+    "block_of",
+    "block_order",
     "component_of_slot",
     "denoisers",
     "families",

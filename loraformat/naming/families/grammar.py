@@ -177,8 +177,8 @@ def family_named(name: str) -> Family:
 def likeliest(paths: Iterable[Spelled], among: Sequence[Family]) -> tuple[int, Family, str] | None:
     """(how many paths it has, the family that has most of them, in which naming); None where none has any.
 
-    >>> likeliest([spelled("double_blocks.7.img_attn_qkv")], denoisers())[1].name
-    'hunyuan-video'
+    >>> likeliest([spelled("double_blocks.7.img_mod.lin")], denoisers())[1].name
+    'flux'
     """
     every, best = list(paths), None
     for family in among if every else ():
