@@ -257,7 +257,7 @@ def verdict(  # noqa: C901 - what is tried next depends on what was found
     whole, rest = tried(layers), layers
     refused: dict[str, str] = {}
     if whole.error:
-        core = next((some for some in cores(layers) if not tried(some).error), None)
+        core = next((some for some in cores(layers) if tried(some).loaded), None)
         if core is None:
             return {"refuses": whole.error}
         refused = {

@@ -17,7 +17,8 @@ from loraformat.report.words import amount, figure, histogram, kind_name, known,
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
 
-RAMP = ".:-=+*#%@"
+# Without ":" and "#", which are escaped where two stand together: they begin commands of CI services.
+RAMP = ".~-=+*&%@"
 _ZERO, _UNKNOWN = "0", "?"
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")

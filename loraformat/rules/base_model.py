@@ -58,8 +58,10 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     in_codes = _in_codes(subject)
     absent = _absent_components(subject)
     for component, count in absent.items():
-        text = f"the pipeline has no weights of this component; the adapter has {counted(count, 'update')} for it"
-        yield Hit(component, text, f"its components with weights are {', '.join(subject.base.components)}")
+        base = "pipeline" if subject.base.components else "base"
+        text = f"the {base} has no weights of this component; the adapter has {counted(count, 'update')} for it"
+        known = f"its components with weights are {', '.join(subject.base.components)}"
+        yield Hit(component, text, known if subject.base.components else _PICK)
     other = _other_family(subject)
     if other is not None:
         yield other
@@ -118,15 +120,20 @@ def _beyond(weight: str, ends: Mapping[str, int]) -> str:
 
 
 def _absent_components(subject: Subject) -> dict[str, int]:
-    """Component that a pipeline as the base does not have → how many unmatched updates are of it."""
+    """Component of a pipeline that the base does not have → how many unmatched updates are of it."""
     assert subject.base is not None
     assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    there = {*subject.base.components, *([] if pipeline is None else [pipeline.bare, *pipeline.homes])}
     absent: dict[str, int] = {}
-    for weight in subject.matching.unmatched if subject.base.components else ():
+    for weight in subject.matching.unmatched if pipeline is not None else ():
         component = subject.adapter.component_of(weight)
-        if component and component not in subject.base.components and weight.startswith(f"{component}."):
+        if component not in there and weight.startswith(f"{component}."):
             absent[component] = absent.get(component, 0) + 1
     return absent
+
+
+_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT takes the updates of one component out of the adapter"
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:

@@ -303,6 +303,19 @@ def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_component_is_not_given_the_updates_of_others_and_pick_takes_them_out(tmp_path: Path) -> None:
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    modules = {f"{block}_attn1_to_q": (2, 1.0), "lora_te_text_model_encoder_layers_0_mlp_fc1": (2, 1.0)}
+    file = kohya(tmp_path / "style.safetensors", modules)
+    base = pipeline(tmp_path / "base", str(file))
+    with pytest.raises(LoraFormatError, match="no weights of this component") as refused:
+        loraformat.merge(base / "unet", [file], tmp_path / "out")
+    assert "pick ADAPTER --select 'unet.*'" in str(refused.value)
+    loraformat.pick(file, tmp_path / "unet-only", select=["unet.*"])
+    report = loraformat.merge(base / "unet", [tmp_path / "unet-only"], tmp_path / "out")
+    assert report.data.tensors_touched == 1
+
+
 def test_one_model_has_no_strength_of_components(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one model"):
         loraformat.merge(

@@ -303,7 +303,8 @@ def _of_one_component(
     found = base.family()
     exact = {target.component for target in resolved.targets if target.is_exact}
     denoiser = next((name for name in components if not name.startswith("text_encoder")), "")
-    homeless = [name for name in (*sorted(exact), *components) if name not in base.homes]
+    likely = (*sorted(exact), *([denoiser] if denoiser else []), *components)
+    homeless = [name for name in likely if name not in base.homes]
     bare = denoiser if found is not None and denoiser else next(iter(homeless), "")
     is_original = found is not None and found[1] == ORIGINAL and bare == denoiser
     are_exact = all(target.is_exact for target in resolved.targets if target.component == bare)

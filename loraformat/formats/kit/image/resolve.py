@@ -433,6 +433,7 @@ def _resolve_encoder(slot: str, modules: list[RawModule], question: Question, re
     for module in modules:
         place = next((found for family in families if (found := _encoder_place(family, module)) is not None), None)
         names = () if place is None else place.diffusers
+        exact = None
         if base is not None:
             exact = next((name for name in names if name in base.modules(component)), None) or base.find(
                 component, module.path, is_flat=module.is_flat
@@ -443,7 +444,7 @@ def _resolve_encoder(slot: str, modules: list[RawModule], question: Question, re
         elif not names and not module.is_flat:
             names = (module.path,)
         if names:
-            resolved.targets.append(Target(module, component, place, DIFFUSERS, names, base is not None))
+            resolved.targets.append(Target(module, component, place, DIFFUSERS, names, exact is not None))
         else:
             resolved.faults.append((module, "neither CLIP nor T5 has such a module, and no base tells"))
 
