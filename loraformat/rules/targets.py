@@ -193,12 +193,19 @@ def _target(name: str, version: str | None) -> Target:
         settings=row.get("fields"),
         kinds=row.get("kinds"),
         convert=row.get("convert", ""),
-        spellings=_spellings(row["spellings"]) if "spellings" in row else None,
+        spellings=_spellings(row["spellings"], is_tried=version in (None, row["newest"]))
+        if "spellings" in row
+        else None,
     )
 
 
-def _spellings(row: Mapping[str, Any]) -> Spellings:
-    """The table of a runtime's own file, or for each family the beginnings of spellings that it reads."""
+def _spellings(row: Mapping[str, Any], *, is_tried: bool) -> Spellings:
+    """The table of a runtime's own file, or for each family the beginnings of spellings that it reads.
+
+    Args: is_tried: whether the version is the one that the table is about; of another nothing is known.
+    """
+    if not is_tried:
+        return Spellings({})
     table = _tried(row["file"]) if "file" in row else {}
     if "file" in row:
         lines = {
