@@ -167,9 +167,12 @@ class Adapter:
     origin: Adapter | None = None
 
     def only(self, component: str) -> Adapter:
-        """The updates of one component of a pipeline, under the names of its own checkpoint."""
+        """The updates of one component of a pipeline, under the names of its own checkpoint.
+
+        Of a base in one file they keep the names that they have there.
+        """
         prefix, pipeline = f"{component}.", self.config.pipeline
-        bare = pipeline is not None and pipeline.bare == component
+        bare = pipeline is not None and (pipeline.bare == component or component in pipeline.homes)
         names = {
             name: name.removeprefix(prefix)
             for name in self.updates

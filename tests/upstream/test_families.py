@@ -266,6 +266,22 @@ def test_text_encoders_of_a_merged_checkpoint_are_those_of_the_merged_pipeline(
         assert sum(not torch.equal(wanted[name], before[name]) for name in wanted) == len(leaves)
     untouched = {name for name in single if not name.startswith(tuple(prefix for prefix, *_ in ENCODERS[kind]))}
     assert all(torch.equal(merged[name], single[name]) for name in untouched)
+    # A strength of one encoder, in the pipeline and in the one file.
+    strengths = {ENCODERS[kind][0][1]: 0.25}
+    for name, target in (("base", "pipeline-weak"), ("one.safetensors", "single-weak")):
+        merge(
+            tmp_path / name,
+            [tmp_path / "style.safetensors"],
+            tmp_path / target,
+            component_strengths=strengths,
+            verify="full",
+        )
+    weak = load_file(tmp_path / "single-weak" / "one.safetensors")
+    for prefix, component, _, is_open_clip in ENCODERS[kind]:
+        own = {name: tensor for name, tensor in weak.items() if name.startswith(prefix)}
+        found = converted_encoder(prefix, own, is_open_clip=is_open_clip)
+        for name, value in load_file(tmp_path / "pipeline-weak" / component / "model.safetensors").items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6, msg=name)
     # And back: read for the checkpoint, written in the names of a pipeline.
     adapter = load_adapter(tmp_path / "style.safetensors", base=tmp_path / "one.safetensors")
     save_adapter(adapter, tmp_path / "back", to="diffusers")
