@@ -89,8 +89,11 @@ class Spellings:
         return self.lines.get(family, {}).get(spelling)
 
     def reads_encoder(self, family: str, component: str, spellings: Sequence[str], beside: Sequence[str]) -> bool:
-        """Whether updates of a text encoder are loaded, by how it and the denoiser beside it are spelled."""
-        if self.encoders is None:
+        """Whether updates of a text encoder are loaded, by how it and the denoiser beside it are spelled.
+
+        True too where nobody tried the spelling of the denoiser.
+        """
+        if self.encoders is None or any(self.of(family, spelling) is None for spelling in beside):
             return True
         pairs = [each.split(" beside ") for each in self.encoders.get(family, {}).get(component, ())]
         firsts = {spelling.partition(" ")[0] for spelling in beside}
