@@ -77,7 +77,7 @@ def test_the_verdict_is_what_diffusers_does(family: str, text: str, tmp_path: Pa
     assert said(file, tmp_path) == done(family, file)
 
 
-@pytest.mark.parametrize("family", ["flux", "wan", "hunyuan-video", "z-image", "sdxl"])
+@pytest.mark.parametrize("family", ["flux", "wan", "z-image", "sdxl"])
 def test_the_verdict_of_one_layer_is_what_diffusers_does(family: str, tmp_path: Path) -> None:
     layers = [layer for layer in upstream.layers_of(family, model_of(family)) if layer.place.numbers[:1] == ("1",)][:1]
     file = upstream.File(spelling_of(family, "lora_unet_ KOHYA lora_down alpha"), layers)
