@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-engines test-oracles test-llamacpp mutants check clean
+.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check
+.PHONY: clean
 
 demo: $(VENV)/installed
 	$(BIN)/loraformat demo
@@ -41,6 +42,11 @@ test-diffusers: $(VENV)/installed-test
 	$(PIP) -e '.[diffusers]'
 	$(BIN)/python tests/derive_families.py --check
 	$(BIN)/python -m pytest -m diffusers
+
+# What diffusers makes of every spelling of every family, against the table behind --target diffusers; half an hour.
+test-spellings: $(VENV)/installed-test
+	$(PIP) -e '.[diffusers]'
+	$(BIN)/python tests/derive_diffusers.py --check
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed

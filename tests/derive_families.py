@@ -44,6 +44,15 @@ FF = ("ff.net.0.proj", "ff.net.2")
 CONTEXT = ("ff_context.net.0.proj", "ff_context.net.2")
 
 
+def norms(*prefixes: str) -> Rules:
+    """The norms of queries and keys in blocks of FLUX, of the image and of the text; their parameter is `scale`."""
+    return {
+        f"{prefix}{name}_norm": f"attn.norm_{added}{name[0]}"
+        for prefix, added in zip(prefixes, ("", "added_"), strict=False)
+        for name in ("query", "key")
+    }
+
+
 def flux_blocks(*, modulated: bool) -> Rules:
     double: Rules = {
         "img_attn.qkv": QKV,
@@ -56,6 +65,8 @@ def flux_blocks(*, modulated: bool) -> Rules:
         "txt_mlp.2": CONTEXT[1],
     }
     single: Rules = {"linear1": [*QKV, "proj_mlp"], "linear2": "proj_out"}
+    double |= norms("img_attn.norm.", "txt_attn.norm.")
+    single |= norms("norm.")
     if modulated:
         double |= {"img_mod.lin": "norm1.linear", "txt_mod.lin": "norm1_context.linear"}
         single |= {"modulation.lin": "norm.linear"}
@@ -98,10 +109,12 @@ FLUX2 = {
             "img_mlp.2": "ff.linear_out",
             "txt_mlp.0": "ff_context.linear_in",
             "txt_mlp.2": "ff_context.linear_out",
+            **norms("img_attn.norm.", "txt_attn.norm."),
         },
     ),
     "single_blocks.{}.linear1": "single_transformer_blocks.{}.attn.to_qkv_mlp_proj",
     "single_blocks.{}.linear2": "single_transformer_blocks.{}.attn.to_out",
+    **within("single_blocks.{}.", "single_transformer_blocks.{}.", norms("norm.")),
     **{
         f"{name}.lin": f"{name}.linear"
         for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
@@ -279,6 +292,14 @@ ZIMAGE = {
 }
 LUMINA2 = {
     **next_dit("attn", ("linear_1", "linear_2", "linear_3"), {"adaLN_modulation.1": "norm1.linear"}),
+    **{
+        f"{stack}.{{}}.{original}": f"{stack}.{{}}.{name}"
+        for stack, first in (("layers", "norm1.norm"), ("noise_refiner", "norm1.norm"), ("context_refiner", "norm1"))
+        for original, name in (
+            *(("attention_norm1", first), ("attention_norm2", "norm2")),
+            *(("ffn_norm1", "ffn_norm1"), ("ffn_norm2", "ffn_norm2")),
+        )
+    },
     "cap_embedder.0": "time_caption_embed.caption_embedder.0",
     "cap_embedder.1": "time_caption_embed.caption_embedder.1",
     **embedder(("t_embedder.mlp.0", "t_embedder.mlp.2"), "time_caption_embed.timestep_embedder"),
@@ -341,12 +362,25 @@ def unet(down: str, up: str, layer: str, *, has_label: bool) -> Rules:
     return found
 
 
-CLIP = same(
-    *(f"text_model.encoder.layers.{{}}.self_attn.{part}_proj" for part in ("q", "k", "v", "out")),
-    *(f"text_model.encoder.layers.{{}}.{name}" for name in ("mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2")),
-    *(f"text_model.embeddings.{name}_embedding" for name in ("token", "position")),
-    *("text_model.final_layer_norm", "text_projection"),
-)
+# OpenCLIP, whose names the checkpoints of Stable Diffusion 2 and XL have: open_clip 2.20.0, transformer.py. Its
+# positional embedding and its text projection are parameters without a module, the latter stored as its transpose.
+CLIP: Rules = {
+    **within(
+        "transformer.resblocks.{}.",
+        "text_model.encoder.layers.{}.",
+        {
+            "attn": [f"self_attn.{part}_proj" for part in "qkv"],
+            "attn.out_proj": "self_attn.out_proj",
+            "mlp.c_fc": "mlp.fc1",
+            "mlp.c_proj": "mlp.fc2",
+            "ln_1": "layer_norm1",
+            "ln_2": "layer_norm2",
+        },
+    ),
+    "token_embedding": "text_model.embeddings.token_embedding",
+    "ln_final": "text_model.final_layer_norm",
+    **same("text_model.embeddings.position_embedding", "text_projection"),
+}
 T5 = same(
     *(f"encoder.block.{{}}.layer.0.SelfAttention.{part}" for part in "qkvo"),
     *(f"encoder.block.{{}}.layer.1.DenseReluDense.{part}" for part in ("wi", "wi_0", "wi_1", "wo")),
@@ -391,6 +425,20 @@ ROWS = {
     },
 }
 ROWS["chroma"] = ROWS["flux"]
+ROWS["clip"] = {"transformer.resblocks.{}.attn": "1 1 1"}
+# What the original calls a parameter that is `weight` or `bias` in diffusers.
+SCALE = {"weight": "scale"}
+NORMS = {
+    f"{block}norm.{name}_norm": SCALE
+    for block in ("double_blocks.{}.img_attn.", "double_blocks.{}.txt_attn.", "single_blocks.{}.")
+    for name in ("query", "key")
+}
+PARAMETERS = {
+    "flux": NORMS,
+    "flux2": NORMS,
+    "chroma": NORMS | {"distilled_guidance_layer.norms.{}": SCALE},
+    "clip": {"transformer.resblocks.{}.attn": {"weight": "in_proj_weight", "bias": "in_proj_bias"}},
+}
 # Two halves of the rows stand in the other order in diffusers: (shift, scale) there, (scale, shift) here. Where the
 # module has more rows than twice its inputs, it is another one than the last, and nothing is swapped.
 SWAPPED = {
@@ -414,7 +462,10 @@ XLABS = {  # x-flux, src/flux/modules/layers.py `DoubleStreamBlockLoraProcessor`
     "single_blocks.{}.processor.proj": "single_blocks.{}.linear2",
 }
 CLIP_5 = {  # transformers 5 has no `text_model.` in memory
-    name.removeprefix("text_model."): name for name in CLIP if name.startswith("text_model.")
+    name.removeprefix("text_model."): name
+    for parts in CLIP.values()
+    for name in (parts if isinstance(parts, list) else [parts])
+    if name.startswith("text_model.")
 }
 CUT = {  # a prefix that some tool cut off at the wrong place
     f"sformer_blocks.{{}}.{name.partition('.{}.')[2]}": name
@@ -459,6 +510,8 @@ def table() -> dict[str, object]:
                 line["rows"] = rows.split()
             if original in SWAPPED.get(name, []):
                 line["swapped"] = True
+            if parameters := PARAMETERS.get(name, {}).get(original):
+                line["parameters"] = parameters
             modules.append(line)
         found[name] = {
             "title": title,

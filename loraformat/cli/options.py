@@ -97,7 +97,7 @@ def assumption(value: str) -> tuple[str, float | bool | str | tuple[bool, ...] |
 
 
 alpha = click.option("--alpha", type=finite, help="Alpha, for files that do not state it; short for --assume alpha=A.")
-assume = click.option(
+_assume = click.option(
     "--assume",
     "assume",
     type=assumption,
@@ -105,6 +105,30 @@ assume = click.option(
     multiple=True,
     help=f"What the files do not say: {USAGE}. Fills gaps, never contradicts.",
 )
+_COMPONENT = "loraformat.component"
+
+
+def _remembered(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Keep --component for `assumptions`: it is another spelling of --assume."""
+    del parameter
+    if value is not None:
+        context.meta[_COMPONENT] = assumption(f"component={value}")
+
+
+_component = click.option(
+    "--component",
+    metavar="NAME",
+    expose_value=False,
+    callback=_remembered,
+    help="The component of a pipeline that a file is for, where it does not tell; short for --assume component=NAME.",
+)
+
+
+def assume(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--assume and --component."""
+    return _assume(_component(command))
+
+
 base = click.option(
     "--base",
     metavar="BASE",
@@ -181,6 +205,9 @@ def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
     """The pairs of --assume as one value; UsageError where a key comes twice."""
     from loraformat.model.assumptions import Assumptions
 
+    context = click.get_current_context(silent=True)
+    if context is not None and _COMPONENT in context.meta:
+        pairs = (*pairs, context.meta[_COMPONENT])
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:

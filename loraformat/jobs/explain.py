@@ -112,7 +112,33 @@ def explain_target(name: str) -> str | None:
         for line in target.lines
     ]
     head = ["| rule | verdict | versions | message or behaviour | what helps | source |", "|---|---|---|---|---|---|"]
-    return "\n".join([f"# {target.label}", "", f"Reads: {', '.join(target.reads)}", "", *head, *rows]) + "\n"
+    page = [f"# {target.label}", "", f"Reads: {', '.join(target.reads)}", "", *head, *rows]
+    return "\n".join([*page, *_spelled(target)]) + "\n"
+
+
+def _spelled(target: targets.Target) -> list[str]:
+    """What a program that runs image models makes of the ways in which files are spelled; [] for another program."""
+    if target.spellings is None:
+        return []
+    head = [
+        "",
+        "A file is spelled by what stands before its modules, whose names these are, and what its tensors are called.",
+        "What is in neither column is refused or loaded without any module (LF622 says which), or untried (LF625).",
+        "",
+        "| model | loaded whole | loaded in part, or wrong |",
+        "|---|---|---|",
+    ]
+    rows = []
+    for family, lines in target.spellings.lines.items():
+        read = {key: line for key, line in lines.items() if not line.refuses and not line.ignores_all}
+        whole = [key for key, line in read.items() if line == targets.SpellingLine()]
+        part = [key for key in read if key not in whole]
+        rows.append(f"| {family} | {_cell(whole)} | {_cell(part)} |")
+    return [*head, *rows]
+
+
+def _cell(keys: Sequence[str]) -> str:
+    return "<br>".join(f"`{key}`" for key in keys) or "none"
 
 
 def _span(line: targets.Line) -> str:

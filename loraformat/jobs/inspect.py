@@ -28,7 +28,7 @@ from loraformat.storage import Location, uri_of
 if TYPE_CHECKING:
     from loraformat.jobs.measure.changes import Changes
 
-GROUPINGS = ("auto", "module", "layer", "none")
+GROUPINGS = ("auto", "module", "layer", "block", "none")
 _REPLACING = ("replace", "rows")
 _VALUE_RULES = rules.select(rules.RULES, ("LF4",))
 

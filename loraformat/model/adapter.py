@@ -85,6 +85,9 @@ class Pipeline:
         prefix: what stands before the names of the bare component in the base: "model.diffusion_model." in a
             checkpoint of Stable Diffusion; else "".
         is_original: whether the bare component has the names of the original, in which modules may be fused.
+        homes: other components of a checkpoint in one file → what stands before their names there.
+        open_clip: those of them that have the names of OpenCLIP.
+        spellings: component → how the file spells it, which programs differ in: ("lora_unet_ original lora_down",).
     """
 
     families: tuple[str, ...] = ()
@@ -92,6 +95,9 @@ class Pipeline:
     bare: str = ""
     prefix: str = ""
     is_original: bool = False
+    homes: Mapping[str, str] = field(default_factory=dict)
+    open_clip: tuple[str, ...] = ()
+    spellings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -104,8 +110,15 @@ class Pipeline:
         >>> Pipeline(components=("transformer",)).component_of("transformer.norm_out.linear.weight")
         'transformer'
         """
+        for component, head in self.homes.items():
+            if weight.startswith(head):
+                return component
         first = weight.partition(".")[0]
         return first if first in self.components and first != self.bare else self.bare or first
+
+    def head_of(self, component: str) -> str:
+        """What stands before the names of a component in the adapter's updates."""
+        return self.prefix if component == self.bare else self.homes.get(component, f"{component}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +167,12 @@ class Adapter:
     origin: Adapter | None = None
 
     def only(self, component: str) -> Adapter:
-        """The updates of one component of a pipeline, under the names of its own checkpoint."""
+        """The updates of one component of a pipeline, under the names of its own checkpoint.
+
+        Of a base in one file they keep the names that they have there.
+        """
         prefix, pipeline = f"{component}.", self.config.pipeline
-        bare = pipeline is not None and pipeline.bare == component
+        bare = pipeline is not None and (pipeline.bare == component or component in pipeline.homes)
         names = {
             name: name.removeprefix(prefix)
             for name in self.updates

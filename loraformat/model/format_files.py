@@ -23,6 +23,7 @@ class FormatFiles:
         folders: how names of subfolders begin that this format has.
         tensors: how names of its tensors end, where one file of tensors may be enough; () where it is not.
         starts: how names of its tensors begin, where that tells too: a pattern; "" for anyhow.
+        has_experts: whether a folder may hold a file for each of two experts.
     """
 
     name: str
@@ -34,6 +35,7 @@ class FormatFiles:
     folders: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     starts: str = ""
+    has_experts: bool = False
 
     @property
     def markers(self) -> tuple[str, ...]:
@@ -50,7 +52,9 @@ class FormatFiles:
             return True
         if self.config and self.config in bundle.files:
             return self._may_own(bundle.files[self.config])
-        return bool(self.tensors) and _has_tensor(bundle, self.tensors, re.compile(self.starts))
+        pair = experts_of(bundle) if self.has_experts else ()
+        file = pair[0] if pair else the_file(bundle)
+        return bool(self.tensors) and _has_tensor(file, self.tensors, re.compile(self.starts))
 
     def _may_own(self, config: File) -> bool:
         """Whether a config may be this format's; a damaged one may be anybody's."""
@@ -124,10 +128,11 @@ FORMAT_FILES = (
         weights=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
         tensors=IMAGE_ENDINGS,
         starts=IMAGE_STARTS,
+        has_experts=True,
     ),
-    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
-    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
-    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS),
+    FormatFiles(name="kohya", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS, has_experts=True),
+    FormatFiles(name="comfy", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS, has_experts=True),
+    FormatFiles(name="lycoris", tensors=IMAGE_ENDINGS, starts=IMAGE_STARTS, has_experts=True),
     FormatFiles(name="xlabs", tensors=("_lora.down.weight", "_lora1.down.weight", "_lora2.down.weight")),
     FormatFiles(name="dump", tensors=("",)),
 )
@@ -165,9 +170,32 @@ def the_file(bundle: Bundle) -> TensorFile | None:
     return files[0] if len(files) == 1 else None
 
 
-def _has_tensor(bundle: Bundle, endings: tuple[str, ...], start: re.Pattern[str]) -> bool:
+# What file names say of the two experts of Wan 2.2; nothing in the files does.
+_EXPERTS = (
+    (re.compile(r"(?:^|[^a-z])high(?:[^a-z]|noise|$)"), "transformer"),
+    (re.compile(r"(?:^|[^a-z])low(?:[^a-z]|noise|$)"), "transformer_2"),
+)
+
+
+def expert_of(name: str) -> str:
+    """Which of two experts a file is for, by its name; "" for one that does not say.
+
+    >>> expert_of("style_high_noise.safetensors"), expert_of("style-LOW.safetensors"), expert_of("style.safetensors")
+    ('transformer', 'transformer_2', '')
+    """
+    found = [component for pattern, component in _EXPERTS if pattern.search(name.lower())]
+    return found[0] if len(found) == 1 else ""
+
+
+def experts_of(bundle: Bundle) -> tuple[TensorFile, ...]:
+    """The two files of a folder that is a pair for two experts, high noise first; () for another folder."""
+    files = {expert_of(file.name): file for file in bundle.tensor_files()}
+    is_pair = set(files) == {"transformer", "transformer_2"} and len(bundle.tensor_files()) == 2
+    return () if not is_pair or has_config(bundle) else (files["transformer"], files["transformer_2"])
+
+
+def _has_tensor(file: TensorFile | None, endings: tuple[str, ...], start: re.Pattern[str]) -> bool:
     """Whether the names in the one tensor file tell; a file that cannot be opened is for the module to judge."""
-    file = the_file(bundle)
     try:
         return file is not None and any(name.endswith(endings) and start.match(name) for name in file.open().entries)
     except ContainerError:

@@ -29,7 +29,7 @@ class Summary:
         weights: base weights with at least one update.
         modules: modules that own those weights.
         layers: numbers of the blocks, ascending: the first number of each path.
-        module_kinds: last component of the module path ("q_proj") → weights.
+        module_kinds: last name of the module path that is no number ("q_proj") → weights.
         update_kinds: name of the kind → updates.
         ranks: rank → low-rank updates.
         scales: scale → updates that have one; None for updates whose scale nobody stated.
@@ -99,7 +99,7 @@ def summarize(adapter: Adapter) -> Summary:
         weights=len(adapter.updates),
         modules=len(set(modules)),
         layers=tuple(by_layer),
-        module_kinds=_counted((module.rpartition(".")[2], 1) for module in modules),
+        module_kinds=_counted((_last_name(module), 1) for module in modules),
         update_kinds=_counted((kind_of(update).name, count) for update, count in updates),
         ranks=_counted((rank, count) for update, count in updates if (rank := rank_of(update)) is not None),
         scales=_counted((scale_of(update), count) for update, count in updates if kind_of(update).has_scale),
@@ -155,6 +155,10 @@ def _counted(items: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
     for item, count in items:
         counts[item] += count
     return dict(sorted(counts.items(), key=lambda pair: (pair[0] is None, 0 if pair[0] is None else pair[0])))
+
+
+def _last_name(module: str) -> str:
+    return next((part for part in reversed(module.split(".")) if not part.isdigit()), module)
 
 
 def _by_layer(by_weight: Mapping[str, int]) -> dict[int, int]:

@@ -82,7 +82,7 @@ class Grid:
     Attributes:
         metrics: those that at least one cell has.
         rows: module kinds, sorted.
-        columns: labels: a layer, or the first and last of several.
+        columns: labels: a layer or block, or the first and last of several.
         cells: (row, column) → cell, where there is one.
         margins: metric name → (median, largest) of the weights of each row; None where none has the figure.
         left_out: module kinds that have no row.
@@ -95,6 +95,12 @@ class Grid:
     margins: Mapping[str, Sequence[tuple[float, float] | None]]
     left_out: int = 0
 
+    @property
+    def word(self) -> str:
+        """What a column is."""
+        are_numbers = all(label == NO_LAYER or label.replace("-", "").isdigit() for label in self.columns)
+        return "layer" if are_numbers else "block"
+
     def range_of(self, metric: Metric) -> tuple[float, float]:
         """(least, largest) figure over all cells that have a place on its scale; (0, 0) where none has."""
         found = [cell.values[metric.name] for cell in self.cells.values() if metric.name in cell.values]
@@ -106,26 +112,40 @@ class Grid:
         return metric.is_log and any(cell.values.get(metric.name) == 0 for cell in self.cells.values())
 
 
+def column_of(record: WeightRecord) -> str:
+    """Where a weight stands: its block of an image model, or the number of its layer; "" for neither."""
+    layer = layer_of(record.weight)
+    return record.block or ("" if layer is None else str(layer))
+
+
+def columns_of(records: Iterable[WeightRecord]) -> list[str]:
+    """All blocks and layers, in the order of the model."""
+    from loraformat.naming.families import block_order
+
+    found = {column_of(record): bool(record.block) for record in records}
+    found.pop("", None)
+    return sorted(found, key=lambda label: block_order(label) if found[label] else (2, 0, int(label)))
+
+
 def grid_of(records: Sequence[WeightRecord], weights: Sequence[WeightRecord] | None = None) -> Grid:
-    """The cells of weights; those of no numbered layer stand in a last column.
+    """The cells of weights; those of no block and no numbered layer stand in a last column.
 
     Args:
         records: what the cells are made of, experts folded where they are many.
         weights: every weight by itself, for the margins; `records` where None.
     """
-    layers = sorted({layer for record in records if (layer := layer_of(record.weight)) is not None})
-    size = max(1, math.ceil(len(layers) / MOST_COLUMNS))
-    bins = [layers[at : at + size] for at in range(0, len(layers), size)]
-    place = {layer: at for at, bin_ in enumerate(bins) for layer in bin_}
-    labels = [str(bin_[0]) if len(bin_) == 1 else f"{bin_[0]}-{bin_[-1]}" for bin_ in bins]
-    if any(layer_of(record.weight) is None for record in records):
+    columns = columns_of(records)
+    size = max(1, math.ceil(len(columns) / MOST_COLUMNS))
+    bins = [columns[at : at + size] for at in range(0, len(columns), size)]
+    place = {label: at for at, bin_ in enumerate(bins) for label in bin_}
+    labels = [bin_[0] if len(bin_) == 1 else f"{bin_[0]}-{bin_[-1]}" for bin_ in bins]
+    if any(not column_of(record) for record in records):
         labels.append(NO_LAYER)
     kinds = sorted({record.module for record in records})
     rows = {kind: at for at, kind in enumerate(kinds[:MOST_ROWS])}
     cells: dict[tuple[int, int], Cell] = {}
     for at, record in enumerate(records):
-        layer = layer_of(record.weight)
-        column = len(labels) - 1 if layer is None else place[layer]
+        column = place.get(column_of(record), len(labels) - 1)
         if record.module in rows:
             cells.setdefault((rows[record.module], column), Cell()).records.append(at)
     for cell in cells.values():

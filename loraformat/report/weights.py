@@ -10,13 +10,15 @@ from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import layer_of
 from loraformat.model.updates import kind_named
+from loraformat.report.cells import column_of, columns_of
 from loraformat.report.lines import Page, Styled
 from loraformat.report.words import amount, figure, histogram, kind_name, known, middle, number, percent, runs, shape
 
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
 
-RAMP = ".:-=+*#%@"
+# Without ":" and "#", which are escaped where two stand together: they begin commands of CI services.
+RAMP = ".~-=+*&%@"
 _ZERO, _UNKNOWN = "0", "?"
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
@@ -27,7 +29,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
     grouping = result.grouping
     if grouping == "auto":
         grouping = "none" if len(result.weights) <= MOST_ROWS else "module"
-    tables = {"none": _weights, "module": by_module, "layer": _layers}
+    tables = {"none": _weights, "module": by_module, "layer": _layers, "block": _blocks}
     head, rows = tables[grouping](result.weights)
     page.fitted_table(head, rows, _DISPENSABLE)
     if any(record.is_outlier for record in result.weights):
@@ -123,19 +125,33 @@ def _layers(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]
     groups: dict[int | None, list[WeightRecord]] = {}
     for record in weights:
         groups.setdefault(layer_of(record.weight), []).append(record)
+    ordered = sorted(groups.items(), key=lambda pair: (pair[0] is None, pair[0] or 0))
+    return _lines("layer", [("none" if layer is None else str(layer), group) for layer, group in ordered], weights)
+
+
+def _blocks(weights: Sequence[WeightRecord]) -> tuple[list[str], list[list[str]]]:
+    """One line for each block of an image model, or for each layer of another; what belongs to none comes last."""
+    groups: dict[str, list[WeightRecord]] = {label: [] for label in columns_of(weights)}
+    for record in weights:
+        groups.setdefault(column_of(record), []).append(record)
+    return _lines("block", [(label or "none", group) for label, group in groups.items()], weights)
+
+
+def _lines(
+    head: str, groups: Sequence[tuple[str, Sequence[WeightRecord]]], weights: Sequence[WeightRecord]
+) -> tuple[list[str], list[list[str]]]:
     columns = _group_columns(weights)
-    head = ["layer", "weights", "rank", "parameters", *(name for name, _ in columns)]
     rows = [
         [
-            "none" if layer is None else str(layer),
+            label,
             amount(len(group)),
             histogram(_counts(record.rank for record in group)),
             amount(sum(record.parameters for record in group)),
             *(cell(group) for _, cell in columns),
         ]
-        for layer, group in sorted(groups.items(), key=lambda pair: (pair[0] is None, pair[0] or 0))
+        for label, group in groups
     ]
-    return head, rows
+    return [head, "weights", "rank", "parameters", *(name for name, _ in columns)], rows
 
 
 _Group = Sequence[WeightRecord]
@@ -162,39 +178,42 @@ def _group_columns(weights: _Group) -> list[tuple[str, Callable[[_Group], str]]]
 def _largest(group: _Group) -> str:
     """The largest norm of a group and the layer where it stands; "?" where none is known."""
     found = max(group, key=lambda record: -1.0 if record.norm is None else record.norm)
-    layer = layer_of(found.weight)
-    place = "" if layer is None or len(group) == 1 else f" ({layer})"
+    layer = column_of(found)
+    is_one = len(group) == 1 or (found.block and all(record.block == found.block for record in group))
+    place = "" if not layer or is_one else f" ({layer})"
     return number(found.norm) + place + (" !" if any(record.is_outlier for record in group) else "")
 
 
 def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
-    """A row of characters for each module kind, one for each layer: the larger the figure, the denser the sign.
+    """A row of characters for each module kind, one a layer or block: the larger the figure, the denser the sign.
 
     An untrained weight, whose update is zero, has a sign of its own, and so has one whose figure is unknown; where
     there is no weight there is no sign.
     """
     figure = "|dW|/|W|" if any(record.relative_norm for record in weights) else "norm"
+    columns = columns_of(weights)
+    place = {label: at for at, label in enumerate(columns)}
     cells: dict[str, dict[int, float | None]] = {}
     for record in weights:
         value = record.norm if figure == "norm" else record.relative_norm
-        layer = layer_of(record.weight)
-        if layer is not None:
+        column = place.get(column_of(record))
+        if column is not None:
             row = cells.setdefault(record.module, {})
-            row[layer] = _larger(value if value is not None and math.isfinite(value) else None, row.get(layer))
+            row[column] = _larger(value if value is not None and math.isfinite(value) else None, row.get(column))
     if all(value is None for row in cells.values() for value in row.values()):
         page.say(Styled("  no heat: no norms of weights in numbered layers", "dim"))
         return
-    layers = sorted({layer for row in cells.values() for layer in row})
     values = [value for row in cells.values() for value in row.values()]
     placed = [value for value in values if value]
     low, high = (min(placed), max(placed)) if placed else (0.0, 0.0)
     label = max(len(module) for module in cells)
-    bins = _binned(layers, None if page.width is None else max(8, page.width - label - 4))
+    bins = _binned(range(len(columns)), None if page.width is None else max(8, page.width - label - 4))
+    word = "block" if any(record.block for record in weights) else "layer"
     page.say("")
-    page.say("  ", Styled(f"{'layer':<{label}}", "dim"), "  ", Styled(_ruler(bins), "dim"))
+    page.say("  ", Styled(f"{word:<{label}}", "dim"), "  ", Styled(_ruler(bins, columns), "dim"))
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
-    many = f"; {len(bins[0])} layers a sign, the largest counts" if len(bins[0]) > 1 else ""
+    many = f"; {len(bins[0])} {word}s a sign, the largest counts" if len(bins[0]) > 1 else ""
     ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
     unknown = f"{_UNKNOWN} unknown   " if None in values else ""
@@ -210,11 +229,15 @@ def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
     return [layers[at : at + size] for at in range(0, len(layers), size)]
 
 
-def _ruler(bins: Sequence[Sequence[int]]) -> str:
-    """The number of every eighth layer above its column."""
-    text = ""
-    for at in range(0, len(bins), 8):
-        text = text.ljust(at)[:at] + str(bins[at][0])
+def _ruler(bins: Sequence[Sequence[int]], columns: Sequence[str]) -> str:
+    """The number of every eighth layer above its column, or the name of the first of each kind of block."""
+    text, last = "", ""
+    for at, bin_ in enumerate(bins):
+        label = columns[bin_[0]]
+        kind = label.rstrip("0123456789 ")
+        if (kind and kind != last) or (not kind and at % 8 == 0):
+            text = text.ljust(at)[:at] + label
+        last = kind
     return text
 
 

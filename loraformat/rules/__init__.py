@@ -25,7 +25,7 @@ from loraformat.rules import (
 from loraformat.rules.base import Hit, Rule, Subject, rule
 from loraformat.rules.metadata import card, statements
 from loraformat.rules.quantization import doubts
-from loraformat.rules.runtimes import exports, loading, serving
+from loraformat.rules.runtimes import exports, images, loading, serving
 from loraformat.rules.values import oddities, spectra, stored
 
 __all__ = [
@@ -89,6 +89,7 @@ RULES: tuple[Rule, ...] = (
     layers.implausible_layer,
     layers.undeclared_magnitude,
     layers.vanishing_scale,
+    layers.half_fused_group,
     exports.torchtune_export,
     base_model.absent_module,
     base_model.shape_mismatch,
@@ -150,6 +151,11 @@ RULES: tuple[Rule, ...] = (
     serving.foreign_format,
     serving.rank_above_limit,
     serving.uneven_layers,
+    images.unread_spelling,
+    images.left_out_module,
+    images.misread_module,
+    images.untried_spelling,
+    images.ignored_header,
 )
 
 MOST_HITS = 200

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity, counted
+from loraformat.model.adapter import module_of
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.metadata.vocabulary import tokens_of
 from loraformat.rules.shapes import base_rows, table_rows, updates_of
 
 if TYPE_CHECKING:
     from loraformat.matching.base_fingerprint import Verdict
+    from loraformat.model.checkpoint import Checkpoint
+
+# The number of a block: "transformer_blocks.12.".
+_BLOCK = re.compile(r"(?<=\.)(\d{1,6})(?=\.)")
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -52,25 +58,82 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     in_codes = _in_codes(subject)
     absent = _absent_components(subject)
     for component, count in absent.items():
-        text = f"the pipeline has no weights of this component; the adapter has {counted(count, 'update')} for it"
-        yield Hit(component, text, f"its components with weights are {', '.join(subject.base.components)}")
+        base = "pipeline" if subject.base.components else "base"
+        text = f"the {base} has no weights of this component; the adapter has {counted(count, 'update')} for it"
+        known = f"its components with weights are {', '.join(subject.base.components)}"
+        yield Hit(component, text, known if subject.base.components else _PICK)
+    other = _other_family(subject)
+    if other is not None:
+        yield other
+    ends = _last_blocks(subject.base)
     for base_weight, nearest in subject.matching.unmatched.items():
-        if base_weight in in_codes or base_weight.partition(".")[0] in absent:
+        if other is not None or base_weight in in_codes or base_weight.partition(".")[0] in absent:
+            continue
+        beyond = _beyond(base_weight, ends)
+        if beyond:
+            yield Hit(base_weight, "the base has no such weight", beyond)
             continue
         headless = why_headless(base_weight, subject.base, subject.adapter)
         yield Hit(base_weight, "the base has no such weight", headless or _instead(base_weight, nearest))
 
 
+def _other_family(subject: Subject) -> Hit | None:
+    """A hit where the adapter is for another image model than the base: no update of the denoiser has a place."""
+    assert subject.adapter is not None
+    assert subject.base is not None
+    pipeline = subject.adapter.config.pipeline
+    if pipeline is None or not pipeline.family or not subject.matching.unmatched:
+        return None
+    from loraformat.naming.families import denoisers, family_named, likeliest, spelled
+
+    updates = [name for name in subject.adapter.updates if not pipeline.component_of(name).startswith("text_encoder")]
+    if not updates or not subject.matching.unmatched.keys() >= set(updates):
+        return None
+    parts = subject.base.components or {"": subject.base}
+    names = [name.removeprefix("model.diffusion_model.") for part in parts.values() for name in part.tensors]
+    classes = {part.config.get("_class_name") for part in parts.values()}
+    named = [each for each in denoisers() if classes.intersection(each.classes)]
+    found = likeliest((spelled(module_of(name)) for name in names), named or denoisers())
+    if found is None or found[1].name in pipeline.families:
+        return None
+    text = f"none of the {counted(len(updates), 'update')} has a weight in the base: the adapter is for"
+    return Hit(updates[0], f"{text} {family_named(pipeline.family).title}, the base is {found[1].title}")
+
+
+def _last_blocks(base: Checkpoint) -> dict[str, int]:
+    """What stands before the number of a block → the greatest number."""
+    found: dict[str, int] = {}
+    for name in base.tensors:
+        for block in _BLOCK.finditer(name):
+            before = name[: block.start(1)]
+            found[before] = max(found.get(before, 0), int(block[1]))
+    return found
+
+
+def _beyond(weight: str, ends: Mapping[str, int]) -> str:
+    """What to say of a weight in a block that the base does not have; "" for another."""
+    for block in _BLOCK.finditer(weight):
+        before = weight[: block.start(1)]
+        if before in ends and int(block[1]) > ends[before]:
+            return f"the base's {before.rstrip('.')} end with {ends[before]}: it is a smaller model, or another one"
+    return ""
+
+
 def _absent_components(subject: Subject) -> dict[str, int]:
-    """Component that a pipeline as the base does not have → how many unmatched updates are of it."""
+    """Component of a pipeline that the base does not have → how many unmatched updates are of it."""
     assert subject.base is not None
     assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    there = {*subject.base.components, *([] if pipeline is None else [pipeline.bare, *pipeline.homes])}
     absent: dict[str, int] = {}
-    for weight in subject.matching.unmatched if subject.base.components else ():
+    for weight in subject.matching.unmatched if pipeline is not None else ():
         component = subject.adapter.component_of(weight)
-        if component and component not in subject.base.components and weight.startswith(f"{component}."):
+        if component not in there and weight.startswith(f"{component}."):
             absent[component] = absent.get(component, 0) + 1
     return absent
+
+
+_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT takes the updates of one component out of the adapter"
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:

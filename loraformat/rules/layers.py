@@ -268,3 +268,40 @@ def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:
         if found is not None:
             kinds[f"{module[: found.start(1)]}*{module[found.end(1) :]}"].add(int(found[1]))
     return kinds
+
+
+@rule("LF252", Severity.INFO, since="0.1.0")
+def half_fused_group(subject: Subject) -> Iterator[Hit]:
+    """Some parts of a module that the original model has in one piece have updates, and others have none.
+
+    ## Why is this bad?
+    It need not be: training query and value alone is common. Where the model is stored in the original's names, query,
+    key and value are one weight; the rows of the missing part get zeros, and the rank of the joined update is the sum
+    of the others. A trainer that lost a part looks the same.
+
+    ## Example
+    `to_q` and `to_k` of a block of FLUX.1 without `to_v`.
+
+    ## Use instead
+    Nothing to do where it was meant.
+
+    ## Source
+    diffusers 0.42.1, loaders/single_file_utils.py; docs/formats/README.md, the models whose modules are joined.
+    """
+    from loraformat.naming.families import DIFFUSERS, families, spelled
+
+    assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    family = None if pipeline is None else families().get(pipeline.family)
+    groups: dict[str, tuple[set[int], str, int]] = {}
+    for name in subject.adapter.updates if family is not None and pipeline is not None else ():
+        component = pipeline.component_of(name) if pipeline is not None else ""
+        path = spelled(module_of(name.removeprefix(f"{component}.")))
+        place = None if family is None else family.find(path, DIFFUSERS)
+        if place is not None and place.part is not None and len(place.module.diffusers) > 1:
+            group = f"{component}.{place.original}"
+            groups.setdefault(group, (set(), name, len(place.module.diffusers)))[0].add(place.part)
+    half = [(name, group) for group, (parts, name, count) in groups.items() if len(parts) < count]
+    if half:
+        text = f"{counted(len(half), 'joined module')} of the original with updates for some parts, first {half[0][1]}"
+        yield Hit(half[0][0], text)

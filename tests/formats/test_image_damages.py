@@ -245,6 +245,6 @@ def test_wan_s_experts_are_told_by_the_file_s_name_or_asked_for() -> None:
     for file, wanted in (("x_high_noise.safetensors", names[0]), ("Wan-LOW.safetensors", names[1])):
         found = bundle({file: content}, single=True)
         assert list(formats.detect(found)[0].read(found, hints=Hints(**base)).updates) == [wanted]
-    with pytest.raises(FormatError, match="component=transformer_2"):
+    with pytest.raises(FormatError, match="--component transformer_2"):
         read(content, **base)
     assert list(read(content, **base, component="transformer_2").updates) == [names[1]]

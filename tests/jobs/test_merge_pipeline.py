@@ -160,14 +160,88 @@ def test_a_strength_for_a_component_that_no_adapter_changes_is_refused(tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_existing_output_is_refused_with_a_remedy_that_pipelines_have(tmp_path: Path) -> None:
-    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("kept")
+def test_overwrite_replaces_what_an_earlier_merge_wrote_and_nothing_else(tmp_path: Path) -> None:
+    case = "kohya/tiny-flux"
+    base, out = pipeline(tmp_path / "base", case), tmp_path / "out"
+    (base / "feature_extractor").mkdir()  # without files
+    loraformat.merge(base, [adapter(case)], out)
+    before = files_of(out)
     with pytest.raises(StorageError, match="exists already") as refused:
-        loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out")
-    assert refused.value.hint == "give another name, or remove it yourself"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+        loraformat.merge(base, [f"{adapter(case)}=0.5"], out)
+    assert refused.value.hint == "replace it with --overwrite"
+    assert files_of(out) == before
+    loraformat.merge(base, [f"{adapter(case)}=0.5"], out, overwrite=True)
+    assert_sum(base, out, case, {}, 0.5)
+    for mine in ("mine", "vae/mine", "unknown/mine"):
+        (out / mine).parent.mkdir(exist_ok=True)
+        (out / mine).write_text("kept")
+        half = files_of(out)
+        with pytest.raises(StorageError, match="which this run would not write"):
+            loraformat.merge(base, [adapter(case)], out, overwrite=True)
+        assert files_of(out) == half
+        (out / mine).unlink()
+        if not list((out / mine).parent.iterdir()):
+            (out / mine).parent.rmdir()
+    with pytest.raises(StorageError, match="is, contains, or lies inside"):
+        loraformat.merge(base, [adapter(case)], base / "vae", overwrite=True)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def interrupted(base: Path, out: Path, case: str, *, after: float) -> Path:
+    """The unfinished output of a run that a signal ended when it had done some of the bytes."""
+
+    def stop(done: int, total: int) -> None:
+        if done >= after * total > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loraformat.merge(base, [adapter(case)], out, resume=True, progress=stop)
+    assert not out.exists()
+    (left,) = out.parent.glob(f".{out.name}.loraformat-*.partial")
+    return left
+
+
+@pytest.mark.parametrize("after", [0.01, 0.5, 1.0])
+def test_an_interrupted_merge_goes_on(tmp_path: Path, after: float) -> None:
+    case = "kohya/tiny-flux"
+    base, out = pipeline(tmp_path / "base", case), tmp_path / "out"
+    loraformat.merge(base, [adapter(case)], tmp_path / "whole")
+    interrupted(base, out, case, after=after)
+    met: list[str] = []
+    loraformat.merge(
+        base,
+        [adapter(case)],
+        out,
+        resume=True,
+        announce=lambda findings: met.extend(finding.code for finding in findings),
+    )
+    wanted = files_of(tmp_path / "whole")
+    assert {name: data for name, data in files_of(out).items() if "loraformat." not in name} == {
+        name: data for name, data in wanted.items() if "loraformat." not in name
+    }
+    assert files_of(out).keys() == wanted.keys()
+    assert loraformat.verify(out, base=base).ok
+    assert after < 1.0 or met.count("LF812") == 2  # what was complete of both components is taken over
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_what_another_run_left_is_not_taken_over(tmp_path: Path) -> None:
+    """Another strength, a changed file of the base, and a component that the pipeline does not have."""
+    case = "kohya/tiny-flux"
+    base, out = pipeline(tmp_path / "base", case), tmp_path / "out"
+    left = interrupted(base, out, case, after=1.0)
+    (left / "stranger").mkdir()
+    (left / "stranger" / "file").write_text("x")
+    (left / "vae" / "file").write_text("x")
+    (base / "vae" / "config.json").write_text('{"changed": true}')
+    loraformat.merge(base, [f"{adapter(case)}=0.5"], out, resume=True)
+    loraformat.merge(base, [f"{adapter(case)}=0.5"], tmp_path / "whole")
+    assert_sum(base, out, case, {}, 0.5)
+    assert files_of(out).keys() == files_of(tmp_path / "whole").keys()
+    assert (out / "vae" / "config.json").read_text() == '{"changed": true}'
 
 
 def test_threads_and_windows_change_no_byte(tmp_path: Path) -> None:
@@ -220,7 +294,7 @@ def test_an_update_of_a_component_that_is_not_there_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "options", [{"resume": True}, {"overwrite": True}, {"container": "torch"}, {"dequantize": True}]
+    "options", [{"container": "torch"}, {"dequantize": True}, {"keep_quantized": True}, {"as_trained": "nf4"}]
 )
 def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
     base = pipeline(tmp_path / "base", "kohya/tiny-flux")
@@ -229,8 +303,21 @@ def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_component_is_not_given_the_updates_of_others_and_pick_takes_them_out(tmp_path: Path) -> None:
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    modules = {f"{block}_attn1_to_q": (2, 1.0), "lora_te_text_model_encoder_layers_0_mlp_fc1": (2, 1.0)}
+    file = kohya(tmp_path / "style.safetensors", modules)
+    base = pipeline(tmp_path / "base", str(file))
+    with pytest.raises(LoraFormatError, match="no weights of this component") as refused:
+        loraformat.merge(base / "unet", [file], tmp_path / "out")
+    assert "pick ADAPTER --select 'unet.*'" in str(refused.value)
+    loraformat.pick(file, tmp_path / "unet-only", select=["unet.*"])
+    report = loraformat.merge(base / "unet", [tmp_path / "unet-only"], tmp_path / "out")
+    assert report.data.tensors_touched == 1
+
+
 def test_one_model_has_no_strength_of_components(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one model"):
+    with pytest.raises(UsageError, match="no adapter changes unet"):
         loraformat.merge(
             "fixtures/minigpt/base",
             ["fixtures/minigpt/lora_adapter"],
@@ -244,6 +331,8 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     base = pipeline(tmp_path / "base", "kohya/tiny-flux")
     report = loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out", dry_run=True)
     assert report.data.is_dry_run
+    done = loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "done")
+    assert report.data.files == done.data.files == tuple(files_of(tmp_path / "done"))
     assert report.data.tensors_touched == len(changed_names("kohya/tiny-flux"))
     assert not (tmp_path / "out").exists()
 

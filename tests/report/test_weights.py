@@ -11,6 +11,7 @@ from loraformat.cli.commands.inspect import SORT_KEYS as OFFERED
 from loraformat.jobs.measure.figures import SORT_KEYS, sorted_by
 from loraformat.model.results.verbs import InspectResult
 from loraformat.model.results.weight_figures import WeightRecord
+from loraformat.report.cells import NO_LAYER, grid_of
 from loraformat.report.lines import Page, columns_of
 from loraformat.report.weights import RAMP, say_heat, say_weights
 
@@ -93,6 +94,48 @@ def test_weights_are_grouped_by_module_where_they_are_many() -> None:
 def test_layers_are_summed_up_in_order() -> None:
     lines = said(result(records(12), grouping="layer"))
     assert [line.split()[0] for line in lines] == ["layer", *map(str, range(12))]
+
+
+UNET = {
+    "te1 0": "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.weight",
+    "IN04": "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "MID": "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight",
+    "OUT05": "unet.up_blocks.1.attentions.2.transformer_blocks.0.attn1.to_q.weight",
+    "": "unet.conv_in.weight",
+}
+
+
+def of_unet(**more: object) -> tuple[WeightRecord, ...]:
+    first = records(1, **more)[0]
+    return tuple(
+        replace(first, weight=weight, block=block, norm=2.0**at) for at, (block, weight) in enumerate(UNET.items())
+    )
+
+
+def test_blocks_of_an_image_model_are_lines_and_columns_in_the_order_of_the_model() -> None:
+    lines = [line.strip() for line in said(result(of_unet()[::-1], grouping="block", has_heat=True))]
+    assert [line[: line.index("  ")] for line in lines[1:6]] == ["te1 0", "IN04", "MID", "OUT05", "none"]
+    head = next(line for line in lines if line.startswith("block") and "weights" not in line)
+    at = head.index("t", 5)
+    to_q = next(line for line in lines if line.startswith("to_q"))
+    assert to_q[at] == " "  # the text encoder has none
+    signs = [RAMP.index(sign) for sign in to_q[at + 1 :]]
+    assert len(signs) == 3
+    assert signs == sorted(signs)
+    assert "OUT05" in head
+
+
+def test_blocks_of_another_model_are_its_layers() -> None:
+    lines = said(result(records(12), grouping="block"))
+    assert [line.split()[0] for line in lines] == ["block", *map(str, range(12))]
+
+
+def test_the_grid_of_an_image_model_has_its_blocks_as_columns() -> None:
+    grid = grid_of(of_unet()[::-1])
+    assert grid.columns == ("te1 0", "IN04", "MID", "OUT05", NO_LAYER)
+    assert grid.word == "block"
+    assert {grid.columns[column] for row, column in grid.cells if grid.rows[row] == "to_q"} == {"IN04", "MID", "OUT05"}
+    assert grid_of(records(3)).word == "layer"
 
 
 def test_an_outlier_is_marked_without_colour_and_explained() -> None:

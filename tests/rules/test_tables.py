@@ -9,11 +9,11 @@ ERRORS = {
     *("LF036", "LF103", "LF107", "LF108", "LF117"),
     *("LF202", "LF204", "LF205", "LF206", "LF210", "LF212", "LF213", "LF214", "LF220", "LF230", "LF231", "LF243"),
     *("LF301", "LF302", "LF305", "LF320", "LF402", "LF505"),
-    *(f"LF{number}" for number in range(602, 622)),
+    *(f"LF{number}" for number in range(602, 627) if number != 625),
 }
 REMARKS = {
     *("LF031", "LF034", "LF109", "LF113", "LF114", "LF217"),
-    *("LF306", "LF310", "LF311", "LF314", "LF408", "LF502", "LF503", "LF508"),
+    *("LF252", "LF306", "LF310", "LF311", "LF314", "LF408", "LF502", "LF503", "LF508", "LF625"),
 }
 # What cannot be computed is not forgiven: no scale, no partner, factors or a weight of another shape, NaN, no weight.
 UNFORGIVABLE = {

@@ -191,7 +191,7 @@ MODELS: Mapping[str, tuple[str, dict[str, Any], str]] = {
         "Lumina2LoraLoaderMixin",
     ),
 }
-# diffusers writes FLUX.1's and HunyuanVideo's sizes into its converters.
+# diffusers writes FLUX.1's and HunyuanVideo's sizes into its converters, and Lumina 2's.
 _SIZED = ("_convert_kohya_flux_lora_to_diffusers", "_convert_hunyuan_video_lora_to_diffusers")
 
 
@@ -214,12 +214,8 @@ def pipeline_of(family: str, model: Any) -> Any:
     import diffusers.loaders as loaders
     from diffusers.loaders import lora_conversion_utils, lora_pipeline
 
-    hidden = MODELS[family][1].get("attention_head_dim", 0) * MODELS[family][1].get("num_attention_heads", 0)
     for name in _SIZED:
-        source = inspect.getsource(getattr(lora_conversion_utils, name)) if name not in _SOURCES else _SOURCES[name]
-        _SOURCES[name] = source
-        exec(source.replace("12288", str(4 * hidden)).replace("3072", str(hidden)), lora_conversion_utils.__dict__)
-        setattr(lora_pipeline, name, lora_conversion_utils.__dict__[name])
+        setattr(lora_pipeline, name, of_size(lora_conversion_utils, name, family))
     kind = getattr(loaders, MODELS[family][2])
     component = "unet" if family in ("sd", "sdxl") else "transformer"
 
@@ -236,6 +232,21 @@ def pipeline_of(family: str, model: Any) -> Any:
 
 
 _SOURCES: dict[str, str] = {}
+
+
+def of_size(module: Any, name: str, family: str) -> Any:
+    """A function of diffusers with the sizes of the tiny model in place of those that are written in its source."""
+    config = MODELS[family][1]
+    hidden = config.get("attention_head_dim", 0) * config.get("num_attention_heads", 0)
+    if name not in _SOURCES:
+        _SOURCES[name] = inspect.getsource(getattr(module, name))
+    source = _SOURCES[name]
+    sizes = {"12288": 4 * hidden, "3072": hidden, "2304": config.get("hidden_size", 0)}
+    sizes["768"] = sizes["2304"] // 3
+    for before, after in sizes.items():
+        source = source.replace(before, str(after))
+    exec(source, module.__dict__)
+    return module.__dict__[name]
 
 
 def inputs_of(family: str) -> dict[str, Any]:  # noqa: C901 - one case for each family

@@ -40,9 +40,10 @@ SORT_KEYS = (
 )
 @click.option(
     "--group",
-    type=options.Choice(["auto", "module", "layer", "none"]),
+    type=options.Choice(["auto", "module", "layer", "block", "none"]),
     default="auto",
-    help="Weights in text: by module where they are many (auto), by layer, or each.",
+    help="Weights in text: by module where they are many (auto), by layer, by block of an image model (IN04, "
+    "double 7), or each.",
 )
 @click.option(
     "--fail-on",

@@ -140,7 +140,8 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     multiple=True,
     metavar="COMPONENT=W",
     callback=_strengths,
-    help="For a pipeline: the factor for the updates of one component, such as text_encoder=0.5. Repeatable.",
+    help="For a pipeline, or an image model in one file: the factor for the updates of one component, such as "
+    "text_encoder=0.5. Repeatable.",
 )
 @_verify
 @_hash

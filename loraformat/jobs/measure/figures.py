@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraformat.engine import open_engine
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.results.weight_figures import MOST_VALUES, WeightRecord, weight_records
 from loraformat.model.summary import layer_of
 from loraformat.model.updates import Update, kind_of
@@ -32,7 +32,7 @@ def figures_of(
         spectrum: singular values and ranks too.
         jobs: threads, each with a weight of its own.
     """
-    records = weight_records(adapter)
+    records = _with_blocks(adapter, weight_records(adapter))
     if not norms:
         return records
     updates = [update for _, chain in sorted(adapter.updates.items()) for update in chain]
@@ -44,6 +44,22 @@ def figures_of(
         return _measured(record, update, known.get(record.weight), is_only, spectrum)
 
     return _with_outliers(list(open_engine(jobs).map(measured, zip(records, updates, strict=True))))
+
+
+def _with_blocks(adapter: Adapter, records: tuple[WeightRecord, ...]) -> tuple[WeightRecord, ...]:
+    """The records with the blocks of an image or video model; those of another as they are."""
+    pipeline = adapter.config.pipeline
+    if pipeline is None:
+        return records
+    from loraformat.naming.families import DIFFUSERS, ORIGINAL, block_of, families
+
+    def block(weight: str) -> str:
+        component = pipeline.component_of(weight)
+        naming = ORIGINAL if pipeline.is_original and component == pipeline.bare else DIFFUSERS
+        module = module_of(weight.removeprefix(pipeline.head_of(component)))
+        return block_of(component, module, families().get(pipeline.family), naming)
+
+    return tuple(replace(record, block=block(record.weight)) for record in records)
 
 
 def sorted_by(records: Sequence[WeightRecord], key: str) -> tuple[WeightRecord, ...]:

@@ -16,6 +16,7 @@ from loraformat.merger import (
     Resources,
     Trust,
     Written,
+    file_names,
     permissions_of,
     retentions,
     run_merge,
@@ -24,13 +25,15 @@ from loraformat.merger import (
     weight_nbytes,
 )
 from loraformat.merger.plan.findings import kept_private, unfinished_cleared
+from loraformat.merger.write.manifest import names_written
 from loraformat.merger.write.run import Source as Files
 from loraformat.model.assumptions import Assumptions
-from loraformat.model.bundle import DIGESTS, MANIFEST
+from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import Checked, MergedAdapter, MergeResult
 from loraformat.report import Report
 from loraformat.storage import (
+    MARKER,
     OWN_PREFIX,
     LocalStore,
     Store,
@@ -101,8 +104,9 @@ def merge_pipeline(
     found = (*findings, *(finding for part in parts.values() for finding in part.findings))
     if run.announce is not None:
         run.announce(found)
+    copies = {name: open_store(os.path.join(run.base.uri, name)) for name in run.base.folders if name not in parts}
     if dry_run:
-        return _report(run, found, parts, {}, ())
+        return _report(run, found, parts, {}, _names(run, parts, copies))
     met: list[Finding] = []
 
     def meet(several: tuple[Finding, ...]) -> None:
@@ -110,8 +114,8 @@ def merge_pipeline(
         if run.announce is not None:
             run.announce(several)
 
-    outcomes, names = _write(run, [uri for uri, _ in adapters], parts, meet)
-    return _report(run, (*found, *met), parts, outcomes, names)
+    outcomes = _write(run, [uri for uri, _ in adapters], parts, copies, meet)
+    return _report(run, (*found, *met), parts, outcomes, _names(run, parts, copies))
 
 
 def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> AdapterSource:
@@ -127,11 +131,8 @@ def _check_options(run: PipelineRun, options: Options) -> None:
         known = ", ".join(run.base.components)
         text = f"the pipeline has no component {show(strange[0], 60)}"
         raise UsageError(text, where="--strength", hint=f"its components are {known}")
-    if run.overwrite:
-        raise UsageError("--overwrite: not for a pipeline", where="merge", hint="give another -o")
     unknown = {
         "--dequantize, --keep-quantized, --requantize and --as-trained": options.quantized is not None,
-        "--resume": run.trust.resume,
         "--container": options.container is not None,
     }
     hint = "convert --to peft writes a folder for each component; merge that into the component's folder"
@@ -159,13 +160,65 @@ def _check_strengths(run: PipelineRun, changed: Collection[str]) -> None:
         raise UsageError(text, where="--strength", hint=f"what is changed: {', '.join(changed)}")
 
 
+def _names(run: PipelineRun, parts: Mapping[str, Prepared], copies: Mapping[str, Store]) -> tuple[str, ...]:
+    """All files of the output."""
+    found = list(_copied(run.base.store))
+    found += [f"{name}/{file}" for name, store in copies.items() for file in _copied(store)]
+    found += [f"{name}/{file}" for name, part in parts.items() for file in (*file_names(part.plan), *_RECORDS)]
+    return tuple(sorted(found))
+
+
+def _copied(store: OpenedFiles) -> dict[str, int]:
+    """The files of a folder that are copied, with their sizes."""
+    return {name: nbytes for name, nbytes in store.files().items() if name not in _RECORDS}
+
+
+def _written_before(run: PipelineRun) -> Callable[[str], Collection[str]]:
+    """What an earlier merge wrote into the folders of its components, as their manifests say."""
+
+    def names(path: str) -> set[str]:
+        folders = [name for name in run.base.folders if os.path.isdir(os.path.join(path, name))]
+        return {f"{name}/{file}" for name in folders for file in names_written(os.path.join(path, name))}
+
+    return names
+
+
 def _write(
     run: PipelineRun,
     adapters: Sequence[str],
     parts: dict[str, Prepared],
+    copies: Mapping[str, Store],
     meet: Callable[[tuple[Finding, ...]], None],
-) -> tuple[dict[str, Written], tuple[str, ...]]:
-    """Write everything; what was computed by component, and the names of all files."""
+) -> dict[str, Written]:
+    """Write everything; what was computed, by component."""
+    permissions = permissions_for([(run.base.store, run.base.others)], run.out)
+    for name, part in parts.items():
+        permissions &= permissions_of(_inputs(part), _used(part), part.plan, os.path.join(run.out, name))
+    where = FindingLocation(subject=run.out)
+    if is_restricted(permissions):
+        meet((kept_private(where, permissions),))
+    with stage(
+        run.out,
+        overwrite=run.overwrite,
+        inputs=(run.base.uri, *adapters),
+        resume=run.trust.resume,
+        names=(*_names(run, parts, copies), *(f"{name}/" for name in run.base.folders)),
+        written=_written_before(run),
+        permissions=permissions,
+        on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
+    ) as output:
+        assert isinstance(output, LocalStore)
+        return _fill(output, run, parts, copies, meet)
+
+
+def _fill(
+    output: LocalStore,
+    run: PipelineRun,
+    parts: Mapping[str, Prepared],
+    copies: Mapping[str, Store],
+    meet: Callable[[tuple[Finding, ...]], None],
+) -> dict[str, Written]:
+    """Copy and merge into a folder in which an interrupted run may have left something."""
     total = sum(weight_nbytes(part.plan) for part in parts.values())
     done = 0
 
@@ -176,50 +229,35 @@ def _write(
             run.progress(min(done, total), total)
 
     limits = replace(run.limits, progress=advance)
-    permissions = permissions_for([(run.base.store, run.base.others)], run.out)
-    for name, part in parts.items():
-        permissions &= permissions_of(_inputs(part), _used(part), part.plan, os.path.join(run.out, name))
-    where = FindingLocation(subject=run.out)
-    if is_restricted(permissions):
-        meet((kept_private(where, permissions),))
+    for left in set(output.folders()) - set(run.base.folders):
+        output.remove_folder(left)
+    require_space(run.out, total + sum(sum(one.files().values()) for one in copies.values()) - output.nbytes())
+    _copy_all(run.base.store, output)
+    for name, store in copies.items():
+        with output.subfolder(name) as folder:
+            _copy_all(store, folder)
     outcomes: dict[str, Written] = {}
-    names: list[str] = []
-    with stage(
-        run.out,
-        overwrite=False,
-        inputs=(run.base.uri, *adapters),
-        permissions=permissions,
-        on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
-    ) as output:
-        copies = {name: open_store(os.path.join(run.base.uri, name)) for name in run.base.folders if name not in parts}
-        require_space(run.out, total + sum(sum(one.files().values()) for one in copies.values()))
-        names += _copy_all(run.base.store, output)
-        for name, store in copies.items():
-            with output.subfolder(name) as folder:
-                names += [f"{name}/{file}" for file in _copy_all(store, folder)]
-        for name, part in parts.items():
-            with output.subfolder(name) as folder:
-                assert isinstance(folder, LocalStore)
-                outcomes[name] = run_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, meet)
-                for own in folder.names():
-                    if own.startswith(OWN_PREFIX):  # the journal, for going on after an interruption
-                        folder.remove(own)
-                names += [f"{name}/{file}" for file in folder.files()]
-    return outcomes, tuple(sorted(names))
+    for name, part in parts.items():
+        with output.subfolder(name) as folder:
+            outcomes[name] = run_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, meet)
+    for name in parts:  # the journals, by which an interrupted run goes on, are of no use now
+        with output.subfolder(name) as folder:
+            for own in [file for file in folder.names() if file.startswith(OWN_PREFIX)]:
+                folder.remove(own)
+    return outcomes
 
 
-def _copy_all(source: object, folder: Store) -> list[str]:
-    """Copy the regular files of a folder; their names."""
+def _copy_all(source: object, folder: LocalStore) -> None:
+    """Copy the regular files of a folder; what an interrupted run left beside them goes."""
     assert isinstance(source, LocalStore)
-    names = []
-    for name, nbytes in source.files().items():
-        if name in _RECORDS:
-            continue
+    wanted = _copied(source)
+    for name in folder.names():
+        if name not in wanted and name != MARKER:
+            folder.remove(name)
+    for name, nbytes in wanted.items():
         source.check_inside(name)
         with folder.create(name, nbytes) as writer:
             copy_blocks(writer, source, name, 0, 0, nbytes)
-        names.append(name)
-    return names
 
 
 def _inputs(part: Prepared) -> Inputs:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraformat import rules
 from loraformat.containers.quantized.as_trained import Quantizer, error_of
 from loraformat.containers.quantized.as_trained import as_trained as with_quantized_layers
-from loraformat.diagnostics import Finding, FindingLocation, in_file
+from loraformat.diagnostics import Finding, FindingLocation, in_file, show
 from loraformat.errors import UsageError
 from loraformat.io import Opened, hints_of, open_files, read_bundle
 from loraformat.jobs.inputs.subject import subject_of
@@ -47,6 +47,7 @@ from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.format_files import expert_of
 from loraformat.model.results.verbs import MergedAdapter, MergeResult
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
@@ -93,15 +94,46 @@ def prepare(
     assumptions: Assumptions,
     options: Options,
     *,
+    strengths: Mapping[str, float],
     force: bool,
     whole: bool,
 ) -> Prepared:
     """Adapters opened against a base of one model, judged, and the merge planned.
 
-    Raises: AdapterRefused (LF800); UsageError (LF021): an alpha that fills nothing; and as for planning.
+    Args: strengths: component of a checkpoint in one file → factor for its updates.
+
+    Raises: AdapterRefused (LF800); UsageError (LF021): an alpha that fills nothing, or a strength of a component that
+        no adapter changes; and as for planning.
     """
     opened, sources, findings = open_all(checkpoint, adapters, assumptions, options, force=force, whole=whole)
+    if strengths:
+        opened, sources = _by_component(opened, sources, strengths)
     return planned(checkpoint, opened, sources, options, (*rules.doubts(checkpoint), *findings))
+
+
+def _by_component(
+    opened: Sequence[Opened], sources: Sequence[AdapterSource], strengths: Mapping[str, float]
+) -> tuple[list[Opened], list[AdapterSource]]:
+    """Each adapter once for each of its components, at the strength of that."""
+    parts: list[tuple[Opened, AdapterSource]] = []
+    changed: set[str] = set()
+    for one, source in zip(opened, sources, strict=True):
+        pipeline = one.adapter.config.pipeline
+        for component in pipeline.components if pipeline is not None else ():
+            part = replace(one, adapter=one.adapter.only(component))
+            strength = source.strength * strengths.get(component, 1.0)
+            parts.append((part, replace(source, of_component=component, strength=strength)))
+            changed.add(component)
+        if pipeline is None:
+            parts.append((one, source))
+    idle = sorted(strengths.keys() - changed)
+    if idle:
+        text = f"no adapter changes {show(idle[0], 60)}, so that its strength has no effect"
+        hint = (
+            f"what is changed: {', '.join(sorted(changed))}" if changed else "the strength of an adapter is ADAPTER=0.7"
+        )
+        raise UsageError(text, where="--strength", hint=hint)
+    return [part for part, _ in parts], [source for _, source in parts]
 
 
 def open_all(
@@ -200,6 +232,8 @@ def _comparison(base: Checkpoint) -> Callable[[str, str], bool]:
 
 def _said_of(bundle: Bundle, assumptions: Assumptions, base: Checkpoint) -> Assumptions:
     """What is assumed of one adapter among several: an alpha or scale fills those that state none."""
+    if assumptions.component is not None and len(bundle.files) == 1 and expert_of(next(iter(bundle.files))):
+        assumptions = replace(assumptions, component=None)  # the name of the file says it
     without = replace(assumptions, alpha=None, scale=None)
     if without == assumptions:
         return assumptions

@@ -8,7 +8,7 @@ from dataclasses import replace
 from loraformat.algebra.retention import LEAST_SHARE
 from loraformat.containers import CONTAINERS, open_checkpoint
 from loraformat.containers.quantized.as_trained import Quantizer
-from loraformat.diagnostics import Finding, show
+from loraformat.diagnostics import Finding
 from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
 from loraformat.jobs.inputs.strength import with_strength
@@ -92,7 +92,8 @@ def merge(
             their sum. Nothing is cut to a rank.
         density: share of the values of each update that stay; a method needs it.
         sign: of ties: "total", the sign of the sum of what stays, or "frequency", that of most.
-        component_strengths: component of a pipeline → factor for its updates, beside the adapter's own strength.
+        component_strengths: component of a pipeline, or of a checkpoint of an image model in one file → factor for its
+            updates, beside the adapter's own strength.
         verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
             has it), or "none" (of what is computed alone).
@@ -142,10 +143,8 @@ def merge(
             strengths=component_strengths or {},
         )
         return merge_pipeline(run, chosen, known, options, force=force, dry_run=dry_run)
-    if component_strengths:
-        text = f"{show(next(iter(component_strengths)), 60)}: the base is one model, not a pipeline of components"
-        raise UsageError(text, where="--strength", hint="give the strength with the adapter: ADAPTER=0.7")
-    prepared = prepare(checkpoint, chosen, known, options, force=force, whole=dry_run)
+    strengths = component_strengths or {}
+    prepared = prepare(checkpoint, chosen, known, options, strengths=strengths, force=force, whole=dry_run)
     if announce is not None:
         announce(prepared.findings)
     if dry_run:

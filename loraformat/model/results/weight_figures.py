@@ -32,6 +32,7 @@ class WeightRecord:
         relative_norm: ‖W' - W‖_F / ‖W‖_F by all updates of the weight together.
         retained_bf16, retained_fp16: share of W' - W that would survive rounding W' to that dtype.
         is_outlier: whether the norm stands out among the weights of the same module kind.
+        block: of an image or video model, as its users call it: "IN04", "double 7"; "" for none.
     """
 
     weight: str
@@ -52,6 +53,7 @@ class WeightRecord:
     retained_bf16: float | None = None
     retained_fp16: float | None = None
     is_outlier: bool = False
+    block: str = ""
 
     @property
     def module(self) -> str:

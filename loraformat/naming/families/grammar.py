@@ -6,7 +6,7 @@ The table is made by tests/derive_families.py; tests/upstream/test_families.py h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -63,6 +63,7 @@ class Module:
         rows: rows of each part in units of the module's inputs, where that is so in every model; else ().
         is_swapped: whether the two halves of the rows stand in the other order in diffusers: (shift, scale) in the
             original, (scale, shift) there. Only where the rows are twice the inputs.
+        parameters: what the original calls its `weight` and `bias`, where it has other names: "in_proj_weight".
     """
 
     original: str
@@ -70,6 +71,7 @@ class Module:
     rows: tuple[Fraction, ...] = ()
     is_swapped: bool = False
     is_whole: bool = True
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,10 @@ class Place:
         """The names in diffusers: of the part, or of all parts."""
         names = self.module.diffusers if self.part is None else self.module.diffusers[self.part : self.part + 1]
         return tuple(name.format(*self.numbers) for name in names)
+
+    def parameter(self, name: str) -> str:
+        """What the original calls a parameter of diffusers, `weight` or `bias`."""
+        return self.module.parameters.get(name, name)
 
     @property
     def is_same(self) -> bool:
@@ -168,6 +174,21 @@ def family_named(name: str) -> Family:
     return families()[name]
 
 
+def likeliest(paths: Iterable[Spelled], among: Sequence[Family]) -> tuple[int, Family, str] | None:
+    """(how many paths it has, the family that has most of them, in which naming); None where none has any.
+
+    >>> likeliest([spelled("double_blocks.7.img_mod.lin")], denoisers())[1].name
+    'flux'
+    """
+    every, best = list(paths), None
+    for family in among if every else ():
+        for naming in (DIFFUSERS, ORIGINAL):
+            count = sum(family.find(path, naming) is not None for path in every)
+            if count and (best is None or count > best[0]):
+                best = (count, family, naming)
+    return best
+
+
 def _family(name: str, value: Mapping[str, Any]) -> Family:
     modules = tuple(
         Module(
@@ -175,6 +196,7 @@ def _family(name: str, value: Mapping[str, Any]) -> Family:
             tuple(line["diffusers"]),
             tuple(map(Fraction, line.get("rows", ()))),
             line.get("swapped", False),
+            parameters=line.get("parameters", {}),
         )
         for line in value["modules"]
     )

@@ -95,7 +95,7 @@ def _heat(figure: Figure, axes: Axes, grid: Grid) -> None:
     places = list(range(0, len(grid.columns), every))
     axes.set_xticks(places, [grid.columns[at] for at in places])
     untrained = "hatched ∅: untrained, the update is zero"
-    axes.set_xlabel(f"layer   ({untrained})" if grid.has_untrained(metric) else "layer")
+    axes.set_xlabel(f"{grid.word}   ({untrained})" if grid.has_untrained(metric) else grid.word)
     if high > 0:
         figure.colorbar(image, ax=axes, label="|ΔW| (Frobenius)", fraction=0.04, pad=0.01)
     for (row, column), cell in grid.cells.items():

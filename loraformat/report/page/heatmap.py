@@ -71,7 +71,7 @@ class _Layout:
 
 
 def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
-    """Rows of module kinds, columns of layers; each cell has a class of its step, a sign and a title.
+    """Rows of module kinds, columns of layers or blocks; each cell has a class of its step, a sign and a title.
 
     The sign is the step, 0 to 9, "!" for an outlier, "∅" for an untrained weight, which changes nothing, so that the
     map is read without colour; where there is no weight there is no cell. Beside each row stand its median and largest
@@ -87,7 +87,7 @@ def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
         css, sign = _look(value, metric, (low, high), is_outlier=cell.is_outlier)
         parts.append(layout.cell(index, place, css, sign, cell_title(grid, place, cell, metric, records)))
     size = (layout.right + 130, _TOP + layout.height * len(grid.rows) + 6)
-    return drawing(size, "".join(parts), f"{metric.label} of each module kind in each layer", "heat")
+    return drawing(size, "".join(parts), f"{metric.label} of each module kind in each {grid.word}", "heat")
 
 
 def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Mapping[str, float]], title: str) -> str:
@@ -125,7 +125,8 @@ def cell_title(grid: Grid, place: tuple[int, int], cell: Cell, metric: Metric, r
     figure = "unknown" if value is None else number(value)
     mark += UNTRAINED if value == 0 and metric.is_log else ""
     label = grid.columns[place[1]]
-    where = "no layer" if label == NO_LAYER else f"layer {label}"
+    is_number = label.replace("-", "").isdigit()
+    where = "no layer" if label == NO_LAYER else f"layer {label}" if is_number else label
     return f"{name}, {where}: {metric.label} {figure}{several}{mark}"
 
 

@@ -83,6 +83,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 def _modules(summary: Summary) -> str:
     kinds = _listed(summary.module_kinds)
     layers = f" in {plural(len(summary.layers), 'layer')} ({runs(summary.layers)})" if summary.layers else ""
+    layers = "" if summary.components else layers  # the numbers of several components, or of several stacks of blocks
     return f"{amount(summary.modules)}{layers}{f': {kinds}' if kinds else ''}"
 
 

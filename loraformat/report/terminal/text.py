@@ -356,7 +356,8 @@ def _places(report: Report) -> str:
     """The folder that was written and its files; only the folder where they are many."""
     folders = {os.path.dirname(path) for path in report.written}
     if len(folders) != 1:
-        return ", ".join(report.written) or "nothing"
+        common = os.path.commonpath(report.written) if len(report.written) > _FEW_FILES else ""
+        return common if common not in ("", os.sep) else ", ".join(report.written) or "nothing"
     names = [os.path.basename(path) for path in report.written]
     return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
 

@@ -1,3 +1,3 @@
 """Family 6: what programs that load adapters do with this one."""
 
-__all__ = ["exports", "loading", "serving"]
+__all__ = ["exports", "images", "loading", "serving"]

@@ -13,7 +13,7 @@ from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
-from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore
+from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore, nbytes_below
 from loraformat.storage.local.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
 from loraformat.storage.platform import LOCK_FLAGS, NEW_FLAGS, NO_FOLLOW, platform
 
@@ -177,9 +177,12 @@ def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
 
 def _restrict(folder: str, permissions: int) -> None:
     """Take mode bits from a folder and the files in it: what an earlier run left may be more readable than it may."""
-    with os.scandir(folder) as entries:
-        files = [entry.path for entry in entries if entry.is_file(follow_symlinks=False)]
-    for path in (folder, *files):
+    paths = [folder]
+    for above, folders, files in os.walk(folder):
+        paths += [os.path.join(above, name) for name in (*folders, *files)]
+    for path in paths:
+        if os.path.islink(path):
+            continue
         mode = stat.S_IMODE(os.lstat(path).st_mode)
         if mode & ANYONE & ~permissions:
             os.chmod(path, mode & ~(ANYONE & ~permissions))
@@ -232,16 +235,11 @@ def _reclaim(path: str, *, keep_one: bool, on_cleared: Callable[[int], None] | N
     unfinished.sort(key=lambda left: os.stat(left).st_mtime_ns)
     kept = unfinished.pop() if unfinished and keep_one else None
     for left in unfinished:
-        nbytes = _nbytes(left)
+        nbytes = nbytes_below(left)
         _remove_tree(left)
         if on_cleared is not None:
             on_cleared(nbytes)
     return kept
-
-
-def _nbytes(folder: str) -> int:
-    with os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
 
 
 def _remove_own(partial: str) -> None:

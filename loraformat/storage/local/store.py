@@ -171,6 +171,19 @@ class LocalStore:
         with as_storage_error(path):
             platform().sync_folder(path)
 
+    def remove_folder(self, name: str) -> None:
+        """Remove a subfolder, and all that is in it."""
+        import shutil
+
+        path = self._path(checked_name(name, self.uri))
+        with as_storage_error(path):
+            shutil.rmtree(path)
+
+    def nbytes(self) -> int:
+        """Bytes of all files in the folder and below it."""
+        with as_storage_error(self.uri):
+            return nbytes_below(self._folder)
+
     def check_target(self, path: str) -> None:
         """Raises: StorageError: a link, a folder, a device or the like stands where a file is to be written."""
         target = self._path(checked_name(path, self.uri))
@@ -291,6 +304,14 @@ class LocalStore:
         """A descriptor of a file, open for reading, for copies inside the kernel."""
         with self._opened(name) as (fd, _):
             yield fd
+
+
+def nbytes_below(folder: str) -> int:
+    """Bytes of all files in a folder and below it."""
+    found = 0
+    for path, _, names in os.walk(folder):
+        found += sum(os.lstat(os.path.join(path, name)).st_size for name in names)
+    return found
 
 
 class HiddenFolder(LocalStore):

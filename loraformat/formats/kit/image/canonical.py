@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from loraformat.errors import FormatError
-from loraformat.formats.kit.image.modules import Chains
+from loraformat.formats.kit.image.modules import BIAS, WEIGHT, Chains
 from loraformat.formats.kit.image.resolve import with_encoders
 from loraformat.formats.kit.image.translate import no_shapes, to_diffusers
 from loraformat.model.adapter import Adapter, Pipeline, module_of
@@ -18,6 +18,7 @@ from loraformat.naming.families import (
     Family,
     denoisers,
     families,
+    family_named,
     spelled,
     text_encoders,
 )
@@ -80,6 +81,8 @@ def canonical(adapter: Adapter, pipeline: Pipeline) -> Canonical:
         chains[parameter] = chain
     if pipeline.is_original and pipeline.bare in found:
         found[pipeline.bare] = _from_original(found[pipeline.bare], known)
+    for component in found.keys() & set(pipeline.open_clip):
+        found[component] = _from_original(found[component], (family_named("clip"),))
     return Canonical(known, found)
 
 
@@ -88,8 +91,7 @@ def _split_names(
 ) -> Iterator[tuple[str, str, str, tuple[Update, ...]]]:
     for weight, chain in updates.items():
         component = pipeline.component_of(weight)
-        head = pipeline.prefix if component == pipeline.bare else f"{component}."
-        module, _, parameter = weight.removeprefix(head).rpartition(".")
+        module, _, parameter = weight.removeprefix(pipeline.head_of(component)).rpartition(".")
         yield component, module, parameter, chain
 
 
@@ -101,5 +103,7 @@ def _from_original(modules: Mapping[str, Chains], known: tuple[Family, ...]) -> 
         place = known[0].find(spelled(module), ORIGINAL)
         if place is None:
             raise FormatError(f"{known[0].title} has no module {module}")
-        found.update(to_diffusers(place, chains, no_shapes, module))
+        usual = {place.parameter(name): name for name in (WEIGHT, BIAS)}
+        renamed = {usual.get(parameter, parameter): chain for parameter, chain in chains.items()}
+        found.update(to_diffusers(place, renamed, no_shapes, module))
     return found

@@ -28,6 +28,8 @@ _ROLES = {
     **dict.fromkeys(("diff", "w_norm"), "diff"),
     **dict.fromkeys(("diff_b", "b_norm"), "diff_b"),
     **{role: role for role in ("set_weight", "reshape_weight")},
+    # ComfyUI says the parameter where it is not `weight`: the norms of FLUX have a `scale`.
+    **{f"scale.{role}": role for role in ("diff", "set_weight")},
     **{f"hada_{role}": f"hada_{role}" for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{role}": f"lokr_{role}" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
@@ -157,6 +159,30 @@ class RawModule:
     def name(self) -> str:
         """What the file calls it, for messages: a tensor's name without the role."""
         return next(iter(self.names.values())).split(".lora", 1)[0].removesuffix(".alpha")
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the path; "bare" for nothing, or where the path is not written as it is."""
+        before, separator, _ = next(iter(self.names.values())).partition(self.path)
+        return (before if separator else "") or "bare"
+
+    @property
+    def kind(self) -> str:
+        """What its tensors are called, in the words of rules/runtimes/diffusers.json; "" for dense deltas alone."""
+        if "down" in self.parts:
+            return next((kind for end, kind in _KINDS if self.names["down"].endswith(end)), "other")
+        return next((role[:4] for role in self.parts if role.startswith(("hada_", "lokr_"))), "")
+
+
+# How the name of the first factor ends → what the tensors of a module are called. The longest first.
+_KINDS = (
+    (".lora_A.default.weight", "lora_A.default"),
+    (".lora_linear_layer.down.weight", "lora_linear_layer"),
+    (".lora_down.weight", "lora_down"),
+    (".lora_A.weight", "lora_A"),
+    (".lora.down.weight", "lora.down"),
+    ("_lora.down.weight", "processor"),
+)
 
 
 @dataclass(slots=True)

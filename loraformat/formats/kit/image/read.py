@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, listed, show
@@ -28,9 +28,9 @@ from loraformat.formats.kit.image.resolve import (
 from loraformat.formats.kit.image.translate import to_diffusers, to_original
 from loraformat.model.adapter import Adapter, AdapterConfig, Pipeline
 from loraformat.model.bundle import Bundle, TensorFile, Tensors
-from loraformat.model.format_files import FORMAT_FILES, the_file
+from loraformat.model.format_files import FORMAT_FILES, experts_of, the_file
 from loraformat.model.updates import Dense, LowRank, Update
-from loraformat.naming.families import ORIGINAL
+from loraformat.naming.families import ORIGINAL, Family, family_named, spelled
 
 WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _PARTIAL = "convert --partial reads the rest and names what it leaves out"
@@ -67,8 +67,42 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
         ConfigError (LF103): a scale that cannot be used, or is stated twice and differs.
         UnsupportedUpdate (LF013): an algorithm that is not a sum of matrices, or a fused module that cannot be split.
     """
-    file = weights_of(bundle)
-    tensors = file.open()
+    pair = experts_of(bundle)
+    if not pair:
+        return _read_file(bundle, weights_of(bundle), hints, ())
+    high, low = (_read_file(bundle, file, hints, [each.name for each in pair]) for file in pair)
+    return _joined(high, low, pair[0].name)
+
+
+def _joined(first: Adapter, second: Adapter, where: str) -> Adapter:
+    """The files for two experts as one adapter. Raises: FormatError (LF012): the base is one of the experts."""
+    both = first.updates.keys() & second.updates.keys()
+    if both:
+        text = (
+            f"the folder has a file for each of two transformers, and the base is one: both have {show(min(both), 100)}"
+        )
+        raise FormatError(text, where=in_file(where), hint="give the file that is meant")
+    one, other = first.config.pipeline, second.config.pipeline
+    assert one is not None
+    assert other is not None
+    pipeline = replace(
+        one,
+        components=tuple(sorted({*one.components, *other.components})),
+        spellings={**one.spellings, **other.spellings},
+    )
+    raw = {name: value for name, value in first.config.raw.items() if second.config.raw.get(name) == value}
+    return replace(
+        first,
+        config=replace(first.config, pipeline=pipeline, raw=raw),
+        updates=dict(sorted({**first.updates, **second.updates}.items())),
+        unclaimed={**first.unclaimed, **second.unclaimed},
+        notes=(*first.notes, *(note for note in second.notes if note not in first.notes)),
+    )
+
+
+def _read_file(bundle: Bundle, file: TensorFile, hints: Hints, pair: Sequence[str]) -> Adapter:
+    """The adapter of one file; `pair` names both where the folder has two."""
+    tensors, used = file.open(), pair or (file.name,)
     raw = modules_of(tensors.entries)
     where = in_file(file.name)
     if raw.twice:
@@ -90,11 +124,12 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     if not built.modules:
         raise FormatError("no update in the file", where=where)
     pipeline, updates = _named(built, resolved, base)
+    pipeline = replace(pipeline, spellings=_spellings_of(resolved.targets))
     return Adapter(
         config=AdapterConfig(pipeline=pipeline, raw=kept(tensors.metadata)),
         updates=updates,
         tokenizer=tokenizer_files(bundle),
-        other_files=other_files(bundle, (file.name,)),
+        other_files=other_files(bundle, used),
         unclaimed={
             name: tensors.entries[name] for name in raw.unknown if name.startswith(_EMBEDDING) and not hints.is_partial
         },
@@ -103,7 +138,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
             *_uneven(raw.modules, where),
             *_dora_notes(stated, built, where),
             *_wrapper_notes(tensors, where),
-            *left_behind(bundle, (file.name,)),
+            *left_behind(bundle, used),
         ),
     )
 
@@ -113,15 +148,23 @@ def match_of(bundle: Bundle, format_name: str) -> Match | None:
     if any("/" in name or name in _OTHERS for name in bundle.files):
         return None
     named = next((file for name in WEIGHTS if isinstance(file := bundle.files.get(name), TensorFile)), None)
-    file = named or the_file(bundle)
-    if file is None:
+    only = named or the_file(bundle)
+    files = experts_of(bundle) if only is None else (only,)
+    dialects = {_dialect_of(file) for file in files}
+    if dialects == {""} and named is not None:
+        dialects = {"diffusers"}
+    if dialects != {format_name}:
         return None
-    names = file.open().entries
-    stated = "diffusers" if SCALES in file.open().metadata else ""
-    dialect = dialect_of(names) or stated or _without_prefix(file) or ("diffusers" if named is not None else "")
-    if dialect != format_name:
-        return None
-    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {dialect}")
+    file = files[0]
+    names = [name for each in files for name in each.open().entries]
+    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {format_name}")
+
+
+def _dialect_of(file: TensorFile) -> str:
+    """The format of one file, by its names and by a header that states scales; "" where neither tells."""
+    tensors = file.open()
+    stated = "diffusers" if SCALES in tensors.metadata else ""
+    return dialect_of(tensors.entries) or stated or _without_prefix(file)
 
 
 # What only folders of other formats have beside their weights.
@@ -191,6 +234,30 @@ def _build(target: Target, stated: StatedScales, hints: Hints, base: BaseNames |
     return ""
 
 
+_EXTRAS = ("alpha", "diff_b")
+
+
+def _spellings_of(targets: Iterable[Target]) -> dict[str, tuple[str, ...]]:
+    """Component → the spellings of its modules: what stands before them, whose names they have, what their tensors are.
+
+    Dense deltas beside factors are no spelling of their own.
+    """
+    found: dict[str, set[str]] = {}
+    extras: dict[str, set[str]] = {}
+    for target in targets:
+        module = target.module
+        extras.setdefault(target.component, set()).update(role for role in _EXTRAS if role in module.parts)
+        if module.kind:
+            naming = target.naming if target.place is not None else "base"
+            found.setdefault(target.component, set()).add(f"{module.prefix} {naming} {module.kind}")
+    return {
+        component: tuple(
+            " ".join((each, *(role for role in _EXTRAS if role in extras[component]))) for each in sorted(every)
+        )
+        for component, every in sorted(found.items())
+    }
+
+
 class _Shapes:
     """Shapes of the modules of a component, as the base has them."""
 
@@ -211,27 +278,51 @@ def _named(built: _Built, resolved: Resolved, base: BaseNames | None) -> tuple[P
         pipeline = _of_one_component(built, resolved, base, components, names)
     updates: dict[str, tuple[Update, ...]] = {}
     for component, modules in built.modules.items():
-        head = pipeline.prefix if component == pipeline.bare else f"{component}."
+        head, family = pipeline.head_of(component), _naming_family(pipeline, component)
         for module, chains in modules.items():
+            place = None if family is None else family.find(spelled(module), ORIGINAL)
             for parameter, chain in chains.items():
-                shape = None if base is None else base.weights.get(f"{head}{module}.{parameter}")
-                updates[f"{head}{module}.{parameter}"] = tuple(_as_stored(update, shape) for update in chain)
+                name = f"{head}{module}.{parameter if place is None else place.parameter(parameter)}"
+                shape = None if base is None else base.weights.get(name)
+                updates[name] = tuple(_as_stored(update, shape) for update in chain)
     return pipeline, dict(sorted(updates.items()))
+
+
+def _naming_family(pipeline: Pipeline, component: str) -> Family | None:
+    """The family by whose original names the updates of a component are called; None where diffusers' are."""
+    if component in pipeline.open_clip:
+        return family_named("clip")
+    is_original = component == pipeline.bare and pipeline.is_original and pipeline.family
+    return family_named(pipeline.family) if is_original else None
 
 
 def _of_one_component(
     built: _Built, resolved: Resolved, base: BaseNames, components: tuple[str, ...], names: tuple[str, ...]
 ) -> Pipeline:
-    """The pipeline of which the base is one component; its updates get the names that it has there."""
+    """The pipeline of which the base is one component, or one file; its updates get the names that it has there."""
     found = base.family()
     exact = {target.component for target in resolved.targets if target.is_exact}
     denoiser = next((name for name in components if not name.startswith("text_encoder")), "")
-    bare = denoiser if found is not None and denoiser else next(iter(sorted(exact)), components[0])
+    likely = (*sorted(exact), *([denoiser] if denoiser else []), *components)
+    homeless = [name for name in likely if name not in base.homes]
+    bare = denoiser if found is not None and denoiser else next(iter(homeless), "")
     is_original = found is not None and found[1] == ORIGINAL and bare == denoiser
     are_exact = all(target.is_exact for target in resolved.targets if target.component == bare)
     if is_original and found is not None and not are_exact:
         built.modules[bare] = to_original(found[0], built.modules[bare])
-    return Pipeline(families=names, components=components, bare=bare, prefix=base.prefix, is_original=is_original)
+    homes = {name: home for name, home in base.homes.items() if name in components and name != bare}
+    open_clip = tuple(sorted(name for name, home in homes.items() if home.is_open_clip))
+    for name in open_clip:
+        built.modules[name] = to_original(family_named("clip"), built.modules[name])
+    return Pipeline(
+        families=names,
+        components=components,
+        bare=bare,
+        prefix=base.prefix,
+        is_original=is_original,
+        homes={name: home.prefix for name, home in homes.items()},
+        open_clip=open_clip,
+    )
 
 
 def _as_stored(update: Update, shape: tuple[int, ...] | None) -> Update:

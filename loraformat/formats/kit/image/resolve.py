@@ -11,17 +11,24 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 
 from loraformat.diagnostics import listed, show
-from loraformat.errors import FormatError
+from loraformat.errors import AssumptionContradicted, FormatError
 from loraformat.formats.kit.image.names import RawModule
 from loraformat.model.bundle import Json
+from loraformat.model.format_files import expert_of
 from loraformat.naming.families import (
     DIFFUSERS,
     ORIGINAL,
+    SLOTS,
     Family,
+    Home,
     Place,
+    component_of_slot,
     denoisers,
+    homes_of,
+    likeliest,
     spelled,
     text_encoders,
 )
@@ -29,29 +36,7 @@ from loraformat.naming.families import (
 Shapes = Mapping[str, tuple[int, ...]]
 
 _DENOISERS = ("", "unet", "transformer", "transformer_2", "prior")
-# The slots of text encoders: kohya's numbers and ComfyUI's names → component, where a family does not say otherwise.
-_ENCODERS = {
-    "te": "text_encoder",
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "te3": "text_encoder_3",
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "t5xxl": "text_encoder_3",
-    "llama": "text_encoder",
-}
-_ENCODERS_OF = {
-    # T5 is the third encoder of sd-scripts, the second of OneTrainer and of the pipeline.
-    "flux": {"te3": "text_encoder_2", "t5xxl": "text_encoder_2"},
-    "chroma": {"t5xxl": "text_encoder", "te3": "text_encoder"},
-    "hunyuan-video": {"clip_l": "text_encoder_2", "te2": "text_encoder_2"},
-}
 _IN_DOUBT = ("te3", "t5xxl")  # which component depends on the family
-# What file names say of the two experts of Wan 2.2; nothing in the files does.
-_EXPERTS = (
-    (re.compile(r"(?:^|[^a-z])high(?:[^a-z]|noise|$)"), "transformer"),
-    (re.compile(r"(?:^|[^a-z])low(?:[^a-z]|noise|$)"), "transformer_2"),
-)
 # Where a checkpoint in one file has the denoiser.
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 # What headers call the models, for names that several families have.
@@ -111,37 +96,54 @@ class BaseNames:
 
     Attributes:
         components: of a pipeline; () for one component.
-        prefix: in front of the names of the one component.
+        prefix: in front of the names of the one component, or of the denoiser in a checkpoint of several.
+        homes: text encoders in a checkpoint in one file → where it has them.
     """
 
     def __init__(self, weights: Shapes, components: Sequence[str], config: Mapping[str, Json] | None = None) -> None:
         self.weights, self.components = weights, tuple(components)
         self._classes = _classes_of(config or {})
         self.prefix = "" if components else _prefix_of(weights)
-        self._modules: dict[str, set[str]] = {}
-        for name in weights:
+        self.homes: Mapping[str, Home] = {}
+        self._modules = self._split_all()
+        self._flat: dict[str, dict[str, list[str]]] = {}
+        if not components:
+            known = self.family()
+            self.homes = homes_of(weights, "" if known is None else known[0].name)
+            self._modules = self._split_all()
+
+    def _split_all(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name in self.weights:
             component, path = self._split(name)
             module = path.rpartition(".")[0]
             if module:
-                self._modules.setdefault(component, set()).add(module)
-        self._flat: dict[str, dict[str, list[str]]] = {}
+                found.setdefault(component, set()).add(module)
+        return found
 
     def _split(self, name: str) -> tuple[str, str]:
         if not self.components:
+            for component, home in self.homes.items():
+                if name.startswith(home.prefix):
+                    return component, name.removeprefix(home.prefix)
             return "", name.removeprefix(self.prefix)
         component, _, path = name.partition(".")
         return component, path
 
+    def _key(self, component: str) -> str:
+        """The component as this base has it: "" for the one that has no folder and no home of its own."""
+        return component if self.components or component in self.homes else ""
+
     def modules(self, component: str) -> set[str]:
         """Paths of the modules of a component."""
-        return self._modules.get(component if self.components else "", set())
+        return self._modules.get(self._key(component), set())
 
     def find(self, component: str, path: str, *, is_flat: bool) -> str | None:
         """The one module of a path; None where there is none, or several."""
         modules = self.modules(component)
         if not is_flat:
             return path if path in modules else None
-        component = component if self.components else ""
+        component = self._key(component)
         if component not in self._flat:
             flat: dict[str, list[str]] = {}
             for module in modules:
@@ -153,6 +155,7 @@ class BaseNames:
     def name(self, component: str, module: str, parameter: str) -> str:
         """The full name of a weight."""
         head = f"{component}." if self.components else self.prefix
+        head = self.homes[component].prefix if component in self.homes else head
         return f"{head}{module}.{parameter}"
 
     def shape(self, component: str, module: str, parameter: str = "weight") -> tuple[int, ...] | None:
@@ -164,15 +167,16 @@ class BaseNames:
 
         Where the config names the class of the denoiser, no other class's family is.
         """
+        return self._family
+
+    @cached_property
+    def _family(self) -> tuple[Family, str] | None:
         known = [each for each in denoisers() if self._classes.intersection(each.classes)] or denoisers()
         best: tuple[int, Family, str] | None = None
-        for component in _DENOISERS:
-            paths = [spelled(path) for path in self.modules(component)] if component or not self.components else []
-            for family in known if paths else ():
-                for naming in (DIFFUSERS, ORIGINAL):
-                    count = sum(family.find(path, naming) is not None for path in paths)
-                    if count and (best is None or count > best[0]):
-                        best = (count, family, naming)
+        for component in _DENOISERS if self.components else ("",):
+            found = likeliest((spelled(path) for path in self.modules(component)), known)
+            if found is not None and (best is None or found[0] > best[0]):
+                best = found
         return None if best is None else best[1:]
 
 
@@ -403,19 +407,21 @@ def _denoiser_of(modules: Sequence[RawModule], family: Family | None, question: 
     if "" not in slots and not question.component:
         return min(slots)  # of two experts each module says itself which it is of
     usual = next((name for name in components if name in _DENOISERS), family.component if family else "transformer")
+    named = expert_of(question.file) if usual == "transformer" and (family is None or family.name == "wan") else ""
     if question.component:
+        if named and named != question.component and "transformer_2" in (*components, question.component):
+            text = f"component={question.component} is assumed, and the name of the file is that of {named}"
+            raise AssumptionContradicted(text, where=question.file, hint="rename the file, or leave the assumption out")
         return question.component
     if usual != "transformer" or (family is not None and family.name != "wan"):
         return usual
-    stem = question.file.lower()
-    found = [component for pattern, component in _EXPERTS if pattern.search(stem)]
-    if len(found) == 1 and family is not None and (not components or found[0] in components):
-        return found[0]
+    if named and family is not None and (not components or named in components):
+        return named
     if "transformer_2" in components:
         raise FormatError(
             "the base has two transformers, and neither the names nor the file's own name says which is meant",
             where=question.file,
-            hint="say --assume component=transformer (high noise) or component=transformer_2 (low noise)",
+            hint="say --component transformer (high noise) or --component transformer_2 (low noise)",
         )
     return usual
 
@@ -427,6 +433,7 @@ def _resolve_encoder(slot: str, modules: list[RawModule], question: Question, re
     for module in modules:
         place = next((found for family in families if (found := _encoder_place(family, module)) is not None), None)
         names = () if place is None else place.diffusers
+        exact = None
         if base is not None:
             exact = next((name for name in names if name in base.modules(component)), None) or base.find(
                 component, module.path, is_flat=module.is_flat
@@ -437,7 +444,7 @@ def _resolve_encoder(slot: str, modules: list[RawModule], question: Question, re
         elif not names and not module.is_flat:
             names = (module.path,)
         if names:
-            resolved.targets.append(Target(module, component, place, DIFFUSERS, names, base is not None))
+            resolved.targets.append(Target(module, component, place, DIFFUSERS, names, exact is not None))
         else:
             resolved.faults.append((module, "neither CLIP nor T5 has such a module, and no base tells"))
 
@@ -449,17 +456,16 @@ def _encoder_place(family: Family, module: RawModule) -> Place | None:
 
 def _encoder_of(slot: str, question: Question, resolved: Resolved) -> str:
     """The component of a text encoder. Raises: FormatError (LF012): it depends on a family that is not known."""
-    if slot not in _ENCODERS:
+    if slot not in SLOTS:
         return slot
     likely = resolved.families[0].name if resolved.families else ""
-    said = _ENCODERS_OF.get(likely, {})
     if not likely and slot in _IN_DOUBT:
         raise FormatError(
             f"{slot} is the second text encoder of FLUX.1 and the third of Stable Diffusion 3; nothing tells which",
             where=question.file,
             hint="give the base with --base",
         )
-    component = said.get(slot, _ENCODERS[slot])
+    component = component_of_slot(slot, likely)
     base = question.base
     if base is not None and base.components and component not in base.components and "text_encoder" in base.components:
         others = [name for name in base.components if name.startswith("text_encoder")]

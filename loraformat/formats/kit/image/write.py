@@ -26,6 +26,7 @@ from loraformat.naming.families import DIFFUSERS, ORIGINAL, Family
 from loraformat.naming.families import spelled as taken_apart
 
 LOW_NOISE = "_low_noise"
+_DENSE = ("diff", "set_weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,16 @@ def _original_name(family: Family, module: str) -> str:
     return "" if place is None else place.original
 
 
+def _parameter(family: Family, original: str) -> str:
+    """What follows the name of a module of the original whose parameter is not `weight`: ".scale".
+
+    Source: ComfyUI 0.26.1, comfy/lora.py `model_lora_keys_unet`: such a parameter is called by its whole name.
+    """
+    place = family.find(taken_apart(original), ORIGINAL)
+    name = "weight" if place is None else place.parameter("weight")
+    return "" if name == "weight" else f".{name}"
+
+
 def _add(component: str, modules: Mapping[str, Chains], dialect: Dialect, plan: Plan) -> None:
     is_encoder = component.startswith("text_encoder")
     prefix = dialect.prefix(component, plan.family)
@@ -160,7 +171,10 @@ def _add(component: str, modules: Mapping[str, Chains], dialect: Dialect, plan: 
             continue
         if rounding is not None:
             plan.folded.append((weight, rounding))
-        plan.entries.update({f"{name}.{role}": tensor for role, tensor in entries.items()})
+        parameter = "" if written is modules or plan.family is None else _parameter(plan.family, module)
+        plan.entries.update(
+            {f"{name}{parameter if role in _DENSE else ''}.{role}": tensor for role, tensor in entries.items()}
+        )
 
 
 def losses_of(adapter: Adapter, dialect: Dialect) -> Iterator[Finding]:

@@ -1,0 +1,319 @@
+"""Family 6, third part: what programs that run image and video models do with the spelling of a file (`--target`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from loraformat.diagnostics import Severity, counted, listed
+from loraformat.model.adapter import Pipeline, module_of
+from loraformat.model.updates import Dense, Replace, scale_of
+from loraformat.rules.base import Hit, Subject, rule
+from loraformat.rules.runtimes.loading import hit_of
+from loraformat.rules.targets import Line, SpellingLine, Spellings, Target
+
+if TYPE_CHECKING:
+    from loraformat.naming.families import Place
+
+_ENCODER_LEAF = "self_attn.out_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelled:
+    """The denoiser of an adapter in one spelling, and what a target says of that.
+
+    Attributes:
+        line: None where nobody tried it, or the file has several spellings.
+        modules: name of a weight → its module in the family.
+    """
+
+    target: Target
+    family: str
+    spelling: str
+    line: SpellingLine | None
+    modules: Mapping[str, Place]
+
+    def named(self, originals: tuple[str, ...]) -> list[str]:
+        """The weights whose modules are among these of the original."""
+        return [name for name, place in self.modules.items() if place.module.original in originals]
+
+    def kinds(self, names: Iterable[str]) -> list[str]:
+        """What the original calls the modules of these weights, blocks without their numbers."""
+        return sorted({self.modules[name].module.original.replace("{}", "N") for name in names})
+
+
+def _spelled(subject: Subject) -> Iterator[_Spelled]:
+    """For each target that differs by spelling, how the denoiser is spelled and what is known of it."""
+    assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    if pipeline is None or not pipeline.spellings:
+        return
+    several = {each for component, each in pipeline.spellings.items() if not component.startswith("text_encoder")}
+    spellings = sorted({spelling for each in several for spelling in each})
+    places = {name: _places(subject, pipeline, name) for name in pipeline.families or ("",)}
+    for target in subject.targets:
+        if target.spellings is None or not spellings:
+            continue
+        lines = [_line(target.spellings, name, spellings, modules) for name, modules in places.items()]
+        # Without a base the names may be those of several families, of which the program reads one.
+        line = lines[0] if all(each == lines[0] for each in lines) else None
+        family, modules = next(iter(places.items()))
+        yield _Spelled(
+            target, family if line is not None else " or ".join(places), " and ".join(spellings), line, modules
+        )
+
+
+def _line(table: Spellings, family: str, spellings: Sequence[str], modules: Mapping[str, Place]) -> SpellingLine | None:
+    """What a table says of the modules that are there; None where it says nothing, or the file has two spellings."""
+    line = table.of(family, spellings[0]) if len(spellings) == 1 else None
+    if line is None:
+        return None
+    there = {place.module.original for place in modules.values()}
+    return replace(
+        line,
+        refuses_modules={name: text for name, text in line.refuses_modules.items() if name in there},
+        ignores=tuple(name for name in line.ignores if name in there),
+        misreads=tuple(name for name in line.misreads if name in there),
+    )
+
+
+def _places(subject: Subject, pipeline: Pipeline, name: str) -> dict[str, Place]:
+    """Weights of the denoiser → their modules in a family."""
+    from loraformat.naming.families import DIFFUSERS, ORIGINAL, families, spelled
+
+    assert subject.adapter is not None
+    family, found = families().get(name), {}
+    for weight in subject.adapter.updates if family is not None else ():
+        component = pipeline.component_of(weight)
+        path = spelled(module_of(weight.removeprefix(pipeline.head_of(component))))
+        naming = ORIGINAL if pipeline.is_original and component == pipeline.bare else DIFFUSERS
+        place = None if family is None or component.startswith("text_encoder") else family.find(path, naming)
+        if place is not None:
+            found[weight] = place
+    return found
+
+
+def _hit(target: Target, verdict: str, message: str, where: str, what: str) -> Hit:
+    return hit_of(target, Line("", verdict, message, target.convert, ""), where, what)
+
+
+@rule("LF622", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
+def unread_spelling(subject: Subject) -> Iterator[Hit]:
+    """The program refuses the file for the names that it has, or loads nothing of it and says so nowhere.
+
+    ## Why is this bad?
+    Each trainer calls the modules of a model in its own way, and no program knows all of them. Some programs raise an
+    error; others load an adapter without any module, and the images are those of the base.
+
+    ## Example
+    FLUX.1 with `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` in diffusers, which loads 0 modules.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to diffusers -o OUT`, or `--to comfy` for ComfyUI.
+
+    ## Source
+    loraformat/rules/runtimes/diffusers.json, made by running diffusers (tests/derive_diffusers.py).
+    """
+    for one in _spelled(subject):
+        line = one.line
+        if line is None:
+            continue
+        what = f"modules of {one.family} spelled as {one.spelling}"
+        if line.refuses:
+            yield _hit(one.target, "refuses", line.refuses, "", what)
+        elif line.ignores_all:
+            yield _hit(one.target, "ignores", "no module is loaded, and nothing says so", "", what)
+        for original, message in line.refuses_modules.items():
+            names = one.named((original,))
+            if names:
+                yield _hit(one.target, "refuses", message, names[0], f"{original.replace('{}', 'N')} among {what}")
+        lacking = _incomplete(one, line.needs) if line.refuses_parts else ""
+        if lacking:
+            yield _hit(one.target, "refuses", line.refuses_parts, "", f"{lacking}, among {what}")
+        if line.ignores and set(line.ignores).issuperset(place.module.original for place in one.modules.values()):
+            yield _hit(one.target, "ignores", "none of its modules is loaded", "", what)
+    yield from _unread_encoders(subject)
+
+
+def _incomplete(one: _Spelled, needed: tuple[str, ...]) -> str:
+    """What a program misses that counts blocks from 0 and looks for each of these modules in all; "" for nothing."""
+    blocks: dict[str, set[str]] = {}
+    for place in one.modules.values():
+        if place.numbers:
+            blocks.setdefault(place.numbers[0], set()).add(place.module.original)
+    for number in range(len(blocks)):
+        if str(number) not in blocks:
+            return f"block {number} missing"
+        lacking = sorted(set(needed) - blocks[str(number)])
+        if lacking:
+            return f"{lacking[0].format(number)} missing"
+    return ""
+
+
+def _unread_encoders(subject: Subject) -> Iterator[Hit]:
+    """A text encoder in kohya's names without the output of its attention: diffusers tells the names by that."""
+    assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    if pipeline is None:
+        return
+    for component, spellings in pipeline.spellings.items():
+        kohya = [each for each in spellings if each.startswith("lora_te")]
+        names = [name for name in subject.adapter.updates if pipeline.component_of(name) == component]
+        if not component.startswith("text_encoder") or not kohya or any(_ENCODER_LEAF in name for name in names):
+            continue
+        for target in subject.targets:
+            message = "" if target.spellings is None else target.spellings.encoder_without_output
+            if message and names and _reads_encoder(target, pipeline, component):
+                yield _hit(target, "refuses", message, names[0], f"{component} in kohya's names without out_proj")
+
+
+@rule("LF623", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
+def left_out_module(subject: Subject) -> Iterator[Hit]:
+    """The program loads the adapter and leaves some of its modules out, without an error.
+
+    ## Why is this bad?
+    Part of what was trained has no effect, and nothing but a line of a log says so.
+
+    ## Example
+    A file of sd-scripts for FLUX.1 that adapts `final_layer.linear`, in diffusers. T5 of FLUX.1, and both transformers
+    of Wan 2.2 in one file, which diffusers never loads.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to diffusers -o OUT` where the names are the reason; else the merged model:
+    `loraformat merge BASE ADAPTER -o OUT`.
+
+    ## Source
+    loraformat/rules/runtimes/diffusers.json, made by running diffusers (tests/derive_diffusers.py).
+    """
+    assert subject.adapter is not None
+    for one in _spelled(subject):
+        names = [] if one.line is None else one.named(one.line.ignores)
+        if names:
+            kinds = one.kinds(names)
+            message = f"{listed(kinds)}; nothing says so"
+            what = f"{counted(len(names), 'weight')} in {counted(len(kinds), 'module')} spelled as {one.spelling}"
+            yield _hit(one.target, "ignores", message, names[0], what)
+        biases = [name for name in one.modules if name.endswith(".bias")]
+        if one.line is not None and one.line.ignores_biases and biases:
+            what = f"{counted(len(biases), 'module')} with a trained bias, spelled as {one.spelling}"
+            yield _hit(one.target, "ignores", "diff_b is not read", biases[0], what)
+    yield from _left_out_components(subject)
+
+
+def _left_out_components(subject: Subject) -> Iterator[Hit]:
+    assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    if pipeline is None or not pipeline.spellings:
+        return
+    first = {pipeline.component_of(name): name for name in sorted(subject.adapter.updates, reverse=True)}
+    for target in subject.targets:
+        for component, name in sorted(first.items()):
+            if component.startswith("text_encoder") and not _reads_encoder(target, pipeline, component):
+                message = "no adapter of it is loaded in this spelling, and nothing says so"
+                yield _hit(target, "ignores", message, name, f"updates of {component}")
+                continue
+            second = "" if target.spellings is None else target.spellings.second_transformer
+            if component == "transformer_2" and second:
+                yield _hit(target, "ignores", second, name, "updates of transformer_2")
+
+
+def _reads_encoder(target: Target, pipeline: Pipeline, component: str) -> bool:
+    spellings = pipeline.spellings
+    beside = [one for name, each in spellings.items() if not name.startswith("text_encoder") for one in each]
+    own = spellings.get(component, ())
+    return target.spellings is None or target.spellings.reads_encoder(pipeline.family, component, own, beside)
+
+
+@rule("LF624", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
+def misread_module(subject: Subject) -> Iterator[Hit]:
+    """The program loads a module of the adapter with other values than it has.
+
+    ## Why is this bad?
+    The layer gets an update that nobody trained, or none, and the images are worse than without the adapter.
+
+    ## Example
+    `final_layer.adaLN_modulation.1` of FLUX.2 in ai-toolkit's names: diffusers' own checkpoint converter exchanges the
+    halves of this layer, its converter for LoRA does not.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to diffusers -o OUT`.
+
+    ## Source
+    loraformat/rules/runtimes/diffusers.json, made by running diffusers (tests/derive_diffusers.py).
+    """
+    for one in _spelled(subject):
+        names = one.named(one.line.misreads) if one.line is not None else []
+        if names:
+            what = f"{listed(one.kinds(names))} spelled as {one.spelling}"
+            yield Hit(names[0], f"{what}; {one.target.label} loads other values than the file has", one.target.convert)
+
+
+@rule("LF625", Severity.INFO, since="0.1.0", needs="target")
+def untried_spelling(subject: Subject) -> Iterator[Hit]:
+    """Nobody tried what the program makes of a file with such names, or of two spellings in one file.
+
+    ## Why is this bad?
+    It need not be: a program may load all of such a file, a part, or none. `validate --target` says nothing of what it
+    does not know.
+
+    ## Example
+    `transformer.` before the names of diffusers for Wan in ComfyUI.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to diffusers -o OUT` for diffusers, `--to comfy` for ComfyUI.
+
+    ## Source
+    loraformat/rules/runtimes/diffusers.json and loraformat/rules/runtimes.json, `spellings`.
+    """
+    assert subject.adapter is not None
+    for one in _spelled(subject):
+        if one.line is None:
+            what = f"modules of {one.family or 'an unknown model'} spelled as {one.spelling}"
+            help_ = "give the base with --base" if " or " in one.family else one.target.convert
+            yield Hit("", f"{what}; what {one.target.label} makes of them is not known", help_)
+        dense = [
+            name
+            for name in one.modules
+            if name.endswith(".weight")
+            and any(isinstance(each, (Dense, Replace)) for each in subject.adapter.updates[name])
+        ]
+        if dense and one.target.spellings is not None and one.target.spellings.doubts_dense:
+            what = f"dense deltas or whole weights of {counted(len(dense), 'module')}"
+            yield Hit(dense[0], f"{what}; what {one.target.label} makes of them is not known", "the merged model")
+
+
+@rule("LF626", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
+def ignored_header(subject: Subject) -> Iterator[Hit]:
+    """The scale stands in the header of the file alone, and the program does not read it.
+
+    ## Why is this bad?
+    The adapter is applied with another strength than it was trained with, and nothing says so.
+
+    ## Example
+    A file that diffusers saved with `lora_alpha` 8 and rank 16, in ComfyUI, which applies it twice as strongly.
+
+    ## Use instead
+    `loraformat convert ADAPTER --to comfy -o OUT` writes `.alpha` for every module, or folds the scale in.
+
+    ## Source
+    ComfyUI issue 12191.
+    """
+    assert subject.adapter is not None
+    pipeline = subject.adapter.config.pipeline
+    if pipeline is None or "lora_adapter_metadata" not in subject.adapter.config.raw:
+        return
+    silent = {
+        component
+        for component, each in pipeline.spellings.items()
+        if not any("alpha" in spelling.split() for spelling in each)
+    }
+    scaled = [
+        name
+        for name, chain in subject.adapter.updates.items()
+        if pipeline.component_of(name) in silent and any(scale_of(update) not in (None, 1.0) for update in chain)
+    ]
+    for target in subject.targets:
+        if target.spellings is not None and target.spellings.ignores_header and scaled:
+            what = f"the scale of {counted(len(scaled), 'weight')} stands in lora_adapter_metadata alone"
+            yield _hit(target, "ignores", "the scale is 1", scaled[0], what)
