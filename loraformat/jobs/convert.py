@@ -386,7 +386,7 @@ def _coarsest(adapter: Adapter) -> float:
 def _with_ties(adapter: Adapter, base: Checkpoint | None) -> Adapter:
     """The adapter, knowing which of its tables are tied where the source does not say and the base does.
 
-    For a format that has a place for it: what the base says anyhow is no loss where there is none.
+    For a format that has a place for it: without one, what the base says anyhow is not lost.
     """
     if base is None or adapter.config.tied is not None or adapter.config.pipeline is not None:
         return adapter

@@ -1,4 +1,4 @@
-"""The two experts of Wan 2.2: a file for each, told by their names, by a folder of both, or by the caller."""
+"""The two experts of Wan 2.2: a file for each, by their names, by a folder of both, or by what the caller says."""
 
 from __future__ import annotations
 

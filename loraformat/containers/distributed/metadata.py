@@ -57,7 +57,7 @@ class Contents:
 
     Attributes:
         tensors: by name.
-        objects: names of what is no tensor: settings, random states.
+        objects: names of other objects: settings, random states.
         files: names of the files in which all of it is.
     """
 
@@ -131,7 +131,7 @@ def _stored(shown: str, info: object, files: Mapping[str, int]) -> tuple[str, in
     if isinstance(info, Record) and info.fields and info.fields.get("transform_descriptors"):
         raise ContainerError(f"{shown}: a compressed or encrypted shard, which is not read", where=METADATA)
     if not isinstance(file, str) or "/" in file or "\\" in file or file in ("", ".", ".."):
-        raise InvalidHeader(f"{shown}: a shard in {_shown(file)}, which is no file of the folder", where=METADATA)
+        raise InvalidHeader(f"{shown}: a shard in {_shown(file)}, which the folder does not hold", where=METADATA)
     if file not in files:
         raise ContainerError(f"{shown}: its shard's file {show(file, 80)} is missing", where=METADATA)
     if not _is_count(start) or not _is_count(nbytes):

@@ -25,7 +25,7 @@ _MOST_NBYTES = 64 << 20
 
 
 def open_distributed(store: Source) -> Tensors:
-    """The tensors of a folder; what is no tensor, and files of shards that nothing names, are listed in `extras`.
+    """The tensors of a folder; other objects, and files of shards that nothing names, are listed in `extras`.
 
     Raises: ContainerError and its subclasses (see `read_contents`), StorageError.
     """
@@ -39,7 +39,7 @@ def open_distributed(store: Source) -> Tensors:
     entries = {name: _lazy(name, tensor, members) for name, tensor in contents.tensors.items()}
     unnamed = [name for name in files if name.endswith(SUFFIX) and name not in contents.files]
     extras = {
-        **dict.fromkeys(contents.objects, "an object that is no tensor"),
+        **dict.fromkeys(contents.objects, "an object that is not a tensor"),
         **dict.fromkeys(unnamed, "a file that .metadata does not name"),
     }
     return Tensors("distcp", entries, extras=extras)

@@ -233,7 +233,7 @@ def _quantized(*, dequantize: bool, keep_quantized: bool, requantize: bool, as_t
 def _method(method: str | None, density: float | None, sign: str) -> tuple[str, float, str]:
     """What `Arithmetic` says of a method.
 
-    Raises: UsageError (LF021): it is not one; a density that it needs is missing, is no share, or has no method.
+    Raises: UsageError (LF021): it is not one; a density is missing, not between 0 and 1, or given without a method.
     """
     require_one_of(sign, ("total", "frequency"), "--sign")
     if method is None:

@@ -237,7 +237,7 @@ def _check(name: str, layout: Layout, model: Checkpoint, wanted: _Wanted) -> Non
         out, cols = cols, out
     is_output = _is_over_rows(layout, wanted.side)
     if not is_output and any(size != 1 for size in kernel):
-        text = f"{name}: the input of a convolution with a kernel of {kernel} is no vector"
+        text = f"{name}: the input of a convolution with a kernel of {kernel} is not a vector"
         raise UnsupportedUpdate(text, where="--side input")
     length, features = (out if is_output else cols), wanted.basis.shape[0]
     if length != features:

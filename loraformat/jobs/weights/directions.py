@@ -27,7 +27,7 @@ def directions_of(vectors: Sequence[Location], pairs: Sequence[tuple[Location, L
     """All directions as rows: those of files, and the differences of means of pairs of files.
 
     Raises: UsageError (LF021): there is none, or a file has several tensors. ShapeMismatch (LF302): their lengths
-        differ. NonFiniteValue (LF402); UnsupportedUpdate (LF013): a tensor that is no vector. ContainerError.
+        differ. NonFiniteValue (LF402); UnsupportedUpdate (LF013): a tensor that is not a vector. ContainerError.
     """
     import numpy as np
 

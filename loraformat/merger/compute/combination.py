@@ -24,7 +24,7 @@ def sparsity_of(edit: Edit, inputs: Inputs, arithmetic: Arithmetic) -> Sparsity 
 
     That is so for vectors, whose sum is right, and for values that one adapter alone saved.
 
-    Raises: UnsupportedUpdate (LF013): a term is no change that is known without the base, or values of several
+    Raises: UnsupportedUpdate (LF013): a term depends on the base, or values of several
         adapters replace each other.
     """
     if not arithmetic.method or not edit.terms:
