@@ -115,7 +115,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "code": (lambda it: setattr(it, "planner_data", Evil()), UnsafePickle, "not executed"),
     "class": (lambda it: setattr(it, "planner_data", Thing()), UnsafePickle, "not executed"),
     "above": (lambda it: setattr(info(it), "relative_path", "../x.distcp"), InvalidHeader, "the folder does not hold"),
-    "absolute": (lambda it: setattr(info(it), "relative_path", "/etc/passwd"), InvalidHeader, "the folder does not hold"),
+    "absolute": (
+        lambda it: setattr(info(it), "relative_path", "/etc/passwd"),
+        InvalidHeader,
+        "the folder does not hold",
+    ),
     "backslash": (lambda it: setattr(info(it), "relative_path", "..\\x"), InvalidHeader, "the folder does not hold"),
     "missing": (lambda it: setattr(info(it), "relative_path", "__1_0.distcp"), ContainerError, "missing"),
     "beyond": (lambda it: setattr(info(it), "length", 1 << 40), TruncatedFile, "ends at byte"),

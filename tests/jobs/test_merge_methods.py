@@ -196,6 +196,7 @@ def test_what_is_no_sum_is_refused_before_anything_is_written(inputs: tuple[str,
         {"method": "dare", "density": float("nan")},
         {"method": "della", "density": 0.5},
         {"method": "ties", "density": 0.5, "sign": "most"},
+        {"method": "dare", "density": 0.5, "sign": "frequency"},
     ],
 )
 def test_senseless_options(inputs: tuple[str, list[str]], tmp_path: Path, options: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from merger.checkpoints import contents, load
 from numpy.typing import NDArray
+from peft.utils.merge_utils import ties
 from quantization.encoders import NF4, Encoded
 from quantization.models import (
     MODULES,
@@ -154,6 +155,30 @@ def test_several_adapters_and_dora(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECODED)
+def test_a_weight_that_does_not_change_keeps_its_codes(tmp_path: Path, name: str) -> None:
+    weights = encoded(name, out=27, inputs=96)
+    base, change = save(tmp_path / "b", weights, shards=2), adapter(tmp_path / "a", weights, (Q,))
+    loraformat.merge(str(base), [f"{change}=0"], str(tmp_path / "o"), requantize=True, verify="full")
+    assert np.array_equal(values_of(tmp_path / "o", Q), weights[Q].values)
+    before = load(base)
+    assert all(same(value, before[key]) for key, value in load(tmp_path / "o").items() if "quant_state" not in key)
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("density", [0.3, 0.5, 0.7])
+def test_ties_and_codes(tmp_path: Path, name: str, density: float) -> None:
+    """Values near the threshold hang on a rounding: the check allows both, and what is written is right."""
+    weights = encoded(name, out=40)
+    base = save(tmp_path / "b", weights)
+    changes = [adapter(tmp_path / f"a{seed}", weights, (O,), seed=seed) for seed in (3, 40)]
+    merge(base, changes, tmp_path / "o", method="ties", density=density)
+    shape = weights[O].values.shape
+    both = [torch.from_numpy(update(shape, seed)) for seed in (3, 40)]
+    exact = weights[O].values + ties(both, torch.ones(2, dtype=torch.float64), density, "total").numpy()
+    assert (np.abs(values_of(tmp_path / "o", O) - exact) <= nearest(exact, name)).mean() > 0.95
+
+
+@pytest.mark.parametrize("name", RECODED)
 def test_windows_and_threads_do_not_show(tmp_path: Path, name: str) -> None:
     """Odd rows, blocks cut short, scales in another file."""
     weights = encoded(name, out=67, inputs=96)
@@ -245,13 +270,14 @@ def test_codes_that_need_data_are_refused(tmp_path: Path, name: str) -> None:
         {"keep_quantized": True},
         {"as_trained": "nf4"},
         {"least_kept": 1.5},
+        {"dequantize": True, "requantize": False, "least_kept": 0.5},
     ],
 )
 def test_options_that_do_not_go_with_codes(tmp_path: Path, options: dict[str, Any]) -> None:
     weights = encoded("bitsandbytes NF4")
     base, change = save(tmp_path / "b", weights), adapter(tmp_path / "a", weights, (K,))
     with pytest.raises(UsageError):
-        loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), requantize=True, **options)
+        loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), **{"requantize": True, **options})
     assert not (tmp_path / "o").exists()
 
 

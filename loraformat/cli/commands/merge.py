@@ -123,10 +123,11 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.option(
     "--least-kept",
     type=click.FloatRange(0, 1),
-    metavar="SHARE",
+    metavar="S",
     default=0.9,
     show_default=True,
-    help="With --requantize: the share of the update that must be kept; else nothing is written.",
+    help="With --requantize: the share S of the update that must be kept; less than S or more than 2 - S is not "
+    "written.",
 )
 @click.option(
     "--as-trained",

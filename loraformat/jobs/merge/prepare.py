@@ -41,7 +41,7 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.plan.findings import history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.plan.findings import CODES, history_unknown, kept_private, merged_again, unfinished_cleared
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
@@ -322,7 +322,7 @@ def report_of(
     ]
     names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
     scheme = plan.quantized.scheme if plan.quantized is not None else ""
-    kinds = {f"codes of {scheme}" if edit.parts else edit.dtype for edit in plan.edits if edit.tensor in tallies}
+    kinds = {f"{CODES}{scheme}" if edit.parts else edit.dtype for edit in plan.edits if edit.tensor in tallies}
     lost = rounding_findings(base, tallies, kinds)
     return Report(
         job="merge" if opened else "dequantize",

@@ -241,6 +241,8 @@ def _method(method: str | None, density: float | None, sign: str) -> tuple[str, 
             raise UsageError("only --method ties, dare and dare-ties drop values", where="--density")
         return "", 1.0, sign
     require_one_of(method, COMBINATIONS, "--method")
+    if method == "dare" and sign != "total":
+        raise UsageError("dare elects no signs", where="--sign", hint="dare-ties does")
     if density is None:
         raise UsageError(f"{method} needs the share of the values that stay", where="--density")
     if not 0 < density <= 1:
@@ -259,5 +261,7 @@ def _check_codes(options: Options, least_kept: float) -> None:
     for option, is_given in others.items():
         if is_given and options.quantized == "recoded":
             raise UsageError(f"{option} does not go with --requantize", where="merge", hint=f"leave {option} out")
+    if least_kept != LEAST_SHARE and options.quantized != "recoded":
+        raise UsageError("only --requantize loses a part of the update to codes", where="--least-kept")
     if not 0 <= least_kept <= 1:
         raise UsageError(f"expected a share from 0 to 1, found {least_kept:g}", where="--least-kept")

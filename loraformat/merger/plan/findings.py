@@ -28,6 +28,9 @@ def left_out(base: Where, names: Sequence[str]) -> Said:
     return base, f"not copied (un-merged weights, subfolders, names that are not UTF-8): {listed(list(names))}"
 
 
+CODES = "codes of "  # before the name of a scheme, where others have a dtype
+
+
 @kind("LF803", Severity.WARNING)
 def update_lost_to_rounding(base: Where, share: float, dtypes: Sequence[str]) -> Said:
     """Less than nine tenths of the adapter's update survived the rounding to the output's dtype.
@@ -51,7 +54,9 @@ def update_lost_to_rounding(base: Where, share: float, dtypes: Sequence[str]) ->
     return (
         base,
         f"{share:.1%} of the update survives the rounding to {listed(list(dtypes))}",
-        "--dtype float32 keeps all of it, --rounding stochastic keeps it on average",
+        "--dtype float32 keeps all of it, --rounding stochastic keeps it on average"
+        if not any(dtype.startswith(CODES) for dtype in dtypes)
+        else "--dequantize and --keep-quantized keep more of it",
     )
 
 

@@ -18,6 +18,7 @@ from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit
 from loraformat.merger.write.tasks import Done, Target, Task
+from loraformat.model.checkpoint import Checkpoint
 from loraformat.storage import Run, digest_of, new_hash
 
 if TYPE_CHECKING:
@@ -30,13 +31,15 @@ if TYPE_CHECKING:
 
     Singles: TypeAlias = NDArray[np.float32]
 
+_COPY_NBYTES = 16 << 20
 _ARRAYS = 6  # of a window, in float64, that are in memory beside those of an ordinary edit
 
 
 def recoded_task(computer: Computer, edit: Edit, inputs: Inputs, limits: Resources, target: Target) -> Task:
     """The task that writes all parts of a weight.
 
-    Where scales are quantized too, the weight is computed twice: its codes need all of its scales.
+    Where scales are quantized too, the weight is computed twice: its codes need all of its scales. A weight that comes
+    out as it was keeps its codes, which fresh scales would change.
     """
 
     def run() -> Done:
@@ -48,6 +51,7 @@ def recoded_task(computer: Computer, edit: Edit, inputs: Inputs, limits: Resourc
                 encoder.scan(weight.singles(exact, start), start * weight.lines)
         codes, total, done = encoder.parts[0], new_hash(), 0
         tallies: list[Tally] = []
+        is_changed = False
         for start, base, exact in weight.windows():
             values = weight.singles(exact, start)
             data, decoded = encoder.encode(values, start * weight.lines)
@@ -55,6 +59,9 @@ def recoded_task(computer: Computer, edit: Edit, inputs: Inputs, limits: Resourc
             target.writer.write_at(target.entries[codes.name].span.offset + done, memoryview(data))
             done += len(data)
             tallies += _tallies(base, decoded.reshape(base.shape), exact)
+            is_changed = is_changed or not _are_equal(base, exact)
+        if not is_changed:
+            return _kept(edit, encoder, inputs.base.quantized.stored, target)
         span = target.entries[codes.name].span
         assert done == span.nbytes
         parts = [Done(codes.name, done, run=Run(span.offset, span.nbytes, total.hexdigest()))]
@@ -99,6 +106,30 @@ def _tallies(base: Floats, decoded: Singles, exact: Floats) -> Iterator[Tally]:
     for low, high in blocks_of(0, len(base), TILE):
         rows = slice(low, high)
         yield tally_of(base[rows], decoded[rows], exact[rows] - base[rows], is_recoded=True)
+
+
+def _are_equal(base: Floats, exact: Floats) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(base, exact))
+
+
+def _kept(edit: Edit, encoder: Encoder, stored: Checkpoint, target: Target) -> Done:
+    """All parts of a weight as the base has them; text that the output has more room for ends in spaces."""
+    parts = []
+    for part in encoder.parts:
+        weight, span, total, done = stored.weights[part.name], target.entries[part.name].span, new_hash(), 0
+        step = max(1, _COPY_NBYTES // max(1, weight.row_nbytes))
+        pieces = (bytes(weight.raw(row, min(row + step, weight.rows))) for row in range(0, weight.rows, step))
+        for data in (*pieces, b" " * (span.nbytes - stored.tensors[part.name].span.nbytes)):
+            total.update(data)
+            target.writer.write_at(span.offset + done, memoryview(data))
+            done += len(data)
+        assert done == span.nbytes
+        parts.append(Done(part.name, done, run=Run(span.offset, span.nbytes, total.hexdigest())))
+    numel = math.prod(edit.shape)
+    tallies = (Tally(unchanged=numel, numel=numel),)
+    return Done(edit.tensor, sum(part.nbytes for part in parts), tallies=tallies, parts=tuple(parts))
 
 
 def _written(target: Target, name: str, data: bytes) -> Done:
