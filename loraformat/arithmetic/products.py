@@ -73,7 +73,7 @@ def window(
     >>> packed = pack(np.array([[0.5]]), np.array([[1.0, 2.0]]))
     >>> raw, written = np.ones(2, np.float32), np.zeros(2, np.float32)
     >>> window(packed, 0, 1, memoryview(raw).cast("B"), DType.F32, memoryview(written).cast("B"), DType.F32)
-    [Tally(kept=1.25, whole=1.25, unchanged=0, numel=2, largest=1.0)]
+    [Tally(kept=1.25, whole=1.25, unchanged=0, numel=2, largest=1.0, error=0.0)]
     >>> written
     array([1.5, 2. ], dtype=float32)
 
@@ -109,7 +109,7 @@ def finish(
     >>> raw, written = np.ones(2, np.float32), np.zeros(2, np.float32)
     >>> update = np.array([[0.0, 1.0]])
     >>> finish(memoryview(raw).cast("B"), DType.F32, 1 + update, update, memoryview(written).cast("B"), DType.F32)
-    [Tally(kept=1.0, whole=1.0, unchanged=1, numel=2, largest=1.0)]
+    [Tally(kept=1.0, whole=1.0, unchanged=1, numel=2, largest=1.0, error=0.0)]
 
     Args:
         raw: the bytes of W, row-major and little-endian.

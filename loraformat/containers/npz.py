@@ -94,7 +94,7 @@ def _placed(store: Source, path: str, record: Record) -> StoredTensor:
         raise InvalidHeader(f'record "{shown}": a header of {length} bytes', where=path)
     text = store.read(path, record.offset + 8 + wide, length).decode("latin-1")
     if "'descr': '|O'" in text:
-        raise ContainerError(
+        raise InvalidHeader(
             f'record "{shown}" holds Python objects in a pickle, which is not executed',
             where=path,
             hint="save it with a dtype of numbers: np.save(path, array.astype('float32'))",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from loraformat.arithmetic import product
+from loraformat.arithmetic import fold, product
 from loraformat.merger.compute.apply import apply
 from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.rounding import nearest_bits, values_of
@@ -172,11 +172,16 @@ class Repetition:
             values=bits.size,
             unequal=int(np.count_nonzero(unequal)),
             far=int(np.count_nonzero(far)),
-            apart=float(np.vdot(off, off)),
-            change=float(np.vdot(exact - before, exact - before)),
-            update=float(np.vdot(update, update)),
-            along=float(np.vdot(off, update)),
+            apart=_product(off, off),
+            change=_product(exact - before, exact - before),
+            update=_product(update, update),
+            along=_product(off, update),
         )
+
+
+def _product(one: Floats, other: Floats) -> float:
+    """Σ of the products of two blocks of rows, value by value, in a fixed order."""
+    return float(fold((one * other).reshape(-1), 0))
 
 
 def _merged(steps: Steps, bits: Bits, dtype: DType, start: int) -> Bits:
