@@ -20,8 +20,8 @@ from loraformat.model.tensors import LazyTensor, has_equal_values, row_blocks
 from loraformat.model.updates import Replace, Update
 
 RESTS = ("refuse", "save", "drop")
-# Buffers that some checkpoints store and others do not.
-_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+# What transformers computes and releases before 4.31 stored: a mask, what is written under it, and frequencies.
+_MASK, _UNDER_MASK, _FREQUENCIES = ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"
 _BLOCK_NBYTES = 4 << 20
 
 Progress: TypeAlias = Callable[[int], None]
@@ -105,11 +105,12 @@ def _is_matrix(name: str, base: Checkpoint) -> bool:
 
 
 def _names_of(base: Checkpoint, tuned: Checkpoint) -> list[str]:
-    """The tensors of the tuned model that are compared: no buffers, and a tied table once.
+    """The tensors of the tuned model that are compared: a tied table once, and buffers where both models store them.
 
     Raises: MergeError (LF801).
     """
-    one, other = ({name for name in each.tensors if not name.endswith(_BUFFERS)} for each in (base, tuned))
+    one = {name for name in base.tensors if name in tuned.tensors or not _is_buffer(name, base)}
+    other = {name for name in tuned.tensors if name in base.tensors or not _is_buffer(name, tuned)}
     copies = set()
     for each in (base, tuned):
         for tie in ties_of(each):
@@ -122,9 +123,18 @@ def _names_of(base: Checkpoint, tuned: Checkpoint) -> list[str]:
             known = f"; it has {', '.join(near[:3])}" if near else ""
             text = f"no tensor has the name that it has in the base, first {show(missing[0], 200)}{known}"
         else:
-            text = f"{counted(len(missing), 'tensor')} of the base are missing: {listed(missing)}"
+            verb = "is" if len(missing) == 1 else "are"
+            text = f"{counted(len(missing), 'tensor')} of the base {verb} missing: {listed(missing)}"
         raise MergeError(text, where=tuned.uri, hint="is this a fine-tuning of that base, saved with the same names?")
     return sorted(other - copies)
+
+
+def _is_buffer(name: str, model: Checkpoint) -> bool:
+    """Whether a tensor is a causal mask or what else some checkpoints store and others do not; no bias of a layer."""
+    tensor = model.tensors[name]
+    if name.endswith(_MASK):
+        return len(tensor.shape) > 2 or not tensor.dtype.is_floating
+    return name.endswith(_FREQUENCIES) or (name.endswith(_UNDER_MASK) and not tensor.shape)
 
 
 def _is_copy(name: str, stored: str, tuned: Checkpoint) -> bool:

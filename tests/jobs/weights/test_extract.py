@@ -273,6 +273,30 @@ def test_what_cannot_be_compared_is_one_error(tmp_path: Path, tensors: Tensors) 
     assert "matches" in refused(base, write(tmp_path / "fine", changed), out, select=["nothing"]).message
 
 
+def test_a_bias_that_is_called_like_a_mask_is_not_forgotten(tmp_path: Path, tensors: Tensors) -> None:
+    """A layer called attn has a bias; only a causal mask goes without a word, and only where it did not change."""
+    own = {
+        "h.0.attn.bias": torch.ones(8),
+        "h.0.rotary_emb.inv_freq": torch.ones(4),
+        "h.0.attn.masked_bias": torch.ones(2),
+    }
+    mask = torch.tril(torch.ones(8, 8, dtype=torch.bool))[None, None]
+    base = write(tmp_path / "base", {**tensors, **own, "h.1.attn.bias": mask})
+    moved = tuned(tensors, low_rank(3))
+    after = write(tmp_path / "tuned", {**moved, **{name: value + 1 for name, value in own.items()}})
+    found = refused(base, after, tmp_path / "out")
+    assert all(name in found.message for name in own)
+    assert "h.1.attn.bias" not in found.message, "the tuned model stores no mask"
+    report = loraformat.extract(base, after, tmp_path / "saved", rank=4, rest="save")
+    assert set(report.data.kept) == set(own)
+    same = write(tmp_path / "same", {**moved, **own, "h.1.attn.bias": mask})
+    assert loraformat.extract(base, same, tmp_path / "equal", rank=4).data.kept == ()
+    other = write(tmp_path / "other", {**moved, **own, "h.1.attn.bias": ~mask})
+    assert "h.1.attn.bias" in refused(base, other, tmp_path / "out").message
+    without = write(tmp_path / "without", {**moved, "h.0.attn.masked_bias": own["h.0.attn.masked_bias"]})
+    assert "1 tensor of the base is missing: h.0.attn.bias" in refused(base, without, tmp_path / "out").message
+
+
 def test_a_cut_file_is_one_error(tmp_path: Path, tensors: Tensors) -> None:
     base, after = write(tmp_path / "base", tensors), write(tmp_path / "tuned", tuned(tensors, low_rank(3)))
     file = after / "model.safetensors"
