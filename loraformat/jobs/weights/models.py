@@ -11,7 +11,7 @@ from loraformat.diagnostics import Finding
 from loraformat.errors import UnsupportedUpdate
 from loraformat.jobs.algebra.factoring import Form
 from loraformat.jobs.algebra.output import Origin
-from loraformat.matching import is_conv1d, is_embedding
+from loraformat.matching import is_conv1d, is_table
 from loraformat.matching.base_fingerprint import fingerprint_of
 from loraformat.model.adapter import AdapterConfig
 from loraformat.model.bundle import Json
@@ -63,7 +63,7 @@ def layout_of(weight: str, shape: tuple[int, ...], config: Mapping[str, Json]) -
     if not weight.endswith(".weight") or not 2 <= len(shape) <= 5 or 0 in shape:
         return None
     if len(shape) == 2:
-        return Layout(Form(is_embedding=is_embedding(weight)), is_conv1d(weight, config))
+        return Layout(Form(is_embedding=is_table(weight)), is_conv1d(weight, config))
     if len(shape) == 3 and shape[2] > _LONGEST_KERNEL and "conv" not in weight:
         return None
     return Layout(Form(kernel=shape[2:]))

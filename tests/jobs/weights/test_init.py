@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from model_pairs import Tensors, llama, logits, model_of, read, write
+from safetensors.torch import load_file
 
 import loraformat
 from loraformat.cli import main
@@ -134,6 +137,49 @@ def test_targets_and_config(tmp_path: Path, tensors: Tensors) -> None:
     assert (logits(loaded(base, tmp_path / "b")) - logits(model_of(base))).norm() == 0
     report = loraformat.init(base, tmp_path / "c", rank=4, target=["all-linear"])
     assert len(report.data.weights) == 14
+
+
+def saved_by(model: Any, folder: Path) -> Path:
+    """A small random model as transformers saves it."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=96, n_positions=32)
+    return saved_by(transformers.GPT2LMHeadModel(config), folder)
+
+
+def bert(folder: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=96, max_position_embeddings=32, **sizes)
+    return saved_by(transformers.BertForMaskedLM(config), folder)
+
+
+def mamba(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=1, vocab_size=96)
+    return saved_by(transformers.MambaForCausalLM(config), folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "tables"),
+    [(gpt2, ["wte", "wpe"]), (bert, ["position_embeddings", "token_type_embeddings"]), (mamba, ["embeddings"])],
+)
+def test_tables_are_written_as_peft_reads_tables(tmp_path: Path, make: Any, tables: list[str]) -> None:
+    """PEFT wraps an `nn.Embedding` in lora_embedding_A and _B, and drops other factors with a warning."""
+    base = make(tmp_path / "base")
+    loraformat.init(base, tmp_path / "out", rank=4, target=tables)
+    kind = transformers.AutoModelForMaskedLM if make is bert else transformers.AutoModelForCausalLM
+    model = peft.get_peft_model(
+        kind.from_pretrained(base), peft.LoraConfig(r=4, target_modules=tables, init_lora_weights=False)
+    )
+    wanted = {name: value.shape for name, value in peft.get_peft_model_state_dict(model).items() if "lora_" in name}
+    assert {name: value.shape for name, value in load_file(tmp_path / "out" / WEIGHTS).items()} == wanted
+    loraformat.init(base, tmp_path / "linear", rank=4, target=["all-linear"])
+    assert not any(f".{table}." in name for table in tables for name in load_file(tmp_path / "linear" / WEIGHTS))
 
 
 def refused(base: Path, out: Path, **options: Any) -> LoraFormatError:
