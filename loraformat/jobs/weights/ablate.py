@@ -147,7 +147,7 @@ def ablate(
     target = format_of(to)
     basis = span_of(directions_of(direction, direction_from))
     model = open_model(uri)
-    layouts = _layouts(model, select, drop)
+    layouts = _layouts(model, select, drop, merged=merge)
     strengths = _strengths(strength, tuple(layouts))
     wanted = _Wanted(
         basis=basis,
@@ -198,15 +198,19 @@ def ablate(
     return write(adapter, together(result), origin, uri_of(out), job="ablate", base=model, options=options)
 
 
-def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str]) -> dict[str, Layout]:
-    """The selected weights. Raises: UnsupportedUpdate (LF013): one of them is a stack of experts."""
+def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str], *, merged: bool) -> dict[str, Layout]:
+    """The selected weights. Raises: UnsupportedUpdate (LF013): one of them is a weight that no adapter changes."""
     weights = [name for name, tensor in model.tensors.items() if tensor.dtype.is_floating and len(tensor.shape) > 1]
     found: dict[str, Layout] = {}
     for name in chosen_of(sorted(weights), select, drop, "the model"):
-        layout = layout_of(name, model.tensors[name].shape, model.config)
+        shape = model.tensors[name].shape
+        layout = layout_of(name, shape, model.config, merged=merged)
         if layout is None:
             text = f"{show(name, 200)}: no adapter changes a tensor of this name and shape"
-            raise UnsupportedUpdate(text, where="--select", hint="--drop leaves it out")
+            hint = "--drop leaves it out"
+            if layout_of(name, shape, model.config, merged=True) is not None:
+                hint += "; PEFT refuses an adapter of it in this model, --merge writes the model"
+            raise UnsupportedUpdate(text, where="--select", hint=hint)
         found[name] = layout
     if not found:
         raise UsageError("--drop leaves nothing of the selection", where="--drop")

@@ -219,6 +219,26 @@ def test_bad_directions(tmp_path: Path, tensors: Tensors) -> None:
     assert "zero" in same.message
 
 
+def test_a_convolution_of_each_channel_for_itself_is_refused(tmp_path: Path, tensors: Tensors) -> None:
+    base = write(tmp_path / "base", {**tensors, "mixer.conv1d.weight": torch.ones(32, 1, 4)})
+    good = saved(tmp_path / "good.npy", vectors()[0])
+    found = refused(base, tmp_path / "out", direction=[good], select=["conv1d"])
+    assert isinstance(found, UnsupportedUpdate)
+    assert "mixer.conv1d.weight" in found.message
+
+
+def test_what_peft_does_not_adapt_can_be_merged(tmp_path: Path) -> None:
+    """Mamba reads the weight of out_proj past the module, so PEFT refuses an adapter of it."""
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    base = write(tmp_path / "base", {"layers.0.mixer.out_proj.weight": weight}, model_type="mamba")
+    options: dict[str, Any] = {"direction": [saved(tmp_path / "d.npy", vectors()[0])], "select": ["out_proj"]}
+    assert "--merge" in refused(base, tmp_path / "out", **options).hint
+    loraformat.ablate(base, tmp_path / "out", merge=True, **options)
+    unit = basis(vectors()).double()
+    (found,) = read(tmp_path / "out").values()
+    assert (unit.T @ found.double()).norm() < 1e-5 * weight.norm()
+
+
 def test_nothing_in_a_file_is_executed_and_damage_is_told(tmp_path: Path, tensors: Tensors) -> None:
     base, out = write(tmp_path / "base", tensors), tmp_path / "out"
     np.save(tmp_path / "objects.npy", np.array([print, None], dtype=object), allow_pickle=True)

@@ -244,6 +244,18 @@ def test_convolutions_and_conv1d(tmp_path: Path) -> None:
         assert torch.allclose(value, after[name], atol=1e-5), name
 
 
+def test_a_convolution_of_each_channel_for_itself_is_of_the_rest(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    before = {"conv.weight": torch.randn(8, 6, 3, generator=g), "conv1d.weight": torch.randn(16, 1, 4, generator=g)}
+    base = write(tmp_path / "base", before)
+    after = write(tmp_path / "tuned", {name: value + 1 for name, value in before.items()})
+    assert "1 tensor changed and would not be part of the LoRA: conv1d.weight" in str(
+        refused(base, after, tmp_path / "out")
+    )
+    report = loraformat.extract(base, after, tmp_path / "out", rank=2, rest="save")
+    assert ([each.weight for each in report.data.weights], report.data.kept) == (["conv.weight"], ("conv1d.weight",))
+
+
 def refused(base: Path, after: Path, out: Path, **options: Any) -> LoraFormatError:
     with pytest.raises(LoraFormatError) as found:
         loraformat.extract(base, after, out, **{"rank": 4, **options})

@@ -207,6 +207,31 @@ def test_what_cannot_be_drawn_is_one_error(tmp_path: Path, tensors: Tensors) -> 
     assert isinstance(refused(Path("fixtures/quantized/nf4"), out, init="pissa"), UnsupportedUpdate)
 
 
+def test_a_convolution_of_each_channel_for_itself_is_no_target(tmp_path: Path) -> None:
+    """PEFT refuses an adapter of it."""
+    base, out = mamba(tmp_path / "base"), tmp_path / "out"
+    found = refused(base, out, target=["conv1d"])
+    assert isinstance(found, UnsupportedUpdate)
+    assert "backbone.layers.0.mixer.conv1d.weight" in found.message
+    loraformat.init(base, out, rank=4, target=["backbone.layers.*"])
+    assert {name.split(".")[-2] for name in loraformat.load_adapter(out).updates} == {"in_proj", "x_proj", "dt_proj"}
+    assert isinstance(refused(base, tmp_path / "none", target=["out_proj"]), UnsupportedUpdate)
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), str(out))
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_the_target_is_what_is_wrong(tmp_path: Path, tensors: Tensors) -> None:
+    base, out = write(tmp_path / "base", tensors), tmp_path / "out"
+    assert refused(base, out, target=["nope"]).where == "--target"
+    found = refused(gpt2(tmp_path / "tied"), out, target=["lm_head"])
+    assert (found.where, found.code) == ("--target", "LF021")
+    assert "lm_head.weight is tied to transformer.wte.weight" in found.message
+    assert "--target wte" in found.hint
+    for alpha in (-1.0, 0.0, float("nan"), float("inf")):
+        found = refused(base, out, alpha=alpha)
+        assert (found.where, found.code) == ("--alpha", "LF021"), alpha
+
+
 def test_other_formats_take_it(tmp_path: Path, tensors: Tensors) -> None:
     base = write(tmp_path / "base", tensors)
     for form in ("native", "mlx"):
