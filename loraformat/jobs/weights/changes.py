@@ -179,6 +179,16 @@ def saved(rest: Sequence[str], base: Checkpoint, tuned: Checkpoint, layers: Iter
     return found
 
 
+def vocabulary_of(kept: Mapping[str, Update], base: Checkpoint) -> int | None:
+    """How many rows tables of tokens among the new values have, where the base has another number; None elsewhere."""
+    for name, update in kept.items():
+        if is_vocabulary(name) and name in base.tensors and isinstance(update, Replace):
+            rows = update.value.shape[0]
+            if rows != base.tensors[name].shape[0]:
+                return rows
+    return None
+
+
 def _is_bias_of_layer(name: str, rest: Sequence[str], layers: Iterable[str], tuned: Checkpoint) -> bool:
     weight = f"{module_of(name)}.weight"
     if not name.endswith(".bias") or weight in rest or weight not in tuned.tensors:

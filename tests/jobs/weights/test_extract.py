@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -190,7 +191,16 @@ def test_new_tokens_are_saved(tmp_path: Path, tensors: Tensors) -> None:
         for name, value in tuned(tensors, low_rank(3)).items()
     }
     base, after = write(tmp_path / "base", tensors), write(tmp_path / "tuned", grown, vocab_size=100)
-    loraformat.extract(base, after, tmp_path / "out", rank=4, rest="save")
+    report = loraformat.extract(base, after, tmp_path / "out", rank=4, rest="save")
+    assert report.data.vocabulary == 100
+    resized = model_of(base)
+    resized.resize_token_embeddings(report.data.vocabulary)
+    loaded = peft.PeftModel.from_pretrained(resized, str(tmp_path / "out")).eval()
+    assert (logits(loaded) - logits(model_of(after))).norm() < 1e-3
+    arguments = ["extract", str(base), str(after), "--rank", "4", "--rest", "save", "-o", str(tmp_path / "told")]
+    assert "model.resize_token_embeddings(100)" in CliRunner().invoke(main, arguments).stdout
+    same = write(tmp_path / "same", tuned(tensors, lambda name, value: value + 0.1))
+    assert loraformat.extract(base, same, tmp_path / "no", rank=4, rest="save").data.vocabulary is None
     loraformat.merge(base, [tmp_path / "out"], tmp_path / "merged")
     merged = read(tmp_path / "merged")
     assert torch.equal(merged["model.embed_tokens.weight"], grown["model.embed_tokens.weight"])
