@@ -11,8 +11,8 @@ from loraformat.algebra.weights.difference import Difference, matrix_of
 from loraformat.diagnostics import counted, listed, show
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
-from loraformat.jobs.algebra.selection import chosen_of
-from loraformat.jobs.weights.models import Layout, layout_of
+from loraformat.jobs.algebra.selection import chosen_of, matching
+from loraformat.jobs.weights.models import Layout, layout_of, refuse_others
 from loraformat.matching import is_linear, is_vocabulary, nearest, ties_of
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
@@ -55,7 +55,7 @@ def changed(
         advance: called with the bytes of each tensor that is equal.
 
     Raises: MergeError (LF801): the tuned model lacks tensors of the base, or has other names. UsageError (LF021): a
-        pattern matches nothing.
+        pattern matches nothing. UnsupportedUpdate (LF013): it matches only what no adapter changes.
     """
     names = _names_of(base, tuned)
     common = [name for name in names if name in base.tensors]
@@ -74,6 +74,9 @@ def changed(
         for name in common
         if (layout := layout_of(name, base.tensors[name].shape, base.config)) is not None and _is_matrix(name, base)
     }
+    for pattern in select:
+        if not matching(pattern, tuple(layouts)):
+            refuse_others(pattern, base, "--select")
     selected = chosen_of(tuple(layouts), select, (), "the base") if select else tuple(filter(is_linear, layouts))
     kept = set(chosen_of(tuple(names), (), drop, "the models"))
     layers = {

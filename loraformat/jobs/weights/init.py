@@ -25,7 +25,7 @@ from loraformat.jobs.algebra.factoring import tensor_of
 from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
 from loraformat.jobs.algebra.output import config_of, format_of, write
 from loraformat.jobs.algebra.selection import hits_of, matching
-from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models
+from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models, refuse_others
 from loraformat.matching import is_linear, ties_of
 from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Json
@@ -172,10 +172,7 @@ def _hits(pattern: str, known: Mapping[str, Layout], model: Checkpoint) -> set[s
         none, or it is tied to a table that has another name.
     """
     if not matching(pattern, tuple(known)):
-        others = matching(pattern, [name for name, tensor in model.tensors.items() if len(tensor.shape) > 1])
-        if others:
-            text = f"no adapter changes a tensor of this name and shape: {listed(sorted(others))}"
-            raise UnsupportedUpdate(text, where="--target")
+        refuse_others(pattern, model, "--target")
         for tie in ties_of(model):
             tied = matching(pattern, [name for name in tie.names if name != tie.stored])
             if tied:

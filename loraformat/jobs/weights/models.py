@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, listed
 from loraformat.errors import UnsupportedUpdate
 from loraformat.jobs.algebra.factoring import Form
 from loraformat.jobs.algebra.output import Origin
+from loraformat.jobs.algebra.selection import matching
 from loraformat.matching import is_conv1d, is_table
 from loraformat.matching.base_fingerprint import fingerprint_of
 from loraformat.model.adapter import AdapterConfig, module_of
@@ -86,6 +87,14 @@ def layout_of(
     if shape[0] > 1 and shape[1] == 1:
         return None
     return Layout(Form(kernel=shape[2:]))
+
+
+def refuse_others(pattern: str, model: Checkpoint, option: str) -> None:
+    """Raises: UnsupportedUpdate (LF013): a pattern that matches no weight that LoRA adapts matches other tensors."""
+    others = matching(pattern, [name for name, tensor in model.tensors.items() if len(tensor.shape) > 1])
+    if others:
+        text = f"no adapter changes a tensor of this name and shape: {listed(sorted(others))}"
+        raise UnsupportedUpdate(text, where=option)
 
 
 def config_for(

@@ -262,6 +262,8 @@ def test_a_convolution_of_each_channel_for_itself_is_of_the_rest(tmp_path: Path)
     assert "1 tensor changed and would not be part of the LoRA: conv1d.weight" in str(
         refused(base, after, tmp_path / "out")
     )
+    found = refused(base, after, tmp_path / "out", select=["conv1d"])
+    assert (found.code, "conv1d.weight" in found.message) == ("LF013", True)
     report = loraformat.extract(base, after, tmp_path / "out", rank=2, rest="save")
     assert ([each.weight for each in report.data.weights], report.data.kept) == (["conv.weight"], ("conv1d.weight",))
 
