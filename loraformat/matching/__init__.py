@@ -8,7 +8,17 @@ from loraformat.matching.orientation import CONV1D, is_class_known, is_conv1d
 from loraformat.matching.quantized import Quantization, code_owner, left_over, quantization_of, quantized_weights
 from loraformat.matching.rows import WHOLE, RowMap
 from loraformat.matching.tasks import why_headless, with_task_head
-from loraformat.matching.ties import TIE_KEYS, Tie, is_embedding, is_head, is_linear, is_vocabulary, tie_claim, ties_of
+from loraformat.matching.ties import (
+    TIE_KEYS,
+    Tie,
+    is_embedding,
+    is_head,
+    is_linear,
+    is_table,
+    is_vocabulary,
+    tie_claim,
+    ties_of,
+)
 
 __all__ = [
     "CONV1D",
@@ -29,6 +39,7 @@ __all__ = [
     "is_head",
     "is_linear",
     "is_namesake",
+    "is_table",
     "is_vocabulary",
     "left_over",
     "match",

@@ -12,17 +12,26 @@ from loraformat.naming import architecture_of, levels_of, tied_names
 
 # Last module components by which libraries call their input embeddings and output heads.
 # Source: transformers 5.23.0, `_tied_weights_keys` of models/*/modeling_*.py.
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embedding")
+EMBEDDINGS = (
+    *("embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embedding"),
+    "embeddings",  # of Mamba
+)
 HEADS = ("lm_head", "embed_out", "output", "output_layer", "head", "decoder", "generator_lm_head", "proj_out")
 
 # Of classes for classification and questions. Source: transformers 5.23.0, models/llama/modeling_llama.py and others.
 _TASK_HEADS = ("score", "classifier", "qa_outputs")
 
-# Tables of positions and of kinds of tokens, and what chooses among experts.
-# Source: transformers 5.23.0, `nn.Embedding` and routers in models/*/modeling_*.py.
+# Tables beside the input embedding: of positions, of kinds of tokens and others; and what chooses among experts.
+# Source: transformers 5.23.0, names that are an `nn.Embedding` in models/*/modeling_*.py and never a linear layer.
 _TABLES = (
     *("wpe", "position_embedding", "position_embeddings", "pos_embedding", "embed_positions", "positions_embed"),
-    *("token_type_embeddings", "relative_attention_bias"),
+    *("pos_embed", "pos_emb", "row_embeddings", "column_embeddings", "position_embedding_table", "rel_pos_emb"),
+    *("x_position_embeddings", "y_position_embeddings", "h_position_embeddings", "w_position_embeddings"),
+    *("query_position_embeddings", "rel_embeddings", "distance_embedding", "segment_embedding", "segment_emb"),
+    *("token_type_embeddings", "task_type_embeddings", "relative_attention_bias", "global_relative_attention_bias"),
+    *("embedding", "tokens_embed", "word_embedding", "embed_audio_tokens", "embed_text_tokens", "text_embed_tokens"),
+    *("lang_embeddings", "language_embedding", "speaker_embedding", "label_embeddings", "entity_embeddings"),
+    *("weight_embedding", "level_embed", "query_embed", "ngram_embedding", "codec_embedding", "value_embeddings"),
 )
 _ROUTERS = ("gate", "shared_expert_gate")
 
@@ -114,6 +123,15 @@ def is_embedding(weight: str) -> bool:
     return _last(weight) in EMBEDDINGS
 
 
+def is_table(weight: str) -> bool:
+    """Whether a weight has the name of a table whose rows are looked up: an input embedding, of positions or others.
+
+    >>> is_table("transformer.wpe.weight"), is_table("lm_head.weight")
+    (True, False)
+    """
+    return is_embedding(weight) or module_kind(weight) in _TABLES
+
+
 def is_head(weight: str) -> bool:
     """Whether a weight has the name of an output head, or of the head of a task."""
     return _last(weight) in (*HEADS, *_TASK_HEADS)
@@ -125,7 +143,7 @@ def is_linear(weight: str) -> bool:
     >>> is_linear("model.layers.0.mlp.up_proj.weight"), is_linear("model.embed_tokens.weight")
     (True, False)
     """
-    return not is_vocabulary(weight) and module_kind(weight) not in (*_TABLES, *_ROUTERS)
+    return not (is_vocabulary(weight) or is_table(weight) or module_kind(weight) in _ROUTERS)
 
 
 def tie_claim(config: Mapping[str, Json]) -> bool | None:

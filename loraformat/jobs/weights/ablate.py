@@ -44,7 +44,7 @@ from loraformat.jobs.weights.changes import nbytes_of
 from loraformat.jobs.weights.directions import directions_of
 from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models
 from loraformat.merger import Arithmetic, Resources, Trust
-from loraformat.model.adapter import Adapter
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.factor_changes import FactorChange, FactorResult
@@ -59,6 +59,10 @@ if TYPE_CHECKING:
 
 SIDES = ("output", "input")
 DEFAULT_MEMORY_NBYTES = 256 << 20
+_MOST_DROPS = 12
+# Beyond it a number is a slip of the keyboard; squares and products with weights stay far from overflow below it.
+_LARGEST_STRENGTH = 1e6
+_WHOLE = "1 takes the directions out whole"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,29 +129,25 @@ def ablate(
         keep_norms: give every row of W its length back; ΔW then has full rank, of which `rank` is kept.
         rank: of the update, with `keep_norms`.
         merge: write the model with the change merged into it, in place of an adapter.
-        dtype, to, container: as for `resize`; `to` not with `merge`.
+        dtype, to, container: as for `resize`; `dtype` and `to` not with `merge`: a weight keeps its own.
         jobs: threads.
         memory_nbytes: for matrices that are kept between passes.
-        dry_run, strict, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, overwrite, announce, progress: as for `resize`; `strict` not with `merge`.
 
-    Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero. ShapeMismatch
+    Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero, a strength is 0 or
+        too large, options do not go together. ShapeMismatch
         (LF302): a direction has another length than the weight has outputs. NonFiniteValue (LF402). UnsupportedUpdate
         (LF013): a weight that no adapter changes. StorageError, ContainerError, FormatError.
     """
     require_one_of(side, SIDES, "--side")
-    if not select:
-        raise UsageError("no weight is selected", where="--select", hint="for example --select '*.o_proj'")
-    if keep_norms is (rank is None):
-        text = "keeps the length of every row by an update of full rank: say which rank of it is kept"
-        if not keep_norms:
-            text = "the rank is that of the directions; another one is for --keep-norms"
-        raise UsageError(text, where="--keep-norms" if keep_norms else "--rank", hint="for example --rank 8")
-    checked(RankRule(rank=rank))
+    _check_choice(select, rank, keep_norms=keep_norms)
+    if merge:
+        _check_merge(dtype, to, strict=strict)
     uri, known_dtype = uri_of(base), dtype_of(dtype)
     target = format_of(to)
     basis = span_of(directions_of(direction, direction_from))
     model = open_model(uri)
-    layouts = _layouts(model, select, drop)
+    layouts = _layouts(model, select, drop, merged=merge)
     strengths = _strengths(strength, tuple(layouts))
     wanted = _Wanted(
         basis=basis,
@@ -156,8 +156,7 @@ def ablate(
         dtype=known_dtype,
         held_nbytes=memory_nbytes // max(1, jobs),
     )
-    for name, layout in layouts.items():
-        _check(name, layout, model, wanted)
+    _check(layouts, model, wanted)
 
     def one(name: str) -> tuple[LowRank | None, FactorChange]:
         return _ablated(name, layouts[name], model, wanted, strengths[name])
@@ -198,15 +197,39 @@ def ablate(
     return write(adapter, together(result), origin, uri_of(out), job="ablate", base=model, options=options)
 
 
-def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str]) -> dict[str, Layout]:
-    """The selected weights. Raises: UnsupportedUpdate (LF013): one of them is a stack of experts."""
+def _check_choice(select: Sequence[str], rank: int | None, *, keep_norms: bool) -> None:
+    """Raises: UsageError (LF021): no weight is selected, or a rank is missing or has no use."""
+    if not select:
+        raise UsageError("no weight is selected", where="--select", hint="for example --select '*.o_proj'")
+    if keep_norms is (rank is None):
+        text = "keeps the length of every row by an update of full rank: say which rank of it is kept"
+        if not keep_norms:
+            text = "the rank is that of the directions; another one is for --keep-norms"
+        raise UsageError(text, where="--keep-norms" if keep_norms else "--rank", hint="for example --rank 8")
+    checked(RankRule(rank=rank))
+
+
+def _check_merge(dtype: str, to: str, *, strict: bool) -> None:
+    """Raises: UsageError (LF021): an option of adapters, where a model is written."""
+    text = "is about an adapter; --merge writes a model, whose weights keep their dtype and format"
+    for option, is_given in (("--dtype", dtype != "float32"), ("--to", to != "peft"), ("--strict", strict)):
+        if is_given:
+            raise UsageError(text, where=option, hint=f"leave {option} out")
+
+
+def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str], *, merged: bool) -> dict[str, Layout]:
+    """The selected weights. Raises: UnsupportedUpdate (LF013): one of them is a weight that no adapter changes."""
     weights = [name for name, tensor in model.tensors.items() if tensor.dtype.is_floating and len(tensor.shape) > 1]
     found: dict[str, Layout] = {}
     for name in chosen_of(sorted(weights), select, drop, "the model"):
-        layout = layout_of(name, model.tensors[name].shape, model.config)
+        shape = model.tensors[name].shape
+        layout = layout_of(name, shape, model.config, merged=merged)
         if layout is None:
             text = f"{show(name, 200)}: no adapter changes a tensor of this name and shape"
-            raise UnsupportedUpdate(text, where="--select", hint="--drop leaves it out")
+            hint = "--drop leaves it out"
+            if layout_of(name, shape, model.config, merged=True) is not None:
+                hint += "; PEFT refuses an adapter of it in this model, --merge writes the model"
+            raise UnsupportedUpdate(text, where="--select", hint=hint)
         found[name] = layout
     if not found:
         raise UsageError("--drop leaves nothing of the selection", where="--drop")
@@ -226,28 +249,51 @@ def _strengths(given: Sequence[str | float], weights: Sequence[str]) -> dict[str
                 text = f"{show(text, 100)}: expected a number, or PATTERN=NUMBER"
                 raise UsageError(text, where="--strength", hint="for example 'layers=10-20=0.7'")
             chosen = hits_of(pattern, weights, "--strength", "the selection")
+        if abs(number) > _LARGEST_STRENGTH:
+            text = f"expected a strength of at most {_LARGEST_STRENGTH:g}, found {number:g}"
+            raise UsageError(text, where="--strength", hint=_WHOLE)
         found.update(dict.fromkeys(chosen, number))
+    if not any(found.values()):
+        raise UsageError("a strength of 0 changes nothing", where="--strength", hint=_WHOLE)
     return found
 
 
-def _check(name: str, layout: Layout, model: Checkpoint, wanted: _Wanted) -> None:
+def _check(layouts: Mapping[str, Layout], model: Checkpoint, wanted: _Wanted) -> None:
     """Raises: ShapeMismatch (LF302), UnsupportedUpdate (LF013): the directions are not over that side of a weight."""
+    features = wanted.basis.shape[0]
+    sides = {name: _sides(name, layout, model, wanted.side) for name, layout in layouts.items()}
+    unfit = [name for name, (length, _) in sides.items() if length != features]
+    if not unfit:
+        return
+    length, other = sides[unfit[0]]
+    hint = "is this the model that they are of?"
+    if len(unfit) < len(sides):
+        fit = {module_of(name).rpartition(".")[2] for name in sides.keys() - set(unfit)}
+        kinds = sorted({module_of(name).rpartition(".")[2] for name in unfit})
+        # A name that others have too, which fit, is dropped in full.
+        drops = [each for each in kinds if each not in fit] or [module_of(unfit[0])]
+        hint = " ".join(f"--drop {each}" for each in drops[:_MOST_DROPS])
+    elif other == features:
+        hint = f"it has as many on the other side: --side {'input' if wanted.side == 'output' else 'output'}"
+    which = "outputs" if wanted.side == "output" else "inputs"
+    text = f"{unfit[0]} has {length} {which}, the direction {features} features"
+    raise ShapeMismatch(text, where="ablate", hint=hint)
+
+
+def _sides(name: str, layout: Layout, model: Checkpoint, side: str) -> tuple[int, int]:
+    """The length of a weight over the wanted side, and over the other.
+
+    Raises: UnsupportedUpdate (LF013): it is the input of a kernel.
+    """
     out, cols, *kernel = model.tensors[name].shape
     if layout.is_transposed:
         out, cols = cols, out
-    is_output = _is_over_rows(layout, wanted.side)
-    if not is_output and any(size != 1 for size in kernel):
+    if _is_over_rows(layout, side):
+        return out, cols
+    if any(size != 1 for size in kernel):
         text = f"{name}: the input of a convolution with a kernel of {kernel} is not a vector"
         raise UnsupportedUpdate(text, where="--side input")
-    length, features = (out if is_output else cols), wanted.basis.shape[0]
-    if length != features:
-        which = "outputs" if wanted.side == "output" else "inputs"
-        other = cols if is_output else out
-        hint = "is this the model that they are of?"
-        if other == features:
-            hint = f"it has as many on the other side: --side {'input' if wanted.side == 'output' else 'output'}"
-        text = f"{name} has {length} {which}, the direction {features} features"
-        raise ShapeMismatch(text, where="ablate", hint=hint)
+    return cols, out
 
 
 def _is_over_rows(layout: Layout, side: str) -> bool:

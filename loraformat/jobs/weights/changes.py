@@ -11,8 +11,8 @@ from loraformat.algebra.weights.difference import Difference, matrix_of
 from loraformat.diagnostics import counted, listed, show
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
-from loraformat.jobs.algebra.selection import chosen_of
-from loraformat.jobs.weights.models import Layout, layout_of
+from loraformat.jobs.algebra.selection import chosen_of, matching
+from loraformat.jobs.weights.models import Layout, layout_of, refuse_others
 from loraformat.matching import is_linear, is_vocabulary, nearest, ties_of
 from loraformat.model.adapter import module_of
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
@@ -20,8 +20,8 @@ from loraformat.model.tensors import LazyTensor, has_equal_values, row_blocks
 from loraformat.model.updates import Replace, Update
 
 RESTS = ("refuse", "save", "drop")
-# Buffers that some checkpoints store and others do not.
-_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+# What transformers computes and releases before 4.31 stored: a mask, what is written under it, and frequencies.
+_MASK, _UNDER_MASK, _FREQUENCIES = ".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"
 _BLOCK_NBYTES = 4 << 20
 
 Progress: TypeAlias = Callable[[int], None]
@@ -55,7 +55,7 @@ def changed(
         advance: called with the bytes of each tensor that is equal.
 
     Raises: MergeError (LF801): the tuned model lacks tensors of the base, or has other names. UsageError (LF021): a
-        pattern matches nothing.
+        pattern matches nothing. UnsupportedUpdate (LF013): it matches only what no adapter changes.
     """
     names = _names_of(base, tuned)
     common = [name for name in names if name in base.tensors]
@@ -74,6 +74,9 @@ def changed(
         for name in common
         if (layout := layout_of(name, base.tensors[name].shape, base.config)) is not None and _is_matrix(name, base)
     }
+    for pattern in select:
+        if not matching(pattern, tuple(layouts)):
+            refuse_others(pattern, base, "--select")
     selected = chosen_of(tuple(layouts), select, (), "the base") if select else tuple(filter(is_linear, layouts))
     kept = set(chosen_of(tuple(names), (), drop, "the models"))
     layers = {
@@ -105,11 +108,12 @@ def _is_matrix(name: str, base: Checkpoint) -> bool:
 
 
 def _names_of(base: Checkpoint, tuned: Checkpoint) -> list[str]:
-    """The tensors of the tuned model that are compared: no buffers, and a tied table once.
+    """The tensors of the tuned model that are compared: a tied table once, and buffers where both models store them.
 
     Raises: MergeError (LF801).
     """
-    one, other = ({name for name in each.tensors if not name.endswith(_BUFFERS)} for each in (base, tuned))
+    one = {name for name in base.tensors if name in tuned.tensors or not _is_buffer(name, base)}
+    other = {name for name in tuned.tensors if name in base.tensors or not _is_buffer(name, tuned)}
     copies = set()
     for each in (base, tuned):
         for tie in ties_of(each):
@@ -122,9 +126,18 @@ def _names_of(base: Checkpoint, tuned: Checkpoint) -> list[str]:
             known = f"; it has {', '.join(near[:3])}" if near else ""
             text = f"no tensor has the name that it has in the base, first {show(missing[0], 200)}{known}"
         else:
-            text = f"{counted(len(missing), 'tensor')} of the base are missing: {listed(missing)}"
+            verb = "is" if len(missing) == 1 else "are"
+            text = f"{counted(len(missing), 'tensor')} of the base {verb} missing: {listed(missing)}"
         raise MergeError(text, where=tuned.uri, hint="is this a fine-tuning of that base, saved with the same names?")
     return sorted(other - copies)
+
+
+def _is_buffer(name: str, model: Checkpoint) -> bool:
+    """Whether a tensor is a causal mask or what else some checkpoints store and others do not; no bias of a layer."""
+    tensor = model.tensors[name]
+    if name.endswith(_MASK):
+        return len(tensor.shape) > 2 or not tensor.dtype.is_floating
+    return name.endswith(_FREQUENCIES) or (name.endswith(_UNDER_MASK) and not tensor.shape)
 
 
 def _is_copy(name: str, stored: str, tuned: Checkpoint) -> bool:
@@ -167,6 +180,16 @@ def saved(rest: Sequence[str], base: Checkpoint, tuned: Checkpoint, layers: Iter
             raise UnsupportedUpdate(text, where="--rest save", hint="--drop leaves it out")
         found[name] = Replace(lazy_of(weight), follows_tie=module_of(name) not in wholes)
     return found
+
+
+def vocabulary_of(kept: Mapping[str, Update], base: Checkpoint) -> int | None:
+    """How many rows tables of tokens among the new values have, where the base has another number; None elsewhere."""
+    for name, update in kept.items():
+        if is_vocabulary(name) and name in base.tensors and isinstance(update, Replace):
+            rows = update.value.shape[0]
+            if rows != base.tensors[name].shape[0]:
+                return rows
+    return None
 
 
 def _is_bias_of_layer(name: str, rest: Sequence[str], layers: Iterable[str], tuned: Checkpoint) -> bool:

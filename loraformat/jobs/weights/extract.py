@@ -28,6 +28,7 @@ from loraformat.jobs.weights.changes import (
     nbytes_of,
     saved,
     squared_norm,
+    vocabulary_of,
 )
 from loraformat.jobs.weights.models import config_for, open_model, origin_of_models
 from loraformat.model.adapter import Adapter
@@ -168,6 +169,7 @@ def extract(
             left_out=tuple(sorted((*lost, *(each.weight for each in changes if not each.rank)))),
             dropped=_dropped(lost, changes, before, after),
             unchanged=found.unchanged,
+            vocabulary=vocabulary_of(extra, before),
             bytes_before=sum(nbytes_of(after.weights[name]) for name in (*found.layers, *found.rest)),
         )
         config = config_for(uris[0], before, found.layers.values())

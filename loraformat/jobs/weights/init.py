@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 from loraformat.algebra.decomposition import stored
 from loraformat.algebra.factors import Product
@@ -23,10 +24,10 @@ from loraformat.errors import NonFiniteValue, ShapeMismatch, UnsupportedUpdate, 
 from loraformat.jobs.algebra.factoring import tensor_of
 from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
 from loraformat.jobs.algebra.output import config_of, format_of, write
-from loraformat.jobs.algebra.selection import chosen_of
-from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models
-from loraformat.matching import is_linear
-from loraformat.model.adapter import Adapter
+from loraformat.jobs.algebra.selection import hits_of, matching
+from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models, refuse_others
+from loraformat.matching import is_linear, ties_of
+from loraformat.model.adapter import Adapter, module_of
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.factor_changes import FactorChange, FactorResult
@@ -81,7 +82,7 @@ def init(
         dry_run, strict, overwrite, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): no target, one that matches nothing, a rank that is odd with "orthogonal" or an alpha
-        that is not above 0 with "pissa" and "olora". ShapeMismatch (LF302): a rank above that of the weights, with
+        that is not above 0. ShapeMismatch (LF302): a rank above that of the weights, with
         "pissa" and "olora". UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
     """
     require_one_of(init, INITS, "--init")
@@ -140,8 +141,8 @@ def _check(init: str, rank: int, alpha: float | None, target: Sequence[str], to:
         raise UsageError("no module is named", where="--target", hint="for example --target q_proj, or all-linear")
     if init == "orthogonal" and rank % 2:
         raise UsageError(f"orthogonal factors need an even rank, found {rank}", where="--rank")
-    if init in PARTS and alpha is not None and alpha <= 0:
-        raise UsageError(f"{init} divides by the scale: expected an alpha above 0, found {alpha:g}", where="--alpha")
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise UsageError(f"expected a finite alpha above 0, found {alpha:g}", where="--alpha")
     if init in PARTS and to != "peft":
         text = f"{init} begins with a part of the weight, which only PEFT takes off the base; {to} has no word for it"
         raise UsageError(text, where="--to")
@@ -157,11 +158,28 @@ def _layouts(model: Checkpoint, target: Sequence[str]) -> dict[str, Layout]:
     linear = {name for name in known if is_linear(name) and len(model.tensors[name].shape) == 2}
     chosen = linear if ALL_LINEAR in target else set()
     patterns = [each for each in target if each != ALL_LINEAR]
-    if patterns:
-        chosen = chosen | set(chosen_of(tuple(known), patterns, (), "the base"))
+    for pattern in patterns:
+        chosen = chosen | _hits(pattern, known, model)
     if not chosen:
         raise UsageError("the base has no linear layer that is known as one", where="--target")
     return {name: layout for name, layout in known.items() if name in chosen}
+
+
+def _hits(pattern: str, known: Mapping[str, Layout], model: Checkpoint) -> set[str]:
+    """The weights that a target means.
+
+    Raises: UnsupportedUpdate (LF013): all of them are weights that no adapter changes. UsageError (LF021): there is
+        none, or it is tied to a table that has another name.
+    """
+    if not matching(pattern, tuple(known)):
+        refuse_others(pattern, model, "--target")
+        for tie in ties_of(model):
+            tied = matching(pattern, [name for name in tie.names if name != tie.stored])
+            if tied:
+                text = f"{min(tied)} is tied to {tie.stored}, which is the tensor that the base stores"
+                hint = f"--target {module_of(tie.stored).rpartition('.')[2]} adapts it"
+                raise UsageError(text, where="--target", hint=hint)
+    return hits_of(pattern, tuple(known), "--target", "the base")
 
 
 def _check_parts(init: str, rank: int, model: Checkpoint, layouts: dict[str, Layout]) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loraformat.containers import open_checkpoint
-from loraformat.diagnostics import Finding
+from loraformat.diagnostics import Finding, listed
 from loraformat.errors import UnsupportedUpdate
 from loraformat.jobs.algebra.factoring import Form
 from loraformat.jobs.algebra.output import Origin
-from loraformat.matching import is_conv1d, is_embedding
+from loraformat.jobs.algebra.selection import matching
+from loraformat.matching import is_conv1d, is_table
 from loraformat.matching.base_fingerprint import fingerprint_of
-from loraformat.model.adapter import AdapterConfig
+from loraformat.model.adapter import AdapterConfig, module_of
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.naming import architecture_of
@@ -21,6 +22,11 @@ from loraformat.naming import architecture_of
 _HUB = "hf://"
 # The longest kernel of a convolution of one axis; a third axis that is longer is that of matrices, one an expert.
 _LONGEST_KERNEL = 16
+
+# Modules that PEFT refuses to adapt, whose weights these models read past the module, and the types of those models.
+# Source: peft 0.21.2, tuners/tuners_utils.py `_check_lora_target_modules_mamba`.
+_PAST_MODULES = ("out_proj", "conv1d")
+_MAMBAS = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +64,37 @@ def open_model(uri: str) -> Checkpoint:
     return found
 
 
-def layout_of(weight: str, shape: tuple[int, ...], config: Mapping[str, Json]) -> Layout | None:
-    """How LoRA adapts a weight; None where it does not: a vector, a stack of experts, a parameter of another name."""
+def layout_of(
+    weight: str, shape: tuple[int, ...], config: Mapping[str, Json], *, merged: bool = False
+) -> Layout | None:
+    """How LoRA adapts a weight; None where it does not: a vector, a stack of experts, a parameter of another name.
+
+    Nor a convolution of each channel for itself, (C, 1, …): PEFT's factors have its groups, which must divide the rank,
+    and are no product of matrices. Source: peft 0.21.2, tuners/lora/layer.py `_ConvNd.update_layer`.
+
+    Args:
+        merged: whether the update goes into the model, so that PEFT need not load an adapter of it.
+    """
     if not weight.endswith(".weight") or not 2 <= len(shape) <= 5 or 0 in shape:
         return None
+    is_past_module = config.get("model_type") in _MAMBAS and module_of(weight).rpartition(".")[2] in _PAST_MODULES
+    if is_past_module and not merged:
+        return None
     if len(shape) == 2:
-        return Layout(Form(is_embedding=is_embedding(weight)), is_conv1d(weight, config))
+        return Layout(Form(is_embedding=is_table(weight)), is_conv1d(weight, config))
     if len(shape) == 3 and shape[2] > _LONGEST_KERNEL and "conv" not in weight:
         return None
+    if shape[0] > 1 and shape[1] == 1:
+        return None
     return Layout(Form(kernel=shape[2:]))
+
+
+def refuse_others(pattern: str, model: Checkpoint, option: str) -> None:
+    """Raises: UnsupportedUpdate (LF013): a pattern that matches no weight that LoRA adapts matches other tensors."""
+    others = matching(pattern, [name for name, tensor in model.tensors.items() if len(tensor.shape) > 1])
+    if others:
+        text = f"no adapter changes a tensor of this name and shape: {listed(sorted(others))}"
+        raise UnsupportedUpdate(text, where=option)
 
 
 def config_for(

@@ -57,6 +57,8 @@ class FactorResult:
         error, optimum, energy, conflicts, cross_terms, floor, retained: as in FactorChange, of all updates together.
         dropped: share of the sources' Σ‖ΔW‖² that stands in `left_out`.
         unchanged: of `extract`, how many tensors are equal in both models.
+        vocabulary: of `extract`, how many tokens the tables in `kept` have, where the base has another number: the
+            model that loads the adapter in PEFT needs `resize_token_embeddings` first.
         models: URIs of the models that it is made of.
         cosines: of each pair of adapters that were combined: (first, second, cosine or None).
         bytes_before, bytes_written: of the tensors of the sources, and of the files; of the plan in a dry run.
@@ -79,6 +81,7 @@ class FactorResult:
     retained: float | None = None
     dropped: float = 0.0
     unchanged: int = 0
+    vocabulary: int | None = None
     models: tuple[str, ...] = ()
     cosines: tuple[tuple[int, int, float | None], ...] = ()
     bytes_before: int = 0

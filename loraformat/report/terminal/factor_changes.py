@@ -35,6 +35,9 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.kept:
         text = "with new values" if result.models else "as it is"
         page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} {text}: {cut(result.kept)}")
+    if result.vocabulary is not None:
+        call = f"model.resize_token_embeddings({result.vocabulary})"
+        page.say(Styled("tokens  ", "dim"), f"another number than the base has: PEFT needs {call} before it loads this")
     if result.left_out:
         text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"
         page.say(Styled("left out", "dim"), f" {text}: {cut(result.left_out)}")

@@ -219,6 +219,58 @@ def test_bad_directions(tmp_path: Path, tensors: Tensors) -> None:
     assert "zero" in same.message
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("dtype", "bfloat16"), ("dtype", "float16"), ("to", "kohya"), ("strict", True)]
+)
+def test_options_of_adapters_are_refused_where_a_model_is_written(
+    tmp_path: Path, tensors: Tensors, option: str, value: Any
+) -> None:
+    """Factors in 16 bits would leave a share of the direction in the model."""
+    base, good = write(tmp_path / "base", tensors), saved(tmp_path / "good.npy", vectors()[0])
+    found = refused(base, tmp_path / "out", direction=[good], merge=True, **{option: value})
+    assert (found.code, found.where) == ("LF021", f"--{option}")
+
+
+@pytest.mark.parametrize("strength", [0, 1e300, -1e300, float("inf"), "o_proj=0", "layers=0=1e39"])
+@pytest.mark.parametrize("options", [{}, {"keep_norms": True, "rank": 4}, {"merge": True}])
+def test_a_strength_that_changes_nothing_or_too_much(
+    tmp_path: Path, tensors: Tensors, strength: Any, options: dict[str, Any]
+) -> None:
+    base, good = write(tmp_path / "base", tensors), saved(tmp_path / "good.npy", vectors()[0])
+    found = refused(base, tmp_path / "out", direction=[good], select=["o_proj"], strength=[strength], **options)
+    assert (found.code, found.where) == ("LF021", "--strength"), found.message
+
+
+def test_the_hint_drops_what_does_not_fit(tmp_path: Path, tensors: Tensors) -> None:
+    base, good = write(tmp_path / "base", tensors), saved(tmp_path / "good.npy", vectors()[0])
+    found = refused(base, tmp_path / "out", direction=[good], select=["o_proj", "lm_head"])
+    assert found.hint == "--drop lm_head"
+    found = refused(base, tmp_path / "out", direction=[good], select=["*"])
+    assert "lm_head.weight has 96 outputs" in found.message
+    drops = found.hint.replace("--drop ", "").split()
+    loraformat.ablate(base, tmp_path / "out", direction=[good], select=["*"], drop=drops)
+
+
+def test_a_convolution_of_each_channel_for_itself_is_refused(tmp_path: Path, tensors: Tensors) -> None:
+    base = write(tmp_path / "base", {**tensors, "mixer.conv1d.weight": torch.ones(32, 1, 4)})
+    good = saved(tmp_path / "good.npy", vectors()[0])
+    found = refused(base, tmp_path / "out", direction=[good], select=["conv1d"])
+    assert isinstance(found, UnsupportedUpdate)
+    assert "mixer.conv1d.weight" in found.message
+
+
+def test_what_peft_does_not_adapt_can_be_merged(tmp_path: Path) -> None:
+    """Mamba reads the weight of out_proj past the module, so PEFT refuses an adapter of it."""
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    base = write(tmp_path / "base", {"layers.0.mixer.out_proj.weight": weight}, model_type="mamba")
+    options: dict[str, Any] = {"direction": [saved(tmp_path / "d.npy", vectors()[0])], "select": ["out_proj"]}
+    assert "--merge" in refused(base, tmp_path / "out", **options).hint
+    loraformat.ablate(base, tmp_path / "out", merge=True, **options)
+    unit = basis(vectors()).double()
+    (found,) = read(tmp_path / "out").values()
+    assert (unit.T @ found.double()).norm() < 1e-5 * weight.norm()
+
+
 def test_nothing_in_a_file_is_executed_and_damage_is_told(tmp_path: Path, tensors: Tensors) -> None:
     base, out = write(tmp_path / "base", tensors), tmp_path / "out"
     np.save(tmp_path / "objects.npy", np.array([print, None], dtype=object), allow_pickle=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -190,7 +191,16 @@ def test_new_tokens_are_saved(tmp_path: Path, tensors: Tensors) -> None:
         for name, value in tuned(tensors, low_rank(3)).items()
     }
     base, after = write(tmp_path / "base", tensors), write(tmp_path / "tuned", grown, vocab_size=100)
-    loraformat.extract(base, after, tmp_path / "out", rank=4, rest="save")
+    report = loraformat.extract(base, after, tmp_path / "out", rank=4, rest="save")
+    assert report.data.vocabulary == 100
+    resized = model_of(base)
+    resized.resize_token_embeddings(report.data.vocabulary)
+    loaded = peft.PeftModel.from_pretrained(resized, str(tmp_path / "out")).eval()
+    assert (logits(loaded) - logits(model_of(after))).norm() < 1e-3
+    arguments = ["extract", str(base), str(after), "--rank", "4", "--rest", "save", "-o", str(tmp_path / "told")]
+    assert "model.resize_token_embeddings(100)" in CliRunner().invoke(main, arguments).stdout
+    same = write(tmp_path / "same", tuned(tensors, lambda name, value: value + 0.1))
+    assert loraformat.extract(base, same, tmp_path / "no", rank=4, rest="save").data.vocabulary is None
     loraformat.merge(base, [tmp_path / "out"], tmp_path / "merged")
     merged = read(tmp_path / "merged")
     assert torch.equal(merged["model.embed_tokens.weight"], grown["model.embed_tokens.weight"])
@@ -244,6 +254,20 @@ def test_convolutions_and_conv1d(tmp_path: Path) -> None:
         assert torch.allclose(value, after[name], atol=1e-5), name
 
 
+def test_a_convolution_of_each_channel_for_itself_is_of_the_rest(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    before = {"conv.weight": torch.randn(8, 6, 3, generator=g), "conv1d.weight": torch.randn(16, 1, 4, generator=g)}
+    base = write(tmp_path / "base", before)
+    after = write(tmp_path / "tuned", {name: value + 1 for name, value in before.items()})
+    assert "1 tensor changed and would not be part of the LoRA: conv1d.weight" in str(
+        refused(base, after, tmp_path / "out")
+    )
+    found = refused(base, after, tmp_path / "out", select=["conv1d"])
+    assert (found.code, "conv1d.weight" in found.message) == ("LF013", True)
+    report = loraformat.extract(base, after, tmp_path / "out", rank=2, rest="save")
+    assert ([each.weight for each in report.data.weights], report.data.kept) == (["conv.weight"], ("conv1d.weight",))
+
+
 def refused(base: Path, after: Path, out: Path, **options: Any) -> LoraFormatError:
     with pytest.raises(LoraFormatError) as found:
         loraformat.extract(base, after, out, **{"rank": 4, **options})
@@ -271,6 +295,30 @@ def test_what_cannot_be_compared_is_one_error(tmp_path: Path, tensors: Tensors) 
     assert isinstance(refused(base, base, out), AdapterRefused)
     assert "--rank" in refused(base, other, out, rank=None).hint
     assert "matches" in refused(base, write(tmp_path / "fine", changed), out, select=["nothing"]).message
+
+
+def test_a_bias_that_is_called_like_a_mask_is_not_forgotten(tmp_path: Path, tensors: Tensors) -> None:
+    """A layer called attn has a bias; only a causal mask goes without a word, and only where it did not change."""
+    own = {
+        "h.0.attn.bias": torch.ones(8),
+        "h.0.rotary_emb.inv_freq": torch.ones(4),
+        "h.0.attn.masked_bias": torch.ones(2),
+    }
+    mask = torch.tril(torch.ones(8, 8, dtype=torch.bool))[None, None]
+    base = write(tmp_path / "base", {**tensors, **own, "h.1.attn.bias": mask})
+    moved = tuned(tensors, low_rank(3))
+    after = write(tmp_path / "tuned", {**moved, **{name: value + 1 for name, value in own.items()}})
+    found = refused(base, after, tmp_path / "out")
+    assert all(name in found.message for name in own)
+    assert "h.1.attn.bias" not in found.message, "the tuned model stores no mask"
+    report = loraformat.extract(base, after, tmp_path / "saved", rank=4, rest="save")
+    assert set(report.data.kept) == set(own)
+    same = write(tmp_path / "same", {**moved, **own, "h.1.attn.bias": mask})
+    assert loraformat.extract(base, same, tmp_path / "equal", rank=4).data.kept == ()
+    other = write(tmp_path / "other", {**moved, **own, "h.1.attn.bias": ~mask})
+    assert "h.1.attn.bias" in refused(base, other, tmp_path / "out").message
+    without = write(tmp_path / "without", {**moved, "h.0.attn.masked_bias": own["h.0.attn.masked_bias"]})
+    assert "1 tensor of the base is missing: h.0.attn.bias" in refused(base, without, tmp_path / "out").message
 
 
 def test_a_cut_file_is_one_error(tmp_path: Path, tensors: Tensors) -> None:

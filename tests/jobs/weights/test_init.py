@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from model_pairs import Tensors, llama, logits, model_of, read, write
+from safetensors.torch import load_file
 
 import loraformat
 from loraformat.cli import main
@@ -136,6 +139,49 @@ def test_targets_and_config(tmp_path: Path, tensors: Tensors) -> None:
     assert len(report.data.weights) == 14
 
 
+def saved_by(model: Any, folder: Path) -> Path:
+    """A small random model as transformers saves it."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=96, n_positions=32)
+    return saved_by(transformers.GPT2LMHeadModel(config), folder)
+
+
+def bert(folder: Path) -> Path:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=96, max_position_embeddings=32, **sizes)
+    return saved_by(transformers.BertForMaskedLM(config), folder)
+
+
+def mamba(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(hidden_size=32, state_size=8, num_hidden_layers=1, vocab_size=96)
+    return saved_by(transformers.MambaForCausalLM(config), folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "tables"),
+    [(gpt2, ["wte", "wpe"]), (bert, ["position_embeddings", "token_type_embeddings"]), (mamba, ["embeddings"])],
+)
+def test_tables_are_written_as_peft_reads_tables(tmp_path: Path, make: Any, tables: list[str]) -> None:
+    """PEFT wraps an `nn.Embedding` in lora_embedding_A and _B, and drops other factors with a warning."""
+    base = make(tmp_path / "base")
+    loraformat.init(base, tmp_path / "out", rank=4, target=tables)
+    kind = transformers.AutoModelForMaskedLM if make is bert else transformers.AutoModelForCausalLM
+    model = peft.get_peft_model(
+        kind.from_pretrained(base), peft.LoraConfig(r=4, target_modules=tables, init_lora_weights=False)
+    )
+    wanted = {name: value.shape for name, value in peft.get_peft_model_state_dict(model).items() if "lora_" in name}
+    assert {name: value.shape for name, value in load_file(tmp_path / "out" / WEIGHTS).items()} == wanted
+    loraformat.init(base, tmp_path / "linear", rank=4, target=["all-linear"])
+    assert not any(f".{table}." in name for table in tables for name in load_file(tmp_path / "linear" / WEIGHTS))
+
+
 def refused(base: Path, out: Path, **options: Any) -> LoraFormatError:
     with pytest.raises(LoraFormatError) as found:
         loraformat.init(base, out, **{"rank": 4, "target": ["q_proj"], **options})
@@ -159,6 +205,31 @@ def test_what_cannot_be_drawn_is_one_error(tmp_path: Path, tensors: Tensors) -> 
     broken = write(tmp_path / "nan", {**tensors, name: torch.full((32, 32), float("nan"))})
     assert name in str(refused(broken, out, init="olora"))
     assert isinstance(refused(Path("fixtures/quantized/nf4"), out, init="pissa"), UnsupportedUpdate)
+
+
+def test_a_convolution_of_each_channel_for_itself_is_no_target(tmp_path: Path) -> None:
+    """PEFT refuses an adapter of it."""
+    base, out = mamba(tmp_path / "base"), tmp_path / "out"
+    found = refused(base, out, target=["conv1d"])
+    assert isinstance(found, UnsupportedUpdate)
+    assert "backbone.layers.0.mixer.conv1d.weight" in found.message
+    loraformat.init(base, out, rank=4, target=["backbone.layers.*"])
+    assert {name.split(".")[-2] for name in loraformat.load_adapter(out).updates} == {"in_proj", "x_proj", "dt_proj"}
+    assert isinstance(refused(base, tmp_path / "none", target=["out_proj"]), UnsupportedUpdate)
+    model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), str(out))
+    assert any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_the_target_is_what_is_wrong(tmp_path: Path, tensors: Tensors) -> None:
+    base, out = write(tmp_path / "base", tensors), tmp_path / "out"
+    assert refused(base, out, target=["nope"]).where == "--target"
+    found = refused(gpt2(tmp_path / "tied"), out, target=["lm_head"])
+    assert (found.where, found.code) == ("--target", "LF021")
+    assert "lm_head.weight is tied to transformer.wte.weight" in found.message
+    assert "--target wte" in found.hint
+    for alpha in (-1.0, 0.0, float("nan"), float("inf")):
+        found = refused(base, out, alpha=alpha)
+        assert (found.where, found.code) == ("--alpha", "LF021"), alpha
 
 
 def test_other_formats_take_it(tmp_path: Path, tensors: Tensors) -> None:
