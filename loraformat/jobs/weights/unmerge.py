@@ -137,7 +137,7 @@ def unmerge(
     chosen = [with_strength(adapter) for adapter in all_of(adapters)]
     if not chosen:
         raise UsageError("no adapter is given", where="unmerge")
-    refuse_exchanged(uri, [each for each, _ in chosen])
+    refuse_exchanged(uri, [each for each, _ in chosen], "unmerge MERGED ADAPTER")
     run = _Run(
         merged=_opened(uri),
         uri=uri,
