@@ -294,7 +294,9 @@ class UnmergeResult:
         merged: URI of the model.
         adapters: those that were taken out, with the strengths at which they had been merged.
         proof: "base": the base was given, and merging the adapters into it gives the model; "manifest": the manifest of
-            the model says that they were merged into it last, and its digests hold; "none": nothing shows it.
+            the model says that they were merged into it last, all files are as they were written, and those beside the
+            weights are the base's; "none": nothing shows it.
+        doubt: what of that does not hold, where the manifest names these adapters; else "".
         is_exact: whether the output is proved to have the base's very bytes.
         weights: one for each tensor that was merged into, sorted by name.
         bytes_written: of the weight files, or of the plan in a dry run.
@@ -309,6 +311,7 @@ class UnmergeResult:
     bytes_written: int = 0
     files: tuple[str, ...] = ()
     is_dry_run: bool = False
+    doubt: str = ""
 
 
 Result: TypeAlias = Union[

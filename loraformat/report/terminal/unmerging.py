@@ -42,6 +42,11 @@ def _proof(result: UnmergeResult) -> list[str]:
     if result.proof == "manifest":
         return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
     lines = ["none: nothing shows that the model is a base with these adapters; --base BASE would"]
+    if result.doubt:
+        lines = [
+            f"none: {result.doubt}",
+            "the manifest names these adapters, but the output is not proved; --base BASE compares all of it",
+        ]
     if unlike:
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
         lines.append(f"{share} are not what one rounding of a base with these adapters gives")

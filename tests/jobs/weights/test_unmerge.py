@@ -279,3 +279,93 @@ def test_a_quantized_base_comes_back_in_its_codes(tmp_path: Path, option: str) -
     assert report.data.is_exact
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+def changed(merged: Path, name: str) -> None:
+    """Add 1 to the first value of a tensor; the header stays as it is."""
+    file = merged / "model.safetensors"
+    values = load_file(file)
+    values[name].view(-1)[0] += 1
+    save_file(values, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("what", ["tensor", "config.json", "new.json", "digests", "missing digests"])
+def test_a_change_anywhere_in_the_model_takes_the_proof_away(tmp_path: Path, what: str) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    merged = tmp_path / "merged"
+    loraformat.merge(base, [one], merged)
+    assert loraformat.unmerge(merged, [one], tmp_path / "first", strict=True).data.is_exact
+    digests = merged / "loraformat.digests.json"
+    if what == "tensor":
+        changed(merged, "other")
+    elif what == "digests":
+        digests.write_text(digests.read_text().replace('"nbytes":', '"nbytes": '))
+    elif what == "missing digests":
+        digests.unlink()
+    else:
+        (merged / what).write_text(json.dumps({"vocab_size": 97}))
+    report = loraformat.unmerge(merged, [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    named = {"tensor": "other", "digests": "loraformat.digests.json", "missing digests": "copied tensors"}
+    assert named.get(what, what) in report.data.doubt
+    assert report.data.doubt in str(report)
+    assert "the output is the base" not in str(report)
+    with pytest.raises(AdapterRefused, match="not proved"):
+        loraformat.unmerge(merged, [one], tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_copied_bytes_without_digests_are_not_proved(tmp_path: Path) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    loraformat.merge(base, [one], tmp_path / "merged", digests="none")
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "copied tensors have no digests" in report.data.doubt
+
+
+def test_a_tied_base_whose_head_the_merge_parted_is_not_proved_and_comes_back_with_the_base(tmp_path: Path) -> None:
+    tied = llama(tie_word_embeddings=True)
+    tied.pop("lm_head.weight", None)
+    base = write(tmp_path / "base", tied, torch.bfloat16, tie_word_embeddings=True)
+    one, merged = tmp_path / "one", tmp_path / "merged"
+    one.mkdir()
+    factors = {"A": torch.randn(2, 32) * 1e-3, "B": torch.randn(96, 2) * 1e-3}
+    save_file(
+        {f"base_model.model.lm_head.lora_{key}.weight": value for key, value in factors.items()},
+        one / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"], "task_type": "CAUSAL_LM"}
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    loraformat.merge(base, [one], merged)
+    assert "lm_head.weight" in read(merged)
+    report = loraformat.unmerge(merged, [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "config.json is not that of the base" in report.data.doubt
+    assert loraformat.unmerge(merged, [one], tmp_path / "exact", base=base).data.is_exact
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "exact" / name).read_bytes() == (base / name).read_bytes()
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_weights_that_were_put_into_codes_again_are_refused_for_that(tmp_path: Path, *, with_base: bool) -> None:
+    base = Path("fixtures/quantized/nf4")
+    loraformat.init(base, tmp_path / "one", rank=2, target=["q_proj"])
+    file = tmp_path / "one" / "adapter_model.safetensors"
+    save_file({name: torch.randn_like(value) * 0.1 for name, value in load_file(file).items()}, file)
+    loraformat.merge(base, [tmp_path / "one"], tmp_path / "merged", requantize=True, least_kept=0)
+    more = {"base": base} if with_base else {}
+    found = refused(tmp_path / "merged", [tmp_path / "one"], tmp_path / "out", **more)
+    assert isinstance(found, UnsupportedUpdate)
+    text = f"{found} {found.hint}"
+    assert "put into codes again" in text
+    assert "the base of the merge is what you want" in text
+    assert "--dequantize" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_exchanged_arguments_are_named_by_this_verb(tmp_path: Path) -> None:
+    base, one = write(tmp_path / "base", llama()), adapter(tmp_path / "one", 1, 1e-2)
+    found = refused(one, [base], tmp_path / "out")
+    assert "are the arguments exchanged?" in found.message
+    assert "unmerge MERGED ADAPTER" in f"{found} {found.hint}"
+    assert "merge BASE" not in f"{found} {found.hint}"
