@@ -44,7 +44,7 @@ def refuse_exchanged(base: str, adapters: Sequence[str], usage: str = "merge BAS
     model, kind = next(((uri, kind) for uri, kind in kinds if kind), ("", ""))
     if kind and _is_adapter(files):
         text = f"{show(base, 200)} is an adapter and {show(model, 200)} {kind}: are the arguments exchanged?"
-        raise UsageError(text, where=usage.split()[0], hint=f"write {usage} -o OUT")
+        raise UsageError(text, where=usage.split(maxsplit=1)[0], hint=f"write {usage} -o OUT")
 
 
 def _kind(files: Bundle | None) -> str:

@@ -13,6 +13,7 @@ from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import VerifyResult
 from loraformat.naming import tied_names
+from loraformat.storage import CHECKPOINT_SUFFIXES
 
 # How the weights are spread over files says nothing of their values.
 _LAYOUT = ".index.json"
@@ -24,17 +25,18 @@ def doubt_of(manifest: Mapping[str, Any], merged: Checkpoint, uri: str, edited: 
     Args:
         edited: the tensors that the adapters change, as found now.
     """
-    stated = manifest["weights"].keys()
-    if stated != set(edited):
-        return "the manifest lists other changed tensors than the adapters change"
-    return _doubt_of_files(manifest, merged) or _doubt_of_ties(stated, merged) or _doubt_of_bytes(uri, jobs)
+    stated = set(manifest["weights"])
+    doubt = _doubt_of_files(manifest, merged) or _doubt_of_ties(stated, merged)
+    if not doubt and stated != set(edited):
+        doubt = "the manifest lists other changed tensors than the adapters change"
+    return doubt or _doubt_of_bytes(uri, jobs)
 
 
 def _doubt_of_files(manifest: Mapping[str, Any], merged: Checkpoint) -> str:
     """Whether the files beside the weights are those of the base: a merge may change config.json or a tokenizer."""
     before = {entry["name"]: entry for entry in manifest["base"]["files"]}
-    wanted = {name for name, entry in before.items() if "header_sha256" not in entry and not name.endswith(_LAYOUT)}
-    found = {name for name in merged.others if not name.endswith(_LAYOUT)} - {MANIFEST, DIGESTS}
+    wanted = {name for name in before if _is_beside(name)}
+    found = {name for name in merged.others if _is_beside(name)} - {MANIFEST, DIGESTS}
     for name in sorted(wanted ^ found):
         return f"{name} is in the base alone" if name in wanted else f"{name} is not from the base"
     for name in sorted(found):
@@ -43,11 +45,14 @@ def _doubt_of_files(manifest: Mapping[str, Any], merged: Checkpoint) -> str:
     return ""
 
 
-def _doubt_of_ties(stated: Iterable[str], merged: Checkpoint) -> str:
+def _is_beside(name: str) -> bool:
+    return not name.lower().endswith((*CHECKPOINT_SUFFIXES, _LAYOUT))
+
+
+def _doubt_of_ties(changed: set[str], merged: Checkpoint) -> str:
     """Whether a table that config.json ties has two copies of which one was changed: the base may have had one."""
     if tie_claim(merged.config) is False:
         return ""
-    changed = set(stated)
     for name, other in (tied_names(merged.config) or {}).items():
         if changed & {name, other} and {name, other} <= merged.tensors.keys():
             one, two = merged.tensors[name], merged.tensors[other]

@@ -221,7 +221,14 @@ def _subtracted(run: _Run) -> _Undone:
             yield edit.tensor, total
 
     weights = tuple(
-        UndoneWeight(weight=name, values=one.values, unknown=one.unknown, unlike=one.unlike, bound=one.bound)
+        UndoneWeight(
+            weight=name,
+            values=one.values,
+            unknown=one.unknown,
+            unlike=one.unlike,
+            bound=one.bound,
+            not_finite=one.not_finite,
+        )
         for name, one in counts()
     )
     return _Undone(
@@ -241,8 +248,8 @@ def _refuse_codes(run: _Run, names: Sequence[str]) -> None:
     if not found or run.merged.quantized is None:
         return
     raise UnsupportedUpdate(
-        f"{counted(len(found), 'weight', 'is')} in codes ({run.merged.quantized.scheme}) that the adapters change, first "
-        f"{found[0]}: merged weights were put into codes again, so that nothing can be subtracted from them",
+        f"{counted(len(found), 'weight', 'is')} in codes ({run.merged.quantized.scheme}) that the adapters change, "
+        f"first {found[0]}: merged weights were put into codes again, so that nothing can be subtracted from them",
         where=run.uri,
         hint="the base of the merge is what you want: keep or download it",
     )

@@ -274,9 +274,11 @@ class UndoneWeight:
     Attributes:
         weight: name of the tensor.
         values: how many it has.
-        unknown: values that rounding left more than one choice for; 0 where the base is given.
+        unknown: values that rounding left more than one choice for, and those that are not finite; 0 where the base is
+            given.
         unlike: values that merging these adapters does not give, bit for bit.
-        bound: how far an unknown value may be from the base's.
+        bound: how far an unknown value may be from the base's, where it is finite.
+        not_finite: NaN and infinity among the unknown values.
     """
 
     weight: str
@@ -284,6 +286,7 @@ class UndoneWeight:
     unknown: int = 0
     unlike: int = 0
     bound: float = 0.0
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

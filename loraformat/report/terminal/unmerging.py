@@ -58,8 +58,12 @@ def _say_unknown(page: Page, result: UnmergeResult) -> None:
     if not unknown:
         page.say(Styled("unknown ", "dim"), f"none of {amount(values)} values")
         return
-    bound = max(each.bound for each in result.weights)
-    text = f"{amount(unknown)} of {amount(values)} values ({percent(unknown / values)}), off by at most {number(bound)}"
+    bound, odd = max(each.bound for each in result.weights), sum(each.not_finite for each in result.weights)
+    text = f"{amount(unknown)} of {amount(values)} values ({percent(unknown / values)})"
+    if odd:
+        text += f", {amount(odd)} of them not finite (NaN or infinity)"
+    if unknown > odd:
+        text += f"{', the others' if odd else ','} off by at most {number(bound)}"
     page.say(Styled("unknown ", "dim"), text)
     worst = sorted(result.weights, key=lambda each: (-each.unknown / max(1, each.values), each.weight))[:_WORST]
     page.table(["most unknown", "values", "unknown", "off by at most"], [_row(each) for each in worst if each.unknown])

@@ -369,3 +369,61 @@ def test_exchanged_arguments_are_named_by_this_verb(tmp_path: Path) -> None:
     assert "are the arguments exchanged?" in found.message
     assert "unmerge MERGED ADAPTER" in f"{found} {found.hint}"
     assert "merge BASE" not in f"{found} {found.hint}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_that_are_not_finite_are_counted_and_not_known(tmp_path: Path, dtype: torch.dtype) -> None:
+    base, one = base_of(tmp_path / "base", dtype, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    values = read(base)
+    values[NAME][0, :3] = float("nan")
+    values[NAME][1, 0], values[NAME][1, 1] = float("inf"), float("-inf")
+    save_file(values, base / "model.safetensors", metadata={"format": "pt"})
+    loraformat.merge(base, [one], tmp_path / "merged")
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    (record,) = report.data.weights
+    assert (record.not_finite, record.unknown, record.unlike) == (5, 5, 0)
+    assert (report.data.proof, report.data.is_exact) == ("manifest", False)
+    assert "unknown 5 of 960 values (0.52%), 5 of them not finite (NaN or infinity)" in str(report)
+    assert "unknown none" not in str(report)
+    assert record.bound == 0
+    found, before = read(tmp_path / "out")[NAME], read(base)[NAME]
+    assert torch.equal(found[before.isfinite()], before[before.isfinite()])
+    with pytest.raises(AdapterRefused, match="5 values of 960 cannot be known"):
+        loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "strict", strict=True)
+
+
+def test_shards_and_other_files_of_the_base_are_proved_too(tmp_path: Path) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    (base / "tokenizer.json").write_text("{}")
+    torch.save({"lr": torch.ones(1)}, base / "training_args.bin")
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    loraformat.merge(base, [one], merged, max_shard_nbytes=1500)
+    assert (merged / "model.safetensors.index.json").exists()
+    loraformat.unmerge(merged, [one], out, strict=True)
+    assert all(torch.equal(value, read(base)[name]) for name, value in read(out).items())
+    (merged / "tokenizer.json").write_text("[]")
+    assert loraformat.unmerge(merged, [one], tmp_path / "other").data.proof == "none"
+
+
+def test_a_tie_that_config_json_still_claims_is_a_doubt(tmp_path: Path) -> None:
+    """T5 has one key for the tie and for a scaling of the head, so that a merge leaves it in config.json."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 96}
+    base, one = tmp_path / "base", tmp_path / "one"
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(base)
+    one.mkdir()
+    factors = {"A": torch.randn(2, 32) * 1e-2, "B": torch.randn(96, 2) * 1e-2}
+    save_file(
+        {f"base_model.model.lm_head.lora_{key}.weight": value for key, value in factors.items()},
+        one / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"]}
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    loraformat.merge(base, [one], tmp_path / "merged")
+    assert "lm_head.weight" in read(tmp_path / "merged")
+    assert "lm_head.weight" not in read(base)
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "the merge may have parted them" in report.data.doubt
