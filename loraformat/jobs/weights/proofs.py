@@ -7,6 +7,7 @@ from typing import Any
 
 from loraformat.containers.fingerprints import file_sha256
 from loraformat.diagnostics import counted
+from loraformat.formats.kit.folder import TOKENIZER_FILES
 from loraformat.jobs.verify import verify
 from loraformat.matching import tie_claim
 from loraformat.model.bundle import DIGESTS, MANIFEST
@@ -33,14 +34,20 @@ def doubt_of(manifest: Mapping[str, Any], merged: Checkpoint, uri: str, edited: 
 
 
 def _doubt_of_files(manifest: Mapping[str, Any], merged: Checkpoint) -> str:
-    """Whether the files beside the weights are those of the base: a merge may change config.json or a tokenizer."""
-    before = {entry["name"]: entry for entry in manifest["base"]["files"]}
-    wanted = {name for name in before if _is_beside(name)}
+    """Whether the files beside the weights are those of the base: a merge may change config.json.
+
+    The manifest does not say whether a tokenizer that came with an adapter replaced one of the base: it stays, and
+    nothing is claimed of it.
+    """
+    before = {entry["name"]: entry for entry in manifest["base"]["files"] if _is_beside(entry["name"])}
     found = {name for name in merged.others if _is_beside(name)} - {MANIFEST, DIGESTS}
-    for name in sorted(wanted ^ found):
-        return f"{name} is in the base alone" if name in wanted else f"{name} is not from the base"
-    for name in sorted(found):
-        if file_sha256(merged.store, name) != before[name]["sha256"]:
+    for name in sorted(before.keys() | found):
+        if name not in before:
+            if name not in TOKENIZER_FILES:
+                return f"{name} is not from the base"
+        elif name not in found:
+            return f"{name} of the base is missing"
+        elif file_sha256(merged.store, name) != before[name]["sha256"]:
             return f"{name} is not that of the base"
     return ""
 

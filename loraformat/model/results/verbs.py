@@ -297,10 +297,11 @@ class UnmergeResult:
         merged: URI of the model.
         adapters: those that were taken out, with the strengths at which they had been merged.
         proof: "base": the base was given, and merging the adapters into it gives the model; "manifest": the manifest of
-            the model says that they were merged into it last, all files are as they were written, and those beside the
-            weights are the base's; "none": nothing shows it.
+            the model says that they were merged into it last, all files are as they were written, and the base's
+            beside the weights did not change; "none": nothing shows it.
         doubt: what of that does not hold, where the manifest names these adapters; else "".
-        is_exact: whether the output is proved to have the base's very bytes.
+        is_exact: whether the output is proved to have the base's very tensors, byte for byte. Without the base, tokenizer
+            files that the merge took from an adapter stay.
         weights: one for each tensor that was merged into, sorted by name.
         bytes_written: of the weight files, or of the plan in a dry run.
         files: names of the output files, sorted.

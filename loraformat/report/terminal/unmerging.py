@@ -38,7 +38,9 @@ def _proof(result: UnmergeResult) -> list[str]:
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
         return [f"the base with these adapters gives the model, but for rounding of {share}; the output is the base"]
     if result.is_exact:
-        return ["the manifest and its digests say that these adapters made the model; the output is the base"]
+        return [
+            "the manifest and its digests say that these adapters made the model; the output has the tensors of the base"
+        ]
     if result.proof == "manifest":
         return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
     lines = ["none: nothing shows that the model is a base with these adapters; --base BASE would"]
