@@ -300,8 +300,8 @@ class UnmergeResult:
             the model says that they were merged into it last, all files are as they were written, and the base's
             beside the weights did not change; "none": nothing shows it.
         doubt: what of that does not hold, where the manifest names these adapters; else "".
-        is_exact: whether the output is proved to have the base's very tensors, byte for byte. Without the base, tokenizer
-            files that the merge took from an adapter stay.
+        is_exact: whether the output is proved to have the base's very tensors, byte for byte. Without the base,
+            tokenizer files that the merge took from an adapter stay.
         weights: one for each tensor that was merged into, sorted by name.
         bytes_written: of the weight files, or of the plan in a dry run.
         files: names of the output files, sorted.

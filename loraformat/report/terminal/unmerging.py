@@ -39,7 +39,7 @@ def _proof(result: UnmergeResult) -> list[str]:
         return [f"the base with these adapters gives the model, but for rounding of {share}; the output is the base"]
     if result.is_exact:
         return [
-            "the manifest and its digests say that these adapters made the model; the output has the tensors of the base"
+            "the manifest and its digests say that these adapters made the model; the output has the base's tensors"
         ]
     if result.proof == "manifest":
         return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
