@@ -29,8 +29,14 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
 
 
-def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
-    """Raises: UsageError: the base of a merge is an adapter, and one of its adapters a full model or a pipeline."""
+def refuse_exchanged(base: str, adapters: Sequence[str], usage: str = "merge BASE ADAPTER") -> None:
+    """Refuse a model and adapters that were given in each other's place.
+
+    Args:
+        usage: the verb and its arguments in the right order.
+
+    Raises: UsageError: the model is an adapter, and one of the adapters a full model or a pipeline.
+    """
     files = _files(base)
     if files is None or PIPELINE in files.files or ("config.json" in files.files and not has_marker(files.files)):
         return  # without a look into weight files, of which a base has many
@@ -38,7 +44,7 @@ def refuse_exchanged(base: str, adapters: Sequence[str]) -> None:
     model, kind = next(((uri, kind) for uri, kind in kinds if kind), ("", ""))
     if kind and _is_adapter(files):
         text = f"{show(base, 200)} is an adapter and {show(model, 200)} {kind}: are the arguments exchanged?"
-        raise UsageError(text, where="merge", hint="write merge BASE ADAPTER -o OUT")
+        raise UsageError(text, where=usage.split(maxsplit=1)[0], hint=f"write {usage} -o OUT")
 
 
 def _kind(files: Bundle | None) -> str:

@@ -18,6 +18,7 @@ from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
 from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write
 from loraformat.jobs.weights.changes import is_unchanged
+from loraformat.jobs.weights.proofs import doubt_of
 from loraformat.merger import (
     Arithmetic,
     Inputs,
@@ -36,15 +37,13 @@ from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.verbs import MergedAdapter, UndoneWeight, UnmergeResult
-from loraformat.model.tensors import bytes_of, row_blocks
 from loraformat.model.updates import Replace, Rows
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, new_hash, uri_of, uri_or_none
+from loraformat.storage import Location, uri_of, uri_or_none
 from loraformat.storage import listed as all_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
-_BLOCK_NBYTES = 8 << 20
 # That the model is the result of a merge, and so not the base that the adapters were trained on, is why it is here.
 _EXPECTED = ("LF320", "LF321", "LF814", "LF819")
 _COPY = Options(None, None, Arithmetic(), None, None, None)
@@ -71,6 +70,7 @@ class _Undone:
     prepared: Prepared
     adapters: tuple[MergedAdapter, ...]
     proof: str
+    doubt: str = ""
     weights: tuple[UndoneWeight, ...]
     inputs: tuple[str, ...]
     findings: tuple[Finding, ...]
@@ -137,7 +137,7 @@ def unmerge(
     chosen = [with_strength(adapter) for adapter in all_of(adapters)]
     if not chosen:
         raise UsageError("no adapter is given", where="unmerge")
-    refuse_exchanged(uri, [each for each, _ in chosen])
+    refuse_exchanged(uri, [each for each, _ in chosen], "unmerge MERGED ADAPTER")
     run = _Run(
         merged=_opened(uri),
         uri=uri,
@@ -153,7 +153,7 @@ def unmerge(
     if announce is not None:
         announce(findings)
     if strict and not undone.is_exact:
-        raise AdapterRefused(_not_proved(undone), where=uri, hint="--base BASE proves it", findings=findings)
+        raise AdapterRefused(_not_proved(undone), where=uri, hint="--base BASE compares all of it", findings=findings)
     if dry_run:
         return _report(run, undone, findings, "")
     met: list[Finding] = []
@@ -179,6 +179,8 @@ def _opened(uri: str) -> Checkpoint:
 
 
 def _not_proved(undone: _Undone) -> str:
+    if undone.doubt:
+        return f"the model is not proved to be what its merge wrote: {undone.doubt}"
     if undone.proof == "none":
         return "nothing shows that the model was made with these adapters alone"
     unknown = sum(each.unknown + each.unlike for each in undone.weights)
@@ -198,10 +200,15 @@ def _subtracted(run: _Run) -> _Undone:
     order = _order_of(manifest, opened, [strength for _, strength in chosen])
     if order is not None:
         opened, sources = [opened[at] for at in order], [sources[at] for at in order]
-    prepared = planned(run.merged, opened, sources, run.options, (*doubts(run.merged), *findings))
+    # With updates of weights in codes the plan is made too, so that they are refused for what they are.
+    wanted = run.options if run.merged.quantized is None else replace(run.options, quantized="mixed")
+    prepared = planned(run.merged, opened, sources, wanted, (*doubts(run.merged), *findings))
+    _refuse_codes(run, [edit.source for edit in prepared.plan.edits if edit.terms])
     names = [edit.tensor for edit in prepared.plan.edits]
-    if order is not None and manifest is not None and _holds(manifest, names, run):
-        proof = "manifest"
+    doubt = ""
+    if order is not None and manifest is not None:
+        doubt = doubt_of(manifest, run.merged, run.uri, names, run.limits.jobs)
+        proof = "none" if doubt else "manifest"
     inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in opened])
 
     def counts() -> Iterator[tuple[str, Preimages]]:
@@ -214,16 +221,37 @@ def _subtracted(run: _Run) -> _Undone:
             yield edit.tensor, total
 
     weights = tuple(
-        UndoneWeight(weight=name, values=one.values, unknown=one.unknown, unlike=one.unlike, bound=one.bound)
+        UndoneWeight(
+            weight=name,
+            values=one.values,
+            unknown=one.unknown,
+            unlike=one.unlike,
+            bound=one.bound,
+            not_finite=one.not_finite,
+        )
         for name, one in counts()
     )
     return _Undone(
         prepared=prepared,
         adapters=tuple(_adapter(one, -source.strength) for one, source in zip(opened, sources, strict=True)),
         proof=proof,
+        doubt=doubt,
         weights=weights,
         inputs=(run.uri, *(uri for uri, _ in chosen)),
         findings=prepared.findings,
+    )
+
+
+def _refuse_codes(run: _Run, names: Sequence[str]) -> None:
+    """Raises: UnsupportedUpdate (LF013): weights that the adapters change are in codes in the merged model."""
+    found = sorted(name for name in names if name in run.merged.tensors and run.merged.tensors[name].encoded)
+    if not found or run.merged.quantized is None:
+        return
+    raise UnsupportedUpdate(
+        f"{counted(len(found), 'weight', 'is')} in codes ({run.merged.quantized.scheme}) that the adapters change, "
+        f"first {found[0]}: merged weights were put into codes again, so that nothing can be subtracted from them",
+        where=run.uri,
+        hint="the base of the merge is what you want: keep or download it",
     )
 
 
@@ -263,26 +291,6 @@ def _order_of(
     return order
 
 
-def _holds(manifest: Mapping[str, Any], names: Sequence[str], run: _Run) -> bool:
-    """Whether the weights that the adapters change are those that the manifest says were merged, byte for byte."""
-    stated = manifest["weights"]
-    if set(stated) != set(names):
-        return False
-
-    def is_as_written(name: str) -> bool:
-        return bool(_digest(run.merged.weights[name]) == stated[name]["blake3"])
-
-    return all(open_engine(run.limits.jobs).map(is_as_written, names))
-
-
-def _digest(weight: BaseWeight) -> str:
-    total = new_hash()
-    for start, stop in row_blocks(weight.shape, weight.dtype.itemsize, _BLOCK_NBYTES):
-        is_raw = weight.is_copyable
-        total.update(weight.raw(start, stop) if is_raw else bytes_of(weight.read(start, stop), weight.dtype))
-    return total.hexdigest()
-
-
 def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     """The base itself, once it is shown that the model is the base with the adapters."""
     opened, sources, findings = open_all(base, run.chosen, run.known, run.options, force=run.force, whole=False)
@@ -292,6 +300,7 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
         quantized=None if base.quantized is None else "dense",
     )
     prepared = planned(base, opened, sources, wanted, findings)
+    _refuse_codes(run, [edit.tensor for edit in prepared.plan.edits if edit.terms])
     likeness = _likeness(run, prepared, [one.adapter for one in opened])
     far = [name for name, one in likeness.items() if not one.holds]
     others = _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
@@ -387,6 +396,7 @@ def _report(run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str)
             merged=run.uri,
             adapters=undone.adapters,
             proof=undone.proof,
+            doubt=undone.doubt,
             is_exact=undone.is_exact,
             weights=tuple(sorted(undone.weights, key=lambda each: each.weight)),
             bytes_written=weight_nbytes(plan),

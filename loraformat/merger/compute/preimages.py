@@ -36,18 +36,21 @@ class Preimages:
 
     Attributes:
         values: how many there are.
-        unknown: those of which more than one value gives the merged one.
+        unknown: those of which more than one value gives the merged one, and those that are not finite.
         unlike: those that no value gives: another update, or another way to round.
-        bound: how far the value that subtraction gives may be from the base's where that is unknown.
+        bound: how far the value that subtraction gives may be from the base's where that is unknown and finite.
+        not_finite: NaN and infinity, from which nothing can be subtracted; part of `unknown`.
     """
 
     values: int = 0
     unknown: int = 0
     unlike: int = 0
     bound: float = 0.0
+    not_finite: int = 0
 
     def add(self, other: Preimages) -> None:
         """Take in more rows."""
+        self.not_finite += other.not_finite
         self.values += other.values
         self.unknown += other.unknown
         self.unlike += other.unlike
@@ -78,18 +81,20 @@ class Reversal:
         wanted = nearest_bits(after, dtype)
         found = _merged(self._back, wanted, dtype, start)
         above, below = _neighbours(found)
-        unlike = _merged(self._forth, found, dtype, start) != wanted
+        before = values_of(found, dtype)
+        is_finite = np.isfinite(after) & np.isfinite(before)
+        unlike = (_merged(self._forth, found, dtype, start) != wanted) & is_finite
         unknown = (_merged(self._forth, above, dtype, start) == wanted) | (
             _merged(self._forth, below, dtype, start) == wanted
         )
-        unknown &= ~unlike
-        before = values_of(found, dtype)
+        unknown &= is_finite & ~unlike
         steps = unit_in_last_place(after[unknown], dtype) + unit_in_last_place(before[unknown], dtype)
         return Preimages(
             values=wanted.size,
-            unknown=int(np.count_nonzero(unknown)),
+            unknown=int(np.count_nonzero(unknown | ~is_finite)),
             unlike=int(np.count_nonzero(unlike)),
             bound=float(steps.max(initial=0.0)) / 2,
+            not_finite=int(np.count_nonzero(~is_finite)),
         )
 
 

@@ -274,9 +274,11 @@ class UndoneWeight:
     Attributes:
         weight: name of the tensor.
         values: how many it has.
-        unknown: values that rounding left more than one choice for; 0 where the base is given.
+        unknown: values that rounding left more than one choice for, and those that are not finite; 0 where the base is
+            given.
         unlike: values that merging these adapters does not give, bit for bit.
-        bound: how far an unknown value may be from the base's.
+        bound: how far an unknown value may be from the base's, where it is finite.
+        not_finite: NaN and infinity among the unknown values.
     """
 
     weight: str
@@ -284,6 +286,7 @@ class UndoneWeight:
     unknown: int = 0
     unlike: int = 0
     bound: float = 0.0
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,8 +297,11 @@ class UnmergeResult:
         merged: URI of the model.
         adapters: those that were taken out, with the strengths at which they had been merged.
         proof: "base": the base was given, and merging the adapters into it gives the model; "manifest": the manifest of
-            the model says that they were merged into it last, and its digests hold; "none": nothing shows it.
-        is_exact: whether the output is proved to have the base's very bytes.
+            the model says that they were merged into it last, all files are as they were written, and the base's
+            beside the weights did not change; "none": nothing shows it.
+        doubt: what of that does not hold, where the manifest names these adapters; else "".
+        is_exact: whether the output is proved to have the base's very tensors, byte for byte. Without the base,
+            tokenizer files that the merge took from an adapter stay.
         weights: one for each tensor that was merged into, sorted by name.
         bytes_written: of the weight files, or of the plan in a dry run.
         files: names of the output files, sorted.
@@ -309,6 +315,7 @@ class UnmergeResult:
     bytes_written: int = 0
     files: tuple[str, ...] = ()
     is_dry_run: bool = False
+    doubt: str = ""
 
 
 Result: TypeAlias = Union[

@@ -38,10 +38,17 @@ def _proof(result: UnmergeResult) -> list[str]:
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
         return [f"the base with these adapters gives the model, but for rounding of {share}; the output is the base"]
     if result.is_exact:
-        return ["the manifest and its digests say that these adapters made the model; the output is the base"]
+        return [
+            "the manifest and its digests say that these adapters made the model; the output has the base's tensors"
+        ]
     if result.proof == "manifest":
         return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
     lines = ["none: nothing shows that the model is a base with these adapters; --base BASE would"]
+    if result.doubt:
+        lines = [
+            f"none: {result.doubt}",
+            "the manifest names these adapters, but the output is not proved; --base BASE compares all of it",
+        ]
     if unlike:
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
         lines.append(f"{share} are not what one rounding of a base with these adapters gives")
@@ -53,8 +60,12 @@ def _say_unknown(page: Page, result: UnmergeResult) -> None:
     if not unknown:
         page.say(Styled("unknown ", "dim"), f"none of {amount(values)} values")
         return
-    bound = max(each.bound for each in result.weights)
-    text = f"{amount(unknown)} of {amount(values)} values ({percent(unknown / values)}), off by at most {number(bound)}"
+    bound, odd = max(each.bound for each in result.weights), sum(each.not_finite for each in result.weights)
+    text = f"{amount(unknown)} of {amount(values)} values ({percent(unknown / values)})"
+    if odd:
+        text += f", {amount(odd)} of them not finite (NaN or infinity)"
+    if unknown > odd:
+        text += f"{', the others' if odd else ','} off by at most {number(bound)}"
     page.say(Styled("unknown ", "dim"), text)
     worst = sorted(result.weights, key=lambda each: (-each.unknown / max(1, each.values), each.weight))[:_WORST]
     page.table(["most unknown", "values", "unknown", "off by at most"], [_row(each) for each in worst if each.unknown])

@@ -83,7 +83,7 @@ def test_what_is_proved_is_the_base(tmp_path: Path, dtype: torch.dtype, seed: in
     loraformat.merge(base, [f"{one}=0.5"], tmp_path / "merged")
     report = loraformat.unmerge(tmp_path / "merged", [f"{one}=0.5"], tmp_path / "out", strict=True)
     assert report.data.is_exact
-    assert "the output is the base" in str(report)
+    assert "the output has the base's tensors" in str(report)
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
 
@@ -279,3 +279,166 @@ def test_a_quantized_base_comes_back_in_its_codes(tmp_path: Path, option: str) -
     assert report.data.is_exact
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+def changed(merged: Path, name: str) -> None:
+    """Add 1 to the first value of a tensor; the header stays as it is."""
+    file = merged / "model.safetensors"
+    values = load_file(file)
+    values[name].view(-1)[0] += 1
+    save_file(values, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("what", ["tensor", "config.json", "new.json", "digests", "missing digests"])
+def test_a_change_anywhere_in_the_model_takes_the_proof_away(tmp_path: Path, what: str) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    merged = tmp_path / "merged"
+    loraformat.merge(base, [one], merged)
+    assert loraformat.unmerge(merged, [one], tmp_path / "first", strict=True).data.is_exact
+    digests = merged / "loraformat.digests.json"
+    if what == "tensor":
+        changed(merged, "other")
+    elif what == "digests":
+        digests.write_text(digests.read_text().replace('"nbytes":', '"nbytes": '))
+    elif what == "missing digests":
+        digests.unlink()
+    else:
+        (merged / what).write_text(json.dumps({"vocab_size": 97}))
+    report = loraformat.unmerge(merged, [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    named = {"tensor": "other", "digests": "loraformat.digests.json", "missing digests": "copied tensors"}
+    assert named.get(what, what) in report.data.doubt
+    assert report.data.doubt in str(report)
+    assert "the output is the base" not in str(report)
+    assert "the base's tensors" not in str(report)
+    with pytest.raises(AdapterRefused, match="not proved"):
+        loraformat.unmerge(merged, [one], tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_copied_bytes_without_digests_are_not_proved(tmp_path: Path) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    loraformat.merge(base, [one], tmp_path / "merged", digests="none")
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "copied tensors have no digests" in report.data.doubt
+
+
+def test_a_tied_base_whose_head_the_merge_parted_is_not_proved_and_comes_back_with_the_base(tmp_path: Path) -> None:
+    tied = llama(tie_word_embeddings=True)
+    tied.pop("lm_head.weight", None)
+    base = write(tmp_path / "base", tied, torch.bfloat16, tie_word_embeddings=True)
+    one, merged = tmp_path / "one", tmp_path / "merged"
+    one.mkdir()
+    factors = {"A": torch.randn(2, 32) * 1e-3, "B": torch.randn(96, 2) * 1e-3}
+    save_file(
+        {f"base_model.model.lm_head.lora_{key}.weight": value for key, value in factors.items()},
+        one / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"], "task_type": "CAUSAL_LM"}
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    loraformat.merge(base, [one], merged)
+    assert "lm_head.weight" in read(merged)
+    report = loraformat.unmerge(merged, [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "config.json is not that of the base" in report.data.doubt
+    assert loraformat.unmerge(merged, [one], tmp_path / "exact", base=base).data.is_exact
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "exact" / name).read_bytes() == (base / name).read_bytes()
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+def test_weights_that_were_put_into_codes_again_are_refused_for_that(tmp_path: Path, *, with_base: bool) -> None:
+    base = Path("fixtures/quantized/nf4")
+    loraformat.init(base, tmp_path / "one", rank=2, target=["q_proj"])
+    file = tmp_path / "one" / "adapter_model.safetensors"
+    save_file({name: torch.randn_like(value) * 0.1 for name, value in load_file(file).items()}, file)
+    loraformat.merge(base, [tmp_path / "one"], tmp_path / "merged", requantize=True, least_kept=0)
+    more = {"base": base} if with_base else {}
+    found = refused(tmp_path / "merged", [tmp_path / "one"], tmp_path / "out", **more)
+    assert isinstance(found, UnsupportedUpdate)
+    text = f"{found} {found.hint}"
+    assert "put into codes again" in text
+    assert "the base of the merge is what you want" in text
+    assert "--dequantize" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_exchanged_arguments_are_named_by_this_verb(tmp_path: Path) -> None:
+    base, one = write(tmp_path / "base", llama()), adapter(tmp_path / "one", 1, 1e-2)
+    found = refused(one, [base], tmp_path / "out")
+    assert "are the arguments exchanged?" in found.message
+    assert "unmerge MERGED ADAPTER" in f"{found} {found.hint}"
+    assert "merge BASE" not in f"{found} {found.hint}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_that_are_not_finite_are_counted_and_not_known(tmp_path: Path, dtype: torch.dtype) -> None:
+    base, one = base_of(tmp_path / "base", dtype, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    values = read(base)
+    values[NAME][0, :3] = float("nan")
+    values[NAME][1, 0], values[NAME][1, 1] = float("inf"), float("-inf")
+    save_file(values, base / "model.safetensors", metadata={"format": "pt"})
+    loraformat.merge(base, [one], tmp_path / "merged")
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    (record,) = report.data.weights
+    assert (record.not_finite, record.unknown, record.unlike) == (5, 5, 0)
+    assert (report.data.proof, report.data.is_exact) == ("manifest", False)
+    assert "unknown 5 of 960 values (0.52%), 5 of them not finite (NaN or infinity)" in str(report)
+    assert "unknown none" not in str(report)
+    assert record.bound == 0
+    found, before = read(tmp_path / "out")[NAME], read(base)[NAME]
+    assert torch.equal(found[before.isfinite()], before[before.isfinite()])
+    with pytest.raises(AdapterRefused, match="5 values of 960 cannot be known"):
+        loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "strict", strict=True)
+
+
+def test_shards_and_other_files_of_the_base_are_proved_too(tmp_path: Path) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    (base / "tokenizer.json").write_text("{}")
+    torch.save({"lr": torch.ones(1)}, base / "training_args.bin")
+    merged, out = tmp_path / "merged", tmp_path / "out"
+    loraformat.merge(base, [one], merged, max_shard_nbytes=1500)
+    assert (merged / "model.safetensors.index.json").exists()
+    loraformat.unmerge(merged, [one], out, strict=True)
+    assert all(torch.equal(value, read(base)[name]) for name, value in read(out).items())
+    (merged / "tokenizer.json").write_text("[]")
+    assert loraformat.unmerge(merged, [one], tmp_path / "other").data.proof == "none"
+
+
+def test_a_tie_that_config_json_still_claims_is_a_doubt(tmp_path: Path) -> None:
+    """T5 has one key for the tie and for a scaling of the head, so that a merge leaves it in config.json."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "vocab_size": 96}
+    base, one = tmp_path / "base", tmp_path / "one"
+    transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)).save_pretrained(base)
+    one.mkdir()
+    factors = {"A": torch.randn(2, 32) * 1e-2, "B": torch.randn(96, 2) * 1e-2}
+    save_file(
+        {f"base_model.model.lm_head.lora_{key}.weight": value for key, value in factors.items()},
+        one / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["lm_head"]}
+    (one / "adapter_config.json").write_text(json.dumps(config))
+    loraformat.merge(base, [one], tmp_path / "merged")
+    assert "lm_head.weight" in read(tmp_path / "merged")
+    assert "lm_head.weight" not in read(base)
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    assert (report.data.proof, report.data.is_exact) == ("none", False)
+    assert "the merge may have parted them" in report.data.doubt
+
+
+def test_a_tokenizer_of_the_adapter_stays_and_the_tensors_are_proved(tmp_path: Path) -> None:
+    base, one = base_of(tmp_path / "base", torch.bfloat16, narrow=True), adapter(tmp_path / "one", 1, 1e-2)
+    (one / "tokenizer_config.json").write_text('{"model_max_length": 64}')
+    (base / "tokenizer_config.json").write_text('{"model_max_length": 32}')
+    loraformat.merge(base, [one], tmp_path / "merged")
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
+    assert report.data.is_exact
+    assert "the output has the base's tensors" in str(report)
+    assert torch.equal(read(tmp_path / "out")[NAME], read(base)[NAME])
+    loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "exact", base=base)
+    name = "tokenizer_config.json"
+    assert (tmp_path / "exact" / name).read_bytes() == (base / name).read_bytes()
