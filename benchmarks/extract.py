@@ -217,7 +217,7 @@ def error_of(base: Path, tuned: Path, adapter: Path) -> float:
     settings = json.loads((adapter / "adapter_config.json").read_text())
     apart = whole = 0.0
     with safe_open(adapter / "adapter_model.safetensors", "pt") as factors:
-        names = {name.removeprefix("base_model.model."): name for name in factors.keys()}  # noqa: SIM118 - it is no dict
+        names = {name.removeprefix("base_model.model."): name for name in factors.keys()}  # noqa: SIM118 - it is not a dict
         for shard in sorted(base.glob("*.safetensors")):
             with safe_open(shard, "pt") as one, safe_open(tuned / shard.name, "pt") as other:
                 for key in one.keys():  # noqa: SIM118

@@ -62,7 +62,7 @@ class Sharded(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotImplementedError
+        raise AssertionError(f"{func}: only saving is expected of a tensor that stands for its shards")
 
 
 def save(folder: Path, values: Mapping[str, Any], *, files: int = 1) -> Path:

@@ -29,7 +29,7 @@ class Summary:
         weights: base weights with at least one update.
         modules: modules that own those weights.
         layers: numbers of the blocks, ascending: the first number of each path.
-        module_kinds: last name of the module path that is no number ("q_proj") → weights.
+        module_kinds: last name of the module path that is not a number ("q_proj") → weights.
         update_kinds: name of the kind → updates.
         ranks: rank → low-rank updates.
         scales: scale → updates that have one; None for updates whose scale nobody stated.

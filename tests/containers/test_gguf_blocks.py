@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
 
@@ -13,7 +14,6 @@ from loraformat.containers.gguf.types import BY_NAME
 @pytest.mark.parametrize("kind", DECODERS)
 def test_values_are_those_of_the_gguf_package(kind: str) -> None:
     """Any bytes: scales that are infinite or NaN, subnormal and negative ones among them."""
-    gguf = pytest.importorskip("gguf")
     one = BY_NAME[kind]
     data = np.random.default_rng(sum(kind.encode())).integers(0, 256, (3000, one.nbytes), dtype=np.uint8)
     with np.errstate(all="ignore"):

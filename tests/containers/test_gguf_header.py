@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gguf as package
 import numpy as np
 import pytest
 from containers.gguf_files import (
@@ -217,7 +218,6 @@ def test_every_prefix_is_refused() -> None:
 
 
 def test_the_table_of_types_is_that_of_the_gguf_package() -> None:
-    package = pytest.importorskip("gguf")
     theirs = {int(kind): (kind.name, *size) for kind, size in package.constants.GGML_QUANT_SIZES.items()}
     assert {code: (one.name, one.elements, one.nbytes) for code, one in BY_CODE.items()} == theirs
 
@@ -243,7 +243,6 @@ VALUES = st.one_of(
 def test_the_gguf_package_reads_what_is_laid_out(
     tensors: dict[str, tuple[DType, tuple[int, ...]]], values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    package = pytest.importorskip("gguf")
     layout = plan_file(tensors, encoded(values))
     out = bytearray(layout.nbytes)
     arrays = {}
@@ -266,7 +265,6 @@ def test_the_gguf_package_reads_what_is_laid_out(
 
 
 def test_what_the_gguf_package_writes_is_read(tmp_path: Path) -> None:
-    package = pytest.importorskip("gguf")
     writer = package.GGUFWriter(tmp_path / "m.gguf", "llama")
     writer.add_block_count(3)
     writer.add_array("x.words", ["one", "two"])

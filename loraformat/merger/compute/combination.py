@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraformat.algebra.elementwise import Lines, Sparsity, combined
 from loraformat.errors import UnsupportedUpdate
 from loraformat.merger.compute.kinds.steps import Addition, Step
 from loraformat.merger.inputs import Inputs
@@ -14,6 +13,7 @@ from loraformat.merger.plan.data import Arithmetic, Edit, Term
 from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Replace, Rows, Update
 
 if TYPE_CHECKING:
+    from loraformat.algebra.elementwise import Lines, Sparsity
     from loraformat.model.floats import Floats
 
 METHODS = ("ties", "dare", "dare-ties")
@@ -33,6 +33,8 @@ def sparsity_of(edit: Edit, inputs: Inputs, arithmetic: Arithmetic) -> Sparsity 
     if all(map(_is_sum, updates)):
         if len(edit.shape) < 2:
             return None
+        from loraformat.algebra.elementwise import Sparsity
+
         return Sparsity(
             method=arithmetic.method, density=arithmetic.density, sign=arithmetic.sign, seed=arithmetic.seed
         )
@@ -62,6 +64,8 @@ def combination(edit: Edit, sparsity: Sparsity, prepare: Callable[[Term], Step])
 
 def _one(terms: Sequence[Term], edit: Edit, sparsity: Sparsity, prepare: Callable[[Term], Step]) -> Addition:
     """The combination of the changes of the same rows, by adapters that count with their strengths."""
+    from loraformat.algebra.elementwise import combined
+
     changes: dict[int, list[Addition]] = {}
     strengths: dict[int, float] = {}
     for term in terms:
@@ -84,6 +88,8 @@ def label_of(term: Term) -> str:
 
 
 def _lines(several: Sequence[Addition], rows: int, cols: int) -> Lines:
+    from loraformat.algebra.elementwise import Lines
+
     def read(start: int, stop: int) -> Floats:
         total = several[0].delta(start, stop)
         for other in several[1:]:

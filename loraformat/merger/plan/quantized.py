@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from loraformat.containers.quantized import SCHEMES, laid_out
-from loraformat.containers.quantized.recoding import encoder_of
 from loraformat.diagnostics import counted
 from loraformat.errors import MergeError, UnsupportedUpdate, UsageError
 from loraformat.matching import left_over, quantization_of
@@ -116,6 +115,8 @@ def _recoded_output(base: Checkpoint, found: Edits) -> Decoded:
     Raises: UnsupportedUpdate (LF013): see `encoder_of`. MergeError (LF801): an update gives a weight another shape, or
         takes it out of a table; files are not safetensors; layers are replicated, or the head of a task is added.
     """
+    from loraformat.containers.quantized.recoding import encoder_of
+
     assert base.quantized is not None
     if base.layers or base.task is not None:
         raise MergeError(_STAYS, where="merge", hint="use --dequantize")

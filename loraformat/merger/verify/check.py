@@ -13,7 +13,6 @@ from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, MergePlan, ShardPlan
 from loraformat.merger.verify.compare import compare_rows
-from loraformat.merger.verify.recoded import recoded_checks
 from loraformat.merger.verify.reference import (
     Computed,
     Expected,
@@ -135,7 +134,11 @@ def _checks(
 
 def _recoded_checks(compared: _Compared, inputs: Inputs, output: Store) -> Iterator[_Task]:
     names = sorted(compared.reference.recoded & compared.changed.keys())
-    written = checkpoint_of_store(output, output.uri).quantized if names else None
+    if not names:
+        return
+    from loraformat.merger.verify.recoded import recoded_checks
+
+    written = checkpoint_of_store(output, output.uri).quantized
     for name in names:
         if written is None or name not in written.weights:
             raise MergeError(f"{name}: the output does not have it in codes", where=output.uri)

@@ -48,7 +48,7 @@ def check_with_library(output: Store, shard: ShardPlan, tensors: Mapping[str, St
     path = os.path.join(output.folder, shard.target)
     try:
         with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
             found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
             if found != {name: (tensor.dtype.safetensors, tensor.shape) for name, tensor in tensors.items()}:
                 raise MergeError("the safetensors library reads other tensors than we do", where=shard.target)

@@ -17,7 +17,6 @@ from loraformat.merger.compute.windows import Resources, windows
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Edit, MergePlan, ShardPlan
 from loraformat.merger.write.digests import Digest
-from loraformat.merger.write.recoded import recoded_task
 from loraformat.merger.write.tasks import Done, Target, Task, tensor_copies, tensor_run, verbatim_copies, verbatim_runs
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import Checked
@@ -193,6 +192,8 @@ class _Shard:
                     yield from tensor_copies(self._inputs, tensor.name, target)
         for edit in self._plan.edits:
             if edit.parts:
+                from loraformat.merger.write.recoded import recoded_task
+
                 yield recoded_task(computer, edit, self._inputs, self._limits, target)
                 continue
             steps, digest = computer.steps(edit), Digest()

@@ -57,7 +57,7 @@ class WeightRecord:
 
     @property
     def module(self) -> str:
-        """The kind of module: the last name of the path that is no number ("q_proj"), the parameter's own left out."""
+        """The kind of module: the last name of the path that is not a number ("q_proj"), without the parameter."""
         return module_kind(self.weight)
 
 
@@ -107,7 +107,7 @@ def weight_records(adapter: Adapter) -> tuple[WeightRecord, ...]:
 
 
 def module_kind(base_weight: str) -> str:
-    """The last name of the module path that is no number, and the parameter's own where it is not "weight".
+    """The last name of the module path that is not a number, and the parameter's own where it is not "weight".
 
     "q_proj" for "model.layers.0.self_attn.q_proj.weight", "q_proj.bias" for its bias.
     """

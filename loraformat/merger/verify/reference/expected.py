@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from loraformat.containers import read_rows
 from loraformat.containers.quantized import SCHEMES
-from loraformat.containers.quantized.recoding import parts_of
 from loraformat.errors import MergeError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import Arithmetic, MergePlan
@@ -201,6 +200,8 @@ def _partly_in_codes(
     dense = touched | others
     kept = {part for name, weight in quantized.weights.items() if name not in dense for part in weight.parts}
     if is_recoded:
+        from loraformat.containers.quantized.recoding import parts_of
+
         kept |= {part for name in touched for part in quantized.weights[name].parts} - {
             part for name in touched for part in parts_of(quantized.weights[name])
         }
