@@ -24,7 +24,7 @@ VARIABLE = "LORAFORMAT_LOOP"
 """The environment variable that chooses a loop by the name that `loop` gives; for comparing machines."""
 
 _LIBRARY = Path(__file__).with_name("_kernel.so")
-_VERSION = 5  # of the functions' arguments; as in kernel.h
+_VERSION = 6  # of the functions' arguments; as in kernel.h
 _FIGURES = 4  # of a tally
 _TYPES = {DType.BF16: 0, DType.F16: 1, DType.F32: 2, DType.F64: 3}  # as in kernel.h
 _NAMES = {512: "avx512", 256: "avx2", 128: "neon"}
@@ -56,9 +56,9 @@ class Kernel:
         self._decode = library.loraformat_kernel_decode
         self._decode.argtypes = [
             *(kind, address, size, size, kind, kind, size, size, address, address, address),
-            *(size, size, size, address, ctypes.c_float, kind, address),
+            *(size, size, size, address, ctypes.c_float, kind, address, kind),
         ]
-        for function in (self._window, self._window_of, self._product, self._finish, self._decode):
+        for function in (self._window, self._window_of, self._product, self._finish):
             function.restype = None
 
     def product(self, packed: Packed, start: int, stop: int) -> Floats:
@@ -93,9 +93,9 @@ class Kernel:
         count = raw.nbytes // dtype.itemsize
         return bool(self._convert(self.width, _address(raw), _TYPES[dtype], _address(written), _TYPES[out], count))
 
-    def decode(self, *arguments: float | None) -> None:
+    def decode(self, *arguments: float | None, out: DType) -> bool:
         """`loraformat_kernel_decode` of kernel.c, whose first argument is the width; see `codes.decode`."""
-        self._decode(self.width, *arguments)
+        return bool(self._decode(self.width, *arguments, _TYPES[out]))
 
     def _made_narrow(self, packed: Packed) -> Narrow:
         import numpy as np

@@ -135,13 +135,15 @@ API int loraformat_kernel_convert(int width, const void *from, int in, void *to,
     return is_finite;
 }
 
-API void loraformat_kernel_decode(int width, const void *packed, int64_t row_step, int64_t word_step, int bits, int order,
+/* Whether all that was rounded is finite. */
+API int loraformat_kernel_decode(int width, const void *packed, int64_t row_step, int64_t word_step, int bits, int order,
                                   int64_t rows, int64_t cols, const float *table, const float *scales, const float *zeros,
                                   int64_t groups, int64_t run, int64_t first, const int32_t *index, float factor,
-                                  int is_transposed, float *out) {
+                                  int is_transposed, void *out, int out_type) {
     struct codes codes = {packed, row_step, word_step, rows, cols, groups, run, first, index, table, scales, zeros, out,
-                          factor, bits, order, is_transposed};
+                          factor, bits, order, is_transposed, out_type};
     __typeof__(usual_control()) before = usual_control();
-    loops_of(width)->decode(&codes);
+    int is_finite = loops_of(width)->decode(&codes);
     restore_control(before);
+    return is_finite;
 }

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define VERSION 5 /* of the arguments; as in compiled.py */
+#define VERSION 6 /* of the arguments; as in compiled.py */
 
 #define COLS 16 /* in a block of R; as in factors.py */
 #define MOST_RANK 4096 /* with which float32 comes first */
@@ -50,9 +50,10 @@ struct codes {
     int64_t run, first; /* columns that share a scale; the place of the first column among them */
     const int32_t *index;
     const float *table, *scales, *zeros;
-    float *out;
+    uint8_t *out;
     float factor;
     int bits, order, is_transposed;
+    enum type type; /* of the output */
 };
 
 /* The functions of one instruction set. */
@@ -62,7 +63,7 @@ struct loops {
     void (*product)(const double *left, int64_t rank, const double *right, int64_t rows, int64_t cols, double *out);
     void (*finish)(const struct finish *, int in, int out);
     int (*convert)(const uint8_t *from, int in, uint8_t *to, int out, int64_t count);
-    void (*decode)(const struct codes *);
+    int (*decode)(const struct codes *);
 };
 
 extern const struct loops loraformat_avx2, loraformat_avx512, loraformat_neon;

@@ -90,6 +90,8 @@ class BaseWeight:
             own; a weight of shape `()` is read as `read(0, 1)`.
         read_into: `read_into(start, stop, buffer)` fills a buffer of the right length with the bytes of the same rows,
             row-major and little-endian; None where they do not stand so.
+        round_into: `round_into(start, stop, buffer, dtype)` fills a buffer with the same rows, each number rounded to a
+            dtype of 16 bits, and says whether all are finite; None where nothing is gained by it.
         as_matrix: `as_matrix(2)` is a stack of matrices as one matrix with the rows of all of them; `as_matrix(1)` is
             the weight itself.
     """
@@ -101,6 +103,7 @@ class BaseWeight:
     read: Callable[[int, int], Values]
     read_into: Callable[[int, int, memoryview], None] | None
     as_matrix: Callable[[int], BaseWeight]
+    round_into: Callable[[int, int, memoryview, DType], bool] | None = None
 
     @property
     def is_copyable(self) -> bool:

@@ -16,8 +16,9 @@ void loraformat_kernel_window(int, const void *, int, void *, int, const double 
 void loraformat_kernel_product(int, const double *, int64_t, const double *, int64_t, int64_t, double *);
 
 int loraformat_kernel_convert(int, const void *, int, void *, int, int64_t);
-void loraformat_kernel_decode(int, const void *, int64_t, int64_t, int, int, int64_t, int64_t, const float *, const float *,
-                              const float *, int64_t, int64_t, int64_t, const int32_t *, float, int, float *);
+int loraformat_kernel_decode(int, const void *, int64_t, int64_t, int, int, int64_t, int64_t, const float *, const float *,
+                             const float *, int64_t, int64_t, int64_t, const int32_t *, float, int, void *, int);
+#define F32 2
 
 static void *taken(size_t nbytes) {
     void *found = malloc(nbytes + 1);
@@ -31,7 +32,7 @@ static void decoded(int width, const int64_t *head) {
     void *zeros = more[5] ? taken(grid) : NULL, *index = more[6] ? taken(head[5] * 4) : NULL;
     float *out = calloc(head[7] + 1, 1);
     loraformat_kernel_decode(width, codes, more[0], more[1], head[1], head[2], head[3], head[5], table, scales, zeros,
-                             head[4], more[2], more[3], index, 0.75f, more[4], out);
+                             head[4], more[2], more[3], index, 0.75f, more[4], out, F32);
     fwrite(out, 1, head[7], stdout);
     free(more), free(codes), free(table), free(scales), free(zeros), free(index), free(out);
 }

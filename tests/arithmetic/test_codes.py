@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import compile_loops
 from loraformat import arithmetic
 from loraformat.arithmetic import compiled
-from loraformat.arithmetic.codes import ACROSS, HIGH_FIRST, LOW_FIRST, Codes, decode, packed
+from loraformat.arithmetic.codes import ACROSS, HIGH_FIRST, LOW_FIRST, CodedRows, Codes, decode, packed
 from loraformat.arithmetic.compiled import Kernel
 from loraformat.model.tensors import DType
 
@@ -102,6 +102,21 @@ def test_every_loop_gives_each_number(codes: Codes) -> None:
             assert same(decode(codes, transposed=codes.order != ACROSS), wanted.T if codes.order != ACROSS else wanted)
 
 
+@settings(max_examples=60, deadline=None)
+@given(codes=any_codes(), dtype=st.sampled_from([DType.BF16, DType.F16]))
+def test_every_loop_rounds_each_number_once_more(codes: Codes, dtype: DType) -> None:
+    values = one_by_one(codes).astype(np.float64)
+    for loop in LOOPS:
+        for is_transposed in (False, codes.order != ACROSS):
+            wanted = arithmetic.rounded_bits(values.T if is_transposed else values, dtype)
+            written = bytearray(wanted.nbytes + 2)
+            with forced(loop):
+                is_finite = CodedRows(codes, is_transposed).round_into(memoryview(written)[:-2], dtype)
+            assert written[:-2] == wanted.tobytes(), loop
+            assert written[-2:] == bytes(2)
+            assert is_finite == np.isfinite(values_of(wanted, dtype)).all(), loop
+
+
 def test_nothing_to_decode() -> None:
     empty = np.zeros((0, 4), np.uint8)
     codes = Codes(packed=empty, cols=8, bits=4, table=np.zeros(16, "f4"), scales=np.zeros((0, 1), "f4"), run=8)
@@ -129,7 +144,9 @@ def test_every_compiler_decodes_the_same(tmp_path: Path, compiler: str) -> None:
     for kernel in compiled._kernels().values():
         other = Kernel(library, kernel.width)
         for codes in sample():
-            assert same(packed._compiled(other, codes, transposed=False), one_by_one(codes))
+            found = np.empty((codes.rows, codes.cols), np.float32)
+            packed._compiled(other, codes, found.ctypes.data, DType.F32, transposed=False)
+            assert same(found, one_by_one(codes))
 
 
 @pytest.mark.skipif(not can_build(), reason="no compiler for the driver")

@@ -1,4 +1,5 @@
-/* Codes of a few bits as the numbers that they mean: (table[code] - zero) · scale · factor, rounded to float32 each time.
+/* Codes of a few bits as the numbers that they mean: (table[code] - zero) · scale · factor, rounded to float32 each time;
+ * then once to the type of the output, while they are in the cache of the processor.
  *
  * loraformat/arithmetic/codes/__init__.py describes the arguments. Where a code has at most 4 bits, the 16 numbers of a run
  * of codes with one scale are computed once and looked up for each code: the same numbers by construction.
@@ -8,6 +9,7 @@
 
 #include "../kernel.h"
 #include "../registers.h"
+#include "convert.h"
 
 #define NUMBERS 16 /* that codes of at most 4 bits can mean */
 #define CHUNK 128  /* columns that are decoded of each row before the next ones */
@@ -15,6 +17,25 @@
 #define TILE_ROWS 32 /* of a transposed output */
 
 typedef VECTOR(uint64_t, WIDTH) long_words;
+
+/* Columns from `col` up to `stop` that are decoded at once: they share a scale, that of `group`, unless each has its own. */
+struct run {
+    int64_t col, stop, group;
+};
+
+INLINE struct run run_from(const struct codes *k, int64_t col, int64_t group) {
+    int64_t stop = k->cols < col + CHUNK ? k->cols : col + CHUNK;
+    int64_t end = k->index ? stop : (group + 1) * k->run - k->first;
+    return (struct run){col, end < stop ? end : stop, group};
+}
+
+INLINE struct run first_run(const struct codes *k) { return run_from(k, 0, k->index ? 0 : k->first / k->run); }
+
+/* By a comparison: a division for each run takes as long as to decode it. */
+INLINE struct run next_run(const struct codes *k, struct run run) {
+    int is_whole = !k->index && run.stop == (run.group + 1) * k->run - k->first;
+    return run_from(k, run.stop, run.group + is_whole);
+}
 
 /* A byte of a row: words of 32 bits may lie apart. */
 INLINE const uint8_t *byte_of(const struct codes *k, const uint8_t *row, int64_t number) {
@@ -46,24 +67,26 @@ INLINE ints nibbles_at(const struct codes *k, const uint8_t *row, int64_t col, i
     return k->order == HIGH_FIRST ? (ints)(high | low << 32) : (ints)(low | high << 32);
 }
 
-/* What all codes of at most 4 bits mean under one scale. */
-INLINE void numbers_of(const struct codes *k, int64_t row, int64_t group, float *numbers) {
+/* What all codes of at most 4 bits mean under one scale, in registers: read back from memory right after it was written
+ * number by number, the table would have to wait for all of its stores. */
+INLINE void numbers_of(const struct codes *k, int64_t row, int64_t group, singles *numbers) {
     int64_t at = row * k->groups + group;
     float scale = k->scales[at], zero = k->zeros ? k->zeros[at] : 0;
-    for (int code = 0; code < NUMBERS; code++) numbers[code] = (k->table[code] - zero) * scale * k->factor;
+    for (int part = 0; part < NUMBERS / SINGLES; part++)
+        numbers[part] = (load_singles(k->table + part * SINGLES) - zero) * scale * k->factor;
 }
 
+INLINE float number_of(const singles *numbers, uint32_t code) { return numbers[code / SINGLES][code % SINGLES]; }
+
 /* Columns `col` to `stop` of one row, which share a scale, in 4 bits. */
-INLINE void decode_nibbles(const struct codes *k, const uint8_t *row, int64_t col, int64_t stop, const float *numbers,
+INLINE void decode_nibbles(const struct codes *k, const uint8_t *row, int64_t col, int64_t stop, const singles *numbers,
                            float *out, int is_apart) {
-    singles table[NUMBERS / SINGLES];
-    memcpy(table, numbers, sizeof table);
-    for (; col < stop && col % SINGLES; col++) *out++ = numbers[code_at(k, row, col)];
+    for (; col < stop && col % SINGLES; col++) *out++ = number_of(numbers, code_at(k, row, col));
     for (; col + SINGLES <= stop; col += SINGLES, out += SINGLES) {
-        singles found = look_up(table, nibbles_at(k, row, col, is_apart));
+        singles found = look_up(numbers, nibbles_at(k, row, col, is_apart));
         STORE(out, found);
     }
-    for (; col < stop; col++) *out++ = numbers[code_at(k, row, col)];
+    for (; col < stop; col++) *out++ = number_of(numbers, code_at(k, row, col));
 }
 
 INLINE void decode_bytes(const struct codes *k, const uint8_t *row, int64_t col, int64_t stop, float scale, float zero,
@@ -82,14 +105,14 @@ static void decode_indexed(const struct codes *k, const uint8_t *packed, int64_t
     }
 }
 
-static void decode_run(const struct codes *k, int64_t row, int64_t col, int64_t stop, float *out) {
+static void decode_run(const struct codes *k, int64_t row, struct run run, float *out) {
     const uint8_t *packed = k->packed + row * k->row_step;
     int is_apart = k->word_step != 4;
+    int64_t col = run.col, stop = run.stop, at = row * k->groups + run.group;
     if (k->index) {
         decode_indexed(k, packed, row, col, stop, out);
         return;
     }
-    int64_t group = (k->first + col) / k->run, at = row * k->groups + group;
     if (k->bits == 8) {
         float zero = k->zeros ? k->zeros[at] : 0;
         if (is_apart)
@@ -98,82 +121,98 @@ static void decode_run(const struct codes *k, int64_t row, int64_t col, int64_t 
             decode_bytes(k, packed, col, stop, k->scales[at], zero, out, 0);
         return;
     }
-    float numbers[NUMBERS];
-    numbers_of(k, row, group, numbers);
+    singles numbers[NUMBERS / SINGLES];
+    numbers_of(k, row, run.group, numbers);
     if (k->bits != 4)
-        for (; col < stop; col++) *out++ = numbers[code_at(k, packed, col)];
+        for (; col < stop; col++) *out++ = number_of(numbers, code_at(k, packed, col));
     else if (is_apart)
         decode_nibbles(k, packed, col, stop, numbers, out, 1);
     else
         decode_nibbles(k, packed, col, stop, numbers, out, 0);
 }
 
-/* Rows whose codes share words: code k of a word belongs to row `places[k]` of eight. */
-static void decode_across(const struct codes *k, int64_t row, int64_t col, int64_t stop) {
+/* Rows whose codes share words: code k of a word belongs to row `places[k]` of eight. Rows of `out` are `step` apart. */
+static void decode_across(const struct codes *k, int64_t row, struct run run, float *out, int64_t step) {
     static const int shifts[ACROSS_ROWS] = {0, 16, 4, 20, 8, 24, 12, 28};
-    float numbers[ACROSS_ROWS][NUMBERS];
+    singles numbers[ACROSS_ROWS][NUMBERS / SINGLES];
     const uint8_t *packed = k->packed + row / ACROSS_ROWS * 4;
-    float *out = k->out + row * k->cols;
-    for (int each = 0; each < ACROSS_ROWS; each++) numbers_of(k, row + each, (k->first + col) / k->run, numbers[each]);
+    int64_t col = run.col, stop = run.stop;
+    for (int each = 0; each < ACROSS_ROWS; each++) numbers_of(k, row + each, run.group, numbers[each]);
     for (; col + SINGLES <= stop; col += SINGLES) {
         uint32_t lanes[SINGLES];
         words all;
         for (int lane = 0; lane < SINGLES; lane++) memcpy(lanes + lane, packed + (col + lane) * k->word_step, 4);
         memcpy(&all, lanes, sizeof all);
         for (int each = 0; each < ACROSS_ROWS; each++) {
-            singles table[NUMBERS / SINGLES];
-            for (int part = 0; part < NUMBERS / SINGLES; part++) table[part] = load_singles(numbers[each] + part * SINGLES);
-            singles found = look_up(table, (ints)(all >> shifts[each] & 15));
-            STORE(out + each * k->cols + col, found);
+            singles found = look_up(numbers[each], (ints)(all >> shifts[each] & 15));
+            STORE(out + each * step + col - run.col, found);
         }
     }
     for (; col < stop; col++) {
         uint32_t word;
         memcpy(&word, packed + col * k->word_step, 4);
-        for (int each = 0; each < ACROSS_ROWS; each++) out[each * k->cols + col] = numbers[each][word >> shifts[each] & 15];
+        for (int each = 0; each < ACROSS_ROWS; each++)
+            out[each * step + col - run.col] = number_of(numbers[each], word >> shifts[each] & 15);
     }
 }
+
+/* Where a number stands in the output. */
+INLINE uint8_t *place(const struct codes *k, int64_t number) { return k->out + number * size_of(k->type); }
 
 /* Columns of some rows, by which rows of the output are filled. */
-static void decode_transposed(const struct codes *k, int64_t row, int64_t rows, int64_t col, int64_t stop) {
-    float tile[TILE_ROWS][CHUNK + 16];
-    for (int64_t each = 0; each < rows; each++) decode_run(k, row + each, col, stop, tile[each]);
-    for (int64_t at = 0; at < stop - col; at++) {
-        float *out = k->out + (col + at) * k->rows + row;
+static int decode_transposed(const struct codes *k, int64_t row, int64_t rows, struct run run) {
+    float tile[TILE_ROWS][CHUNK + 16], line[TILE_ROWS];
+    int is_finite = 1;
+    for (int64_t each = 0; each < rows; each++) decode_run(k, row + each, run, tile[each]);
+    for (int64_t at = 0; at < run.stop - run.col; at++) {
+        uint8_t *out = place(k, (run.col + at) * k->rows + row);
         if (rows == TILE_ROWS)
-            for (int each = 0; each < TILE_ROWS; each++) out[each] = tile[each][at];
+            for (int each = 0; each < TILE_ROWS; each++) line[each] = tile[each][at];
         else
-            for (int64_t each = 0; each < rows; each++) out[each] = tile[each][at];
+            for (int64_t each = 0; each < rows; each++) line[each] = tile[each][at];
+        if (k->type == F32)
+            memcpy(out, line, rows * sizeof(float));
+        else
+            is_finite &= convert((const uint8_t *)line, F32, out, k->type, rows);
     }
+    return is_finite;
 }
 
-/* Where the columns end that share a scale with `col`, and are decoded at once. */
-INLINE int64_t end_of_run(const struct codes *k, int64_t col) {
-    int64_t stop = k->cols < col + CHUNK ? k->cols : col + CHUNK;
-    int64_t end = k->index ? stop : ((k->first + col) / k->run + 1) * k->run - k->first;
-    return end < stop ? end : stop;
+/* Columns of as many rows as share their words: straight into the output, or by way of a strip in the cache. */
+static int decode_rows(const struct codes *k, int64_t row, struct run run) {
+    float strip[ACROSS_ROWS][CHUNK + 16];
+    int64_t at = row * k->cols + run.col;
+    int is_single = k->type == F32, rows = k->order == ACROSS ? ACROSS_ROWS : 1, is_finite = 1;
+    float *out = is_single ? (float *)place(k, at) : strip[0];
+    if (k->order == ACROSS)
+        decode_across(k, row, run, out, is_single ? k->cols : CHUNK + 16);
+    else
+        decode_run(k, row, run, out);
+    for (int each = 0; each < rows && !is_single; each++, at += k->cols)
+        is_finite &= convert((const uint8_t *)strip[each], F32, place(k, at), k->type, run.stop - run.col);
+    return is_finite;
 }
 
-/* A chunk of columns of all rows, then the next: words that lie apart stay in the cache for their neighbors. */
-static void decode(const struct codes *k) {
+/* A chunk of columns of all rows, then the next: words that lie apart stay in the cache for their neighbors.
+ * Gives back whether all numbers are finite after they were rounded to 16 bits. */
+static int decode(const struct codes *k) {
     int64_t height = k->order == ACROSS ? ACROSS_ROWS : k->is_transposed ? TILE_ROWS : 1;
-    if (k->word_step == 4 && k->order != ACROSS && !k->is_transposed) {
+    struct run first = first_run(k);
+    int is_finite = 1;
+    if (k->word_step == 4 && height == 1) {
         for (int64_t row = 0; row < k->rows; row++)
-            for (int64_t col = 0, stop; col < k->cols; col = stop)
-                stop = end_of_run(k, col), decode_run(k, row, col, stop, k->out + row * k->cols + col);
-        return;
+            for (struct run run = first; run.col < k->cols; run = next_run(k, run)) is_finite &= decode_rows(k, row, run);
+        return is_finite;
     }
-    for (int64_t col = 0, stop; col < k->cols; col = stop) {
-        stop = end_of_run(k, col);
+    for (struct run run = first; run.col < k->cols; run = next_run(k, run)) {
         for (int64_t row = 0; row < k->rows; row += height) {
-            if (k->order == ACROSS)
-                decode_across(k, row, col, stop);
-            else if (k->is_transposed)
-                decode_transposed(k, row, k->rows - row < height ? k->rows - row : height, col, stop);
+            if (height == TILE_ROWS)
+                is_finite &= decode_transposed(k, row, k->rows - row < height ? k->rows - row : height, run);
             else
-                decode_run(k, row, col, stop, k->out + row * k->cols + col);
+                is_finite &= decode_rows(k, row, run);
         }
     }
+    return is_finite;
 }
 
 #endif

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from loraformat.arithmetic.codes.plain import ACROSS, HIGH_FIRST, LOW_FIRST, unpacked
 from loraformat.arithmetic.compiled import Kernel, kernel
+from loraformat.arithmetic.products import convert
+from loraformat.model.tensors import DType, bytes_of
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -72,14 +74,49 @@ def decode(codes: Codes, *, transposed: bool = False) -> Singles:
 
     Returns: float32, (rows, cols), or if `transposed` (cols, rows), in memory of its own.
     """
+    import numpy as np
+
     compiled = kernel()
     if compiled is None:
         found = _by_numpy(codes)
         return found.T.copy() if transposed else found
-    return _compiled(compiled, codes, transposed=transposed)
+    found = np.empty((codes.cols, codes.rows) if transposed else (codes.rows, codes.cols), np.float32)
+    _compiled(compiled, codes, found.ctypes.data, DType.F32, transposed=transposed)
+    return found
 
 
-def _compiled(compiled: Kernel, codes: Codes, *, transposed: bool) -> Singles:
+@dataclass(frozen=True, slots=True)
+class CodedRows:
+    """Rows of a matrix that are still codes.
+
+    Attributes:
+        codes: of the matrix, or if `is_transposed` of its transpose.
+    """
+
+    codes: Codes
+    is_transposed: bool = False
+
+    def numbers(self) -> Singles:
+        """See `decode`."""
+        return decode(self.codes, transposed=self.is_transposed)
+
+    def round_into(self, written: memoryview, dtype: DType) -> bool:
+        """Fill `written` with the numbers, row-major, each rounded once more: to a dtype of 16 bits.
+
+        As `decode` and then `convert`, without the numbers of float32 in memory. Returns: whether all are finite.
+        """
+        import numpy as np
+
+        compiled = kernel()
+        if compiled is None:
+            return convert(bytes_of(self.numbers(), DType.F32), DType.F32, written, dtype)
+        into = np.frombuffer(written, np.uint8)
+        assert into.size == self.codes.rows * self.codes.cols * dtype.itemsize
+        return _compiled(compiled, self.codes, into.ctypes.data, dtype, transposed=self.is_transposed)
+
+
+def _compiled(compiled: Kernel, codes: Codes, address: int, dtype: DType, *, transposed: bool) -> bool:
+    """Write the numbers to an address; whether all are finite, where they are rounded to 16 bits."""
     import numpy as np
 
     rows, cols, packed = codes.rows, codes.cols, codes.packed
@@ -87,20 +124,20 @@ def _compiled(compiled: Kernel, codes: Codes, *, transposed: bool) -> Singles:
     table = np.zeros(max(16, len(codes.table)), np.float32)
     table[: len(codes.table)] = codes.table
     index = None if codes.index is None else np.ascontiguousarray(codes.index, np.int32)
-    found = np.empty((cols, rows) if transposed else (rows, cols), np.float32)
     row_step, word_step = packed.strides
     if codes.order == ACROSS:
         row_step, word_step = 0, row_step
     elif packed.itemsize == 1:
         word_step = _WORD_NBYTES
-    if rows and cols:
-        compiled.decode(
-            *(packed.ctypes.data, row_step, word_step, codes.bits, _ORDERS[codes.order], rows, cols),
-            *(table.ctypes.data, scales.ctypes.data, None if zeros is None else zeros.ctypes.data),
-            *(scales.shape[1], codes.run, codes.first, None if index is None else index.ctypes.data),
-            *(float(np.float32(codes.factor)), int(transposed), found.ctypes.data),
-        )
-    return found
+    if not (rows and cols):
+        return True
+    return compiled.decode(
+        *(packed.ctypes.data, row_step, word_step, codes.bits, _ORDERS[codes.order], rows, cols),
+        *(table.ctypes.data, scales.ctypes.data, None if zeros is None else zeros.ctypes.data),
+        *(scales.shape[1], codes.run, codes.first, None if index is None else index.ctypes.data),
+        *(float(np.float32(codes.factor)), int(transposed), address),
+        out=dtype,
+    )
 
 
 def _contiguous(values: Singles) -> Singles:

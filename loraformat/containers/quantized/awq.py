@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import ACROSS, Codes, decode, unpacked
+from loraformat.arithmetic.codes import ACROSS, CodedRows, Codes, unpacked
 from loraformat.containers.quantized.codes import integer_table
 from loraformat.containers.quantized.parts import (
     Held,
@@ -85,7 +85,7 @@ def _weight(stored: Checkpoint, module: str, size: int, held: Held) -> Quantized
     return QuantizedWeight(name, (out, inputs), dtype, parts, _Layout(group, held))
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
@@ -94,7 +94,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     first, last = start // _PER_WORD, -(-stop // _PER_WORD)
     words, zeros = (layout.held.columns(stored, name, first, last) for name in weight.parts[:2])
     scales = layout.held.columns(stored, weight.parts[2], first * _PER_WORD, last * _PER_WORD).astype(np.float32)
-    found = decode(
+    found = CodedRows(
         Codes(
             packed=words,
             order=ACROSS,
@@ -106,7 +106,9 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
             run=layout.group,
         )
     )
-    return found[start - first * _PER_WORD :][: stop - start]
+    if (first * _PER_WORD, last * _PER_WORD) == (start, stop):
+        return found
+    return found.numbers()[start - first * _PER_WORD :][: stop - start]
 
 
 def reference(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraformat import strict_json
-from loraformat.arithmetic.codes import HIGH_FIRST, Codes, decode
+from loraformat.arithmetic.codes import HIGH_FIRST, CodedRows, Codes
 from loraformat.containers.quantized.codes import byte_table
 from loraformat.containers.quantized.parts import (
     Held,
@@ -184,7 +184,7 @@ def _eight_bits(stored: Checkpoint, module: str) -> QuantizedWeight:
     return QuantizedWeight(name, shape, dtype_of(stored), tuple(parts))
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
@@ -192,12 +192,12 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
         codes = raw_rows(stored, weight.parts[0], start, stop)
         table, width = byte_table(DType.I8), weight.shape[1]
-        return decode(
+        return CodedRows(
             Codes(packed=codes, cols=width, bits=8, table=table, scales=scales[:, None], run=width, factor=INT8_STEP)
         )
     width, size = matrix_of(weight.shape)[1], weight.layout.size
     first, last = start * width // 2 * 2, stop * width
-    found = decode(
+    found = CodedRows(
         Codes(
             packed=span_of_bytes(stored, weight.parts[0], first // 2, -(-last // 2))[None],
             order=HIGH_FIRST,
@@ -209,7 +209,9 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
             first=first % size,
         )
     )
-    return np.asarray(found[0, start * width - first :].reshape(stop - start, width))
+    if first == start * width:
+        return found
+    return np.asarray(found.numbers()[0, 1:].reshape(stop - start, width))
 
 
 def _absmax(stored: Checkpoint, weight: QuantizedWeight) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import Codes, decode
+from loraformat.arithmetic.codes import CodedRows, Codes
 from loraformat.containers.quantized.codes import byte_table, powers_of_two
 from loraformat.containers.quantized.parts import Held, dtype_of, finite_scales, part, raw_rows, whole
 from loraformat.containers.quantized.reference import eight_bits, single
@@ -104,7 +104,7 @@ def _weight(stored: Checkpoint, name: str, tensor: StoredTensor, block: Block) -
     return QuantizedWeight(name, tensor.shape, dtype_of(stored), (name, scales, *beside), block)
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
@@ -120,7 +120,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         each = scales.reshape(-1)[matrices if is_each else np.zeros_like(matrices), None]
     table = byte_table(stored.tensors[weight.parts[0]].dtype)
     codes = raw_rows(stored, weight.parts[0], start, stop)
-    return decode(Codes(packed=codes, cols=width, bits=8, table=table, scales=each, run=block.cols or width))
+    return CodedRows(Codes(packed=codes, cols=width, bits=8, table=table, scales=each, run=block.cols or width))
 
 
 def _scales(stored: Checkpoint, name: str) -> NDArray[Any]:

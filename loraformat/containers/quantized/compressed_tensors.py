@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import Codes, decode, unpacked
+from loraformat.arithmetic.codes import CodedRows, Codes, unpacked
 from loraformat.containers.quantized.codes import byte_table, fp4_table, integer_table, powers_of_two
 from loraformat.containers.quantized.parts import (
     dtype_of,
@@ -260,7 +260,7 @@ def _grid(tensor: StoredTensor, group: _Group) -> tuple[tuple[int, ...], ...]:
     return ((out, 1), (1,), ())
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`."""
     layout, inputs = weight.layout, weight.shape[1]
     assert isinstance(layout, _Layout)
@@ -274,7 +274,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         table = integer_table(group.bits, -(1 << (group.bits - 1)))
     else:
         table = byte_table(stored.tensors[layout.parts["codes"]].dtype)
-    return decode(
+    return CodedRows(
         Codes(
             packed=packed,
             cols=inputs,
@@ -288,7 +288,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     )
 
 
-def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDArray[np.float32]:
+def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> CodedRows:
     import numpy as np
 
     size = _FP4_GROUPS[layout.group.format]
@@ -302,7 +302,7 @@ def _fp4_rows(stored: Checkpoint, layout: _Layout, start: int, stop: int) -> NDA
         scales = powers_of_two(scales)
     finite_scales(scales, layout.parts["scales"])
     codes = raw_rows(stored, layout.parts["codes"], start, stop)
-    return decode(Codes(packed=codes, cols=2 * codes.shape[1], bits=4, table=fp4_table(), scales=scales, run=size))
+    return CodedRows(Codes(packed=codes, cols=2 * codes.shape[1], bits=4, table=fp4_table(), scales=scales, run=size))
 
 
 def _grid_rows(

@@ -9,12 +9,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from loraformat.arithmetic import convert
+from loraformat.arithmetic.codes import CodedRows
 from loraformat.containers.quantized.parts import matrix_of
 from loraformat.containers.quantized.scheme import SCHEMES, QuantizedScheme
 from loraformat.diagnostics import show
 from loraformat.errors import FormatError, InvalidJson
 from loraformat.model.checkpoint import BaseWeight, Checkpoint, Quantized, QuantizedWeight, StoredTensor
-from loraformat.model.tensors import DType, Span
+from loraformat.model.tensors import DType, Span, bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from loraformat.model.floats import Floats
 
+    Singles = NDArray[np.float32]
     _Float = TypeVar("_Float", bound=np.floating[Any])
 
 # Of the values that a scheme decodes.
@@ -124,7 +127,15 @@ def _weight_of(
     stored: Checkpoint, weight: QuantizedWeight, scheme: QuantizedScheme, shape: tuple[int, ...]
 ) -> BaseWeight:
     """A quantized weight, seen in `shape`; nothing is read."""
-    decode = partial(_rows_of, partial(scheme.rows, stored, weight), weight.shape, shape)
+    rows = partial(scheme.rows, stored, weight)
+    decode = partial(_rows_of, lambda start, stop: _numbers(rows(start, stop)), weight.shape, shape)
+
+    def round_into(start: int, stop: int, buffer: memoryview, dtype: DType) -> bool:
+        height = matrix_of(weight.shape)[0] // max(1, shape[0] if shape else 1)
+        found = rows(start * height, stop * height)
+        if isinstance(found, CodedRows):
+            return found.round_into(buffer, dtype)
+        return convert(bytes_of(found, _DTYPE), _DTYPE, buffer, dtype)
 
     def read_into(start: int, stop: int, buffer: memoryview) -> None:
         import numpy as np
@@ -143,7 +154,12 @@ def _weight_of(
         read=decode,
         read_into=read_into,
         as_matrix=as_matrix,
+        round_into=round_into,
     )
+
+
+def _numbers(rows: Singles | CodedRows) -> Singles:
+    return rows.numbers() if isinstance(rows, CodedRows) else rows
 
 
 def _rows_of(

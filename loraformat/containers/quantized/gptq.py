@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import Codes, decode, unpacked
+from loraformat.arithmetic.codes import CodedRows, Codes, unpacked
 from loraformat.containers.quantized.codes import integer_table
 from loraformat.containers.quantized.parts import (
     Held,
@@ -154,7 +154,7 @@ def _distinct(fields: NDArray[np.uint8]) -> Iterator[int]:
     return (int(value) for value in np.flatnonzero(np.bincount(fields.reshape(-1), minlength=256)))
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`."""
     import numpy as np
 
@@ -162,7 +162,7 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     assert isinstance(layout, _Layout)
     words = layout.held.columns(stored, weight.parts[0], start, stop)
     scales = layout.held.columns(stored, weight.parts[2], start, stop).astype(np.float32)
-    return decode(
+    return CodedRows(
         Codes(
             packed=words.T,
             cols=weight.shape[1],

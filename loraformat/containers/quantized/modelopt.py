@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import Codes, decode
+from loraformat.arithmetic.codes import CodedRows, Codes
 from loraformat.containers.quantized.codes import byte_table, fp4_table
 from loraformat.containers.quantized.parts import (
     dtype_of,
@@ -93,7 +93,7 @@ def _beside(stored: Checkpoint, module: str) -> tuple[str, ...]:
     return (f"{module}{_BESIDE[0]}",) if f"{module}{_BESIDE[0]}" in stored.tensors else ()
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`. The second scale multiplies the first."""
     import numpy as np
 
@@ -101,10 +101,10 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
     if weight.layout == "FP8":
         scales = np.broadcast_to(_one(stored, weight.parts[1]), (stop - start, 1))
         table = byte_table(stored.tensors[weight.parts[0]].dtype)
-        return decode(Codes(packed=codes, cols=width, bits=8, table=table, scales=scales, run=width))
+        return CodedRows(Codes(packed=codes, cols=width, bits=8, table=table, scales=scales, run=width))
     scales = finite_scales(part_rows(stored, weight.parts[1], start, stop), weight.parts[1])
     scales = scales * _one(stored, weight.parts[2])
-    return decode(Codes(packed=codes, cols=width, bits=4, table=fp4_table(), scales=scales, run=_GROUP))
+    return CodedRows(Codes(packed=codes, cols=width, bits=4, table=fp4_table(), scales=scales, run=_GROUP))
 
 
 def _one(stored: Checkpoint, name: str) -> np.float32:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic.codes import Codes, decode
+from loraformat.arithmetic.codes import CodedRows, Codes
 from loraformat.containers.quantized.codes import fp4_table, powers_of_two
 from loraformat.containers.quantized.parts import Held, dtype_of, finite_scales, part, require_shape
 from loraformat.containers.quantized.reference import four_bits, single
@@ -49,7 +49,7 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     return found
 
 
-def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32]:
+def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> NDArray[np.float32] | CodedRows:
     """See `QuantizedScheme.rows`: inputs of experts, whose codes are columns of what is stored."""
     import numpy as np
 
@@ -58,14 +58,19 @@ def rows(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> 
         _inputs(stored, weight, expert, max(0, start - expert * inputs), min(inputs, stop - expert * inputs))
         for expert in range(start // inputs, -(-stop // inputs))
     ]
-    return found[0] if len(found) == 1 else np.concatenate([np.zeros((0, weight.shape[2]), np.float32), *found])
+    if len(found) == 1:
+        return found[0]
+    numbers = [one.numbers() if isinstance(one, CodedRows) else one for one in found]
+    return np.concatenate([np.zeros((0, weight.shape[2]), np.float32), *numbers])
 
 
-def _inputs(stored: Checkpoint, weight: QuantizedWeight, expert: int, start: int, stop: int) -> NDArray[np.float32]:
+def _inputs(
+    stored: Checkpoint, weight: QuantizedWeight, expert: int, start: int, stop: int
+) -> NDArray[np.float32] | CodedRows:
     """(stop - start, out): some inputs of one expert."""
     first, last = start // _GROUP, -(-stop // _GROUP)
     codes, scales = (_of_expert(stored, weight, part, expert) for part in weight.parts[:2])
-    values = decode(
+    found = CodedRows(
         Codes(
             packed=codes[:, first * _NBYTES : last * _NBYTES],
             cols=(last - first) * _GROUP,
@@ -74,9 +79,11 @@ def _inputs(stored: Checkpoint, weight: QuantizedWeight, expert: int, start: int
             scales=finite_scales(powers_of_two(scales[:, first:last]), weight.parts[1]),
             run=_GROUP,
         ),
-        transposed=True,
+        is_transposed=True,
     )
-    return values[start - first * _GROUP : stop - first * _GROUP]
+    if (first * _GROUP, last * _GROUP) == (start, stop):
+        return found
+    return found.numbers()[start - first * _GROUP : stop - first * _GROUP]
 
 
 def _of_expert(stored: Checkpoint, weight: QuantizedWeight, name: str, expert: int) -> NDArray[np.uint8]:

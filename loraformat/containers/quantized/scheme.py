@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from loraformat.arithmetic.codes import CodedRows
 from loraformat.containers.gguf import scheme as gguf
 from loraformat.errors import FormatError
 from loraformat.model.bundle import Json
@@ -39,8 +40,8 @@ class QuantizedScheme(Protocol):
         Raises: FormatError (LF012): a part is missing or has the wrong shape; config and tensors contradict each other.
         """
 
-    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
-        """(stop - start, columns): what the library of the scheme computes, before its last rounding.
+    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles | CodedRows:
+        """(stop - start, columns): what the library of the scheme computes, before its last rounding; or its codes.
 
         Rows `start:stop` of the weight seen as a matrix: its columns are the last axis, or one where that is all.
         """
@@ -102,7 +103,7 @@ class Module:
             raise FormatError(text, where=stored.uri)
         return found
 
-    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles:
+    def rows(self, stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) -> Singles | CodedRows:
         """See `QuantizedScheme.rows`."""
         return self._module.rows(stored, weight, start, stop)
 

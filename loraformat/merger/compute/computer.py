@@ -62,6 +62,8 @@ class Computer:
         if copied is not None:
             _copy_rows(copied, start, written, edit.terms[0].weight)
             return Computed(written.data, None)
+        if self._is_rounded_only(edit, written.dtype) and self._round(edit, start, stop, written.data):
+            return Computed(written.data, None)
         raw = self._read(edit, start, stop)
         with self._turns:
             tallies = self._computed(edit, steps, raw, start, written)
@@ -85,6 +87,16 @@ class Computer:
     def steps(self, edit: Edit) -> Steps:
         """The steps of an edit, none of them made ready."""
         return Steps(edit, self._inputs, self._arithmetic)
+
+    def _is_rounded_only(self, edit: Edit, dtype: DType) -> bool:
+        return not edit.terms and self._is_nearest and dtype in (DType.BF16, DType.F16)
+
+    def _round(self, edit: Edit, start: int, stop: int, written: memoryview) -> bool:
+        """Whether a base weight could round its rows itself, with only finite numbers."""
+        weight = self._inputs.base.weights[edit.source].as_matrix(edit.row_axes)
+        if weight.round_into is None or stop > weight.rows:
+            return False
+        return weight.round_into(start, stop, written, DType[edit.dtype])
 
     @property
     def _is_nearest(self) -> bool:
