@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from loraformat.containers import safetensors, torch_zip
+from loraformat.containers import safetensors
 from loraformat.containers.bundles import is_gguf, is_safetensors
 from loraformat.model.bundle import FileFingerprint
 from loraformat.storage import CHECKPOINT_SUFFIXES, Source
@@ -32,6 +32,8 @@ def header_sha256(store: Source, name: str) -> str:
     data_start = _data_start(store, name)
     if data_start is not None:
         return hashlib.sha256(store.read(name, 0, data_start)).hexdigest()
+    from loraformat.containers import torch_zip
+
     records = torch_zip.read_archive(store, name).records.values()
     listed = [[record.name, record.offset, record.nbytes, record.crc32] for record in records]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
@@ -45,6 +47,8 @@ def checked_spans(store: Source, name: str) -> list[tuple[int, int]]:
     data_start = _data_start(store, name)
     if data_start is not None:
         return [(0, data_start)]
+    from loraformat.containers import torch_zip
+
     torch_zip.check_records(store, name)
     records = torch_zip.read_archive(store, name).records.values()
     return [(record.offset, record.offset + record.nbytes) for record in records]

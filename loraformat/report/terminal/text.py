@@ -1,4 +1,7 @@
-"""A report for people. rich is imported here and nowhere else, and only when something is drawn."""
+"""A report for people. rich is imported here and nowhere else, and only when something is drawn.
+
+What one verb alone says is imported with its result.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,6 @@ from loraformat.model.results.verbs import (
 from loraformat.report.base import Report
 from loraformat.report.ci.concise import totals
 from loraformat.report.lines import STYLES, Line, Page, Styled, columns_of, shorten
-from loraformat.report.terminal.difference import say_difference
-from loraformat.report.terminal.estimation import say_estimate
-from loraformat.report.terminal.factor_changes import say_factors
-from loraformat.report.terminal.inspection import say_inspection, say_together
-from loraformat.report.terminal.unmerging import say_unmerging
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
@@ -57,11 +55,17 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
     page = Page(width)
     match report.data:
         case InspectResult():
+            from loraformat.report.terminal.inspection import say_inspection
+
             say_inspection(page, report, report.data)
             _say_findings(page, report.findings)
         case DiffResult():
+            from loraformat.report.terminal.difference import say_difference
+
             say_difference(page, report.data)
         case EstimateResult():
+            from loraformat.report.terminal.estimation import say_estimate
+
             say_estimate(page, report.subject, report.data)
         case _:
             _say_findings(page, report.findings)
@@ -77,10 +81,14 @@ def _say_result(page: Page, report: Report) -> None:
         case ConvertResult():
             _say_conversion(page, report, report.data)
         case FactorResult():
+            from loraformat.report.terminal.factor_changes import say_factors
+
             say_factors(page, report, report.data, _places(report))
         case MergeResult():
             _say_merge(page, report, report.data)
         case UnmergeResult():
+            from loraformat.report.terminal.unmerging import say_unmerging
+
             say_unmerging(page, report.data, _places(report))
         case VerifyResult():
             _say_verification(page, report, report.data)
@@ -95,6 +103,8 @@ def render_together(reports: Sequence[Report], *, width: int | None = None, colo
     page = Page(width)
     page.say("")
     if all(isinstance(report.data, InspectResult) for report in reports):
+        from loraformat.report.terminal.inspection import say_together
+
         say_together(page, reports)
     return _drawn(page.lines, color=color)
 
