@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +64,87 @@ def visit(address: str, folder: Path) -> Seen:
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     shutil.rmtree(folder / "profile", ignore_errors=True)
     return Seen(done.stdout, console, _requested(log))
+
+
+@dataclass
+class Tab:
+    """A page that stays open: scripts run in it, keys are pressed. Chrome's DevTools protocol, by pipes."""
+
+    to: int
+    out: int
+    session: str = ""
+    _number: int = 0
+    _rest: bytes = b""
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def ask(self, method: str, **params: Any) -> dict[str, Any]:
+        """The result of a command; what happens meanwhile is kept in `events`."""
+        self._number += 1
+        command: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if self.session:
+            command["sessionId"] = self.session
+        os.write(self.to, json.dumps(command).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page, a promise waited for."""
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """A key, as the keyboard has it."""
+        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            got = os.read(self.out, 1 << 20)
+            assert got, "the browser ended"
+            self._rest += got
+        one, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(one))
+
+
+@contextmanager
+def opened(address: str, folder: Path, *, width: int = 1200, is_dark: bool = False) -> Iterator[Tab]:
+    """An address in a tab of `width` pixels, in a fresh profile below `folder`; downloads go to `folder`."""
+    (child_in, to), (out, child_out) = os.pipe(), os.pipe()
+
+    def connect() -> None:
+        reads, writes = os.dup(child_in), os.dup(child_out)  # first: a pipe may stand where another must go
+        os.dup2(reads, 3)
+        os.dup2(writes, 4)
+
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [str(CHROMIUM), *_FLAGS, "--remote-debugging-pipe", profile, "about:blank"]
+    browser = subprocess.Popen(command, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=connect)  # noqa: PLW1509
+    os.close(child_in)
+    os.close(child_out)
+    try:
+        tab = Tab(to, out)
+        target = tab.ask("Target.createTarget", url="about:blank")["targetId"]
+        tab.session = tab.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab.ask("Page.enable")
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        tab.ask("Emulation.setDeviceMetricsOverride", **size)
+        features = [{"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}]
+        tab.ask("Emulation.setEmulatedMedia", features=features)
+        tab.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
+        tab.ask("Page.navigate", url=address)
+        while not any(event.get("method") == "Page.loadEventFired" for event in tab.events):
+            tab.events.append(tab._next())
+        yield tab
+    finally:
+        browser.kill()
+        browser.wait()
+        os.close(to)
+        os.close(out)
+        shutil.rmtree(folder / "profile", ignore_errors=True)
 
 
 def _requested(log: Path) -> list[str]:

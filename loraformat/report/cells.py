@@ -61,6 +61,41 @@ METRICS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The ends of a scale of colors, and the least and largest value; those beyond an end have its color.
+
+    >>> scale_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 1000.0], is_log=False)
+    Scale(low=1.0, high=7.0, least=1.0, largest=1000.0)
+    """
+
+    low: float = 0.0
+    high: float = 0.0
+    least: float = 0.0
+    largest: float = 0.0
+
+
+# Quartiles and this many times their distance hold all values but those that stand far apart.
+_FENCE = 3.0
+# Of the whole range: where the values inside the fence fill less, the others would take most of the colors from them.
+_LEAST_SHARE_OF_RANGE = 0.5
+
+
+def scale_of(values: Sequence[float], *, is_log: bool) -> Scale:
+    """A scale for some values, positive ones where `is_log`: from the least to the largest but for the few far away."""
+    if not values:
+        return Scale()
+    ordered = sorted(values)
+    places = [math.log(value) for value in ordered] if is_log else ordered
+    low, high = _quantile(places, 0.25), _quantile(places, 0.75)
+    reach = _FENCE * (high - low)
+    inner = [at for at, place in enumerate(places) if low - reach <= place <= high + reach]
+    least, largest = ordered[0], ordered[-1]
+    if places[inner[-1]] - places[inner[0]] >= _LEAST_SHARE_OF_RANGE * (places[-1] - places[0]) or not reach:
+        return Scale(least, largest, least, largest)
+    return Scale(ordered[inner[0]], ordered[inner[-1]], least, largest)
+
+
 @dataclass(slots=True)
 class Cell:
     """The weights of one module kind in one column.
@@ -101,15 +136,31 @@ class Grid:
         are_numbers = all(label == NO_LAYER or label.replace("-", "").isdigit() for label in self.columns)
         return "layer" if are_numbers else "block"
 
-    def range_of(self, metric: Metric) -> tuple[float, float]:
-        """(least, largest) figure over all cells that have a place on its scale; (0, 0) where none has."""
+    def scale_of(self, metric: Metric) -> Scale:
+        """The ends of the scale that the cells of a figure are drawn on."""
         found = [cell.values[metric.name] for cell in self.cells.values() if metric.name in cell.values]
-        placed = [value for value in found if value > 0 or not metric.is_log]
-        return (min(placed), max(placed)) if placed else (0.0, 0.0)
+        return scale_of([value for value in found if value > 0 or not metric.is_log], is_log=metric.is_log)
 
     def has_untrained(self, metric: Metric) -> bool:
         """Whether a cell has the figure zero, which has no place on its scale."""
         return metric.is_log and any(cell.values.get(metric.name) == 0 for cell in self.cells.values())
+
+
+UNKNOWN, ZERO = "?", "∅"
+
+
+def steps_of(grid: Grid, metric: Metric) -> list[str]:
+    """A sign for each cell: the step of its color, UNKNOWN, or ZERO, which has no place on a logarithmic scale."""
+    scale = grid.scale_of(metric)
+    return [sign_of(cell.values.get(metric.name), metric, scale) for cell in grid.cells.values()]
+
+
+def sign_of(value: float | None, metric: Metric, scale: Scale) -> str:
+    """The sign of one value; see `steps_of`."""
+    if value is None:
+        return UNKNOWN
+    step = metric.step(value, scale.low, scale.high)
+    return ZERO if step is None else str(step)
 
 
 def column_of(record: WeightRecord) -> str:

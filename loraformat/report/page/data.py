@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from loraformat.model.results.plot_data import Picture, Subject
-from loraformat.report.cells import Grid, Row, margin_label
+from loraformat.report.cells import Grid, Row, margin_label, steps_of
 
 SCHEMA = "loraformat.plot/1"
 
@@ -107,6 +107,12 @@ def _cells(grid: Grid) -> dict[str, object]:
         "values": {
             metric.name: [_short(cell.values.get(metric.name)) for cell in grid.cells.values()]
             for metric in grid.metrics
+        },
+        "steps": {metric.name: "".join(steps_of(grid, metric)) for metric in grid.metrics},
+        "scales": {
+            metric.name: [_short(end) for end in (scale.low, scale.high, scale.least, scale.largest)]
+            for metric in grid.metrics
+            for scale in [grid.scale_of(metric)]
         },
         "margins": {name: [margin_label(pair) for pair in pairs] for name, pairs in grid.margins.items()},
         "rows": [row for row, _ in grid.cells],

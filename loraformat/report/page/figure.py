@@ -87,7 +87,8 @@ def _heat(figure: Figure, axes: Axes, grid: Grid) -> None:
         axes.set_axis_off()
         return
     metric = grid.metrics[0]
-    low, high = grid.range_of(metric)
+    scale = grid.scale_of(metric)
+    low, high = scale.low, scale.high
     norm = LogNorm(low, high) if high > low else None
     image = axes.imshow(_matrix(grid, metric), aspect="auto", cmap="viridis", norm=norm, interpolation="nearest")
     axes.set_yticks(range(len(grid.rows)), [_plain(show(row, 40)) for row in grid.rows])
@@ -97,7 +98,9 @@ def _heat(figure: Figure, axes: Axes, grid: Grid) -> None:
     untrained = "hatched ∅: untrained, the update is zero"
     axes.set_xlabel(f"{grid.word}   ({untrained})" if grid.has_untrained(metric) else grid.word)
     if high > 0:
-        figure.colorbar(image, ax=axes, label="|ΔW| (Frobenius)", fraction=0.04, pad=0.01)
+        cut = (scale.least < low, scale.largest > high)
+        extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(cut, "neither")
+        figure.colorbar(image, ax=axes, label="|ΔW| (Frobenius)", fraction=0.04, pad=0.01, extend=extend)
     for (row, column), cell in grid.cells.items():
         _mark(axes, (column, row), cell, cell.values.get(metric.name))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loraformat.model.results.weight_figures import WeightRecord
-from loraformat.report.cells import NO_LAYER, Cell, Grid, Metric, margin_label
+from loraformat.report.cells import NO_LAYER, UNKNOWN, ZERO, Cell, Grid, Metric, Scale, margin_label, sign_of
 from loraformat.report.page.svg import drawing, text
 from loraformat.report.words import number
 
@@ -78,13 +78,13 @@ def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
     figure.
     """
     layout = _Layout(len(grid.columns), 8 + 7 * max((len(row) for row in grid.rows), default=0))
-    low, high = grid.range_of(metric)
+    scale = grid.scale_of(metric)
     parts = [layout.labels(grid.columns)]
     for row, kind in enumerate(grid.rows):
         parts += [layout.row_label(row, kind), layout.margin(row, margin_label(grid.margins[metric.name][row]))]
     for index, (place, cell) in enumerate(grid.cells.items()):
         value = cell.values.get(metric.name)
-        css, sign = _look(value, metric, (low, high), is_outlier=cell.is_outlier)
+        css, sign = _look(value, metric, scale, is_outlier=cell.is_outlier)
         parts.append(layout.cell(index, place, css, sign, cell_title(grid, place, cell, metric, records)))
     size = (layout.right + 130, _TOP + layout.height * len(grid.rows) + 6)
     return drawing(size, "".join(parts), f"{metric.label} of each module kind in each {grid.word}", "heat")
@@ -97,8 +97,8 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Mapping
         values: for each row, column → value; log scale, whose ends stand below.
     """
     found = [value for row in values for value in row.values() if value > 0]
-    low, high = (min(found), max(found)) if found else (0.0, 0.0)
-    scale = Metric("", title, "log", max, "")
+    ends = (min(found), max(found)) if found else (0.0, 0.0)
+    metric, scale = Metric("", title, "log", max, ""), Scale(*ends, *ends)
     layout = _Layout(len(columns), 8 + 7 * max(len(row) for row in rows))
     parts = [layout.labels(columns)]
     for at, (row, cells) in enumerate(zip(rows, values, strict=True)):
@@ -106,12 +106,12 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Mapping
         for column, label in enumerate(columns):
             value = cells.get(label)
             if value is not None:
-                css, sign = _look(value, scale, (low, high))
+                css, sign = _look(value, metric, scale)
                 hint = f"{row}, layer {label}: {number(value)}"
                 parts.append(layout.cell(at * len(columns) + column, (at, column), css, sign, hint))
     bottom = _TOP + layout.height * len(rows)
-    ends = f"0 is {number(low)}, 9 is {number(high)}, log scale"
-    parts.append(f'<text class="label" x="{layout.left}" y="{bottom + 12}">{ends}</text>')
+    legend = f"0 is {number(scale.low)}, 9 is {number(scale.high)}, log scale"
+    parts.append(f'<text class="label" x="{layout.left}" y="{bottom + 12}">{legend}</text>')
     size = (max(layout.right, layout.left + 240) + 20, bottom + 18)
     return drawing(size, "".join(parts), title, "steps")
 
@@ -130,11 +130,9 @@ def cell_title(grid: Grid, place: tuple[int, int], cell: Cell, metric: Metric, r
     return f"{name}, {where}: {metric.label} {figure}{several}{mark}"
 
 
-def _look(
-    value: float | None, metric: Metric, ends: tuple[float, float], *, is_outlier: bool = False
-) -> tuple[str, str]:
+def _look(value: float | None, metric: Metric, scale: Scale, *, is_outlier: bool = False) -> tuple[str, str]:
     """(class, sign) of a cell."""
-    step = None if value is None else metric.step(value, *ends)
-    if step is None:
-        return ("none", "?") if value is None else ("zero", "∅")
-    return (f"q{step} out", "!") if is_outlier else (f"q{step}", str(step))
+    sign = sign_of(value, metric, scale)
+    if sign in (UNKNOWN, ZERO):
+        return ("none" if sign == UNKNOWN else "zero", sign)
+    return (f"q{sign} out", "!") if is_outlier else (f"q{sign}", sign)

@@ -21,7 +21,7 @@ from loraformat.report.weights import by_module
 from loraformat.report.words import amount, nbytes, number, parameters, percent, plural
 from loraformat.report.words import histogram as listed
 
-_MOST_FINDINGS = 100
+_MOST_FINDINGS = 100  # that are seen at once; the others are folded
 _LEAST_FINDINGS = 10  # of each adapter, however many there are
 _MOST_SPECTRA = 24
 _MOST_CONFIG = 100_000
@@ -111,18 +111,20 @@ def _view(subject: Subject, number: int) -> _View:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Findings of one subject, the first of them, and how many more there are."""
+    """Findings of one subject: the first of them, and the others."""
 
     label: str
     findings: Sequence[Finding]
-    more: int
+    others: Sequence[Finding]
 
 
 def _findings(picture: Picture) -> list[_Found]:
     """What was found about each subject that has findings; none crowds out those of another."""
     most = max(_LEAST_FINDINGS, _MOST_FINDINGS // len(picture.subjects))
     return [
-        _Found(show(each.label), [_shown(one) for one in each.findings[:most]], max(0, len(each.findings) - most))
+        _Found(
+            show(each.label), *([_shown(one) for one in some] for some in (each.findings[:most], each.findings[most:]))
+        )
         for each in picture.subjects
         if each.findings
     ]
@@ -194,8 +196,11 @@ def _legend(grid: Grid) -> str:
     if not grid.metrics:
         return ""
     metric = grid.metrics[0]
-    low, high = grid.range_of(metric)
-    ends = f"0 is {number(low)}, 9 is {number(high)}, {metric.scale} scale" if high > 0 else ""
+    scale = grid.scale_of(metric)
+    below = "" if scale.least == scale.low else f" and less, down to {number(scale.least)}"
+    above = "" if scale.largest == scale.high else f" and more, up to {number(scale.largest)}"
+    ends = f"0 is {number(scale.low)}{below}, 9 is {number(scale.high)}{above}, {metric.scale} scale"
+    ends = ends if scale.high > 0 else ""
     untrained = "∅ untrained: the update is zero" if grid.has_untrained(metric) else ""
     return "; ".join(part for part in (ends, untrained) if part)
 

@@ -85,7 +85,7 @@ def test_long_stacks_are_drawn_in_bins_that_hold_every_layer() -> None:
     assert sorted(number for cell in grid.cells.values() for number in cell.records) == list(range(len(DENSE)))
     assert (grid.columns[0], grid.columns[-1]) == ("0-15", "2496-2499")
     norm = next(metric for metric in grid.metrics if metric.name == "norm")
-    assert grid.range_of(norm)[1] == max(each.norm for each in DENSE)
+    assert grid.scale_of(norm).high == max(each.norm for each in DENSE)
 
 
 def test_a_spectrum_of_one_value_can_be_seen() -> None:

@@ -1,7 +1,6 @@
 "use strict";
 (() => {
   const page = JSON.parse(document.getElementById("loraformat-data").textContent);
-  const steps = 10;
   const shown = 60;
   const number = (value) => {
     if (value === null || value === undefined) return "";
@@ -45,9 +44,26 @@
       return order.down ? -apart : apart;
     };
 
-    const drawTable = () => {
+    const chosenRows = () => {
       const at = columns.indexOf(order.column);
-      const kept = rows.filter((row) => row.cells[0].includes(wanted)).sort((a, b) => compare(a.cells[at], b.cells[at]));
+      return rows.filter((row) => row.cells[0].includes(wanted)).sort((a, b) => compare(a.cells[at], b.cells[at]));
+    };
+
+    // All rows that the filter keeps, in the order of the table, every digit. RFC 4180; what a spreadsheet would take for
+    // a formula begins with an apostrophe, as names come from files of strangers.
+    const asCsv = () => {
+      const cell = (value) => {
+        if (value === null || value === undefined) return "";
+        if (typeof value !== "string") return String(value);
+        const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+        return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+      };
+      const line = (cells) => cells.filter((_, at) => used[at] || at === outlier).map(cell).join(",");
+      return [line(columns), ...chosenRows().map((row) => line(row.cells))].join("\r\n") + "\r\n";
+    };
+
+    const drawTable = () => {
+      const kept = chosenRows();
       const body = byId("weights").tBodies[0];
       const some = all ? kept : kept.slice(0, shown);
       body.replaceChildren(...some.map((row) => {
@@ -89,37 +105,35 @@
     // The heat map: another figure gives other classes, signs, titles and margins.
     const cells = byId("heat") ? [...byId("heat").querySelectorAll("g.c")] : [];
     const titles = cells.map((cell) => cell.querySelector("title").textContent);
-    const place = (metric, value, low, high) => {
-      if (metric.scale === "log" && value <= 0) return null;
-      const share = high <= low ? 1 : metric.scale === "log" ? Math.log(value / low) / Math.log(high / low)
-        : (value - low) / (high - low);
-      return Math.min(steps - 1, Math.max(0, Math.floor(share * steps)));
-    };
     const drawHeat = (name) => {
       const metric = data.cells.metrics.find((each) => each.name === name);
       const values = data.cells.values[name];
-      const found = values.filter((value) => value !== null && (value > 0 || metric.scale !== "log"));
-      const [low, high] = found.length ? [Math.min(...found), Math.max(...found)] : [0, 0];
+      const signs = [...data.cells.steps[name]];
+      const [low, high, least, largest] = data.cells.scales[name];
       const outliers = cells.map((cell) => cell.classList.contains("out") || cell.dataset.out === "1");
       cells.forEach((cell, at) => {
         const value = values[at];
-        const step = value === null ? null : place(metric, value, low, high);
+        const sign = signs[at];
+        const step = sign === "?" || sign === "∅" ? null : sign;
         if (outliers[at]) cell.dataset.out = "1";
         cell.setAttribute("class", `c ${value === null ? "none" : step === null ? "zero" : `q${step}`}${outliers[at] && step !== null ? " out" : ""}`);
-        const sign = cell.querySelector("text");
-        if (sign) sign.textContent = value === null ? "?" : step === null ? "∅" : outliers[at] ? "!" : step;
+        const drawn = cell.querySelector("text");
+        if (drawn) drawn.textContent = step !== null && outliers[at] ? "!" : sign;
         const several = data.cells.weights[at] > 1 ? `, ${metric.word} of ${data.cells.weights[at]} weights` : "";
         const where = titles[at].slice(0, titles[at].lastIndexOf(": "));
         const figure = value === null ? "unknown" : number(value);
         const mark = value !== null && step === null ? ", untrained: the update is zero" : "";
-        cell.querySelector("title").textContent = `${where}: ${metric.label} ${figure}${several}${mark}`;
+        const title = `${where}: ${metric.label} ${figure}${several}${mark}`;
+        cell.querySelector("title").textContent = title;
+        cell.setAttribute("aria-label", title);
       });
       for (const margin of byId("heat").querySelectorAll(".margin")) {
         const own = data.cells.margins[name][Number(margin.dataset.row)];
         margin.textContent = own;
       }
       byId("legend").textContent = [
-        ...(high > 0 ? [`0 is ${number(low)}, 9 is ${number(high)}, ${metric.scale} scale`] : []),
+        ...(high > 0 ? [`0 is ${number(low)}${least < low ? ` and less, down to ${number(least)}` : ""}, 9 is ${number(high)}`
+          + `${largest > high ? ` and more, up to ${number(largest)}` : ""}, ${metric.scale} scale`] : []),
         ...(metric.scale === "log" && values.includes(0) ? ["∅ untrained: the update is zero"] : []),
       ].join("; ");
       byId("metric").value = name;
@@ -160,12 +174,64 @@
       if (values.length) byId("detail").append(drawSpectrum(values));
     };
 
+    // One cell at a time is in the order of Tab; arrow keys go to the nearest cell of a row or column.
+    const keepFocusable = (at) => cells.forEach((cell, other) => cell.setAttribute("tabindex", other === at ? "0" : "-1"));
+    const spot = (at) => { const box = cells[at].querySelector("rect"); return [Number(box.getAttribute("x")), Number(box.getAttribute("y"))]; };
+    const neighbor = (at, along, way) => {
+      const from = spot(at);
+      let best = at;
+      let least = Infinity;
+      cells.forEach((_, other) => {
+        const to = spot(other);
+        const far = (to[along] - from[along]) * way;
+        if (to[1 - along] === from[1 - along] && far > 0 && far < least) [best, least] = [other, far];
+      });
+      return best;
+    };
+    const ways = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 1], ArrowUp: [1, -1] };
+    const onKey = (event, at) => {
+      if (event.key === "Enter" || event.key === " ") drawDetail(at);
+      else if (event.key in ways) {
+        const next = neighbor(at, ...ways[event.key]);
+        keepFocusable(next);
+        cells[next].focus();
+      } else return;
+      event.preventDefault();
+    };
+
     drawHead();
     byId("filter").addEventListener("input", (event) => { wanted = event.target.value; drawTable(); });
     byId("more").addEventListener("click", () => { all = true; drawTable(); });
+    const say = (text) => { byId("said").textContent = text; };
+    byId("copy").addEventListener("click", async () => {
+      const text = asCsv();
+      try {
+        await navigator.clipboard.writeText(text);
+      } catch {
+        const field = element("textarea", text);
+        document.body.append(field);
+        field.select();
+        const done = document.execCommand("copy");
+        field.remove();
+        if (!done) { say("the browser does not allow copying: use the download"); return; }
+      }
+      say("copied");
+    });
+    byId("csv").addEventListener("click", () => {
+      const address = URL.createObjectURL(new Blob([asCsv()], { type: "text/csv" }));
+      element("a", undefined, { href: address, download: `${document.title.split(" · ")[0].replace(/[^\w.-]+/g, "_")}.csv` }).click();
+      URL.revokeObjectURL(address);
+      say("saved");
+    });
     if (cells.length) {
       byId("metric").addEventListener("change", (event) => drawHeat(event.target.value));
-      cells.forEach((cell, at) => cell.addEventListener("click", () => drawDetail(at)));
+      byId("heat").querySelector("svg").setAttribute("role", "group");
+      cells.forEach((cell, at) => {
+        cell.setAttribute("role", "button");
+        cell.addEventListener("click", () => { keepFocusable(at); drawDetail(at); });
+        cell.addEventListener("keydown", (event) => onKey(event, at));
+      });
+      keepFocusable(0);
     }
     // An address may end in #sort=norm&metric=effective_rank&cell=3&filter=q_proj: a view that can be sent on.
     const asked = new URLSearchParams(location.hash.slice(1));
