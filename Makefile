@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check
+.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check docs
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -58,14 +58,21 @@ mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py --trace
 	$(BIN)/python tests/mutants.py --seed $$(git rev-parse --short=8 HEAD)
 
-check: $(VENV)/installed-dev
+# The site of docs/, into site/: search works without a network. Warnings and links that lead nowhere end it.
+docs: $(VENV)/installed-dev
+	rm -rf site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+	rm -rf site/.doctrees
+	$(BIN)/python docs/check.py site
+
+check: docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site
 
 $(BIN)/python:
 	@echo "make: a virtual environment in $(VENV), then pip, which shows what it downloads"

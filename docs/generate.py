@@ -31,7 +31,7 @@ from loraformat.model.updates import every_kind
 from loraformat.naming.families import denoisers
 
 ROOT = Path(__file__).parent.parent
-WALKS = ("algebra.md", "inspect.md", "models.md", "validate.md")
+WALKS = ("algebra.md", "guides/hand-written.md", "inspect.md", "models.md", "validate.md")
 TARGET = ROOT / "docs" / "rules"
 
 FAMILIES = {

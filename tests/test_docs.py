@@ -53,7 +53,7 @@ def test_the_readme_shows_what_its_commands_print(generate: ModuleType) -> None:
     assert page == generate.readme(page)
 
 
-@pytest.mark.parametrize("name", ["inspect.md", "models.md", "validate.md"])
+@pytest.mark.parametrize("name", ["guides/hand-written.md", "inspect.md", "models.md", "validate.md"])
 def test_a_walk_shows_what_its_commands_print(generate: ModuleType, name: str) -> None:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert "$ loraformat" in page
