@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check docs
+.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check docs bench fuzz
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -57,6 +57,16 @@ mutants: $(VENV)/installed-test
 	$(PIP) -e '.[mutants]'
 	$(BIN)/python tests/mutants.py --trace
 	$(BIN)/python tests/mutants.py --seed $$(git rev-parse --short=8 HEAD)
+
+# All measurements, one after the other; hours, on a machine that does nothing else. BENCH= names some of them.
+BENCH ?= start_up validate inspection merge merge_gguf merge_single_file quantized algebra extract image_adapters retention
+bench: $(VENV)/installed-test
+	for each in $(BENCH); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+
+# Every reader of untrusted bytes against changed inputs; what is found lands in tests/fuzz/found/. SECONDS for each run.
+SECONDS ?= 600
+fuzz: $(VENV)/installed-test
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
 # The site of docs/, into site/: search works without a network. Warnings and links that lead nowhere end it.
 docs: $(VENV)/installed-dev
