@@ -24,7 +24,7 @@ CODE = [
 OWNERS = {
     "click": ("cli/",),
     "fcntl": ("storage/platform.py",),
-    "huggingface_hub": ("storage/hub.py",),
+    "huggingface_hub": ("storage/hub/",),
     "rich": ("report/terminal/text.py",),
     "jinja2": ("report/page/html.py",),
     "matplotlib": ("report/page/figure.py",),
