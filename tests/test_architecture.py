@@ -28,7 +28,7 @@ OWNERS = {
     "rich": ("report/terminal/text.py",),
     "jinja2": ("report/page/html.py",),
     "matplotlib": ("report/page/figure.py",),
-    "yaml": ("containers/yaml.py",),
+    "yaml": ("strict_yaml.py",),
 }
 BANNED_IMPORTS = {
     "pickle",

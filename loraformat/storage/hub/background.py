@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loraformat.errors import StorageError
 
@@ -42,17 +42,18 @@ def in_background(call: Callable[[], T], patience_s: float | None = None) -> T:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """A block without the bars, warnings and log lines of huggingface_hub, which name addresses that are signed."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub import utils
 
+    bars: Any = utils  # it does not mark what it exports
     logger = logging.getLogger("huggingface_hub")
-    level, were_disabled = logger.level, are_progress_bars_disabled()
+    level, were_disabled = logger.level, bars.are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
-        disable_progress_bars()
+        bars.disable_progress_bars()
         try:
             yield
         finally:
             logger.setLevel(level)
             if not were_disabled:
-                enable_progress_bars()
+                bars.enable_progress_bars()

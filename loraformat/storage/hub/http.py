@@ -84,8 +84,9 @@ class Client:
             else:
                 if answer.status not in BUSY:
                     return answer
-                reason, pause = f"status {answer.status}", pause_of(
-                    answer.status, answer.headers.get("retry-after", ""), attempt
+                reason, pause = (
+                    f"status {answer.status}",
+                    pause_of(answer.status, answer.headers.get("retry-after", ""), attempt),
                 )
             if attempt + 1 < ATTEMPTS:
                 self.wait(pause)

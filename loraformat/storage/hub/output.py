@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from loraformat.errors import StorageError
@@ -19,6 +19,8 @@ from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_MOST_PREVIOUS_NBYTES = 1 << 20
 
 
 class WholeCopy(NamedTuple):
@@ -52,24 +54,29 @@ class HubOutput(HiddenFolder):
         address: where the output will be.
         permissions: of the files in the folder.
         reads_copies: see Output.
+        before: what is there now; None for nothing.
     """
 
-    def __init__(self, folder: str, address: Address, permissions: int, *, reads_copies: bool) -> None:
+    def __init__(
+        self, folder: str, address: Address, permissions: int, *, reads_copies: bool, before: Address | None = None
+    ) -> None:
         super().__init__(folder, permissions)
+        self._before = before
         self.uri = str(address)
         self.reads_copies = reads_copies
         self.copies: dict[str, WholeCopy] = {}
 
-    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> AbstractContextManager[Writer]:
-        """See Store. A large file of a repository that is copied whole is only noted."""
-        found = _whole(size, copies)
-        self.copies.pop(path, None)
-        return super().create(path, size, copies) if found is None else self._noted(checked_name(path, self.uri), found)
-
     @contextmanager
-    def _noted(self, path: str, copy: WholeCopy) -> Iterator[Writer]:
-        with CopyWriter(copy, f"{self.uri}/{path}") as writer:
-            yield writer
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[Writer]:
+        """See Store. A large file of a repository that is copied whole is only noted."""
+        copy = _whole(size, copies)
+        if copy is None:
+            with super().create(path, size, copies) as writer:
+                yield writer
+            self.copies.pop(path, None)
+            return
+        with CopyWriter(copy, f"{self.uri}/{checked_name(path, self.uri)}") as taker:
+            yield taker
         super().remove(path)
         self.copies[path] = copy
 
@@ -101,7 +108,9 @@ class HubOutput(HiddenFolder):
 
     def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source."""
-        return self.copies[path].source.identity(self.copies[path].path) if path in self.copies else super().identity(path)
+        return (
+            self.copies[path].source.identity(self.copies[path].path) if path in self.copies else super().identity(path)
+        )
 
     def names(self) -> list[str]:
         """See Output."""
@@ -127,6 +136,13 @@ class HubOutput(HiddenFolder):
                 if not name.startswith(OWN_PREFIX):
                     found[inner] = path
         return found
+
+    def previous(self, path: str) -> bytes | None:
+        """A small file that is in the place of the output now; None where there is none."""
+        if self._before is None:
+            return None
+        store = HubStore(str(self._before))
+        return store.read(path) if path in store.files() and store.size(path) <= _MOST_PREVIOUS_NBYTES else None
 
     def fetched(self, name: str, copy: WholeCopy) -> str:
         """The path on this machine of a file of a repository, whose bytes are read for that."""

@@ -16,10 +16,10 @@ from loraformat.storage.hub.addresses import BRANCH, Address
 from loraformat.storage.hub.background import in_background
 from loraformat.storage.hub.connection import Connection, State
 from loraformat.storage.hub.output import HubOutput, WholeCopy
-from loraformat.storage.hub.publication import Published, Publishing
 from loraformat.storage.hub.rejections import CopyRejected, as_rejection, patiently
 from loraformat.storage.hub.target import Place, check_stale
 from loraformat.storage.local.interrupts import Deferral
+from loraformat.storage.publication import Published, Publishing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -180,7 +180,8 @@ class Publisher:
 
         found: list[Any] = []
         for name, copy in sorted(copies.items()):
-            source, more = copy.address, {}
+            source = copy.address
+            more: dict[str, Any] = {}
             if source.repository.casefold() != self._address.repository.casefold():
                 if "src_repo_id" not in {field.name for field in fields(CommitOperationCopy)}:
                     raise CopyRejected("this version of huggingface_hub copies inside one repository only")

@@ -50,7 +50,7 @@ def patiently(call: Callable[[], T], wait: Callable[[float], None], *, again: bo
 
 def _pause(error: Exception, attempt: int, *, again: bool) -> float | None:
     """Seconds until a call is made again; None where it would end the same way."""
-    if isinstance(error, LoraFormatError) or isinstance(error.__cause__, Exception) and _answer(error) is None:
+    if isinstance(error, LoraFormatError) or (isinstance(error.__cause__, Exception) and _answer(error) is None):
         return None  # the library below has tried it several times
     answer = _answer(error)
     if answer is not None:
@@ -124,7 +124,7 @@ def _answer(error: BaseException) -> Any:  # noqa: ANN401 - of httpx or of reque
 
 
 def _text(error: BaseException) -> str:
-    """": " and what the Hub says to people, where it says something."""
+    """A colon and what the Hub says to people, where it says something."""
     for each in (error, error.__cause__):
         said = getattr(each, "server_message", None)
         if isinstance(said, str) and said.strip():

@@ -1,4 +1,4 @@
-"""A folder of a repository on the Hugging Face Hub, read by ranges: headers cost kilobytes, whatever the weights are."""
+"""A folder of a repository on the Hugging Face Hub, read by ranges: headers cost kilobytes, whatever the weights."""
 
 from __future__ import annotations
 
@@ -155,9 +155,7 @@ class HubStore:
             return b""
         size, address = self.size(path), self.address
         with as_hub_error(self._where(path)):
-            return self._connection.range(
-                address.repository, address.branch, address.inside(path), start, nbytes, size
-            )
+            return self._connection.range(address.repository, address.branch, address.inside(path), start, nbytes, size)
 
 
 def _cached_folder(address: Address, path: str, size: int) -> LocalStore | None:

@@ -12,11 +12,11 @@ from loraformat.errors import StorageError
 from loraformat.storage.hub.connection import Connection
 from loraformat.storage.hub.faults import as_hub_error
 from loraformat.storage.hub.output import HubOutput
-from loraformat.storage.hub.publication import Publication, Publishing
 from loraformat.storage.hub.publish import Publisher
 from loraformat.storage.hub.target import check_owner, earlier_output, look, parsed
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.staging import require_space as require_local_space
+from loraformat.storage.publication import Publication, Publishing
 
 _SCHEME = "hf://"
 
@@ -32,6 +32,7 @@ def stage(
     written: Callable[[str], Collection[str]] | None = None,
     permissions: int = 0o777,
     on_cleared: Callable[[int], None] | None = None,
+    word: str | None = None,
     publishing: Publishing | None = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Iterator[HubOutput]:
@@ -51,6 +52,7 @@ def stage(
         nothing is visible then. UsageError: options that the Hub does not have.
     """
     del permissions, on_cleared
+    assert word is None, "no unfinished output of the Hub is joined"
     chosen = publishing or Publishing(Publication())
     address = parsed(target, inputs, chosen.options, resume=resume)
     with as_hub_error(target):
@@ -68,7 +70,13 @@ def stage(
         folder = _new_folder(target)
         try:
             with signals.delivered():
-                output = HubOutput(folder, address, 0o700, reads_copies=not _is_on_the_hub(inputs[:1]))
+                output = HubOutput(
+                    folder,
+                    address,
+                    0o700,
+                    reads_copies=not _is_on_the_hub(inputs[:1]),
+                    before=address.at(place.state.commit) if place.state is not None and place.files() else None,
+                )
                 yield output
                 published = publisher.publish(output, ours)
         finally:

@@ -11,11 +11,12 @@ from loraformat.errors import InvalidJson, StorageError, UsageError
 from loraformat.storage.hub.addresses import BRANCH, SCHEME, Address
 from loraformat.storage.hub.connection import Connection, ListedFile, State, check_status, state_of
 from loraformat.storage.hub.faults import refusal
-from loraformat.storage.hub.publication import Publication
 from loraformat.storage.local.store import WEIGHT_SUFFIXES
+from loraformat.storage.publication import Publication
 
 # What every repository has from the first moment on.
 _OF_THE_HUB = frozenset([".gitattributes"])
+_CARD = "README.md"  # in which people write
 _WEIGHTS = (*WEIGHT_SUFFIXES, ".index.json")
 _MOST_ANSWER_NBYTES = 1 << 20
 _OTHER_BRANCH = "hf://owner/name@branch writes another branch; git keeps what was there"
@@ -45,7 +46,7 @@ class Place:
 def parsed(target: str, inputs: Sequence[str], options: Publication, *, resume: bool) -> Address:
     """The address of an output.
 
-    Raises: StorageError: not one that can be written, or an input of the run; UsageError: options that it does not have.
+    Raises: StorageError: not one that can be written, or an input of the run. UsageError: options that it lacks.
     """
     address = Address.parse(target)
     if address.is_commit or address.branch.startswith("refs/"):
@@ -94,7 +95,8 @@ def check_owner(connection: Connection, place: Place, options: Publication) -> N
         raise StorageError("there is no repository to open a pull request in", hint="leave --create-pr out")
     if place.state is None and owner.casefold() not in {each.casefold() for each in owners}:
         raise StorageError(
-            f"no such repository, and the token makes none for {owner}", hint=f"it does for {show(', '.join(owners), 200)}"
+            f"no such repository, and the token makes none for {owner}",
+            hint=f"it does for {show(', '.join(owners), 200)}",
         )
 
 
@@ -109,7 +111,7 @@ def _owners(value: strict_json.Json) -> list[str]:
     fields = value if isinstance(value, dict) else {}
     orgs = fields.get("orgs")
     named = [fields, *(orgs if isinstance(orgs, list) else ())]
-    return [each["name"] for each in named if isinstance(each, dict) and isinstance(each.get("name"), str)]  # type: ignore[misc]
+    return [each["name"] for each in named if isinstance(each, dict) and isinstance(each.get("name"), str)]
 
 
 def earlier_output(
@@ -128,9 +130,12 @@ def earlier_output(
         return frozenset()
     if not overwrite:
         hint = f"replace its files with --overwrite; {_OTHER_BRANCH}"
-        raise StorageError("the output exists already: the repository is not empty", where=str(place.address), hint=hint)
+        raise StorageError(
+            "the output exists already: the repository is not empty", where=str(place.address), hint=hint
+        )
     assert place.state is not None
     ours = frozenset(written(str(place.address.at(place.state.commit))) if written is not None else ()) & there
+    ours -= {_CARD}
     if names:
         check_stale(place, names, ours)
     return ours
