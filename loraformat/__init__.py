@@ -25,6 +25,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
+    "loraformat.storage.publication": ("Publication",),
     "loraformat.jobs.weights.ablate": ("ablate",),
     "loraformat.jobs.weights.extract": ("extract",),
     "loraformat.jobs.weights.init": ("init",),
@@ -163,6 +164,7 @@ if TYPE_CHECKING:
         WeightNetwork,
     )
     from loraformat.report import Report
+    from loraformat.storage.publication import Publication
 
 __all__ = [
     "Adapter",
@@ -216,6 +218,7 @@ __all__ = [
     "OutOfResources",
     "PlotResult",
     "ProposedMap",
+    "Publication",
     "RenamedTensor",
     "Replace",
     "Report",

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
-from loraformat.storage.hub.faults import LIBRARIES, is_of_libraries, refusal
+from loraformat.storage.hub.faults import CONNECTIONS, LIBRARIES, refusal
 from loraformat.storage.hub.http import ATTEMPTS, BUSY, backoff, pause_of
 
 T = TypeVar("T")
@@ -57,7 +57,8 @@ def _pause(error: Exception, attempt: int, *, again: bool) -> float | None:
         if answer.status_code not in BUSY or isinstance(error, RuntimeError):
             return None
         return pause_of(int(answer.status_code), str(answer.headers.get("retry-after", "")), attempt)
-    return backoff(attempt) if again and is_of_libraries(error) else None
+    is_lost = isinstance(error, OSError) or type(error).__module__.startswith(CONNECTIONS)
+    return backoff(attempt) if again and is_lost else None
 
 
 @contextmanager
