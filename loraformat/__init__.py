@@ -14,6 +14,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.algebra.pick": ("pick",),
     "loraformat.jobs.algebra.resize": ("resize",),
     "loraformat.jobs.algebra.scale": ("scale",),
+    "loraformat.jobs.card.verb": ("card",),
     "loraformat.jobs.convert": ("convert", "propose_map"),
     "loraformat.jobs.diff": ("diff",),
     "loraformat.jobs.estimate": ("estimate",),
@@ -51,7 +52,16 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.factor_changes": ("FactorChange", "FactorResult"),
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
-        *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
+        *(
+            "CardResult",
+            "Checked",
+            "ConvertResult",
+            "InspectResult",
+            "MergedAdapter",
+            "MergeResult",
+            "PlotResult",
+            "Retention",
+        ),
         *("ProposedMap", "RenamedTensor", "RoundTrip", "UndoneWeight", "UnmergeResult", "VerifyResult"),
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
@@ -104,6 +114,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.algebra.pick import pick
     from loraformat.jobs.algebra.resize import resize
     from loraformat.jobs.algebra.scale import scale
+    from loraformat.jobs.card.verb import card
     from loraformat.jobs.convert import convert, propose_map
     from loraformat.jobs.diff import diff
     from loraformat.jobs.estimate import estimate
@@ -127,6 +138,7 @@ if TYPE_CHECKING:
     from loraformat.model.results.factor_changes import FactorChange, FactorResult
     from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
     from loraformat.model.results.verbs import (
+        CardResult,
         Checked,
         ConvertResult,
         InspectResult,
@@ -176,6 +188,7 @@ __all__ = [
     "BaseWeight",
     "BiasFromWeight",
     "BlockAffine",
+    "CardResult",
     "Checked",
     "Checkpoint",
     "ConfigError",
@@ -254,6 +267,7 @@ __all__ = [
     "WeightRecord",
     "__version__",
     "ablate",
+    "card",
     "combine",
     "convert",
     "delta",

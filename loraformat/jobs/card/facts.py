@@ -48,12 +48,14 @@ class UsedAdapter:
         name: of its repository, its folder or its file.
         ranks: of its low-rank updates.
         targets: last names of the modules that it changes.
+        is_on_the_hub: whether the name is that of a repository.
     """
 
     name: str
     strength: float = 1.0
     ranks: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
+    is_on_the_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,11 @@ def fields_of_card(store: OpenedFiles | None) -> Mapping[str, Json]:
 def used_adapter(uri: str, strength: float, summary: Summary) -> UsedAdapter:
     """An adapter that was opened, for the card of what is made of it."""
     return UsedAdapter(
-        name=name_of(uri), strength=strength, ranks=tuple(summary.ranks), targets=tuple(summary.module_kinds)
+        name=name_of(uri),
+        strength=strength,
+        ranks=tuple(summary.ranks),
+        targets=tuple(summary.module_kinds),
+        is_on_the_hub=is_hub(uri),
     )
 
 

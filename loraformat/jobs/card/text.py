@@ -111,7 +111,9 @@ def _about(facts: Facts) -> str:
 
 
 def _used(adapter: UsedAdapter) -> str:
-    words = [code(adapter.name), f"strength {adapter.strength:g}"]
+    name = code(adapter.name)
+    named = f"[{name}](https://huggingface.co/{adapter.name})" if adapter.is_on_the_hub else name
+    words = [named, f"strength {adapter.strength:g}"]
     if adapter.ranks:
         words.append(f"{'rank' if len(adapter.ranks) == 1 else 'ranks'} {sequence(adapter.ranks)}")
     if adapter.targets:
