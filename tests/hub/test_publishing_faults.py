@@ -43,10 +43,10 @@ def refused(hub: Hub, *words: str, error: type[LoraFormatError] = StorageError) 
     return text
 
 
-@pytest.mark.parametrize(
-    "path", ["whoami", "preupload", "objects/batch", "/large/", "repos/create", "duplicate", "/commit/"]
-)
-@pytest.mark.parametrize("code", [429, 503])
+STEPS = ("whoami", "preupload", "objects/batch", "/large/", "repos/create", "duplicate", "/commit/")
+
+
+@pytest.mark.parametrize(("path", "code"), [*((step, 429) for step in STEPS), ("/commit/", 503), ("/large/", 500)])
 def test_a_storm_passes(online: Hub, models: Path, path: str, code: int) -> None:
     online.fault("status", path, times=3, code=code, headers=NOW, method="POST|PUT|GET")
     loraformat.merge(BASE, [ADAPTER], OUT)
@@ -95,7 +95,7 @@ def test_a_quota_is_told_in_the_hubs_words(online: Hub) -> None:
 
 def test_an_expired_token_is_known_before_anything_is_written(online: Hub, models: Path) -> None:
     online.tokens.clear()
-    with pytest.raises(StorageError, match="hf://tester/merged: the Hub does not accept the access token.*expired"):
+    with pytest.raises(StorageError, match=r"hf://tester/merged: the Hub does not accept the access token.*expired"):
         loraformat.merge(models / "base", [models / "adapter"], OUT)
     assert not online.taken("PUT|commit|create")
 

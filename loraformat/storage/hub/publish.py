@@ -135,8 +135,8 @@ class Publisher:
         if not made:
             return
         try:
-            state = self.connection.state(Address(address.repository, address.revision))
             before = self.place.state
+            state = self.connection.state(Address(address.repository, None if before is None else address.revision))
             if before is None and not state.files.keys() - OF_THE_HUB:
                 in_background(lambda: api.delete_repo(address.repository, missing_ok=True), _CLEANING_S)
             elif before is not None and state.commit == before.commit:
