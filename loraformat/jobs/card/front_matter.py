@@ -73,9 +73,9 @@ def merged(card: Card, ours: Mapping[str, Json], before: Mapping[str, str]) -> t
     """
     blocks = dict(card.blocks)
     owned: dict[str, str] = {}
-    for key in [key for key, digest in before.items() if key not in ours and key in card.fields]:
-        if digest_of(card.fields[key]) == before[key]:
-            del blocks[key]
+    for key, digest in before.items():
+        if key not in ours and key in card.fields and digest_of(card.fields[key]) == digest:
+            owned[key] = digest  # what an earlier run knew and this one does not
     for key, value in ours.items():
         there = card.fields.get(key)
         is_theirs = key in card.fields and before.get(key) != digest_of(there)

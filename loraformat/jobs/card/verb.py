@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from loraformat.diagnostics import Finding
-from loraformat.errors import ConfigError, UsageError
+from loraformat.errors import ConfigError, StorageError, UsageError
 from loraformat.jobs.card.facts import Origin, facts_of, fields_of_card, name_of
 from loraformat.jobs.card.text import rendered
-from loraformat.model.bundle import CARD, Bundle, RawFile
+from loraformat.merger.write.manifest import read_manifest
+from loraformat.model.bundle import CARD, Bundle, OpenedFiles, RawFile
 from loraformat.model.results.verbs import CardResult
 from loraformat.report import Report
 from loraformat.rules import Subject
-from loraformat.rules.metadata.card import card_metadata, card_without_base, card_without_license
+from loraformat.rules.metadata.card import card_metadata, card_without_base, card_without_license, fields_of
 from loraformat.storage import Location, is_hub, open_store, uri_of, uri_or_none, write_to
 
 _MOST_NBYTES = 1 << 20
@@ -53,11 +58,13 @@ def card(
         raise UsageError("a card alone is written into a file", where="-o", hint="upload it with `hf upload`")
     store = open_store(uri)
     origin = Origin() if base is None else _origin(uri_of(base))
-    existing = _text(target) if target is not None and os.path.exists(target) else None
-    if existing is None and store.files().get(CARD, _MOST_NBYTES + 1) <= _MOST_NBYTES:
-        existing = store.read(CARD).decode("utf-8", "replace")
+    existing = _text(store, target)
+    if existing is not None and _is_of_the_base(existing, read_manifest(store)):
+        known = fields_of(existing.decode("utf-8", "replace"))
+        origin, existing = replace(origin, base_fields={**known, **origin.base_fields}), None
     facts = facts_of(store, origin)
-    text = rendered(facts, name or name_of(uri), existing)
+    there = None if existing is None else existing.decode("utf-8", "replace")
+    text = rendered(facts, name or name_of(uri), there)
     findings = _checked(uri, text)
     if target is not None:
         write_to(target, text.encode("utf-8"))
@@ -83,6 +90,22 @@ def _origin(base: str) -> Origin:
     return Origin(base=base, base_fields=fields_of_card(open_store(base)))
 
 
-def _text(path: str) -> str:
-    folder, name = os.path.split(path)
-    return open_store(folder or ".").read(name, 0, _MOST_NBYTES + 1).decode("utf-8", "replace")
+def _text(store: OpenedFiles, target: str | None) -> bytes | None:
+    """The card that is there: the file that is to be written, else the one among the files of the output."""
+    if target is not None and os.path.exists(target):
+        folder, name = os.path.split(target)
+        store = open_store(folder or ".")
+    else:
+        name = CARD
+    if name not in store.files():
+        return None
+    if store.size(name) > _MOST_NBYTES:
+        raise StorageError(f"{store.size(name)} bytes, at most {_MOST_NBYTES} are read", where=target or store.uri)
+    return store.read(name)
+
+
+def _is_of_the_base(card: bytes, manifest: Mapping[str, Any] | None) -> bool:
+    """Whether a card is the base's, which a merge copies beside a model that it does not describe."""
+    files = manifest["base"]["files"] if manifest is not None else ()
+    digest = hashlib.sha256(card).hexdigest()
+    return any(each["name"] == CARD and each.get("sha256") == digest for each in files)

@@ -15,7 +15,7 @@ _MOST_BYTES = 1 << 20
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".yml", ".jinja", ".toml", ".py", ".cfg", ".ini", ".sh")
 _LARGE = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 _RELATIONS = ("adapter", "merge", "quantized", "finetune")
-_REPOSITORY = re.compile(r"[\w.\-]+(?:/[\w.\-]+)?")
+_REPOSITORY = re.compile(r"\w[\w.\-]*(?:/\w[\w.\-]*)?")
 _PATH = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\\\?)[\w.\-]{1,64}")
 # Prefixes that their issuers document so that scanners can find them.
 _CREDENTIALS = (
@@ -226,6 +226,11 @@ def fields_of(text: str) -> Mapping[str, Json]:
     if value is not None and not isinstance(value, dict):
         raise InvalidYaml("the front matter is not a mapping", where=CARD, hint="write `key: value` lines")
     return value or {}
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text has the form of a repository's name with its owner."""
+    return "/" in name and _REPOSITORY.fullmatch(name) is not None
 
 
 def first_text(value: Json) -> str:
