@@ -72,10 +72,12 @@ def merged(card: Card, ours: Mapping[str, Json], before: Mapping[str, str]) -> t
         before: those that an earlier run wrote.
     """
     blocks = dict(card.blocks)
-    owned: dict[str, str] = {}
-    for key, digest in before.items():
-        if key not in ours and key in card.fields and digest_of(card.fields[key]) == digest:
-            owned[key] = digest  # what an earlier run knew and this one does not
+    # What an earlier run knew and this one does not stays ours.
+    owned = {
+        key: digest
+        for key, digest in before.items()
+        if key not in ours and key in card.fields and digest_of(card.fields[key]) == digest
+    }
     for key, value in ours.items():
         there = card.fields.get(key)
         is_theirs = key in card.fields and before.get(key) != digest_of(there)
