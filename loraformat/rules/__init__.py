@@ -37,6 +37,7 @@ __all__ = [
     "doubts",
     "gate",
     "is_selected",
+    "metadata",
     "refuse",
     "rule",
     "run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from loraformat.diagnostics import FindingLocation, Severity, in_file, show
 from loraformat.errors import InvalidYaml
@@ -14,6 +14,9 @@ from loraformat.rules.base import Hit, Subject, rule
 _MOST_BYTES = 1 << 20
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".yml", ".jinja", ".toml", ".py", ".cfg", ".ini", ".sh")
 _LARGE = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+_PLAIN = re.compile(r"([A-Za-z_]+): +([A-Za-z][A-Za-z0-9_./\-]*) *")
+# What YAML reads as something else than text.
+_WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null"])
 _RELATIONS = ("adapter", "merge", "quantized", "finetune")
 _REPOSITORY = re.compile(r"\w[\w.\-]*(?:/\w[\w.\-]*)?")
 _PATH = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\\\?)[\w.\-]{1,64}")
@@ -220,12 +223,27 @@ def lines_of(text: str) -> list[str] | None:
 
 def fields_of(text: str) -> Mapping[str, Json]:
     """The front matter of a card. Raises: InvalidYaml (LF009): it is not a mapping of YAML."""
+    lines = lines_of(text) or ()
+    plain = _plain_fields(lines)
+    if plain is not None:
+        return plain
     from loraformat import strict_yaml
 
-    value = strict_yaml.parse("\n".join(lines_of(text) or ()).encode("utf-8", "replace"), CARD)
+    value = strict_yaml.parse("\n".join(lines).encode("utf-8", "replace"), CARD)
     if value is not None and not isinstance(value, dict):
         raise InvalidYaml("the front matter is not a mapping", where=CARD, hint="write `key: value` lines")
     return value or {}
+
+
+def _plain_fields(lines: Sequence[str]) -> Mapping[str, Json] | None:
+    """Fields of one word each, as most cards have them, without a library; None where there is anything else."""
+    found: dict[str, Json] = {}
+    for line in lines:
+        match = _PLAIN.fullmatch(line)
+        if match is None or match[1] in found or match[2].lower() in _WORDS:
+            return None
+        found[match[1]] = match[2]
+    return found
 
 
 def is_repository(name: str) -> bool:
