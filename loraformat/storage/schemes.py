@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Join, Stage, Store
+from loraformat.storage.base import Join, Output, Stage, Store
 from loraformat.storage.local.staging import join as _join_folder
 from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
+from loraformat.storage.local.staging import unfinished as _unfinished_folders
 from loraformat.storage.local.store import LocalStore
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -27,6 +28,7 @@ class Scheme:
         require_space: raises StorageError where so many bytes have no room at a URI.
         modes: whether files there have mode bits that keep others from reading them.
         join: opens an unfinished output that several processes write; None where that is not possible.
+        unfinished: those that are left at a URI, as far as they can be listed.
     """
 
     open: Callable[[str], Store]
@@ -34,6 +36,7 @@ class Scheme:
     require_space: Callable[[str, int], None] = lambda uri, nbytes: None  # noqa: ARG005
     modes: bool = False
     join: Join | None = None
+    unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
 
 
 def _open_repository(uri: str) -> Store:
@@ -50,7 +53,9 @@ def _open_local(uri: str) -> Store:
 
 # By the scheme in lower case; "" for paths of this machine.
 SCHEMES: dict[str, Scheme] = {
-    "": Scheme(_open_local, _stage_folder, _require_space, modes=True, join=_join_folder),
+    "": Scheme(
+        _open_local, _stage_folder, _require_space, modes=True, join=_join_folder, unfinished=_unfinished_folders
+    ),
     "hf": Scheme(_open_repository),
 }
 
