@@ -28,6 +28,9 @@ _RETRIES = 3
 _POLL_S = 1.0
 _IDLE_S = 600.0  # so long may a cluster have no node on which a task fits; one that grows by itself needs minutes
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
+# What a client of HTTP/2 begins with, and an empty frame of settings (RFC 9113, 3.4 and 4.1).
+_SETTINGS = 4
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 _ITSELF = ("auto", "local")
 
 
@@ -149,13 +152,28 @@ def _settings() -> None:
 
 
 def _require_listener(address: str, host: str, port: int) -> None:
-    """Raises: EngineError (LF025): nothing listens there; Ray itself would wait for minutes."""
+    """Raises: EngineError (LF025): nothing listens there, or no server of gRPC; Ray itself would wait for minutes."""
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+        with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "1":
+                connection.sendall(_GREETING)
+                _require_settings(connection)
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "start a cluster with `ray start --head`, or leave the address out for one of this machine"
         raise EngineError(f"no Ray cluster answers at {address}: {reason}", where="--engine ray", hint=hint) from None
+
+
+def _require_settings(connection: socket.socket) -> None:
+    """Raises: OSError: what answers does not speak HTTP/2, whose servers begin with a frame of settings."""
+    answer = b""
+    while len(answer) < 9:
+        more = connection.recv(9 - len(answer))
+        if not more:
+            raise OSError("something else listens there")
+        answer += more
+    if answer[3] != _SETTINGS:
+        raise OSError("something else listens there")
 
 
 @contextmanager
@@ -171,7 +189,7 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="loraformat", **more)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever its many layers raise
+    except Exception as error:  # noqa: BLE001 - whatever its many layers raise
         first = str(error).strip().partition("\n")[0]
         where = f"--engine ray={address}"
         raise EngineError(f"no connection to the Ray cluster: {first or type(error).__name__}", where=where) from None
