@@ -241,6 +241,7 @@ def save_adapter(
     with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
         written = save_bundle(bundle, store, progress)
         if check is not None:
+            store.seal([name for name, file in bundle.files.items() if isinstance(file, TensorFile)])
             check(with_components(bundle_of_store(store, out)))
         return written
 

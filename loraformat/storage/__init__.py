@@ -20,7 +20,7 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.schemes import is_local, scheme_of, stage_of
+from loraformat.storage.schemes import is_local, join_of, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "folders_below",
     "is_local",
     "is_restricted",
+    "join",
     "kind_of",
     "listed",
     "local",
@@ -95,10 +96,13 @@ def stage(
     written: Callable[[str], Collection[str]] | None = None,
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
+    word: str | None = None,
 ) -> AbstractContextManager[Output]:
     """An output that appears under the URI `target` when the block ends without exception; see `local.staging.stage`.
 
-    Raises: StorageError: nothing can be written there.
+    Args: word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+
+    Raises: StorageError: nothing can be written there, or there is no such unfinished output.
     """
     return stage_of(target)(
         target,
@@ -109,6 +113,32 @@ def stage(
         written=written,
         permissions=permissions,
         on_cleared=on_cleared,
+        word=word,
+    )
+
+
+def join(
+    target: str,
+    word: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+    permissions: int = ANYONE,
+) -> AbstractContextManager[Output]:
+    """The unfinished output `word` of the URI `target`, for several processes at a time; see `local.staging.join`.
+
+    Raises: StorageError: several processes cannot write one output there.
+    """
+    return join_of(target)(
+        target,
+        word,
+        overwrite=overwrite,
+        inputs=inputs,
+        names=names,
+        written=written,
+        permissions=permissions,
     )
 
 

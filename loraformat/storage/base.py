@@ -99,6 +99,12 @@ class Output(Store, Protocol):
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
 
+    def seal(self, names: Collection[str]) -> None:
+        """The weight files `names` are complete: from now on they can be read here, by `size` and `read`.
+
+        A store of objects assembles them; in a folder they can be read as soon as they are written.
+        """
+
 
 class Stage(Protocol):
     """Makes an output; see `storage.stage`, whose arguments it takes."""
@@ -114,5 +120,23 @@ class Stage(Protocol):
         written: Callable[[str], Collection[str]] | None = None,
         permissions: int = 0o777,
         on_cleared: Callable[[int], None] | None = None,
+        word: str | None = None,
     ) -> AbstractContextManager[Output]:
         """An output that appears under the URI `target` when the block ends without an exception."""
+
+
+class Join(Protocol):
+    """Opens an unfinished output that several processes write; see `storage.join`, whose arguments it takes."""
+
+    def __call__(
+        self,
+        target: str,
+        word: str,
+        *,
+        overwrite: bool,
+        inputs: Sequence[str] = (),
+        names: Collection[str] = (),
+        written: Callable[[str], Collection[str]] | None = None,
+        permissions: int = 0o777,
+    ) -> AbstractContextManager[Output]:
+        """The unfinished output `word` of the URI `target`; it is kept when the block ends."""

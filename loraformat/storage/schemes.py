@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Stage, Store
+from loraformat.storage.base import Join, Stage, Store
+from loraformat.storage.local.staging import join as _join_folder
 from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
 from loraformat.storage.local.store import LocalStore
@@ -25,12 +26,14 @@ class Scheme:
         stage: makes an output at a URI; None where nothing can be written.
         require_space: raises StorageError where so many bytes have no room at a URI.
         modes: whether files there have mode bits that keep others from reading them.
+        join: opens an unfinished output that several processes write; None where that is not possible.
     """
 
     open: Callable[[str], Store]
     stage: Stage | None = None
     require_space: Callable[[str, int], None] = lambda uri, nbytes: None  # noqa: ARG005
     modes: bool = False
+    join: Join | None = None
 
 
 def _open_repository(uri: str) -> Store:
@@ -47,7 +50,7 @@ def _open_local(uri: str) -> Store:
 
 # By the scheme in lower case; "" for paths of this machine.
 SCHEMES: dict[str, Scheme] = {
-    "": Scheme(_open_local, _stage_folder, _require_space, modes=True),
+    "": Scheme(_open_local, _stage_folder, _require_space, modes=True, join=_join_folder),
     "hf": Scheme(_open_repository),
 }
 
@@ -73,3 +76,12 @@ def stage_of(uri: str) -> Stage:
     if stage is None:
         raise StorageError("outputs are not written there", where=uri, hint="write a folder of this machine")
     return stage
+
+
+def join_of(uri: str) -> Join:
+    """How several processes write one output at a URI. Raises StorageError: they cannot."""
+    join = scheme_of(uri).join
+    if join is None:
+        hint = "write a folder that all of them see"
+        raise StorageError("several processes cannot write one output there", where=uri, hint=hint)
+    return join

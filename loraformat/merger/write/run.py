@@ -112,6 +112,7 @@ def run_merge(
         )
         written = _written_by(engine, tasks, there, journal, limits)
     _check_kept(plan, written, trust)
+    output.seal([shard.target for shard in plan.shards])
     if trust.verify != "none":
         is_full = trust.verify == "full"
         written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)

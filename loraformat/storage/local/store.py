@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -230,6 +230,9 @@ class LocalStore:
                 os.unlink(full)
         self._seen.pop(path, None)
 
+    def seal(self, names: Collection[str]) -> None:
+        """See Output."""
+
     def is_own(self, path: str) -> bool:
         """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
         with as_storage_error(self._path(path)):
@@ -323,6 +326,16 @@ class HiddenFolder(LocalStore):
 
     def _name_to_write(self, path: str) -> str:
         return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path
+
+
+class SharedFolder(LocalStore):
+    """A folder without a name of its own into which several processes write: a file is there when it is complete."""
+
+    @contextmanager
+    def subfolder(self, name: str) -> Iterator[LocalStore]:
+        """See Output."""
+        with super().subfolder(name) as folder:
+            yield SharedFolder(folder.folder, self._permissions)
 
 
 class LocalWriter:
