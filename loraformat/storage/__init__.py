@@ -20,7 +20,7 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.schemes import is_local, join_of, scheme_of, stage_of
+from loraformat.storage.schemes import is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -104,6 +104,7 @@ def stage(
 
     Raises: StorageError: nothing can be written there, or there is no such unfinished output.
     """
+    refuse_inputs(target, inputs)
     return stage_of(target)(
         target,
         overwrite=overwrite,
@@ -131,6 +132,7 @@ def join(
 
     Raises: StorageError: several processes cannot write one output there.
     """
+    refuse_inputs(target, inputs)
     return join_of(target)(
         target,
         word,

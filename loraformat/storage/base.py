@@ -87,6 +87,17 @@ class Output(Store, Protocol):
     def permissions(self) -> int:
         """Mode bits that its files may have, where there are such bits."""
 
+    @property
+    def reads_copies(self) -> bool:
+        """Whether copied bytes pass through this process anyway, so that reading them costs nothing more."""
+
+    @property
+    def refused(self) -> str:
+        """What the store answered where it did not copy what lies in it, so that the bytes passed through here; ""."""
+
+    def proves(self, path: str) -> bool | None:
+        """Whether the store knows that a file of an interrupted run is as it was sent; None: its bytes tell."""
+
     def subfolder(self, name: str) -> AbstractContextManager[Store]:
         """A subfolder to write files into, on the disk when the block ends."""
 

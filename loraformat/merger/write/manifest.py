@@ -23,7 +23,7 @@ from loraformat.model.updates import (
     scale_of,
     tensors,
 )
-from loraformat.storage import LocalStore, Store, new_hash
+from loraformat.storage import Store, new_hash, open_store
 
 SCHEMA = "loraformat.manifest/1"
 MOST_NBYTES = 1 << 28  # of a manifest that is read
@@ -150,7 +150,7 @@ def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
 def names_written(path: str) -> set[str]:
     """Names of the files that a merge wrote into the folder at `path`, as its manifest says; none where it has none."""
     try:
-        manifest = read_manifest(LocalStore(path))
+        manifest = read_manifest(open_store(path))
     except StorageError:
         return set()
     return set() if manifest is None else {MANIFEST, DIGESTS, *(entry["name"] for entry in manifest["outputs"])}

@@ -98,7 +98,8 @@ def run_merge(
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
     runs = write_others(plan, inputs, output)
-    digests = trust.digests != "none"
+    # Bytes that the store copies by itself are read for digests where that was asked for.
+    digests = trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
@@ -115,13 +116,22 @@ def run_merge(
     output.seal([shard.target for shard in plan.shards])
     if trust.verify != "none":
         is_full = trust.verify == "full"
-        written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
+        written.checked = check_output(
+            plan,
+            inputs,
+            output,
+            full=is_full,
+            digests=written.digests,
+            jobs=limits.jobs,
+            reads_copies=is_full or output.reads_copies,
+        )
     adapters = [_recorded(one, known.files) for one, known in zip(sources, plan.adapters, strict=True)]
     prints = {"base": _recorded(base, plan.base_files), "adapters": adapters}
     outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
-    _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
+    if output.reads_copies or digests:
+        _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
 
 

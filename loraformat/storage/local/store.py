@@ -74,6 +74,14 @@ class LocalStore:
         """See Output."""
         return self._folder
 
+    reads_copies = True
+    refused = ""
+
+    def proves(self, path: str) -> bool | None:
+        """See Output."""
+        del path
+        return None
+
     @property
     def folder(self) -> str:
         """The absolute path of the folder in which the files lie."""

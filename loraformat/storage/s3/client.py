@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraformat.diagnostics import show
 from loraformat.errors import MissingExtra, StorageError
 
 ATTEMPTS = 6  # of one request, with pauses that double: half a minute when every answer is a 503
+_FEW = 3
 _CONNECT_S = 10
 # Between two bytes. A copy inside the store answers when it is done: a gibibyte may take minutes.
 _SILENCE_S, _COPY_SILENCE_S = 20, 300
@@ -50,12 +51,18 @@ class Client:
     Attributes:
         quick: the boto3 client for requests that are answered at once.
         patient: the one for those that the store works on.
+        brief: the one for clearing up after an error, which must not take long.
         traits: what was learned of the service, by name.
     """
 
     quick: Any
     patient: Any
+    brief: Any
     traits: dict[str, bool] = field(default_factory=dict)
+
+    def hurried(self) -> Client:
+        """The same service, with few attempts."""
+        return replace(self, quick=self.brief, patient=self.brief)
 
 
 _clients: list[Client] = []
@@ -82,7 +89,6 @@ def _connected() -> Client:
             raise
         raise MissingExtra("an s3:// address needs boto3", hint="pip install 'loraformat[s3]'") from None
     options: dict[str, Any] = {
-        "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         "connect_timeout": _CONNECT_S,
         "max_pool_connections": _MOST_CONNECTIONS,
         # Sums in trailers are not understood everywhere; parts carry sums of their own.
@@ -92,11 +98,18 @@ def _connected() -> Client:
     with as_storage_error("s3://"):
         session = boto3.Session()
         # Clients must be made by one thread; they may be used by many.
-        quick, patient = (
-            session.client("s3", config=Config(**options, read_timeout=seconds))
-            for seconds in (_SILENCE_S, _COPY_SILENCE_S)
-        )
-    return Client(quick, patient)
+        made = [
+            session.client(
+                "s3",
+                config=Config(
+                    **options,
+                    read_timeout=seconds,
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                ),
+            )
+            for seconds, attempts in ((_SILENCE_S, ATTEMPTS), (_COPY_SILENCE_S, ATTEMPTS), (_SILENCE_S, _FEW))
+        ]
+    return Client(*made)
 
 
 def code_of(error: BaseException) -> str:
@@ -114,6 +127,16 @@ def is_absent(error: BaseException) -> bool:
 def is_conflict(error: BaseException) -> bool:
     """Whether a condition of a write was not met."""
     return code_of(error) in CONFLICT
+
+
+@contextmanager
+def suppress_conflict() -> Iterator[None]:
+    """A block whose condition need not be met."""
+    try:
+        yield
+    except Exception as error:
+        if not is_conflict(error):
+            raise
 
 
 def is_no_upload(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from loraformat import strict_json
@@ -103,12 +103,14 @@ class OutputRecord:
     """What is known of an unfinished output.
 
     Attributes:
+        is_shared: whether several processes write it.
         replaces: whether there are old files, so that new ones wait under names of their own.
         old: names of the old files.
         files: name → ETag, of all files, once they are being put in place.
         last: the file that is put in place after all others.
     """
 
+    is_shared: bool = False
     replaces: bool = False
     old: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
@@ -120,18 +122,19 @@ class OutputRecord:
 
     def to_bytes(self) -> bytes:
         """The record as JSON."""
-        value = {"replaces": self.replaces, "old": list(self.old), "files": self.files, "last": self.last}
-        return json.dumps(value).encode()
+        return json.dumps({**asdict(self), "old": list(self.old)}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> OutputRecord:
         """A record from what `to_bytes` gave. Raises: StorageError: it is not one."""
         value = _parsed(data, where)
         old, files, last = value.get("old"), value.get("files"), value.get("last")
-        is_sound = isinstance(old, list) and isinstance(files, dict) and isinstance(last, str)
-        if not is_sound or not all(isinstance(one, str) for one in [*old, *files, *files.values()]):
+        if not isinstance(old, list) or not isinstance(files, dict) or not isinstance(last, str):
             raise StorageError("not a record of an output", where=where)
-        return cls(value.get("replaces") is True, tuple(old), dict(files), last)
+        if not all(isinstance(one, str) for one in [*old, *files, *files.values()]):
+            raise StorageError("not a record of an output", where=where)
+        flags = (value.get("is_shared") is True, value.get("replaces") is True)
+        return cls(*flags, tuple(old), dict(files), last)
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:
@@ -145,7 +148,9 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _typed(part: object) -> tuple[int, str, int, str]:
-    number, etag, nbytes, crc32 = part  # type: ignore[misc]
+    if not isinstance(part, list):
+        raise TypeError(part)
+    number, etag, nbytes, crc32 = part
     if type(number) is not int or type(nbytes) is not int or not isinstance(etag, str) or not isinstance(crc32, str):
         raise TypeError(part)
     return number, etag, nbytes, crc32

@@ -72,9 +72,7 @@ def send_part(client: Client, bucket: str, key: str, upload: str, number: int, d
         sums["ChecksumCRC32"] = base64.b64encode(struct.pack(">I", zlib.crc32(data))).decode()
     if has_crc32 is not True:
         sums["ContentMD5"] = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-    answer = client.quick.upload_part(
-        Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=data, **sums
-    )
+    answer = client.quick.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=number, Body=data, **sums)
     crc32 = str(answer.get("ChecksumCRC32", ""))
     if has_crc32 is None:
         client.traits[_CRC32] = bool(crc32)
