@@ -99,15 +99,19 @@ def _is_there(left: Left, name: str, published: Mapping[str, str]) -> bool:
     return name in left.files and left.files[name].etag == published.get(name)
 
 
-def clear(client: Client, address: Address, left: Left, words: Iterable[str]) -> int:
-    """Remove what runs keep for themselves, and end their uploads; the bytes of what was uploaded."""
+def clear(client: Client, address: Address, left: Left, words: Iterable[str]) -> None:
+    """Remove what runs keep for themselves, and end their uploads."""
     chosen = [word for word in words if word in left.own]
     end_uploads(client, address, {address.key(name) for word in chosen for name in _uploaded_keys(left, word)})
-    nbytes = 0
     for word in chosen:
-        nbytes += sum(_uploaded_nbytes(client, address, path, known) for path, known in left.own[word].items())
         remove(client, address.bucket, [address.key(path) for path in left.own[word]])
-    return nbytes
+
+
+def uploaded_nbytes(client: Client, address: Address, left: Left) -> int:
+    """Bytes of the files that unfinished runs have uploaded."""
+    return sum(
+        _uploaded_nbytes(client, address, path, known) for own in left.own.values() for path, known in own.items()
+    )
 
 
 def _uploaded_nbytes(client: Client, address: Address, path: str, known: Listed) -> int:

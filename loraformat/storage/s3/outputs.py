@@ -16,7 +16,7 @@ from loraformat.storage.s3.address import Address, location_of
 from loraformat.storage.s3.client import Client, as_storage_error, suppress_conflict
 from loraformat.storage.s3.records import FILE, NEW, UPLOAD, UploadRecord, own_name, parsed_name
 from loraformat.storage.s3.requests import abort, complete, parts_of, put_object, remove
-from loraformat.storage.s3.store import Listed, fetch, head, listed
+from loraformat.storage.s3.store import HEAD_NBYTES, Listed, fetch, head, listed
 from loraformat.storage.s3.uploads import Upload, Workers
 
 # Files up to this size wait in memory until the end, up to so many bytes of them.
@@ -62,6 +62,7 @@ class S3Output:
         self.completed: dict[str, Listed] = {}
         self.subfolders: dict[str, S3Output] = {}
         self._own: set[str] = set()
+        self._heads: dict[str, bytes] = {}
 
     @property
     def location(self) -> str:
@@ -141,7 +142,15 @@ class S3Output:
             view[:] = found[offset : offset + view.nbytes]
             return
         self.seal([path])
-        fetch(self.making.client, self.address.bucket, self.key(path), self.completed[path], offset, view)
+        known = self.completed[path]
+        if offset + view.nbytes > HEAD_NBYTES:
+            fetch(self.making.client, self.address.bucket, self.key(path), known, offset, view)
+            return
+        if path not in self._heads:
+            head_of = bytearray(min(known.nbytes, HEAD_NBYTES))
+            fetch(self.making.client, self.address.bucket, self.key(path), known, 0, memoryview(head_of))
+            self._heads[path] = bytes(head_of)
+        view[:] = self._heads[path][offset : offset + view.nbytes]
 
     def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source."""
@@ -188,10 +197,10 @@ class S3Output:
             buffer = MemoryWriter(size or 0)
             yield buffer
             checked_total(where, size, buffer.written)
-            self.remove(name)
             if name.startswith(OWN_PREFIX):
                 self._write_own(name, bytes(buffer.data))
             else:
+                self.remove(name)
                 self.waiting[name] = bytes(buffer.data)
             return
         self.remove(name)
@@ -236,6 +245,7 @@ class S3Output:
         """See Output."""
         client, bucket = self.making.client, self.address.bucket
         self.waiting.pop(path, None)
+        self._heads.pop(path, None)
         if path in self._own:
             self._own.discard(path)
             remove(client, bucket, [self._own_key(FILE, _short(path))])

@@ -21,6 +21,9 @@ from loraformat.storage.s3.store import Listed, fetch
 # Old files up to this size are kept while new ones take their places, so that they can be put back.
 _SAVED_NBYTES, _MOST_SAVED_NBYTES = 8 << 20, 64 << 20
 
+# Files without which nobody takes the others for a model or an adapter.
+_CONFIGS = frozenset({"config.json", "adapter_config.json", "lora_config.json", "model_index.json"})
+
 
 @dataclass(slots=True)
 class Publication:
@@ -198,6 +201,6 @@ def _order(path: str) -> tuple[int, str]:
         return (0, path)
     if "manifest" in name:
         return (4, path)
-    if name.endswith("config.json") or name == "model_index.json":
+    if name in _CONFIGS:
         return (3 if "/" not in path else 2, path)
     return (1 if name.endswith(".index.json") else 0, path)

@@ -12,7 +12,7 @@ from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.s3.address import SCHEME, Address, parsed, parsed_location
 from loraformat.storage.s3.client import Client, as_storage_error, connected, suppress_conflict
-from loraformat.storage.s3.leftovers import Left, clear, look, record_of, remove_if_same, unfinished_files
+from loraformat.storage.s3.leftovers import Left, clear, look, record_of, remove_if_same, unfinished_files, uploaded_nbytes
 from loraformat.storage.s3.locks import check_unlocked, locked
 from loraformat.storage.s3.outputs import Making, S3Output
 from loraformat.storage.s3.publish import Publication, clear_up, discard, each_folder
@@ -212,7 +212,9 @@ def _clear_others(client: Client, address: Address, left: Left, kept: str) -> in
     for name, known in unfinished_files(client, address, theirs).items():
         if name not in spared:
             remove_if_same(client, address, name, known)
-    return clear(client, address, theirs, list(theirs.own))
+    nbytes = uploaded_nbytes(client, address, theirs)
+    clear(client, address, theirs, list(theirs.own))
+    return nbytes
 
 
 def _note(client: Client, address: Address, word: str, record: OutputRecord) -> None:

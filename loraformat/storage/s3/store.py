@@ -242,14 +242,3 @@ def listed(client: Client, address: Address) -> tuple[dict[str, Listed], tuple[s
     return dict(sorted(objects.items())), tuple(sorted(shown))
 
 
-class Once:
-    """A block that is entered for one key at a time, for what threads share."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def of(self, key: str) -> threading.Lock:
-        """The lock of a key."""
-        with self._lock:
-            return self._locks.setdefault(key, threading.Lock())
