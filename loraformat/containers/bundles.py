@@ -202,9 +202,9 @@ def load_json(store: Source, name: str, nbytes: int) -> Json:
 
 
 def _load_yaml(store: Source, name: str, nbytes: int) -> Json:
-    from loraformat.containers import yaml
+    from loraformat import strict_yaml
 
-    return yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
+    return strict_yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:

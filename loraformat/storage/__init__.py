@@ -20,7 +20,8 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.schemes import is_local, join_of, refuse_inputs, scheme_of, stage_of
+from loraformat.storage.publication import Publication, Published, Publishing, check_publication
+from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -39,6 +40,9 @@ __all__ = [
     "MemberStore",
     "MemoryStore",
     "Output",
+    "Publication",
+    "Published",
+    "Publishing",
     "Run",
     "Source",
     "Spool",
@@ -47,10 +51,12 @@ __all__ = [
     "Writer",
     "address_of",
     "base",
+    "check_publication",
     "copy_blocks",
     "digest_of",
     "digest_of_range",
     "folders_below",
+    "is_hub",
     "is_local",
     "is_restricted",
     "join",
@@ -97,15 +103,19 @@ def stage(
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
     word: str | None = None,
+    publishing: Publishing | None = None,
 ) -> AbstractContextManager[Output]:
     """An output that appears under the URI `target` when the block ends without exception; see `local.staging.stage`.
 
-    Args: word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+    Args:
+        word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+        publishing: how it gets onto the Hub.
 
-    Raises: StorageError: nothing can be written there, or there is no such unfinished output.
+    Raises: StorageError: nothing can be written there, or there is no such unfinished output. UsageError: options of
+        the Hub for another kind of output.
     """
     refuse_inputs(target, inputs)
-    return stage_of(target)(
+    return stage_of(target, publishing)(
         target,
         overwrite=overwrite,
         inputs=inputs,

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from loraformat.diagnostics import show
@@ -16,6 +17,7 @@ from loraformat.storage.local.staging import join as _join_folder
 from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
 from loraformat.storage.local.store import LocalStore
+from loraformat.storage.publication import Publishing, check_publication
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -46,6 +48,18 @@ def _open_repository(uri: str) -> Store:
     from loraformat.storage.hub import open_repository
 
     return open_repository(uri)
+
+
+def _stage_repository(target: str, **named: Any) -> AbstractContextManager[Output]:  # noqa: ANN401 - see `Stage`
+    from loraformat.storage.hub import stage
+
+    return stage(target, **named)
+
+
+def _require_space_for_repository(uri: str, nbytes: int) -> None:
+    from loraformat.storage.hub import require_space
+
+    require_space(uri, nbytes)
 
 
 def _open_local(uri: str) -> Store:
@@ -100,7 +114,12 @@ SCHEMES: dict[str, Scheme] = {
         join=_join_folder,
         normalized=os.path.realpath,
     ),
-    "hf": Scheme(_open_repository, normalized=_normalized_repository),
+    "hf": Scheme(
+        _open_repository,
+        _stage_repository,
+        _require_space_for_repository,
+        normalized=_normalized_repository,
+    ),
     "s3": Scheme(_open_prefix, _stage_prefix, join=_join_prefix, normalized=_normalized_prefix),
     "s3+unfinished": Scheme(_reopen_prefix),
 }
@@ -116,13 +135,25 @@ def scheme_of(uri: str) -> Scheme:
     return SCHEMES[name]
 
 
+def is_hub(uri: str) -> bool:
+    """Whether a URI is an address of the Hub."""
+    return uri.lower().startswith("hf://")
+
+
 def is_local(uri: str) -> bool:
     """Whether a URI is a path of this machine."""
     return _SCHEME.match(uri) is None
 
 
-def stage_of(uri: str) -> Stage:
-    """How an output is made at a URI. Raises StorageError: nothing can be written there."""
+def stage_of(uri: str, publishing: Publishing | None = None) -> Stage:
+    """How an output is made at a URI, and gets onto the Hub where it is one of its addresses.
+
+    Raises: StorageError: nothing can be written there. UsageError: options of the Hub for another kind of output.
+    """
+    if publishing is not None:
+        check_publication(publishing.options, is_hub=is_hub(uri))
+        if is_hub(uri):
+            return partial(_stage_repository, publishing=publishing)
     stage = scheme_of(uri).stage
     if stage is None:
         raise StorageError("outputs are not written there", where=uri, hint="write a folder of this machine")
@@ -133,7 +164,7 @@ def join_of(uri: str) -> Join:
     """How several processes write one output at a URI. Raises StorageError: they cannot."""
     join = scheme_of(uri).join
     if join is None:
-        hint = "write a folder that all of them see"
+        hint = "let them write a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
         raise StorageError("several processes cannot write one output there", where=uri, hint=hint)
     return join
 

@@ -225,6 +225,7 @@ def command(
             dry_run=dry_run,
             force=force,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )
@@ -285,6 +286,7 @@ def dequantize(
             resume=resume,
             dry_run=dry_run,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )

@@ -18,7 +18,7 @@ from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
 from loraformat.merger import COMBINATIONS, Arithmetic, Resources, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
-from loraformat.storage import Location, listed, uri_of
+from loraformat.storage import Location, Publication, check_publication, is_hub, listed, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -54,6 +54,7 @@ def merge(
     dry_run: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -101,6 +102,7 @@ def merge(
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
@@ -129,6 +131,7 @@ def merge(
     _check_codes(options, least_kept)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
+    check_publication(publication or Publication(), is_hub=is_hub(out))
     opened_device = open_device(device)
     known, checkpoint = with_alpha(alpha, assumptions), open_checkpoint(base)
     if checkpoint.components:
@@ -159,7 +162,15 @@ def merge(
             announce(findings)
 
     outcome = write(
-        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
+        prepared,
+        out,
+        limits,
+        trust,
+        (base, *(uri for uri, _ in chosen)),
+        meet,
+        overwrite=overwrite,
+        progress=progress,
+        publication=publication,
     )
     prepared = replace(prepared, findings=(*prepared.findings, *met))
     report = report_of(prepared, base, out, outcome, verify)
@@ -182,6 +193,7 @@ def dequantize(
     resume: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -215,6 +227,7 @@ def dequantize(
         resume=resume,
         dry_run=dry_run,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

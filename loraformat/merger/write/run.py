@@ -31,7 +31,7 @@ from loraformat.merger.write.manifest import (
 )
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
-from loraformat.model.bundle import DIGESTS, Bundle, FileFingerprint, OpenedFiles
+from loraformat.model.bundle import CARD, DIGESTS, Bundle, FileFingerprint, OpenedFiles
 from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
@@ -98,6 +98,7 @@ def run_merge(
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
     runs = write_others(plan, inputs, output)
+    runs.pop(CARD, None)  # a card is for people, who write in it
     # Bytes that the store copies by itself are read for digests where that was asked for.
     digests = trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
     if engine is None:
@@ -127,7 +128,9 @@ def run_merge(
         )
     adapters = [_recorded(one, known.files) for one, known in zip(sources, plan.adapters, strict=True)]
     prints = {"base": _recorded(base, plan.base_files), "adapters": adapters}
-    outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
+    outputs = list(
+        read(lambda name: _output_print(output, name, runs), [name for name in file_names(plan) if name != CARD])
+    )
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
     if output.reads_copies or digests:

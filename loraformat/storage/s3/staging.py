@@ -12,7 +12,15 @@ from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.s3.address import SCHEME, Address, parsed, parsed_location
 from loraformat.storage.s3.client import Client, as_storage_error, connected, suppress_conflict
-from loraformat.storage.s3.leftovers import Left, clear, look, record_of, remove_if_same, unfinished_files, uploaded_nbytes
+from loraformat.storage.s3.leftovers import (
+    Left,
+    clear,
+    look,
+    record_of,
+    remove_if_same,
+    unfinished_files,
+    uploaded_nbytes,
+)
 from loraformat.storage.s3.locks import check_unlocked, locked
 from loraformat.storage.s3.outputs import Making, S3Output
 from loraformat.storage.s3.publish import Publication, clear_up, discard, each_folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
@@ -240,5 +239,3 @@ def listed(client: Client, address: Address) -> tuple[dict[str, Listed], tuple[s
                 raise StorageError(f"more than {_MOST_LISTED} objects in one folder", where=address.uri)
     shown = [name for name in folders if name and not name.startswith(".")]
     return dict(sorted(objects.items())), tuple(sorted(shown))
-
-

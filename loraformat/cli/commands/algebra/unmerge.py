@@ -77,6 +77,7 @@ def unmerge(
             jobs=jobs or options.processors(),
             resume=resume,
             dry_run=dry_run,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,
