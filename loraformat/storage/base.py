@@ -98,7 +98,7 @@ class Output(Store, Protocol):
     def proves(self, path: str) -> bool | None:
         """Whether the store knows that a file of an interrupted run is as it was sent; None: its bytes tell."""
 
-    def subfolder(self, name: str) -> AbstractContextManager[Store]:
+    def subfolder(self, name: str) -> AbstractContextManager[Output]:
         """A subfolder to write files into, on the disk when the block ends."""
 
     def names(self) -> list[str]:
@@ -109,6 +109,12 @@ class Output(Store, Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a subfolder, and all that is in it."""
+
+    def nbytes(self) -> int:
+        """Bytes of all files, those of subfolders included."""
 
     def seal(self, names: Collection[str]) -> None:
         """The weight files `names` are complete: from now on they can be read here, by `size` and `read`.

@@ -35,10 +35,11 @@ from loraformat.report import Report
 from loraformat.storage import (
     MARKER,
     OWN_PREFIX,
-    LocalStore,
+    Copy,
+    Output,
     Store,
-    copy_blocks,
-    is_local,
+    has_folders,
+    is_hub,
     is_restricted,
     open_store,
     permissions_for,
@@ -124,8 +125,9 @@ def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> Ad
 
 
 def _check_options(run: PipelineRun, options: Options) -> None:
-    if not is_local(run.base.uri) or not is_local(run.out):
-        raise UsageError("a pipeline is merged on a disk only", where="merge", hint="download it first")
+    if not has_folders(run.base.store) or is_hub(run.out):
+        text = "a pipeline is merged on a disk or in an object store only"
+        raise UsageError(text, where="merge", hint="download it first")
     strange = sorted(run.strengths.keys() - run.base.components.keys())
     if strange:
         known = ", ".join(run.base.components)
@@ -177,8 +179,7 @@ def _written_before(run: PipelineRun) -> Callable[[str], Collection[str]]:
     """What an earlier merge wrote into the folders of its components, as their manifests say."""
 
     def names(path: str) -> set[str]:
-        folders = [name for name in run.base.folders if os.path.isdir(os.path.join(path, name))]
-        return {f"{name}/{file}" for name in folders for file in names_written(os.path.join(path, name))}
+        return {f"{name}/{file}" for name in run.base.folders for file in names_written(os.path.join(path, name))}
 
     return names
 
@@ -207,12 +208,11 @@ def _write(
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
     ) as output:
-        assert isinstance(output, LocalStore)
         return _fill(output, run, parts, copies, meet)
 
 
 def _fill(
-    output: LocalStore,
+    output: Output,
     run: PipelineRun,
     parts: Mapping[str, Prepared],
     copies: Mapping[str, Store],
@@ -247,17 +247,16 @@ def _fill(
     return outcomes
 
 
-def _copy_all(source: object, folder: LocalStore) -> None:
+def _copy_all(source: OpenedFiles, folder: Output) -> None:
     """Copy the regular files of a folder; what an interrupted run left beside them goes."""
-    assert isinstance(source, LocalStore)
     wanted = _copied(source)
     for name in folder.names():
         if name not in wanted and name != MARKER:
             folder.remove(name)
     for name, nbytes in wanted.items():
         source.check_inside(name)
-        with folder.create(name, nbytes) as writer:
-            copy_blocks(writer, source, name, 0, 0, nbytes)
+        with folder.create(name, nbytes, (Copy(0, nbytes, source, name, 0),)) as writer:
+            writer.copy_from(source, name, 0, 0, nbytes)
 
 
 def _inputs(part: Prepared) -> Inputs:

@@ -179,6 +179,10 @@ class LocalStore:
         with as_storage_error(path):
             platform().sync_folder(path)
 
+    def below(self, name: str) -> LocalStore:
+        """A subfolder, for reading. Raises: StorageError: there is none."""
+        return LocalStore(self._path(checked_name(name, self.uri)))
+
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
         import shutil

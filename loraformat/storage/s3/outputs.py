@@ -32,6 +32,7 @@ class Making:
         word: of the run, see `records`.
         replaces: whether old files stand where it will be: new ones are completed under names of their own first.
         is_shared: whether other processes write files of it too, so that nothing waits in the memory of this one.
+        resumes: whether files of an earlier run are taken over.
         copies_base: whether the store can copy what the output is made from.
         workers: threads of all its uploads.
     """
@@ -40,6 +41,7 @@ class Making:
     word: str
     replaces: bool
     is_shared: bool
+    resumes: bool
     copies_base: bool
     workers: Workers = field(default_factory=Workers)
 
@@ -263,7 +265,25 @@ class S3Output:
         checked_name(name, self.uri)
         if name not in self.subfolders:
             self.subfolders[name] = S3Output(self.address.below(name), self.making, self.permissions)
+            if self.making.resumes:
+                self.subfolders[name].load()
         yield self.subfolders[name]
+
+    def below(self, name: str) -> S3Output:
+        """A subfolder, for reading. Raises: StorageError: there is none."""
+        if name not in self.subfolders:
+            raise StorageError("no such folder", where=f"{self.uri}/{show(name)}")
+        return self.subfolders[name]
+
+    def remove_folder(self, name: str) -> None:
+        """See Output."""
+        folder = self.subfolders.pop(name)
+        for each in folder.names():
+            folder.remove(each)
+
+    def nbytes(self) -> int:
+        """See Output."""
+        return sum(self.files().values()) + sum(folder.nbytes() for folder in self.subfolders.values())
 
     # own objects
 

@@ -69,7 +69,7 @@ def stage(
             on_cleared(cleared)
         chosen, record = (kept, record_of(client, address, left, kept)) if kept else (os.urandom(8).hex(), None)
         record = record or OutputRecord(replaces=bool(old), old=tuple(old))
-        making = _making(client, chosen, record, inputs, is_shared=False)
+        making = _making(client, chosen, record, inputs, is_shared=False, resumes=bool(kept))
         output = S3Output(address, making, permissions)
         publication = Publication(output, record, old)
         try:
@@ -110,7 +110,7 @@ def join(
     left = look(client, address)
     old = _existing(client, address, left, overwrite, names, written)
     record = record_of(client, address, left, short) or OutputRecord(is_shared=True, replaces=bool(old), old=tuple(old))
-    making = _making(client, short, record, inputs, is_shared=True)
+    making = _making(client, short, record, inputs, is_shared=True, resumes=True)
     output = S3Output(address, making, permissions)
     try:
         with as_storage_error(address.uri), suppress_conflict():
@@ -131,7 +131,7 @@ def reopened(location: str) -> S3Output:
     record = record_of(client, address, look(client, address), word)
     if record is None:
         raise StorageError("no unfinished output is there", where=address.uri)
-    return S3Output(address, _making(client, word, record, (), is_shared=True), 0o777)
+    return S3Output(address, _making(client, word, record, (), is_shared=True, resumes=False), 0o777)
 
 
 def _output_address(target: str) -> Address:
@@ -148,12 +148,15 @@ def _short(word: str) -> str:
     return word[:_WORD_CHARACTERS]
 
 
-def _making(client: Client, word: str, record: OutputRecord, inputs: Sequence[str], *, is_shared: bool) -> Making:
+def _making(
+    client: Client, word: str, record: OutputRecord, inputs: Sequence[str], *, is_shared: bool, resumes: bool
+) -> Making:
     return Making(
         client=client,
         word=word,
         replaces=record.replaces,
         is_shared=is_shared,
+        resumes=resumes,
         copies_base=bool(inputs) and inputs[0].lower().startswith(SCHEME),
     )
 

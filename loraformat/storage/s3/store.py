@@ -130,6 +130,10 @@ class S3Store:
         """The key of a file."""
         return self.address.key(path)
 
+    def below(self, name: str) -> S3Store:
+        """A subfolder. Raises: StorageError: there is none."""
+        return S3Store(self.address.below(checked_name(name, self.uri)), self.client)
+
     def _where(self, path: str) -> str:
         return f"s3://{self.address.bucket}/{show(self.key(path))}"
 
