@@ -68,12 +68,12 @@ def cut(
     least = LEAST_NBYTES
     while True:
         segments = _segments(size, _joined(copies), least)
-        parts = [piece for segment in segments for piece in _pieces(segment, part_nbytes)]
-        if len(parts) <= most:
+        if sum(_count(segment, part_nbytes) for segment in segments) <= most:
             break
         if part_nbytes >= _MOST_PART_NBYTES:
             raise StorageError(f"a file of {size} bytes takes more than {most} parts")
         part_nbytes, least = 2 * part_nbytes, 2 * least
+    parts = [piece for segment in segments for piece in _pieces(segment, part_nbytes)]
     ordered = sorted(fills, key=lambda one: one.offset)
     return tuple(
         Part(number, one.start, one.stop, one.copy, () if one.copy else tuple(_within(ordered, one.start, one.stop)))
@@ -128,11 +128,13 @@ def _segments(size: int, copies: Sequence[Copy], least: int) -> list[_Segment]:
     return found or [_Segment(0, size, None)]
 
 
+def _count(segment: _Segment, part_nbytes: int) -> int:
+    return max(1, -(-segment.nbytes // (part_nbytes if segment.copy is None else _COPY_NBYTES)))
+
+
 def _pieces(segment: _Segment, part_nbytes: int) -> Iterator[_Segment]:
     """A segment as pieces of nearly equal length: none is shorter than half of what is meant."""
-    most = part_nbytes if segment.copy is None else _COPY_NBYTES
-    count = max(1, -(-segment.nbytes // most))
-    step = -(-segment.nbytes // count)
+    step = -(-segment.nbytes // _count(segment, part_nbytes))
     for start in range(segment.start, max(segment.stop, segment.start + 1), max(step, 1)):
         stop = min(start + step, segment.stop)
         yield _Segment(start, stop, None if segment.copy is None else _part_of(segment.copy, start, stop))
