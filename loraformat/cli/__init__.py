@@ -206,7 +206,7 @@ def _no_command(name: str) -> str:
     """What is said of a first word that is not a command: a path is one that was meant for some command."""
     from loraformat.diagnostics import did_you_mean
 
-    if os.path.lexists(name) or name.startswith("hf://"):
+    if os.path.lexists(name) or "://" in name:
         return f"{name!r} is a path, not a command. Did you mean loraformat inspect {name}?"
     near = did_you_mean(name, COMMANDS).strip()
     return f"{name!r} is not a command.{f' {near[0].upper()}{near[1:]}' if near else ''}"

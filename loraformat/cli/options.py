@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from loraformat.model.assumptions import Assumptions
     from loraformat.model.results.verbs import RenamedTensor
     from loraformat.report import Report
+    from loraformat.storage import Publication
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -180,14 +181,75 @@ output_format = click.option(
     callback=remember,
     help="Form of the report on stdout.",
 )
-out = click.option(
+_PUBLICATION = "loraformat.publication"
+
+
+def _kept(context: click.Context, parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's own
+    """Keep an option of the Hub for `publication`."""
+    assert parameter.name is not None
+    context.meta.setdefault(_PUBLICATION, {})[parameter.name] = value
+
+
+_of_the_hub = (
+    click.option(
+        "--private",
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="With -o hf://: make the repository private, where it is made.",
+    ),
+    click.option(
+        "--create-pr", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: open a pull request."
+    ),
+    click.option(
+        "--commit-message", metavar="TEXT", expose_value=False, callback=_kept, help="With -o hf://: of the commit."
+    ),
+    click.option(
+        "--no-card", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: write no model card."
+    ),
+)
+
+
+def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--private, --create-pr, --commit-message and --no-card."""
+    for each in reversed(_of_the_hub):
+        command = each(command)
+    return command
+
+
+def publication(out: str | None) -> Publication:
+    """The options of the Hub as one value.
+
+    Raises: UsageError: one is given, and `out` is not an address of the Hub.
+    """
+    from loraformat.storage import Publication, check_publication, is_hub
+
+    given = click.get_current_context().meta.get(_PUBLICATION, {})
+    chosen = Publication(
+        private=given.get("private", False),
+        create_pr=given.get("create_pr", False),
+        commit_message=given.get("commit_message"),
+        card=not given.get("no_card", False),
+    )
+    check_publication(chosen, is_hub=out is not None and is_hub(out))
+    return chosen
+
+
+_out = click.option(
     "-o",
     "--out",
     required=True,
     metavar="OUT",
     shell_complete=completers.paths,
-    help="Folder to write; it appears whole or not at all.",
+    help="Folder to write, or hf://owner/name[@branch]; it appears whole or not at all.",
 )
+
+
+def out(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-o, and the options of outputs on the Hub."""
+    return _out(publishing(command))
+
+
 container = click.option(
     "--container",
     type=Choice(["safetensors", "pt"]),

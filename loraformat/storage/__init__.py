@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
 
 from loraformat.storage.base import Copy, Output, Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
@@ -20,7 +21,9 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.schemes import is_local, join_of, scheme_of, stage_of
+from loraformat.storage.publication import Publication, Published, Publishing, check_publication
+from loraformat.storage.remote.whole_files import WholeFiles
+from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -39,6 +42,9 @@ __all__ = [
     "MemberStore",
     "MemoryStore",
     "Output",
+    "Publication",
+    "Published",
+    "Publishing",
     "Run",
     "Source",
     "Spool",
@@ -47,11 +53,14 @@ __all__ = [
     "Writer",
     "address_of",
     "base",
+    "check_publication",
     "copy_blocks",
     "digest_of",
     "digest_of_range",
     "folders_below",
+    "has_folders",
     "identity_anywhere",
+    "is_hub",
     "is_local",
     "is_restricted",
     "join",
@@ -60,9 +69,11 @@ __all__ = [
     "local",
     "memory_at",
     "new_hash",
+    "open_below",
     "open_output",
     "open_spool",
     "open_store",
+    "open_store_of_adapter",
     "permissions_for",
     "require_space",
     "stage",
@@ -88,6 +99,26 @@ def open_output(location: str, permissions: int) -> Store:
     return LocalStore(location, permissions) if scheme.modes else scheme.open(location)
 
 
+def open_store_of_adapter(uri: str) -> Store:
+    """As `open_store`; files up to 64 MiB that are not on this machine are fetched whole, not tensor by tensor."""
+    store = open_store(uri)
+    return store if isinstance(store, LocalStore) else WholeFiles(store)
+
+
+def has_folders(store: object) -> bool:
+    """Whether `open_below` opens the subfolders of a store."""
+    return hasattr(store.store if isinstance(store, WholeFiles) else store, "below")
+
+
+def open_below(store: object, name: str) -> Source | None:
+    """A subfolder of a store, for reading; None where folders are not opened one from the other."""
+    inner = store.store if isinstance(store, WholeFiles) else store
+    below: Callable[[str], Source] | None = getattr(inner, "below", None)
+    if below is None:
+        return None
+    return below(name) if inner is store else WholeFiles(cast("Store", below(name)))
+
+
 def stage(
     target: str,
     *,
@@ -99,14 +130,19 @@ def stage(
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
     word: str | None = None,
+    publishing: Publishing | None = None,
 ) -> AbstractContextManager[Output]:
     """An output that appears under the URI `target` when the block ends without exception; see `local.staging.stage`.
 
-    Args: word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+    Args:
+        word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+        publishing: how it gets onto the Hub.
 
-    Raises: StorageError: nothing can be written there, or there is no such unfinished output.
+    Raises: StorageError: nothing can be written there, or there is no such unfinished output. UsageError: options of
+        the Hub for another kind of output.
     """
-    return stage_of(target)(
+    refuse_inputs(target, inputs)
+    return stage_of(target, publishing)(
         target,
         overwrite=overwrite,
         inputs=inputs,
@@ -133,6 +169,7 @@ def join(
 
     Raises: StorageError: several processes cannot write one output there.
     """
+    refuse_inputs(target, inputs)
     return join_of(target)(
         target,
         word,

@@ -235,6 +235,7 @@ def command(
             dry_run=dry_run,
             force=force,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )
@@ -305,6 +306,7 @@ def dequantize(
             finish=finish,
             dry_run=dry_run,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )

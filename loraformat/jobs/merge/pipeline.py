@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast
 
 from loraformat import rules
 from loraformat.diagnostics import Finding, FindingLocation, listed, show
@@ -45,11 +44,11 @@ from loraformat.report import Report
 from loraformat.storage import (
     MARKER,
     OWN_PREFIX,
-    LocalStore,
+    Copy,
     Output,
     Store,
-    copy_blocks,
-    is_local,
+    has_folders,
+    is_hub,
     is_restricted,
     join,
     open_store,
@@ -138,8 +137,9 @@ def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> Ad
 
 
 def _check_options(run: PipelineRun, options: Options) -> None:
-    if not is_local(run.base.uri) or not is_local(run.out):
-        raise UsageError("a pipeline is merged on a disk only", where="merge", hint="download it first")
+    if not has_folders(run.base.store) or is_hub(run.out):
+        text = "a pipeline is merged on a disk or in an object store only"
+        raise UsageError(text, where="merge", hint="download it first")
     strange = sorted(run.strengths.keys() - run.base.components.keys())
     if strange:
         known = ", ".join(run.base.components)
@@ -191,8 +191,7 @@ def _written_before(run: PipelineRun) -> Callable[[str], Collection[str]]:
     """What an earlier merge wrote into the folders of its components, as their manifests say."""
 
     def names(path: str) -> set[str]:
-        folders = [name for name in run.base.folders if os.path.isdir(os.path.join(path, name))]
-        return {f"{name}/{file}" for name in folders for file in names_written(os.path.join(path, name))}
+        return {f"{name}/{file}" for name in run.base.folders for file in names_written(os.path.join(path, name))}
 
     return names
 
@@ -236,7 +235,6 @@ def _write(
         on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
         word=word if run.distribution.is_finish else None,
     ) as output:
-        assert isinstance(output, LocalStore)
         return _fill(output, run, parts, copies, facts, meet)
 
 
@@ -263,15 +261,15 @@ def _write_share(
     outcomes: dict[str, Written] = {}
     for name, part in parts.items():
         with output.subfolder(name) as folder:
-            files, store = _in_component(name, mine), cast("Output", folder)
+            files = _in_component(name, mine)
             outcomes[name] = run_share(
-                part.plan, _inputs(part), store, limits, run.trust, share, facts[name], meet, files
+                part.plan, _inputs(part), folder, limits, run.trust, share, facts[name], meet, files
             )
     return outcomes
 
 
 def _fill(
-    output: LocalStore,
+    output: Output,
     run: PipelineRun,
     parts: Mapping[str, Prepared],
     copies: Mapping[str, Store],
@@ -315,7 +313,7 @@ def _limits(run: PipelineRun, parts: Mapping[str, Prepared]) -> Resources:
 
 def _merged(
     name: str,
-    folder: LocalStore,
+    folder: Output,
     run: PipelineRun,
     parts: Mapping[str, Prepared],
     facts: Mapping[str, Facts],
@@ -334,17 +332,16 @@ def _merged(
     return finish_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, facts[name], shares)
 
 
-def _copy_all(source: object, folder: LocalStore, but: Collection[str] = ()) -> None:
+def _copy_all(source: OpenedFiles, folder: Output, but: Collection[str] = ()) -> None:
     """Copy the regular files of a folder; what an interrupted run left beside them, and beside `but`, goes."""
-    assert isinstance(source, LocalStore)
     wanted = _copied(source)
     for name in folder.names():
         if name not in wanted and name not in but and name != MARKER:
             folder.remove(name)
     for name, nbytes in wanted.items():
         source.check_inside(name)
-        with folder.create(name, nbytes) as writer:
-            copy_blocks(writer, source, name, 0, 0, nbytes)
+        with folder.create(name, nbytes, (Copy(0, nbytes, source, name, 0),)) as writer:
+            writer.copy_from(source, name, 0, 0, nbytes)
 
 
 def _inputs(part: Prepared) -> Inputs:

@@ -13,6 +13,8 @@ from loraformat.containers.quantized.as_trained import as_trained as with_quanti
 from loraformat.diagnostics import Finding, FindingLocation, in_file, show
 from loraformat.errors import UsageError
 from loraformat.io import Opened, hints_of, open_files, read_bundle
+from loraformat.jobs.card.facts import Origin, fields_of_card, used_adapter
+from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.jobs.inputs.subject import subject_of
 from loraformat.jobs.merge.distribution import ALONE, Distribution, require_ranks
 from loraformat.merger import (
@@ -58,7 +60,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import is_restricted, join, require_space, stage
+from loraformat.storage import Publication, is_hub, is_restricted, join, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -269,6 +271,7 @@ def write(
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
     distribution: Distribution = ALONE,
+    publication: Publication | None = None,
 ) -> Written:
     """Write a planned merge into the new folder `out`, whole or not at all; of a share, what others will finish."""
     plan = prepared.plan
@@ -289,6 +292,8 @@ def write(
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan, out)
+    names = (*file_names(plan), MANIFEST, DIGESTS)
+    publishing = publishing_of(publication, out, meet, names)
     if is_restricted(permissions):
         meet((kept_private(FindingLocation(subject=out), permissions),))
     facts = facts_of_merge(plan, inputs, used, trust)
@@ -310,11 +315,37 @@ def write(
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(FindingLocation(subject=out), nbytes),)),
         word=word_of(facts) if distribution.is_finish else None,
+        publishing=publishing,
     ) as output:
         if distribution.is_finish:
-            return finish_merge(plan, inputs, used, output, limits, trust, facts)
-        require_space(out, total - sum(output.files().values()))
-        return run_merge(plan, inputs, used, output, limits, trust, meet, distribution.engine)
+            written = finish_merge(plan, inputs, used, output, limits, trust, facts)
+        else:
+            require_space(out, _nbytes_needed(prepared, out) - sum(output.files().values()))
+            written = run_merge(plan, inputs, used, output, limits, trust, meet, distribution.engine)
+        write_card(output, out, publishing, lambda: _origin(prepared, written))
+        return written
+
+
+def _nbytes_needed(prepared: Prepared, out: str) -> int:
+    """Bytes of weights that need room; files that the Hub copies need none."""
+    plan = prepared.plan
+    if not (is_hub(out) and is_hub(prepared.base.uri)):
+        return weight_nbytes(plan)
+    return weight_nbytes(replace(plan, shards=tuple(one for one in plan.shards if one.edits or not one.verbatim)))
+
+
+def _origin(prepared: Prepared, written: Written) -> Origin:
+    """What a card says of a merge."""
+    adapters = tuple(
+        used_adapter(one.uri, source.strength, summarize(one.adapter))
+        for one, source in zip(prepared.opened, prepared.plan.adapters, strict=True)
+    )
+    return Origin(
+        base=prepared.base.uri,
+        base_fields=fields_of_card(prepared.base.store),
+        adapters=adapters,
+        retained=total_share(written.tallies),
+    )
 
 
 def report_of(

@@ -18,7 +18,7 @@ from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
 from loraformat.merger import COMBINATIONS, Arithmetic, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
-from loraformat.storage import Location, listed, uri_of
+from loraformat.storage import Location, Publication, check_publication, is_hub, listed, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -58,6 +58,7 @@ def merge(
     dry_run: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -109,6 +110,7 @@ def merge(
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
@@ -137,6 +139,7 @@ def merge(
     _check_codes(options, least_kept)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
+    check_publication(publication or Publication(), is_hub=is_hub(out))
     chosen_by = distribution(engine, rank, world, finish=finish, resume=resume, dry_run=dry_run, device=device)
     limits = resources(chosen_by, jobs, device, memory_nbytes)
     known, checkpoint = with_alpha(alpha, assumptions), open_checkpoint(base)
@@ -177,6 +180,7 @@ def merge(
         overwrite=overwrite,
         progress=progress,
         distribution=chosen_by,
+        publication=publication,
     )
     prepared = replace(prepared, findings=(*prepared.findings, *met))
     report = report_of(prepared, base, out, outcome, verify, chosen_by.described(prepared.plan))
@@ -203,6 +207,7 @@ def dequantize(
     finish: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -240,6 +245,7 @@ def dequantize(
         finish=finish,
         dry_run=dry_run,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

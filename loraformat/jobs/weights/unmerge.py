@@ -41,7 +41,7 @@ from loraformat.model.results.verbs import FileShare, MergedAdapter, UndoneWeigh
 from loraformat.model.updates import Replace, Rows
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, uri_of, uri_or_none
 from loraformat.storage import listed as all_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
@@ -110,6 +110,7 @@ def unmerge(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -137,7 +138,7 @@ def unmerge(
         dry_run: count and report, write nothing.
         strict: refuse what is not proved.
         force: let forgivable errors pass as warnings; with `base`, ignore what else changed in the model.
-        overwrite, announce, progress: as for `merge`.
+        overwrite, publication, announce, progress: as for `merge`.
 
     Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and others that are no sum. MergeError
         (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not proved. Else as
@@ -187,6 +188,7 @@ def unmerge(
         meet,
         overwrite=overwrite,
         progress=progress,
+        publication=publication,
         distribution=chosen_by,
     )
     return _report(run, undone, (*findings, *met), uri_of(out), chosen_by.described(prepared.plan))

@@ -106,6 +106,8 @@ def is_proved(output: Output, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
     try:
+        if (is_proved := output.proves(name)) is not None:
+            return is_proved
         nbytes = output.size(name) if output.is_own(name) else -1
         is_covered = nbytes >= 0 and not uncovered([(run.offset, run.end) for run in runs], nbytes)
         return is_covered and all(

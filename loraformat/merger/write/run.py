@@ -31,7 +31,7 @@ from loraformat.merger.write.manifest import (
 )
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
-from loraformat.model.bundle import DIGESTS, Bundle, FileFingerprint, OpenedFiles
+from loraformat.model.bundle import CARD, DIGESTS, Bundle, FileFingerprint, OpenedFiles
 from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
@@ -102,8 +102,7 @@ def run_merge(
         journal.begin()
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
-    runs = write_others(plan, inputs, output)
-    digests = trust.digests != "none"
+    runs, digests = write_described(plan, inputs, output), has_digests(trust, output)
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
@@ -119,6 +118,18 @@ def run_merge(
     check_kept(plan, written, trust)
     output.seal([shard.target for shard in plan.shards])
     return complete(plan, inputs, sources, output, limits, trust, written, runs)
+
+
+def has_digests(trust: Trust, output: Output) -> bool:
+    """Whether copied bytes get digests: those that the store copies by itself are read where that was asked for."""
+    return trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
+
+
+def write_described(plan: MergePlan, inputs: Inputs, output: Output) -> dict[str, tuple[Run, ...]]:
+    """Write all that is no weight file; the digests of what the manifest describes."""
+    runs = write_others(plan, inputs, output)
+    runs.pop(CARD, None)  # a card is for people, who write in it
+    return runs
 
 
 def complete(
@@ -142,13 +153,24 @@ def complete(
     base, read = base_source(plan, inputs), open_engine(limits.jobs).map
     if trust.verify != "none":
         is_full = trust.verify == "full"
-        written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
+        written.checked = check_output(
+            plan,
+            inputs,
+            output,
+            full=is_full,
+            digests=written.digests,
+            jobs=limits.jobs,
+            reads_copies=is_full or output.reads_copies,
+        )
     adapters = [_recorded(one, known.files) for one, known in zip(sources, plan.adapters, strict=True)]
     prints = {"base": _recorded(base, plan.base_files), "adapters": adapters}
-    outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
+    outputs = list(
+        read(lambda name: _output_print(output, name, runs), [name for name in file_names(plan) if name != CARD])
+    )
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
-    _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
+    if output.reads_copies or has_digests(trust, output):
+        _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
 
 

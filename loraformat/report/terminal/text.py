@@ -8,6 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
@@ -359,10 +360,19 @@ def _places(report: Report) -> str:
     """The folder that was written and its files; only the folder where they are many."""
     folders = {os.path.dirname(path) for path in report.written}
     if len(folders) != 1:
-        common = os.path.commonpath(report.written) if len(report.written) > _FEW_FILES else ""
+        common = _common(report.written) if len(report.written) > _FEW_FILES else ""
         return common if common not in ("", os.sep) else ", ".join(report.written) or "nothing"
     names = [os.path.basename(path) for path in report.written]
     return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The folder above all; "" where there is none."""
+    if "://" not in paths[0]:
+        return os.path.commonpath(paths)
+    split = [path.split("/") for path in paths]
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]
+    return "/".join(shared) if len(shared) > 3 else ""
 
 
 def _drawn(lines: Sequence[Line], *, color: bool) -> str:

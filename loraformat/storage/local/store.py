@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Copy, Source
+from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
@@ -74,6 +74,14 @@ class LocalStore:
         """See Output."""
         return self._folder
 
+    reads_copies = True
+    refused = ""
+
+    def proves(self, path: str) -> bool | None:
+        """See Output."""
+        del path
+        return None
+
     @property
     def folder(self) -> str:
         """The absolute path of the folder in which the files lie."""
@@ -129,7 +137,7 @@ class LocalStore:
                 done += count
 
     @contextmanager
-    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[LocalWriter]:
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[Writer]:
         """See Store. The bytes are on the disk before the name is there; an existing file is replaced.
 
         Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
@@ -170,6 +178,10 @@ class LocalStore:
         yield HiddenFolder(path, self._permissions)
         with as_storage_error(path):
             platform().sync_folder(path)
+
+    def below(self, name: str) -> LocalStore:
+        """A subfolder, for reading. Raises: StorageError: there is none."""
+        return LocalStore(self._path(checked_name(name, self.uri)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
@@ -239,7 +251,7 @@ class LocalStore:
             status = os.lstat(self._path(checked_name(path, self.uri)))
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
-    def identity(self, path: str) -> tuple[int, ...]:
+    def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source: inode, size, times of change in ns, the second that of the system, which no program sets.
 
         The device is left out: another start of the machine may change its number.

@@ -85,6 +85,7 @@ def unmerge(
             rank=rank,
             finish=finish,
             dry_run=dry_run,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -1,0 +1,1 @@
+"""Model cards: what an output is made of and how it is loaded, as the README.md of its repository."""
