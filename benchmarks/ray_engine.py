@@ -1,10 +1,10 @@
 """`loraformat merge --engine ray` on one node against threads of one process and against ranks, in alternating runs.
 
-Makes a Llama-shaped bfloat16 base in files of 256 MB and a PEFT adapter on every linear layer, merges with threads, with
-workers of a Ray cluster that is started once before, and as ranks with `--finish`, and compares all outputs. Prints
-medians of wall time; what starting the cluster took; and how many seconds a task of Ray costs beside its work.
+Makes a Llama-shaped bfloat16 base in files of 256 MB and a PEFT adapter on every linear layer, merges with threads,
+with workers of a Ray cluster that is started once before, and as ranks with `--finish`, and compares all outputs.
+Prints medians of wall time; what starting the cluster took; and how many seconds a task of Ray costs beside its work.
 
-    python benchmarks/ray.py [--gigabytes 1] [--runs 3] [--workers 2] [--folder DIR]
+    python benchmarks/ray_engine.py [--gigabytes 1] [--runs 3] [--workers 2] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ from merge_memory import make_adapter, make_base
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def command(folder: Path, out: Path, *more: str) -> list[str]:
+    """A merge of the base and the adapter in a folder."""
     words = ["merge", str(folder / "base"), str(folder / "adapter"), "-o", str(out), "--format", "json", *more]
     return [sys.executable, "-m", "loraformat", *words]
 
 
 def run(*words: str) -> None:
+    """A command that succeeds."""
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def by_ranks(folder: Path, out: Path, workers: int) -> None:
+    """All ranks at once, then the end."""
     start = command(folder, out, "--jobs", "1", "--world", str(workers))
     running = [subprocess.Popen([*start, "--rank", str(n)], stdout=subprocess.DEVNULL) for n in range(workers)]
     assert [process.wait() for process in running] == [0] * workers
@@ -44,6 +48,7 @@ def by_ranks(folder: Path, out: Path, workers: int) -> None:
 
 
 def main() -> None:
+    """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--runs", type=int, default=3)
