@@ -10,17 +10,17 @@ import numpy as np
 
 import loraformat
 
-HIDDEN, RANK = 1024, 4
+HIDDEN, RANK = 512, 4
 FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 EDITED = "model.layers.0.self_attn.q_proj.weight"
-# 12 MiB before the edited 2 MiB and 8 MiB after it; the second file is not touched.
+# 6 MiB before the edited half and 7 MiB after it; the second file is not touched.
 TENSORS = {
     FILES[0]: {
         "model.embed_tokens.weight": (6144, HIDDEN),
         EDITED: (HIDDEN, HIDDEN),
-        "model.layers.0.mlp.up_proj.weight": (4096, HIDDEN),
+        "model.layers.0.mlp.up_proj.weight": (7168, HIDDEN),
     },
-    FILES[1]: {"lm_head.weight": (6144, HIDDEN), "model.norm.weight": (HIDDEN,)},
+    FILES[1]: {"lm_head.weight": (9216, HIDDEN), "model.norm.weight": (HIDDEN,)},
 }
 
 

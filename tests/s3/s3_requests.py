@@ -52,8 +52,6 @@ class Requests(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(url.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         self.bucket, _, self.object_key = path.lstrip("/").partition("/")
-        for name in self.s3.ignores:
-            del self.headers[name]
         self.op = self._operation()
         self.row = {
             "op": self.op,
@@ -79,6 +77,8 @@ class Requests(BaseHTTPRequestHandler):
                 self._cut()
                 return None
             body = self._body()
+            for name in self.s3.ignores:
+                del self.headers[name]
             if self.fault and self.fault["kind"] == "status":
                 raise Refused(self.fault.get("code", 503), self.fault.get("error", "SlowDown"), "injected")
             if self.fault and self.fault["kind"] == "slow":

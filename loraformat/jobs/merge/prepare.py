@@ -43,7 +43,14 @@ from loraformat.merger import (
     total_share,
     weight_nbytes,
 )
-from loraformat.merger.plan.findings import CODES, history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.plan.findings import (
+    CODES,
+    copies_streamed,
+    history_unknown,
+    kept_private,
+    merged_again,
+    unfinished_cleared,
+)
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
@@ -302,6 +309,8 @@ def write(
     ) as output:
         require_space(out, _nbytes_needed(prepared, out) - sum(output.files().values()))
         written = run_merge(plan, inputs, used, output, limits, trust, meet)
+        if output.refused:
+            meet((copies_streamed(FindingLocation(subject=out), output.refused),))
         write_card(output, out, publishing, lambda: _origin(prepared, written))
         return written
 
