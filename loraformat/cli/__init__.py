@@ -78,7 +78,7 @@ _BESIDE = {
 }
 _IMPORT_POLL_S = 0.05
 
-# In the context's meta: whether a command keeps what it has done when a signal ends it.
+# In the context's meta: how one goes on with what a command keeps when a signal ends it; empty where it keeps nothing.
 KEPT = "loraformat.kept"
 
 
@@ -214,7 +214,7 @@ def _no_command(name: str) -> str:
 
 def _interrupted(ctx: click.Context) -> str:
     if ctx.meta.get(KEPT):
-        return "interrupted: what is done is kept, the same command with --resume goes on"
+        return f"interrupted: what is done is kept, {ctx.meta[KEPT]}"
     return "interrupted: no partial output is left"
 
 

@@ -59,6 +59,7 @@ __all__ = [
     "digest_of_range",
     "folders_below",
     "has_folders",
+    "identity_anywhere",
     "is_hub",
     "is_local",
     "is_restricted",
@@ -77,6 +78,7 @@ __all__ = [
     "require_space",
     "stage",
     "uncovered",
+    "unfinished",
     "uri_of",
     "uri_or_none",
     "write_to",
@@ -177,6 +179,16 @@ def join(
         written=written,
         permissions=permissions,
     )
+
+
+def unfinished(target: str) -> tuple[Output, ...]:
+    """The unfinished outputs of the URI `target` that `join` has made, the newest last."""
+    return tuple(scheme_of(target).unfinished(target))
+
+
+def identity_anywhere(store: Source, path: str) -> tuple[str | int, ...]:
+    """What tells a file from any other, as all machines see it: inodes of shared folders may differ between them."""
+    return store.identity_anywhere(path) if isinstance(store, LocalStore) else store.identity(path)
 
 
 def require_space(target: str, nbytes: int) -> None:

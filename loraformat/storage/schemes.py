@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from loraformat.storage.base import Join, Output, Stage, Store
 from loraformat.storage.local.staging import join as _join_folder
 from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
+from loraformat.storage.local.staging import unfinished as _unfinished_folders
 from loraformat.storage.local.store import LocalStore
 from loraformat.storage.publication import Publishing, check_publication
 
@@ -34,6 +35,7 @@ class Scheme:
         join: opens an unfinished output that several processes write; None where that is not possible.
         normalized: a URI in its one spelling; what lies below it begins with it and a slash. Raises StorageError: it is
             not an address.
+        unfinished: those that are left at a URI, as far as they can be listed.
     """
 
     open: Callable[[str], Store]
@@ -42,6 +44,7 @@ class Scheme:
     modes: bool = False
     join: Join | None = None
     normalized: Callable[[str], str] = lambda uri: uri.rstrip("/")
+    unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
 
 
 def _open_repository(uri: str) -> Store:
@@ -92,6 +95,12 @@ def _join_prefix(target: str, word: str, **options: Any) -> AbstractContextManag
     return join(target, word, **options)
 
 
+def _unfinished_prefixes(target: str) -> Iterable[Output]:
+    from loraformat.storage.s3.staging import unfinished
+
+    return unfinished(target)
+
+
 def _normalized_prefix(uri: str) -> str:
     from loraformat.storage.s3.address import normalized
 
@@ -113,6 +122,7 @@ SCHEMES: dict[str, Scheme] = {
         modes=True,
         join=_join_folder,
         normalized=os.path.realpath,
+        unfinished=_unfinished_folders,
     ),
     "hf": Scheme(
         _open_repository,
@@ -120,7 +130,13 @@ SCHEMES: dict[str, Scheme] = {
         _require_space_for_repository,
         normalized=_normalized_repository,
     ),
-    "s3": Scheme(_open_prefix, _stage_prefix, join=_join_prefix, normalized=_normalized_prefix),
+    "s3": Scheme(
+        _open_prefix,
+        _stage_prefix,
+        join=_join_prefix,
+        normalized=_normalized_prefix,
+        unfinished=_unfinished_prefixes,
+    ),
     "s3+unfinished": Scheme(_reopen_prefix),
 }
 

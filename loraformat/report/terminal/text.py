@@ -34,7 +34,7 @@ from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
 from loraformat.report.terminal.factor_changes import say_factors
 from loraformat.report.terminal.inspection import say_inspection, say_together
-from loraformat.report.terminal.unmerging import say_unmerging
+from loraformat.report.terminal.unmerging import say_share, say_unmerging
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
@@ -282,6 +282,9 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
+    if result.share is not None:
+        say_share(page, result.share)
+        return
     if result.as_trained:
         change = "" if result.base_change is None else f"; ‖W - decoded W‖/‖Δ‖ = {result.base_change:.3g}"
         text = f"{result.as_trained}: linear layers quantized and decoded{change}"
