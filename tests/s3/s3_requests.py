@@ -82,7 +82,11 @@ class Requests(BaseHTTPRequestHandler):
             if self.fault and self.fault["kind"] == "status":
                 raise Refused(self.fault.get("code", 503), self.fault.get("error", "SlowDown"), "injected")
             if self.fault and self.fault["kind"] == "slow":
+                generation = self.s3.generation
                 time.sleep(self.fault["seconds"])
+                if self.s3.generation != generation:  # a process asked that was killed, in a test that is over
+                    self._cut()
+                    return None
             if self.fault and self.fault["kind"] == "call":
                 self.fault["function"](self.s3)
             if (self.op, self.bucket) in self.s3.denied or ("*", self.bucket) in self.s3.denied:

@@ -67,7 +67,7 @@ class S3Server:
         self.seen_headers: list[dict[str, str]] = []
         self.faults: list[dict] = []
         self.lock = threading.RLock()
-        self._number = 0
+        self._number = self.generation = 0
         handler = type("Handler", (Operations,), {"s3": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
@@ -87,6 +87,7 @@ class S3Server:
     def reset(self) -> None:
         """As it was when it was made, with empty buckets."""
         with self.lock:
+            self.generation += 1
             for keys in self.buckets.values():
                 keys.clear()
             for held in (self.multiparts, self.denied, self.ignores, self.log, self.seen_headers, self.faults):
