@@ -95,6 +95,12 @@ def _join_prefix(target: str, word: str, **options: Any) -> AbstractContextManag
     return join(target, word, **options)
 
 
+def _open_filesystem(uri: str) -> Store:
+    from loraformat.storage.remote.filesystems import open_filesystem
+
+    return open_filesystem(uri)
+
+
 def _unfinished_prefixes(target: str) -> Iterable[Output]:
     from loraformat.storage.s3.staging import unfinished
 
@@ -138,6 +144,7 @@ SCHEMES: dict[str, Scheme] = {
         unfinished=_unfinished_prefixes,
     ),
     "s3+unfinished": Scheme(_reopen_prefix),
+    **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), Scheme(_open_filesystem)),
 }
 
 
