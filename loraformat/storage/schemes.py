@@ -33,9 +33,9 @@ class Scheme:
         require_space: raises StorageError where so many bytes have no room at a URI.
         modes: whether files there have mode bits that keep others from reading them.
         join: opens an unfinished output that several processes write; None where that is not possible.
-        unfinished: those that are left at a URI, as far as they can be listed.
         normalized: a URI in its one spelling; what lies below it begins with it and a slash. Raises StorageError: it is
             not an address.
+        unfinished: those that are left at a URI, as far as they can be listed.
     """
 
     open: Callable[[str], Store]
@@ -43,8 +43,8 @@ class Scheme:
     require_space: Callable[[str, int], None] = lambda uri, nbytes: None  # noqa: ARG005
     modes: bool = False
     join: Join | None = None
-    unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
     normalized: Callable[[str], str] = lambda uri: uri.rstrip("/")
+    unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
 
 
 def _open_repository(uri: str) -> Store:
@@ -95,6 +95,18 @@ def _join_prefix(target: str, word: str, **options: Any) -> AbstractContextManag
     return join(target, word, **options)
 
 
+def _open_filesystem(uri: str) -> Store:
+    from loraformat.storage.remote.filesystems import open_filesystem
+
+    return open_filesystem(uri)
+
+
+def _unfinished_prefixes(target: str) -> Iterable[Output]:
+    from loraformat.storage.s3.staging import unfinished
+
+    return unfinished(target)
+
+
 def _normalized_prefix(uri: str) -> str:
     from loraformat.storage.s3.address import normalized
 
@@ -115,8 +127,8 @@ SCHEMES: dict[str, Scheme] = {
         _require_space,
         modes=True,
         join=_join_folder,
-        unfinished=_unfinished_folders,
         normalized=os.path.realpath,
+        unfinished=_unfinished_folders,
     ),
     "hf": Scheme(
         _open_repository,
@@ -124,8 +136,15 @@ SCHEMES: dict[str, Scheme] = {
         _require_space_for_repository,
         normalized=_normalized_repository,
     ),
-    "s3": Scheme(_open_prefix, _stage_prefix, join=_join_prefix, normalized=_normalized_prefix),
+    "s3": Scheme(
+        _open_prefix,
+        _stage_prefix,
+        join=_join_prefix,
+        normalized=_normalized_prefix,
+        unfinished=_unfinished_prefixes,
+    ),
     "s3+unfinished": Scheme(_reopen_prefix),
+    **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), Scheme(_open_filesystem)),
 }
 
 

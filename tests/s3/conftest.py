@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,21 +21,54 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A server with one bucket, `models`, and nothing in it."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setattr(client, "_clients", [])
-    with S3Server(str(tmp_path / "server")) as server:
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for all tests, so that they can share boto3's clients, which take a second to make."""
+    folder = tmp_path_factory.mktemp("server")
+    with S3Server(str(folder / "objects")) as server, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_CONFIG_FILE", str(folder / "none"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "none"))
+        patch.setattr(client, "_clients", [])
         for name, value in server.env().items():
-            monkeypatch.setenv(name, value)
+            patch.setenv(name, value)
         yield server
-    for made in client._clients:
+        close(client._clients)
+
+
+def close(clients: list[client.Client]) -> None:
+    for made in clients:
+        made.traits.clear()
         for each in (made.quick, made.patient, made.brief):
             each.close()
+
+
+@pytest.fixture
+def empty(server: S3Server) -> S3Server:
+    """A server with one bucket, `models`, and nothing in it."""
+    server.reset()
+    for made in client._clients:
+        made.traits.clear()
+    return server
+
+
+@pytest.fixture
+def fresh(empty: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The configuration is read again."""
+    monkeypatch.setattr(client, "_clients", [])
+    yield
+    close(client._clients)
+
+
+@pytest.fixture(scope="module")
+def few_attempts(server: S3Server) -> Iterator[None]:
+    """Requests are given up after three attempts: a storm then takes a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "ATTEMPTS", 3)
+        patch.setattr(client, "_clients", [])
+        yield
+        close(client._clients)
 
 
 @pytest.fixture

@@ -10,17 +10,17 @@ import numpy as np
 
 import loraformat
 
-HIDDEN, RANK = 1024, 4
+HIDDEN, RANK = 512, 4
 FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 EDITED = "model.layers.0.self_attn.q_proj.weight"
-# 12 MiB before the edited 2 MiB and 8 MiB after it; the second file is not touched.
+# 6 MiB before the edited half and 7 MiB after it; the second file is not touched.
 TENSORS = {
     FILES[0]: {
         "model.embed_tokens.weight": (6144, HIDDEN),
         EDITED: (HIDDEN, HIDDEN),
-        "model.layers.0.mlp.up_proj.weight": (4096, HIDDEN),
+        "model.layers.0.mlp.up_proj.weight": (7168, HIDDEN),
     },
-    FILES[1]: {"lm_head.weight": (6144, HIDDEN), "model.norm.weight": (HIDDEN,)},
+    FILES[1]: {"lm_head.weight": (9216, HIDDEN), "model.norm.weight": (HIDDEN,)},
 }
 
 
@@ -75,3 +75,36 @@ def expected(models: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes() for path in (models / "out").iterdir() if path.name != "loraformat.digests.json"
     }
+
+
+def make_large(folder: Path) -> int:
+    """A base of one file in which 12 MiB change between 12 MiB and 12 MiB that do not; the changed bytes."""
+    layers = [f"model.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k", "v")]
+    shapes = {"model.embed_tokens.weight": (6144, 1024), **dict.fromkeys(layers, (2048, 1024))}
+    _make_one_file(folder, {**shapes, "model.layers.0.mlp.up_proj.weight": (6144, 1024)}, layers)
+    return 3 * 2 * 2048 * 1024
+
+
+def make_wide(folder: Path) -> None:
+    """A base of one file of 130 MB, all of which changes."""
+    layers = [f"model.layers.{n}.self_attn.q_proj.weight" for n in range(4)]
+    _make_one_file(folder, dict.fromkeys(layers, (4096, 4096)), layers)
+
+
+def _make_one_file(folder: Path, shapes: dict[str, tuple[int, int]], edited: list[str]) -> None:
+    rng = np.random.default_rng(1)
+    (folder / "base").mkdir(parents=True)
+    (folder / "adapter").mkdir()
+    values = {name: ("BF16", _bf16(rng.random(shape, dtype=np.float32))) for name, shape in shapes.items()}
+    save(folder / "base" / "model.safetensors", values)
+    (folder / "base" / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": False}))
+    factors = {}
+    for name in edited:
+        rows, columns = shapes[name]
+        prefix = f"base_model.model.{name.removesuffix('.weight')}"
+        factors[f"{prefix}.lora_A.weight"] = ("F32", rng.random((RANK, columns), dtype=np.float32))
+        factors[f"{prefix}.lora_B.weight"] = ("F32", rng.random((rows, RANK), dtype=np.float32))
+    save(folder / "adapter" / "adapter_model.safetensors", factors)
+    targets = sorted({name.split(".")[-2] for name in edited})
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": targets}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(settings))

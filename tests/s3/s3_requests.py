@@ -52,8 +52,6 @@ class Requests(BaseHTTPRequestHandler):
         path = urllib.parse.unquote(url.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         self.bucket, _, self.object_key = path.lstrip("/").partition("/")
-        for name in self.s3.ignores:
-            del self.headers[name]
         self.op = self._operation()
         self.row = {
             "op": self.op,
@@ -79,10 +77,16 @@ class Requests(BaseHTTPRequestHandler):
                 self._cut()
                 return None
             body = self._body()
+            for name in self.s3.ignores:
+                del self.headers[name]
             if self.fault and self.fault["kind"] == "status":
                 raise Refused(self.fault.get("code", 503), self.fault.get("error", "SlowDown"), "injected")
             if self.fault and self.fault["kind"] == "slow":
+                generation = self.s3.generation
                 time.sleep(self.fault["seconds"])
+                if self.s3.generation != generation:  # a process asked that was killed, in a test that is over
+                    self._cut()
+                    return None
             if self.fault and self.fault["kind"] == "call":
                 self.fault["function"](self.s3)
             if (self.op, self.bucket) in self.s3.denied or ("*", self.bucket) in self.s3.denied:

@@ -33,6 +33,7 @@ import re
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 
 from s3_operations import Operations
@@ -66,7 +67,7 @@ class S3Server:
         self.seen_headers: list[dict[str, str]] = []
         self.faults: list[dict] = []
         self.lock = threading.RLock()
-        self._number = 0
+        self._number = self.generation = 0
         handler = type("Handler", (Operations,), {"s3": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
@@ -82,6 +83,18 @@ class S3Server:
         self._server.server_close()
         if self._own:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def reset(self) -> None:
+        """As it was when it was made, with empty buckets."""
+        with self.lock:
+            self.generation += 1
+            for keys in self.buckets.values():
+                keys.clear()
+            for held in (self.multiparts, self.denied, self.ignores, self.log, self.seen_headers, self.faults):
+                held.clear()
+            for name in os.listdir(self.folder):
+                with suppress(FileNotFoundError):  # a request of the test before may end only now
+                    os.unlink(os.path.join(self.folder, name))
 
     def env(self) -> dict[str, str]:
         """What a client is told; nothing else of AWS stands in its environment."""

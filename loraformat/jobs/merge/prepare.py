@@ -48,7 +48,14 @@ from loraformat.merger import (
     weight_nbytes,
     word_of,
 )
-from loraformat.merger.plan.findings import CODES, history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.plan.findings import (
+    CODES,
+    copies_streamed,
+    history_unknown,
+    kept_private,
+    merged_again,
+    unfinished_cleared,
+)
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
@@ -270,8 +277,8 @@ def write(
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
-    distribution: Distribution = ALONE,
     publication: Publication | None = None,
+    distribution: Distribution = ALONE,
 ) -> Written:
     """Write a planned merge into the new folder `out`, whole or not at all; of a share, what others will finish."""
     plan = prepared.plan
@@ -314,14 +321,16 @@ def write(
         written=names_written,
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(FindingLocation(subject=out), nbytes),)),
-        word=word_of(facts) if distribution.is_finish else None,
         publishing=publishing,
+        word=word_of(facts) if distribution.is_finish else None,
     ) as output:
         if distribution.is_finish:
             written = finish_merge(plan, inputs, used, output, limits, trust, facts)
         else:
             require_space(out, _nbytes_needed(prepared, out) - sum(output.files().values()))
             written = run_merge(plan, inputs, used, output, limits, trust, meet, distribution.engine)
+        if output.refused:
+            meet((copies_streamed(FindingLocation(subject=out), output.refused),))
         write_card(output, out, publishing, lambda: _origin(prepared, written))
         return written
 

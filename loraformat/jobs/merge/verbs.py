@@ -179,8 +179,8 @@ def merge(
         meet,
         overwrite=overwrite,
         progress=progress,
-        distribution=chosen_by,
         publication=publication,
+        distribution=chosen_by,
     )
     prepared = replace(prepared, findings=(*prepared.findings, *met))
     report = report_of(prepared, base, out, outcome, verify, chosen_by.described(prepared.plan))

@@ -154,7 +154,10 @@ class Receipts:
 
         A store of objects knows by itself.
         """
-        if self._output.proves(target) is None and _identity(self._output, target) == entry.identity:
+        proves = self._output.proves(target)
+        if proves is not None:
+            return proves and (not entry.identity or _identity(self._output, target) == entry.identity)
+        if not entry.identity or _identity(self._output, target) == entry.identity:
             return True
         return is_proved(self._output, target, entry.written)
 

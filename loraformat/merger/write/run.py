@@ -102,7 +102,7 @@ def run_merge(
         journal.begin()
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
-    runs, digests = write_described(plan, inputs, output), has_digests(trust, output)
+    runs, digests = write_described(plan, inputs, output), digests_copies(trust, output)
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
@@ -118,11 +118,6 @@ def run_merge(
     check_kept(plan, written, trust)
     output.seal([shard.target for shard in plan.shards])
     return complete(plan, inputs, sources, output, limits, trust, written, runs)
-
-
-def has_digests(trust: Trust, output: Output) -> bool:
-    """Whether copied bytes get digests: those that the store copies by itself are read where that was asked for."""
-    return trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
 
 
 def write_described(plan: MergePlan, inputs: Inputs, output: Output) -> dict[str, tuple[Run, ...]]:
@@ -169,9 +164,14 @@ def complete(
     )
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
-    if output.reads_copies or has_digests(trust, output):
+    if output.reads_copies or digests_copies(trust, output):
         _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
+
+
+def digests_copies(trust: Trust, output: Output) -> bool:
+    """Whether copied bytes get digests: those that the store copies by itself are read for that only where asked."""
+    return trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
 
 
 def check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:

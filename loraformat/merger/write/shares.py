@@ -13,7 +13,15 @@ from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
 from loraformat.merger.write.receipts import Facts, Receipts, facts_of
-from loraformat.merger.write.run import Source, Trust, base_source, check_kept, complete, has_digests, write_described
+from loraformat.merger.write.run import (
+    Source,
+    Trust,
+    base_source,
+    check_kept,
+    complete,
+    digests_copies,
+    write_described,
+)
 from loraformat.merger.write.weights import Written, all_of, write_weights
 from loraformat.storage import MARKER, OWN_PREFIX, Output
 
@@ -102,7 +110,7 @@ def run_share(
         limits,
         on_written=lambda target, written: receipts.add(target, written, share.rank, share.world),
         there=there,
-        digests=has_digests(trust, output),
+        digests=digests_copies(trust, output),
     )
 
 

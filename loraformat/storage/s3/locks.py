@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -16,14 +16,17 @@ from loraformat import strict_json
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson, LoraFormatError, StorageError
 from loraformat.storage.s3.address import Address
-from loraformat.storage.s3.client import Client, as_storage_error, is_absent, is_conflict
+from loraformat.storage.s3.client import Client, as_storage_error, is_absent, is_conflict, is_cut
 from loraformat.storage.s3.records import LOCK
 from loraformat.storage.s3.requests import put_object, remove
 
 _RENEWED_S = 30
 _STALE_S = 180  # without renewal; by the clock of the service
 _MOST_NBYTES = 4096
-_ATTEMPTS = 3
+_ATTEMPTS = 4
+
+# Words of the locks that this process holds.
+_held: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +51,31 @@ class Lock:
 
     def take(self) -> None:
         """Raises: StorageError: another run has it, or nothing can be written there."""
-        with as_storage_error(self._uri):
-            for _ in range(_ATTEMPTS):
-                if self._put(IfNoneMatch="*"):
-                    break
-                found = self.look()
-                if found is None:
-                    continue
-                if found.owner.get("word") == self._word:  # the answer to our own request was lost
-                    self._etag = found.etag
-                    break
-                if not _is_stale(found):
-                    raise _in_use(found, self._uri)
-                if self._put(IfMatch=found.etag):
-                    break
-            else:
-                raise StorageError("another run takes the lock at the same time", hint="try again later")
-            self._prove()
+        _held.add(self._word)
+        try:
+            with as_storage_error(self._uri):
+                self._take()
+                self._prove()
+        except BaseException:
+            _held.discard(self._word)
+            raise
         self._thread.start()
+
+    def _take(self) -> None:
+        for _ in range(_ATTEMPTS):
+            if self._put(IfNoneMatch="*"):
+                return
+            found = self.look()
+            if found is None:
+                continue
+            if found.owner.get("word") == self._word:  # the answer to our own request was lost
+                self._etag = found.etag
+                return
+            if not _is_stale(found):
+                raise _in_use(found, self._uri)
+            if self._put(IfMatch=found.etag):
+                return
+        raise StorageError("another run takes the lock at the same time", hint="try again later")
 
     def _put(self, **condition: str) -> bool:
         data = self._content()
@@ -93,6 +103,7 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
+        _held.discard(self._word)
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -106,14 +117,18 @@ class Lock:
 
     def look(self) -> _Found | None:
         """The lock that is there; None where none is."""
-        try:
-            answer = self._client.quick.get_object(Bucket=self._bucket, Key=self._key)
-        except Exception as error:
-            if is_absent(error):
-                return None
-            raise
-        with answer["Body"] as body:
-            data = body.read(_MOST_NBYTES)
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = self._client.quick.get_object(Bucket=self._bucket, Key=self._key)
+                with closing(answer["Body"]) as body:
+                    data = body.read(_MOST_NBYTES)
+                if len(data) == min(answer["ContentLength"], _MOST_NBYTES) or attempt + 1 == _ATTEMPTS:
+                    break
+            except Exception as error:
+                if is_absent(error):
+                    return None
+                if not is_cut(error) or attempt + 1 == _ATTEMPTS:
+                    raise
         headers = answer["ResponseMetadata"]["HTTPHeaders"]
         now = parsedate_to_datetime(headers["date"]) if "date" in headers else answer["LastModified"]
         return _Found(str(answer["ETag"]), (now - answer["LastModified"]).total_seconds(), _parsed(data))
@@ -176,7 +191,8 @@ def _is_stale(found: _Found) -> bool:
     owner = found.owner
     host, pid = owner.get("host"), owner.get("pid")
     if host and host == _host() and type(pid) is int and owner.get("started"):
-        return _started(pid) != owner.get("started")
+        is_gone = _started(pid) != owner.get("started")
+        return is_gone or (pid == os.getpid() and owner.get("word") not in _held)
     return found.age_s > _STALE_S
 
 

@@ -134,6 +134,21 @@ def reopened(location: str) -> S3Output:
     return S3Output(address, _making(client, word, record, (), is_shared=True, resumes=False), 0o777)
 
 
+def unfinished(target: str) -> Iterator[S3Output]:
+    """The unfinished outputs of `target` that `join` has made. Raises: StorageError: the prefix cannot be listed."""
+    address, client = _output_address(target), connected()
+    left = look(client, address)
+    for word in sorted(left.own):
+        record = record_of(client, address, left, word)
+        if record is not None and record.is_shared:
+            output = S3Output(address, _making(client, word, record, (), is_shared=True, resumes=True), 0o777)
+            output.load()
+            for folder in sorted({path.rpartition("/")[0] for path in left.own[word]} - {""}):
+                with output.subfolder(folder):
+                    pass
+            yield output
+
+
 def _output_address(target: str) -> Address:
     address = parsed(target)
     if not address.path:
