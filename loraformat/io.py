@@ -19,7 +19,14 @@ from loraformat.containers import (
     with_components,
 )
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
-from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
+from loraformat.errors import (
+    AdapterRefused,
+    ConfigError,
+    LoraFormatError,
+    NonFiniteValue,
+    UsageError,
+    require_one_of,
+)
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
@@ -30,7 +37,18 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
 from loraformat.model.tensors import LazyTensor
 from loraformat.naming import TASKS
-from loraformat.storage import ANYONE, Location, Output, Publication, Publishing, listed, stage, uri_of
+from loraformat.storage import (
+    ANYONE,
+    Location,
+    Output,
+    Publication,
+    Publishing,
+    is_local,
+    listed,
+    open_store,
+    stage,
+    uri_of,
+)
 
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
@@ -39,10 +57,21 @@ if TYPE_CHECKING:
 def folder_of(uri: str) -> str:
     """The folder of an adapter, for the path of one of its files; any other URI as it is."""
     folder, name = os.path.split(uri)
+    if not is_local(uri):
+        return folder if _is_part_at(folder, name) else uri
     is_part = any(
         name in (config, *weights_beside(config)) and os.path.isfile(os.path.join(folder, config)) for config in CONFIGS
     )
     return (folder or ".") if is_part and os.path.isfile(uri) else uri
+
+
+def _is_part_at(folder: str, name: str) -> bool:
+    """Whether a file of another machine belongs to an adapter whose config lies beside it."""
+    configs = [config for config in CONFIGS if name in (config, *weights_beside(config))]
+    try:
+        return bool(configs) and not {*configs}.isdisjoint(open_store(folder).files())
+    except LoraFormatError:
+        return False
 
 
 def open_files(uri: str, *, format: str | None = None) -> Bundle:  # noqa: A002

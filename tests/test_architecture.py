@@ -22,6 +22,8 @@ CODE = [
 ]
 
 OWNERS = {
+    "boto3": ("storage/s3/client.py",),
+    "botocore": ("storage/s3/client.py",),
     "click": ("cli/",),
     "fcntl": ("storage/platform.py",),
     "huggingface_hub": ("storage/hub/",),

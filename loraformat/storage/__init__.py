@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
 
 from loraformat.storage.base import Copy, Output, Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
@@ -21,7 +22,8 @@ from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.publication import Publication, Published, Publishing, check_publication
-from loraformat.storage.schemes import is_hub, is_local, join_of, scheme_of, stage_of
+from loraformat.storage.remote.whole_files import WholeFiles
+from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -56,7 +58,9 @@ __all__ = [
     "digest_of",
     "digest_of_range",
     "folders_below",
+    "has_folders",
     "hub",
+    "identity_anywhere",
     "is_hub",
     "is_local",
     "is_restricted",
@@ -66,14 +70,17 @@ __all__ = [
     "local",
     "memory_at",
     "new_hash",
+    "open_below",
     "open_output",
     "open_spool",
     "open_store",
+    "open_store_of_adapter",
     "permissions_for",
     "publication",
     "require_space",
     "stage",
     "uncovered",
+    "unfinished",
     "uri_of",
     "uri_or_none",
     "write_to",
@@ -92,6 +99,26 @@ def open_output(location: str, permissions: int) -> Store:
     """An unfinished output by its `Output.location`, to write a file into it with no other mode bits than these."""
     scheme = scheme_of(location)
     return LocalStore(location, permissions) if scheme.modes else scheme.open(location)
+
+
+def open_store_of_adapter(uri: str) -> Store:
+    """As `open_store`; files up to 64 MiB that are not on this machine are fetched whole, not tensor by tensor."""
+    store = open_store(uri)
+    return store if isinstance(store, LocalStore) else WholeFiles(store)
+
+
+def has_folders(store: object) -> bool:
+    """Whether `open_below` opens the subfolders of a store."""
+    return hasattr(store.store if isinstance(store, WholeFiles) else store, "below")
+
+
+def open_below(store: object, name: str) -> Source | None:
+    """A subfolder of a store, for reading; None where folders are not opened one from the other."""
+    inner = store.store if isinstance(store, WholeFiles) else store
+    below: Callable[[str], Source] | None = getattr(inner, "below", None)
+    if below is None:
+        return None
+    return below(name) if inner is store else WholeFiles(cast("Store", below(name)))
 
 
 def stage(
@@ -116,6 +143,7 @@ def stage(
     Raises: StorageError: nothing can be written there, or there is no such unfinished output. UsageError: options of
         the Hub for another kind of output.
     """
+    refuse_inputs(target, inputs)
     return stage_of(target, publishing)(
         target,
         overwrite=overwrite,
@@ -143,6 +171,7 @@ def join(
 
     Raises: StorageError: several processes cannot write one output there.
     """
+    refuse_inputs(target, inputs)
     return join_of(target)(
         target,
         word,
@@ -152,6 +181,16 @@ def join(
         written=written,
         permissions=permissions,
     )
+
+
+def unfinished(target: str) -> tuple[Output, ...]:
+    """The unfinished outputs of the URI `target` that `join` has made, the newest last."""
+    return tuple(scheme_of(target).unfinished(target))
+
+
+def identity_anywhere(store: Source, path: str) -> tuple[str | int, ...]:
+    """What tells a file from any other, as all machines see it: inodes of shared folders may differ between them."""
+    return store.identity_anywhere(path) if isinstance(store, LocalStore) else store.identity(path)
 
 
 def require_space(target: str, nbytes: int) -> None:

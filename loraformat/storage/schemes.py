@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.base import Join, Output, Stage, Store
 from loraformat.storage.local.staging import join as _join_folder
 from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
+from loraformat.storage.local.staging import unfinished as _unfinished_folders
 from loraformat.storage.local.store import LocalStore
 from loraformat.storage.publication import Publishing, check_publication
 
@@ -31,6 +33,9 @@ class Scheme:
         require_space: raises StorageError where so many bytes have no room at a URI.
         modes: whether files there have mode bits that keep others from reading them.
         join: opens an unfinished output that several processes write; None where that is not possible.
+        normalized: a URI in its one spelling; what lies below it begins with it and a slash. Raises StorageError: it is
+            not an address.
+        unfinished: those that are left at a URI, as far as they can be listed.
     """
 
     open: Callable[[str], Store]
@@ -38,6 +43,8 @@ class Scheme:
     require_space: Callable[[str, int], None] = lambda uri, nbytes: None  # noqa: ARG005
     modes: bool = False
     join: Join | None = None
+    normalized: Callable[[str], str] = lambda uri: uri.rstrip("/")
+    unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
 
 
 def _open_repository(uri: str) -> Store:
@@ -64,10 +71,80 @@ def _open_local(uri: str) -> Store:
     return LocalStore(uri)
 
 
+def _open_prefix(uri: str) -> Store:
+    from loraformat.storage.s3.store import open_prefix
+
+    return open_prefix(uri)
+
+
+def _reopen_prefix(location: str) -> Store:
+    from loraformat.storage.s3.staging import reopened
+
+    return reopened(location)
+
+
+def _stage_prefix(target: str, **options: Any) -> AbstractContextManager[Output]:  # noqa: ANN401 - those of Stage
+    from loraformat.storage.s3.staging import stage
+
+    return stage(target, **options)
+
+
+def _join_prefix(target: str, word: str, **options: Any) -> AbstractContextManager[Output]:  # noqa: ANN401 - of Join
+    from loraformat.storage.s3.staging import join
+
+    return join(target, word, **options)
+
+
+def _open_filesystem(uri: str) -> Store:
+    from loraformat.storage.remote.filesystems import open_filesystem
+
+    return open_filesystem(uri)
+
+
+def _unfinished_prefixes(target: str) -> Iterable[Output]:
+    from loraformat.storage.s3.staging import unfinished
+
+    return unfinished(target)
+
+
+def _normalized_prefix(uri: str) -> str:
+    from loraformat.storage.s3.address import normalized
+
+    return normalized(uri)
+
+
+def _normalized_repository(uri: str) -> str:
+    from loraformat.storage.hub import normalized
+
+    return normalized(uri)
+
+
 # By the scheme in lower case; "" for paths of this machine.
 SCHEMES: dict[str, Scheme] = {
-    "": Scheme(_open_local, _stage_folder, _require_space, modes=True, join=_join_folder),
-    "hf": Scheme(_open_repository, _stage_repository, _require_space_for_repository),
+    "": Scheme(
+        _open_local,
+        _stage_folder,
+        _require_space,
+        modes=True,
+        join=_join_folder,
+        normalized=os.path.realpath,
+        unfinished=_unfinished_folders,
+    ),
+    "hf": Scheme(
+        _open_repository,
+        _stage_repository,
+        _require_space_for_repository,
+        normalized=_normalized_repository,
+    ),
+    "s3": Scheme(
+        _open_prefix,
+        _stage_prefix,
+        join=_join_prefix,
+        normalized=_normalized_prefix,
+        unfinished=_unfinished_prefixes,
+    ),
+    "s3+unfinished": Scheme(_reopen_prefix),
+    **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), Scheme(_open_filesystem)),
 }
 
 
@@ -113,3 +190,19 @@ def join_of(uri: str) -> Join:
         hint = "let them write a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
         raise StorageError("several processes cannot write one output there", where=uri, hint=hint)
     return join
+
+
+def refuse_inputs(target: str, inputs: Sequence[str]) -> None:
+    """Raises: StorageError: `target` is, contains, or lies inside one of the addresses that a run reads."""
+    scheme = scheme_of(target)
+    output = scheme.normalized(target)
+    for given in inputs:
+        if scheme_of(given) is not scheme:
+            continue
+        source = scheme.normalized(given)
+        if output == source or _is_below(output, source) or _is_below(source, output):
+            raise StorageError(f"the output is, contains, or lies inside the input {show(given)}", where=target)
+
+
+def _is_below(inner: str, outer: str) -> bool:
+    return inner.startswith(f"{outer.rstrip('/')}/")

@@ -355,6 +355,30 @@ def loop_not_compiled(base: Where) -> Said:
     return base, "no compiled loop runs here: the same bytes, but the arithmetic takes about 15 times as long"
 
 
+@kind("LF826", Severity.INFO)
+def copies_streamed(output: Where, code: str) -> Said:
+    """The store does not copy ranges of its own objects, so that bytes which do not change pass through this machine.
+
+    ## Why it matters
+    The output is the same. Where base and output lie in one object store, most bytes of a merge need not leave it; here
+    all of them are downloaded and uploaded, which takes longer and may cost money.
+
+    ## Example
+    A store that answers UploadPartCopy with 501 NotImplemented, or credentials that may not read the source bucket with
+    that request (403 AccessDenied).
+
+    ## Use instead
+    Allow `s3:GetObject` on the base for the credentials that write the output. Some services cannot copy ranges.
+
+    ## Source
+    The AWS documentation of UploadPartCopy; storj/storj#7418.
+    """
+    return (
+        output,
+        f"the store does not copy inside itself ({show(code, 40)}): unchanged bytes pass through here",
+    )
+
+
 @kind("LF830", Severity.INFO)
 def published(out: Where, url: str, uploaded: int, copied: Sequence[str]) -> Said:
     """An output is on the Hub: one commit, or one pull request, with all its files.
@@ -452,6 +476,7 @@ FINDINGS = (
     task_head_written,
     adapter_of_base_left_out,
     stored_transposed,
+    copies_streamed,
     published,
     copies_refused,
     replaced,

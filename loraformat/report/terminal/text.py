@@ -8,6 +8,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
@@ -34,7 +35,7 @@ from loraformat.report.terminal.difference import say_difference
 from loraformat.report.terminal.estimation import say_estimate
 from loraformat.report.terminal.factor_changes import say_factors
 from loraformat.report.terminal.inspection import say_inspection, say_together
-from loraformat.report.terminal.unmerging import say_unmerging
+from loraformat.report.terminal.unmerging import say_share, say_unmerging
 from loraformat.report.words import amount, counts, nbytes, number, plural
 
 _FEW_FILES = 5
@@ -284,6 +285,9 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
+    if result.share is not None:
+        say_share(page, result.share)
+        return
     if result.as_trained:
         change = "" if result.base_change is None else f"; ‖W - decoded W‖/‖Δ‖ = {result.base_change:.3g}"
         text = f"{result.as_trained}: linear layers quantized and decoded{change}"
@@ -359,10 +363,19 @@ def _places(report: Report) -> str:
     """The folder that was written and its files; only the folder where they are many."""
     folders = {os.path.dirname(path) for path in report.written}
     if len(folders) != 1:
-        common = os.path.commonpath(report.written) if len(report.written) > _FEW_FILES else ""
+        common = _common(report.written) if len(report.written) > _FEW_FILES else ""
         return common if common not in ("", os.sep) else ", ".join(report.written) or "nothing"
     names = [os.path.basename(path) for path in report.written]
     return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The folder above all; "" where there is none."""
+    if "://" not in paths[0]:
+        return os.path.commonpath(paths)
+    split = [path.split("/") for path in paths]
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]
+    return "/".join(shared) if len(shared) > 3 else ""
 
 
 def _drawn(lines: Sequence[Line], *, color: bool) -> str:

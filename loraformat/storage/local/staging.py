@@ -127,6 +127,16 @@ def join(
             yield SharedFolder(partial, permissions)
 
 
+def unfinished(target: str) -> Iterator[LocalStore]:
+    """The unfinished outputs of `target` that `join` has made, the newest last.
+
+    Raises: StorageError: as `stage`, about the path.
+    """
+    for left, is_shared in _left_beside(resolved(target)).items():
+        if is_shared:
+            yield LocalStore(left)
+
+
 def _short(word: str) -> str:
     if not re.fullmatch(f"[0-9a-f]{{{_WORD_CHARACTERS},}}", word):
         raise ValueError(word)

@@ -74,6 +74,14 @@ class LocalStore:
         """See Output."""
         return self._folder
 
+    reads_copies = True
+    refused = ""
+
+    def proves(self, path: str) -> bool | None:
+        """See Output."""
+        del path
+        return None
+
     @property
     def folder(self) -> str:
         """The absolute path of the folder in which the files lie."""
@@ -171,6 +179,10 @@ class LocalStore:
         with as_storage_error(path):
             platform().sync_folder(path)
 
+    def below(self, name: str) -> LocalStore:
+        """A subfolder, for reading. Raises: StorageError: there is none."""
+        return LocalStore(self._path(checked_name(name, self.uri)))
+
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
         import shutil
@@ -246,6 +258,11 @@ class LocalStore:
         """
         with self._opened(path) as (fd, _):
             return (*self._seen[path][1:], os.fstat(fd).st_ctime_ns)
+
+    def identity_anywhere(self, path: str) -> tuple[int, ...]:
+        """The same as far as every machine that sees the file agrees on it: size, time of change in ns."""
+        with self._opened(path):
+            return self._seen[path][2:]
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
