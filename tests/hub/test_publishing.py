@@ -54,6 +54,28 @@ def test_a_file_that_does_not_change_is_copied_by_the_hub_and_never_uploaded(onl
     assert not any(row.has_token for row in online.log if row.path.startswith("/large/"))
 
 
+def test_of_a_file_that_does_not_change_the_header_alone_comes_down(online: Hub) -> None:
+    """256 KiB behind the part that holds its header."""
+    files = {name: online.read("acme/base", name) for name in online.files("acme/base")}
+    weights, nbytes = files[hub_models.FILES[2]], 256 << 10
+    size = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + size])
+    end = len(weights) - 8 - size
+    header["model.rest.weight"] = {"dtype": "U8", "shape": [nbytes], "data_offsets": [end, end + nbytes]}
+    text = json.dumps(header).encode()
+    files[hub_models.FILES[2]] = len(text).to_bytes(8, "little") + text + weights[8 + size :] + bytes(nbytes)
+    index = json.loads(files["model.safetensors.index.json"])
+    index["weight_map"]["model.rest.weight"] = hub_models.FILES[2]
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    online.put("acme/base", files)
+    since = len(online.log)
+    loraformat.merge(BASE, [ADAPTER], OUT)
+    stored = online.files("tester/merged")[hub_models.FILES[2]]
+    assert stored == online.files("acme/base")[hub_models.FILES[2]]
+    assert sum(row.sent for row in online.taken(f"GET /large/{stored.sha256}", since)) <= 128 << 10
+    assert "loraformat.digests.json" not in online.files("tester/merged")
+
+
 def test_in_another_storage_region_the_file_is_uploaded_and_that_is_said(online: Hub, models: Path) -> None:
     online.create("tester/merged", region="eu")
     report = loraformat.merge(BASE, [ADAPTER], OUT)

@@ -189,7 +189,7 @@ def test_what_is_copied_has_the_bytes_that_the_hub_says(online: Hub) -> None:
     online.commit("acme/base", "main", files)
     online.blobs[other.sha256] = served
     with pytest.raises(StorageError, match="not those whose SHA-256 the Hub has"):
-        loraformat.merge(BASE, [ADAPTER], OUT)
+        loraformat.merge(BASE, [ADAPTER], OUT, digests="sha256")
     assert "tester/merged" not in online.repositories
 
 
