@@ -130,6 +130,23 @@ class OutOfResources(LoraFormatError):
     code, name = "LF023", "out-of-resources"
 
 
+class EngineError(LoraFormatError):
+    """The cluster that `--engine` names is not there, or its workers cannot do the work.
+
+    ## Why it matters
+    Nothing was written. A worker or a node that dies is not an error: its files are made again elsewhere.
+
+    ## Example
+    `--engine ray=head:6379` where nothing listens at that address, nodes without loraformat or with another version of
+    it, or a file for which no node has enough memory.
+
+    ## Use instead
+    Start the cluster, or leave `--engine` out: threads of this process write the same bytes.
+    """
+
+    code, name = "LF025", "engine-error"
+
+
 class ContainerError(LoraFormatError):
     """Bytes that are not the container which they claim to be."""
 

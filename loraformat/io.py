@@ -19,7 +19,14 @@ from loraformat.containers import (
     with_components,
 )
 from loraformat.diagnostics import Finding, FindingLocation, Severity, in_weights
-from loraformat.errors import AdapterRefused, ConfigError, NonFiniteValue, UsageError, require_one_of
+from loraformat.errors import (
+    AdapterRefused,
+    ConfigError,
+    LoraFormatError,
+    NonFiniteValue,
+    UsageError,
+    require_one_of,
+)
 from loraformat.formats.kit.base import Format, Hints, Match, WriteOptions
 from loraformat.formats.kit.findings import found_below
 from loraformat.model.adapter import Adapter
@@ -30,7 +37,18 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
 from loraformat.model.tensors import LazyTensor
 from loraformat.naming import TASKS
-from loraformat.storage import ANYONE, Location, listed, stage, uri_of
+from loraformat.storage import (
+    ANYONE,
+    Location,
+    Output,
+    Publication,
+    Publishing,
+    is_local,
+    listed,
+    open_store,
+    stage,
+    uri_of,
+)
 
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
@@ -39,10 +57,21 @@ if TYPE_CHECKING:
 def folder_of(uri: str) -> str:
     """The folder of an adapter, for the path of one of its files; any other URI as it is."""
     folder, name = os.path.split(uri)
+    if not is_local(uri):
+        return folder if _is_part_at(folder, name) else uri
     is_part = any(
         name in (config, *weights_beside(config)) and os.path.isfile(os.path.join(folder, config)) for config in CONFIGS
     )
     return (folder or ".") if is_part and os.path.isfile(uri) else uri
+
+
+def _is_part_at(folder: str, name: str) -> bool:
+    """Whether a file of another machine belongs to an adapter whose config lies beside it."""
+    configs = [config for config in CONFIGS if name in (config, *weights_beside(config))]
+    try:
+        return bool(configs) and not {*configs}.isdisjoint(open_store(folder).files())
+    except LoraFormatError:
+        return False
 
 
 def open_files(uri: str, *, format: str | None = None) -> Bundle:  # noqa: A002
@@ -195,6 +224,7 @@ def save_adapter(
     modelfile: str = "",
     overwrite: bool = False,
     inputs: Sequence[Location] = (),
+    publication: Publication | None = None,
     permissions: int = ANYONE,
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
@@ -216,11 +246,56 @@ def save_adapter(
         modelfile: what Ollama calls the base, for a Modelfile beside a GGUF adapter.
         overwrite: replace an existing folder that is empty, or holds nothing but files that this one will hold.
         inputs: paths that `target` must not touch.
+        publication: how it gets onto the Hub, where `target` is an address of it; without a model card.
         permissions: mode bits that the output may have, beside what the umask takes away.
         progress: called with (bytes done, bytes in all).
         check: called with the written files before they get their names; what it raises leaves no output.
 
     Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
+    """
+    publishing = None if publication is None else Publishing(publication)
+    written = write_adapter(
+        adapter,
+        target,
+        to=to,
+        container=container,
+        peft_version=peft_version,
+        base=base,
+        modelfile=modelfile,
+        overwrite=overwrite,
+        inputs=inputs,
+        publishing=publishing,
+        permissions=permissions,
+        progress=progress,
+        check=check,
+    )
+    return tuple(written)
+
+
+def write_adapter(
+    adapter: Adapter,
+    target: Location,
+    *,
+    to: str,
+    container: str | None = None,
+    peft_version: tuple[int, int] | None = None,
+    base: Location | Checkpoint | None = None,
+    modelfile: str = "",
+    overwrite: bool = False,
+    inputs: Sequence[Location] = (),
+    publishing: Publishing | None = None,
+    permissions: int = ANYONE,
+    progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Bundle], None] | None = None,
+    finish: Callable[[Output], None] | None = None,
+) -> dict[str, int]:
+    """As `save_adapter`.
+
+    Args:
+        publishing: how it gets onto the Hub.
+        finish: called with the output when its files are written and checked, to add others that are not the adapter's.
+
+    Returns: the names of the adapter's files → bytes.
     """
     out = uri_of(target)
     anything: object = adapter
@@ -238,11 +313,35 @@ def save_adapter(
     # The native config has a place for it.
     bundle = _finite(made if to == "native" else _bound(made, adapter))
     names = frozenset(bundle.files)
-    with stage(out, overwrite=overwrite, inputs=listed(inputs), names=names, permissions=permissions) as store:
+    with stage(
+        out,
+        overwrite=overwrite,
+        inputs=listed(inputs),
+        names=names,
+        permissions=permissions,
+        publishing=publishing,
+    ) as store:
         written = save_bundle(bundle, store, progress)
+        store.seal([name for name, file in bundle.files.items() if isinstance(file, TensorFile)])
         if check is not None:
             check(with_components(bundle_of_store(store, out)))
-        return written
+        sizes = _sizes(store, written)
+        if finish is not None:
+            finish(store)
+        return sizes
+
+
+def _sizes(store: Output, names: Sequence[str]) -> dict[str, int]:
+    """Bytes of files of an output, those of its subfolders included."""
+    sizes: dict[str, int] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder:
+            with store.subfolder(folder) as inner:
+                sizes[name] = inner.files()[file]
+        else:
+            sizes[name] = store.files()[file]
+    return sizes
 
 
 def _bound(bundle: Bundle, adapter: Adapter) -> Bundle:

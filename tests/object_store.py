@@ -1,4 +1,7 @@
-"""A toy object store: parts in order, no rename, no reading of what is not complete, copies inside the store."""
+"""A toy object store: parts in order, no rename, no reading of what is not complete, copies inside the store.
+
+Large files are uploads that nobody can read before they are complete, which `seal` does, or the end of the run.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,13 @@ class Bucket:
 
     objects: dict[str, bytes] = field(default_factory=dict)
     log: list[tuple[str, str, int]] = field(default_factory=list)
+    unfinished: dict[str, ObjectOutput] = field(default_factory=dict)  # by "target#word"
 
     def scheme(self) -> Scheme:
-        return Scheme(lambda uri: ObjectStore(self, uri), self.stage)
+        return Scheme(self.open, self.stage, join=self.join)
+
+    def open(self, uri: str) -> ObjectStore:
+        return self.unfinished[uri] if uri in self.unfinished else ObjectStore(self, uri)
 
     def put_folder(self, uri: str, files: Mapping[str, bytes]) -> None:
         self.objects |= {f"{uri}/{name}": data for name, data in files.items()}
@@ -42,21 +49,49 @@ class Bucket:
         written: Callable[[str], Collection[str]] | None = None,
         permissions: int = 0o777,
         on_cleared: Callable[[int], None] | None = None,
+        word: str | None = None,
     ) -> Iterator[ObjectOutput]:
         del resume, names, written, permissions, on_cleared
-        if target in inputs or (self.folder(target) and not overwrite):
-            raise StorageError("the output exists already", where=target)
-        output = ObjectOutput(self, target)
+        self._refuse(target, inputs, overwrite=overwrite)
+        location = f"{target}#{word or 'alone'}"
+        if word is not None and location not in self.unfinished:
+            raise StorageError("no such unfinished output", where=target)
+        output = self.unfinished.setdefault(location, ObjectOutput(self, target, location))
         try:
             yield output
         except BaseException:
-            for name in output.complete:
-                del self.objects[f"{target}/{name}"]
+            output.unseal()
+            if word is None:
+                del self.unfinished[location]
             raise
+        output.seal(set(output.uploads))
+        for left in [left for left in self.unfinished if left.startswith(f"{target}#")]:
+            del self.unfinished[left]
         for name in sorted(output.waiting, key=lambda name: (name == "loraformat.manifest.json", name)):
             if not name.startswith(".loraformat-"):
                 self.objects[f"{target}/{name}"] = output.waiting[name]
                 self.log.append(("put", f"{target}/{name}", len(output.waiting[name])))
+
+    @contextmanager
+    def join(
+        self,
+        target: str,
+        word: str,
+        *,
+        overwrite: bool,
+        inputs: Sequence[str] = (),
+        names: Collection[str] = (),
+        written: Callable[[str], Collection[str]] | None = None,
+        permissions: int = 0o777,
+    ) -> Iterator[ObjectOutput]:
+        del names, written, permissions
+        self._refuse(target, inputs, overwrite=overwrite)
+        location = f"{target}#{word}"
+        yield self.unfinished.setdefault(location, ObjectOutput(self, target, location))
+
+    def _refuse(self, target: str, inputs: Sequence[str], *, overwrite: bool) -> None:
+        if target in inputs or (self.folder(target) and not overwrite):
+            raise StorageError("the output exists already", where=target)
 
 
 class ObjectStore:
@@ -106,16 +141,16 @@ class ObjectStore:
 class ObjectOutput(ObjectStore):
     """An output: large files in parts, complete at once; small ones wait for the end, the manifest the longest."""
 
-    def __init__(self, bucket: Bucket, uri: str) -> None:
-        super().__init__(bucket, uri)
-        self.waiting: dict[str, bytes] = {}
-        self.complete: set[str] = set()
-
     permissions = 0o777
+    reads_copies = True
+    refused = ""
 
-    @property
-    def location(self) -> str:
-        return self.uri
+    def __init__(self, bucket: Bucket, uri: str, location: str) -> None:
+        super().__init__(bucket, uri)
+        self.location = location
+        self.waiting: dict[str, bytes] = {}
+        self.uploads: dict[str, bytes] = {}
+        self.complete: set[str] = set()
 
     @contextmanager
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[Upload]:  # type: ignore[override]
@@ -123,20 +158,31 @@ class ObjectOutput(ObjectStore):
         upload = Upload(self.bucket, f"{self.uri}/{path}", copies, logs=is_large)
         yield upload
         data = upload.finish(size)
-        if is_large:
-            self.bucket.objects[f"{self.uri}/{path}"] = data
-            self.complete.add(path)
-        else:
-            self.waiting[path] = data
+        (self.uploads if is_large else self.waiting)[path] = data
+
+    def seal(self, names: Collection[str]) -> None:
+        for name in names:
+            self.bucket.objects[f"{self.uri}/{name}"] = self.uploads[name]
+            self.bucket.log.append(("complete", f"{self.uri}/{name}", 0))
+            self.complete.add(name)
+
+    def unseal(self) -> None:
+        for name in self.complete:
+            del self.bucket.objects[f"{self.uri}/{name}"]
+        self.complete = set()
 
     def names(self) -> list[str]:
-        return sorted(self._contents())
+        return sorted({**self._contents(), **self.uploads})
+
+    def proves(self, path: str) -> bool | None:
+        return path in self.uploads
 
     def is_own(self, path: str) -> bool:
-        return path in self._contents()
+        return path in self.names()
 
     def remove(self, path: str) -> None:
         self.waiting.pop(path, None)
+        self.uploads.pop(path, None)
         self.bucket.objects.pop(f"{self.uri}/{path}", None)
 
     def _contents(self) -> dict[str, bytes]:
@@ -175,7 +221,6 @@ class Upload:
         assert not self.pieces, "a gap in the file"
         self._send(len(self.unsent))
         assert size is None or len(self.sent) == size
-        self._log("complete", 0)
         return bytes(self.sent)
 
     def _add(self, offset: int, data: bytes) -> None:

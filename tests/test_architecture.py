@@ -22,13 +22,15 @@ CODE = [
 ]
 
 OWNERS = {
+    "boto3": ("storage/s3/client.py",),
+    "botocore": ("storage/s3/client.py",),
     "click": ("cli/",),
     "fcntl": ("storage/platform.py",),
-    "huggingface_hub": ("storage/hub.py",),
+    "huggingface_hub": ("storage/hub/",),
     "rich": ("report/terminal/text.py",),
     "jinja2": ("report/page/html.py",),
     "matplotlib": ("report/page/figure.py",),
-    "yaml": ("containers/yaml.py",),
+    "yaml": ("strict_yaml.py",),
 }
 BANNED_IMPORTS = {
     "pickle",

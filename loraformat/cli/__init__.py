@@ -52,6 +52,7 @@ COMMANDS = {
     "ablate": "Take directions out of the weights of a model, as an adapter or merged.",
     "init": "Write a fresh adapter for a base, to be trained.",
     "stamp": "Write into an adapter which base it was trained on.",
+    "card": "Write the model card of an adapter or a model, for the Hub.",
     "verify": "Compare a merged model with the manifest that was written into it.",
     "formats": "List the formats: what is read, written and lost.",
     "explain": "Explain a code such as LF202.",
@@ -67,6 +68,7 @@ _BESIDE = {
     "version": "help",
     "dequantize": "merge",
     "stamp": "convert",
+    "card": "verify",
     "resize": "algebra.resize",
     "combine": "algebra.combine",
     "scale": "algebra.scale",
@@ -78,7 +80,7 @@ _BESIDE = {
 }
 _IMPORT_POLL_S = 0.05
 
-# In the context's meta: whether a command keeps what it has done when a signal ends it.
+# In the context's meta: how one goes on with what a command keeps when a signal ends it; empty where it keeps nothing.
 KEPT = "loraformat.kept"
 
 
@@ -206,7 +208,7 @@ def _no_command(name: str) -> str:
     """What is said of a first word that is not a command: a path is one that was meant for some command."""
     from loraformat.diagnostics import did_you_mean
 
-    if os.path.lexists(name) or name.startswith("hf://"):
+    if os.path.lexists(name) or "://" in name:
         return f"{name!r} is a path, not a command. Did you mean loraformat inspect {name}?"
     near = did_you_mean(name, COMMANDS).strip()
     return f"{name!r} is not a command.{f' {near[0].upper()}{near[1:]}' if near else ''}"
@@ -214,7 +216,7 @@ def _no_command(name: str) -> str:
 
 def _interrupted(ctx: click.Context) -> str:
     if ctx.meta.get(KEPT):
-        return "interrupted: what is done is kept, the same command with --resume goes on"
+        return f"interrupted: what is done is kept, {ctx.meta[KEPT]}"
     return "interrupted: no partial output is left"
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from loraformat.model.assumptions import Assumptions
     from loraformat.model.results.verbs import RenamedTensor
     from loraformat.report import Report
+    from loraformat.storage import Publication
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,6 +143,7 @@ base_values = click.option(
     help="The base model: a folder or one weight file. Headers are read; with norms, the weights that change.",
 )
 MOST_JOBS = 256
+_TASK_JOBS = 4  # threads of a task on a cluster, where nobody says how many
 jobs = click.option(
     "--jobs",
     type=click.IntRange(1, MOST_JOBS),
@@ -179,14 +181,75 @@ output_format = click.option(
     callback=remember,
     help="Form of the report on stdout.",
 )
-out = click.option(
+_PUBLICATION = "loraformat.publication"
+
+
+def _kept(context: click.Context, parameter: click.Parameter, value: Any) -> None:  # noqa: ANN401 - click's own
+    """Keep an option of the Hub for `publication`."""
+    assert parameter.name is not None
+    context.meta.setdefault(_PUBLICATION, {})[parameter.name] = value
+
+
+_of_the_hub = (
+    click.option(
+        "--private",
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="With -o hf://: make the repository private, where it is made.",
+    ),
+    click.option(
+        "--create-pr", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: open a pull request."
+    ),
+    click.option(
+        "--commit-message", metavar="TEXT", expose_value=False, callback=_kept, help="With -o hf://: of the commit."
+    ),
+    click.option(
+        "--no-card", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: write no model card."
+    ),
+)
+
+
+def publishing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--private, --create-pr, --commit-message and --no-card."""
+    for each in reversed(_of_the_hub):
+        command = each(command)
+    return command
+
+
+def publication(out: str | None) -> Publication:
+    """The options of the Hub as one value.
+
+    Raises: UsageError: one is given, and `out` is not an address of the Hub.
+    """
+    from loraformat.storage import Publication, check_publication, is_hub
+
+    given = click.get_current_context().meta.get(_PUBLICATION, {})
+    chosen = Publication(
+        private=given.get("private", False),
+        create_pr=given.get("create_pr", False),
+        commit_message=given.get("commit_message"),
+        card=not given.get("no_card", False),
+    )
+    check_publication(chosen, is_hub=out is not None and is_hub(out))
+    return chosen
+
+
+_out = click.option(
     "-o",
     "--out",
     required=True,
     metavar="OUT",
     shell_complete=completers.paths,
-    help="Folder to write; it appears whole or not at all.",
+    help="Folder to write, or hf://owner/name[@branch]; it appears whole or not at all.",
 )
+
+
+def out(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-o, and the options of outputs on the Hub."""
+    return _out(publishing(command))
+
+
 container = click.option(
     "--container",
     type=Choice(["safetensors", "pt"]),
@@ -226,11 +289,48 @@ def processors() -> int:
     return min(MOST_JOBS, usable or 1)
 
 
-def keep_partial_output(kept: bool) -> None:
-    """Say whether what is done stays for --resume when a signal ends the command."""
+_ENGINE = click.option(
+    "--engine",
+    default="threads",
+    show_default=True,
+    metavar="threads|ray[=ADDRESS]",
+    help="What computes the output's files: threads of this process, or workers of a Ray cluster: that of ADDRESS, of "
+    "RAY_ADDRESS, else one of this machine.",
+)
+_RANK = click.option(
+    "--rank",
+    type=int,
+    metavar="I",
+    help="Compute one of --world shares of the output's files, from 0, and leave it unseen for --finish.",
+)
+_WORLD = click.option("--world", type=int, metavar="N", help="How many shares there are, each with its own --rank.")
+_FINISH = click.option(
+    "--finish", is_flag=True, help="After all ranks: check that every share is there and fits, then make the output."
+)
+
+
+def distribution(command: F) -> F:
+    """--engine, --rank, --world, --finish: who computes the files of an output."""
+    return _ENGINE(_RANK(_WORLD(_FINISH(command))))
+
+
+def jobs_for(engine: str, jobs: int | None) -> int:
+    """Threads: as asked for; else all processors, or a few in each task of an engine."""
+    return jobs or (processors() if engine == "threads" else _TASK_JOBS)
+
+
+def keep_partial_output(how: str) -> None:
+    """Say what a user may do about what is done when a signal ends the command; "" where it is removed."""
     from loraformat.cli import KEPT
 
-    click.get_current_context().meta[KEPT] = kept
+    click.get_current_context().meta[KEPT] = how
+
+
+def keeping(*, resume: bool, dry_run: bool, divided: bool) -> str:
+    """What `keep_partial_output` says for a command that writes large outputs."""
+    if divided:
+        return "the same command goes on"
+    return "the same command with --resume goes on" if resume and not dry_run else ""
 
 
 def present(report: Report, output_format: str, *, findings: bool = True) -> None:

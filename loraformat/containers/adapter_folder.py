@@ -6,15 +6,16 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from loraformat.containers.bundles import METADATA, open_bundle
+from loraformat.containers.bundles import METADATA, bundle_of_store, open_bundle
 from loraformat.diagnostics import listed, show
 from loraformat.errors import FormatError, MissingFile
 from loraformat.model.bundle import Bundle, OpenedFiles, TensorFile
 from loraformat.model.format_files import CONFIGS, FORMAT_FILES, has_config, is_part_of
-from loraformat.storage import LocalStore
+from loraformat.storage import LocalStore, has_folders, open_below
 
 # Subfolders that are looked into; a folder with more of them is not the run of a trainer.
 _MOST_FOLDERS = 1000
+_MOST_REMOTE_FOLDERS = 20  # each takes requests
 
 
 def open_adapter_files(uri: str) -> Bundle:
@@ -28,7 +29,7 @@ def open_adapter_files(uri: str) -> Bundle:
         StorageError: there is no such folder or file.
     """
     bundle = open_bundle(uri)
-    if bundle.is_single_file or not isinstance(bundle.opened, LocalStore) or _has_weights(bundle):
+    if bundle.is_single_file or not has_folders(bundle.opened) or _has_weights(bundle):
         return bundle
     if not has_config(bundle) and bundle.tensor_files():
         return bundle
@@ -53,7 +54,8 @@ def open_adapter_files(uri: str) -> Bundle:
 
 
 def _adapters_below(bundle: Bundle) -> Iterator[Bundle]:
-    for name in bundle.folders[:_MOST_FOLDERS]:
+    most = _MOST_FOLDERS if isinstance(bundle.opened, LocalStore) else _MOST_REMOTE_FOLDERS
+    for name in bundle.folders[:most]:
         path = os.path.join(bundle.uri, name)
         if os.path.islink(path):
             continue
@@ -86,13 +88,14 @@ def with_components(bundle: Bundle) -> Bundle:
 
     Names of files begin with the component's folder: "transformer/adapter_config.json".
     """
-    if not bundle.folders or not isinstance(bundle.opened, LocalStore):
+    if not bundle.folders or not has_folders(bundle.opened):
         return bundle
     from loraformat.naming.families import COMPONENTS
 
     if not set(bundle.folders) <= set(COMPONENTS):
         return bundle
-    inner = {name: open_bundle(os.path.join(bundle.opened.location, name)) for name in bundle.folders}
+    stores = {name: open_below(bundle.opened, name) for name in bundle.folders}
+    inner = {name: bundle_of_store(store, store.uri) for name, store in stores.items() if store is not None}
     if not all(has_config(one) for one in inner.values()):
         return bundle
     files = {

@@ -14,7 +14,7 @@ from loraformat.containers.sniff import HEAD_NBYTES, looks_like_safetensors, ref
 from loraformat.errors import ContainerError
 from loraformat.model.bundle import Bundle, File, Json, JsonFile, RawFile, TensorFile, Tensors
 from loraformat.model.tensors import LazyTensor, bytes_of, row_blocks
-from loraformat.storage import WEIGHT_SUFFIXES, Output, Source, Store, TarStore, Writer, open_store
+from loraformat.storage import WEIGHT_SUFFIXES, Output, Source, Store, TarStore, Writer, open_store_of_adapter
 
 _ARCHIVE = ".nemo"
 # Of a checkpoint of torch.distributed: what says where each tensor is, and how the files of the tensors end.
@@ -36,7 +36,7 @@ def open_bundle(uri: str) -> Bundle:
 
     Raises: StorageError: there is no such folder or file; InvalidHeader, TruncatedFile: a damaged archive.
     """
-    store = open_store(uri)
+    store = open_store_of_adapter(uri)
     if store.is_single_file and uri.lower().endswith(_ARCHIVE):
         members = TarStore(store, next(iter(store.files())))
         return bundle_of_store(members, uri)
@@ -202,9 +202,9 @@ def load_json(store: Source, name: str, nbytes: int) -> Json:
 
 
 def _load_yaml(store: Source, name: str, nbytes: int) -> Json:
-    from loraformat.containers import yaml
+    from loraformat import strict_yaml
 
-    return yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
+    return strict_yaml.parse(store.read(name, 0, min(nbytes, _YAML_NBYTES + 1)), name)
 
 
 def _layout(name: str, tensors: Tensors) -> Layout:

@@ -1,14 +1,16 @@
-"""Where work runs: a function, items, results in order. Nothing else."""
+"""Where work runs: threads of this process for pieces of a file, anything for whole files. Nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 from loraformat.engine.devices import open_device
 from loraformat.engine.local import LocalEngine
+from loraformat.errors import UsageError
 
-__all__ = ["Engine", "open_device", "open_engine", "resources"]
+__all__ = ["Engine", "TaskEngine", "open_device", "open_engine", "open_task_engine", "resources"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +21,37 @@ class Engine(Protocol):
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Results in the order of the items. The first exception, or closing, ends the run."""
+
+
+class TaskEngine(Protocol):
+    """Calls a function that can be pickled, for items that can be pickled, in other processes or on other machines."""
+
+    def map_unordered(
+        self, function: Callable[[T], R], items: Iterable[T], *, threads: int = 1, gpus: int = 0
+    ) -> Generator[R, None, None]:
+        """Results as they come. The first exception, or closing, ends the run: then no call runs any more.
+
+        Args: threads, gpus: that each call uses.
+        """
+
+
+def open_task_engine(name: str | Executor) -> TaskEngine | None:
+    """The engine called "ray" or "ray=ADDRESS", or an executor as one; None for "threads".
+
+    Raises: UsageError (LF021): there is none of this name; and as `RayEngine.open`.
+    """
+    if isinstance(name, Executor) or not isinstance(name, str):
+        from loraformat.engine.executors import ExecutorEngine
+
+        return ExecutorEngine(name)
+    kind, equals, address = name.partition("=")
+    if name == "threads":
+        return None
+    if kind != "ray" or (equals and not address):
+        raise UsageError(f"expected threads, ray or ray=ADDRESS, found {name!r}", where="--engine")
+    from loraformat.engine.ray import RayEngine
+
+    return RayEngine.open(address)
 
 
 def open_engine(jobs: int) -> Engine:

@@ -18,9 +18,12 @@ from loraformat.formats.kit.losses import dropped_metadata
 from loraformat.formats.kit.normalize import cast, stripped, uniform
 from loraformat.formats.kit.repairs import mended
 from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
-from loraformat.io import Opened, hints_of, open_files, refuse_losses, save_adapter
+from loraformat.io import Opened, hints_of, open_files, refuse_losses, write_adapter
 from loraformat.jobs.algebra.options import checked
 from loraformat.jobs.algebra.other_tuners import as_lora
+from loraformat.jobs.card.escaping import code
+from loraformat.jobs.card.facts import Origin, fields_of_card, name_of
+from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.jobs.inputs.subject import open_base, subject_of
 from loraformat.jobs.inputs.tensor_names import Renaming, proposed, renamed
 from loraformat.jobs.measure import roundtrip
@@ -37,7 +40,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
 from loraformat.naming.llama_cpp import is_tensor_name
 from loraformat.report import Report
-from loraformat.storage import Location, is_restricted, permissions_for, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, is_restricted, permissions_for, uri_of, uri_or_none
 
 # Findings about what the source calls its base, which `base_model` replaces.
 _ABOUT_THE_NAME = ("LF105", "LF501")
@@ -79,6 +82,7 @@ def convert(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     announce_names: Callable[[tuple[RenamedTensor, ...], tuple[str, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -114,6 +118,7 @@ def convert(
         strict: refuse where anything is lost.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         announce: called with repairs, warnings and losses before anything is written.
         announce_names: called in a dry run of an adapter that is refused, with what `maps` make of its names and the
             patterns that match none.
@@ -152,16 +157,24 @@ def convert(
         announce((*findings, *losses))
     refuse_losses(losses, to, strict=strict)
     roundtrips: list[RoundTrip] = []
+    met: list[Finding] = []
+
+    def meet(several: tuple[Finding, ...]) -> None:
+        met.extend(several)
+        if announce is not None:
+            announce(several)
 
     def check(written: Bundle) -> None:
         bound = _roundoff(read, adapter, losses)
         hints = hints_of(known, named)
         roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
 
+    sizes: dict[str, int] = {}
     if dry_run:
         files = tuple(target.write(adapter, options).files)
     else:
-        files = save_adapter(
+        publishing = publishing_of(publication, out, meet)
+        sizes = write_adapter(
             adapter,
             out,
             to=to,
@@ -174,7 +187,10 @@ def convert(
             permissions=permissions,
             progress=progress,
             check=check if check_roundtrip else None,
+            publishing=publishing,
+            finish=lambda output: write_card(output, out, publishing, lambda: _card(source, checkpoint)),
         )
+        files = tuple(sizes)
     paths = () if dry_run else tuple(os.path.join(out, name) for name in sorted(files))
     return Report(
         job="convert",
@@ -186,15 +202,24 @@ def convert(
             source=opened.format.NAME,
             target=target.NAME,
             weights=len(adapter.updates),
-            bytes_written=sum(os.path.getsize(path) for path in paths),
+            bytes_written=sum(sizes.values()),
             files=tuple(sorted(files)),
             is_dry_run=dry_run,
             roundtrip=roundtrips[0] if roundtrips else None,
             renamed=renaming.table,
             idle_maps=renaming.idle,
         ),
-        findings=(*findings, *losses),
+        findings=(*findings, *losses, *met),
         written=paths,
+    )
+
+
+def _card(source: str, base: Checkpoint | None) -> Origin:
+    """What a card says of an adapter in another format."""
+    return Origin(
+        base="" if base is None else base.uri,
+        base_fields=fields_of_card(None if base is None else base.store),
+        made=f"converted from {code(name_of(source))}",
     )
 
 

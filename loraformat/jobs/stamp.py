@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from loraformat.containers import open_checkpoint, save_bundle
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Finding, Severity
 from loraformat.errors import StorageError, UnsupportedUpdate, UsageError
 from loraformat.formats.kit.folder import json_file
 from loraformat.io import Opened
+from loraformat.jobs.card.facts import Origin, fields_of_card
+from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.jobs.convert import base_model_of
 from loraformat.jobs.inputs.subject import open_subject
 from loraformat.matching.base_fingerprint import fingerprint_of
@@ -19,11 +21,12 @@ from loraformat.model.adapter import AdapterConfig
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.binding import SUFFIXES, binding_of, bound
 from loraformat.model.bundle import Bundle, File, Json, JsonFile
+from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.results.verbs import ConvertResult
 from loraformat.model.summary import summarize
 from loraformat.report import Report
 from loraformat.rules import refuse
-from loraformat.storage import LocalStore, Location, is_local, permissions_for, stage, uri_of
+from loraformat.storage import LocalStore, Location, Publication, Publishing, is_local, permissions_for, stage, uri_of
 
 _TO_A_COPY = "write a copy with -o OUT"
 _NATIVE = "lora_config.json"
@@ -42,6 +45,7 @@ def stamp(
     assumptions: Assumptions | None = None,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Write name, revision and fingerprint of `base` into the adapter: into a copy `out`, or into its own file.
@@ -64,6 +68,7 @@ def stamp(
         format, alpha, assumptions: as for `convert`.
         force: stamp although the adapter does not fit the base in a way that `--force` forgives.
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         progress: called with (bytes done, bytes in all).
 
     Raises: UsageError (LF021): neither or both of `out` and `in_place`, or an adapter in place that is not on a disk.
@@ -85,10 +90,12 @@ def stamp(
     facts = AdapterConfig(base_model=name, base_revision=revision, base_fingerprint=fingerprint_of(checkpoint).text)
     file = _stamped(opened, facts)
     bundle = replace(opened.bundle, files={**opened.bundle.files, file.name: file})
-    written = (
+    met: list[Finding] = []
+    publishing = None if out is None else publishing_of(publication, uri_of(out), met.extend)
+    sizes = (
         _in_place(opened.bundle, file, progress)
         if out is None
-        else _copied(bundle, uri_of(out), (adapter, base), progress, overwrite=overwrite)
+        else _copied(bundle, uri_of(out), (adapter, base), progress, publishing, checkpoint, overwrite=overwrite)
     )
     return Report(
         job="stamp",
@@ -100,11 +107,11 @@ def stamp(
             source=opened.format.NAME,
             target=opened.format.NAME,
             weights=len(opened.adapter.updates),
-            bytes_written=sum(os.path.getsize(path) for path in written),
-            files=tuple(sorted(os.path.basename(path) for path in written)),
+            bytes_written=sum(sizes.values()),
+            files=tuple(sorted(os.path.basename(path) for path in sizes)),
         ),
-        findings=findings,
-        written=written,
+        findings=(*findings, *met),
+        written=tuple(sizes),
     )
 
 
@@ -162,7 +169,7 @@ def _native(facts: AdapterConfig) -> dict[str, Json]:
     return {"name": facts.base_model, "revision": facts.base_revision, "fingerprint": facts.base_fingerprint}
 
 
-def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] | None) -> tuple[str, ...]:
+def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] | None) -> dict[str, int]:
     folder = (os.path.dirname(bundle.uri) or ".") if bundle.is_single_file else bundle.uri
     path = os.path.join(folder, file.name)
     if os.path.islink(path):
@@ -173,7 +180,7 @@ def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] |
     except (StorageError, OSError) as error:
         reason = error.message if isinstance(error, StorageError) else "it cannot be read"
         raise StorageError(reason, where=path, hint=_TO_A_COPY) from error
-    return (path,)
+    return {path: os.path.getsize(path)}
 
 
 def _copied(
@@ -181,12 +188,24 @@ def _copied(
     out: str,
     inputs: tuple[str, ...],
     progress: Callable[[int, int], None] | None,
+    publishing: Publishing | None,
+    base: Checkpoint,
     *,
     overwrite: bool,
-) -> tuple[str, ...]:
+) -> dict[str, int]:
     hidden = [name for name in bundle.files if name.startswith(".")]
     kept = replace(bundle, files={name: file for name, file in bundle.files.items() if name not in hidden})
     permissions = permissions_for([(bundle.opened, bundle.files)], out)
-    with stage(out, overwrite=overwrite, inputs=inputs, names=frozenset(kept.files), permissions=permissions) as store:
+    with stage(
+        out,
+        overwrite=overwrite,
+        inputs=inputs,
+        names=frozenset(kept.files),
+        permissions=permissions,
+        publishing=publishing,
+    ) as store:
         written = save_bundle(kept, store, progress)
-    return tuple(os.path.join(out, name) for name in written)
+        store.seal([file.name for file in kept.tensor_files()])
+        sizes = {os.path.join(out, name): store.files()[name] for name in written}
+        write_card(store, out, publishing, lambda: Origin(base=base.uri, base_fields=fields_of_card(base.store)))
+    return sizes

@@ -19,7 +19,7 @@ from loraformat.jobs.measure.verify_base import tensors_unlike_base
 from loraformat.merger.plan.findings import output_changed
 from loraformat.merger.write.digests import is_as_rendered, runs_of
 from loraformat.merger.write.manifest import MOST_NBYTES, is_as_written
-from loraformat.model.bundle import DIGESTS, MANIFEST
+from loraformat.model.bundle import DIGESTS, MANIFEST, NOT_LISTED
 from loraformat.model.checkpoint import PIPELINE, StoredTensor
 from loraformat.model.results.verbs import VerifyResult
 from loraformat.report import Report
@@ -190,7 +190,7 @@ def _runs(store: Store) -> tuple[Mapping[str, tuple[Run, ...]], list[Finding]]:
 
 def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Finding]:
     """What is in the folder and was not written: files, folders, links, leftovers; and links where files were."""
-    known = {*outputs, MANIFEST, DIGESTS}
+    known = {*outputs, MANIFEST, DIGESTS, *NOT_LISTED}
     findings = []
     for name, kind in kinds.items():
         if name.startswith(OWN_PREFIX):

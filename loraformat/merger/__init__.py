@@ -19,15 +19,18 @@ from loraformat.merger.plan.layer_replication import as_written
 from loraformat.merger.plan.notes import findings_of
 from loraformat.merger.plan.planner import plan_merge
 from loraformat.merger.preview import Opened, Preview, previews_of
-from loraformat.merger.write.file_tasks import FileEngine, FileTask, Receipt, execute, tasks_of
+from loraformat.merger.write.file_tasks import FileEngine, FileTask, Receipt, TaskFiles, execute, tasks_of
 from loraformat.merger.write.other_files import file_names, weight_nbytes, write_others
+from loraformat.merger.write.receipts import Facts, differences, facts_in, word_of
 from loraformat.merger.write.run import Source, Trust, permissions_of, run_merge, source_of
+from loraformat.merger.write.shares import Share, divided, facts_of_merge, finish_merge, run_share, shares_of, sizes_of
 from loraformat.merger.write.weights import Written, write_weights
 
 __all__ = [
     "COMBINATIONS",
     "AdapterSource",
     "Arithmetic",
+    "Facts",
     "FileEngine",
     "FileTask",
     "Inputs",
@@ -41,7 +44,9 @@ __all__ = [
     "Resources",
     "Reversal",
     "ShardPlan",
+    "Share",
     "Source",
+    "TaskFiles",
     "Trust",
     "Written",
     "as_written",
@@ -49,10 +54,15 @@ __all__ = [
     "check_combination",
     "check_kinds",
     "delta",
+    "differences",
+    "divided",
     "execute",
+    "facts_in",
+    "facts_of_merge",
     "file_names",
     "findings_of",
     "fingerprints_of",
+    "finish_merge",
     "kernel",
     "open_inputs",
     "permissions_of",
@@ -62,12 +72,16 @@ __all__ = [
     "retentions",
     "rounding_findings",
     "run_merge",
+    "run_share",
+    "shares_of",
+    "sizes_of",
     "source_of",
     "tasks_of",
     "total_base_change",
     "total_code_error",
     "total_share",
     "weight_nbytes",
+    "word_of",
     "write",
     "write_others",
     "write_weights",

@@ -12,6 +12,9 @@ from loraformat.model.tensors import LazyTensor
 # What a merge writes about its output, which is true of that output alone: never copied into another one.
 MANIFEST = "loraformat.manifest.json"
 DIGESTS = "loraformat.digests.json"
+CARD = "README.md"  # the model card of the Hub
+# What a repository of the Hub has beside an output: the card, in which people write, and settings of git.
+NOT_LISTED = (CARD, ".gitattributes")
 
 Json: TypeAlias = strict_json.Json
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import cast
 
 from loraformat.storage.base import Copy, Output, Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
@@ -20,7 +21,9 @@ from loraformat.storage.local.through import write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
-from loraformat.storage.schemes import is_local, scheme_of, stage_of
+from loraformat.storage.publication import Publication, Published, Publishing, check_publication
+from loraformat.storage.remote.whole_files import WholeFiles
+from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -39,6 +42,9 @@ __all__ = [
     "MemberStore",
     "MemoryStore",
     "Output",
+    "Publication",
+    "Published",
+    "Publishing",
     "Run",
     "Source",
     "Spool",
@@ -47,24 +53,34 @@ __all__ = [
     "Writer",
     "address_of",
     "base",
+    "check_publication",
     "copy_blocks",
     "digest_of",
     "digest_of_range",
     "folders_below",
+    "has_folders",
+    "hub",
+    "identity_anywhere",
+    "is_hub",
     "is_local",
     "is_restricted",
+    "join",
     "kind_of",
     "listed",
     "local",
     "memory_at",
     "new_hash",
+    "open_below",
     "open_output",
     "open_spool",
     "open_store",
+    "open_store_of_adapter",
     "permissions_for",
+    "publication",
     "require_space",
     "stage",
     "uncovered",
+    "unfinished",
     "uri_of",
     "uri_or_none",
     "write_to",
@@ -85,6 +101,26 @@ def open_output(location: str, permissions: int) -> Store:
     return LocalStore(location, permissions) if scheme.modes else scheme.open(location)
 
 
+def open_store_of_adapter(uri: str) -> Store:
+    """As `open_store`; files up to 64 MiB that are not on this machine are fetched whole, not tensor by tensor."""
+    store = open_store(uri)
+    return store if isinstance(store, LocalStore) else WholeFiles(store)
+
+
+def has_folders(store: object) -> bool:
+    """Whether `open_below` opens the subfolders of a store."""
+    return hasattr(store.store if isinstance(store, WholeFiles) else store, "below")
+
+
+def open_below(store: object, name: str) -> Source | None:
+    """A subfolder of a store, for reading; None where folders are not opened one from the other."""
+    inner = store.store if isinstance(store, WholeFiles) else store
+    below: Callable[[str], Source] | None = getattr(inner, "below", None)
+    if below is None:
+        return None
+    return below(name) if inner is store else WholeFiles(cast("Store", below(name)))
+
+
 def stage(
     target: str,
     *,
@@ -95,12 +131,20 @@ def stage(
     written: Callable[[str], Collection[str]] | None = None,
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
+    word: str | None = None,
+    publishing: Publishing | None = None,
 ) -> AbstractContextManager[Output]:
     """An output that appears under the URI `target` when the block ends without exception; see `local.staging.stage`.
 
-    Raises: StorageError: nothing can be written there.
+    Args:
+        word: finish the unfinished output of this word (see `join`); it is kept where the block raises.
+        publishing: how it gets onto the Hub.
+
+    Raises: StorageError: nothing can be written there, or there is no such unfinished output. UsageError: options of
+        the Hub for another kind of output.
     """
-    return stage_of(target)(
+    refuse_inputs(target, inputs)
+    return stage_of(target, publishing)(
         target,
         overwrite=overwrite,
         inputs=inputs,
@@ -109,7 +153,44 @@ def stage(
         written=written,
         permissions=permissions,
         on_cleared=on_cleared,
+        word=word,
     )
+
+
+def join(
+    target: str,
+    word: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+    permissions: int = ANYONE,
+) -> AbstractContextManager[Output]:
+    """The unfinished output `word` of the URI `target`, for several processes at a time; see `local.staging.join`.
+
+    Raises: StorageError: several processes cannot write one output there.
+    """
+    refuse_inputs(target, inputs)
+    return join_of(target)(
+        target,
+        word,
+        overwrite=overwrite,
+        inputs=inputs,
+        names=names,
+        written=written,
+        permissions=permissions,
+    )
+
+
+def unfinished(target: str) -> tuple[Output, ...]:
+    """The unfinished outputs of the URI `target` that `join` has made, the newest last."""
+    return tuple(scheme_of(target).unfinished(target))
+
+
+def identity_anywhere(store: Source, path: str) -> tuple[str | int, ...]:
+    """What tells a file from any other, as all machines see it: inodes of shared folders may differ between them."""
+    return store.identity_anywhere(path) if isinstance(store, LocalStore) else store.identity(path)
 
 
 def require_space(target: str, nbytes: int) -> None:

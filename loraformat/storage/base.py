@@ -87,7 +87,18 @@ class Output(Store, Protocol):
     def permissions(self) -> int:
         """Mode bits that its files may have, where there are such bits."""
 
-    def subfolder(self, name: str) -> AbstractContextManager[Store]:
+    @property
+    def reads_copies(self) -> bool:
+        """Whether copied bytes pass through this process anyway, so that reading them costs nothing more."""
+
+    @property
+    def refused(self) -> str:
+        """What the store answered where it did not copy what lies in it, so that the bytes passed through here; ""."""
+
+    def proves(self, path: str) -> bool | None:
+        """Whether the store knows that a file of an interrupted run is as it was sent; None: its bytes tell."""
+
+    def subfolder(self, name: str) -> AbstractContextManager[Output]:
         """A subfolder to write files into, on the disk when the block ends."""
 
     def names(self) -> list[str]:
@@ -98,6 +109,18 @@ class Output(Store, Protocol):
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a subfolder, and all that is in it."""
+
+    def nbytes(self) -> int:
+        """Bytes of all files, those of subfolders included."""
+
+    def seal(self, names: Collection[str]) -> None:
+        """The weight files `names` are complete: from now on they can be read here, by `size` and `read`.
+
+        A store of objects assembles them; in a folder they can be read as soon as they are written.
+        """
 
 
 class Stage(Protocol):
@@ -114,5 +137,23 @@ class Stage(Protocol):
         written: Callable[[str], Collection[str]] | None = None,
         permissions: int = 0o777,
         on_cleared: Callable[[int], None] | None = None,
+        word: str | None = None,
     ) -> AbstractContextManager[Output]:
         """An output that appears under the URI `target` when the block ends without an exception."""
+
+
+class Join(Protocol):
+    """Opens an unfinished output that several processes write; see `storage.join`, whose arguments it takes."""
+
+    def __call__(
+        self,
+        target: str,
+        word: str,
+        *,
+        overwrite: bool,
+        inputs: Sequence[str] = (),
+        names: Collection[str] = (),
+        written: Callable[[str], Collection[str]] | None = None,
+        permissions: int = 0o777,
+    ) -> AbstractContextManager[Output]:
+        """The unfinished output `word` of the URI `target`; it is kept when the block ends."""

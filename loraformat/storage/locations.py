@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeAlias, Union
+from urllib.parse import unquote
 
 from loraformat.diagnostics import show
-from loraformat.errors import UsageError
+from loraformat.errors import StorageError, UsageError
 
 # A folder, a file, or the address of a repository of the Hub; the last as text only.
 Location: TypeAlias = Union[str, "os.PathLike[str]"]
 
+# An address with a user and a password before the host. Secret keys may hold slashes.
+_SECRET = re.compile(r"(s3|s3a|s3n|gs|gcs)://[^/]*[:@]|[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
 _LONGEST = 200
 _OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
 
@@ -20,21 +24,34 @@ _OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
 def uri_of(location: Location) -> str:
     """A location as text.
 
-    Raises: UsageError (LF021): it is neither text nor a path object, or a path object made of an address of the Hub.
+    Raises: UsageError (LF021): it is neither text nor a path object, or a path object made of an address; a
+        file: address of another machine. StorageError: an address with credentials in it, which are not repeated.
     """
     if not isinstance(location, (str, os.PathLike)):
         raise UsageError(f"expected a path, as str or os.PathLike, found {type(location).__name__}")
     text: object = os.fspath(location)
     if not isinstance(text, str):
         raise UsageError(f"expected a path of text, found one of {type(text).__name__}")
-    if text.startswith("hf:/") and not text.startswith("hf://"):
-        address = f"hf://{text[4:].lstrip('/')}"
+    joined = re.match(r"(hf|s3|gs|az|abfs):/(?!/)", text)
+    if joined is not None:
+        address = f"{joined[1]}://{text[joined.end() :]}"
         raise UsageError(
             "no such path: pathlib joins the two slashes of an address",
             where=show(text),
             hint=f'give "{show(address)}"',
         )
-    return text
+    if _SECRET.match(text):
+        hint = "give them as the service's own tools take them, and treat these as disclosed"
+        raise StorageError("an address has no place for credentials", where=text.partition("/")[0], hint=hint)
+    return _path_of(text) if text[:6].lower() == "file:/" else text
+
+
+def _path_of(text: str) -> str:
+    """The path that a file: address means. Raises: UsageError: it names another machine."""
+    host, slash, path = text[7:].partition("/") if text.startswith("//", 5) else ("", "/", text[6:])
+    if host not in ("", "localhost") or not slash:
+        raise UsageError("a file: address of another machine", where=show(text), hint="file:///path")
+    return f"/{unquote(path)}"
 
 
 def uri_or_none(location: Location | None) -> str | None:

@@ -30,8 +30,12 @@ NO_FOLLOW = _INHERITED | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK"
 class Platform(Protocol):
     """One operating system. Whatever else goes wrong raises OSError."""
 
-    def lock(self, fd: int) -> None:
-        """Lock a file for as long as it is open; nothing where there are no locks. Raises BlockingIOError: it is."""
+    def lock(self, fd: int, *, shared: bool = False) -> None:
+        """Lock a file for as long as it is open; nothing where there are no locks. Raises BlockingIOError: it is.
+
+        A lock that is `shared` stands beside others of its kind. A second call changes the kind of the lock; where
+        that raises, the first lock may be gone.
+        """
 
     def clone(self, fd: int, source: int) -> bool:
         """Let a new file share all blocks of another; False where that is not possible."""
@@ -64,12 +68,12 @@ class Platform(Protocol):
 class Posix:
     """Linux and its relatives; each call is there or does nothing."""
 
-    def lock(self, fd: int) -> None:
+    def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
         import fcntl
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -151,7 +155,7 @@ class Posix:
 class Plain:
     """A system of which nothing is known but that files can be read, written, renamed and made durable."""
 
-    def lock(self, fd: int) -> None:
+    def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
 
     def clone(self, fd: int, source: int) -> bool:

@@ -24,11 +24,11 @@ class Recorder(Posix):
         self.calls: list[str] = []
         self._is_locked = is_locked
 
-    def lock(self, fd: int) -> None:
+    def lock(self, fd: int, *, shared: bool = False) -> None:
         self.calls.append("lock")
         if self._is_locked:
             raise BlockingIOError
-        super().lock(fd)
+        super().lock(fd, shared=shared)
 
     def reserve(self, fd: int, nbytes: int) -> None:
         self.calls.append("reserve")

@@ -8,7 +8,7 @@ import click
 
 from loraformat.cli import completers, options
 
-_OUT = "Folder to write; it appears whole or not at all."
+_OUT = "Folder to write, or hf://owner/name[@branch]; it appears whole or not at all."
 
 
 @click.command("convert")
@@ -20,6 +20,7 @@ _OUT = "Folder to write; it appears whole or not at all."
     help="Format to write: native, peft, mlx, gguf, loralib, diffusers, kohya, comfy or lycoris.",
 )
 @click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help=_OUT)
+@options.publishing
 @options.source_format
 @options.base
 @click.option(
@@ -134,6 +135,7 @@ def command(
             strict=strict,
             force=force,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             announce_names=options.announce_names if output_format == "text" else None,
             progress=advance,
@@ -147,6 +149,7 @@ def command(
     "--base", required=True, metavar="BASE", shell_complete=completers.paths, help="What the adapter was trained on."
 )
 @click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help="Folder to write a copy to.")
+@options.publishing
 @click.option("--in-place", is_flag=True, help="Replace the one file that changes; nothing else is touched.")
 @click.option(
     "--base-model",
@@ -192,6 +195,7 @@ def stamp(
             assumptions=options.assumptions(assume),
             force=force,
             overwrite=overwrite,
+            publication=options.publication(out),
             progress=advance,
         )
     options.present(report, output_format)

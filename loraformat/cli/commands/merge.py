@@ -148,6 +148,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @_hash
 @_no_hash
 @click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
+@options.distribution
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.force
 @options.overwrite
@@ -179,6 +180,10 @@ def command(
     digests: str,
     no_hash: bool,
     resume: bool,
+    engine: str,
+    rank: int | None,
+    world: int | None,
+    finish: bool,
     dry_run: bool,
     force: bool,
     overwrite: bool,
@@ -194,7 +199,8 @@ def command(
     from loraformat.jobs.merge import merge
     from loraformat.report.terminal.text import progress
 
-    options.keep_partial_output(resume and not dry_run)
+    divided = finish or rank is not None
+    options.keep_partial_output(options.keeping(resume=resume, dry_run=dry_run, divided=divided))
     with progress(f"merging into {out}") as advance:
         report = merge(
             base,
@@ -203,7 +209,7 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
-            jobs=jobs or options.processors(),
+            jobs=options.jobs_for(engine, jobs),
             device=device,
             memory_nbytes=memory,
             dtype=dtype,
@@ -222,9 +228,14 @@ def command(
             verify=verify,
             digests="none" if no_hash else digests,
             resume=resume,
+            engine=engine,
+            rank=rank,
+            world=world,
+            finish=finish,
             dry_run=dry_run,
             force=force,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )
@@ -243,6 +254,7 @@ def command(
 @_hash
 @_no_hash
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@options.distribution
 @click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
 @options.overwrite
 @options.output_format
@@ -258,6 +270,10 @@ def dequantize(
     digests: str,
     no_hash: bool,
     resume: bool,
+    engine: str,
+    rank: int | None,
+    world: int | None,
+    finish: bool,
     dry_run: bool,
     overwrite: bool,
     output_format: str,
@@ -270,21 +286,27 @@ def dequantize(
     from loraformat.jobs.merge import dequantize as run
     from loraformat.report.terminal.text import progress
 
-    options.keep_partial_output(resume and not dry_run)
+    divided = finish or rank is not None
+    options.keep_partial_output(options.keeping(resume=resume, dry_run=dry_run, divided=divided))
     with progress(f"writing {out}") as advance:
         report = run(
             base,
             out,
             container=options.CONTAINERS[container],
-            jobs=jobs or options.processors(),
+            jobs=options.jobs_for(engine, jobs),
             memory_nbytes=memory,
             dtype=dtype,
             max_shard_nbytes=max_shard_size,
             verify=verify,
             digests="none" if no_hash else digests,
             resume=resume,
+            engine=engine,
+            rank=rank,
+            world=world,
+            finish=finish,
             dry_run=dry_run,
             overwrite=overwrite,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
         )

@@ -43,7 +43,7 @@ from loraformat.model.results.factor_changes import FactorChange, FactorResult
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Dense, LowRank, Update
 from loraformat.report import Report
-from loraformat.storage import Location, listed, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, listed, uri_of, uri_or_none
 
 METHODS = (
     *("cat", "svd", "ties", "dare", "dare-ties", "magnitude", "breadcrumbs", "della", "knots-ties", "core-ties"),
@@ -113,6 +113,7 @@ def combine(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -137,7 +138,7 @@ def combine(
         rank, energy, error, sv_ratio, sv_cumulative, sv_fro, size, max_rank: as for `resize`.
         dtype, to, container, base: as for `resize`.
         alpha, assumptions: fill every adapter that does not state it.
-        dry_run, strict, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
         force: let forgivable errors pass as warnings, and combine adapters of different bases or vocabularies.
 
     Raises: UsageError (LF021). UnsupportedUpdate (LF013): DoRA, or another update whose factors are not all of it;
@@ -174,6 +175,7 @@ def combine(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

@@ -10,6 +10,7 @@ from loraformat.diagnostics import Finding
 from loraformat.errors import UsageError, require_one_of
 from loraformat.formats.kit.scaling import MAX_RANK
 from loraformat.model.tensors import DType
+from loraformat.storage import Publication
 
 DTYPES = {"float32": DType.F32, "bfloat16": DType.BF16, "float16": DType.F16}
 
@@ -23,6 +24,7 @@ class OutputOptions:
     dry_run: bool
     strict: bool
     overwrite: bool
+    publication: Publication | None
     announce: Callable[[tuple[Finding, ...]], None] | None
     progress: Callable[[int, int], None] | None
 

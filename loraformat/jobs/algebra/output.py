@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from loraformat import formats
 from loraformat.containers import sources_of
 from loraformat.diagnostics import Finding, FindingLocation, counted
 from loraformat.errors import AdapterRefused, UsageError
 from loraformat.formats.kit.base import Format, WriteOptions
-from loraformat.io import hints_of, refuse_losses, save_adapter
+from loraformat.io import hints_of, refuse_losses, write_adapter
 from loraformat.jobs.algebra.options import OutputOptions
 from loraformat.jobs.algebra.sources import OpenedSource
+from loraformat.jobs.card.facts import Origin as CardOrigin
+from loraformat.jobs.card.facts import UsedAdapter, fields_of_card, name_of
+from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.merger.plan.findings import kept_private
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.assumptions import Assumptions
@@ -22,7 +26,7 @@ from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.summary import summarize
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
-from loraformat.storage import is_restricted, permissions_for
+from loraformat.storage import is_hub, is_restricted, permissions_for
 
 # Settings of PEFT that say how training made or split the factors, which are others now.
 _OF_THE_OLD_FACTORS = frozenset(
@@ -131,11 +135,13 @@ def write(
     if options.announce is not None:
         options.announce((*notes, *losses))
     refuse_losses((*findings, *losses), target.NAME, strict=options.strict)
+    met: list[Finding] = []
     if options.dry_run:
         made = target.write(adapter, wanted)
         files, nbytes = tuple(sorted(made.files)), summarize(adapter).nbytes
     else:
-        files = save_adapter(
+        publishing = publishing_of(options.publication, out, partial(_meet, met, options.announce))
+        written = write_adapter(
             adapter,
             out,
             to=target.NAME,
@@ -145,8 +151,10 @@ def write(
             inputs=origin.inputs,
             permissions=permissions,
             progress=options.progress,
+            publishing=publishing,
+            finish=lambda output: write_card(output, out, publishing, lambda: _card(result, job, base)),
         )
-        nbytes = sum(os.path.getsize(os.path.join(out, name)) for name in files)
+        files, nbytes = tuple(written), sum(written.values())
     return Report(
         job=job,
         subject=origin.uri,
@@ -154,8 +162,41 @@ def write(
         reason=origin.reason,
         summary=summarize(adapter),
         data=replace(result, files=files, bytes_written=nbytes, is_dry_run=options.dry_run),
-        findings=(*notes, *losses),
+        findings=(*notes, *losses, *met),
         written=() if options.dry_run else tuple(os.path.join(out, name) for name in files),
+    )
+
+
+def _meet(
+    met: list[Finding], announce: Callable[[tuple[Finding, ...]], None] | None, findings: tuple[Finding, ...]
+) -> None:
+    met.extend(findings)
+    if announce is not None:
+        announce(findings)
+
+
+_MADE = {
+    "resize": "with other ranks",
+    "combine": "combined from several",
+    "scale": "scaled",
+    "pick": "with some of its updates",
+    "extract": "extracted from a fine-tuned model",
+    "ablate": "which takes directions out of its weights",
+    "init": "not trained yet",
+}
+
+
+def _card(result: FactorResult, job: str, base: Checkpoint | None) -> CardOrigin:
+    """What a card says of an adapter that was made of others, or of models."""
+    return CardOrigin(
+        base="" if base is None else base.uri,
+        base_fields=fields_of_card(None if base is None else base.store),
+        adapters=tuple(
+            UsedAdapter(name=name_of(uri), strength=weight, is_on_the_hub=is_hub(uri))
+            for uri, weight in result.adapters
+        ),
+        retained=result.retained,
+        made=_MADE[job],
     )
 
 

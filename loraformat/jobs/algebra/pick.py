@@ -22,7 +22,7 @@ from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.results.factor_changes import FactorChange, FactorResult
 from loraformat.model.updates import Update
 from loraformat.report import Report
-from loraformat.storage import Location, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, uri_of, uri_or_none
 
 
 def pick(
@@ -42,6 +42,7 @@ def pick(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -65,7 +66,7 @@ def pick(
         drop: patterns of what goes, of that.
         rename: (old, new) runs of whole components of names: ("model.layers", "language_model.layers").
         to, container, base, format, alpha, assumptions: as for `resize`.
-        dry_run, strict, force, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, force, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): a pattern or an old name that matches nothing, or two weights with one new name.
         AdapterRefused: nothing is left. Else as for `resize`.
@@ -81,6 +82,7 @@ def pick(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

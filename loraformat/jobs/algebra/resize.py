@@ -34,7 +34,7 @@ from loraformat.model.results.factor_changes import FactorChange, FactorResult
 from loraformat.model.tensors import DType
 from loraformat.model.updates import Dense, LowRank, Update
 from loraformat.report import Report
-from loraformat.storage import Location, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, uri_of, uri_or_none
 
 
 def resize(
@@ -60,6 +60,7 @@ def resize(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -94,6 +95,7 @@ def resize(
         strict: refuse where a rule is not met under `max_rank`, or anything is lost.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         announce: called with findings before anything is written.
         progress: called with (bytes done, bytes in all).
 
@@ -127,6 +129,7 @@ def resize(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

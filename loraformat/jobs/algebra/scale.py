@@ -23,7 +23,7 @@ from loraformat.model.floats import ROUNDOFF
 from loraformat.model.results.factor_changes import FactorChange, FactorResult
 from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Update, scale_of
 from loraformat.report import Report
-from loraformat.storage import Location, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, uri_of, uri_or_none
 
 _ALPHAS = ("alpha", "lora_alpha")
 _PATTERNS = ("alpha_exceptions", "alpha_pattern")
@@ -45,6 +45,7 @@ def scale(
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -62,7 +63,7 @@ def scale(
         weight: the number, where `adapter` does not end in it; negative and zero are numbers, too.
         bake: multiply the factor B instead, rounded once to its dtype, for programs that read alpha in another way.
         out, to, container, base, format, alpha, assumptions: as for `resize`.
-        dry_run, strict, force, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, force, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): no number. UnsupportedUpdate (LF013): DoRA, replaced tables, trained rows: what they
         change is not proportional to anything in their files. Else as for `resize`.
@@ -80,6 +81,7 @@ def scale(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

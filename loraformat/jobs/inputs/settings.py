@@ -12,6 +12,7 @@ from typing import Any
 
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, UsageError
+from loraformat.storage import is_local
 
 # In a project's root the first of them decides.
 NAMES = ("loraformat.toml", "pyproject.toml")
@@ -67,12 +68,12 @@ def find_settings(start: str, judged: Sequence[str] = ()) -> Settings:
     is passed over, and its `.git` ends nothing.
 
     Args:
-        judged: paths of the adapters; addresses of the Hub among them lie nowhere here.
+        judged: paths of the adapters; addresses among them lie nowhere here.
 
     Raises: ConfigError (LF103): a file that is no TOML. UsageError (LF021): an unknown key or code, a value of the
         wrong kind, a file that is no regular one or is too large, or that is a link into what is judged.
     """
-    theirs = [path for path in judged if not path.startswith("hf://")]
+    theirs = [path for path in judged if is_local(path)]
     for folder in _upward(os.path.realpath(start)):
         if any(_brings(path, folder) for path in theirs):
             continue

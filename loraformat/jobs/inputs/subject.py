@@ -27,6 +27,7 @@ from loraformat.model.checkpoint import PIPELINE, Checkpoint
 from loraformat.model.format_files import has_marker
 from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
+from loraformat.storage import is_local
 
 
 def refuse_exchanged(base: str, adapters: Sequence[str], usage: str = "merge BASE ADAPTER") -> None:
@@ -67,7 +68,7 @@ def _is_adapter(files: Bundle) -> bool:
 def _files(uri: str) -> Bundle | None:
     """The files at a path; None where there are none to see, which is said where they are read."""
     try:
-        return None if uri.startswith("hf://") else open_files(uri)
+        return open_files(uri) if is_local(uri) else None
     except LoraFormatError:
         return None
 

@@ -9,20 +9,29 @@ from dataclasses import dataclass, fields, replace
 from loraformat import rules
 from loraformat.diagnostics import Finding, FindingLocation, listed, show
 from loraformat.errors import UnmatchedUpdate, UsageError
+from loraformat.jobs.merge.distribution import ALONE, Distribution
 from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, report_of
 from loraformat.merger import (
     AdapterSource,
+    Facts,
     Inputs,
     Resources,
+    Share,
     Trust,
     Written,
+    divided,
+    facts_of_merge,
     file_names,
+    finish_merge,
     permissions_of,
     retentions,
     run_merge,
+    run_share,
+    sizes_of,
     source_of,
     total_share,
     weight_nbytes,
+    word_of,
 )
 from loraformat.merger.plan.findings import kept_private, unfinished_cleared
 from loraformat.merger.write.manifest import names_written
@@ -30,16 +39,18 @@ from loraformat.merger.write.run import Source as Files
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, OpenedFiles
 from loraformat.model.checkpoint import Checkpoint
-from loraformat.model.results.verbs import Checked, MergedAdapter, MergeResult
+from loraformat.model.results.verbs import Checked, FileShare, MergedAdapter, MergeResult
 from loraformat.report import Report
 from loraformat.storage import (
     MARKER,
     OWN_PREFIX,
-    LocalStore,
+    Copy,
+    Output,
     Store,
-    copy_blocks,
-    is_local,
+    has_folders,
+    is_hub,
     is_restricted,
+    join,
     open_store,
     permissions_for,
     require_space,
@@ -56,6 +67,7 @@ class PipelineRun:
 
     Attributes:
         strengths: component → factor for its updates.
+        distribution: who computes the weight files, over all components.
     """
 
     base: Checkpoint
@@ -66,6 +78,7 @@ class PipelineRun:
     announce: Callable[[tuple[Finding, ...]], None] | None
     progress: Callable[[int, int], None] | None
     strengths: Mapping[str, float]
+    distribution: Distribution = ALONE
 
 
 def merge_pipeline(
@@ -124,8 +137,9 @@ def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> Ad
 
 
 def _check_options(run: PipelineRun, options: Options) -> None:
-    if not is_local(run.base.uri) or not is_local(run.out):
-        raise UsageError("a pipeline is merged on a disk only", where="merge", hint="download it first")
+    if not has_folders(run.base.store) or is_hub(run.out):
+        text = "a pipeline is merged on a disk or in an object store only"
+        raise UsageError(text, where="merge", hint="download it first")
     strange = sorted(run.strengths.keys() - run.base.components.keys())
     if strange:
         known = ", ".join(run.base.components)
@@ -177,8 +191,7 @@ def _written_before(run: PipelineRun) -> Callable[[str], Collection[str]]:
     """What an earlier merge wrote into the folders of its components, as their manifests say."""
 
     def names(path: str) -> set[str]:
-        folders = [name for name in run.base.folders if os.path.isdir(os.path.join(path, name))]
-        return {f"{name}/{file}" for name in folders for file in names_written(os.path.join(path, name))}
+        return {f"{name}/{file}" for name in run.base.folders for file in names_written(os.path.join(path, name))}
 
     return names
 
@@ -197,28 +210,95 @@ def _write(
     where = FindingLocation(subject=run.out)
     if is_restricted(permissions):
         meet((kept_private(where, permissions),))
+    facts = {name: facts_of_merge(one.plan, _inputs(one), _used(one), run.trust) for name, one in parts.items()}
+    word = word_of({f"{name}: {what}": value for name, known in facts.items() for what, value in known.items()})
+    inputs, names = (run.base.uri, *adapters), (*_names(run, parts, copies), *(f"{n}/" for n in run.base.folders))
+    if run.distribution.share is not None:
+        with join(
+            run.out,
+            word,
+            overwrite=run.overwrite,
+            inputs=inputs,
+            names=names,
+            written=_written_before(run),
+            permissions=permissions,
+        ) as output:
+            return _write_share(output, run, parts, facts, meet)
     with stage(
         run.out,
         overwrite=run.overwrite,
-        inputs=(run.base.uri, *adapters),
+        inputs=inputs,
         resume=run.trust.resume,
-        names=(*_names(run, parts, copies), *(f"{name}/" for name in run.base.folders)),
+        names=names,
         written=_written_before(run),
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(where, nbytes),)),
+        word=word if run.distribution.is_finish else None,
     ) as output:
-        assert isinstance(output, LocalStore)
-        return _fill(output, run, parts, copies, meet)
+        return _fill(output, run, parts, copies, facts, meet)
+
+
+def _shares(parts: Mapping[str, Prepared], world: int) -> tuple[tuple[str, ...], ...]:
+    """The weight files of each share, each named with its component."""
+    sizes = {f"{name}/{file}": size for name, one in parts.items() for file, size in sizes_of(one.plan).items()}
+    return divided(sizes, world)
+
+
+def _in_component(name: str, files: Sequence[str]) -> list[str]:
+    return [file.removeprefix(f"{name}/") for file in files if file.startswith(f"{name}/")]
+
+
+def _write_share(
+    output: Output,
+    run: PipelineRun,
+    parts: Mapping[str, Prepared],
+    facts: Mapping[str, Facts],
+    meet: Callable[[tuple[Finding, ...]], None],
+) -> dict[str, Written]:
+    share = run.distribution.share
+    assert share is not None
+    mine, limits = _shares(parts, share.world)[share.rank], _limits(run, parts)
+    outcomes: dict[str, Written] = {}
+    for name, part in parts.items():
+        with output.subfolder(name) as folder:
+            files = _in_component(name, mine)
+            outcomes[name] = run_share(
+                part.plan, _inputs(part), folder, limits, run.trust, share, facts[name], meet, files
+            )
+    return outcomes
 
 
 def _fill(
-    output: LocalStore,
+    output: Output,
     run: PipelineRun,
     parts: Mapping[str, Prepared],
     copies: Mapping[str, Store],
+    facts: Mapping[str, Facts],
     meet: Callable[[tuple[Finding, ...]], None],
 ) -> dict[str, Written]:
-    """Copy and merge into a folder in which an interrupted run may have left something."""
+    """Copy and merge into a folder in which an interrupted run, or all ranks, have left something."""
+    total = sum(weight_nbytes(part.plan) for part in parts.values())
+    limits = _limits(run, parts)
+    for left in set(output.folders()) - set(run.base.folders):
+        output.remove_folder(left)
+    require_space(run.out, total + sum(sum(one.files().values()) for one in copies.values()) - output.nbytes())
+    _copy_all(run.base.store, output, but=run.base.folders)
+    for name, store in copies.items():
+        with output.subfolder(name) as folder:
+            _copy_all(store, folder)
+    outcomes: dict[str, Written] = {}
+    for name in parts:
+        with output.subfolder(name) as folder:
+            outcomes[name] = _merged(name, folder, run, parts, facts, limits, meet)
+    for name in parts:  # the journals, by which an interrupted run goes on, are of no use now
+        with output.subfolder(name) as folder:
+            for own in [file for file in folder.names() if file.startswith(OWN_PREFIX)]:
+                folder.remove(own)
+    return outcomes
+
+
+def _limits(run: PipelineRun, parts: Mapping[str, Prepared]) -> Resources:
+    """What the run may use, with progress over all components."""
     total = sum(weight_nbytes(part.plan) for part in parts.values())
     done = 0
 
@@ -228,36 +308,40 @@ def _fill(
         if run.progress is not None:
             run.progress(min(done, total), total)
 
-    limits = replace(run.limits, progress=advance)
-    for left in set(output.folders()) - set(run.base.folders):
-        output.remove_folder(left)
-    require_space(run.out, total + sum(sum(one.files().values()) for one in copies.values()) - output.nbytes())
-    _copy_all(run.base.store, output)
-    for name, store in copies.items():
-        with output.subfolder(name) as folder:
-            _copy_all(store, folder)
-    outcomes: dict[str, Written] = {}
-    for name, part in parts.items():
-        with output.subfolder(name) as folder:
-            outcomes[name] = run_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, meet)
-    for name in parts:  # the journals, by which an interrupted run goes on, are of no use now
-        with output.subfolder(name) as folder:
-            for own in [file for file in folder.names() if file.startswith(OWN_PREFIX)]:
-                folder.remove(own)
-    return outcomes
+    return replace(run.limits, progress=advance)
 
 
-def _copy_all(source: object, folder: LocalStore) -> None:
-    """Copy the regular files of a folder; what an interrupted run left beside them goes."""
-    assert isinstance(source, LocalStore)
+def _merged(
+    name: str,
+    folder: Output,
+    run: PipelineRun,
+    parts: Mapping[str, Prepared],
+    facts: Mapping[str, Facts],
+    limits: Resources,
+    meet: Callable[[tuple[Finding, ...]], None],
+) -> Written:
+    """One component, computed here, or by ranks before."""
+    part = parts[name]
+    if not run.distribution.is_finish:
+        inputs = _inputs(part)
+        return run_merge(part.plan, inputs, _used(part), folder, limits, run.trust, meet, run.distribution.engine)
+
+    def shares(world: int) -> list[list[str]]:
+        return [_in_component(name, files) for files in _shares(parts, world)]
+
+    return finish_merge(part.plan, _inputs(part), _used(part), folder, limits, run.trust, facts[name], shares)
+
+
+def _copy_all(source: OpenedFiles, folder: Output, but: Collection[str] = ()) -> None:
+    """Copy the regular files of a folder; what an interrupted run left beside them, and beside `but`, goes."""
     wanted = _copied(source)
     for name in folder.names():
-        if name not in wanted and name != MARKER:
+        if name not in wanted and name not in but and name != MARKER:
             folder.remove(name)
     for name, nbytes in wanted.items():
         source.check_inside(name)
-        with folder.create(name, nbytes) as writer:
-            copy_blocks(writer, source, name, 0, 0, nbytes)
+        with folder.create(name, nbytes, (Copy(0, nbytes, source, name, 0),)) as writer:
+            writer.copy_from(source, name, 0, 0, nbytes)
 
 
 def _inputs(part: Prepared) -> Inputs:
@@ -286,8 +370,11 @@ def _report(
     }
     results = {name: one.data for name, one in each.items() if isinstance(one.data, MergeResult)}
     several = list(results.values())
-    tallies = {f"{name}.{weight}": one for name, part in outcomes.items() for weight, one in part.tallies.items()}
+    done = outcomes if run.distribution.share is None else {}
+    tallies = {f"{name}.{weight}": one for name, part in done.items() for weight, one in part.tallies.items()}
     first = next(iter(each.values()))
+    share = run.distribution.share
+    mine = None if share is None else _described(parts, share)
     found = [*findings, *(finding for one in each.values() for finding in one.findings if finding not in findings)]
     return Report(
         job="merge",
@@ -302,18 +389,26 @@ def _report(
             tensors_copied=sum(one.tensors_copied for one in several),
             tensors_decoded=0,
             parameters_touched=sum(one.parameters_touched for one in several),
-            bytes_written=sum(one.bytes_written for one in several),
+            bytes_written=sum(one.bytes_written for one in several) if mine is None else mine.nbytes,
             files=tuple(names),
             is_dry_run=not outcomes,
             plan=None,
             retained=total_share(tallies),
             retention=retentions(tallies, {}),
-            verified=run.trust.verify if outcomes else "none",
+            verified=run.trust.verify if outcomes and mine is None else "none",
             checked=_together([one.checked for one in several if one.checked is not None]),
+            share=mine,
         ),
         findings=tuple(found),
-        written=tuple(os.path.join(run.out, name) for name in names),
+        written=() if mine is not None else tuple(os.path.join(run.out, name) for name in names),
     )
+
+
+def _described(parts: Mapping[str, Prepared], share: Share) -> FileShare:
+    files = _shares(parts, share.world)[share.rank]
+    sizes = {f"{name}/{file}": size for name, one in parts.items() for file, size in sizes_of(one.plan).items()}
+    nbytes = sum(sizes[file] for file in files)
+    return FileShare(rank=share.rank, world=share.world, files=files, nbytes=nbytes)
 
 
 def _adapters(several: Sequence[MergeResult]) -> tuple[MergedAdapter, ...]:

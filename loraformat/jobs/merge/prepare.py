@@ -13,7 +13,10 @@ from loraformat.containers.quantized.as_trained import as_trained as with_quanti
 from loraformat.diagnostics import Finding, FindingLocation, in_file, show
 from loraformat.errors import UsageError
 from loraformat.io import Opened, hints_of, open_files, read_bundle
+from loraformat.jobs.card.facts import Origin, fields_of_card, used_adapter
+from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.jobs.inputs.subject import subject_of
+from loraformat.jobs.merge.distribution import ALONE, Distribution, require_ranks
 from loraformat.merger import (
     AdapterSource,
     Arithmetic,
@@ -27,33 +30,44 @@ from loraformat.merger import (
     base_names,
     check_combination,
     check_kinds,
+    facts_of_merge,
     file_names,
     findings_of,
     fingerprints_of,
+    finish_merge,
     permissions_of,
     plan_merge,
     retentions,
     rounding_findings,
     run_merge,
+    run_share,
     source_of,
     total_base_change,
     total_code_error,
     total_share,
     weight_nbytes,
+    word_of,
 )
-from loraformat.merger.plan.findings import CODES, history_unknown, kept_private, merged_again, unfinished_cleared
+from loraformat.merger.plan.findings import (
+    CODES,
+    copies_streamed,
+    history_unknown,
+    kept_private,
+    merged_again,
+    unfinished_cleared,
+)
 from loraformat.merger.write.manifest import adapter_digest, history_of, names_written, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.bundle import DIGESTS, MANIFEST, Bundle
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import expert_of
-from loraformat.model.results.verbs import MergedAdapter, MergeResult
+from loraformat.model.results.verbs import FileShare, MergedAdapter, MergeResult
 from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import is_restricted, require_space, stage
+from loraformat.storage import Publication, is_hub, is_restricted, join, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -263,8 +277,10 @@ def write(
     *,
     overwrite: bool,
     progress: Callable[[int, int], None] | None,
+    publication: Publication | None = None,
+    distribution: Distribution = ALONE,
 ) -> Written:
-    """Write a planned merge into the new folder `out`, whole or not at all."""
+    """Write a planned merge into the new folder `out`, whole or not at all; of a share, what others will finish."""
     plan = prepared.plan
     total = weight_nbytes(plan)
     done = 0
@@ -283,8 +299,20 @@ def write(
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan, out)
+    names = (*file_names(plan), MANIFEST, DIGESTS)
+    publishing = publishing_of(publication, out, meet, names)
     if is_restricted(permissions):
         meet((kept_private(FindingLocation(subject=out), permissions),))
+    facts = facts_of_merge(plan, inputs, used, trust)
+    share = distribution.share
+    if share is not None:
+        with join(
+            out, word_of(facts), overwrite=overwrite, inputs=sources, written=names_written, permissions=permissions
+        ) as output:
+            require_space(out, total // share.world)
+            return run_share(plan, inputs, output, limits, trust, share, facts, meet)
+    if distribution.is_finish:
+        require_ranks(out, facts)
     with stage(
         out,
         overwrite=overwrite,
@@ -293,15 +321,51 @@ def write(
         written=names_written,
         permissions=permissions,
         on_cleared=lambda nbytes: meet((unfinished_cleared(FindingLocation(subject=out), nbytes),)),
+        publishing=publishing,
+        word=word_of(facts) if distribution.is_finish else None,
     ) as output:
-        require_space(out, total - sum(output.files().values()))
-        return run_merge(plan, inputs, used, output, limits, trust, meet)
+        if distribution.is_finish:
+            written = finish_merge(plan, inputs, used, output, limits, trust, facts)
+        else:
+            require_space(out, _nbytes_needed(prepared, out) - sum(output.files().values()))
+            written = run_merge(plan, inputs, used, output, limits, trust, meet, distribution.engine)
+        if output.refused:
+            meet((copies_streamed(FindingLocation(subject=out), output.refused),))
+        write_card(output, out, publishing, lambda: _origin(prepared, written))
+        return written
+
+
+def _nbytes_needed(prepared: Prepared, out: str) -> int:
+    """Bytes of weights that need room; files that the Hub copies need none."""
+    plan = prepared.plan
+    if not (is_hub(out) and is_hub(prepared.base.uri)):
+        return weight_nbytes(plan)
+    return weight_nbytes(replace(plan, shards=tuple(one for one in plan.shards if one.edits or not one.verbatim)))
+
+
+def _origin(prepared: Prepared, written: Written) -> Origin:
+    """What a card says of a merge."""
+    adapters = tuple(
+        used_adapter(one.uri, source.strength, summarize(one.adapter))
+        for one, source in zip(prepared.opened, prepared.plan.adapters, strict=True)
+    )
+    return Origin(
+        base=prepared.base.uri,
+        base_fields=fields_of_card(prepared.base.store),
+        adapters=adapters,
+        retained=total_share(written.tallies),
+    )
 
 
 def report_of(
-    prepared: Prepared, base: str, out: str = "", outcome: Written | None = None, verified: str = "none"
+    prepared: Prepared,
+    base: str,
+    out: str = "",
+    outcome: Written | None = None,
+    verified: str = "none",
+    share: FileShare | None = None,
 ) -> Report:
-    """What a merge did; without `outcome`, what it would do."""
+    """What a merge did; without `outcome`, what it would do. What became of a `share` is known when it is finished."""
     plan, opened = prepared.plan, prepared.opened
     edited = {name for edit in plan.edits if edit.terms for name in edit.written}
     recoded = {edit.tensor: edit.matrix for edit in plan.edits if edit.parts}
@@ -311,7 +375,7 @@ def report_of(
     decoded = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in codes]
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
-    tallies = outcome.tallies if outcome is not None else {}
+    tallies = outcome.tallies if outcome is not None and share is None else {}
     as_trained = plan.quantized.on_loading if plan.quantized is not None else ""
     origins = {edit.tensor: prepared.base.tensors[edit.source].encoded for edit in plan.edits if edit.tensor in tallies}
     errors = {name: error_of(prepared.base, code) for name, code in origins.items() if as_trained and code}
@@ -347,21 +411,22 @@ def report_of(
             tensors_decoded=len(decoded),
             parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes and name not in parts)
             + sum(math.prod(shape) for shape in recoded.values()),
-            bytes_written=weight_nbytes(plan),
+            bytes_written=weight_nbytes(plan) if share is None else share.nbytes,
             files=names,
             is_dry_run=outcome is None,
             plan=plan.to_json() if outcome is None else None,
             retained=total_share(tallies),
             retention=retentions(tallies, errors),
-            verified=verified,
+            verified=verified if share is None else "none",
             checked=None if outcome is None else outcome.checked,
             as_trained=as_trained,
             base_change=total_base_change(tallies, errors) if errors else None,
             recoded=len(recoded),
             code_error=total_code_error(tallies),
+            share=share,
         ),
         findings=(*prepared.findings, *lost),
-        written=() if outcome is None else tuple(os.path.join(out, name) for name in names),
+        written=() if outcome is None or share is not None else tuple(os.path.join(out, name) for name in names),
     )
 
 

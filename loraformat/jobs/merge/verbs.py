@@ -9,16 +9,16 @@ from loraformat.algebra.retention import LEAST_SHARE
 from loraformat.containers import CONTAINERS, open_checkpoint
 from loraformat.containers.quantized.as_trained import Quantizer
 from loraformat.diagnostics import Finding
-from loraformat.engine import open_device
 from loraformat.errors import UsageError, require_one_of
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
+from loraformat.jobs.merge.distribution import Engine, distribution, resources
 from loraformat.jobs.merge.pipeline import PipelineRun, merge_pipeline
 from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
-from loraformat.merger import COMBINATIONS, Arithmetic, Resources, Trust
+from loraformat.merger import COMBINATIONS, Arithmetic, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
-from loraformat.storage import Location, listed, uri_of
+from loraformat.storage import Location, Publication, check_publication, is_hub, listed, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -51,9 +51,14 @@ def merge(
     verify: str = "sample",
     digests: str = "blake3",
     resume: bool = False,
+    engine: Engine = "threads",
+    rank: int | None = None,
+    world: int | None = None,
+    finish: bool = False,
     dry_run: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -98,9 +103,14 @@ def merge(
         digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
             has it), or "none" (of what is computed alone).
         resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
+        engine: what writes the weight files: "threads" of this process; "ray" or "ray=HOST:PORT", workers of a Ray
+            cluster; a `concurrent.futures.Executor`; or an object whose `run` takes tasks, see docs/scale.md.
+        rank, world: compute the `rank`-th of `world` shares of the weight files (from 0), and leave them unseen.
+        finish: after all ranks, with the same inputs and options: check that all shares are there, and make `out`.
         dry_run: plan, report and write nothing.
         force: let forgivable errors pass as warnings (`rules.refuse`).
         overwrite: replace an existing folder.
+        publication: how an output gets onto the Hub.
         announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
@@ -129,14 +139,17 @@ def merge(
     _check_codes(options, least_kept)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
-    opened_device = open_device(device)
+    check_publication(publication or Publication(), is_hub=is_hub(out))
+    chosen_by = distribution(engine, rank, world, finish=finish, resume=resume, dry_run=dry_run, device=device)
+    limits = resources(chosen_by, jobs, device, memory_nbytes)
     known, checkpoint = with_alpha(alpha, assumptions), open_checkpoint(base)
     if checkpoint.components:
         run = PipelineRun(
             base=checkpoint,
             out=out,
-            limits=Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes),
+            limits=limits,
             trust=Trust(verify=verify, digests=digests, resume=resume),
+            distribution=chosen_by,
             overwrite=overwrite,
             announce=announce,
             progress=progress,
@@ -149,7 +162,6 @@ def merge(
         announce(prepared.findings)
     if dry_run:
         return report_of(prepared, base)
-    limits = Resources(jobs=jobs, device=opened_device, memory_nbytes=memory_nbytes)
     trust = Trust(verify=verify, digests=digests, resume=resume, least_kept=least_kept)
     met: list[Finding] = []
 
@@ -159,10 +171,19 @@ def merge(
             announce(findings)
 
     outcome = write(
-        prepared, out, limits, trust, (base, *(uri for uri, _ in chosen)), meet, overwrite=overwrite, progress=progress
+        prepared,
+        out,
+        limits,
+        trust,
+        (base, *(uri for uri, _ in chosen)),
+        meet,
+        overwrite=overwrite,
+        progress=progress,
+        publication=publication,
+        distribution=chosen_by,
     )
     prepared = replace(prepared, findings=(*prepared.findings, *met))
-    report = report_of(prepared, base, out, outcome, verify)
+    report = report_of(prepared, base, out, outcome, verify, chosen_by.described(prepared.plan))
     if announce is not None:
         announce(report.findings[len(prepared.findings) :])
     return report
@@ -180,8 +201,13 @@ def dequantize(
     verify: str = "sample",
     digests: str = "blake3",
     resume: bool = False,
+    engine: Engine = "threads",
+    rank: int | None = None,
+    world: int | None = None,
+    finish: bool = False,
     dry_run: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -213,8 +239,13 @@ def dequantize(
         verify=verify,
         digests=digests,
         resume=resume,
+        engine=engine,
+        rank=rank,
+        world=world,
+        finish=finish,
         dry_run=dry_run,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

@@ -52,7 +52,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, MemoryStore, uri_of
+from loraformat.storage import Location, MemoryStore, Publication, uri_of
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
@@ -102,6 +102,7 @@ def ablate(
     dry_run: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -132,7 +133,7 @@ def ablate(
         dtype, to, container: as for `resize`; `dtype` and `to` not with `merge`: a weight keeps its own.
         jobs: threads.
         memory_nbytes: for matrices that are kept between passes.
-        dry_run, strict, overwrite, announce, progress: as for `resize`; `strict` not with `merge`.
+        dry_run, strict, overwrite, publication, announce, progress: as for `resize`; `strict` not with `merge`.
 
     Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero, a strength is 0 or
         too large, options do not go together. ShapeMismatch
@@ -173,7 +174,7 @@ def ablate(
     adapter = Adapter(config=config, updates=updates)
     findings = tuple(doubts(model))
     if merge:
-        run = _Merge(model, uri, uri_of(out), Resources(jobs=jobs), announce, progress)
+        run = _Merge(model, uri, uri_of(out), Resources(jobs=jobs), announce, progress, publication)
         return _merged(run, adapter, container, findings, dry_run=dry_run, overwrite=overwrite)
     result = FactorResult(
         method=_words(wanted, strengths),
@@ -190,6 +191,7 @@ def ablate(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )
@@ -371,6 +373,7 @@ class _Merge:
     limits: Resources
     announce: Callable[[tuple[Finding, ...]], None] | None
     progress: Callable[[int, int], None] | None
+    publication: Publication | None
 
 
 def _merged(
@@ -401,7 +404,15 @@ def _merged(
             run.announce(more)
 
     outcome = write_model(
-        prepared, run.out, run.limits, Trust(), (run.uri,), meet, overwrite=overwrite, progress=run.progress
+        prepared,
+        run.out,
+        run.limits,
+        Trust(),
+        (run.uri,),
+        meet,
+        overwrite=overwrite,
+        progress=run.progress,
+        publication=run.publication,
     )
     prepared = replace(prepared, findings=(*prepared.findings, *met))
     return replace(report_of(prepared, run.uri, run.out, outcome, Trust().verify), job="ablate")

@@ -38,7 +38,7 @@ from loraformat.model.tensors import DType, LazyTensor, bytes_of, numbers_of
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, Spool, open_spool, uri_of
+from loraformat.storage import Location, Publication, Spool, open_spool, uri_of
 
 DEFAULT_MEMORY_NBYTES = 256 << 20
 PASSES = 3
@@ -84,6 +84,7 @@ def extract(
     dry_run: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -115,7 +116,7 @@ def extract(
         to, container: as for `resize`.
         jobs: threads, each with one weight at a time.
         memory_nbytes: for differences that are kept between passes; others are read again.
-        dry_run, strict, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): no rule, or something changed beside the layers and `rest` is "refuse".
         MergeError (LF801): the models have other names. NonFiniteValue (LF402). UnsupportedUpdate (LF013): a pipeline
@@ -150,6 +151,7 @@ def extract(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=None,
     )

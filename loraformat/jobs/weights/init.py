@@ -35,7 +35,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, uri_of
+from loraformat.storage import Location, Publication, uri_of
 
 INITS = (*DRAWN, *PARTS)
 ALL_LINEAR = "all-linear"
@@ -57,6 +57,7 @@ def init(
     dry_run: bool = False,
     strict: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -79,7 +80,7 @@ def init(
         seed: of the random numbers, each of which belongs to the seed, the weight and its place.
         dtype, to, container: as for `resize`; "pissa" and "olora" are for PEFT alone.
         jobs: threads.
-        dry_run, strict, overwrite, announce, progress: as for `resize`.
+        dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): no target, one that matches nothing, a rank that is odd with "orthogonal" or an alpha
         that is not above 0. ShapeMismatch (LF302): a rank above that of the weights, with
@@ -116,6 +117,7 @@ def init(
         dry_run=dry_run,
         strict=strict,
         overwrite=overwrite,
+        publication=publication,
         announce=announce,
         progress=progress,
     )

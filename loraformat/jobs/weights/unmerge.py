@@ -16,6 +16,7 @@ from loraformat.io import Opened
 from loraformat.jobs.algebra.sources import require_additive
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
+from loraformat.jobs.merge.distribution import Engine, distribution
 from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write
 from loraformat.jobs.weights.changes import is_unchanged
 from loraformat.jobs.weights.proofs import doubt_of
@@ -36,11 +37,11 @@ from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
-from loraformat.model.results.verbs import MergedAdapter, UndoneWeight, UnmergeResult
+from loraformat.model.results.verbs import FileShare, MergedAdapter, UndoneWeight, UnmergeResult
 from loraformat.model.updates import Replace, Rows
 from loraformat.report import Report
 from loraformat.rules import doubts
-from loraformat.storage import Location, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, uri_of, uri_or_none
 from loraformat.storage import listed as all_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
@@ -51,7 +52,11 @@ _COPY = Options(None, None, Arithmetic(), None, None, None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
-    """What both ways of undoing a merge are given."""
+    """What both ways of undoing a merge are given.
+
+    Attributes:
+        is_share: whether files are written that another run finishes, which compares and counts.
+    """
 
     merged: Checkpoint
     uri: str
@@ -61,6 +66,7 @@ class _Run:
     limits: Resources
     force: bool
     progress: Callable[[int, int], None] | None
+    is_share: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +102,15 @@ def unmerge(
     memory_nbytes: int = DEFAULT_MEMORY_NBYTES,
     verify: str = "sample",
     resume: bool = False,
+    engine: Engine = "threads",
+    rank: int | None = None,
+    world: int | None = None,
+    finish: bool = False,
     dry_run: bool = False,
     strict: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    publication: Publication | None = None,
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -123,10 +134,11 @@ def unmerge(
         out: folder that does not exist yet.
         base: the model that they were merged into.
         alpha, assumptions, container, jobs, memory_nbytes, verify, resume: as for `merge`.
+        engine, rank, world, finish: as for `merge`. A rank compares and counts nothing; `finish` does it for all.
         dry_run: count and report, write nothing.
         strict: refuse what is not proved.
         force: let forgivable errors pass as warnings; with `base`, ignore what else changed in the model.
-        overwrite, announce, progress: as for `merge`.
+        overwrite, publication, announce, progress: as for `merge`.
 
     Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and others that are no sum. MergeError
         (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not proved. Else as
@@ -137,6 +149,7 @@ def unmerge(
     chosen = [with_strength(adapter) for adapter in all_of(adapters)]
     if not chosen:
         raise UsageError("no adapter is given", where="unmerge")
+    chosen_by = distribution(engine, rank, world, finish=finish, resume=resume, dry_run=dry_run)
     refuse_exchanged(uri, [each for each, _ in chosen], "unmerge MERGED ADAPTER")
     run = _Run(
         merged=_opened(uri),
@@ -147,12 +160,13 @@ def unmerge(
         limits=Resources(jobs=jobs, memory_nbytes=memory_nbytes),
         force=force,
         progress=progress,
+        is_share=chosen_by.share is not None,
     )
     undone = _subtracted(run) if base_uri is None else _replaced(run, _opened(base_uri), base_uri)
     findings = tuple(each for each in undone.findings if base_uri is not None or each.code not in _EXPECTED)
     if announce is not None:
         announce(findings)
-    if strict and not undone.is_exact:
+    if strict and not run.is_share and not undone.is_exact:
         raise AdapterRefused(_not_proved(undone), where=uri, hint="--base BASE compares all of it", findings=findings)
     if dry_run:
         return _report(run, undone, findings, "")
@@ -165,8 +179,19 @@ def unmerge(
 
     trust = Trust(verify=verify, resume=resume)
     prepared = undone.prepared
-    write(prepared, uri_of(out), run.limits, trust, undone.inputs, meet, overwrite=overwrite, progress=progress)
-    return _report(run, undone, (*findings, *met), uri_of(out))
+    write(
+        prepared,
+        uri_of(out),
+        run.limits,
+        trust,
+        undone.inputs,
+        meet,
+        overwrite=overwrite,
+        progress=progress,
+        publication=publication,
+        distribution=chosen_by,
+    )
+    return _report(run, undone, (*findings, *met), uri_of(out), chosen_by.described(prepared.plan))
 
 
 def _opened(uri: str) -> Checkpoint:
@@ -207,12 +232,12 @@ def _subtracted(run: _Run) -> _Undone:
     names = [edit.tensor for edit in prepared.plan.edits]
     doubt = ""
     if order is not None and manifest is not None:
-        doubt = doubt_of(manifest, run.merged, run.uri, names, run.limits.jobs)
-        proof = "none" if doubt else "manifest"
+        doubt = "" if run.is_share else doubt_of(manifest, run.merged, run.uri, names, run.limits.jobs)
+        proof = "none" if doubt or run.is_share else "manifest"
     inputs = Inputs(base=prepared.base, adapters=[one.adapter for one in opened])
 
     def counts() -> Iterator[tuple[str, Preimages]]:
-        for edit in prepared.plan.edits:
+        for edit in () if run.is_share else prepared.plan.edits:
             each = Reversal(edit, inputs)
             places = list(each.windows(run.limits))
             total = Preimages()
@@ -301,9 +326,9 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     )
     prepared = planned(base, opened, sources, wanted, findings)
     _refuse_codes(run, [edit.tensor for edit in prepared.plan.edits if edit.terms])
-    likeness = _likeness(run, prepared, [one.adapter for one in opened])
+    likeness = {} if run.is_share else _likeness(run, prepared, [one.adapter for one in opened])
     far = [name for name, one in likeness.items() if not one.holds]
-    others = _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
+    others = [] if run.is_share else _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
     if (far or others) and not run.force:
         parts = []
         if far:
@@ -323,7 +348,7 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     return _Undone(
         prepared=copied,
         adapters=tuple(_adapter(one, source.strength) for one, source in zip(opened, sources, strict=True)),
-        proof="none" if far or others else "base",
+        proof="none" if far or others or run.is_share else "base",
         weights=tuple(
             UndoneWeight(weight=name, values=one.values, unlike=one.unequal) for name, one in likeness.items()
         ),
@@ -385,7 +410,9 @@ def _others_that_changed(run: _Run, base: Checkpoint, edited: set[str]) -> list[
     return [name for name, is_other in zip(names, changed, strict=True) if is_other]
 
 
-def _report(run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str) -> Report:
+def _report(
+    run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str, share: FileShare | None = None
+) -> Report:
     plan = undone.prepared.plan
     names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
     return Report(
@@ -399,12 +426,13 @@ def _report(run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str)
             doubt=undone.doubt,
             is_exact=undone.is_exact,
             weights=tuple(sorted(undone.weights, key=lambda each: each.weight)),
-            bytes_written=weight_nbytes(plan),
+            bytes_written=weight_nbytes(plan) if share is None else share.nbytes,
             files=names,
             is_dry_run=not out,
+            share=share,
         ),
         findings=findings,
-        written=tuple(os.path.join(out, name) for name in names) if out else (),
+        written=tuple(os.path.join(out, name) for name in names) if out and share is None else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraformat.diagnostics import Severity, counted, listed
+from loraformat.diagnostics import Severity, counted, listed, show
 from loraformat.formats.kit.findings import Said, Where, kind
 
 
@@ -355,6 +355,110 @@ def loop_not_compiled(base: Where) -> Said:
     return base, "no compiled loop runs here: the same bytes, but the arithmetic takes about 15 times as long"
 
 
+@kind("LF826", Severity.INFO)
+def copies_streamed(output: Where, code: str) -> Said:
+    """The store does not copy ranges of its own objects, so that bytes which do not change pass through this machine.
+
+    ## Why it matters
+    The output is the same. Where base and output lie in one object store, most bytes of a merge need not leave it; here
+    all of them are downloaded and uploaded, which takes longer and may cost money.
+
+    ## Example
+    A store that answers UploadPartCopy with 501 NotImplemented, or credentials that may not read the source bucket with
+    that request (403 AccessDenied).
+
+    ## Use instead
+    Allow `s3:GetObject` on the base for the credentials that write the output. Some services cannot copy ranges.
+
+    ## Source
+    The AWS documentation of UploadPartCopy; storj/storj#7418.
+    """
+    return (
+        output,
+        f"the store does not copy inside itself ({show(code, 40)}): unchanged bytes pass through here",
+    )
+
+
+@kind("LF830", Severity.INFO)
+def published(out: Where, url: str, uploaded: int, copied: Sequence[str]) -> Said:
+    """An output is on the Hub: one commit, or one pull request, with all its files.
+
+    ## Why it matters
+    The address of the commit is what others can rely on: branches move. Files that the Hub copied from the base were
+    neither downloaded nor uploaded.
+
+    ## Example
+    `loraformat merge hf://acme/base hf://acme/adapter -o hf://acme/merged`, which changes two of three weight files.
+
+    ## Use instead
+    Nothing. `loraformat verify hf://acme/merged` compares the files with their manifest.
+
+    ## Source
+    huggingface_hub 2.4.0, `HfApi.create_commit` and `CommitOperationCopy`.
+    """
+    more = f", {counted(len(copied), 'file')} copied on the Hub" if copied else ""
+    return out, f"committed as {show(url, 200)}: {uploaded} bytes uploaded{more}"
+
+
+@kind("LF831", Severity.INFO)
+def copies_refused(out: Where, names: Sequence[str], reason: str) -> Said:
+    """The Hub did not copy files of the base into the repository of the output, so they were downloaded and uploaded.
+
+    ## Why it matters
+    The output is the same. It cost time, room on this machine, and traffic.
+
+    ## Example
+    A base in the storage region `us` and an output in `eu`; a base whose files are not in the Hub's newer storage.
+
+    ## Use instead
+    A repository in the storage region of the base. `pip install -U huggingface_hub` where the installed version does
+    not copy between repositories.
+
+    ## Source
+    huggingface_hub 2.4.0, `CommitOperationCopy`, `FileDuplicationError`.
+    """
+    return out, f"not copied on the Hub, but downloaded and uploaded ({reason}): {listed(list(names), 3)}"
+
+
+@kind("LF832", Severity.INFO)
+def replaced(out: Where, names: Sequence[str]) -> Said:
+    """Files of an earlier output of loraformat were removed from the repository.
+
+    ## Why it matters
+    The manifest of the earlier output names them, and the new output does not have them. Had they stayed, programs
+    might have loaded them beside the new ones. The history of the repository still has them.
+
+    ## Example
+    An output of one file over one of three, with `--overwrite`.
+
+    ## Use instead
+    Another branch, `-o hf://owner/name@branch`, leaves the earlier output where it is.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return out, f"removed, of an earlier output: {listed(list(names), 5)}"
+
+
+@kind("LF833", Severity.INFO)
+def kept_beside(out: Where, names: Sequence[str]) -> Said:
+    """Files that loraformat did not write stay in the repository beside the output.
+
+    ## Why it matters
+    They may be about what was there before: a tokenizer, a chat template, pictures of an evaluation.
+
+    ## Example
+    `--overwrite` into a repository with a `chat_template.jinja` that the base does not have.
+
+    ## Use instead
+    Remove what does not fit the output, or write to another branch.
+
+    ## Source
+    loraformat's own law: nothing is dropped in silence.
+    """
+    return out, f"left as they are: {listed(list(names), 5)}"
+
+
 FINDINGS = (
     loop_not_compiled,
     left_out,
@@ -372,4 +476,9 @@ FINDINGS = (
     task_head_written,
     adapter_of_base_left_out,
     stored_transposed,
+    copies_streamed,
+    published,
+    copies_refused,
+    replaced,
+    kept_beside,
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from loraformat.arithmetic import Tally
-from loraformat.engine import open_device
+from loraformat.engine import TaskEngine, open_device
 from loraformat.errors import ConfigError
 from loraformat.merger.compute.windows import Resources
 from loraformat.merger.inputs import open_inputs
@@ -15,7 +16,7 @@ from loraformat.merger.plan.data import MergePlan
 from loraformat.merger.plan.serialized import from_plain, to_plain
 from loraformat.merger.write.weights import Written, write_weights
 from loraformat.model.bundle import Json
-from loraformat.storage import ANYONE, Run, open_output
+from loraformat.storage import ANYONE, Run, is_local, open_output
 
 _LIMITS = Resources()
 
@@ -100,6 +101,26 @@ class FileEngine(Protocol):
         """A receipt for each task, in any order; what a task raises is raised."""
 
 
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """Tasks in whatever calls functions elsewhere.
+
+    Attributes:
+        engine: where they are called.
+        device: on which processor they compute there; see `engine.open_device`.
+    """
+
+    engine: TaskEngine
+    device: str = "cpu"
+
+    def run(self, tasks: Iterable[FileTask]) -> Generator[Receipt, None, None]:
+        """See FileEngine."""
+        known = [replace(task, device=self.device) for task in tasks]
+        threads = max((task.jobs for task in known), default=1)
+        gpus = int(self.device.startswith("cuda"))
+        return self.engine.map_unordered(execute, known, threads=threads, gpus=gpus)
+
+
 def tasks_of(
     plan: MergePlan,
     output: str,
@@ -109,8 +130,8 @@ def tasks_of(
     digests: bool = True,
     permissions: int = ANYONE,
 ) -> tuple[FileTask, ...]:
-    """The tasks of a plan, but for files that are there."""
-    there = set(without)
+    """The tasks of a plan, but for files that are there; paths of this machine do not depend on the current folder."""
+    there, plan = set(without), _absolute(plan)
     return tuple(
         FileTask(
             plan.only(shard.target),
@@ -124,6 +145,15 @@ def tasks_of(
         for shard in plan.shards
         if shard.target not in there
     )
+
+
+def _absolute(plan: MergePlan) -> MergePlan:
+    adapters = tuple(replace(one, uri=_absolute_uri(one.uri)) for one in plan.adapters)
+    return replace(plan, base=_absolute_uri(plan.base), adapters=adapters)
+
+
+def _absolute_uri(uri: str) -> str:
+    return os.path.abspath(uri) if is_local(uri) else uri
 
 
 def execute(task: FileTask) -> Receipt:

@@ -60,7 +60,7 @@ class Journal:
         """
         known = self._read()
         names = list(known)
-        proofs = each(lambda name: _is_proved(self._output, name, known[name]), names)
+        proofs = each(lambda name: is_proved(self._output, name, known[name]), names)
         there = {name: known[name] for name, is_proved in zip(names, proofs, strict=True) if is_proved}
         self._files = {name: receipt_of(name, written).to_json() for name, written in there.items()}
         for name in self._output.names():
@@ -99,13 +99,15 @@ def _signed(fingerprint: str, files: Any) -> dict[str, Any]:  # noqa: ANN401 - a
 
 def _receipts(files: Json) -> dict[str, Written]:
     receipts = [Receipt.from_json(entry) for entry in dict(files).values()]  # type: ignore[arg-type]
-    return {receipt.target: _written(receipt) for receipt in receipts}
+    return {receipt.target: figures_of(receipt) for receipt in receipts}
 
 
-def _is_proved(output: Output, name: str, written: Written) -> bool:
+def is_proved(output: Output, name: str, written: Written) -> bool:
     """Whether digests cover all of a file, and are those of the bytes in it."""
     runs = written.runs[name]
     try:
+        if (is_proved := output.proves(name)) is not None:
+            return is_proved
         nbytes = output.size(name) if output.is_own(name) else -1
         is_covered = nbytes >= 0 and not uncovered([(run.offset, run.end) for run in runs], nbytes)
         return is_covered and all(
@@ -115,7 +117,7 @@ def _is_proved(output: Output, name: str, written: Written) -> bool:
         return False
 
 
-def _written(receipt: Receipt) -> Written:
+def figures_of(receipt: Receipt) -> Written:
     """A receipt as figures. Raises ValueError: they are not those of a file."""
     if any(offset < 0 or nbytes < 0 for offset, nbytes, _ in receipt.runs):
         raise ValueError(receipt.target)

@@ -15,7 +15,7 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, Term
 from loraformat.model.adapter import Adapter
-from loraformat.model.bundle import DIGESTS, MANIFEST, FileFingerprint, OpenedFiles
+from loraformat.model.bundle import CARD, DIGESTS, MANIFEST, FileFingerprint, OpenedFiles
 from loraformat.model.tensors import row_blocks
 from loraformat.model.updates import (
     formula_of,
@@ -23,7 +23,7 @@ from loraformat.model.updates import (
     scale_of,
     tensors,
 )
-from loraformat.storage import LocalStore, Store, new_hash
+from loraformat.storage import Store, new_hash, open_store
 
 SCHEMA = "loraformat.manifest/1"
 MOST_NBYTES = 1 << 28  # of a manifest that is read
@@ -147,13 +147,13 @@ def read_manifest(store: OpenedFiles) -> dict[str, Any] | None:
     return manifest if is_sound and is_as_written(data, manifest) else None
 
 
-def names_written(path: str) -> set[str]:
-    """Names of the files that a merge wrote into the folder at `path`, as its manifest says; none where it has none."""
+def names_written(uri: str) -> set[str]:
+    """Names of the files that a merge wrote into the folder at a URI, as its manifest says; none where it has none."""
     try:
-        manifest = read_manifest(LocalStore(path))
+        manifest = read_manifest(open_store(uri))
     except StorageError:
         return set()
-    return set() if manifest is None else {MANIFEST, DIGESTS, *(entry["name"] for entry in manifest["outputs"])}
+    return set() if manifest is None else {MANIFEST, DIGESTS, CARD, *(entry["name"] for entry in manifest["outputs"])}
 
 
 def history_of(manifest: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:

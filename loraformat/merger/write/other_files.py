@@ -11,7 +11,7 @@ from loraformat.errors import ConfigError
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.model.bundle import Json, OpenedFiles
-from loraformat.storage import Run, Store, copy_blocks, digest_of, new_hash
+from loraformat.storage import Copy, Run, Store, copy_blocks, digest_of, new_hash
 
 
 def write_others(plan: MergePlan, inputs: Inputs, output: Store) -> dict[str, tuple[Run, ...]]:
@@ -47,7 +47,7 @@ def put(output: Store, name: str, data: bytes) -> tuple[Run, ...]:
 def _copy(inputs: Inputs, name: str, output: Store) -> tuple[Run, ...]:
     inputs.store.check_inside(name)
     size, total = inputs.base.others[name], new_hash()
-    with output.create(name, size) as writer:
+    with output.create(name, size, (Copy(0, size, inputs.store, name, 0),)) as writer:
         copy_blocks(writer, inputs.store, name, 0, 0, size, total.update)
     return (Run(0, size, total.hexdigest()),)
 

@@ -31,7 +31,7 @@ from loraformat.merger.write.manifest import (
 )
 from loraformat.merger.write.other_files import file_names, put, write_others
 from loraformat.merger.write.weights import Written, all_of, write_weights
-from loraformat.model.bundle import DIGESTS, Bundle, FileFingerprint, OpenedFiles
+from loraformat.model.bundle import CARD, DIGESTS, Bundle, FileFingerprint, OpenedFiles
 from loraformat.storage import ALGORITHM, Output, Run, permissions_for
 
 Map: TypeAlias = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
@@ -69,6 +69,11 @@ def source_of(bundle: Bundle) -> Source:
     return Source(bundle.opened, tuple(bundle.files))
 
 
+def base_source(plan: MergePlan, inputs: Inputs) -> Source:
+    """The files of the base from which the output is made."""
+    return Source(inputs.store, base_names(plan, inputs.base))
+
+
 def run_merge(
     plan: MergePlan,
     inputs: Inputs,
@@ -89,7 +94,7 @@ def run_merge(
     Raises: as `write_weights`, `write_others` and `check_output`.
     """
     check_kinds(inputs.adapters)
-    base = Source(inputs.store, base_names(plan, inputs.base))
+    base = base_source(plan, inputs)
     journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], __version__))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}
@@ -97,8 +102,7 @@ def run_merge(
         journal.begin()
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
-    runs = write_others(plan, inputs, output)
-    digests = trust.digests != "none"
+    runs, digests = write_described(plan, inputs, output), digests_copies(trust, output)
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
@@ -111,20 +115,66 @@ def run_merge(
             permissions=output.permissions,
         )
         written = _written_by(engine, tasks, there, journal, limits)
-    _check_kept(plan, written, trust)
+    check_kept(plan, written, trust)
+    output.seal([shard.target for shard in plan.shards])
+    return complete(plan, inputs, sources, output, limits, trust, written, runs)
+
+
+def write_described(plan: MergePlan, inputs: Inputs, output: Output) -> dict[str, tuple[Run, ...]]:
+    """Write all that is no weight file; the digests of what the manifest describes."""
+    runs = write_others(plan, inputs, output)
+    runs.pop(CARD, None)  # a card is for people, who write in it
+    return runs
+
+
+def complete(
+    plan: MergePlan,
+    inputs: Inputs,
+    sources: Sequence[Source],
+    output: Output,
+    limits: Resources,
+    trust: Trust,
+    written: Written,
+    runs: Mapping[str, tuple[Run, ...]],
+) -> Written:
+    """Check an output whose files can all be read, and write what describes it.
+
+    Args:
+        written: the figures of all weight files.
+        runs: digests of the other files, by name.
+
+    Raises: as `check_output`.
+    """
+    base, read = base_source(plan, inputs), open_engine(limits.jobs).map
     if trust.verify != "none":
         is_full = trust.verify == "full"
-        written.checked = check_output(plan, inputs, output, full=is_full, digests=written.digests, jobs=limits.jobs)
+        written.checked = check_output(
+            plan,
+            inputs,
+            output,
+            full=is_full,
+            digests=written.digests,
+            jobs=limits.jobs,
+            reads_copies=is_full or output.reads_copies,
+        )
     adapters = [_recorded(one, known.files) for one, known in zip(sources, plan.adapters, strict=True)]
     prints = {"base": _recorded(base, plan.base_files), "adapters": adapters}
-    outputs = list(read(lambda name: _output_print(output, name, runs), file_names(plan)))
+    outputs = list(
+        read(lambda name: _output_print(output, name, runs), [name for name in file_names(plan) if name != CARD])
+    )
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
-    _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
+    if output.reads_copies or digests_copies(trust, output):
+        _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
 
 
-def _check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:
+def digests_copies(trust: Trust, output: Output) -> bool:
+    """Whether copied bytes get digests: those that the store copies by itself are read for that only where asked."""
+    return trust.digests == "sha256" or (trust.digests != "none" and output.reads_copies)
+
+
+def check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:
     """Raises: MergeError (LF801): putting weights into codes again changed the update by more than allowed.
 
     A share far above one is as bad as one far below: the error of the codes then passes for the update.
@@ -147,13 +197,18 @@ def _written_by(
     engine: FileEngine, tasks: Sequence[FileTask], there: Mapping[str, Written], journal: Journal, limits: Resources
 ) -> Written:
     """The figures of all files, those of the tasks from their receipts."""
-    found = dict(there)
-    for receipt in engine.run(tasks):
-        found[receipt.target] = receipt.written()
-        journal.add(receipt.target, found[receipt.target])
-        if limits.progress is not None:
-            shard = next(task.plan.shards[0] for task in tasks if task.target == receipt.target)
-            limits.progress(sum(map(nbytes_of, shard.tensors)))
+    found, sizes = dict(there), {task.target: sum(map(nbytes_of, task.plan.shards[0].tensors)) for task in tasks}
+    receipts = engine.run(tasks)
+    try:
+        for receipt in receipts:
+            found[receipt.target] = receipt.written()
+            journal.add(receipt.target, found[receipt.target])
+            if limits.progress is not None:
+                limits.progress(sizes[receipt.target])
+    finally:  # now, not when the memory is cleared: no task may write into a folder that is being removed
+        close = getattr(receipts, "close", None)
+        if close is not None:
+            close()
     for task in tasks:
         if task.target not in found:
             raise MergeError("the engine gave no receipt for this file", where=task.target)

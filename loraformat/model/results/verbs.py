@@ -186,6 +186,23 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileShare:
+    """The part of an output's weight files that one of several processes computed.
+
+    Attributes:
+        rank: from 0.
+        world: how many parts there are.
+        files: names of the weight files of this part.
+        nbytes: of their tensors.
+    """
+
+    rank: int
+    world: int
+    files: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
     """What `merge` wrote, or would write.
 
@@ -207,6 +224,7 @@ class MergeResult:
         code_error: ‖W' - (W + D)‖ / ‖D‖ over those; None where there are none.
         base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: how much larger the difference to a merge into the
             base as it is stored is than the update; None where there is none, or files of an earlier run were taken.
+        share: the part that this process computed of an output that another run finishes; None for all of it.
     """
 
     base: str
@@ -227,6 +245,7 @@ class MergeResult:
     base_change: float | None = None
     recoded: int = 0
     code_error: float | None = None
+    share: FileShare | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +265,19 @@ class VerifyResult:
     bytes_read: int
     bytes_total: int
     tensors_of_base: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardResult:
+    """What `card` wrote.
+
+    Attributes:
+        relation: of the output to its base: "adapter", "merge" or "quantized"; "" for none of the Hub's words.
+        text: of the card.
+    """
+
+    relation: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +337,7 @@ class UnmergeResult:
         weights: one for each tensor that was merged into, sorted by name.
         bytes_written: of the weight files, or of the plan in a dry run.
         files: names of the output files, sorted.
+        share: the part that this process computed of an output that another run finishes; None for all of it.
     """
 
     merged: str
@@ -316,6 +349,7 @@ class UnmergeResult:
     files: tuple[str, ...] = ()
     is_dry_run: bool = False
     doubt: str = ""
+    share: FileShare | None = None
 
 
 Result: TypeAlias = Union[
@@ -329,4 +363,5 @@ Result: TypeAlias = Union[
     EstimateResult,
     DiffResult,
     PlotResult,
+    CardResult,
 ]

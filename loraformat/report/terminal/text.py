@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TypeAlias
 
 from loraformat.diagnostics import Finding, Severity, show
@@ -19,6 +20,7 @@ from loraformat.model.results.estimates import EstimateResult
 from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.model.results.verbs import (
+    CardResult,
     Checked,
     ConvertResult,
     InspectResult,
@@ -94,6 +96,8 @@ def _say_result(page: Page, report: Report) -> None:
             _say_verification(page, report, report.data)
         case PlotResult():
             _say_plot(page, report, report.data)
+        case CardResult():
+            page.say(Styled("wrote  ", "dim"), Styled(", ".join(report.written), "bold"))
         case _:
             page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
 
@@ -291,6 +295,11 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
             f" ({adapter.format}): {adapter.applied} of {adapter.modules} modules"
             + ("" if adapter.strength == 1 else f", strength {adapter.strength:g}"),
         )
+    if result.share is not None:
+        from loraformat.report.terminal.unmerging import say_share
+
+        say_share(page, result.share)
+        return
     if result.as_trained:
         change = "" if result.base_change is None else f"; ‖W - decoded W‖/‖Δ‖ = {result.base_change:.3g}"
         text = f"{result.as_trained}: linear layers quantized and decoded{change}"
@@ -366,10 +375,19 @@ def _places(report: Report) -> str:
     """The folder that was written and its files; only the folder where they are many."""
     folders = {os.path.dirname(path) for path in report.written}
     if len(folders) != 1:
-        common = os.path.commonpath(report.written) if len(report.written) > _FEW_FILES else ""
+        common = _common(report.written) if len(report.written) > _FEW_FILES else ""
         return common if common not in ("", os.sep) else ", ".join(report.written) or "nothing"
     names = [os.path.basename(path) for path in report.written]
     return folders.pop() + (f" ({', '.join(names)})" if len(names) <= _FEW_FILES else "")
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The folder above all; "" where there is none."""
+    if "://" not in paths[0]:
+        return os.path.commonpath(paths)
+    split = [path.split("/") for path in paths]
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))]
+    return "/".join(shared) if len(shared) > 3 else ""
 
 
 def _drawn(lines: Sequence[Line], *, color: bool) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraformat.model.results.verbs import UndoneWeight, UnmergeResult
+from loraformat.model.results.verbs import FileShare, UndoneWeight, UnmergeResult
 from loraformat.report.lines import Page, Styled
 from loraformat.report.words import amount, nbytes, number, percent, plural
 
@@ -19,6 +19,9 @@ def say_unmerging(page: Page, result: UnmergeResult, written: str) -> None:
     for each in result.adapters:
         strength = "" if each.strength == 1 else f", strength {each.strength:g}"
         page.say(Styled("without ", "dim"), Styled(each.uri, "bold"), f" ({each.format}){strength}")
+    if result.share is not None:
+        say_share(page, result.share)
+        return
     for line in _proof(result):
         page.say(Styled("proof   ", "dim"), line)
     if result.proof != "base":
@@ -28,6 +31,17 @@ def say_unmerging(page: Page, result: UnmergeResult, written: str) -> None:
         page.say(Styled("nothing written", "bold"), f" (dry run): {size}")
     else:
         page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f": {size}")
+
+
+def say_share(page: Page, share: FileShare) -> None:
+    """What one of several processes computed."""
+    files = (
+        f"{plural(len(share.files), 'weight file')}, {nbytes(share.nbytes)}"
+        if share.files
+        else "no file: there are fewer than ranks"
+    )
+    page.say(Styled("share   ", "dim"), Styled(f"rank {share.rank} of {share.world}", "bold"), f": {files}")
+    page.say(Styled("next    ", "dim"), "when all ranks are done, the same command with --finish makes the output")
 
 
 def _proof(result: UnmergeResult) -> list[str]:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
-from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore, nbytes_below
+from loraformat.storage.local.locks import locked
+from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore, SharedFolder, nbytes_below
 from loraformat.storage.local.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
-from loraformat.storage.platform import LOCK_FLAGS, NEW_FLAGS, NO_FOLLOW, platform
+from loraformat.storage.platform import NEW_FLAGS, NO_FOLLOW, platform
 
 # In a folder that a run has not finished, or in which it keeps an old output for a moment: the name of the output.
 MARKER = f"{OWN_PREFIX}output"
 
 _MOST_MARKER_NBYTES = 4096
-_MOST_LOCK_NBYTES = 20
+_WORD_CHARACTERS = 16  # of a word, in the name of its folder
 _OLD = "old"
 
 
@@ -36,6 +36,7 @@ def stage(
     written: Callable[[str], Collection[str]] | None = None,
     permissions: int = ANYONE,
     on_cleared: Callable[[int], None] | None = None,
+    word: str | None = None,
 ) -> Iterator[LocalStore]:
     """A store for the files of the folder `target`, which appears under its name when the block ends without exception.
 
@@ -53,16 +54,17 @@ def stage(
         written: gives the names of files that an earlier run wrote into the folder at a path.
         permissions: mode bits that the folder and its files may have, beside what the umask takes away.
         on_cleared: called with the bytes of an unfinished output of an earlier run that was removed.
+        word: give the unfinished output of this word back, see `join`, and keep it where the block raises.
 
-    Raises: StorageError: any of these, or another run is writing to `target`.
+    Raises: StorageError: any of these, another run is writing to `target`, or no output of this word is there.
     """
     path = resolved(target)
     refuse_inputs(target, path, inputs)
     refuse_existing_folder(target, path, overwrite, names, written)
-    with Deferral() as signals, _locked(target, path):
-        partial = _reclaim(path, keep_one=resume, on_cleared=on_cleared) or _sibling(path, os.urandom(4).hex())
+    with Deferral() as signals, locked(target, _sibling(path, "lock")):
+        partial = _unfinished(target, path, word, resume=resume, on_cleared=on_cleared)
         refuse_existing_folder(target, path, overwrite, names, written)
-        keep = False
+        keep = word is not None
         try:
             with as_storage_error(target):
                 _mark(partial, path, permissions)
@@ -75,11 +77,92 @@ def stage(
                 refuse_existing_folder(target, path, overwrite, names, written)
                 _put_in_place(partial, path)
         except BaseException as error:
-            keep = resume and not isinstance(error, Exception)
+            keep = keep or (resume and not isinstance(error, Exception))
             raise
         finally:
             if not keep:
                 _remove_tree(partial)
+        if word is not None:
+            _sweep(_left_beside(path), on_cleared)
+
+
+@contextmanager
+def join(
+    target: str,
+    word: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+    permissions: int = ANYONE,
+) -> Iterator[LocalStore]:
+    """A store for files of the folder `target` that several processes write at a time, also on several machines.
+
+    All that give the same word get the same folder, `.{name}.loraformat-{word}.partial` beside `target`, made by the
+    first of them; it is kept when the block ends, with or without an error. `stage` with the same word finishes it;
+    any other run to `target` removes it. While one of them runs, no other run can write to `target`.
+
+    Args:
+        word: lower-case hexadecimal, from a hash over all that decides about the bytes of the output.
+        overwrite: as for `stage`, as are `inputs`, `names`, `written` and `permissions`.
+
+    Raises: StorageError: as `stage`; or the folder is another user's.
+    """
+    path = resolved(target)
+    refuse_inputs(target, path, inputs)
+    with Deferral() as signals, locked(target, _sibling(path, "lock"), shared=True):
+        refuse_existing_folder(target, path, overwrite, names, written)
+        partial = _sibling(path, _short(word))
+        with as_storage_error(target):
+            os.makedirs(partial, permissions, exist_ok=True)
+            if os.path.islink(partial) or not platform().is_mine(os.lstat(partial)):
+                hint = f"remove {show(partial)}"
+                raise StorageError("the unfinished output belongs to another user", where=target, hint=hint)
+            _mark(partial, path, permissions)
+            _restrict(partial, permissions)
+        if not _belongs_to(partial, path):
+            raise StorageError("an unfinished output of another name is there", where=partial, hint="remove it")
+        with signals.delivered():
+            yield SharedFolder(partial, permissions)
+
+
+def unfinished(target: str) -> Iterator[LocalStore]:
+    """The unfinished outputs of `target` that `join` has made, the newest last.
+
+    Raises: StorageError: as `stage`, about the path.
+    """
+    for left, is_shared in _left_beside(resolved(target)).items():
+        if is_shared:
+            yield LocalStore(left)
+
+
+def _short(word: str) -> str:
+    if not re.fullmatch(f"[0-9a-f]{{{_WORD_CHARACTERS},}}", word):
+        raise ValueError(word)
+    return word[:_WORD_CHARACTERS]
+
+
+def _unfinished(
+    target: str, path: str, word: str | None, *, resume: bool, on_cleared: Callable[[int], None] | None
+) -> str:
+    """The folder in which an output is made or finished.
+
+    Raises: StorageError: there is none of this word.
+    """
+    _restore_old(path)
+    if word is not None:
+        partial = _sibling(path, _short(word))
+        if os.path.islink(partial) or not os.path.isdir(partial) or not _belongs_to(partial, path):
+            hint = "run every rank first, with the same inputs and options"
+            raise StorageError("no rank of this run has left anything there", where=target, hint=hint)
+        return partial
+    left = _left_beside(path)
+    alone = [one for one, is_shared in left.items() if not is_shared]
+    kept = alone[-1] if alone and resume else None
+    left.pop(kept or "", None)
+    _sweep(left, on_cleared)
+    return kept or _sibling(path, os.urandom(4).hex())
 
 
 def require_space(target: str, nbytes: int) -> None:
@@ -98,81 +181,21 @@ def _sibling(path: str, word: str) -> str:
     return os.path.join(parent, f".{name}.loraformat-{word}.partial")
 
 
-@contextmanager
-def _locked(target: str, path: str) -> Iterator[None]:
-    """The right to write to `path`, for as long as this process lives or the block lasts."""
-    lock = _sibling(path, "lock")
-    with as_storage_error(target):
-        fd = _take_lock(target, lock)
-    try:
-        yield
-    finally:
-        # Before the descriptor goes, so that nobody can hold a lock on a file that has lost its name.
-        with suppress(OSError):
-            os.unlink(lock)
-        os.close(fd)
-
-
-def _take_lock(target: str, lock: str) -> int:
-    while True:
-        try:
-            fd = os.open(lock, LOCK_FLAGS, 0o666)
-        except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ELOOP):
-                raise
-            raise _no_lock(target, lock) from error
-        try:
-            platform().lock(fd)
-        except BlockingIOError:
-            owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            raise StorageError(f"in use by pid {owner or 'unknown'}", where=target) from None
-        except OSError:
-            os.close(fd)
-            raise
-        if not _is_lock(fd):
-            os.close(fd)
-            raise _no_lock(target, lock)
-        if _is_same_file(fd, lock):
-            with suppress(OSError):  # a full disk shows soon enough; the number is only for the other run's message
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
-            return fd
-        os.close(fd)  # the run before us removed it between our open and our lock
-
-
-def _no_lock(target: str, lock: str) -> StorageError:
-    return StorageError("something else stands where its lock must be", where=target, hint=f"remove {show(lock)}")
-
-
-def _is_lock(fd: int) -> bool:
-    """Whether a file is a lock of ours: one of its own, with no more in it than a number.
-
-    It is emptied and removed; another name of it may be that of a file that somebody needs.
-    """
-    status = os.fstat(fd)
-    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_size <= _MOST_LOCK_NBYTES
-
-
-def _is_same_file(fd: int, path: str) -> bool:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), found)
-
-
 def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
     """Make a folder that is known by its content to belong to the output `path`, also after a power cut."""
     os.makedirs(folder, permissions, exist_ok=True)
     marker = os.path.join(folder, MARKER)
-    if not os.path.lexists(marker):
-        fd = os.open(marker, NEW_FLAGS, 0o600)
-        try:
-            os.write(fd, os.fsencode(os.path.basename(path)))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    if os.path.lexists(marker):
+        return
+    # Under a name of its own first: another process may mark the same folder, or this one be killed in between.
+    begun = os.path.join(folder, f"{OWN_PREFIX}{os.urandom(8).hex()}.tmp")
+    fd = os.open(begun, NEW_FLAGS, 0o600)
+    try:
+        os.write(fd, os.fsencode(os.path.basename(path)))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(begun, marker)
 
 
 def _restrict(folder: str, permissions: int) -> None:
@@ -183,20 +206,21 @@ def _restrict(folder: str, permissions: int) -> None:
     for path in paths:
         if os.path.islink(path):
             continue
-        mode = stat.S_IMODE(os.lstat(path).st_mode)
-        if mode & ANYONE & ~permissions:
-            os.chmod(path, mode & ~(ANYONE & ~permissions))
+        with suppress(FileNotFoundError):  # another process renames the files that it completes
+            mode = stat.S_IMODE(os.lstat(path).st_mode)
+            if mode & ANYONE & ~permissions:
+                os.chmod(path, mode & ~(ANYONE & ~permissions))
 
 
 def _belongs_to(folder: str, path: str) -> bool:
-    """Whether a run of this user to `path` made a folder; one that is empty was made by a run that was killed at once.
+    """Whether a run of this user to `path` made a folder; one without content is of a run that was killed at once.
 
     What others made is neither believed nor removed.
     """
     try:
         if not platform().is_mine(os.lstat(folder)):
             return False
-        if not os.listdir(folder):
+        if all(name.startswith(OWN_PREFIX) and name.endswith(".tmp") for name in os.listdir(folder)):
             return True
         marker = os.path.join(folder, MARKER)
         if not stat.S_ISREG(os.lstat(marker).st_mode):
@@ -210,36 +234,44 @@ def _belongs_to(folder: str, path: str) -> bool:
         return False
 
 
-def _reclaim(path: str, *, keep_one: bool, on_cleared: Callable[[int], None] | None) -> str | None:
-    """Remove what killed runs left beside `path`; give an old output back that was moved aside and not replaced.
+def _left(path: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """The folders that runs have left beside `path`, each with the match of its name.
 
-    What was left is known by its content. A folder with a name like that may belong to an output of another name.
-
-    Returns: with `keep_one` the newest unfinished output, which is not removed, if there is one.
+    They are known by their content: a folder with a name like that may belong to an output of another name.
     """
     parent, name = os.path.split(path)
-    pattern = re.compile(rf"\.{re.escape(name)}\.loraformat-[0-9a-f]{{8}}(-{_OLD})?\.partial", re.DOTALL)
-    unfinished: list[str] = []
+    words = f"[0-9a-f]{{8}}(-{_OLD})?|([0-9a-f]{{{_WORD_CHARACTERS}}})"
+    pattern = re.compile(rf"\.{re.escape(name)}\.loraformat-(?:{words})\.partial", re.DOTALL)
     for found in sorted(os.listdir(parent)):
-        left = os.path.join(parent, found)
-        match = pattern.fullmatch(found)
-        if match is None or os.path.islink(left) or not os.path.isdir(left) or not _belongs_to(left, path):
-            continue
+        left, match = os.path.join(parent, found), pattern.fullmatch(found)
+        if match and not os.path.islink(left) and os.path.isdir(left) and _belongs_to(left, path):
+            yield left, match
+
+
+def _restore_old(path: str) -> None:
+    """Give an old output back that a killed run moved aside and did not replace."""
+    for left, match in list(_left(path)):
         if match[1] is None:
-            unfinished.append(left)
             continue
         old = os.path.join(left, _OLD)
         if os.path.lexists(old) and not os.path.lexists(path):
             os.rename(old, path)
         _remove_tree(left)
-    unfinished.sort(key=lambda left: os.stat(left).st_mtime_ns)
-    kept = unfinished.pop() if unfinished and keep_one else None
-    for left in unfinished:
+
+
+def _left_beside(path: str) -> dict[str, bool]:
+    """Unfinished outputs, the newest last: folder → whether several processes wrote it."""
+    found = {left: match[2] is not None for left, match in _left(path) if match[1] is None}
+    return dict(sorted(found.items(), key=lambda one: os.stat(one[0]).st_mtime_ns))
+
+
+def _sweep(folders: Iterable[str], on_cleared: Callable[[int], None] | None) -> None:
+    """Remove what killed runs left."""
+    for left in folders:
         nbytes = nbytes_below(left)
         _remove_tree(left)
         if on_cleared is not None:
             on_cleared(nbytes)
-    return kept
 
 
 def _remove_own(partial: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from loraformat.errors import StorageError
-from loraformat.storage.base import Copy, Source
+from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
@@ -74,6 +74,14 @@ class LocalStore:
         """See Output."""
         return self._folder
 
+    reads_copies = True
+    refused = ""
+
+    def proves(self, path: str) -> bool | None:
+        """See Output."""
+        del path
+        return None
+
     @property
     def folder(self) -> str:
         """The absolute path of the folder in which the files lie."""
@@ -129,7 +137,7 @@ class LocalStore:
                 done += count
 
     @contextmanager
-    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[LocalWriter]:
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> Iterator[Writer]:
         """See Store. The bytes are on the disk before the name is there; an existing file is replaced.
 
         Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
@@ -170,6 +178,10 @@ class LocalStore:
         yield HiddenFolder(path, self._permissions)
         with as_storage_error(path):
             platform().sync_folder(path)
+
+    def below(self, name: str) -> LocalStore:
+        """A subfolder, for reading. Raises: StorageError: there is none."""
+        return LocalStore(self._path(checked_name(name, self.uri)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
@@ -230,19 +242,27 @@ class LocalStore:
                 os.unlink(full)
         self._seen.pop(path, None)
 
+    def seal(self, names: Collection[str]) -> None:
+        """See Output."""
+
     def is_own(self, path: str) -> bool:
         """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
         with as_storage_error(self._path(path)):
             status = os.lstat(self._path(checked_name(path, self.uri)))
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
-    def identity(self, path: str) -> tuple[int, ...]:
+    def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source: inode, size, times of change in ns, the second that of the system, which no program sets.
 
         The device is left out: another start of the machine may change its number.
         """
         with self._opened(path) as (fd, _):
             return (*self._seen[path][1:], os.fstat(fd).st_ctime_ns)
+
+    def identity_anywhere(self, path: str) -> tuple[int, ...]:
+        """The same as far as every machine that sees the file agrees on it: size, time of change in ns."""
+        with self._opened(path):
+            return self._seen[path][2:]
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
@@ -323,6 +343,16 @@ class HiddenFolder(LocalStore):
 
     def _name_to_write(self, path: str) -> str:
         return super()._name_to_write(path) if os.path.lexists(self._path(path)) else path
+
+
+class SharedFolder(LocalStore):
+    """A folder without a name of its own into which several processes write: a file is there when it is complete."""
+
+    @contextmanager
+    def subfolder(self, name: str) -> Iterator[LocalStore]:
+        """See Output."""
+        with super().subfolder(name) as folder:
+            yield SharedFolder(folder.folder, self._permissions)
 
 
 class LocalWriter:

@@ -65,6 +65,7 @@ def ablate(
             out,
             container=options.CONTAINERS[container],
             jobs=jobs or options.processors(),
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -78,6 +78,7 @@ def combine(
             out,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -70,6 +70,7 @@ def extract(
             out,
             container=options.CONTAINERS[container],
             jobs=jobs or options.processors(),
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

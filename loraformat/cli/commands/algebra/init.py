@@ -50,6 +50,7 @@ def init(
             out,
             container=options.CONTAINERS[container],
             jobs=jobs or options.processors(),
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

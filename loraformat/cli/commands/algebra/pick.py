@@ -55,6 +55,7 @@ def pick(
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
             format=source_format,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -39,6 +39,7 @@ def resize(
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
             format=source_format,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -37,6 +37,7 @@ def scale(
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
             format=source_format,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

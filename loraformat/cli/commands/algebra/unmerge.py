@@ -41,6 +41,7 @@ from loraformat.cli.commands.algebra import shared
     help="How much of the output is compared with a reference before it is moved into place.",
 )
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@options.distribution
 @click.option("--dry-run", is_flag=True, help="Count what is known and report, write nothing.")
 @click.option("--strict", is_flag=True, help="Refuse where the output is not proved to be the base.")
 @options.force
@@ -54,6 +55,9 @@ def unmerge(
     container: str | None,
     jobs: int | None,
     resume: bool,
+    engine: str,
+    rank: int | None,
+    finish: bool,
     dry_run: bool,
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
@@ -66,7 +70,8 @@ def unmerge(
     from loraformat.jobs.weights.unmerge import unmerge as run
     from loraformat.report.terminal.text import progress
 
-    options.keep_partial_output(resume and not dry_run)
+    divided = finish or rank is not None
+    options.keep_partial_output(options.keeping(resume=resume, dry_run=dry_run, divided=divided))
     with progress(f"writing {out}") as advance:
         report = run(
             merged,
@@ -74,9 +79,13 @@ def unmerge(
             out,
             assumptions=options.assumptions(assume),
             container=options.CONTAINERS[container],
-            jobs=jobs or options.processors(),
+            jobs=options.jobs_for(engine, jobs),
             resume=resume,
+            engine=engine,
+            rank=rank,
+            finish=finish,
             dry_run=dry_run,
+            publication=options.publication(out),
             announce=options.announce,
             progress=advance,
             **chosen,

@@ -8,7 +8,7 @@ import yaml
 
 from loraformat.diagnostics import FindingLocation, show
 from loraformat.errors import InvalidYaml
-from loraformat.model.bundle import Json
+from loraformat.strict_json import Json
 
 DEEPEST = 64
 MOST_NBYTES = 1 << 20
@@ -35,7 +35,7 @@ def parse(data: bytes, where: str) -> Json:
     # PyYAML lets through what int() and chr() say of numbers in directives and escapes.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         said = show(str(error).replace("\n", " "), 200)
-        raise InvalidYaml(f"no YAML that is read: {said}", where=where) from error
+        raise InvalidYaml(f"not valid YAML: {said}", where=where) from error
 
 
 def _check_events(data: bytes, where: str) -> None:

@@ -25,7 +25,7 @@ _LEAST_RATE = 100_000  # bytes a second
 _LONGEST_WAIT_S = 60
 _MOST_HOPS = 5
 _CHUNK_NBYTES = 64 << 10
-_BUSY = frozenset({408, 429, 500, 502, 503, 504})
+BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _CUT = frozenset(
     {
         *("RemoteProtocolError", "ReadError", "WriteError", "CloseError"),  # httpx
@@ -80,11 +80,14 @@ class Client:
             try:
                 answer = self._whole_answer(url, sent, most, least)
             except _CutError as error:
-                reason, pause = str(error), _backoff(attempt)
+                reason, pause = str(error), backoff(attempt)
             else:
-                if answer.status not in _BUSY:
+                if answer.status not in BUSY:
                     return answer
-                reason, pause = f"status {answer.status}", _pause(answer, attempt)
+                reason, pause = (
+                    f"status {answer.status}",
+                    pause_of(answer.status, answer.headers.get("retry-after", ""), attempt),
+                )
             if attempt + 1 < ATTEMPTS:
                 self.wait(pause)
         raise StorageError(f"the server cannot be read, tried {ATTEMPTS} times ({reason})", hint="try again later")
@@ -183,20 +186,21 @@ def _redirected(url: str, target: str) -> str:
     return following
 
 
-def _backoff(attempt: int) -> float:
+def backoff(attempt: int) -> float:
+    """Seconds until the next attempt, where the server says nothing."""
     return min(2.0**attempt, _LONGEST_BACKOFF_S)
 
 
-def _pause(answer: Answer, attempt: int) -> float:
+def pause_of(status: int, retry_after: str, attempt: int) -> float:
     """Seconds until the next attempt: what the server asks for, else twice as many as before.
 
     Raises: StorageError: it asks for more than a minute.
     """
-    asked = _retry_after(answer.headers.get("retry-after", ""))
+    asked = _retry_after(retry_after)
     if asked is None:
-        return _backoff(attempt)
+        return backoff(attempt)
     if asked > _LONGEST_WAIT_S:
-        raise StorageError(f"the server is busy (status {answer.status}) and asks to wait {asked:.0f} s")
+        raise StorageError(f"the server is busy (status {status}) and asks to wait {asked:.0f} s")
     return asked
 
 

@@ -1,0 +1,70 @@
+"""What the verbs give to an output on the Hub: its commit, and its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from loraformat.diagnostics import Finding, FindingLocation
+from loraformat.jobs.card.facts import Origin, facts_of, name_of
+from loraformat.jobs.card.text import rendered
+from loraformat.merger.plan.findings import copies_refused, kept_beside, published, replaced
+from loraformat.model.bundle import CARD
+from loraformat.storage import Output, Publication, Published, Publishing, check_publication, is_hub
+
+Meet = Callable[[tuple[Finding, ...]], None]
+
+
+def publishing_of(
+    publication: Publication | None, out: str, meet: Meet, names: Collection[str] = ()
+) -> Publishing | None:
+    """How an output gets onto the Hub; None for an output that does not.
+
+    Args:
+        meet: called with what is found about it.
+        names: of the files that it will have, as far as known.
+
+    Raises: UsageError: options for the Hub, and another output.
+    """
+    chosen = publication or Publication()
+    check_publication(chosen, is_hub=is_hub(out))
+    if not is_hub(out):
+        return None
+    return Publishing(chosen, names, lambda found: meet(_findings(found, out)))
+
+
+def _findings(found: Published, out: str) -> tuple[Finding, ...]:
+    where = FindingLocation(subject=out)
+    several = [published(where, found.url, found.uploaded, found.copied)]
+    if found.fetched:
+        several.append(copies_refused(where, found.fetched, found.reason))
+    if found.removed:
+        several.append(replaced(where, found.removed))
+    if found.kept:
+        several.append(kept_beside(where, found.kept))
+    return tuple(several)
+
+
+def write_card(output: Output, out: str, publishing: Publishing | None, origin: Callable[[], Origin]) -> None:
+    """Write the card of an output on the Hub; where none is wanted, leave the one that is there alone.
+
+    Args:
+        origin: what the run knows of it.
+
+    Raises: InvalidYaml (LF009): the front matter of the card that is there cannot be read.
+    """
+    if publishing is None:
+        return
+    from loraformat.storage.hub import HubOutput
+
+    assert isinstance(output, HubOutput)
+    before = output.previous(CARD)
+    if not publishing.options.card:
+        if before is not None:
+            output.remove(CARD)  # the base's, in whose place somebody has one
+        return
+    text = rendered(
+        facts_of(output, origin()), name_of(out), None if before is None else before.decode("utf-8", "replace")
+    )
+    data = text.encode("utf-8")
+    with output.create(CARD, len(data)) as writer:
+        writer.write(data)

@@ -1,0 +1,50 @@
+"""A repository as it lies in the cache of huggingface_hub, for work without the Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from loraformat.errors import StorageError
+from loraformat.storage.base import Copy
+from loraformat.storage.hub.addresses import Address
+from loraformat.storage.hub.faults import as_hub_error
+from loraformat.storage.local.store import LocalStore
+
+
+class CachedRepository(LocalStore):
+    """The files of a repository, of one folder of it, or one file, as they lie in the cache. Read only.
+
+    Raises: StorageError: the cache does not have the repository at that revision, or only a part of it.
+    """
+
+    def __init__(self, uri: str) -> None:
+        address = Address.parse(uri)
+        with as_hub_error(uri):
+            snapshot = _snapshot(address)
+        super().__init__(os.path.join(snapshot, *address.folder.split("/")) if address.folder else snapshot)
+        self.uri = str(address.at(os.path.basename(snapshot)))
+
+    def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> NoReturn:
+        """Raises: StorageError, always."""
+        del size, copies
+        raise StorageError("nothing is written into the cache of the Hub", where=f"{self.uri}/{path}")
+
+    def remove(self, path: str) -> NoReturn:
+        """Raises: StorageError, always."""
+        raise StorageError("nothing is removed from the cache of the Hub", where=f"{self.uri}/{path}")
+
+
+def _snapshot(address: Address) -> str:
+    """The folder of a commit in the cache."""
+    from huggingface_hub import errors, snapshot_download
+
+    repository, revision = address.repository, address.revision
+    try:
+        found = snapshot_download(repository, revision=revision, local_files_only=True, library_name="loraformat")
+    except errors.LocalEntryNotFoundError as error:
+        asked = repository if revision is None else f"{repository} --revision {revision}"
+        message = "HF_HUB_OFFLINE is set, and the cache does not have all of this repository (offline)"
+        raise StorageError(message, hint=f"hf download {asked}, or unset it, or give a local folder") from error
+    return str(found)

@@ -1,0 +1,96 @@
+"""The right to write to an output: for one process alone, or for all those that write its files together."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from loraformat.diagnostics import show
+from loraformat.errors import StorageError
+from loraformat.storage.faults import as_storage_error
+from loraformat.storage.platform import LOCK_FLAGS, platform
+
+_MOST_NBYTES = 20
+
+
+@contextmanager
+def locked(target: str, lock: str, *, shared: bool = False) -> Iterator[None]:
+    """The right to write to `target`, for as long as this process lives or the block lasts.
+
+    Args:
+        lock: path of the file that is locked; it is removed by the last one that lets go of it.
+        shared: beside other processes that ask for a shared lock too.
+
+    Raises: StorageError: another process has it, or something else stands at `lock`.
+    """
+    with as_storage_error(target):
+        fd = _take(target, lock, shared=shared)
+    try:
+        yield
+    finally:
+        # Before the descriptor goes, so that nobody can hold a lock on a file that has lost its name.
+        if not shared or _is_last(fd):
+            with suppress(OSError):
+                os.unlink(lock)
+        os.close(fd)
+
+
+def _take(target: str, lock: str, *, shared: bool) -> int:
+    while True:
+        try:
+            fd = os.open(lock, LOCK_FLAGS, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ELOOP):
+                raise
+            raise _no_lock(target, lock) from error
+        try:
+            platform().lock(fd, shared=shared)
+        except BlockingIOError:
+            owner = os.pread(fd, _MOST_NBYTES, 0).decode("ascii", "replace").partition("\n")[0].strip()
+            os.close(fd)
+            raise StorageError(f"in use by pid {owner or 'unknown'}", where=target) from None
+        except OSError:
+            os.close(fd)
+            raise
+        if not _is_lock(fd):
+            os.close(fd)
+            raise _no_lock(target, lock)
+        if _is_same_file(fd, lock):
+            with suppress(OSError):  # a full disk shows soon enough; the number is only for the other run's message
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+            return fd
+        os.close(fd)  # the run before us removed it between our open and our lock
+
+
+def _is_last(fd: int) -> bool:
+    """Whether nobody else holds a shared lock; it is then ours alone, else we have let go of it."""
+    try:
+        platform().lock(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _no_lock(target: str, lock: str) -> StorageError:
+    return StorageError("something else stands where its lock must be", where=target, hint=f"remove {show(lock)}")
+
+
+def _is_lock(fd: int) -> bool:
+    """Whether a file is a lock of ours: one of its own, with no more in it than a number.
+
+    It is emptied and removed; another name of it may be that of a file that somebody needs.
+    """
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1 and status.st_size <= _MOST_NBYTES
+
+
+def _is_same_file(fd: int, path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), found)
