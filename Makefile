@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp mutants check
+.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-s3 test-oracles test-llamacpp mutants check
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -47,6 +47,10 @@ test-diffusers: $(VENV)/installed-test
 test-spellings: $(VENV)/installed-test
 	$(PIP) -e '.[diffusers]'
 	$(BIN)/python tests/derive_diffusers.py --check
+
+# A real S3 service, Ceph's: Debian's packages are downloaded into a folder that is kept (LORAFORMAT_CEPH), not installed.
+test-s3: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m s3 -n 0 -rA
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
