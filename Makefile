@@ -6,7 +6,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-ray test-llamacpp mutants check docs bench fuzz
+.PHONY: demo test check docs bench fuzz mutants
+.PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp
+.PHONY: test-ray test-s3
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -52,6 +54,10 @@ test-ray: $(VENV)/installed-test
 test-spellings: $(VENV)/installed-test
 	$(PIP) -e '.[diffusers]'
 	$(BIN)/python tests/derive_diffusers.py --check
+
+# A real S3 service, Ceph's: Debian's packages are downloaded into a folder that is kept (LORAFORMAT_CEPH), not installed.
+test-s3: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m s3 -n 0 -rA
 
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed

@@ -134,7 +134,7 @@ base = click.option(
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The base model: a folder, one weight file, or hf://owner/name. Only headers are read.",
+    help="The base model: a folder, one weight file, s3://bucket/prefix or hf://owner/name. Only headers are read.",
 )
 base_values = click.option(
     "--base",
@@ -241,7 +241,7 @@ _out = click.option(
     required=True,
     metavar="OUT",
     shell_complete=completers.paths,
-    help="Folder to write, or hf://owner/name[@branch]; it appears whole or not at all.",
+    help="Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears whole or not at all.",
 )
 
 

@@ -8,7 +8,7 @@ import click
 
 from loraformat.cli import completers, options
 
-_OUT = "Folder to write, or hf://owner/name[@branch]; it appears whole or not at all."
+_OUT = "Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears whole or not at all."
 
 
 @click.command("convert")
