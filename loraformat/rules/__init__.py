@@ -127,6 +127,7 @@ RULES: tuple[Rule, ...] = (
     statements.unreadable_tokenizer_file,
     statements.tokens_without_rows,
     card.card_disagreement,
+    card.card_metadata,
     card.personal_path,
     card.leaked_credential,
     card.added_tokens_disagreement,

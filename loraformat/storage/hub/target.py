@@ -15,7 +15,7 @@ from loraformat.storage.local.store import WEIGHT_SUFFIXES
 from loraformat.storage.publication import Publication
 
 # What every repository has from the first moment on.
-_OF_THE_HUB = frozenset([".gitattributes"])
+OF_THE_HUB = frozenset([".gitattributes"])
 _CARD = "README.md"  # in which people write
 _WEIGHTS = (*WEIGHT_SUFFIXES, ".index.json")
 _MOST_ANSWER_NBYTES = 1 << 20
@@ -125,7 +125,7 @@ def earlier_output(
 
     Raises: StorageError: something is there, and may not be replaced.
     """
-    there = place.files().keys() - _OF_THE_HUB
+    there = place.files().keys() - OF_THE_HUB
     if not there:
         return frozenset()
     if not overwrite:
