@@ -167,6 +167,16 @@ def test_a_private_repository_and_a_message(online: Hub) -> None:
     assert online.read("tester/merged", "README.md").decode() == hub_models.CARD  # as a local merge copies it
 
 
+def test_private_is_never_ignored(online: Hub) -> None:
+    """What was meant to be private would be public."""
+    online.create("tester/merged")
+    with pytest.raises(StorageError, match="everybody can see it"):
+        loraformat.merge(BASE, [ADAPTER], OUT, publication=Publication(private=True))
+    online.create("tester/hidden", is_private=True)
+    loraformat.merge(BASE, [ADAPTER], "hf://tester/hidden", publication=Publication(private=True))
+    assert hub_models.FILES[0] in online.files("tester/hidden")
+
+
 def test_a_pull_request_leaves_the_branch_alone(online: Hub, models: Path) -> None:
     online.create("tester/merged")
     before = online.repositories["tester/merged"].refs["main"]

@@ -134,8 +134,9 @@ def test_a_token_that_may_only_read(online: Hub) -> None:
 
 
 def test_somebody_elses_repository(online: Hub) -> None:
-    with pytest.raises(StorageError, match="the token makes none for nobody"):
-        loraformat.merge(BASE, [ADAPTER], "hf://nobody/merged")
+    for owner in ("nobody", "readers"):
+        with pytest.raises(StorageError, match=f"the token makes none for {owner}"):
+            loraformat.merge(BASE, [ADAPTER], f"hf://{owner}/merged")
 
 
 def test_a_branch_that_moves_meanwhile_is_an_error_and_keeps_what_came(online: Hub) -> None:
