@@ -52,8 +52,8 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.factor_changes": ("FactorChange", "FactorResult"),
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
-        *("CardResult", "Checked", "ConvertResult", "FileShare", "InspectResult", "MergedAdapter", "MergeResult"),
-        *("PlotResult", "ProposedMap", "RenamedTensor", "Retention", "RoundTrip", "UndoneWeight", "UnmergeResult"),
+        *("CardResult", "Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult"),
+        *("FileShare", "ProposedMap", "RenamedTensor", "Retention", "RoundTrip", "UndoneWeight", "UnmergeResult"),
         "VerifyResult",
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -44,10 +46,25 @@ def test_a_cuda_device_computes_what_the_cpu_does(tmp_path: Path, dtype: torch.d
     assert retained == pytest.approx(share, rel=1e-6)
 
 
+@pytest.mark.gpu
+def test_tasks_of_an_engine_use_the_device_too(tmp_path: Path) -> None:
+    """Each in a process of its own, which is given nothing but the task."""
+    wanted, _ = merged_on(tmp_path, torch.bfloat16, "cpu")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        merge(
+            str(tmp_path / "base"),
+            [str(tmp_path / "adapter")],
+            str(tmp_path / "out"),
+            device="cuda",
+            engine=executor,
+        )
+    assert_within_one_unit(load(tmp_path / "out"), wanted)
+
+
 def test_the_device_path_computes_what_the_cpu_path_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same code on a device that every machine has."""
     wanted, share = merged_on(tmp_path, torch.bfloat16, "cpu")
-    monkeypatch.setattr("loraformat.jobs.merge.verbs.open_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr("loraformat.jobs.merge.distribution.open_device", lambda name: torch.device("cpu"))
     found, retained = merged_on(tmp_path, torch.bfloat16, "other")
     assert_within_one_unit(found, wanted)
     assert retained == pytest.approx(share, rel=1e-6)
