@@ -81,7 +81,7 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.tokens = {TOKEN: "write"}
-        self.organizations = ["acme"]
+        self.organizations = {"acme": "write", "readers": "read"}
         self.log: list[Row] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -284,7 +284,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(400, b"another SHA-256")
 
     def _who(self, found: dict[str, str], query: dict[str, str], body: bytes, token: str) -> None:
-        orgs = [{"name": name} for name in self.hub.organizations]
+        orgs = [{"name": name, "roleInOrg": role} for name, role in self.hub.organizations.items()]
         role = {"accessToken": {"role": self.hub.tokens.get(token, "read")}}
         self._send(200, {"type": "user", "name": "tester", "orgs": orgs, "auth": role})
 
@@ -331,7 +331,15 @@ class Handler(BaseHTTPRequestHandler):
         for path, one in files.items():
             lfs = {"lfs": {"sha256": one.sha256, "size": one.nbytes, "pointerSize": 134}} if one.is_large else {}
             siblings.append({"rfilename": path, "size": one.nbytes, "blobId": one.blob, **lfs})
-        self._send(200, {"id": found["name"], "sha": commit, "siblings": siblings, "private": False, "tags": []})
+        self._send(
+            200,
+            {
+                "id": found["name"],
+                "sha": commit,
+                "siblings": siblings,
+                "private": self.hub.repositories[found["name"]].is_private,
+            },
+        )
 
     def _commit_of(self, found: dict[str, str]) -> str | None:
         repository, revision = self.hub.repositories[found["name"]], found.get("revision") or "main"

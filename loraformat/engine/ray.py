@@ -26,6 +26,7 @@ R = TypeVar("R")
 _CONNECT_S = 5.0
 _RETRIES = 3
 _POLL_S = 1.0
+_STOP_S = 60.0
 _IDLE_S = 600.0  # so long may a cluster have no node on which a task fits; one that grows by itself needs minutes
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
 # What a client of HTTP/2 begins with, and an empty frame of settings (RFC 9113, 3.4 and 4.1).
@@ -93,8 +94,9 @@ class RayEngine:
             try:
                 while pending:
                     done, pending = self._next(ray, pending, cpus, gpus)
-                    for one in done:
-                        yield self._result(ray, one)
+                    with _signals_after():
+                        results = [self._result(ray, one) for one in done]
+                    yield from results
             finally:
                 _cancel(ray, pending)
 
@@ -106,10 +108,12 @@ class RayEngine:
         """At least one task that is done, and the others."""
         since = time.monotonic()
         while True:
-            done, left = ray.wait(pending, num_returns=1, timeout=_POLL_S)
+            with _signals_after():
+                done, left = ray.wait(pending, num_returns=1, timeout=_POLL_S)
+                fits = bool(done) or (_largest(ray, "CPU") >= cpus and _largest(ray, "GPU") >= gpus)
             if done:
                 return done, left
-            if _largest(ray, "CPU") >= cpus and _largest(ray, "GPU") >= gpus:
+            if fits:
                 since = time.monotonic()
             elif time.monotonic() - since > _IDLE_S:
                 text = f"for {_IDLE_S:.0f} s no node had the {cpus} processors and {gpus} GPUs of a task"
@@ -204,21 +208,51 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     import logging
 
     more = {"include_dashboard": False} if address == "local" else {}
+    where, is_ended = f"--engine ray={address}", False
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="loraformat", **more)
     except Exception as error:  # noqa: BLE001 - whatever its many layers raise
         first = str(error).strip().partition("\n")[0]
-        where = f"--engine ray={address}"
         raise EngineError(f"no connection to the Ray cluster: {first or type(error).__name__}", where=where) from None
+    except SystemExit:  # what Ray's handler of SIGTERM raises
+        is_ended = True
     finally:
-        if main and handler is not None:  # Ray has put its own there
+        if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
     try:
+        if is_ended:
+            signal.raise_signal(signal.SIGTERM)
+            raise EngineError("no connection to the Ray cluster: it ended this process", where=where)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _signals_after() -> Iterator[None]:
+    """A block of calls of Ray, after which signals are handled: what a handler raises inside of them is lost.
+
+    Source: ray 2.60.0, `CoreWorker.wait` returns although a handler has raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noted: list[int] = []
+    before: dict[int, Any] = {}
+    for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+        handler = signal.getsignal(number)
+        if handler is not None:
+            before[number] = handler
+            signal.signal(number, lambda number, _: noted.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in noted:
+            signal.raise_signal(number)
 
 
 def _largest(ray: ModuleType, resource: str) -> int:
@@ -227,10 +261,13 @@ def _largest(ray: ModuleType, resource: str) -> int:
 
 
 def _cancel(ray: ModuleType, pending: list[Any]) -> None:
-    """Stop tasks, and wait until none can write any more."""
-    for one in pending:
-        with suppress(Exception):
-            ray.cancel(one, force=True)
-    for one in pending:
-        with suppress(Exception):
-            ray.wait([one], timeout=_CONNECT_S)
+    """Stop tasks, and wait until none can write any more.
+
+    Not by force: where a task ends while its worker is killed for it, Ray ends the driver.
+    Source: ray 2.60.0, task_manager.cc, `CompletePendingTask`.
+    """
+    with suppress(Exception):
+        for one in pending:
+            ray.cancel(one)
+        if pending:
+            ray.wait(pending, num_returns=len(pending), timeout=_STOP_S)

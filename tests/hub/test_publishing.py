@@ -167,6 +167,16 @@ def test_a_private_repository_and_a_message(online: Hub) -> None:
     assert online.read("tester/merged", "README.md").decode() == hub_models.CARD  # as a local merge copies it
 
 
+def test_private_is_never_ignored(online: Hub) -> None:
+    """What was meant to be private would be public."""
+    online.create("tester/merged")
+    with pytest.raises(StorageError, match="everybody can see it"):
+        loraformat.merge(BASE, [ADAPTER], OUT, publication=Publication(private=True))
+    online.create("tester/hidden", is_private=True)
+    loraformat.merge(BASE, [ADAPTER], "hf://tester/hidden", publication=Publication(private=True))
+    assert hub_models.FILES[0] in online.files("tester/hidden")
+
+
 def test_a_pull_request_leaves_the_branch_alone(online: Hub, models: Path) -> None:
     online.create("tester/merged")
     before = online.repositories["tester/merged"].refs["main"]
@@ -256,3 +266,43 @@ def test_a_file_of_a_repository_and_its_cache(online: Hub, models: Path, tmp_pat
         assert again.read(name) == (models / "base" / name).read_bytes()
     assert not online.taken(f"resolve/.*{hub_models.FILES[0]}")
     assert online.taken(f"resolve/.*{hub_models.FILES[1]}")
+
+
+@pytest.mark.parametrize("option", [["--private"], ["--create-pr"], ["--no-card"], ["--commit-message", "x"]])
+@pytest.mark.parametrize("verb", ["merge", "dequantize", "pick", "convert", "stamp"])
+def test_options_of_the_hub_with_a_local_output_exit_with_2(
+    online: Hub, models: Path, tmp_path: Path, verb: str, option: list[str]
+) -> None:
+    from click.testing import CliRunner
+
+    from loraformat.cli import main
+
+    base, adapter = str(models / "base"), str(models / "adapter")
+    arguments = {
+        "merge": [base, adapter],
+        "dequantize": [base],
+        "pick": [adapter, "--select", "q_proj"],
+        "convert": [adapter, "--to", "native"],
+        "stamp": [adapter, "--base", base],
+    }[verb]
+    done = CliRunner().invoke(main, [verb, *arguments, "-o", str(tmp_path / "out"), *option])
+    assert done.exit_code == 2, done.output
+    assert option[0] in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_publishes(online: Hub, models: Path) -> None:
+    from click.testing import CliRunner
+
+    from loraformat.cli import main
+
+    options = ["--private", "--no-card", "--commit-message", "v3"]
+    done = CliRunner().invoke(main, ["merge", BASE, ADAPTER, "-o", OUT, *options])
+    assert done.exit_code == 0, done.output
+    repository = online.repositories["tester/merged"]
+    assert repository.is_private
+    assert repository.messages[repository.refs["main"]] == "v3"
+    assert "LF830" in done.output
+    stamped = CliRunner().invoke(main, ["stamp", str(models / "adapter"), "--base", BASE, "-o", "hf://tester/stamped"])
+    assert stamped.exit_code == 0, stamped.output
+    assert "base_model_relation: adapter" in online.read("tester/stamped", "README.md").decode()

@@ -68,6 +68,22 @@ def test_answers_that_are_cut_are_asked_for_again(online: Hub, models: Path) -> 
     assert is_whole(online, models)
 
 
+def test_a_page_of_a_proxy_in_the_place_of_an_answer_is_asked_for_again(online: Hub, models: Path) -> None:
+    online.fault("status", "validate-yaml", code=502, body=b"<html>bad gateway</html>", headers=NOW)
+    loraformat.merge(BASE, [ADAPTER], OUT)
+    assert is_whole(online, models)
+
+
+def test_ranks_to_the_hub_are_refused_by_name(online: Hub) -> None:
+    from loraformat.storage import join, stage
+
+    with pytest.raises(StorageError, match="hf upload"), join(OUT, "0a", overwrite=False):
+        pass
+    with pytest.raises(StorageError, match="hf upload"), stage(OUT, overwrite=False, word="0a"):
+        pass
+    assert not online.log
+
+
 def test_a_storm_that_does_not_pass_is_one_error(online: Hub) -> None:
     online.fault("status", "/commit/", times=10**6, code=429, headers=NOW)
     refused(online, "busy", "429")
@@ -118,8 +134,9 @@ def test_a_token_that_may_only_read(online: Hub) -> None:
 
 
 def test_somebody_elses_repository(online: Hub) -> None:
-    with pytest.raises(StorageError, match="the token makes none for nobody"):
-        loraformat.merge(BASE, [ADAPTER], "hf://nobody/merged")
+    for owner in ("nobody", "readers"):
+        with pytest.raises(StorageError, match=f"the token makes none for {owner}"):
+            loraformat.merge(BASE, [ADAPTER], f"hf://{owner}/merged")
 
 
 def test_a_branch_that_moves_meanwhile_is_an_error_and_keeps_what_came(online: Hub) -> None:

@@ -20,7 +20,7 @@ def snippets(facts: Facts, name: str) -> Iterator[tuple[str, str, str]]:
         yield from _of_adapter(facts, name)
     elif facts.format == "gguf":
         weights = facts.weights[0] if facts.weights else "model.gguf"
-        yield "llama.cpp", "sh", f"hf download {shell_text(name)}\nllama-cli -m {shell_text(weights)}"
+        yield "llama.cpp", "sh", f"{_fetch(name, weights)}\nllama-cli -m {shell_text(weights)}"
     elif facts.format == "diffusers":
         yield "diffusers", "python", _lines("from diffusers import DiffusionPipeline", f"{_PIPE}({python_text(name)})")
     elif facts.format == "component":
@@ -52,7 +52,7 @@ def _of_adapter(facts: Facts, name: str) -> Iterator[tuple[str, str, str]]:
         opened = f"{_PIPE}({python_text(base)})"
         yield "diffusers", "python", _lines("from diffusers import DiffusionPipeline", "", opened, load)
     elif facts.format == "gguf":
-        yield "llama.cpp", "sh", f"hf download {shell_text(name)}\nllama-cli -m BASE.gguf --lora {shell_text(weights)}"
+        yield "llama.cpp", "sh", f"{_fetch(name, weights)}\nllama-cli -m BASE.gguf --lora {shell_text(weights)}"
     elif facts.format == "mlx":
         command = f"mlx_lm.generate --model {shell_text(base)} --adapter-path ADAPTER --prompt {shell_text('Hello')}"
         yield "MLX", "sh", f"hf download {shell_text(name)} --local-dir ADAPTER\n{command}"
@@ -67,6 +67,10 @@ def _peft(facts: Facts, base: str, name: str) -> str:
     if summary is not None and summary.new_rows:
         lines.append(f"model.resize_token_embeddings({summary.vocab_size})")
     return _lines(*lines, f"model = PeftModel.from_pretrained(model, {python_text(name)})")
+
+
+def _fetch(name: str, file: str) -> str:
+    return f"hf download {shell_text(name)} {shell_text(file)} --local-dir ."
 
 
 def _rank(rank: int) -> int:

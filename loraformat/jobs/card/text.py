@@ -101,18 +101,17 @@ def _body(facts: Facts, name: str) -> Iterator[str]:
 
 
 def _about(facts: Facts) -> str:
-    base = code(facts.base_label) if facts.base_label else "its base"
+    base = code(facts.base_label) if facts.base_label else ""
     link = f"[{base}](https://huggingface.co/{facts.base})" if facts.base else base
     tool = f"[loraformat](https://pypi.org/project/loraformat/) {__version__}"
+    made = f", {facts.origin.made}" if facts.origin.made else ""
     if facts.relation == "adapter":
-        made = f", {facts.origin.made}" if facts.origin.made else ""
-        return f"An adapter for {link}{made}, in the format {code(facts.format)}. Written by {tool}."
+        return f"An adapter{link and f' for {link}'}{made}, in the format {code(facts.format)}. Written by {tool}."
     if facts.origin.adapters:
         count = len(facts.origin.adapters)
         what = "an adapter" if count == 1 else f"{count} adapters"
-        return f"{link} with {what} merged into it: W + Σ s·ΔW, rounded once. Written by {tool}."
-    words = f", {facts.origin.made}" if facts.origin.made else ""
-    return f"A model made of {link}{words}. Written by {tool}."
+        return f"{link or 'A model'} with {what} merged into it: W + Σ s·ΔW, rounded once. Written by {tool}."
+    return f"A model{link and f' made of {link}'}{made}. Written by {tool}."
 
 
 def _used(adapter: UsedAdapter) -> str:

@@ -40,10 +40,16 @@ class ListedFile(NamedTuple):
 
 
 class State(NamedTuple):
-    """A repository at one commit: its files by their paths in it."""
+    """A repository at one commit.
+
+    Attributes:
+        files: by their paths in it.
+        is_private: whether others cannot see it.
+    """
 
     commit: str
     files: Mapping[str, ListedFile]
+    is_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ def state_of(answer: Answer) -> State:
             sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
             is_known = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
             files[name] = ListedFile(size, str(sha256) if is_known else "", blob if isinstance(blob, str) else "")
-    return State(commit, files)
+    return State(commit, files, fields.get("private") is True)
 
 
 def _check_range(answer: Answer, start: int, nbytes: int, size: int) -> None:

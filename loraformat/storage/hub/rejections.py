@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -58,7 +59,7 @@ def _pause(error: Exception, attempt: int, *, again: bool) -> float | None:
         return (
             pause_of(int(answer.status_code), str(answer.headers.get("retry-after", "")), attempt) if is_busy else None
         )
-    is_lost = isinstance(error, OSError) or type(error).__module__.startswith(CONNECTIONS)
+    is_lost = isinstance(error, (OSError, json.JSONDecodeError)) or type(error).__module__.startswith(CONNECTIONS)
     return backoff(attempt) if again and is_lost else None
 
 

@@ -19,6 +19,7 @@ from loraformat.storage.local.staging import require_space as require_local_spac
 from loraformat.storage.publication import Publication, Publishing
 
 _SCHEME = "hf://"
+_NO_RANKS = "let them write a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def stage(
         overwrite: whether a repository that is not empty is written to; files of an earlier output of this package are
             removed then, all others stay.
         inputs, names, written: see `local.staging.stage`.
-        resume: not supported.
+        resume, word: not supported.
         permissions, on_cleared: without meaning here.
         publishing: how it gets there.
         wait: how to pass some seconds before a request is made again.
@@ -52,7 +53,10 @@ def stage(
         nothing is visible then. UsageError: options that the Hub does not have.
     """
     del permissions, on_cleared
-    assert word is None, "no unfinished output of the Hub is joined"
+    if word is not None:
+        raise StorageError(
+            "there is no unfinished output of several processes on the Hub", where=target, hint=_NO_RANKS
+        )
     chosen = publishing or Publishing(Publication())
     address = parsed(target, chosen.options, resume=resume)
     with as_hub_error(target):

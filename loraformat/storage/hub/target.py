@@ -87,10 +87,15 @@ def check_owner(connection: Connection, place: Place, options: Publication) -> N
     if _role(value) == "read":
         hint = "make one that may write on https://huggingface.co/settings/tokens"
         raise StorageError("the access token may only read", hint=hint)
+    if place.state is not None and options.private and not place.state.is_private:
+        hint = "make it private in its settings first, or name another one"
+        raise StorageError(
+            "the repository is there, and everybody can see it: --private does not change that", hint=hint
+        )
     owner, owners = place.address.repository.partition("/")[0], _owners(value)
     if place.state is None and options.create_pr:
         raise StorageError("there is no repository to open a pull request in", hint="leave --create-pr out")
-    if place.state is None and owner.casefold() not in {each.casefold() for each in owners}:
+    if place.state is None and owners and owner.casefold() not in {each.casefold() for each in owners}:
         raise StorageError(
             f"no such repository, and the token makes none for {owner}",
             hint=f"it does for {show(', '.join(owners), 200)}",
@@ -108,7 +113,8 @@ def _owners(value: strict_json.Json) -> list[str]:
     fields = value if isinstance(value, dict) else {}
     orgs = fields.get("orgs")
     named = [fields, *(orgs if isinstance(orgs, list) else ())]
-    return [each["name"] for each in named if isinstance(each, dict) and isinstance(each.get("name"), str)]
+    makers = [each for each in named if isinstance(each, dict) and each.get("roleInOrg") != "read"]
+    return [name for each in makers if isinstance(name := each.get("name"), str)]
 
 
 def earlier_output(
