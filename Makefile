@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-s3 test-oracles test-llamacpp mutants check
+.PHONY: demo test test-architectures test-core test-diffusers test-spellings test-engines test-s3 test-oracles test-ray test-llamacpp
+.PHONY: mutants check
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -42,6 +43,11 @@ test-diffusers: $(VENV)/installed-test
 	$(PIP) -e '.[diffusers]'
 	$(BIN)/python tests/derive_families.py --check
 	$(BIN)/python -m pytest -m diffusers
+
+# Workers of a Ray cluster of two nodes on this machine, of which one worker and one node are killed; 240 MB of Ray.
+test-ray: $(VENV)/installed-test
+	$(PIP) -e '.[ray]'
+	$(BIN)/python -m pytest -m ray -n 0
 
 # What diffusers makes of every spelling of every family, against the table behind --target diffusers; half an hour.
 test-spellings: $(VENV)/installed-test

@@ -23,6 +23,7 @@ WORDS = {
     "algebra | matching": "figures, names",
     "arithmetic": "products, sums",
     "model | naming | storage | engine | schema": "things, bytes",
+    "strict_yaml": "settings",
     "budget | extras | strict_json": "limits",
     "_version": "version",
     "errors": "errors",

@@ -14,6 +14,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.algebra.pick": ("pick",),
     "loraformat.jobs.algebra.resize": ("resize",),
     "loraformat.jobs.algebra.scale": ("scale",),
+    "loraformat.jobs.card.verb": ("card",),
     "loraformat.jobs.convert": ("convert", "propose_map"),
     "loraformat.jobs.diff": ("diff",),
     "loraformat.jobs.estimate": ("estimate",),
@@ -25,6 +26,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.jobs.stamp": ("stamp",),
     "loraformat.jobs.verify": ("verify",),
     "loraformat.model.assumptions": ("Assumptions",),
+    "loraformat.storage.publication": ("Publication",),
     "loraformat.jobs.weights.ablate": ("ablate",),
     "loraformat.jobs.weights.extract": ("extract",),
     "loraformat.jobs.weights.init": ("init",),
@@ -50,8 +52,9 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
     "loraformat.model.results.factor_changes": ("FactorChange", "FactorResult"),
     "loraformat.model.results.validation": ("IgnoredFinding", "Skipped", "ValidateResult"),
     "loraformat.model.results.verbs": (
-        *("Checked", "ConvertResult", "InspectResult", "MergedAdapter", "MergeResult", "PlotResult", "Retention"),
-        *("FileShare", "ProposedMap", "RenamedTensor", "RoundTrip", "UndoneWeight", "UnmergeResult", "VerifyResult"),
+        *("CardResult", "Checked", "ConvertResult", "FileShare", "InspectResult", "MergedAdapter", "MergeResult"),
+        *("PlotResult", "ProposedMap", "RenamedTensor", "Retention", "RoundTrip", "UndoneWeight", "UnmergeResult"),
+        "VerifyResult",
     ),
     "loraformat.model.results.weight_figures": ("TableRecord", "WeightRecord"),
     "loraformat.model.summary": ("Summary",),
@@ -105,6 +108,7 @@ if TYPE_CHECKING:
     from loraformat.jobs.algebra.pick import pick
     from loraformat.jobs.algebra.resize import resize
     from loraformat.jobs.algebra.scale import scale
+    from loraformat.jobs.card.verb import card
     from loraformat.jobs.convert import convert, propose_map
     from loraformat.jobs.diff import diff
     from loraformat.jobs.estimate import estimate
@@ -128,6 +132,7 @@ if TYPE_CHECKING:
     from loraformat.model.results.factor_changes import FactorChange, FactorResult
     from loraformat.model.results.validation import IgnoredFinding, Skipped, ValidateResult
     from loraformat.model.results.verbs import (
+        CardResult,
         Checked,
         ConvertResult,
         FileShare,
@@ -166,6 +171,7 @@ if TYPE_CHECKING:
         WeightNetwork,
     )
     from loraformat.report import Report
+    from loraformat.storage.publication import Publication
 
 __all__ = [
     "Adapter",
@@ -177,6 +183,7 @@ __all__ = [
     "BaseWeight",
     "BiasFromWeight",
     "BlockAffine",
+    "CardResult",
     "Checked",
     "Checkpoint",
     "ConfigError",
@@ -221,6 +228,7 @@ __all__ = [
     "OutOfResources",
     "PlotResult",
     "ProposedMap",
+    "Publication",
     "RenamedTensor",
     "Replace",
     "Report",
@@ -256,6 +264,7 @@ __all__ = [
     "WeightRecord",
     "__version__",
     "ablate",
+    "card",
     "combine",
     "convert",
     "delta",

@@ -142,6 +142,8 @@ class ObjectOutput(ObjectStore):
     """An output: large files in parts, complete at once; small ones wait for the end, the manifest the longest."""
 
     permissions = 0o777
+    reads_copies = True
+    refused = ""
 
     def __init__(self, bucket: Bucket, uri: str, location: str) -> None:
         super().__init__(bucket, uri)
@@ -171,6 +173,9 @@ class ObjectOutput(ObjectStore):
 
     def names(self) -> list[str]:
         return sorted({**self._contents(), **self.uploads})
+
+    def proves(self, path: str) -> bool | None:
+        return path in self.uploads
 
     def is_own(self, path: str) -> bool:
         return path in self.names()

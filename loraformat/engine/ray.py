@@ -31,6 +31,8 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P
 # What a client of HTTP/2 begins with, and an empty frame of settings (RFC 9113, 3.4 and 4.1).
 _SETTINGS = 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+# Names of variables that workers get, with commas: "AWS_*, HF_TOKEN". Credentials stay here unless somebody asks.
+_SENT = "LORAFORMAT_RAY_ENV"
 _ITSELF = ("auto", "local")
 
 
@@ -86,7 +88,8 @@ class RayEngine:
                 max_retries=_RETRIES,
                 scheduling_strategy="SPREAD",
             )
-            pending = [call.remote(function, item, __version__) for item in items]
+            settings = _settings_for_workers()
+            pending = [call.remote(function, item, __version__, settings) for item in items]
             try:
                 while pending:
                     done, pending = self._next(ray, pending, cpus, gpus)
@@ -132,8 +135,9 @@ class RayEngine:
         raise EngineError(f"a task failed: {error}", where=self._where) from None
 
 
-def _on_worker(function: Callable[[T], R], item: T, version: str) -> R:
+def _on_worker(function: Callable[[T], R], item: T, version: str, settings: dict[str, str]) -> R:
     """One task, in a worker; its errors name the node."""
+    os.environ.update(settings)
     if version != __version__:
         text = f"the node has loraformat {__version__}, this is {version}"
         raise EngineError(text, where=socket.gethostname(), hint="install the same version on all nodes")
@@ -142,7 +146,22 @@ def _on_worker(function: Callable[[T], R], item: T, version: str) -> R:
     except StorageError as error:
         text = f"{error.message}, on node {socket.gethostname()}"
         hint = error.hint or "every node must see the inputs and the folder of the output: a shared folder, or a bucket"
+        if "credentials" in error.message and not settings:
+            hint += f"; a node uses its own, {_SENT}='AWS_*' sends the variables of this process"
         raise StorageError(text, where=error.location, hint=hint) from None
+
+
+def _settings_for_workers() -> dict[str, str]:
+    """Variables of the environment that the user wants workers to have: none unless he names them.
+
+    They go with each task, and not by Ray's `runtime_env`, which the dashboard of a cluster shows.
+    """
+    wanted = [name.strip() for name in os.environ.get(_SENT, "").split(",") if name.strip()]
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if any(name == one or (one.endswith("_*") and name.startswith(one[:-1])) for one in wanted)
+    }
 
 
 def _settings() -> None:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "algebra",
+    "card",
     "convert",
     "demo",
     "diff",

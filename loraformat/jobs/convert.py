@@ -21,6 +21,7 @@ from loraformat.formats.peft.config.versions import OLDEST, Version, text_of
 from loraformat.io import Opened, hints_of, open_files, refuse_losses, write_adapter
 from loraformat.jobs.algebra.options import checked
 from loraformat.jobs.algebra.other_tuners import as_lora
+from loraformat.jobs.card.escaping import code
 from loraformat.jobs.card.facts import Origin, fields_of_card, name_of
 from loraformat.jobs.card.publish import publishing_of, write_card
 from loraformat.jobs.inputs.subject import open_base, subject_of
@@ -218,7 +219,7 @@ def _card(source: str, base: Checkpoint | None) -> Origin:
     return Origin(
         base="" if base is None else base.uri,
         base_fields=fields_of_card(None if base is None else base.store),
-        made=f"converted from {name_of(source)}",
+        made=f"converted from {code(name_of(source))}",
     )
 
 

@@ -24,7 +24,7 @@ class Report:
 
     Attributes:
         job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate",
-            "resize", "combine", "scale", "pick", "extract", "unmerge", "ablate", "init".
+            "resize", "combine", "scale", "pick", "extract", "unmerge", "ablate", "init", "card".
         subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
         format: name of the detected format; "" where detection failed.
         reason: why it was detected.

@@ -356,14 +356,15 @@ def quantised_base_name(subject: Subject) -> Iterator[Hit]:
 
 def named_quantization(subject: Subject) -> tuple[FindingLocation, str, str] | None:
     """(where, name, method) of a quantized base that the config or the card of a PEFT adapter names."""
-    from loraformat.rules.metadata.card import CARD, front_matter
+    from loraformat.model.bundle import CARD
+    from loraformat.rules.metadata.card import first_text, front_matter
 
     assert subject.adapter is not None
     if subject.format != "peft":
         return None
     name, where = subject.adapter.config.base_model or "", config_at(subject, "base_model_name_or_path")
     if not name:
-        name, where = (front_matter(subject.bundle) or {}).get("base_model", ""), in_file(CARD, "base_model")
+        name, where = first_text((front_matter(subject.bundle) or {}).get("base_model")), in_file(CARD, "base_model")
     found = _QUANTISED.search(name)
     return None if found is None else (where, name, found[1])
 

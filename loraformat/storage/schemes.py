@@ -114,9 +114,9 @@ def _normalized_prefix(uri: str) -> str:
 
 
 def _normalized_repository(uri: str) -> str:
-    """Without the revision, in lower case: the Hub knows no two repositories that differ in case alone."""
-    found = re.fullmatch(r"(hf://[^/]*/[^/@]*)(?:@refs/[^/]*/[^/]*|@[^/]*)?(.*)", uri, re.DOTALL | re.IGNORECASE)
-    return f"{found[1].lower()}{found[2].rstrip('/')}" if found else uri
+    from loraformat.storage.hub import normalized
+
+    return normalized(uri)
 
 
 # By the scheme in lower case; "" for paths of this machine.

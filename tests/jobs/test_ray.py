@@ -5,6 +5,7 @@ One cluster for the session: a head without processors and two nodes with one ea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -219,6 +220,24 @@ def test_a_node_that_does_not_see_the_folder_says_so(cluster: Any, base: Path, c
     tasks = tasks_of(plan, str(tmp_path / "elsewhere"))
     with pytest.raises(StorageError, match=r"no such file or folder, on node .*shared folder, or a bucket"):
         list(TaskFiles(RayEngine.open(cluster.address)).run(tasks))
+
+
+def test_workers_get_the_variables_that_the_user_names(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraformat.engine.ray import RayEngine
+
+    def seen(name: str) -> str | None:
+        import os
+
+        return os.environ.get(name)
+
+    names = ["TOY_SECRET_KEY", "TOY_REGION", "OTHER_TOKEN"]
+    for name in names:
+        monkeypatch.setenv(name, "x")
+    for sent, expected in ((None, []), ("TOY_*", names[:2]), (" OTHER_TOKEN,TOY", names[2:]), ("*", [])):
+        if sent is not None:
+            monkeypatch.setenv("LORAFORMAT_RAY_ENV", sent)
+        with contextlib.closing(RayEngine.open(cluster.address).map_unordered(seen, names)) as found:
+            assert sorted(one for one in found if one) == ["x"] * len(expected)
 
 
 def test_a_gpu_that_no_node_has_is_an_error(cluster: Any, base: Path, change: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.summary import summarize
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
-from loraformat.storage import is_restricted, permissions_for
+from loraformat.storage import is_hub, is_restricted, permissions_for
 
 # Settings of PEFT that say how training made or split the factors, which are others now.
 _OF_THE_OLD_FACTORS = frozenset(
@@ -191,7 +191,10 @@ def _card(result: FactorResult, job: str, base: Checkpoint | None) -> CardOrigin
     return CardOrigin(
         base="" if base is None else base.uri,
         base_fields=fields_of_card(None if base is None else base.store),
-        adapters=tuple(UsedAdapter(name=name_of(uri), strength=weight) for uri, weight in result.adapters),
+        adapters=tuple(
+            UsedAdapter(name=name_of(uri), strength=weight, is_on_the_hub=is_hub(uri))
+            for uri, weight in result.adapters
+        ),
         retained=result.retained,
         made=_MADE[job],
     )

@@ -17,6 +17,7 @@ from loraformat.model.adapter import module_of
 from loraformat.model.bundle import CARD, OpenedFiles
 from loraformat.model.checkpoint import PIPELINE
 from loraformat.model.summary import Summary, summarize
+from loraformat.rules.metadata.card import is_repository
 from loraformat.storage import CHECKPOINT_SUFFIXES, is_hub
 from loraformat.strict_json import Json
 
@@ -48,12 +49,14 @@ class UsedAdapter:
         name: of its repository, its folder or its file.
         ranks: of its low-rank updates.
         targets: last names of the modules that it changes.
+        is_on_the_hub: whether the name is that of a repository.
     """
 
     name: str
     strength: float = 1.0
     ranks: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
+    is_on_the_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,11 @@ def fields_of_card(store: OpenedFiles | None) -> Mapping[str, Json]:
 def used_adapter(uri: str, strength: float, summary: Summary) -> UsedAdapter:
     """An adapter that was opened, for the card of what is made of it."""
     return UsedAdapter(
-        name=name_of(uri), strength=strength, ranks=tuple(summary.ranks), targets=tuple(summary.module_kinds)
+        name=name_of(uri),
+        strength=strength,
+        ranks=tuple(summary.ranks),
+        targets=tuple(summary.module_kinds),
+        is_on_the_hub=is_hub(uri),
     )
 
 
@@ -163,7 +170,7 @@ def _of_adapter(opened: Opened, store: OpenedFiles) -> Facts:
     is_image = summary.family is not None
     is_lora = set(summary.update_kinds) <= {"low-rank"}
     base = summary.base_model or ""
-    is_named = bool(base) and not os.path.isabs(base) and base.count("/") == 1
+    is_named = is_repository(base)
     kinds = ("lora",) if is_lora else ()
     return Facts(
         relation="adapter",
@@ -192,11 +199,11 @@ def _of_model(store: OpenedFiles, config: Mapping[str, Json], manifest: Mapping[
     has_adapters = bool(manifest and manifest["adapters"])
     relation = "merge" if has_adapters else "quantized" if scheme or is_gguf else ""
     named = config.get("_name_or_path")
-    is_named = isinstance(named, str) and named.count("/") == 1 and not named.startswith((".", "/"))
+    base = named if isinstance(named, str) and is_repository(named) else ""
     return Facts(
         relation=relation,
-        base=named if isinstance(named, str) and is_named else "",
-        base_label=named if isinstance(named, str) and is_named else "",
+        base=base,
+        base_label=base,
         library={"diffusers": "diffusers", "component": "diffusers", "transformers": "transformers"}.get(form, ""),
         pipeline_tag=head,
         tags=(*(("merge",) if has_adapters else ()), *(("gguf",) if is_gguf else ()), "loraformat"),

@@ -8,9 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraformat import strict_yaml
 from loraformat.errors import InvalidYaml
 from loraformat.jobs.card.escaping import yaml_text
+from loraformat.model.bundle import CARD
+from loraformat.rules.metadata.card import fields_of, lines_of
 from loraformat.strict_json import Json
 
 _KEY = re.compile(r"""("[^"]+"|'[^']+'|[^\s#"'\-][^:]*?)\s*:(?:\s|$)""")
@@ -33,19 +34,14 @@ class Card:
     body: str
 
 
-def parse(text: str, where: str = "README.md") -> Card:
+def parse(text: str) -> Card:
     """A card in its parts. Raises: InvalidYaml (LF009): its front matter is not a mapping of YAML."""
-    lines = text.splitlines()
-    end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
-    if not lines or lines[0].rstrip() != "---" or end is None:
+    lines, fields = lines_of(text), dict(fields_of(text))
+    if lines is None:
         return Card({}, {}, text)
-    found = strict_yaml.parse("\n".join(lines[1:end]).encode("utf-8", "replace"), where)
-    if found is not None and not isinstance(found, dict):
-        raise InvalidYaml("the front matter is not a mapping", where=where, hint="write `key: value` lines")
-    fields: dict[str, Json] = found or {}
     blocks: dict[str, list[str]] = {}
     key = ""
-    for line in lines[1:end]:
+    for line in lines:
         match = _KEY.match(line)
         name = match[1].strip("\"'") if match else ""
         key = name if name in fields else key
@@ -53,10 +49,10 @@ def parse(text: str, where: str = "README.md") -> Card:
     if set(blocks) - {""} != set(fields):
         raise InvalidYaml(
             "the front matter is written in a form that cannot be added to",
-            where=where,
+            where=CARD,
             hint="write each field in a line of its own: key: value",
         )
-    body = "\n".join(lines[end + 1 :])
+    body = "\n".join(text.splitlines()[len(lines) + 2 :])
     return Card({name: tuple(each) for name, each in blocks.items()}, fields, body + "\n" if body else "")
 
 
@@ -76,10 +72,12 @@ def merged(card: Card, ours: Mapping[str, Json], before: Mapping[str, str]) -> t
         before: those that an earlier run wrote.
     """
     blocks = dict(card.blocks)
-    owned: dict[str, str] = {}
-    for key in [key for key, digest in before.items() if key not in ours and key in card.fields]:
-        if digest_of(card.fields[key]) == before[key]:
-            del blocks[key]
+    # What an earlier run knew and this one does not stays ours.
+    owned = {
+        key: digest
+        for key, digest in before.items()
+        if key not in ours and key in card.fields and digest_of(card.fields[key]) == digest
+    }
     for key, value in ours.items():
         there = card.fields.get(key)
         is_theirs = key in card.fields and before.get(key) != digest_of(there)

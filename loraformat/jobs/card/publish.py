@@ -45,19 +45,23 @@ def _findings(found: Published, out: str) -> tuple[Finding, ...]:
 
 
 def write_card(output: Output, out: str, publishing: Publishing | None, origin: Callable[[], Origin]) -> None:
-    """Write the card of an output on the Hub, where one is wanted.
+    """Write the card of an output on the Hub; where none is wanted, leave the one that is there alone.
 
     Args:
         origin: what the run knows of it.
 
     Raises: InvalidYaml (LF009): the front matter of the card that is there cannot be read.
     """
-    if publishing is None or not publishing.options.card:
+    if publishing is None:
         return
     from loraformat.storage.hub import HubOutput
 
     assert isinstance(output, HubOutput)
     before = output.previous(CARD)
+    if not publishing.options.card:
+        if before is not None:
+            output.remove(CARD)  # the base's, in whose place somebody has one
+        return
     text = rendered(
         facts_of(output, origin()), name_of(out), None if before is None else before.decode("utf-8", "replace")
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from loraformat._version import __version__
 from loraformat.jobs.card import front_matter
 from loraformat.jobs.card.escaping import code, heading
 from loraformat.jobs.card.facts import Facts, UsedAdapter, sequence
 from loraformat.jobs.card.loading import snippets
+from loraformat.rules.metadata.card import first_text, is_repository
 from loraformat.strict_json import Json
 
 _BEGIN = re.compile(r"<!-- loraformat:begin((?: [a-z_]{1,40}=[0-9a-f]{8}){0,40}) -->\s*")
@@ -28,6 +30,9 @@ def rendered(facts: Facts, name: str, existing: str | None = None) -> str:
     Raises: InvalidYaml (LF009): the front matter of the existing card cannot be read.
     """
     card = front_matter.parse(existing or "")
+    stated = first_text(card.fields.get("base_model"))
+    if not facts.base and is_repository(stated):
+        facts = replace(facts, base=stated, base_label=stated)
     before, above, below = _parts(card.body)
     lines, owned = front_matter.merged(card, _fields(facts), before)
     marks = "".join(f" {key}={digest}" for key, digest in sorted(owned.items()))
@@ -111,7 +116,9 @@ def _about(facts: Facts) -> str:
 
 
 def _used(adapter: UsedAdapter) -> str:
-    words = [code(adapter.name), f"strength {adapter.strength:g}"]
+    name = code(adapter.name)
+    named = f"[{name}](https://huggingface.co/{adapter.name})" if adapter.is_on_the_hub else name
+    words = [named, f"strength {adapter.strength:g}"]
     if adapter.ranks:
         words.append(f"{'rank' if len(adapter.ranks) == 1 else 'ranks'} {sequence(adapter.ranks)}")
     if adapter.targets:

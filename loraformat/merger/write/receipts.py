@@ -46,7 +46,7 @@ class Entry:
     identity: tuple[str | int, ...]
 
 
-def facts_of(plan: MergePlan, base: tuple[OpenedFiles, Sequence[str]], adapters: Sequence[Any], digests: bool) -> Facts:
+def facts_of(plan: MergePlan, base: tuple[OpenedFiles, Sequence[str]], adapters: Sequence[Any], digests: str) -> Facts:
     """All that decides about the bytes of an output, the same on every machine that sees the same files.
 
     Where inputs lie is left out: what they are is in it, by size and time of change, or as their store has it, and by
@@ -54,7 +54,7 @@ def facts_of(plan: MergePlan, base: tuple[OpenedFiles, Sequence[str]], adapters:
 
     Args:
         base, adapters: (store, names of the files that are used).
-        digests: whether copied bytes get digests.
+        digests: which digests are made.
     """
     plain = plan.to_json()
     options = {key: plain.pop(key) for key in ("arithmetic", "files", "quantized")}
@@ -152,7 +152,7 @@ class Receipts:
     def _is_sound(self, target: str, entry: Entry) -> bool:
         """Whether nobody touched a file since its rank wrote it, or its digests prove all of its bytes.
 
-        A store that cannot tell before the file is complete for all puts together only what was sent to it.
+        A store of objects knows by itself.
         """
         proves = self._output.proves(target)
         if proves is not None:

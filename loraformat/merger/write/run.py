@@ -102,9 +102,7 @@ def run_merge(
         journal.begin()
     if limits.progress is not None:
         limits.progress(sum(nbytes_of(tensor) for one in plan.shards if one.target in there for tensor in one.tensors))
-    runs = write_others(plan, inputs, output)
-    runs.pop(CARD, None)  # a card is for people, who write in it
-    digests = digests_copies(trust, output)
+    runs, digests = write_described(plan, inputs, output), digests_copies(trust, output)
     if engine is None:
         written = write_weights(plan, inputs, output, limits, on_written=journal.add, there=there, digests=digests)
     else:
@@ -120,6 +118,13 @@ def run_merge(
     check_kept(plan, written, trust)
     output.seal([shard.target for shard in plan.shards])
     return complete(plan, inputs, sources, output, limits, trust, written, runs)
+
+
+def write_described(plan: MergePlan, inputs: Inputs, output: Output) -> dict[str, tuple[Run, ...]]:
+    """Write all that is no weight file; the digests of what the manifest describes."""
+    runs = write_others(plan, inputs, output)
+    runs.pop(CARD, None)  # a card is for people, who write in it
+    return runs
 
 
 def complete(

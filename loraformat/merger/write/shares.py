@@ -12,9 +12,16 @@ from loraformat.merger.inputs import Inputs
 from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
-from loraformat.merger.write.other_files import write_others
 from loraformat.merger.write.receipts import Facts, Receipts, facts_of
-from loraformat.merger.write.run import Source, Trust, base_source, check_kept, complete, digests_copies
+from loraformat.merger.write.run import (
+    Source,
+    Trust,
+    base_source,
+    check_kept,
+    complete,
+    digests_copies,
+    write_described,
+)
 from loraformat.merger.write.weights import Written, all_of, write_weights
 from loraformat.storage import MARKER, OWN_PREFIX, Output
 
@@ -59,7 +66,7 @@ def divided(sizes: Mapping[str, int], world: int) -> tuple[tuple[str, ...], ...]
 def facts_of_merge(plan: MergePlan, inputs: Inputs, sources: Sequence[Source], trust: Trust) -> Facts:
     """See `receipts.facts_of`."""
     base, *adapters = [(one.store, one.names) for one in (base_source(plan, inputs), *sources)]
-    return facts_of(plan, base, adapters, digests=trust.digests != "none")
+    return facts_of(plan, base, adapters, trust.digests)
 
 
 def run_share(
@@ -135,7 +142,7 @@ def finish_merge(
             output.remove(name)
     written = all_of(entry.written for entry in entries.values())
     check_kept(plan, written, trust)
-    runs = write_others(plan, inputs, output)
+    runs = write_described(plan, inputs, output)
     output.seal(targets)
     receipts.check_bytes(entries, read)
     if limits.progress is not None:

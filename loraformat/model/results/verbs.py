@@ -268,6 +268,19 @@ class VerifyResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CardResult:
+    """What `card` wrote.
+
+    Attributes:
+        relation: of the output to its base: "adapter", "merge" or "quantized"; "" for none of the Hub's words.
+        text: of the card.
+    """
+
+    relation: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlotResult:
     """What `plot` drew.
 
@@ -350,4 +363,5 @@ Result: TypeAlias = Union[
     EstimateResult,
     DiffResult,
     PlotResult,
+    CardResult,
 ]

@@ -17,6 +17,7 @@ from loraformat.model.results.estimates import EstimateResult
 from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.results.validation import Skipped, ValidateResult
 from loraformat.model.results.verbs import (
+    CardResult,
     Checked,
     ConvertResult,
     InspectResult,
@@ -87,6 +88,8 @@ def _say_result(page: Page, report: Report) -> None:
             _say_verification(page, report, report.data)
         case PlotResult():
             _say_plot(page, report, report.data)
+        case CardResult():
+            page.say(Styled("wrote  ", "dim"), Styled(", ".join(report.written), "bold"))
         case _:
             page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from loraformat.diagnostics import FindingLocation, Severity, in_file, show
-from loraformat.model.bundle import Bundle, File, TensorFile
+from loraformat.errors import InvalidYaml
+from loraformat.model.bundle import CARD, Bundle, File, Json, TensorFile
 from loraformat.rules.base import Hit, Subject, rule
 
-CARD = "README.md"
 _MOST_BYTES = 1 << 20
 _TEXTS = (".md", ".json", ".txt", ".yaml", ".yml", ".jinja", ".toml", ".py", ".cfg", ".ini", ".sh")
 _LARGE = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+_PLAIN = re.compile(r"([A-Za-z_]+): +([A-Za-z][A-Za-z0-9_./\-]*) *")
+# What YAML reads as something else than text.
+_WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null"])
+_RELATIONS = ("adapter", "merge", "quantized", "finetune")
+_REPOSITORY = re.compile(r"\w[\w.\-]*(?:/\w[\w.\-]*)?")
 _PATH = re.compile(r"(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\\\?)[\w.\-]{1,64}")
 # Prefixes that their issuers document so that scanners can find them.
 _CREDENTIALS = (
@@ -84,9 +90,38 @@ def card_disagreement(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.adapter is not None
     card, named = front_matter(subject.bundle) or {}, subject.adapter.config.base_model
-    stated = card.get("base_model", "")
+    stated = first_text(card.get("base_model"))
     if named and stated and stated.lower() != named.lower():
         yield Hit(in_file(CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
+
+
+@rule("LF512", Severity.WARNING, since="0.1.0", publishing=True)
+def card_metadata(subject: Subject) -> Iterator[Hit]:
+    """The front matter of the model card is not valid YAML, or a field has a value that the Hub does not take.
+
+    ## Why is this bad?
+    The Hub refuses the commit, or shows the repository without its base model, its license and its library.
+
+    ## Example
+    `base_model: ./llama`, which is a path, or `base_model_relation: lora`.
+
+    ## Use instead
+    `base_model: owner/name`; `base_model_relation` is adapter, merge, quantized or finetune; `tags` is a list.
+    `loraformat card` writes all of them.
+
+    ## Source
+    huggingface/hub-docs, model-cards.md and its modelcard.md; huggingface_hub 2.4.0, `ModelCardData`.
+    """
+    text = _card(subject.bundle)
+    if text is None:
+        return
+    try:
+        fields = fields_of(text)
+    except InvalidYaml as error:
+        yield Hit(in_file(CARD), error.message)
+        return
+    for key, message in faults_of(fields):
+        yield Hit(in_file(CARD, key), message)
 
 
 @rule("LF508", Severity.INFO, since="0.1.0")
@@ -161,22 +196,87 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
             return
 
 
-def front_matter(bundle: Bundle) -> Mapping[str, str] | None:
-    """The fields `key: value` at the top of the model card, without nested ones; None without a card."""
+def front_matter(bundle: Bundle) -> Mapping[str, Json] | None:
+    """The fields at the top of the model card; None without a card, {} where they cannot be read."""
+    text = _card(bundle)
+    if text is None:
+        return None
+    try:
+        return fields_of(text)
+    except InvalidYaml:
+        return {}
+
+
+def _card(bundle: Bundle) -> str | None:
     file = bundle.files.get(CARD)
     if file is None or isinstance(file, TensorFile) or file.nbytes > _MOST_BYTES:
         return None
-    lines = file.read().decode("utf-8", "replace").splitlines()
-    fields: dict[str, str] = {}
-    if not lines or lines[0].strip() != "---":
-        return fields
-    for line in lines[1:]:
-        if line.strip() == "---":
-            break
-        found = re.match(r"([A-Za-z_]+):\s*(.*)", line)
-        if found:
-            fields[found[1]] = found[2].strip().strip("'\"")
-    return fields
+    return file.read().decode("utf-8", "replace")
+
+
+def lines_of(text: str) -> list[str] | None:
+    """The lines of the front matter of a card, between its two `---`; None where it has none."""
+    lines = text.splitlines()
+    end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
+    return lines[1:end] if lines and lines[0].rstrip() == "---" and end is not None else None
+
+
+def fields_of(text: str) -> Mapping[str, Json]:
+    """The front matter of a card. Raises: InvalidYaml (LF009): it is not a mapping of YAML."""
+    lines = lines_of(text) or ()
+    plain = _plain_fields(lines)
+    if plain is not None:
+        return plain
+    from loraformat import strict_yaml
+
+    value = strict_yaml.parse("\n".join(lines).encode("utf-8", "replace"), CARD)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidYaml("the front matter is not a mapping", where=CARD, hint="write `key: value` lines")
+    return value or {}
+
+
+def _plain_fields(lines: Sequence[str]) -> Mapping[str, Json] | None:
+    """Fields of one word each, as most cards have them, without a library; None where there is anything else."""
+    found: dict[str, Json] = {}
+    for line in lines:
+        match = _PLAIN.fullmatch(line)
+        if match is None or match[1] in found or match[2].lower() in _WORDS:
+            return None
+        found[match[1]] = match[2]
+    return found
+
+
+def is_repository(name: str) -> bool:
+    """Whether a text has the form of a repository's name with its owner."""
+    return "/" in name and _REPOSITORY.fullmatch(name) is not None
+
+
+def first_text(value: Json) -> str:
+    """A field that is a text, or a list of texts: the first; "" for anything else."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, str) else ""
+
+
+def faults_of(fields: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong) for fields of a front matter whose values the Hub does not take."""
+    for key in ("base_model", "license", "language"):
+        value = fields.get(key)
+        several = value if isinstance(value, list) else [value]
+        if key in fields and not (several and all(isinstance(each, str) and each.strip() for each in several)):
+            yield key, f"expected a name, or a list of names, found {show(json.dumps(value), 60)}"
+    for key in ("library_name", "pipeline_tag", "license_name", "license_link"):
+        if key in fields and not isinstance(fields[key], str):
+            yield key, f"expected a text, found {show(json.dumps(fields[key]), 60)}"
+    tags = fields.get("tags", [])
+    if not (isinstance(tags, list) and all(isinstance(each, str) for each in tags)):
+        yield "tags", f"expected a list of texts, found {show(json.dumps(tags), 60)}"
+    relation = fields.get("base_model_relation")
+    if "base_model_relation" in fields and relation not in _RELATIONS:
+        yield "base_model_relation", f"expected {', '.join(_RELATIONS)}, found {show(json.dumps(relation), 60)}"
+    names = fields.get("base_model")
+    for name in names if isinstance(names, list) else [names]:
+        if isinstance(name, str) and name.strip() and _REPOSITORY.fullmatch(name) is None:
+            yield "base_model", f'expected the name of a repository, "owner/name", found "{show(name, 60)}"'
 
 
 def _texts(subject: Subject) -> Iterator[tuple[FindingLocation, str]]:

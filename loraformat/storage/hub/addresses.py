@@ -57,12 +57,6 @@ class Address:
         """The path in the repository of a file of the folder."""
         return f"{self.folder}/{path}" if self.folder else path
 
-    def overlaps(self, other: Address) -> bool:
-        """Whether one is, contains or lies inside the other; the Hub takes names in any case of letters."""
-        same = self.repository.casefold() == other.repository.casefold() and self.branch == other.branch
-        one, two = (f"{each.folder}/" if each.folder else "" for each in (self, other))
-        return same and (one.startswith(two) or two.startswith(one))
-
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         folder = f"/{self.folder}" if self.folder else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,6 +38,44 @@ def in_background(call: Callable[[], T], patience_s: float | None = None) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+def all_in_background(calls: Sequence[Callable[[], object]], threads: int) -> None:
+    """Make several calls, some at a time; after an exception, here or in one of them, no further one is begun.
+
+    Their threads do not keep this process alive, as those of a pool of the standard library would.
+
+    Raises: what one of the calls raises.
+    """
+    waiting = deque(calls)
+    errors: list[BaseException] = []
+    stopped = threading.Event()
+    ended = threading.Semaphore(0)
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                call = waiting.popleft()
+            except IndexError:
+                break
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                errors.append(error)
+                stopped.set()
+        ended.release()
+
+    count = min(threads, len(calls))
+    with _quiet():
+        try:
+            for _ in range(count):
+                threading.Thread(target=run, name="loraformat-hub", daemon=True).start()
+            for _ in range(count):
+                ended.acquire()
+        finally:
+            stopped.set()
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
 
-LIBRARIES = ("huggingface_hub", "httpx", "httpcore", "h11", "requests", "urllib3", "hf_xet")
+CONNECTIONS = ("httpx", "httpcore", "h11", "requests", "urllib3")
+LIBRARIES = ("huggingface_hub", "hf_xet", *CONNECTIONS)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN, if it is private"
 
 

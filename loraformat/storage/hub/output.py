@@ -197,10 +197,9 @@ class CopyWriter:
         self._add(nbytes)
 
     def clone_from(self, source: Source, path: str) -> bool:
-        """See Writer."""
-        is_same = source is self._copy.source and path == self._copy.path
-        self._add(self._copy.nbytes if is_same else 0)
-        return is_same
+        """See Writer: never, so that bytes which pass through this machine anyway are compared."""
+        del source, path
+        return False
 
     def _add(self, nbytes: int) -> None:
         with self._lock:

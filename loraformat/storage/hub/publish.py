@@ -7,25 +7,29 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loraformat._version import __version__
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.hub.addresses import BRANCH, Address
-from loraformat.storage.hub.background import in_background
+from loraformat.storage.hub.background import all_in_background, in_background
 from loraformat.storage.hub.connection import Connection, State
+from loraformat.storage.hub.faults import as_hub_error
 from loraformat.storage.hub.output import HubOutput, WholeCopy
 from loraformat.storage.hub.rejections import CopyRejected, as_rejection, patiently
-from loraformat.storage.hub.target import Place, check_stale
+from loraformat.storage.hub.target import OF_THE_HUB, Place, check_stale
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.publication import Published, Publishing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+_UPLOADS = 4  # at a time
 _PATIENCE_S = 600.0  # for a request without files
 _MOST_REGULAR_NBYTES = 20 << 20  # of a file that the Hub keeps in git
+_CLEANING_S = 60.0
 _PROBE = ".loraformat-probe"
 
 
@@ -76,65 +80,67 @@ class Publisher:
         names = {*output.collected(), *output.copies}
         check_stale(self.place, names, ours)
         removed = sorted(ours - names)
+        made: list[str] = []
         with Deferral() as signals:
-            parent = self._parent()
             try:
+                parent = self._parent(made)
                 with signals.delivered():
-                    additions = self._sent(output.collected())
-                    sent = _nbytes(output)
-                try:
-                    found = self._committed(additions, output.copies, removed, parent)
-                    refused = ""
-                except CopyRejected as error:
-                    refused = error.reason
-                    with signals.delivered():
-                        fetched = self._fetched(output)
-                        sent += sum(one.nbytes for one in output.copies.values())
-                    found = self._committed([*additions, *fetched], {}, removed, parent)
+                    found = self._sent_and_committed(output, removed, parent)
             except BaseException:
-                self._undo(parent)
+                self._undo(made)
                 raise
-        kept = self.place.files().keys() - names - set(removed) - {".gitattributes"}
-        copied = tuple(sorted(output.copies))
-        return replace(
-            found,
-            uploaded=sent,
-            copied=() if refused else copied,
-            fetched=copied if refused else (),
-            reason=refused,
-            removed=tuple(removed),
-            kept=tuple(sorted(kept)),
-        )
+        kept = self.place.files().keys() - names - set(removed) - OF_THE_HUB
+        return replace(found, removed=tuple(removed), kept=tuple(sorted(kept)))
+
+    def _sent_and_committed(self, output: HubOutput, removed: Sequence[str], parent: str) -> Published:
+        """The commit, once the Hub has all files."""
+        additions = self._sent(output.collected())
+        sent, copied = _nbytes(output), tuple(sorted(output.copies))
+        try:
+            found = self._committed(additions, output.copies, removed, parent)
+            return replace(found, uploaded=sent, copied=copied)
+        except CopyRejected as error:
+            reason = error.reason
+        fetched = self._fetched(output)
+        sent += sum(one.nbytes for one in output.copies.values())
+        found = self._committed([*additions, *fetched], {}, removed, parent)
+        return replace(found, uploaded=sent, fetched=copied, reason=reason)
 
     def _ask(self, call: Callable[[], Any], *, again: bool = True) -> Any:  # noqa: ANN401 - of the library's own kinds
         """What a call gives, asked for again where the Hub is busy, and where `again` also where an answer was lost."""
         with as_rejection(str(self._address)):
             return patiently(lambda: in_background(call, _PATIENCE_S), self.wait, again=again)
 
-    def _parent(self) -> str:
-        """The commit on which the output's will stand; repository and branch are made where they are not there."""
+    def _parent(self, made: list[str]) -> str:
+        """The commit on which the output's will stand; repository and branch are made where they are not there.
+
+        Args: made: takes what was made, "repository" or "branch".
+        """
         repository, state = self._address.repository, self.place.state
         private = self.publishing.options.private
         if state is None:
             self._ask(lambda: self._api.create_repo(repository, private=private, exist_ok=False), again=False)
+            made.append("repository")
         if not self.place.has_branch and self._address.branch != BRANCH:
             self._ask(lambda: self._api.create_branch(repository, branch=self._address.branch), again=False)
+            made.append("branch")
         if state is not None:
             return state.commit
-        return self.connection.state(Address(repository, self._address.revision)).commit
+        with as_hub_error(str(self._address)):
+            return self.connection.state(Address(repository, self._address.revision)).commit
 
-    def _undo(self, parent: str) -> None:
+    def _undo(self, made: Sequence[str]) -> None:
         """Remove what was made for a commit that was not made, unless somebody has used it since."""
-        address = self._address
-        if self.place.has_branch:
+        address, api = self._address, self._api
+        if not made:
             return
         try:
-            if self.connection.state(Address(address.repository, address.revision)).commit != parent:
-                return
-            if self.place.state is None:
-                in_background(lambda: self._api.delete_repo(address.repository, missing_ok=True), _PATIENCE_S)
-            elif address.branch != BRANCH:
-                in_background(lambda: self._api.delete_branch(address.repository, branch=address.branch), _PATIENCE_S)
+            before = self.place.state
+            state = self.connection.state(Address(address.repository, None if before is None else address.revision))
+            if before is None and not state.files.keys() - OF_THE_HUB:
+                in_background(lambda: api.delete_repo(address.repository, missing_ok=True), _CLEANING_S)
+            elif before is not None and state.commit == before.commit:
+                in_background(lambda: api.delete_branch(address.repository, branch=address.branch), _CLEANING_S)
         except Exception:  # noqa: BLE001 - the error that led here is the one to tell
             return
 
@@ -142,17 +148,10 @@ class Publisher:
         """Operations that add files, which are uploaded."""
         from huggingface_hub import CommitOperationAdd
 
-        address, pull = self._address, self.publishing.options.create_pr
+        address = self._address
         with as_rejection(str(address)), _truncated(files):
             additions = [CommitOperationAdd(address.inside(name), path) for name, path in files.items()]
-            patiently(
-                lambda: in_background(
-                    lambda: self._api.preupload_lfs_files(
-                        address.repository, additions, revision=address.branch, create_pr=pull, free_memory=False
-                    )
-                ),
-                self.wait,
-            )
+            all_in_background([partial(self._upload, each) for each in additions], _UPLOADS)
         ignored = [each.path_in_repo for each in additions if getattr(each, "_should_ignore", False)]
         if ignored:
             raise StorageError(
@@ -161,6 +160,19 @@ class Publisher:
                 hint="remove the line from it, or write to another repository",
             )
         return additions
+
+    def _upload(self, addition: Any) -> None:  # noqa: ANN401 - a CommitOperationAdd
+        """Find out how the Hub keeps a file, and upload it where that is outside of git.
+
+        One at a time: for several the library makes threads that no signal ends.
+        """
+        address, pull = self._address, self.publishing.options.create_pr
+        patiently(
+            lambda: self._api.preupload_lfs_files(
+                address.repository, [addition], revision=address.branch, create_pr=pull, free_memory=False
+            ),
+            self.wait,
+        )
 
     def _fetched(self, output: HubOutput) -> list[Any]:
         """Operations that add the files that the Hub did not copy: they are fetched, one at a time, and uploaded."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
-from loraformat.storage.hub.faults import LIBRARIES, is_of_libraries, refusal
+from loraformat.storage.hub.faults import CONNECTIONS, LIBRARIES, refusal
 from loraformat.storage.hub.http import ATTEMPTS, BUSY, backoff, pause_of
 
 T = TypeVar("T")
@@ -50,14 +50,16 @@ def patiently(call: Callable[[], T], wait: Callable[[float], None], *, again: bo
 
 def _pause(error: Exception, attempt: int, *, again: bool) -> float | None:
     """Seconds until a call is made again; None where it would end the same way."""
-    if isinstance(error, LoraFormatError) or (isinstance(error.__cause__, Exception) and _answer(error) is None):
-        return None  # the library below has tried it several times
+    if isinstance(error, LoraFormatError) or type(error) is RuntimeError:
+        return None  # the one is final, the other an upload that the library below has tried several times
     answer = _answer(error)
     if answer is not None:
-        if answer.status_code not in BUSY or isinstance(error, RuntimeError):
-            return None
-        return pause_of(int(answer.status_code), str(answer.headers.get("retry-after", "")), attempt)
-    return backoff(attempt) if again and is_of_libraries(error) else None
+        is_busy = answer.status_code in BUSY
+        return (
+            pause_of(int(answer.status_code), str(answer.headers.get("retry-after", "")), attempt) if is_busy else None
+        )
+    is_lost = isinstance(error, OSError) or type(error).__module__.startswith(CONNECTIONS)
+    return backoff(attempt) if again and is_lost else None
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def stage(
     del permissions, on_cleared
     assert word is None, "no unfinished output of the Hub is joined"
     chosen = publishing or Publishing(Publication())
-    address = parsed(target, inputs, chosen.options, resume=resume)
+    address = parsed(target, chosen.options, resume=resume)
     with as_hub_error(target):
         from huggingface_hub import constants
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from loraformat import strict_json
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson, StorageError, UsageError
-from loraformat.storage.hub.addresses import BRANCH, SCHEME, Address
+from loraformat.storage.hub.addresses import BRANCH, Address
 from loraformat.storage.hub.connection import Connection, ListedFile, State, check_status, state_of
 from loraformat.storage.hub.faults import refusal
 from loraformat.storage.local.store import WEIGHT_SUFFIXES
 from loraformat.storage.publication import Publication
 
 # What every repository has from the first moment on.
-_OF_THE_HUB = frozenset([".gitattributes"])
+OF_THE_HUB = frozenset([".gitattributes"])
 _CARD = "README.md"  # in which people write
 _WEIGHTS = (*WEIGHT_SUFFIXES, ".index.json")
 _MOST_ANSWER_NBYTES = 1 << 20
@@ -43,10 +43,10 @@ class Place:
         return {name.removeprefix(prefix): one for name, one in self.state.files.items() if name.startswith(prefix)}
 
 
-def parsed(target: str, inputs: Sequence[str], options: Publication, *, resume: bool) -> Address:
+def parsed(target: str, options: Publication, *, resume: bool) -> Address:
     """The address of an output.
 
-    Raises: StorageError: not one that can be written, or an input of the run. UsageError: options that it lacks.
+    Raises: StorageError: not one that can be written. UsageError: options that it lacks.
     """
     address = Address.parse(target)
     if address.is_commit or address.branch.startswith("refs/"):
@@ -56,9 +56,6 @@ def parsed(target: str, inputs: Sequence[str], options: Publication, *, resume: 
         raise UsageError("an interrupted output on the Hub leaves nothing to go on with", where="--resume", hint=hint)
     if options.create_pr and address.branch != BRANCH:
         raise UsageError("the Hub takes pull requests to the main branch only", where="--create-pr")
-    for given in inputs:
-        if given.lower().startswith(SCHEME) and address.overlaps(Address.parse(given)):
-            raise StorageError(f"the output is, contains, or lies inside the input {given}", where=target)
     return address
 
 
@@ -125,7 +122,7 @@ def earlier_output(
 
     Raises: StorageError: something is there, and may not be replaced.
     """
-    there = place.files().keys() - _OF_THE_HUB
+    there = place.files().keys() - OF_THE_HUB
     if not there:
         return frozenset()
     if not overwrite:

@@ -1,0 +1,111 @@
+"""card: the model card of an output, alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from loraformat.diagnostics import Finding
+from loraformat.errors import ConfigError, StorageError, UsageError
+from loraformat.jobs.card.facts import Origin, facts_of, fields_of_card, name_of
+from loraformat.jobs.card.text import rendered
+from loraformat.merger.write.manifest import read_manifest
+from loraformat.model.bundle import CARD, Bundle, OpenedFiles, RawFile
+from loraformat.model.results.verbs import CardResult
+from loraformat.report import Report
+from loraformat.rules import Subject
+from loraformat.rules.metadata.card import card_metadata, card_without_base, card_without_license, fields_of
+from loraformat.storage import Location, is_hub, open_store, uri_of, uri_or_none, write_to
+
+_MOST_NBYTES = 1 << 20
+
+
+def card(
+    path: Location,
+    out: Location | None = None,
+    *,
+    base: Location | None = None,
+    name: str | None = None,
+) -> Report:
+    """The model card of an adapter, a merged or a quantized model; into the file `out`, or as text in the report.
+
+    >>> import loraformat
+    >>> report = loraformat.card("fixtures/good/peft/tiny-llama", name="acme/tiny-lora")
+    >>> print("".join(report.data.text.splitlines(keepends=True)[:5]), end="")
+    ---
+    base_model:
+    - loraformat/tiny-llama
+    base_model_relation: adapter
+    library_name: peft
+
+    The front matter and a marked part are written; what a person wrote around that part, and fields that a person set,
+    stay. The same files and the same card give the same card.
+
+    Args:
+        path: folder or address of the Hub.
+        out: a file, whose text is kept around the marked part if it is there; None to write none.
+        base: the base: its address on the Hub is named, and its license, language and task are those of the card.
+        name: "owner/name" under which others load it; by default that of the address, or of the folder.
+
+    Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the card that is there
+        cannot be read. ConfigError (LF103): it has a value that the Hub does not take. StorageError.
+    """
+    uri, target = uri_of(path), uri_or_none(out)
+    if target is not None and is_hub(target):
+        raise UsageError("a card alone is written into a file", where="-o", hint="upload it with `hf upload`")
+    store = open_store(uri)
+    origin = Origin() if base is None else _origin(uri_of(base))
+    existing = _text(store, target)
+    if existing is not None and _is_of_the_base(existing, read_manifest(store)):
+        known = fields_of(existing.decode("utf-8", "replace"))
+        origin, existing = replace(origin, base_fields={**known, **origin.base_fields}), None
+    facts = facts_of(store, origin)
+    there = None if existing is None else existing.decode("utf-8", "replace")
+    text = rendered(facts, name or name_of(uri), there)
+    findings = _checked(uri, text)
+    if target is not None:
+        write_to(target, text.encode("utf-8"))
+    return Report(
+        job="card",
+        subject=uri,
+        data=CardResult(relation=facts.relation, text=text),
+        findings=findings,
+        written=() if target is None else (target,),
+    )
+
+
+def _checked(uri: str, text: str) -> tuple[Finding, ...]:
+    """What `validate` finds in the card. Raises: ConfigError (LF103): a field that the Hub does not take."""
+    data = text.encode("utf-8", "replace")
+    subject = Subject(bundle=Bundle(uri, {CARD: RawFile(CARD, len(data), lambda: data)}), format="")
+    for hit in card_metadata.check(subject):
+        raise ConfigError(hit.message, where=hit.location, hint="correct it in the card, or remove the field")
+    return tuple(each.finding(hit) for each in (card_without_base, card_without_license) for hit in each.check(subject))
+
+
+def _origin(base: str) -> Origin:
+    return Origin(base=base, base_fields=fields_of_card(open_store(base)))
+
+
+def _text(store: OpenedFiles, target: str | None) -> bytes | None:
+    """The card that is there: the file that is to be written, else the one among the files of the output."""
+    if target is not None and os.path.exists(target):
+        folder, name = os.path.split(target)
+        store = open_store(folder or ".")
+    else:
+        name = CARD
+    if name not in store.files():
+        return None
+    if store.size(name) > _MOST_NBYTES:
+        raise StorageError(f"{store.size(name)} bytes, at most {_MOST_NBYTES} are read", where=target or store.uri)
+    return store.read(name)
+
+
+def _is_of_the_base(card: bytes, manifest: Mapping[str, Any] | None) -> bool:
+    """Whether a card is the base's, which a merge copies beside a model that it does not describe."""
+    files = manifest["base"]["files"] if manifest is not None else ()
+    digest = hashlib.sha256(card).hexdigest()
+    return any(each["name"] == CARD and each.get("sha256") == digest for each in files)
