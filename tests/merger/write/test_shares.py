@@ -402,3 +402,18 @@ def test_a_plan_divides_by_bytes(run: Run) -> None:
     plan = MergePlan.from_json(json.loads(json.dumps(run("nowhere", dry_run=True).data.plan)))
     sizes = {shard.target: sum(tensor.shape[0] for tensor in shard.tensors) for shard in plan.shards}
     assert sorted(name for share in shares_of(plan, 2) for name in share) == sorted(sizes)
+
+
+def test_ranks_replace_an_earlier_output_at_the_end(run: Run, tmp_path: Path) -> None:
+    run("plain")
+    run(dtype="float32")
+    before = contents(tmp_path / "out")
+    with pytest.raises(StorageError, match="exists already"):
+        run(rank=0, world=2)
+    for rank in range(2):
+        run(rank=rank, world=2, overwrite=True)
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(StorageError, match="exists already"):
+        run(finish=True)
+    run(finish=True, overwrite=True)
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
