@@ -25,7 +25,7 @@ from loraformat.storage.s3.store import Listed, fetch, head
 _MOST_OBJECTS = 100_000
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Left:
     """The objects under a prefix, sorted out.
 

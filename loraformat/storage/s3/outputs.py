@@ -79,7 +79,7 @@ class S3Output:
     @property
     def refused(self) -> str:
         """See Output."""
-        return self.making.workers.refused
+        return next(iter(self.making.workers.refused), "")
 
     def key(self, name: str) -> str:
         """Where a file is completed: under its own name, or beside the old file of that name."""

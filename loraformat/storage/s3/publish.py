@@ -25,7 +25,7 @@ _SAVED_NBYTES, _MOST_SAVED_NBYTES = 8 << 20, 64 << 20
 _CONFIGS = frozenset({"config.json", "adapter_config.json", "lora_config.json", "model_index.json"})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Publication:
     """An output whose files are put in place.
 

@@ -22,7 +22,7 @@ _SENDERS, _COPIERS = 4, 64
 _MOST_SENDING, _MOST_OPEN = 4, 4  # parts in memory that are complete, and that are not
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Workers:
     """What the uploads of one output share: threads, and room for parts.
 
@@ -30,14 +30,14 @@ class Workers:
         senders, copiers: threads that send parts, and that wait for copies.
         room: for complete parts in memory.
         buffers: parts that are not complete.
-        refused: what the service said where it did not copy; "" where it copies.
+        refused: what the service said where it did not copy.
     """
 
     senders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_SENDERS, "loraformat-send"))
     copiers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_COPIERS, "loraformat-copy"))
     room: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_MOST_SENDING))
     buffers: Buffers = field(default_factory=lambda: Buffers(_MOST_OPEN))
-    refused: str = ""
+    refused: list[str] = field(default_factory=list)
 
     def close(self) -> None:
         """End the threads; what is not begun is not done."""
@@ -110,7 +110,7 @@ class Upload:
             except Exception as error:
                 if not refuses_copies(error):
                     raise
-                self._workers.refused = code_of(error)
+                self._workers.refused.append(code_of(error))
                 return self._parts_with([])
         self._client.traits[self._trait] = True
         return parts
