@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from loraformat.merger.compute.combination import sparsity_of
-from loraformat.merger.compute.kinds.arithmetic import check_arithmetic
 from loraformat.merger.inputs import Inputs
 from loraformat.merger.plan.data import MergePlan
-from loraformat.merger.verify.reference.kinds.effects import check_effects
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.updates import kind_of
@@ -27,6 +25,11 @@ def check_kinds(adapters: Iterable[Adapter]) -> None:
     Raises: UnsupportedUpdate (LF013): one of the tables has no line for a kind.
     """
     updates = {type(each): each for adapter in adapters for chain in adapter.updates.values() for each in chain}
+    if not updates:
+        return
+    from loraformat.merger.compute.kinds.arithmetic import check_arithmetic
+    from loraformat.merger.verify.reference.kinds.effects import check_effects
+
     for update in updates.values():
         kind_of(update)
     check_arithmetic(updates)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 
 from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.jobs.card.facts import Origin, facts_of, name_of
-from loraformat.jobs.card.text import rendered
 from loraformat.merger.plan.findings import copies_refused, kept_beside, published, replaced
 from loraformat.model.bundle import CARD
 from loraformat.storage import Output, Publication, Published, Publishing, check_publication, is_hub
@@ -54,6 +53,7 @@ def write_card(output: Output, out: str, publishing: Publishing | None, origin: 
     """
     if publishing is None:
         return
+    from loraformat.jobs.card.text import rendered
     from loraformat.storage.hub import HubOutput
 
     assert isinstance(output, HubOutput)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from loraformat.arithmetic import Packed, pack
 from loraformat.merger.compute.apply import add_column_squares
 from loraformat.merger.compute.combination import combination, sparsity_of
-from loraformat.merger.compute.kinds.arithmetic import prepare
 from loraformat.merger.compute.kinds.placement import BaseValues, Placement, Windows
 from loraformat.merger.compute.kinds.steps import Addition, Step
 from loraformat.merger.compute.low_rank import factors_of, is_plain
@@ -75,6 +74,8 @@ class Steps:
 
     def _step(self, term: Term) -> Step:
         """A term made ready; one that depends on the base is computed from all of the base's matrix first."""
+        from loraformat.merger.compute.kinds.arithmetic import prepare
+
         edit, operand = self._edit, term.operand
 
         def of_operand() -> tuple[Windows, bool]:

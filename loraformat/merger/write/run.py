@@ -18,7 +18,6 @@ from loraformat.merger.inputs import Inputs, base_names, fingerprints_of
 from loraformat.merger.kinds import check_kinds
 from loraformat.merger.plan.data import MergePlan, nbytes_of
 from loraformat.merger.plan.findings import resumed
-from loraformat.merger.verify import check_output
 from loraformat.merger.write.digests import build_digests, rendered
 from loraformat.merger.write.file_tasks import FileEngine, FileTask, tasks_of
 from loraformat.merger.write.journal import Journal, run_fingerprint
@@ -147,6 +146,8 @@ def complete(
     """
     base, read = base_source(plan, inputs), open_engine(limits.jobs).map
     if trust.verify != "none":
+        from loraformat.merger.verify import check_output
+
         is_full = trust.verify == "full"
         written.checked = check_output(
             plan,
