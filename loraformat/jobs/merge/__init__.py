@@ -2,4 +2,4 @@
 
 from loraformat.jobs.merge.verbs import DEFAULT_MEMORY_NBYTES, dequantize, merge
 
-__all__ = ["DEFAULT_MEMORY_NBYTES", "dequantize", "merge", "prepare"]
+__all__ = ["DEFAULT_MEMORY_NBYTES", "dequantize", "distribution", "merge", "prepare"]

@@ -1,3 +1,3 @@
 """Files and records: weights, other files, manifest, digests, journal."""
 
-__all__ = ["digests", "file_tasks", "manifest", "other_files", "run", "weights"]
+__all__ = ["digests", "file_tasks", "manifest", "other_files", "receipts", "run", "shares", "weights"]
