@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import loraformat
-from loraformat.errors import UsageError
+from loraformat.errors import StorageError, UsageError
 from loraformat.jobs.diff import diff
 from loraformat.jobs.estimate import estimate
 from loraformat.jobs.plot import plot
 from loraformat.jobs.verify import verify
+from loraformat.storage import uri_of
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 ADAPTER = FIXTURES / "minigpt" / "lora_adapter"
@@ -110,3 +112,22 @@ def test_an_alpha_is_a_number() -> None:
     text: Any = "16"
     with pytest.raises(UsageError, match="alpha: expected a finite number, found 16"):
         loraformat.load_adapter(ADAPTER, alpha=text)
+
+
+def test_file_addresses_are_paths(tmp_path: Path) -> None:
+    address = f"file://{BASE}"
+    assert loraformat.open_checkpoint(address).tensors.keys() == loraformat.open_checkpoint(BASE).tensors.keys()
+    (tmp_path / "a b").mkdir()
+    assert uri_of(f"file://localhost{tmp_path}/a%20b") == f"{tmp_path}/a b"
+    with pytest.raises(UsageError, match="another machine"):
+        uri_of("file://elsewhere/models")
+
+
+@pytest.mark.parametrize("spelled", ["{0}", "{0}/", "file://{0}", "{0}/../base", "{0}/inner"])
+def test_an_output_is_not_its_input_however_that_is_spelled(spelled: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(BASE, base)
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    with pytest.raises(StorageError, match="lies inside the input"):
+        loraformat.merge(f"file://{base}", [ADAPTER], spelled.format(base), alpha=1.0, overwrite=True)
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before

@@ -208,6 +208,13 @@ def _no_command(name: str) -> str:
     """What is said of a first word that is not a command: a path is one that was meant for some command."""
     from loraformat.diagnostics import did_you_mean
 
+    if "://" in name:
+        from loraformat.storage import uri_of
+
+        try:
+            uri_of(name)
+        except LoraFormatError as error:  # it may hold a password, which must not be repeated
+            return str(error)
     if os.path.lexists(name) or "://" in name:
         return f"{name!r} is a path, not a command. Did you mean loraformat inspect {name}?"
     near = did_you_mean(name, COMMANDS).strip()

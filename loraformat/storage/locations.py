@@ -42,7 +42,7 @@ def uri_of(location: Location) -> str:
         )
     if _SECRET.match(text):
         hint = "give them as the service's own tools take them, and treat these as disclosed"
-        raise StorageError("an address has no place for credentials", where=text.partition("/")[0], hint=hint)
+        raise StorageError("an address has no place for credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
     return _path_of(text) if text[:6].lower() == "file:/" else text
 
 

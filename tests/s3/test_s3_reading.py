@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 from s3_server import S3Server
 
+from loraformat.cli import main
 from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage import open_store, uri_of
 from loraformat.storage.s3 import store as s3_store
@@ -197,3 +199,10 @@ def test_where_nothing_listens_it_is_said_soon(bucket: S3Server, monkeypatch: py
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(StorageError, match="cannot be reached"):
         open_store("s3://models/base")
+
+
+def test_a_command_line_that_is_an_address_with_credentials_does_not_repeat_them() -> None:
+    found = CliRunner().invoke(main, ["s3://AKIA:SECRET@models/base"])
+    assert found.exit_code == 2
+    assert "SECRET" not in found.output
+    assert "no place for credentials" in found.output
