@@ -189,6 +189,12 @@ class Checked:
 class FileShare:
     """The part of an output's weight files that one of several processes computed.
 
+    >>> import loraformat
+    >>> adapters = ["fixtures/minigpt/lora_adapter"]
+    >>> report = loraformat.merge("fixtures/minigpt/base", adapters, "divided", alpha=1.0, rank=0, world=2)
+    >>> report.data.share.rank, report.data.share.files
+    (0, ('model.pt',))
+
     Attributes:
         rank: from 0.
         world: how many parts there are.
