@@ -88,7 +88,7 @@ def test_a_merge_that_fails_leaves_no_object(
 
 def test_an_output_is_not_written_where_nothing_can_be(base: Path, change: Path) -> None:
     with pytest.raises(LoraFormatError, match="outputs are not written there"):
-        loraformat.merge(str(base), [str(change)], "hf://owner/name")
+        loraformat.merge(str(base), [str(change)], "gs://bucket/merged")
     with pytest.raises(LoraFormatError, match="s3:// is not supported"):
         loraformat.merge(str(base), [str(change)], "s3://bucket/out")
 
