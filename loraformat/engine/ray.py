@@ -32,8 +32,14 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P
 # What a client of HTTP/2 begins with, and an empty frame of settings (RFC 9113, 3.4 and 4.1).
 _SETTINGS = 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
-# Names of variables that workers get, with commas: "AWS_*, HF_TOKEN". Credentials stay here unless somebody asks.
+# Names of variables that workers get, with commas; an asterisk at the end of one stands for any letters. Without it
+# they get those by which boto3 and the Hub's tools reach a place as this process does: nodes of a cluster have none of their
+# own as a rule. Paths, such as that of a file of credentials, mean nothing on another machine.
 _SENT = "LORAFORMAT_RAY_ENV"
+_USUAL = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT", "HF_TOKEN"),
+)
 _ITSELF = ("auto", "local")
 
 
@@ -151,16 +157,17 @@ def _on_worker(function: Callable[[T], R], item: T, version: str, settings: dict
         text = f"{error.message}, on node {socket.gethostname()}"
         hint = error.hint or "every node must see the inputs and the folder of the output: a shared folder, or a bucket"
         if "credentials" in error.message and not settings:
-            hint += f"; a node uses its own, {_SENT}='AWS_*' sends the variables of this process"
+            hint += f"; a node uses its own where {_SENT} is set and names none"
         raise StorageError(text, where=error.location, hint=hint) from None
 
 
 def _settings_for_workers() -> dict[str, str]:
-    """Variables of the environment that the user wants workers to have: none unless he names them.
+    """The variables of the environment that workers get.
 
     They go with each task, and not by Ray's `runtime_env`, which the dashboard of a cluster shows.
     """
-    wanted = [name.strip() for name in os.environ.get(_SENT, "").split(",") if name.strip()]
+    named = os.environ.get(_SENT)
+    wanted = _USUAL if named is None else [name.strip() for name in named.split(",") if name.strip()]
     return {
         name: value
         for name, value in os.environ.items()

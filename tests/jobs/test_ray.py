@@ -222,22 +222,25 @@ def test_a_node_that_does_not_see_the_folder_says_so(cluster: Any, base: Path, c
         list(TaskFiles(RayEngine.open(cluster.address)).run(tasks))
 
 
-def test_workers_get_the_variables_that_the_user_names(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_credentials_and_the_variables_that_the_user_names(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from loraformat.engine.ray import RayEngine
 
     def seen(name: str) -> str | None:
         import os
 
-        return os.environ.get(name)
+        return name if name in os.environ else None
 
-    names = ["TOY_SECRET_KEY", "TOY_REGION", "OTHER_TOKEN"]
+    names = ["TOY_SECRET_KEY", "TOY_REGION", "OTHER_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"]
     for name in names:
         monkeypatch.setenv(name, "x")
-    for sent, expected in ((None, []), ("TOY_*", names[:2]), (" OTHER_TOKEN,TOY", names[2:]), ("*", [])):
+    named = (("", []), ("TOY_*", names[:2]), (" OTHER_TOKEN,TOY", names[2:3]), ("*", []))
+    for sent, expected in ((None, ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY"]), *named):
         if sent is not None:
             monkeypatch.setenv("LORAFORMAT_RAY_ENV", sent)
         with contextlib.closing(RayEngine.open(cluster.address).map_unordered(seen, names)) as found:
-            assert sorted(one for one in found if one) == ["x"] * len(expected)
+            assert {one for one in found if one} == set(expected)
 
 
 def test_a_gpu_that_no_node_has_is_an_error(cluster: Any, base: Path, change: Path, tmp_path: Path) -> None:

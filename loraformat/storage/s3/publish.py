@@ -26,7 +26,7 @@ _CONFIGS = frozenset({"config.json", "adapter_config.json", "lora_config.json", 
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
+class PublishedOutput:
     """An output whose files are put in place.
 
     Attributes:

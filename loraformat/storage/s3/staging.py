@@ -23,7 +23,7 @@ from loraformat.storage.s3.leftovers import (
 )
 from loraformat.storage.s3.locks import check_unlocked, locked
 from loraformat.storage.s3.outputs import Making, S3Output
-from loraformat.storage.s3.publish import Publication, clear_up, discard, each_folder
+from loraformat.storage.s3.publish import PublishedOutput, clear_up, discard, each_folder
 from loraformat.storage.s3.records import OUTPUT, OutputRecord, own_name
 from loraformat.storage.s3.requests import put_object
 from loraformat.storage.s3.store import Listed
@@ -71,7 +71,7 @@ def stage(
         record = record or OutputRecord(replaces=bool(old), old=tuple(old))
         making = _making(client, chosen, record, inputs, is_shared=False, resumes=bool(kept))
         output = S3Output(address, making, permissions)
-        publication = Publication(output, record, old)
+        publication = PublishedOutput(output, record, old)
         try:
             _note(client, address, chosen, record)
             if kept:
@@ -248,7 +248,7 @@ def _note(client: Client, address: Address, word: str, record: OutputRecord) -> 
         put_object(client, address.bucket, address.key(own_name(word, OUTPUT)), record.to_bytes())
 
 
-def _give_up(publication: Publication, *, is_kept: bool) -> None:
+def _give_up(publication: PublishedOutput, *, is_kept: bool) -> None:
     """Remove what a run made; where it `is_kept`, only what everybody sees."""
     output = publication.output
     if not is_kept:
