@@ -33,8 +33,8 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P
 _SETTINGS = 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 # Names of variables that workers get, with commas; an asterisk at the end of one stands for any letters. Without it
-# they get those by which boto3 and the Hub's tools reach a place as this process does: nodes of a cluster have none of their
-# own as a rule. Paths, such as that of a file of credentials, mean nothing on another machine.
+# they get those by which boto3 and the Hub's tools reach a place as this process does: nodes have none of their own as
+# a rule. Paths, such as that of a file of credentials, mean nothing on another machine.
 _SENT = "LORAFORMAT_RAY_ENV"
 _USUAL = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION"),
