@@ -301,7 +301,7 @@ _RANK = click.option(
     "--rank",
     type=int,
     metavar="I",
-    help="Compute one of --world shares of the output's files, from 0, and leave it unseen for --finish.",
+    help="Compute one of --world shares of the output's files, from 0; nothing is visible before --finish.",
 )
 _WORLD = click.option("--world", type=int, metavar="N", help="How many shares there are, each with its own --rank.")
 _FINISH = click.option(

@@ -80,6 +80,9 @@ def decode(codes: Codes, *, transposed: bool = False) -> Singles:
     if compiled is None:
         found = _by_numpy(codes)
         return found.T.copy() if transposed else found
+    if transposed and codes.order == ACROSS:  # the loop fills whole rows of such codes
+        across: Singles = np.ascontiguousarray(decode(codes).T)
+        return across
     found = np.empty((codes.cols, codes.rows) if transposed else (codes.rows, codes.cols), np.float32)
     _compiled(compiled, codes, found.ctypes.data, DType.F32, transposed=transposed)
     return found
@@ -107,11 +110,14 @@ class CodedRows:
         """
         import numpy as np
 
+        if written.nbytes != self.codes.rows * self.codes.cols * dtype.itemsize:
+            raise ValueError(
+                f"expected room for {self.codes.rows} x {self.codes.cols} numbers, found {written.nbytes} bytes"
+            )
         compiled = kernel()
-        if compiled is None:
+        if compiled is None or (self.is_transposed and self.codes.order == ACROSS):
             return convert(bytes_of(self.numbers(), DType.F32), DType.F32, written, dtype)
         into = np.frombuffer(written, np.uint8)
-        assert into.size == self.codes.rows * self.codes.cols * dtype.itemsize
         return _compiled(compiled, self.codes, into.ctypes.data, dtype, transposed=self.is_transposed)
 
 

@@ -42,6 +42,11 @@ class Resources:
     progress: Callable[[int], None] | None = None
 
     @property
+    def processor(self) -> str:
+        """What computes: sums on another kind may differ in the last bit."""
+        return "cpu" if self.device is None else str(self.device.type)
+
+    @property
     def threads(self) -> int:
         """Threads in all."""
         return self.jobs + _WAITING

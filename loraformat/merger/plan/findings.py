@@ -323,7 +323,7 @@ def stored_transposed(base: Where, names: Sequence[str]) -> Said:
     `c_fc.weight` of shape (16, 64) in a class of its own, with an update of shape (64, 16).
 
     ## Use instead
-    Nothing to do, if these layers are `Conv1D`. A square weight is told by `fan_in_fan_out` alone (LF303).
+    Nothing to do, if these layers are `Conv1D`. For a square weight only `fan_in_fan_out` says which it is (LF303).
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `Linear`; transformers 5.23.0, pytorch_utils.py `Conv1D`.

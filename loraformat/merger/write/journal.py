@@ -23,14 +23,15 @@ _MOST_NBYTES = 1 << 30
 Map = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 
 
-def run_fingerprint(plan: MergePlan, identities: Sequence[Any], version: str) -> str:
+def run_fingerprint(plan: MergePlan, identities: Sequence[Any], version: str, processor: str = "cpu") -> str:
     """One hash over all that decides about the output's bytes.
 
     Args:
         identities: of each input, for every file: name, inode, size, times of change; or where it is, with its commit.
         version: of this package.
+        processor: see `Resources.processor`.
     """
-    facts = {"version": version, "plan": plan.to_json(), "inputs": identities}
+    facts = {"version": version, "processor": processor, "plan": plan.to_json(), "inputs": identities}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

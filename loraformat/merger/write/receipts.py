@@ -36,12 +36,14 @@ class Entry:
 
     Attributes:
         rank, world: of the process that wrote the file.
+        processor: what computed it; see `Resources.processor`.
         written: figures of the file.
         identity: what its store called the file when it was written; empty where that is not known yet.
     """
 
     rank: int
     world: int
+    processor: str
     written: Written
     identity: tuple[str | int, ...]
 
@@ -90,13 +92,14 @@ class Receipts:
     def __init__(self, output: Output, facts: Facts) -> None:
         self._output, self._facts = output, dict(facts)
 
-    def add(self, target: str, written: Written, rank: int, world: int) -> None:
+    def add(self, target: str, written: Written, rank: int, world: int, processor: str = "cpu") -> None:
         """Leave a receipt of a file that is complete."""
         values = {
             "schema": SCHEMA,
             "facts": self._facts,
             "rank": rank,
             "world": world,
+            "processor": processor,
             "identity": list(_identity(self._output, target)),
             "receipt": receipt_of(target, written).to_json(),
         }
@@ -104,8 +107,8 @@ class Receipts:
         with self._output.create(receipt_name(target), len(data)) as writer:
             writer.write(data)
 
-    def known(self, targets: Iterable[str], each: Map = map) -> dict[str, Written]:
-        """The files that need not be written again, by name."""
+    def known(self, targets: Iterable[str], each: Map = map, processor: str = "cpu") -> dict[str, Written]:
+        """The files that need not be written again, by name: those that a processor of the same kind computed."""
         names = set(self._output.names())
         found: dict[str, Entry] = {}
         for target in targets:
@@ -114,6 +117,7 @@ class Receipts:
                     found[target] = self._read(target)
                 except MergeError:
                     continue
+        found = {target: entry for target, entry in found.items() if entry.processor == processor}
         sound = each(lambda name: self._is_sound(name, found[name]), found)
         return {name: found[name].written for name, is_sound in zip(found, sound, strict=True) if is_sound}
 
@@ -122,7 +126,8 @@ class Receipts:
 
         Args: shares: number of ranks → the files of each.
 
-        Raises: MergeError (LF801): one is missing, damaged, or of another run.
+        Raises: MergeError (LF801): one is missing, damaged, or of another run; or some were computed on another kind
+            of processor than others.
         """
         names = set(self._output.names())
         found = {target: self._read(target) for target in targets if receipt_name(target) in names}
@@ -133,6 +138,10 @@ class Receipts:
             who = f"rank {', '.join(map(str, ranks))} of {world} has" if ranks else "its rank has"
             left = f"{len(missing)} of {len(targets)} weight files are missing: {listed(missing)}"
             raise MergeError(f"{who} not written all of its share; {left}", where=self._where, hint=_AGAIN)
+        kinds = sorted({entry.processor for entry in found.values()})
+        if len(kinds) > 1:
+            text = f"ranks computed on {listed(kinds)}, whose sums may differ in the last bit"
+            raise MergeError(text, where=self._where, hint="run those again that had another --device")
         return found
 
     def check_bytes(self, entries: Mapping[str, Entry], each: Map = map) -> None:
@@ -142,7 +151,7 @@ class Receipts:
         ):
             if not is_sound:
                 rank, world = entries[target].rank, entries[target].world
-                text = f"the file does not hold the bytes that rank {rank} of {world} wrote"
+                text = f"the file was touched since rank {rank} of {world} wrote it, and no digests prove its bytes"
                 raise MergeError(text, where=target, hint=f"remove it and run rank {rank} again")
 
     @property
@@ -168,7 +177,9 @@ class Receipts:
             value = read_receipt(self._output, name)
             receipt = Receipt.from_json(value["receipt"])
             figures = figures_of(receipt)
-            entry = Entry(int(value["rank"]), int(value["world"]), figures, tuple(value["identity"]))
+            entry = Entry(
+                int(value["rank"]), int(value["world"]), str(value["processor"]), figures, tuple(value["identity"])
+            )
         except StorageError:
             raise
         except (LoraFormatError, LookupError, TypeError, ValueError, AttributeError):

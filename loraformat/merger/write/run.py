@@ -94,7 +94,9 @@ def run_merge(
     """
     check_kinds(inputs.adapters)
     base = base_source(plan, inputs)
-    journal = Journal(output, run_fingerprint(plan, [_identities(one) for one in (base, *sources)], __version__))
+    processor = limits.processor if engine is None else getattr(engine, "device", limits.processor)
+    identities = [_identities(one) for one in (base, *sources)]
+    journal = Journal(output, run_fingerprint(plan, identities, __version__, processor))
     read = open_engine(limits.jobs).map
     there = _taken_over(journal, read, announce) if trust.resume else {}
     if not trust.resume:

@@ -96,7 +96,7 @@ def run_share(
     mine = set(shares_of(plan, share.world)[share.rank] if mine is None else mine)
     part = replace(plan, shards=tuple(shard for shard in plan.shards if shard.target in mine))
     receipts = Receipts(output, facts)
-    there = receipts.known(sorted(mine), open_engine(limits.jobs).map)
+    there = receipts.known(sorted(mine), open_engine(limits.jobs).map, limits.processor)
     if there and announce is not None:
         announce((resumed(sorted(there)),))
     if limits.progress is not None:
@@ -108,7 +108,7 @@ def run_share(
         inputs,
         output,
         limits,
-        on_written=lambda target, written: receipts.add(target, written, share.rank, share.world),
+        on_written=lambda target, written: receipts.add(target, written, share.rank, share.world, limits.processor),
         there=there,
         digests=digests_copies(trust, output),
     )

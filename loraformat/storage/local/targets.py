@@ -75,7 +75,7 @@ def refuse_existing_folder(
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     raise StorageError(
-        f"the folder holds {show(others[0], 100)}{more}, which this run would not write: it is not replaced",
+        f"the folder holds {show(others[0], 100)}{more}, which no earlier run wrote there: it is not replaced",
         where=target,
         hint="--overwrite replaces an earlier output; give another name, or remove the folder yourself",
     )

@@ -205,7 +205,7 @@ def _existing(
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise StorageError(
-            f"the prefix holds {show(others[0], 100)}{more}, which this run would not write: it is not replaced",
+            f"the prefix holds {show(others[0], 100)}{more}, which no earlier run wrote there: it is not replaced",
             where=address.uri,
             hint=f"--overwrite replaces an earlier output; {_REMOVE}",
         )

@@ -80,7 +80,7 @@ def test_a_merge_that_fails_leaves_no_object(
     def broken(*_: object, **__: object) -> None:
         raise StorageError("the check failed", where="toy")
 
-    monkeypatch.setattr("loraformat.merger.write.run.check_output", broken)
+    monkeypatch.setattr("loraformat.merger.verify.check_output", broken)
     with pytest.raises(StorageError):
         loraformat.merge(str(base), [str(change)], "toy://b/out")
     assert bucket.folder("toy://b/out") == {}

@@ -95,7 +95,7 @@ def test_progress_begins_with_what_is_there(
 
     base, change = inputs
     with monkeypatch.context() as patched:
-        patched.setattr("loraformat.merger.write.run.check_output", interrupted)
+        patched.setattr("loraformat.merger.verify.check_output", interrupted)
         with pytest.raises(KeyboardInterrupt):
             merge(base, [change], str(tmp_path / "out"), resume=True)
     seen: list[tuple[int, int]] = []

@@ -83,7 +83,7 @@ def test_a_wrong_byte_is_found_before_the_output_has_its_name(
                 save_file(tensors, path, metadata={"format": "pt"})
         real(plan, opened, LocalStore(output.folder), **more)
 
-    monkeypatch.setattr("loraformat.merger.write.run.check_output", damage)
+    monkeypatch.setattr("loraformat.merger.verify.check_output", damage)
     with pytest.raises(MergeError, match=name.replace(".", r"\.")):
         merge(base, [change], str(tmp_path / "out"), verify="full")
     assert sorted(os.listdir(tmp_path)) == ["adapter", "base"]

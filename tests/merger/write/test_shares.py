@@ -245,7 +245,7 @@ def test_bytes_that_a_rank_did_not_write_are_refused(run: Run, tmp_path: Path, v
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file does not hold the bytes that rank \d of 2 wrote"):
+    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file was touched since rank \d of 2 wrote it"):
         run(finish=True, verify=verify)
     assert not (tmp_path / "out").exists()
     for rank in range(2):
@@ -364,7 +364,7 @@ def test_a_failure_while_finishing_keeps_what_ranks_wrote(
 
     run(rank=0, world=1)
     with monkeypatch.context() as patch:
-        patch.setattr("loraformat.merger.write.run.check_output", broken)
+        patch.setattr("loraformat.merger.verify.check_output", broken)
         with pytest.raises(MergeError, match="the check failed"):
             run(finish=True)
     assert not (tmp_path / "out").exists()
