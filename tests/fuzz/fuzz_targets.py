@@ -23,8 +23,9 @@ from containers import gguf_files
 from quantization.encoders import ENCODERS, Encoder
 from safetensors.torch import save
 
+from loraformat import strict_yaml
 from loraformat.budget import Budget
-from loraformat.containers import strict_json, yaml
+from loraformat.containers import strict_json
 from loraformat.containers.bundles import open_tensors
 from loraformat.containers.checkpoints import open_checkpoint
 from loraformat.containers.distributed.tensors import open_distributed
@@ -160,7 +161,7 @@ def expression(data: bytes) -> None:
 
 def yaml_text(data: bytes) -> None:
     """What is accepted is a value of JSON, which can be written and read again."""
-    value = yaml.parse(data, "x")
+    value = strict_yaml.parse(data, "x")
     assert strict_json.parse(strict_json.dump(value), "x") == value
 
 

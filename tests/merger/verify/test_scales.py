@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 
 from loraformat.io import open_adapter
 from loraformat.jobs.merge import merge
-from loraformat.merger import AdapterSource
+from loraformat.merger import AdapterSource, verify
 from loraformat.merger.verify.reference import scales
 from loraformat.merger.verify.reference.scales import Scales, scale_used
-from loraformat.merger.write import run
 from loraformat.model.adapter import Adapter, AdapterConfig
 from loraformat.model.results.verbs import Checked
 from loraformat.model.tensors import LazyTensor
@@ -119,13 +118,13 @@ def test_kinds_without_a_factor_and_formats_without_a_formula_have_no_scale(tmp_
 def test_a_merge_is_compared_with_the_formula_of_each_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fixture that can be merged is, and no factor is left without a formula."""
     seen: list[Checked] = []
-    real = run.check_output
+    real = verify.check_output
 
     def noted(*given: Any, **named: Any) -> Checked:
         seen.append(real(*given, **named))
         return seen[-1]
 
-    monkeypatch.setattr(run, "check_output", noted)
+    monkeypatch.setattr(verify, "check_output", noted)
     merged = set()
     for number, case in enumerate(CASES):
         adapter = open_adapter(str(GOOD / case)).adapter
