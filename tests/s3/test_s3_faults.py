@@ -86,6 +86,19 @@ def test_stores_that_know_less_get_the_same_output(s3: S3Server, models: Path, i
     assert not hidden(s3)
 
 
+def test_etags_that_are_not_made_of_md5s(s3: S3Server, models: Path) -> None:
+    """As where a bucket encrypts with a key of KMS."""
+    s3.has_other_etags = True
+    s3.fault(kind="status", op="PutObject", key="out/config.json", times=FOREVER, code=403, error="AccessDenied")
+    refused(s3, "s3://models/out")
+    s3.faults.clear()
+    merge()
+    assert is_whole(s3, models)
+    merge(overwrite=True)
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
 def changed(s3: S3Server, models: Path, file: str) -> Callable[[S3Server], None]:
     data = bytearray((models / "base" / file).read_bytes())
     data[-1000:] = bytes(1000)

@@ -108,6 +108,41 @@ def test_a_finish_that_is_killed_and_run_again(s3: S3Server, models: Path) -> No
     assert not hidden(s3)
 
 
+@pytest.mark.parametrize("has_other_etags", [False, True])
+@pytest.mark.parametrize("place", ["reading what is complete", "config.json"])
+def test_a_finish_that_fails_keeps_what_the_ranks_did(
+    s3: S3Server, models: Path, place: str, has_other_etags: bool
+) -> None:
+    s3.has_other_etags = has_other_etags
+    for rank in range(2):
+        merge(rank=rank, world=2)
+    if place == "config.json":
+        s3.fault(kind="status", op="PutObject", key="out/config.json", times=10**6, code=403, error="AccessDenied")
+    else:
+        s3.fault(kind="status", op="GetObject", key="out/model-", times=10**6, code=403, error="AccessDenied")
+    with pytest.raises(StorageError, match="s3://models/out"):
+        merge(finish=True)
+    s3.faults.clear()
+    assert set(visible(s3)) == {f"out/{name}" for name in FILES}
+    since = len(s3.log)
+    merge(rank=0, world=2)
+    merge(finish=True)
+    assert s3.moved(since, op="UploadPart")["requests"] == 0
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
+def test_a_plain_run_sweeps_what_a_failed_finish_left(s3: S3Server, models: Path) -> None:
+    merge(rank=0, world=1)
+    s3.fault(kind="status", op="PutObject", key="out/config.json", times=10**6, code=403, error="AccessDenied")
+    with pytest.raises(StorageError):
+        merge(finish=True)
+    s3.faults.clear()
+    merge()
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
 def test_a_plain_run_sweeps_what_ranks_left(s3: S3Server, models: Path) -> None:
     merge(rank=0, world=2)
     merge()

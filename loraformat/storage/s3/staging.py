@@ -23,7 +23,7 @@ from loraformat.storage.s3.leftovers import (
 )
 from loraformat.storage.s3.locks import check_unlocked, locked
 from loraformat.storage.s3.outputs import Making, S3Output
-from loraformat.storage.s3.publish import PublishedOutput, clear_up, discard, each_folder
+from loraformat.storage.s3.publish import PublishedOutput, clear_up, discard
 from loraformat.storage.s3.records import OUTPUT, OutputRecord, own_name
 from loraformat.storage.s3.requests import put_object
 from loraformat.storage.s3.store import Listed
@@ -249,16 +249,16 @@ def _note(client: Client, address: Address, word: str, record: OutputRecord) -> 
 
 
 def _give_up(publication: PublishedOutput, *, is_kept: bool) -> None:
-    """Remove what a run made; where it `is_kept`, only what everybody sees."""
+    """Remove what a run made; where it `is_kept`, only what was put beside the files that were uploaded.
+
+    Those that are complete stay, since their uploads are gone: weights without a config, an index and a manifest, which
+    the next run recognizes by their records.
+    """
     output = publication.output
     if not is_kept:
         discard(output, {} if publication.record.replaces else publication.placed)
         return
     client = output.making.client.hurried()
-    for folder, one in each_folder(output):
-        for name, known in one.completed.items() if not output.making.replaces else ():
-            with suppress(LoraFormatError):
-                remove_if_same(client, output.address, f"{folder}{name}", known)
-    for name, known in publication.placed.items() if not output.making.replaces else ():
+    for name, known in reversed(publication.placed.items()) if not output.making.replaces else ():
         with suppress(LoraFormatError):
             remove_if_same(client, output.address, name, known)
