@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_models import FILES
+from s3_models import FILES, expected
 from s3_runs import (
     ADAPTER,
     BASE,
@@ -25,6 +25,9 @@ from s3_server import S3Server
 
 import loraformat
 from loraformat.errors import LoraFormatError, StorageError
+from loraformat.storage.s3.address import Address
+from loraformat.storage.s3.client import connected
+from loraformat.storage.s3.locks import locked
 
 FIRST, SECOND = FILES
 FOREVER = 10**6
@@ -236,6 +239,68 @@ def test_two_runs_to_one_place(s3: S3Server, models: Path) -> None:
     merge()
     assert "in use by pid" in seen[0]
     assert is_whole(s3, models)
+
+
+def test_an_inner_output_that_is_being_made_is_left_alone(s3: S3Server, models: Path) -> None:
+    refused: list[str] = []
+
+    def outer(server: S3Server) -> None:
+        with pytest.raises(StorageError) as caught:
+            merge()
+        refused.append(str(caught.value))
+
+    s3.fault(kind="call", op="UploadPart$", function=outer)
+    merge("s3://models/out/inner")
+    assert "s3://models/out/inner" in refused[0]
+    assert is_whole_at(s3, models, "out/inner/")
+
+
+def is_whole_at(s3: S3Server, models: Path, prefix: str) -> bool:
+    return output(s3, prefix) == expected(models)
+
+
+CHANGES: dict[str, Callable[[S3Server], object]] = {
+    "one that appears": lambda one: one.put("models", "out/his.bin", b"his"),
+    "one that changes": lambda one: one.put("models", f"out/{FIRST}", b"his"),
+    "one that goes": lambda one: one.buckets["models"].pop(f"out/{FIRST}"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_overwrite_during_which_an_object_changes(s3: S3Server, change: Callable[[S3Server], object]) -> None:
+    merge()
+    s3.fault(kind="call", op="UploadPart$", function=change)
+    seen: list[dict[str, bytes]] = []
+    s3.fault(kind="call", op="CompleteMultipartUpload", function=lambda _: seen.append(shown(s3)))
+    with pytest.raises(StorageError, match="somebody else made, changed or removed this object"):
+        merge(overwrite=True)
+    assert output(s3) == seen[0]
+    assert not own_uploads(s3)
+
+
+def shown(s3: S3Server) -> dict[str, bytes]:
+    return {key.removeprefix("out/"): s3.get("models", key) for key in visible(s3)}
+
+
+def test_an_object_that_appears_beside_a_new_output(s3: S3Server) -> None:
+    s3.fault(kind="call", op="UploadPart$", function=CHANGES["one that appears"])
+    with pytest.raises(StorageError, match=r"his\.bin: somebody else made"):
+        merge()
+    assert output(s3) == {"his.bin": b"his"}
+
+
+def test_a_lock_that_is_renewed_is_another_object_each_time(s3: S3Server) -> None:
+    lost: list[str] = []
+    client, address = connected(), Address("models", "out")
+    with locked(client, address) as lock:
+        for _ in range(2):
+            lost.append(s3.buckets["models"]["out/.loraformat-lock"].etag)
+            s3.fault(kind="lost", op="PutObject", key="lock", times=1)
+            lock.renew()
+        lost.append(s3.buckets["models"]["out/.loraformat-lock"].etag)
+        lock.check()
+    assert len(set(lost)) == 3
+    assert not hidden(s3)
 
 
 def test_the_output_is_not_an_input(s3: S3Server, models: Path) -> None:

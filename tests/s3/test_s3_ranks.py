@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from s3_models import FILES
-from s3_runs import add_neighbors, hidden, is_whole, merge, neighbors_are_there, own_uploads, visible
+from s3_models import FILES, expected
+from s3_runs import add_neighbors, hidden, is_whole, merge, neighbors_are_there, output, own_uploads, visible
 from s3_server import S3Server
 from test_s3_outputs import start_merge, wait_for
 
@@ -141,6 +141,42 @@ def test_a_plain_run_sweeps_what_a_failed_finish_left(s3: S3Server, models: Path
     merge()
     assert is_whole(s3, models)
     assert not hidden(s3)
+
+
+@pytest.mark.parametrize("options", [{}, {"finish": True}, {"resume": True}], ids=str)
+def test_while_a_rank_works_other_runs_are_refused(s3: S3Server, models: Path, options: dict[str, bool]) -> None:
+    refused: list[str] = []
+
+    def other(server: S3Server) -> None:
+        with pytest.raises(StorageError) as caught:
+            merge(**options)
+        refused.append(str(caught.value))
+
+    s3.fault(kind="call", op="UploadPart$", function=other)
+    merge(rank=0, world=2)
+    assert "in use by pid" in refused[0]
+    merge(rank=1, world=2)
+    merge(finish=True)
+    assert is_whole(s3, models)
+
+
+def test_ranks_work_at_one_time(s3: S3Server, models: Path) -> None:
+    s3.fault(kind="call", op="UploadPart$", function=lambda _: merge(rank=1, world=2) and None)
+    merge(rank=0, world=2)
+    merge(finish=True)
+    assert is_whole(s3, models)
+
+
+def test_an_outer_run_leaves_what_inner_ranks_did(s3: S3Server, models: Path) -> None:
+    for rank in range(2):
+        merge("s3://models/out/inner", rank=rank, world=2)
+    before = set(hidden(s3))
+    for options in ({}, {"overwrite": True}, {"rank": 0, "world": 2}):
+        with pytest.raises(StorageError, match=r"s3://models/out/inner: an unfinished output of another run"):
+            merge(**options)
+    assert set(hidden(s3)) == before
+    merge("s3://models/out/inner", finish=True)
+    assert output(s3, "out/inner/") == expected(models)
 
 
 def test_a_plain_run_sweeps_what_ranks_left(s3: S3Server, models: Path) -> None:

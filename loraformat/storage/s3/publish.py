@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from loraformat.errors import LoraFormatError
+from loraformat.diagnostics import show
+from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage.base import Copy
 from loraformat.storage.local.store import WEIGHT_SUFFIXES
 from loraformat.storage.s3.address import Address
@@ -60,6 +61,7 @@ class PublishedOutput:
         if self.record.replaces:
             for path, output, name in list(self._uploaded()):
                 self._prepare(path, output, name)
+        self._check_others()
         self._note()
         saved = self._saved() if self.record.replaces else {}
         try:
@@ -68,6 +70,18 @@ class PublishedOutput:
             if self.record.replaces and not any(name in self.old and name not in saved for name in self.placed):
                 self._restore(saved)
             raise
+
+    def _check_others(self) -> None:
+        """Raises: StorageError: an object that is not of this run came, went or changed since the run began."""
+        expected = dict(self.old)
+        if not self.record.replaces:
+            expected |= {path: output.completed[name] for path, output, name in self._uploaded()}
+        found = look(self._client, self._address).files
+        for path in sorted({*found, *expected}):
+            is_placed = path in found and found[path].etag == self.record.files.get(path)  # by a run that was killed
+            if found.get(path) != expected.get(path) and not is_placed:
+                uri = f"{self._address.uri}/{show(path)}"
+                raise StorageError("somebody else made, changed or removed this object meanwhile", where=uri)
 
     def _uploaded(self) -> Iterator[tuple[str, S3Output, str]]:
         for folder, output in each_folder(self.output):

@@ -1,7 +1,7 @@
 """What a run keeps beside its output while it is unfinished: names of its own objects, and what it knows of an upload.
 
 Every object of a run carries the word of that run, so that a run recognizes its own and those of earlier ones:
-`.loraformat-WORD-upload-NAME`, `-file-NAME`, `-new-NAME` and `-output`.
+`.loraformat-WORD-upload-NAME`, `-file-NAME`, `-new-NAME`, `-alive-NAME` and `-output`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.storage.local.store import OWN_PREFIX
 
 LOCK = f"{OWN_PREFIX}lock"
-UPLOAD, FILE, NEW, OUTPUT = "upload", "file", "new", "output"
+UPLOAD, FILE, NEW, ALIVE, OUTPUT = "upload", "file", "new", "alive", "output"
 MOST_NBYTES = 16 << 20
-_OWN = re.compile(rf"{re.escape(OWN_PREFIX)}([0-9a-f]{{16}})-({UPLOAD}|{FILE}|{NEW}|{OUTPUT})(?:-(.*))?", re.DOTALL)
+_OWN = re.compile(
+    rf"{re.escape(OWN_PREFIX)}([0-9a-f]{{16}})-({UPLOAD}|{FILE}|{NEW}|{ALIVE}|{OUTPUT})(?:-(.*))?", re.DOTALL
+)
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 

@@ -114,6 +114,12 @@ def complete(client: Client, bucket: str, key: str, record: UploadRecord, *, is_
     """
     where = f"s3://{bucket}/{show(key)}"
     with as_storage_error(where):
+        if is_new and client.traits.get(_CONDITIONS) is False:
+            found = head(client, bucket, key, where)
+            if found is not None and record.etag and found == Listed(record.nbytes, record.etag):
+                return found
+            if found is not None:
+                raise StorageError("somebody else made this object meanwhile", where=where)
         try:
             etag = _complete(client, bucket, key, record, is_new=is_new)
         except Exception as error:
