@@ -120,7 +120,8 @@ def test_a_file_that_is_replaced_where_the_store_ignores_conditions(s3: S3Server
 
 
 def test_an_object_that_somebody_else_puts_meanwhile_stays(s3: S3Server) -> None:
-    s3.fault(kind="call", op="CompleteMultipartUpload", function=lambda one: one.put("models", f"out/{SECOND}", b"his"))
+    put = {"key": f"out/{SECOND}", "function": lambda one: one.put("models", f"out/{SECOND}", b"his")}
+    s3.fault(kind="call", op="CompleteMultipartUpload", **put)
     with pytest.raises(StorageError, match="somebody else made this object"):
         merge()
     assert output(s3) == {SECOND: b"his"}
