@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
+from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Output, Source, Store, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import PAGE_NBYTES, address_of, memory_at
@@ -92,7 +93,10 @@ def open_store(uri: str) -> Store:
 
     Raises: StorageError: there is no such file, folder or repository, or the URI has another scheme.
     """
-    return scheme_of(uri).open(uri)
+    scheme = scheme_of(uri)
+    if scheme.is_location:
+        raise StorageError("the place of an unfinished output, which only its own run opens", where=uri)
+    return scheme.open(uri)
 
 
 def open_output(location: str, permissions: int) -> Store:

@@ -16,7 +16,9 @@ from loraformat.errors import StorageError, UsageError
 Location: TypeAlias = Union[str, "os.PathLike[str]"]
 
 # An address with a user and a password before the host. Secret keys may hold slashes.
-_SECRET = re.compile(r"(s3|s3a|s3n|gs|gcs)://[^/]*[:@]|[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(s3|s3a|s3n|gs|gcs)://(?!arn:[^/@]*(?:/|$))[^/]*[:@]|[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE
+)
 _LONGEST = 200
 _OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
 

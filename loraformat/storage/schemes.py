@@ -35,6 +35,7 @@ class Scheme:
         join: opens an unfinished output that several processes write; None where that is not possible.
         normalized: a URI in its one spelling; what lies below it begins with it and a slash. Raises StorageError: it is
             not an address.
+        is_location: whether it names unfinished outputs, among the processes of a run, and never what a user gives.
         unfinished: those that are left at a URI, as far as they can be listed.
     """
 
@@ -45,6 +46,7 @@ class Scheme:
     join: Join | None = None
     normalized: Callable[[str], str] = lambda uri: uri.rstrip("/")
     unfinished: Callable[[str], Iterable[Output]] = lambda uri: ()  # noqa: ARG005
+    is_location: bool = False
 
 
 def _open_repository(uri: str) -> Store:
@@ -143,7 +145,7 @@ SCHEMES: dict[str, Scheme] = {
         normalized=_normalized_prefix,
         unfinished=_unfinished_prefixes,
     ),
-    "s3+unfinished": Scheme(_reopen_prefix),
+    "s3+unfinished": Scheme(_reopen_prefix, is_location=True),
     **dict.fromkeys(("gs", "gcs", "az", "abfs", "abfss"), Scheme(_open_filesystem)),
 }
 

@@ -185,8 +185,9 @@ class Operations(Requests):
         with self.s3.lock:
             self._conditions()
             os.rename(body["path"], kept := self.s3.new_path())
-            self._keep(Object(kept, body["nbytes"], body["md5"], self._kept_headers()))
-        self._reply(200, ETag=f'"{body["md5"]}"')
+            etag = self.s3.etag(body["md5"])
+            self._keep(Object(kept, body["nbytes"], etag, self._kept_headers()))
+        self._reply(200, ETag=f'"{etag}"')
 
     def _kept_headers(self) -> dict[str, str]:
         return {
@@ -365,7 +366,7 @@ class Operations(Requests):
                     md5.update(bytes.fromhex(part.etag))
                     with open(part.path, "rb") as source:
                         shutil.copyfileobj(source, target, BLOCK)
-            etag = f"{md5.hexdigest()}-{len(parts)}"
+            etag = self.s3.etag(f"{md5.hexdigest()}-{len(parts)}")
             self._keep(Object(path, sum(part.nbytes for part in parts), etag, upload["headers"]))
             del self.s3.multiparts[self.query["uploadId"]]
             for one in upload["parts"].values():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_models import FILES
+from s3_models import FILES, expected
 from s3_runs import (
     ADAPTER,
     BASE,
@@ -25,6 +25,9 @@ from s3_server import S3Server
 
 import loraformat
 from loraformat.errors import LoraFormatError, StorageError
+from loraformat.storage.s3.address import Address
+from loraformat.storage.s3.client import connected
+from loraformat.storage.s3.locks import locked
 
 FIRST, SECOND = FILES
 FOREVER = 10**6
@@ -86,6 +89,19 @@ def test_stores_that_know_less_get_the_same_output(s3: S3Server, models: Path, i
     assert not hidden(s3)
 
 
+def test_etags_that_are_not_made_of_md5s(s3: S3Server, models: Path) -> None:
+    """As where a bucket encrypts with a key of KMS."""
+    s3.has_other_etags = True
+    s3.fault(kind="status", op="PutObject", key="out/config.json", times=FOREVER, code=403, error="AccessDenied")
+    refused(s3, "s3://models/out")
+    s3.faults.clear()
+    merge()
+    assert is_whole(s3, models)
+    merge(overwrite=True)
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
 def changed(s3: S3Server, models: Path, file: str) -> Callable[[S3Server], None]:
     data = bytearray((models / "base" / file).read_bytes())
     data[-1000:] = bytes(1000)
@@ -104,7 +120,8 @@ def test_a_file_that_is_replaced_where_the_store_ignores_conditions(s3: S3Server
 
 
 def test_an_object_that_somebody_else_puts_meanwhile_stays(s3: S3Server) -> None:
-    s3.fault(kind="call", op="CompleteMultipartUpload", function=lambda one: one.put("models", f"out/{SECOND}", b"his"))
+    put = {"key": f"out/{SECOND}", "function": lambda one: one.put("models", f"out/{SECOND}", b"his")}
+    s3.fault(kind="call", op="CompleteMultipartUpload", **put)
     with pytest.raises(StorageError, match="somebody else made this object"):
         merge()
     assert output(s3) == {SECOND: b"his"}
@@ -223,6 +240,68 @@ def test_two_runs_to_one_place(s3: S3Server, models: Path) -> None:
     merge()
     assert "in use by pid" in seen[0]
     assert is_whole(s3, models)
+
+
+def test_an_inner_output_that_is_being_made_is_left_alone(s3: S3Server, models: Path) -> None:
+    refused: list[str] = []
+
+    def outer(server: S3Server) -> None:
+        with pytest.raises(StorageError) as caught:
+            merge()
+        refused.append(str(caught.value))
+
+    s3.fault(kind="call", op="UploadPart$", function=outer)
+    merge("s3://models/out/inner")
+    assert "s3://models/out/inner" in refused[0]
+    assert is_whole_at(s3, models, "out/inner/")
+
+
+def is_whole_at(s3: S3Server, models: Path, prefix: str) -> bool:
+    return output(s3, prefix) == expected(models)
+
+
+CHANGES: dict[str, Callable[[S3Server], object]] = {
+    "one that appears": lambda one: one.put("models", "out/his.bin", b"his"),
+    "one that changes": lambda one: one.put("models", f"out/{FIRST}", b"his"),
+    "one that goes": lambda one: one.buckets["models"].pop(f"out/{FIRST}"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_overwrite_during_which_an_object_changes(s3: S3Server, change: Callable[[S3Server], object]) -> None:
+    merge()
+    s3.fault(kind="call", op="UploadPart$", function=change)
+    seen: list[dict[str, bytes]] = []
+    s3.fault(kind="call", op="CompleteMultipartUpload", function=lambda _: seen.append(shown(s3)))
+    with pytest.raises(StorageError, match="somebody else made, changed or removed this object"):
+        merge(overwrite=True)
+    assert output(s3) == seen[0]
+    assert not own_uploads(s3)
+
+
+def shown(s3: S3Server) -> dict[str, bytes]:
+    return {key.removeprefix("out/"): s3.get("models", key) for key in visible(s3)}
+
+
+def test_an_object_that_appears_beside_a_new_output(s3: S3Server) -> None:
+    s3.fault(kind="call", op="UploadPart$", function=CHANGES["one that appears"])
+    with pytest.raises(StorageError, match=r"his\.bin: somebody else made"):
+        merge()
+    assert output(s3) == {"his.bin": b"his"}
+
+
+def test_a_lock_that_is_renewed_is_another_object_each_time(s3: S3Server) -> None:
+    lost: list[str] = []
+    client, address = connected(), Address("models", "out")
+    with locked(client, address) as lock:
+        for _ in range(2):
+            lost.append(s3.buckets["models"]["out/.loraformat-lock"].etag)
+            s3.fault(kind="lost", op="PutObject", key="lock", times=1)
+            lock.renew()
+        lost.append(s3.buckets["models"]["out/.loraformat-lock"].etag)
+        lock.check()
+    assert len(set(lost)) == 3
+    assert not hidden(s3)
 
 
 def test_the_output_is_not_an_input(s3: S3Server, models: Path) -> None:

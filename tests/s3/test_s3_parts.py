@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from loraformat.errors import StorageError
 from loraformat.storage import MemoryStore
 from loraformat.storage.base import Copy
+from loraformat.storage.s3.buffers import PartBuffer
 from loraformat.storage.s3.parts import LEAST_NBYTES, MOST_PARTS, PART_NBYTES, Part, cut
 
 MIB = 1 << 20
@@ -67,6 +68,22 @@ def test_no_more_is_sent_than_widening_needs(layout: tuple[int, list[Copy]]) -> 
     sent = sum(part.nbytes for part in cut(size, runs, runs) if part.copy is None)
     computed = size - sum(run.nbytes for run in runs)
     assert sent <= computed + 2 * LEAST_NBYTES * (len(runs) + 1)
+
+
+@given(st.permutations(range(8)), st.integers(0, 7), st.integers(-2, 2))
+def test_bytes_come_in_any_order_and_once(order: list[int], again: int, shift: int) -> None:
+    data = bytes(range(80))
+    buffer = PartBuffer(Part(1, 0, 80))
+    for index in order[:-1]:
+        buffer.write(10 * index, memoryview(data)[10 * index : 10 * index + 10])
+    assert buffer.missing == 10
+    start = max(0, 10 * again + shift)
+    if {start // 10, (start + 4) // 10} != {order[-1]}:
+        with pytest.raises(StorageError, match="twice"):
+            buffer.write(start, memoryview(bytes(5)))
+    buffer.write(10 * order[-1], memoryview(data)[10 * order[-1] : 10 * order[-1] + 10])
+    assert buffer.missing == 0
+    assert buffer.take() == data
 
 
 def test_small_files_are_one_part() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from s3_models import FILES
-from s3_runs import add_neighbors, hidden, is_whole, merge, neighbors_are_there, own_uploads, visible
+from s3_models import FILES, expected
+from s3_runs import add_neighbors, hidden, is_whole, merge, neighbors_are_there, output, own_uploads, visible
 from s3_server import S3Server
 from test_s3_outputs import start_merge, wait_for
 
@@ -106,6 +106,77 @@ def test_a_finish_that_is_killed_and_run_again(s3: S3Server, models: Path) -> No
     merge(finish=True)
     assert is_whole(s3, models)
     assert not hidden(s3)
+
+
+@pytest.mark.parametrize("has_other_etags", [False, True])
+@pytest.mark.parametrize("place", ["reading what is complete", "config.json"])
+def test_a_finish_that_fails_keeps_what_the_ranks_did(
+    s3: S3Server, models: Path, place: str, has_other_etags: bool
+) -> None:
+    s3.has_other_etags = has_other_etags
+    for rank in range(2):
+        merge(rank=rank, world=2)
+    if place == "config.json":
+        s3.fault(kind="status", op="PutObject", key="out/config.json", times=10**6, code=403, error="AccessDenied")
+    else:
+        s3.fault(kind="status", op="GetObject", key="out/model-", times=10**6, code=403, error="AccessDenied")
+    with pytest.raises(StorageError, match="s3://models/out"):
+        merge(finish=True)
+    s3.faults.clear()
+    assert set(visible(s3)) == {f"out/{name}" for name in FILES}
+    since = len(s3.log)
+    merge(rank=0, world=2)
+    merge(finish=True)
+    assert s3.moved(since, op="UploadPart")["requests"] == 0
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
+def test_a_plain_run_sweeps_what_a_failed_finish_left(s3: S3Server, models: Path) -> None:
+    merge(rank=0, world=1)
+    s3.fault(kind="status", op="PutObject", key="out/config.json", times=10**6, code=403, error="AccessDenied")
+    with pytest.raises(StorageError):
+        merge(finish=True)
+    s3.faults.clear()
+    merge()
+    assert is_whole(s3, models)
+    assert not hidden(s3)
+
+
+@pytest.mark.parametrize("options", [{}, {"finish": True}, {"resume": True}], ids=str)
+def test_while_a_rank_works_other_runs_are_refused(s3: S3Server, models: Path, options: dict[str, bool]) -> None:
+    refused: list[str] = []
+
+    def other(server: S3Server) -> None:
+        with pytest.raises(StorageError) as caught:
+            merge(**options)
+        refused.append(str(caught.value))
+
+    s3.fault(kind="call", op="UploadPart$", function=other)
+    merge(rank=0, world=2)
+    assert "in use by pid" in refused[0]
+    merge(rank=1, world=2)
+    merge(finish=True)
+    assert is_whole(s3, models)
+
+
+def test_ranks_work_at_one_time(s3: S3Server, models: Path) -> None:
+    s3.fault(kind="call", op="UploadPart$", function=lambda _: merge(rank=1, world=2) and None)
+    merge(rank=0, world=2)
+    merge(finish=True)
+    assert is_whole(s3, models)
+
+
+def test_an_outer_run_leaves_what_inner_ranks_did(s3: S3Server, models: Path) -> None:
+    for rank in range(2):
+        merge("s3://models/out/inner", rank=rank, world=2)
+    before = set(hidden(s3))
+    for options in ({}, {"overwrite": True}, {"rank": 0, "world": 2}):
+        with pytest.raises(StorageError, match=r"s3://models/out/inner: an unfinished output of another run"):
+            merge(**options)
+    assert set(hidden(s3)) == before
+    merge("s3://models/out/inner", finish=True)
+    assert output(s3, "out/inner/") == expected(models)
 
 
 def test_a_plain_run_sweeps_what_ranks_left(s3: S3Server, models: Path) -> None:

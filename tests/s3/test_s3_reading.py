@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from click.testing import CliRunner
 from s3_server import S3Server
 
+import loraformat
 from loraformat.cli import main
 from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage import open_store, uri_of
@@ -142,6 +146,32 @@ def test_addresses_with_credentials_are_refused_and_not_repeated(uri: str) -> No
     with pytest.raises(LoraFormatError, match="no place for credentials") as caught:
         uri_of(uri)
     assert "SECRET" not in str(caught.value)
+
+
+def test_arns_of_access_points_are_no_credentials() -> None:
+    arn = "arn:aws:s3:us-east-1:123456789012:accesspoint/mine"
+    for read in (normalized, loraformat.inspect):
+        with pytest.raises(StorageError, match="ARNs of access points are not supported"):
+            read(f"s3://{arn}")
+
+
+def test_the_place_of_an_unfinished_output_is_not_an_address(bucket: S3Server) -> None:
+    with pytest.raises(StorageError, match="only its own run opens"):
+        loraformat.inspect("s3+unfinished://0123456789abcdef/models/base")
+
+
+@pytest.mark.usefixtures("bucket")
+@pytest.mark.parametrize("name", ["boto3", "botocore.config", "s3transfer", "boto3.s3.transfer"])
+def test_a_part_of_boto3_that_is_missing(name: str) -> None:
+    code = (
+        f"import sys; sys.modules[{name!r}] = None\n"
+        "from loraformat.cli import main\n"
+        "main(['inspect', 's3://models/base'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "an s3:// address needs boto3" in run.stderr
+    assert "loraformat[s3]" in run.stderr
+    assert run.returncode not in (0, 70)
 
 
 def test_addresses_have_one_spelling() -> None:

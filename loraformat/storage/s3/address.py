@@ -50,6 +50,9 @@ def parsed(uri: str) -> Address:
     """
     rest = uri[len(SCHEME) :]
     bucket, _, path = rest.partition("/")
+    if bucket.lower().startswith("arn:") and "@" not in bucket:
+        hint = "give the name of the bucket, or the alias of the access point"
+        raise StorageError("ARNs of access points are not supported", where=f"{SCHEME}arn:…", hint=hint)
     if "@" in bucket or ":" in bucket:
         raise StorageError(
             "an address has no place for credentials",

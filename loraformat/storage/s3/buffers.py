@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -23,6 +24,7 @@ class PartBuffer:
 
     def __init__(self, part: Part) -> None:
         self.part = part
+        self._written: list[tuple[int, int]] = []  # ranges of the file, sorted, apart from each other
         self.missing = part.nbytes - sum(fill.nbytes for fill in part.fills)
         self.data: bytearray | None = None
         self.file: IO[bytes] | None = None
@@ -31,8 +33,7 @@ class PartBuffer:
         """Take bytes of the file from `offset` on; those that are fetched are left out."""
         for start, stop in self._wanted(offset, offset + view.nbytes):
             piece = view[start - offset : stop - offset]
-            if piece.nbytes > self.missing:
-                raise StorageError("bytes of a file were written twice")
+            self._note(start, stop)
             self.missing -= piece.nbytes
             at = start - self.part.start
             if self.file is not None:
@@ -42,6 +43,17 @@ class PartBuffer:
                 if self.data is None:
                     self.data = bytearray(self.part.nbytes)
                 self.data[at : at + piece.nbytes] = piece
+
+    def _note(self, start: int, stop: int) -> None:
+        """Raises: StorageError: bytes of this range came before."""
+        index = bisect_left(self._written, (start, stop))
+        before = self._written[index - 1] if index else (start, start)
+        after = self._written[index] if index < len(self._written) else (stop, stop)
+        if before[1] > start or after[0] < stop:
+            raise StorageError("bytes of a file were written twice")
+        joins_before, joins_after = bool(index) and before[1] == start, after[0] == stop and after[1] > stop
+        low, high = before[0] if joins_before else start, after[1] if joins_after else stop
+        self._written[index - joins_before : index + joins_after] = [(low, high)]
 
     def _wanted(self, start: int, stop: int) -> Sequence[tuple[int, int]]:
         start, stop = max(start, self.part.start), min(stop, self.part.stop)

@@ -82,12 +82,17 @@ def connected() -> Client:
 
 def _connected() -> Client:
     try:
-        import boto3
-        from botocore.config import Config
+        return _made()
     except ModuleNotFoundError as error:
-        if error.name not in ("boto3", "botocore"):
+        if (error.name or "").split(".")[0] not in ("boto3", "botocore", "s3transfer"):
             raise
         raise MissingExtra("an s3:// address needs boto3", hint="pip install 'loraformat[s3]'") from None
+
+
+def _made() -> Client:
+    import boto3
+    from botocore.config import Config
+
     options: dict[str, Any] = {
         "connect_timeout": _CONNECT_S,
         "max_pool_connections": _MOST_CONNECTIONS,

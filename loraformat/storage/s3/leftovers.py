@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage.local.store import OWN_PREFIX
 from loraformat.storage.s3.address import Address
 from loraformat.storage.s3.client import Client, as_storage_error
 from loraformat.storage.s3.records import (
+    LOCK,
     NEW,
     OUTPUT,
     UPLOAD,
@@ -31,11 +33,13 @@ class Left:
 
     Attributes:
         files: those that are seen: name below the prefix → what it is.
-        own: word of a run → names below the prefix of the objects that it keeps.
+        own: word of a run to this very prefix → names below the prefix of the objects that it keeps.
+        inner: objects of runs to prefixes below this one, which are theirs: locks, and notes about outputs.
     """
 
     files: dict[str, Listed] = field(default_factory=dict)
     own: dict[str, dict[str, Listed]] = field(default_factory=dict)
+    inner: list[str] = field(default_factory=list)
 
     def uploaded(self, word: str) -> Iterable[tuple[str, str]]:
         """(name below the prefix, name of its record) of files of which a run has, or may have, uploads."""
@@ -53,17 +57,31 @@ def look(client: Client, address: Address) -> Left:
         for page in client.quick.get_paginator("list_objects_v2").paginate(Bucket=address.bucket, Prefix=prefix):
             for each in page.get("Contents", ()):
                 path = str(each["Key"]).removeprefix(prefix)
-                name = _split(path)[1]
+                folder, name = _split(path)
                 known = Listed(int(each["Size"]), str(each["ETag"]))
                 own = parsed_name(name)
-                if own is not None:
+                if folder and (name == LOCK or (own is not None and own[1] == OUTPUT)):
+                    left.inner.append(path)
+                elif own is not None:
                     left.own.setdefault(own[0], {})[path] = known
                 elif name and not name.startswith(OWN_PREFIX):
                     left.files[path] = known
                 count += 1
             if count > _MOST_OBJECTS:
                 raise StorageError(f"more than {_MOST_OBJECTS} objects: not the output of a run", where=address.uri)
+    # Runs that have folders note their output at the top.
+    for word in [word for word, paths in left.own.items() if all(_split(path)[0] for path in paths)]:
+        del left.own[word]
     return left
+
+
+def refuse_inner(address: Address, left: Left) -> None:
+    """Raises: StorageError: below a prefix lies an output that another run is making, or has left unfinished."""
+    if left.inner:
+        folder, name = _split(left.inner[0])
+        text = "in use, or unfinished, by a run of its own" if name == LOCK else "an unfinished output of another run"
+        hint = f"finish that one, or remove {show(name, 60)} there; outputs do not contain each other"
+        raise StorageError(text, where=address.below(folder.rstrip("/")).uri, hint=hint)
 
 
 def record_of(client: Client, address: Address, left: Left, word: str) -> OutputRecord | None:
@@ -104,7 +122,9 @@ def clear(client: Client, address: Address, left: Left, words: Iterable[str]) ->
     chosen = [word for word in words if word in left.own]
     end_uploads(client, address, {address.key(name) for word in chosen for name in _uploaded_keys(left, word)})
     for word in chosen:
-        remove(client, address.bucket, [address.key(path) for path in left.own[word]])
+        # The note about the output goes last: without it, nobody knows whose the others are.
+        paths = sorted(left.own[word], key=lambda path: path == own_name(word, OUTPUT))
+        remove(client, address.bucket, [address.key(path) for path in paths])
 
 
 def uploaded_nbytes(client: Client, address: Address, left: Left) -> int:

@@ -41,11 +41,12 @@ class _Found:
 class Lock:
     """A lock that is held. Use `locked`."""
 
-    def __init__(self, client: Client, address: Address) -> None:
-        self._client, self._bucket, self._key = client, address.bucket, address.key(LOCK)
+    def __init__(self, client: Client, address: Address, name: str = LOCK) -> None:
+        self._client, self._bucket, self._key = client, address.bucket, address.key(name)
         self._uri = address.uri
         self._word = os.urandom(8).hex()
         self._etag = ""
+        self._count = 0  # of writes, so that each has an ETag of its own
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="loraformat-lock", daemon=True)
 
@@ -78,6 +79,7 @@ class Lock:
         raise StorageError("another run takes the lock at the same time", hint="try again later")
 
     def _put(self, **condition: str) -> bool:
+        self._count += 1
         data = self._content()
         try:
             self._etag = put_object(self._client, self._bucket, self._key, data, **condition)
@@ -113,7 +115,14 @@ class Lock:
     def _renew(self) -> None:
         while not self._ended.wait(_RENEWED_S):
             with suppress(LoraFormatError), as_storage_error(self._uri):
-                self._put(IfMatch=self._etag)
+                self.renew()
+
+    def renew(self) -> None:
+        """Write it again, so that it is fresh; nothing where another run has it."""
+        if not self._put(IfMatch=self._etag):
+            found = self.look()
+            if found is not None and found.owner.get("word") == self._word:  # an answer was lost
+                self._put(IfMatch=found.etag)
 
     def look(self) -> _Found | None:
         """The lock that is there; None where none is."""
@@ -134,24 +143,27 @@ class Lock:
         return _Found(str(answer["ETag"]), (now - answer["LastModified"]).total_seconds(), _parsed(data))
 
     def _content(self) -> bytes:
-        return json.dumps({"word": self._word, **_self()}).encode()
+        return json.dumps({"word": self._word, "count": self._count, **_self()}).encode()
 
 
-def check_unlocked(client: Client, address: Address) -> None:
+def check_unlocked(client: Client, address: Address, name: str = LOCK) -> None:
     """Raises: StorageError: a run has the lock."""
     with as_storage_error(address.uri):
-        found = Lock(client, address).look()
+        found = Lock(client, address, name).look()
     if found is not None and not _is_stale(found):
         raise _in_use(found, address.uri)
 
 
 @contextmanager
-def locked(client: Client, address: Address) -> Iterator[Lock]:
+def locked(client: Client, address: Address, name: str = LOCK) -> Iterator[Lock]:
     """The right to write to an address for as long as the block lasts.
+
+    Args:
+        name: of the lock; those who share an output have one each, which says that they are alive.
 
     Raises: StorageError: another run has it, or nothing can be written there.
     """
-    lock = Lock(client, address)
+    lock = Lock(client, address, name)
     lock.take()
     try:
         yield lock

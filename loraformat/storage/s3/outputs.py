@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
@@ -156,8 +156,11 @@ class S3Output:
 
     def identity(self, path: str) -> tuple[str | int, ...]:
         """See Source."""
-        found = self._found(path)
-        return (len(found),) if isinstance(found, bytes) else tuple(found)
+        found, record = self._found(path), self.uploaded.get(path)
+        if isinstance(found, bytes):
+            return (len(found),)
+        # An object that is made can have another ETag than its parts promise, but it is the same file.
+        return tuple(found) if record is None or found.etag != record.etag else (found.nbytes, record.etag_of_parts)
 
     def check_inside(self, path: str) -> None:
         """See Source: there are no links."""
@@ -232,7 +235,11 @@ class S3Output:
         if record is None:
             raise StorageError("no process has written this file", where=f"{self.uri}/{show(name)}")
         is_new = not self.making.replaces
-        self.completed[name] = complete(self.making.client, self.address.bucket, self.key(name), record, is_new=is_new)
+        made = complete(self.making.client, self.address.bucket, self.key(name), record, is_new=is_new)
+        self.completed[name] = made
+        if made.etag != record.etag:
+            self.uploaded[name] = replace(record, made=made.etag)
+            self._record_upload(name, self.uploaded[name])
 
     def _upload_of(self, name: str) -> UploadRecord | None:
         """What is known of an upload, of this process or of another one."""
@@ -256,6 +263,9 @@ class S3Output:
             remove(client, bucket, [self.key(path)])
         elif record is not None:
             abort(client, bucket, self.key(path), record.upload)
+            made = head(client, bucket, self.key(path), self.uri)
+            if record.etag and made == Listed(record.nbytes, record.etag):  # an earlier run had completed it
+                remove(client, bucket, [self.key(path)])
         if record is not None:
             remove(client, bucket, [self._own_key(UPLOAD, path)])
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from loraformat.errors import LoraFormatError
+from loraformat.diagnostics import show
+from loraformat.errors import LoraFormatError, StorageError
 from loraformat.storage.base import Copy
 from loraformat.storage.local.store import WEIGHT_SUFFIXES
 from loraformat.storage.s3.address import Address
@@ -34,6 +35,8 @@ class PublishedOutput:
         record: what was noted of it.
         old: files that stand there now, by name below the prefix.
         placed: names below the prefix → what was put there.
+        prepared: files that take the place of old ones → their uploads.
+        noted: names below the prefix → ETag that the object there has or will have, in the order in which they come.
     """
 
     output: S3Output
@@ -41,6 +44,7 @@ class PublishedOutput:
     old: Mapping[str, Listed]
     placed: dict[str, Listed] = field(default_factory=dict)
     prepared: dict[str, UploadRecord] = field(default_factory=dict)
+    noted: dict[str, str] = field(default_factory=dict)
 
     @property
     def _client(self) -> Client:
@@ -57,6 +61,7 @@ class PublishedOutput:
         if self.record.replaces:
             for path, output, name in list(self._uploaded()):
                 self._prepare(path, output, name)
+        self._check_others()
         self._note()
         saved = self._saved() if self.record.replaces else {}
         try:
@@ -65,6 +70,18 @@ class PublishedOutput:
             if self.record.replaces and not any(name in self.old and name not in saved for name in self.placed):
                 self._restore(saved)
             raise
+
+    def _check_others(self) -> None:
+        """Raises: StorageError: an object that is not of this run came, went or changed since the run began."""
+        expected = dict(self.old)
+        if not self.record.replaces:
+            expected |= {path: output.completed[name] for path, output, name in self._uploaded()}
+        found = look(self._client, self._address).files
+        for path in sorted({*found, *expected}):
+            is_placed = path in found and found[path].etag == self.record.files.get(path)  # by a run that was killed
+            if found.get(path) != expected.get(path) and not is_placed:
+                uri = f"{self._address.uri}/{show(path)}"
+                raise StorageError("somebody else made, changed or removed this object meanwhile", where=uri)
 
     def _uploaded(self) -> Iterator[tuple[str, S3Output, str]]:
         for folder, output in each_folder(self.output):
@@ -100,11 +117,12 @@ class PublishedOutput:
         """Note what will stand there, so that another run recognizes a part of it."""
         etags = {path: output.completed[name].etag for path, output, name in self._uploaded()}
         etags |= {path: record.etag for path, record in self.prepared.items()}
-        waiting = self._waiting()
-        etags |= {path: md5_of(data) for path, data in waiting}
-        names = [*etags]
-        last = waiting[-1][0] if waiting else names[-1] if names else ""
-        data = self.record.published(etags, last).to_bytes()
+        self.noted.update(etags | {path: md5_of(data) for path, data in self._waiting()})
+        self._write_note()
+
+    def _write_note(self) -> None:
+        names = [*self.noted]
+        data = self.record.published(self.noted, names[-1] if names else "").to_bytes()
         key = self._address.key(own_name(self.output.making.word, OUTPUT))
         with as_storage_error(self._address.uri):
             put_object(self._client, self._address.bucket, key, data)
@@ -125,7 +143,7 @@ class PublishedOutput:
             # While files are exchanged nobody may load a mixture: what describes the old ones goes first.
             remove(self._client, bucket, [self._address.key(name) for name in saved if _order(name)[0] > 0])
         for path, record in self.prepared.items():
-            self.placed[path] = complete(self._client, bucket, self._address.key(path), record, is_new=False)
+            self._placed(path, complete(self._client, bucket, self._address.key(path), record, is_new=False))
         for path, data in waiting[:-1]:
             self._put(path, data)
         new = {*self.placed, *(path for path, _ in waiting)}
@@ -137,7 +155,14 @@ class PublishedOutput:
         bucket, key = self._address.bucket, self._address.key(path)
         put = put_object if self.record.replaces else put_new
         with as_storage_error(f"s3://{bucket}/{key}"):
-            self.placed[path] = Listed(len(data), put(self._client, bucket, key, data))
+            self._placed(path, Listed(len(data), put(self._client, bucket, key, data)))
+
+    def _placed(self, path: str, made: Listed) -> None:
+        """Keep what was put in its place, and note it where its ETag is not the one that was expected."""
+        self.placed[path] = made
+        if made.etag != self.noted[path]:
+            self.noted[path] = made.etag
+            self._write_note()
 
     def _restore(self, saved: Mapping[str, bytes]) -> None:
         """Put the old files back, of which all that were replaced are known."""
@@ -175,7 +200,7 @@ def discard(output: S3Output, placed: Mapping[str, Listed]) -> None:
         for name, record in one.uploaded.items():
             keys.add(one.key(name))
             if not output.making.replaces:
-                found.setdefault(f"{folder}{name}", Listed(record.nbytes, record.etag))
+                found.setdefault(f"{folder}{name}", one.completed.get(name) or Listed(record.nbytes, record.etag))
     for name, known in found.items():
         with suppress(LoraFormatError):
             remove_if_same(client, address, name, known)

@@ -1,7 +1,7 @@
 """What a run keeps beside its output while it is unfinished: names of its own objects, and what it knows of an upload.
 
 Every object of a run carries the word of that run, so that a run recognizes its own and those of earlier ones:
-`.loraformat-WORD-upload-NAME`, `-file-NAME`, `-new-NAME` and `-output`.
+`.loraformat-WORD-upload-NAME`, `-file-NAME`, `-new-NAME`, `-alive-NAME` and `-output`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from loraformat.errors import InvalidJson, StorageError
 from loraformat.storage.local.store import OWN_PREFIX
 
 LOCK = f"{OWN_PREFIX}lock"
-UPLOAD, FILE, NEW, OUTPUT = "upload", "file", "new", "output"
+UPLOAD, FILE, NEW, ALIVE, OUTPUT = "upload", "file", "new", "alive", "output"
 MOST_NBYTES = 16 << 20
-_OWN = re.compile(rf"{re.escape(OWN_PREFIX)}([0-9a-f]{{16}})-({UPLOAD}|{FILE}|{NEW}|{OUTPUT})(?:-(.*))?", re.DOTALL)
+_OWN = re.compile(
+    rf"{re.escape(OWN_PREFIX)}([0-9a-f]{{16}})-({UPLOAD}|{FILE}|{NEW}|{ALIVE}|{OUTPUT})(?:-(.*))?", re.DOTALL
+)
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 
 
@@ -56,11 +58,13 @@ class UploadRecord:
         upload: the id that the store gave it; "" as long as it is not known.
         nbytes: of the file.
         parts: all parts, in order, once they are there.
+        made: the ETag of the object, once it was made and where it is not the one that AWS documents.
     """
 
     upload: str = ""
     nbytes: int = 0
     parts: tuple[SentPart, ...] = ()
+    made: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -69,7 +73,12 @@ class UploadRecord:
 
     @property
     def etag(self) -> str:
-        """The ETag that the object will have; "" where ETags of parts are not what AWS documents."""
+        """The ETag that the object has or will have; "" where ETags of parts are not what AWS documents."""
+        return self.made or self.etag_of_parts
+
+    @property
+    def etag_of_parts(self) -> str:
+        """The ETag that AWS documents for an object of these parts; "" where theirs are not MD5 sums."""
         found = [_MD5.fullmatch(part.etag) for part in self.parts]
         if not found or None in found:
             return ""
@@ -79,7 +88,7 @@ class UploadRecord:
     def to_bytes(self) -> bytes:
         """The record as JSON."""
         parts = [[part.number, part.etag, part.nbytes, part.crc32] for part in self.parts]
-        return json.dumps({"upload": self.upload, "nbytes": self.nbytes, "parts": parts}).encode()
+        return json.dumps({"upload": self.upload, "nbytes": self.nbytes, "parts": parts, "made": self.made}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> UploadRecord:
@@ -90,12 +99,12 @@ class UploadRecord:
             found = tuple(SentPart(*_typed(part)) for part in (parts if isinstance(parts, list) else ()))
         except (TypeError, ValueError):
             raise StorageError("not a record of an upload", where=where) from None
-        upload, nbytes = value.get("upload"), value.get("nbytes")
-        if not isinstance(upload, str) or type(nbytes) is not int:
+        upload, nbytes, made = value.get("upload"), value.get("nbytes"), value.get("made", "")
+        if not isinstance(upload, str) or type(nbytes) is not int or not isinstance(made, str):
             raise StorageError("not a record of an upload", where=where)
         if found and sum(part.nbytes for part in found) != nbytes:
             raise StorageError("not a record of an upload: its parts are not the whole file", where=where)
-        return cls(upload, nbytes, found)
+        return cls(upload, nbytes, found, made)
 
 
 @dataclass(frozen=True, slots=True)

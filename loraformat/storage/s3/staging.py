@@ -17,14 +17,15 @@ from loraformat.storage.s3.leftovers import (
     clear,
     look,
     record_of,
+    refuse_inner,
     remove_if_same,
     unfinished_files,
     uploaded_nbytes,
 )
 from loraformat.storage.s3.locks import check_unlocked, locked
 from loraformat.storage.s3.outputs import Making, S3Output
-from loraformat.storage.s3.publish import PublishedOutput, clear_up, discard, each_folder
-from loraformat.storage.s3.records import OUTPUT, OutputRecord, own_name
+from loraformat.storage.s3.publish import PublishedOutput, clear_up, discard
+from loraformat.storage.s3.records import ALIVE, OUTPUT, OutputRecord, own_name, parsed_name
 from loraformat.storage.s3.requests import put_object
 from loraformat.storage.s3.store import Listed
 
@@ -62,6 +63,7 @@ def stage(
     _existing(client, address, look(client, address), overwrite, names, written)
     with Deferral() as signals, locked(client, address) as lock:
         left = look(client, address)
+        _refuse_alive(client, address, left)
         old = _existing(client, address, left, overwrite, names, written)
         kept = _kept(client, address, left, old, resume=resume, word=word)
         cleared = _clear_others(client, address, left, kept)
@@ -106,20 +108,22 @@ def join(
     file that two of them upload, the note that was written last is the one that holds.
     """
     address, client, short = _output_address(target), connected(), _short(word)
-    check_unlocked(client, address)
-    left = look(client, address)
-    old = _existing(client, address, left, overwrite, names, written)
-    record = record_of(client, address, left, short) or OutputRecord(is_shared=True, replaces=bool(old), old=tuple(old))
-    making = _making(client, short, record, inputs, is_shared=True, resumes=True)
-    output = S3Output(address, making, permissions)
-    try:
-        with as_storage_error(address.uri), suppress_conflict():
-            key = address.key(own_name(short, OUTPUT))
-            put_object(client, address.bucket, key, record.to_bytes(), IfNoneMatch="*")
-        output.load()
-        yield output
-    finally:
-        making.workers.close()
+    with locked(client, address, own_name(short, ALIVE, os.urandom(8).hex())):
+        check_unlocked(client, address)
+        left = look(client, address)
+        old = _existing(client, address, left, overwrite, names, written)
+        new = OutputRecord(is_shared=True, replaces=bool(old), old=tuple(old))
+        record = record_of(client, address, left, short) or new
+        making = _making(client, short, record, inputs, is_shared=True, resumes=True)
+        output = S3Output(address, making, permissions)
+        try:
+            with as_storage_error(address.uri), suppress_conflict():
+                key = address.key(own_name(short, OUTPUT))
+                put_object(client, address.bucket, key, record.to_bytes(), IfNoneMatch="*")
+            output.load()
+            yield output
+        finally:
+            making.workers.close()
 
 
 def reopened(location: str) -> S3Output:
@@ -186,8 +190,9 @@ def _existing(
 ) -> dict[str, Listed]:
     """The files that stand there and will be replaced.
 
-    Raises: StorageError: they may not.
+    Raises: StorageError: they may not, or unfinished outputs of others lie below the prefix.
     """
+    refuse_inner(address, left)
     unfinished = unfinished_files(client, address, left)
     found = {name: known for name, known in left.files.items() if name not in unfinished}
     if not found:
@@ -210,6 +215,14 @@ def _existing(
             hint=f"--overwrite replaces an earlier output; {_REMOVE}",
         )
     return found
+
+
+def _refuse_alive(client: Client, address: Address, left: Left) -> None:
+    """Raises: StorageError: a process that shares an unfinished output is at work."""
+    for name in (name for own in left.own.values() for name in own):
+        kind = parsed_name(name)
+        if kind is not None and kind[1] == ALIVE:
+            check_unlocked(client, address, name)
 
 
 def _kept(client: Client, address: Address, left: Left, old: Collection[str], *, resume: bool, word: str | None) -> str:
@@ -249,16 +262,16 @@ def _note(client: Client, address: Address, word: str, record: OutputRecord) -> 
 
 
 def _give_up(publication: PublishedOutput, *, is_kept: bool) -> None:
-    """Remove what a run made; where it `is_kept`, only what everybody sees."""
+    """Remove what a run made; where it `is_kept`, only what was put beside the files that were uploaded.
+
+    Those that are complete stay, since their uploads are gone: weights without a config, an index and a manifest, which
+    the next run recognizes by their records.
+    """
     output = publication.output
     if not is_kept:
         discard(output, {} if publication.record.replaces else publication.placed)
         return
     client = output.making.client.hurried()
-    for folder, one in each_folder(output):
-        for name, known in one.completed.items() if not output.making.replaces else ():
-            with suppress(LoraFormatError):
-                remove_if_same(client, output.address, f"{folder}{name}", known)
-    for name, known in publication.placed.items() if not output.making.replaces else ():
+    for name, known in reversed(publication.placed.items()) if not output.making.replaces else ():
         with suppress(LoraFormatError):
             remove_if_same(client, output.address, name, known)
