@@ -17,7 +17,7 @@ from loraformat.storage.local.staging import MARKER
 from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, OWN_PREFIX, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.local.targets import ANYONE, is_restricted
 from loraformat.storage.local.targets import permissions_for as folder_permissions
-from loraformat.storage.local.through import write_to
+from loraformat.storage.local.through import is_own_stream, write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
@@ -63,6 +63,7 @@ __all__ = [
     "identity_anywhere",
     "is_hub",
     "is_local",
+    "is_own_stream",
     "is_restricted",
     "join",
     "kind_of",

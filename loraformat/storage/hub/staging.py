@@ -81,6 +81,8 @@ def stage(
                     reads_copies=not _is_on_the_hub(inputs[:1]),
                     before=address.at(place.state.commit) if place.state is not None and place.files() else None,
                 )
+                if chosen.on_opened is not None:
+                    chosen.on_opened(output.previous)
                 yield output
                 published = publisher.publish(output, ours)
         finally:
