@@ -137,6 +137,25 @@ def test_an_input_is_never_the_output(online: Hub, out: str) -> None:
     assert {name: dict(one.refs) for name, one in online.repositories.items()} == before
 
 
+def test_an_input_by_its_commit_or_tag_is_not_replaced(online: Hub) -> None:
+    base = online.repositories["acme/base"]
+    commit = base.refs["main"]
+    base.refs["v1"] = commit
+    for revision in (commit, "v1"):
+        with pytest.raises(StorageError, match=r"may replace the input hf://acme/base@") as raised:
+            loraformat.merge(f"{BASE}@{revision}", [ADAPTER], BASE, overwrite=True)
+        assert f"{BASE}: " in str(raised.value)
+    assert base.refs["main"] == commit
+    loraformat.merge(f"{BASE}@{commit}", [ADAPTER], f"{BASE}@merged", overwrite=True)
+    assert base.refs["main"] == commit
+    assert "loraformat.manifest.json" in online.files("acme/base", "merged")
+
+
+def test_a_pull_request_is_not_called_a_commit(online: Hub) -> None:
+    with pytest.raises(StorageError, match="refs/pr/1 cannot be written to"):
+        loraformat.merge(BASE, [ADAPTER], f"{OUT}@refs/pr/1")
+
+
 def test_another_branch_of_the_bases_repository_copies_inside_it(online: Hub, models: Path) -> None:
     online.tokens["x"] = "write"
     loraformat.merge(BASE, [ADAPTER], f"{BASE}@merged", overwrite=True)
