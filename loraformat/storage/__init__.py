@@ -23,7 +23,7 @@ from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.publication import Publication, Published, Publishing, check_publication
 from loraformat.storage.remote.whole_files import WholeFiles
-from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
+from loraformat.storage.schemes import check_target, is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "address_of",
     "base",
     "check_publication",
+    "check_target",
     "copy_blocks",
     "digest_of",
     "digest_of_range",

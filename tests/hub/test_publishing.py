@@ -251,6 +251,8 @@ def test_what_does_not_go_together_is_a_usage_error(online: Hub, models: Path, t
         loraformat.merge(BASE, [ADAPTER], OUT, resume=True)
     with pytest.raises(UsageError, match="pull requests to the main branch only"):
         loraformat.merge(BASE, [ADAPTER], f"{OUT}@v2", publication=Publication(create_pr=True))
+    with pytest.raises(UsageError, match="pull requests to the main branch only"):
+        loraformat.merge(BASE, [ADAPTER], f"{OUT}@v2", publication=Publication(create_pr=True), dry_run=True)
     with pytest.raises(UsageError, match="expected a message"):
         loraformat.merge(BASE, [ADAPTER], OUT, publication=Publication(commit_message=" "))
     with pytest.raises(StorageError, match="a commit cannot be written to"):
@@ -325,3 +327,12 @@ def test_the_command_line_publishes(online: Hub, models: Path) -> None:
     stamped = CliRunner().invoke(main, ["stamp", str(models / "adapter"), "--base", BASE, "-o", "hf://tester/stamped"])
     assert stamped.exit_code == 0, stamped.output
     assert "base_model_relation: adapter" in online.read("tester/stamped", "README.md").decode()
+
+
+@pytest.mark.parametrize("token", ["hf_SECR\u00c9T", "hf_SECRET SECRET"])
+def test_a_token_that_no_header_can_hold(online: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(StorageError, match="printing ASCII characters without spaces") as raised:
+        loraformat.inspect(BASE)
+    assert "SECR" not in str(raised.value)
+    assert not online.log

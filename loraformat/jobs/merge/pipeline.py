@@ -21,7 +21,6 @@ from loraformat.merger import (
     Written,
     divided,
     facts_of_merge,
-    file_names,
     finish_merge,
     permissions_of,
     retentions,
