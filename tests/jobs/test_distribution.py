@@ -20,6 +20,8 @@ import loraformat
 from loraformat import schema
 from loraformat.cli import main
 from loraformat.errors import EngineError, StorageError, UsageError
+from loraformat.merger import divided
+from loraformat.merger.write.receipts import MOST_WORLD
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
 
