@@ -189,9 +189,9 @@ def check_target(uri: str, options: Publication) -> None:
     """Raises: StorageError: nothing can be written at a URI. UsageError: options that do not go with it."""
     check_publication(options, is_hub=is_hub(uri))
     if is_hub(uri):
-        from loraformat.storage.hub.target import parsed
+        from loraformat.storage.hub import target
 
-        parsed(uri, options, resume=False)
+        target.parsed(uri, options, resume=False)
     else:
         stage_of(uri)
 
