@@ -166,6 +166,16 @@ def show(text: object, limit: int = 400) -> str:
     return safe if len(raw) <= limit else f"{safe}… ({len(raw) - limit} more characters)"
 
 
+def show_address(text: str) -> str:
+    """As `show`, without a user, password or query, which may be secret.
+
+    >>> show_address("https://user:secret@host/path?sig=secret")
+    'https://…@host/path?…'
+    """
+    kept, mark, _ = text.partition("?")
+    return show(_USER.sub(r"\1…@", kept)) + (f"{mark}…" if mark else "")
+
+
 _VERBS = {"is": "are", "was": "were", "has": "have", "does": "do"}
 
 
@@ -203,6 +213,8 @@ _PLAIN_KEY = re.compile(r"[^\s\"<>]+")
 
 # The actions/runner takes `::name::` at the start of a line and `##[name]` anywhere in it, Azure's agent `##vso[name]`
 # anywhere (ActionCommand.cs, Command.cs), TeamCity `##teamcity[name]`. A line may start with any name.
+# What stands before the host of an address, also where a slash of it was lost.
+_USER = re.compile(r"(:/{1,2})[^/\s]*@")
 _COMMAND = re.compile("#(?=#)|:(?=:)")
 # A backslash that is escaped, a pair, or one half of a pair, as json.dumps spells them.
 _SURROGATES = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|(\\ud[89a-f]..)")

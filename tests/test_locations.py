@@ -131,3 +131,39 @@ def test_an_output_is_not_its_input_however_that_is_spelled(spelled: str, tmp_pa
     with pytest.raises(StorageError, match="lies inside the input"):
         loraformat.merge(f"file://{base}", [ADAPTER], spelled.format(base), alpha=1.0, overwrite=True)
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://b.s3.amazonaws.com/k?X-Amz-Signature=SECRET",
+        "https://hf_SECRET@huggingface.co/a/b",
+        "hf://hf_SECRET@owner/name",
+        "hf:/hf_SECRET@owner/name",
+        "s3n://bucket/x?AWSAccessKeyId=SECRET&Signature=SECRET",
+        "s3:/AKIA:SECRET@b/p",
+        "s3:/AKIA:SEC/SECRET@b/p",
+        "az://c/x?sv=1&sig=SECRET",
+        "https://host/x?y=SECRET",
+        "ftp://SECRET@host/x",
+    ],
+)
+def test_no_error_repeats_what_may_be_secret(address: str) -> None:
+    for call in (loraformat.inspect, lambda out: loraformat.merge(BASE, [ADAPTER], out, alpha=1.0)):
+        with pytest.raises((StorageError, UsageError)) as raised:
+            call(address)
+        assert "SECRET" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["hf://owner/name@v1/folder", "abfss://box@account.dfs.core.windows.net/x", "a@b:c"]
+)
+def test_an_at_sign_is_not_a_secret_by_itself(address: str) -> None:
+    assert uri_of(address) == address
+
+
+def test_where_outputs_are_not_written_it_says_where_they_are(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="write a folder, s3:// or hf://"):
+        loraformat.merge(BASE, [ADAPTER], "gs://b/o1", alpha=1.0)
+    with pytest.raises(UsageError, match="into a file of this machine"):
+        loraformat.card(GOOD, "s3://bucket/README.md")

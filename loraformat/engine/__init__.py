@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
+from loraformat.diagnostics import show_address
 from loraformat.engine.devices import open_device
 from loraformat.engine.local import LocalEngine
 from loraformat.errors import UsageError
@@ -35,22 +36,28 @@ class TaskEngine(Protocol):
         """
 
 
-def open_task_engine(name: str | Executor) -> TaskEngine | None:
+def open_task_engine(name: str | Executor, *, is_opened: bool = True) -> TaskEngine | None:
     """The engine called "ray" or "ray=ADDRESS", or an executor as one; None for "threads".
+
+    Args:
+        is_opened: False for a run that needs no engine: its name is checked, and None returned.
 
     Raises: UsageError (LF021): there is none of this name; and as `RayEngine.open`.
     """
     if isinstance(name, Executor) or not isinstance(name, str):
         from loraformat.engine.executors import ExecutorEngine
 
-        return ExecutorEngine(name)
+        return ExecutorEngine(name) if is_opened else None
     kind, equals, address = name.partition("=")
     if name == "threads":
         return None
     if kind != "ray" or (equals and not address):
-        raise UsageError(f"expected threads, ray or ray=ADDRESS, found {name!r}", where="--engine")
-    from loraformat.engine.ray import RayEngine
+        raise UsageError(f"expected threads, ray or ray=ADDRESS, found {show_address(name)!r}", where="--engine")
+    from loraformat.engine.ray import RayEngine, check_address
 
+    if not is_opened:
+        check_address(address)
+        return None
     return RayEngine.open(address)
 
 

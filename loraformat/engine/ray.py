@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from loraformat._version import __version__
+from loraformat.diagnostics import show_address
 from loraformat.errors import EngineError, StorageError, UsageError
 from loraformat.extras import import_ray
 
@@ -28,7 +29,7 @@ _RETRIES = 3
 _POLL_S = 1.0
 _STOP_S = 60.0
 _IDLE_S = 600.0  # so long may a cluster have no node on which a task fits; one that grows by itself needs minutes
-_ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>[0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):(?P<port>[0-9]{1,5})")
 # What a client of HTTP/2 begins with, and an empty frame of settings (RFC 9113, 3.4 and 4.1).
 _SETTINGS = 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
@@ -61,9 +62,7 @@ class RayEngine:
             nothing listens there.
         """
         where = address or os.environ.get("RAY_ADDRESS", "") or "local"
-        found = _ADDRESS.fullmatch(where)
-        if where not in _ITSELF and (found is None or not 0 < int(found["port"]) < 1 << 16):
-            raise UsageError(f"expected HOST:PORT, ray://HOST:PORT or auto, found {where!r}", where="--engine ray")
+        found = check_address(where)
         _settings()
         import_ray("--engine ray")
         if found is not None:
@@ -143,6 +142,15 @@ class RayEngine:
         if isinstance(cause, Exception):
             raise cause from None
         raise EngineError(f"a task failed: {error}", where=self._where) from None
+
+
+def check_address(address: str) -> re.Match[str] | None:
+    """The host and port of an address; None for a cluster without. Raises: UsageError (LF021): not an address."""
+    found = _ADDRESS.fullmatch(address)
+    if address not in ("", *_ITSELF) and (found is None or not 0 < int(found["port"]) < 1 << 16):
+        text = f"expected HOST:PORT, ray://HOST:PORT or auto, found {show_address(address)!r}"
+        raise UsageError(text, where="--engine ray")
+    return found
 
 
 def _on_worker(function: Callable[[T], R], item: T, version: str, settings: dict[str, str]) -> R:

@@ -18,13 +18,13 @@ from loraformat.storage.local.staging import MARKER
 from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, OWN_PREFIX, WEIGHT_SUFFIXES, LocalStore
 from loraformat.storage.local.targets import ANYONE, is_restricted
 from loraformat.storage.local.targets import permissions_for as folder_permissions
-from loraformat.storage.local.through import write_to
+from loraformat.storage.local.through import is_own_stream, write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
 from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.publication import Publication, Published, Publishing, check_publication
 from loraformat.storage.remote.whole_files import WholeFiles
-from loraformat.storage.schemes import is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
+from loraformat.storage.schemes import check_target, is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "address_of",
     "base",
     "check_publication",
+    "check_target",
     "copy_blocks",
     "digest_of",
     "digest_of_range",
@@ -64,6 +65,7 @@ __all__ = [
     "identity_anywhere",
     "is_hub",
     "is_local",
+    "is_own_stream",
     "is_restricted",
     "join",
     "kind_of",

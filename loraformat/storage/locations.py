@@ -15,9 +15,14 @@ from loraformat.errors import StorageError, UsageError
 # A folder, a file, or the address of a repository of the Hub; the last as text only.
 Location: TypeAlias = Union[str, "os.PathLike[str]"]
 
-# An address with a user and a password before the host. Secret keys may hold slashes.
+# An address with a user or a password before the host, or a signature. Secret keys may hold slashes; the account of
+# Azure has its container before an @.
 _SECRET = re.compile(
-    r"(s3|s3a|s3n|gs|gcs)://(?!arn:[^/@]*(?:/|$))[^/]*[:@]|[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@", re.IGNORECASE
+    r"(s3|s3a|s3n|gs|gcs):/{1,2}(?!arn:[^/@]*(?:/|$))[^/]*[:@]"
+    r"|(hf|https?):/{1,2}[^/]*@"
+    r"|[a-z][a-z0-9+.-]+:/{1,2}[^/@]*:[^/@]*@"
+    r"|[a-z][a-z0-9+.-]+:/{1,2}[^?]*\?(.*&)?(sig|signature|awsaccesskeyid|token|access_token|x-(amz|goog)-\w+)=",
+    re.IGNORECASE,
 )
 _LONGEST = 200
 _OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
@@ -34,6 +39,9 @@ def uri_of(location: Location) -> str:
     text: object = os.fspath(location)
     if not isinstance(text, str):
         raise UsageError(f"expected a path of text, found one of {type(text).__name__}")
+    if _SECRET.match(text):
+        hint = "give them as the service's own tools take them, and treat these as disclosed"
+        raise StorageError("an address has no place for credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
     joined = re.match(r"(hf|s3|gs|az|abfs):/(?!/)", text)
     if joined is not None:
         address = f"{joined[1]}://{text[joined.end() :]}"
@@ -42,9 +50,6 @@ def uri_of(location: Location) -> str:
             where=show(text),
             hint=f'give "{show(address)}"',
         )
-    if _SECRET.match(text):
-        hint = "give them as the service's own tools take them, and treat these as disclosed"
-        raise StorageError("an address has no place for credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
     return _path_of(text) if text[:6].lower() == "file:/" else text
 
 

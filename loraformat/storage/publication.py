@@ -74,11 +74,14 @@ class Publishing:
     Attributes:
         names: of the files that it will write, as far as known.
         on_published: called when the commit is made.
+        on_opened: called before anything is computed, with what gives the content of a file that is in the place of the
+            output now; None where there is none.
     """
 
     options: Publication
     names: Collection[str] = ()
     on_published: Callable[[Published], None] | None = None
+    on_opened: Callable[[Callable[[str], bytes | None]], None] | None = None
 
 
 def check_publication(options: Publication, *, is_hub: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import show, show_address
 from loraformat.errors import StorageError
 from loraformat.storage.base import Join, Output, Stage, Store
 from loraformat.storage.local.staging import join as _join_folder
@@ -18,7 +18,7 @@ from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
 from loraformat.storage.local.staging import unfinished as _unfinished_folders
 from loraformat.storage.local.store import LocalStore
-from loraformat.storage.publication import Publishing, check_publication
+from loraformat.storage.publication import Publication, Publishing, check_publication
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -156,7 +156,7 @@ def scheme_of(uri: str) -> Scheme:
     name = found[1].lower() if found else ""
     if name not in SCHEMES:
         hint = "download it and give the folder"
-        raise StorageError(f"{name}:// is not supported in this version", where=uri, hint=hint)
+        raise StorageError(f"{name}:// is not supported in this version", where=show_address(uri), hint=hint)
     return SCHEMES[name]
 
 
@@ -181,8 +181,21 @@ def stage_of(uri: str, publishing: Publishing | None = None) -> Stage:
             return partial(_stage_repository, publishing=publishing)
     stage = scheme_of(uri).stage
     if stage is None:
-        raise StorageError("outputs are not written there", where=uri, hint="write a folder of this machine")
+        raise StorageError(
+            "outputs are not written there", where=show_address(uri), hint="write a folder, s3:// or hf://"
+        )
     return stage
+
+
+def check_target(uri: str, options: Publication) -> None:
+    """Raises: StorageError: nothing can be written at a URI. UsageError: options that do not go with it."""
+    check_publication(options, is_hub=is_hub(uri))
+    if is_hub(uri):
+        from loraformat.storage.hub import target
+
+        target.parsed(uri, options, resume=False)
+    else:
+        stage_of(uri)
 
 
 def join_of(uri: str) -> Join:

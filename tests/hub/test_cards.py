@@ -13,7 +13,7 @@ from hub_repositories import Hub
 from huggingface_hub import ModelCard
 
 import loraformat
-from loraformat.errors import ConfigError, FormatError, InvalidYaml, UsageError
+from loraformat.errors import ConfigError, FormatError, InvalidYaml, LoraFormatError, StorageError, UsageError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 GOOD = FIXTURES / "good"
@@ -220,3 +220,68 @@ def test_what_is_missing_is_found_by_the_rules_of_validate(models: Path, tmp_pat
     shutil.copytree(models / "adapter", tmp_path / "adapter")
     (tmp_path / "adapter" / "README.md").write_text("---\nbase_model: acme/base\ntags: lora\nlicense: mit\n---\n")
     assert "LF512" in {finding.code for finding in loraformat.validate(tmp_path / "adapter").findings}
+
+
+def test_a_card_replaces_nothing_but_a_card(models: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(models / "adapter", adapter)
+    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link.md").symlink_to(adapter / "adapter_config.json")
+    (tmp_path / "hard.md").hardlink_to(adapter / "adapter_config.json")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "latin.md",
+        "notes.txt",
+        "link.md",
+        "hard.md",
+    ):
+        with pytest.raises(StorageError):
+            loraformat.card(adapter, tmp_path / name)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+    loraformat.card(adapter, adapter / "README.md")
+    assert "loraformat:begin" in (adapter / "README.md").read_text()
+
+
+def test_what_a_person_wrote_stays_to_the_byte(models: Path, tmp_path: Path) -> None:
+    text = "one\r\ntwo\x0bthree\x0cfour\x85five\u2028six\r\n\r\nend"
+    out = tmp_path / "README.md"
+    out.write_bytes(f"---\r\nlicense: mit\r\ntags:\r\n- mine\r\n---\r\n{text}\n".encode())
+    loraformat.card(models / "adapter", out)
+    first = out.read_bytes()
+    assert first.endswith(f"<!-- loraformat:end -->\n\n{text}\n".encode())
+    assert b"license: mit\r\n" in first
+    assert first.count(b"\n---\n") == 1
+    loraformat.card(models / "adapter", out)
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (b"x" * (2 << 20), "bytes, and at most"),
+        (b"---\nlicense: [a\n---\nmine", "README.md"),
+        (b"---\nbase_model: {a: 1}\n---\nmine", "expected a name"),
+        (b"caf\xe9", "not text in UTF-8"),
+    ],
+)
+def test_a_card_that_cannot_be_kept_is_known_before_anything_is_computed(
+    card: bytes, message: str, online: Hub
+) -> None:
+    online.put("tester/theirs", {"README.md": card})
+    done: list[int] = []
+    with pytest.raises(LoraFormatError, match=message):
+        loraformat.merge(
+            "hf://acme/base",
+            ["hf://acme/adapter"],
+            "hf://tester/theirs",
+            overwrite=True,
+            progress=lambda now, total: done.append(now),
+        )
+    assert done == []
+    assert online.read("tester/theirs", "README.md") == card
+    without = loraformat.Publication(card=False)
+    loraformat.merge("hf://acme/base", ["hf://acme/adapter"], "hf://tester/theirs", overwrite=True, publication=without)
+    assert online.read("tester/theirs", "README.md") == card

@@ -137,6 +137,25 @@ def test_an_input_is_never_the_output(online: Hub, out: str) -> None:
     assert {name: dict(one.refs) for name, one in online.repositories.items()} == before
 
 
+def test_an_input_by_its_commit_or_tag_is_not_replaced(online: Hub) -> None:
+    base = online.repositories["acme/base"]
+    commit = base.refs["main"]
+    base.refs["v1"] = commit
+    for revision in (commit, "v1"):
+        with pytest.raises(StorageError, match=r"may replace the input hf://acme/base@") as raised:
+            loraformat.merge(f"{BASE}@{revision}", [ADAPTER], BASE, overwrite=True)
+        assert f"{BASE}: " in str(raised.value)
+    assert base.refs["main"] == commit
+    loraformat.merge(f"{BASE}@{commit}", [ADAPTER], f"{BASE}@merged", overwrite=True)
+    assert base.refs["main"] == commit
+    assert "loraformat.manifest.json" in online.files("acme/base", "merged")
+
+
+def test_a_pull_request_is_not_called_a_commit(online: Hub) -> None:
+    with pytest.raises(StorageError, match="refs/pr/1 cannot be written to"):
+        loraformat.merge(BASE, [ADAPTER], f"{OUT}@refs/pr/1")
+
+
 def test_another_branch_of_the_bases_repository_copies_inside_it(online: Hub, models: Path) -> None:
     online.tokens["x"] = "write"
     loraformat.merge(BASE, [ADAPTER], f"{BASE}@merged", overwrite=True)
@@ -232,6 +251,8 @@ def test_what_does_not_go_together_is_a_usage_error(online: Hub, models: Path, t
         loraformat.merge(BASE, [ADAPTER], OUT, resume=True)
     with pytest.raises(UsageError, match="pull requests to the main branch only"):
         loraformat.merge(BASE, [ADAPTER], f"{OUT}@v2", publication=Publication(create_pr=True))
+    with pytest.raises(UsageError, match="pull requests to the main branch only"):
+        loraformat.merge(BASE, [ADAPTER], f"{OUT}@v2", publication=Publication(create_pr=True), dry_run=True)
     with pytest.raises(UsageError, match="expected a message"):
         loraformat.merge(BASE, [ADAPTER], OUT, publication=Publication(commit_message=" "))
     with pytest.raises(StorageError, match="a commit cannot be written to"):
@@ -306,3 +327,12 @@ def test_the_command_line_publishes(online: Hub, models: Path) -> None:
     stamped = CliRunner().invoke(main, ["stamp", str(models / "adapter"), "--base", BASE, "-o", "hf://tester/stamped"])
     assert stamped.exit_code == 0, stamped.output
     assert "base_model_relation: adapter" in online.read("tester/stamped", "README.md").decode()
+
+
+@pytest.mark.parametrize("token", ["hf_SECR\u00c9T", "hf_SECRET SECRET"])
+def test_a_token_that_no_header_can_hold(online: Hub, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(StorageError, match="printing ASCII characters without spaces") as raised:
+        loraformat.inspect(BASE)
+    assert "SECR" not in str(raised.value)
+    assert not online.log

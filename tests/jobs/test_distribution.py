@@ -20,6 +20,8 @@ import loraformat
 from loraformat import schema
 from loraformat.cli import main
 from loraformat.errors import EngineError, StorageError, UsageError
+from loraformat.merger import divided
+from loraformat.merger.write.receipts import MOST_WORLD
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
 
@@ -43,11 +45,15 @@ def command(base: Path, change: Path, out: Path, *more: str) -> list[str]:
     [
         (("--rank", "2", "--world", "2"), "expected 0 to 1 of 2, found 2"),
         (("--rank", "-1", "--world", "2"), "expected 0 to 1 of 2, found -1"),
-        (("--rank", "0", "--world", "0"), "found 0"),
+        (("--rank", "0", "--world", "0"), "expected 1 to 100000, found 0"),
+        (("--rank", "0", "--world", "1000000000"), "expected 1 to 100000, found 1000000000"),
         (("--rank", "0"), "--rank and --world go together"),
         (("--world", "2"), "--rank and --world go together"),
         (("--rank", "0", "--world", "2", "--finish"), "--rank does not go with --finish"),
-        (("--world", "2", "--finish"), "--rank and --world go together"),
+        (("--world", "2", "--finish"), "--finish takes no --world"),
+        (("--engine", "dask", "--dry-run"), "expected threads, ray or ray=ADDRESS"),
+        (("--engine", "ray=nowhere", "--dry-run"), "expected HOST:PORT"),
+        (("--engine", "ray=ray://user:SECRET@host:1"), "found 'ray://…@host:1'"),
         (("--rank", "0", "--world", "2", "--dry-run"), "--dry-run does not go with --rank"),
         (("--rank", "0", "--world", "2", "--resume"), "--resume does not go with --rank"),
         (("--finish", "--dry-run"), "--dry-run does not go with --finish"),
@@ -177,3 +183,12 @@ def test_what_is_not_an_address_is_refused(base: Path, change: Path, tmp_path: P
         with pytest.raises(UsageError, match="expected HOST:PORT"):
             loraformat.merge(base, [change], tmp_path / "out", engine=f"ray={address}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "change"]
+
+
+def test_many_more_shares_than_files() -> None:
+    sizes = {"a": 5, "b": 0, "c": 7, "d": 0, "e": 5}
+    shares = divided(sizes, MOST_WORLD)
+    assert len(shares) == MOST_WORLD
+    assert shares[:6] == (("c",), ("a",), ("e",), ("b",), ("d",), ())
+    assert divided(sizes, 2) == (("b", "c", "d"), ("a", "e"))
+    assert divided({"a": 3, "b": 2, "c": 2, "d": 1}, 2) == (("a", "d"), ("b", "c"))

@@ -304,6 +304,12 @@ def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_pipeline_of_this_machine_is_not_to_be_downloaded(tmp_path: Path) -> None:
+    base = pipeline(tmp_path / "base", "kohya/tiny-flux")
+    with pytest.raises(UsageError, match="upload it with `hf upload`"):
+        loraformat.merge(base, [adapter("kohya/tiny-flux")], "hf://owner/name")
+
+
 def test_one_component_is_not_given_the_updates_of_others_and_pick_takes_them_out(tmp_path: Path) -> None:
     block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
     modules = {f"{block}_attn1_to_q": (2, 1.0), "lora_te_text_model_encoder_layers_0_mlp_fc1": (2, 1.0)}

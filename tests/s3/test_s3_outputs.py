@@ -32,6 +32,7 @@ import loraformat
 from loraformat.errors import StorageError
 from loraformat.jobs.diff import diff
 from loraformat.jobs.verify import verify
+from loraformat.report import render_all
 from loraformat.storage import join, open_store, stage
 
 MIB = 1 << 20
@@ -201,6 +202,19 @@ def test_what_merge_wrote_is_verified_there(s3: S3Server) -> None:
     data[begin] ^= 1
     s3.put("models", f"out/{FILES[0]}", bytes(data))
     assert not verify(OUT).ok
+
+
+def test_bytes_that_nobody_read_are_not_called_ok(s3: S3Server) -> None:
+    report = merge()
+    assert isinstance(report.data, loraformat.MergeResult)
+    assert set(report.data.files) == {key.removeprefix("out/") for key in visible(s3)}
+    assert {path.rpartition("/")[2] for path in report.written} == {key.rpartition("/")[2] for key in visible(s3)}
+    alone = verify(OUT)
+    assert alone.ok
+    assert "OK" not in render_all([alone], "text")
+    assert "nothing differs in what was compared" in render_all([alone], "text")
+    assert "copied from the base and without digests" in render_all([alone], "text")
+    assert ": OK, " in render_all([verify(OUT, base=BASE)], "text")
 
 
 def test_sha256_and_full_verification_read_everything(s3: S3Server, models: Path) -> None:

@@ -52,8 +52,8 @@ def parse(text: str) -> Card:
             where=CARD,
             hint="write each field in a line of its own: key: value",
         )
-    body = "\n".join(text.splitlines()[len(lines) + 2 :])
-    return Card({name: tuple(each) for name, each in blocks.items()}, fields, body + "\n" if body else "")
+    body = "\n".join(text.split("\n")[len(lines) + 2 :])
+    return Card({name: tuple(each) for name, each in blocks.items()}, fields, body)
 
 
 def digest_of(value: Json) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.jobs.card.facts import Origin, facts_of, name_of
@@ -28,7 +29,17 @@ def publishing_of(
     check_publication(chosen, is_hub=is_hub(out))
     if not is_hub(out):
         return None
-    return Publishing(chosen, names, lambda found: meet(_findings(found, out)))
+    check = partial(_check_previous, out) if chosen.card else None
+    return Publishing(chosen, names, lambda found: meet(_findings(found, out)), check)
+
+
+def _check_previous(out: str, previous: Callable[[str], bytes | None]) -> None:
+    """Raises: as `write_card`, for the card that is there now."""
+    from loraformat.jobs.card.text import check_fields, decoded
+
+    before = previous(CARD)
+    if before is not None:
+        check_fields(decoded(before, f"{out}/{CARD}"))
 
 
 def _findings(found: Published, out: str) -> tuple[Finding, ...]:
@@ -49,22 +60,24 @@ def write_card(output: Output, out: str, publishing: Publishing | None, origin: 
     Args:
         origin: what the run knows of it.
 
-    Raises: InvalidYaml (LF009): the front matter of the card that is there cannot be read.
+    Raises: InvalidYaml (LF009): the front matter of the card that is there cannot be read. ConfigError (LF103): it has
+        a field that the Hub does not take. StorageError: it is too large, or not UTF-8.
     """
     if publishing is None:
         return
-    from loraformat.jobs.card.text import rendered
+    from loraformat.jobs.card.text import check_fields, decoded, rendered
     from loraformat.storage.hub import HubOutput
 
     assert isinstance(output, HubOutput)
-    before = output.previous(CARD)
     if not publishing.options.card:
-        if before is not None:
+        if output.replaces(CARD):
             output.remove(CARD)  # the base's, in whose place somebody has one
         return
+    before = output.previous(CARD)
     text = rendered(
-        facts_of(output, origin()), name_of(out), None if before is None else before.decode("utf-8", "replace")
+        facts_of(output, origin()), name_of(out), None if before is None else decoded(before, f"{out}/{CARD}")
     )
+    check_fields(text)
     data = text.encode("utf-8")
     with output.create(CARD, len(data)) as writer:
         writer.write(data)

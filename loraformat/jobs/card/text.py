@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loraformat._version import __version__
+from loraformat.diagnostics import in_file
+from loraformat.errors import ConfigError, StorageError
 from loraformat.jobs.card import front_matter
 from loraformat.jobs.card.escaping import code, heading
 from loraformat.jobs.card.facts import Facts, UsedAdapter, sequence
 from loraformat.jobs.card.loading import snippets
-from loraformat.rules.metadata.card import first_text, is_repository
+from loraformat.model.bundle import CARD
+from loraformat.rules.metadata.card import faults_of, first_text, is_repository
 from loraformat.strict_json import Json
 
 _BEGIN = re.compile(r"<!-- loraformat:begin((?: [a-z_]{1,40}=[0-9a-f]{8}){0,40}) -->\s*")
@@ -41,12 +44,28 @@ def rendered(facts: Facts, name: str, existing: str | None = None) -> str:
     return "\n".join(["---", *lines, "---", "", body, ""])
 
 
+def decoded(card: bytes, where: str) -> str:
+    """A card that is there, as text. Raises: StorageError: not UTF-8, so that what it says could not be kept."""
+    try:
+        return card.decode("utf-8")
+    except UnicodeDecodeError as error:
+        text = f"not text in UTF-8 (byte {error.start}), which a card is kept in"
+        raise StorageError(text, where=where, hint="save it as UTF-8, or remove it") from None
+
+
+def check_fields(text: str) -> None:
+    """Raises: ConfigError (LF103): a card has a field that the Hub does not take. InvalidYaml (LF009): see `parse`."""
+    for key, message in faults_of(front_matter.parse(text).fields):
+        hint = "correct it in the card, or remove the field"
+        raise ConfigError(message, where=in_file(CARD, key), hint=hint)
+
+
 def _parts(body: str) -> tuple[dict[str, str], str, str]:
     """Which fields an earlier run wrote, and the text above and below its part.
 
     In a card without such a part all text stands below.
     """
-    lines = body.splitlines()
+    lines = body.split("\n")
     begin = next((number for number, line in enumerate(lines) if _BEGIN.fullmatch(line)), None)
     if begin is None:
         return {}, "", body.strip("\n")
@@ -64,7 +83,8 @@ def _fields(facts: Facts) -> dict[str, Json]:
             found["base_model_relation"] = facts.relation
     if facts.library:
         found["library_name"] = facts.library
-    found |= {key: _plain(value) for key, value in facts.fields.items() if _plain(value)}
+    inherited = {key: _plain(value) for key, value in facts.fields.items()}
+    found |= {key: value for key, value in inherited.items() if value and not any(faults_of({key: value}))}
     if facts.pipeline_tag:
         found["pipeline_tag"] = facts.pipeline_tag
     return {**found, "tags": list(facts.tags)}

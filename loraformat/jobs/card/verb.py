@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from loraformat.diagnostics import Finding
-from loraformat.errors import ConfigError, StorageError, UsageError
+from loraformat.errors import StorageError, UsageError
 from loraformat.jobs.card.facts import Origin, facts_of, fields_of_card, name_of
-from loraformat.jobs.card.text import rendered
+from loraformat.jobs.card.text import check_fields, decoded, rendered
 from loraformat.merger.write.manifest import read_manifest
 from loraformat.model.bundle import CARD, Bundle, OpenedFiles, RawFile
 from loraformat.model.results.verbs import CardResult
 from loraformat.report import Report
 from loraformat.rules import Subject
-from loraformat.rules.metadata.card import card_metadata, card_without_base, card_without_license, fields_of
-from loraformat.storage import Location, is_hub, open_store, uri_of, uri_or_none, write_to
+from loraformat.rules.metadata.card import card_without_base, card_without_license, fields_of
+from loraformat.storage import Location, is_hub, is_local, is_own_stream, open_store, uri_of, uri_or_none, write_to
 
 _MOST_NBYTES = 1 << 20
 
@@ -51,19 +51,23 @@ def card(
         name: "owner/name" under which others load it; by default that of the address, or of the folder.
 
     Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the card that is there
-        cannot be read. ConfigError (LF103): it has a value that the Hub does not take. StorageError.
+        cannot be read. ConfigError (LF103): it has a value that the Hub does not take. StorageError: another file than
+        a card in UTF-8 is in the place of `out`.
     """
     uri, target = uri_of(path), uri_or_none(out)
-    if target is not None and is_hub(target):
-        raise UsageError("a card alone is written into a file", where="-o", hint="upload it with `hf upload`")
+    if target is not None and not is_local(target):
+        hint = "upload it with `hf upload`" if is_hub(target) else "write a file, and copy it there"
+        raise UsageError("a card alone is written into a file of this machine", where="-o", hint=hint)
     store = open_store(uri)
+    if target is not None:
+        _check_target(target, uri, store)
     origin = Origin() if base is None else _origin(uri_of(base))
     existing = _text(store, target)
     if existing is not None and _is_of_the_base(existing, read_manifest(store)):
         known = fields_of(existing.decode("utf-8", "replace"))
         origin, existing = replace(origin, base_fields={**known, **origin.base_fields}), None
     facts = facts_of(store, origin)
-    there = None if existing is None else existing.decode("utf-8", "replace")
+    there = None if existing is None else decoded(existing, target or uri)
     text = rendered(facts, name or name_of(uri), there)
     findings = _checked(uri, text)
     if target is not None:
@@ -79,10 +83,9 @@ def card(
 
 def _checked(uri: str, text: str) -> tuple[Finding, ...]:
     """What `validate` finds in the card. Raises: ConfigError (LF103): a field that the Hub does not take."""
+    check_fields(text)
     data = text.encode("utf-8", "replace")
     subject = Subject(bundle=Bundle(uri, {CARD: RawFile(CARD, len(data), lambda: data)}), format="")
-    for hit in card_metadata.check(subject):
-        raise ConfigError(hit.message, where=hit.location, hint="correct it in the card, or remove the field")
     return tuple(each.finding(hit) for each in (card_without_base, card_without_license) for hit in each.check(subject))
 
 
@@ -90,13 +93,29 @@ def _origin(base: str) -> Origin:
     return Origin(base=base, base_fields=fields_of_card(open_store(base)))
 
 
+def _check_target(target: str, uri: str, store: OpenedFiles) -> None:
+    """Raises: StorageError: a file is there that is not a card, or that the subject is read from."""
+    if not _is_file(target):
+        return
+    if not os.path.realpath(target).lower().endswith(".md"):
+        text = "a file is there that is not a model card: its name does not end in .md"
+        raise StorageError(text, where=target, hint="name another file, or remove this one first")
+    read = [os.path.join(uri, name) for name in store.files() if name != CARD] if is_local(uri) else []
+    for path in (uri, *read):
+        if os.path.exists(path) and os.path.samefile(path, target):
+            raise StorageError("the card would replace a file that it describes", where=target)
+
+
+def _is_file(target: str) -> bool:
+    """Whether a file with something in it is there, other than one that our own output goes into."""
+    return os.path.isfile(target) and os.path.getsize(target) > 0 and not is_own_stream(target)
+
+
 def _text(store: OpenedFiles, target: str | None) -> bytes | None:
     """The card that is there: the file that is to be written, else the one among the files of the output."""
-    if target is not None and os.path.exists(target):
-        folder, name = os.path.split(target)
-        store = open_store(folder or ".")
-    else:
-        name = CARD
+    name = CARD
+    if target is not None and _is_file(target):
+        name, store = os.path.basename(os.path.realpath(target)), open_store(os.path.realpath(target))
     if name not in store.files():
         return None
     if store.size(name) > _MOST_NBYTES:

@@ -20,6 +20,7 @@ from loraformat.merger import (
     shares_of,
 )
 from loraformat.merger.plan.data import nbytes_of
+from loraformat.merger.write.receipts import MOST_WORLD
 from loraformat.model.results.verbs import FileShare
 from loraformat.storage import unfinished
 
@@ -72,6 +73,11 @@ def distribution(
 
     Raises: UsageError (LF021): options that do not go together. EngineError (LF025), MissingExtra (LF029).
     """
+    if world is not None and not 1 <= world <= MOST_WORLD:
+        raise UsageError(f"expected 1 to {MOST_WORLD}, found {world}", where="--world")
+    if finish and world is not None and rank is None:
+        hint = "the receipts of the ranks say how many there were"
+        raise UsageError("--finish takes no --world", where="--finish", hint=hint)
     if (rank is None) != (world is None):
         text = "--rank and --world go together: this process computes share --rank of --world"
         raise UsageError(text, where="--rank" if world is None else "--world")
@@ -92,7 +98,7 @@ def distribution(
     if hasattr(engine, "run"):
         return Distribution(cast("FileEngine", engine))
     share = None if rank is None or world is None else Share(rank, world)
-    found = None if dry_run else open_task_engine(engine)
+    found = open_task_engine(engine, is_opened=not dry_run)
     if found is None:
         return Distribution(share=share, is_finish=finish)
     if device not in ("cpu", "cuda"):

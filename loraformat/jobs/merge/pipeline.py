@@ -10,7 +10,7 @@ from loraformat import rules
 from loraformat.diagnostics import Finding, FindingLocation, listed, show
 from loraformat.errors import UnmatchedUpdate, UsageError
 from loraformat.jobs.merge.distribution import ALONE, Distribution
-from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, report_of
+from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, report_of, written_names
 from loraformat.merger import (
     AdapterSource,
     Facts,
@@ -21,7 +21,6 @@ from loraformat.merger import (
     Written,
     divided,
     facts_of_merge,
-    file_names,
     finish_merge,
     permissions_of,
     retentions,
@@ -128,7 +127,7 @@ def merge_pipeline(
             run.announce(several)
 
     outcomes = _write(run, [uri for uri, _ in adapters], parts, copies, meet)
-    return _report(run, (*found, *met), parts, outcomes, _names(run, parts, copies))
+    return _report(run, (*found, *met), parts, outcomes, _names(run, parts, copies, outcomes))
 
 
 def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> AdapterSource:
@@ -138,8 +137,10 @@ def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> Ad
 
 def _check_options(run: PipelineRun, options: Options) -> None:
     if not has_folders(run.base.store) or is_hub(run.out):
+        is_out = has_folders(run.base.store)
+        hint = "write a folder, and upload it with `hf upload`" if is_out else "download it first"
         text = "a pipeline is merged on a disk or in an object store only"
-        raise UsageError(text, where="merge", hint="download it first")
+        raise UsageError(text, where="-o" if is_out else "merge", hint=hint)
     strange = sorted(run.strengths.keys() - run.base.components.keys())
     if strange:
         known = ", ".join(run.base.components)
@@ -174,11 +175,17 @@ def _check_strengths(run: PipelineRun, changed: Collection[str]) -> None:
         raise UsageError(text, where="--strength", hint=f"what is changed: {', '.join(changed)}")
 
 
-def _names(run: PipelineRun, parts: Mapping[str, Prepared], copies: Mapping[str, Store]) -> tuple[str, ...]:
-    """All files of the output."""
+def _names(
+    run: PipelineRun,
+    parts: Mapping[str, Prepared],
+    copies: Mapping[str, Store],
+    outcomes: Mapping[str, Written] | None = None,
+) -> tuple[str, ...]:
+    """All files of the output, as far as known before it is written."""
+    done = outcomes or {}
     found = list(_copied(run.base.store))
     found += [f"{name}/{file}" for name, store in copies.items() for file in _copied(store)]
-    found += [f"{name}/{file}" for name, part in parts.items() for file in (*file_names(part.plan), *_RECORDS)]
+    found += [f"{name}/{file}" for name, one in parts.items() for file in written_names(one.plan, done.get(name))]
     return tuple(sorted(found))
 
 

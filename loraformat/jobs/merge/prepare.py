@@ -335,6 +335,12 @@ def write(
         return written
 
 
+def written_names(plan: MergePlan, outcome: Written | None) -> tuple[str, ...]:
+    """The files of an output, as far as known before it is written."""
+    lists = (DIGESTS,) if outcome is None or outcome.has_list else ()
+    return tuple(sorted((*file_names(plan), MANIFEST, *lists)))
+
+
 def _nbytes_needed(prepared: Prepared, out: str) -> int:
     """Bytes of weights that need room; files that the Hub copies need none."""
     plan = prepared.plan
@@ -384,7 +390,7 @@ def report_of(
         {module_of(term.weight) for edit in plan.edits for term in edit.terms if term.adapter == number}
         for number in range(len(opened))
     ]
-    names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
+    names = written_names(plan, outcome)
     scheme = plan.quantized.scheme if plan.quantized is not None else ""
     kinds = {f"{CODES}{scheme}" if edit.parts else edit.dtype for edit in plan.edits if edit.tensor in tallies}
     lost = rounding_findings(base, tallies, kinds)

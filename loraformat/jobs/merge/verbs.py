@@ -18,7 +18,7 @@ from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
 from loraformat.merger import COMBINATIONS, Arithmetic, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
-from loraformat.storage import Location, Publication, check_publication, is_hub, listed, uri_of
+from loraformat.storage import Location, Publication, check_target, listed, uri_of
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -139,7 +139,7 @@ def merge(
     _check_codes(options, least_kept)
     chosen = [with_strength(adapter) for adapter in adapters]
     refuse_exchanged(base, [uri for uri, _ in chosen])
-    check_publication(publication or Publication(), is_hub=is_hub(out))
+    check_target(out, publication or Publication())
     chosen_by = distribution(engine, rank, world, finish=finish, resume=resume, dry_run=dry_run, device=device)
     limits = resources(chosen_by, jobs, device, memory_nbytes)
     known, checkpoint = with_alpha(alpha, assumptions), open_checkpoint(base)

@@ -17,7 +17,7 @@ from loraformat.jobs.algebra.sources import require_additive
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
 from loraformat.jobs.merge.distribution import Engine, distribution
-from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write
+from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write, written_names
 from loraformat.jobs.weights.changes import is_unchanged
 from loraformat.jobs.weights.proofs import doubt_of
 from loraformat.merger import (
@@ -29,13 +29,12 @@ from loraformat.merger import (
     Resources,
     Reversal,
     Trust,
-    file_names,
+    Written,
     weight_nbytes,
 )
 from loraformat.merger.write.manifest import adapter_digest, read_manifest
 from loraformat.model.adapter import module_of
 from loraformat.model.assumptions import Assumptions, with_alpha
-from loraformat.model.bundle import DIGESTS, MANIFEST
 from loraformat.model.checkpoint import BaseWeight, Checkpoint
 from loraformat.model.results.verbs import FileShare, MergedAdapter, UndoneWeight, UnmergeResult
 from loraformat.model.updates import Replace, Rows
@@ -179,7 +178,7 @@ def unmerge(
 
     trust = Trust(verify=verify, resume=resume)
     prepared = undone.prepared
-    write(
+    outcome = write(
         prepared,
         uri_of(out),
         run.limits,
@@ -191,7 +190,7 @@ def unmerge(
         publication=publication,
         distribution=chosen_by,
     )
-    return _report(run, undone, (*findings, *met), uri_of(out), chosen_by.described(prepared.plan))
+    return _report(run, undone, (*findings, *met), uri_of(out), outcome, chosen_by.described(prepared.plan))
 
 
 def _opened(uri: str) -> Checkpoint:
@@ -411,10 +410,15 @@ def _others_that_changed(run: _Run, base: Checkpoint, edited: set[str]) -> list[
 
 
 def _report(
-    run: _Run, undone: _Undone, findings: tuple[Finding, ...], out: str, share: FileShare | None = None
+    run: _Run,
+    undone: _Undone,
+    findings: tuple[Finding, ...],
+    out: str,
+    outcome: Written | None = None,
+    share: FileShare | None = None,
 ) -> Report:
     plan = undone.prepared.plan
-    names = tuple(sorted((*file_names(plan), MANIFEST, DIGESTS)))
+    names = written_names(plan, outcome)
     return Report(
         job="unmerge",
         subject=run.uri,

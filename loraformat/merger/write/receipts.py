@@ -24,6 +24,8 @@ SCHEMA = "loraformat.rank-receipt/1"
 _PREFIX, _SUFFIX = f"{OWN_PREFIX}rank-", ".json"
 _MOST_NBYTES = 1 << 28
 _AGAIN = "run it again"
+# Processes that write one output: more than any cluster has.
+MOST_WORLD = 100_000
 
 Map = Callable[[Callable[[str], Any], Iterable[str]], Iterable[Any]]
 # What decides about the bytes of an output, by what a user calls it.
@@ -177,9 +179,8 @@ class Receipts:
             value = read_receipt(self._output, name)
             receipt = Receipt.from_json(value["receipt"])
             figures = figures_of(receipt)
-            entry = Entry(
-                int(value["rank"]), int(value["world"]), str(value["processor"]), figures, tuple(value["identity"])
-            )
+            rank, world = _share_of(value)
+            entry = Entry(rank, world, str(value["processor"]), figures, tuple(value["identity"]))
         except StorageError:
             raise
         except (LoraFormatError, LookupError, TypeError, ValueError, AttributeError):
@@ -242,3 +243,11 @@ def _hash(value: Any) -> str:  # noqa: ANN401 - JSON values
 
 def _digest(values: Mapping[str, Any]) -> str:
     return digest_of(json.dumps(values, sort_keys=True).encode())
+
+
+def _share_of(value: Mapping[str, Any]) -> tuple[int, int]:
+    """The rank and the world of a receipt. Raises: ValueError: not such numbers."""
+    rank, world = value["rank"], value["world"]
+    if type(rank) is not int or type(world) is not int or not 0 <= rank < world <= MOST_WORLD:
+        raise ValueError
+    return rank, world

@@ -167,7 +167,8 @@ def complete(
     )
     history = history_of(read_manifest(inputs.store))
     write_manifest(output, build_manifest(plan, inputs, prints, outputs, written.digests, history))
-    if output.reads_copies or digests_copies(trust, output):
+    written.has_list = output.reads_copies or digests_copies(trust, output)
+    if written.has_list:
         _write_digests(output, {**runs, **written.runs}, (base, *sources), trust, read)
     return written
 

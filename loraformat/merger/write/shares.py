@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapreplace
 
 from loraformat.diagnostics import Finding
 from loraformat.engine import open_engine
@@ -54,13 +55,14 @@ def divided(sizes: Mapping[str, int], world: int) -> tuple[tuple[str, ...], ...]
 
     The largest first, each to the share that has least; more shares than files leave some of them empty.
     """
-    files: list[list[str]] = [[] for _ in range(world)]
-    loads = [0] * world
+    filled = min(world, len(sizes))
+    files: list[list[str]] = [[] for _ in range(filled)]
+    loads = [(0, 0, rank) for rank in range(filled)]  # bytes and files of each share; sorted, so a heap
     for target in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        least = min(range(world), key=lambda rank: (loads[rank], len(files[rank]), rank))
+        nbytes, count, least = loads[0]
         files[least].append(target)
-        loads[least] += sizes[target]
-    return tuple(tuple(sorted(one)) for one in files)
+        heapreplace(loads, (nbytes + sizes[target], count + 1, least))
+    return (*(tuple(sorted(one)) for one in files), *[()] * (world - filled))
 
 
 def facts_of_merge(plan: MergePlan, inputs: Inputs, sources: Sequence[Source], trust: Trust) -> Facts:

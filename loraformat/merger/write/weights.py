@@ -34,12 +34,14 @@ class Written:
         digests: of each edited tensor, the digest of its bytes in the file.
         runs: output file → digests of its bytes, by offset: of all of them unless copied bytes were left out.
         checked: how much of all files was compared with the inputs, once it was.
+        has_list: whether the output has a list of digests.
     """
 
     tallies: dict[str, Tally] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     runs: dict[str, tuple[Run, ...]] = field(default_factory=dict)
     checked: Checked | None = None
+    has_list: bool = True
 
 
 OnWritten = Callable[[str, Written], None]

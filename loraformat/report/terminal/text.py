@@ -271,14 +271,17 @@ def _roundtrip(found: RoundTrip) -> str:
 
 
 def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
-    verdict = Styled(counts(report.findings) or "OK", "bold green" if report.ok else STYLES[Severity.ERROR])
+    missed = data.bytes_total - data.bytes_read
+    verdict = Styled(
+        counts(report.findings) or ("nothing differs in what was compared" if missed else "OK"),
+        STYLES[Severity.ERROR] if not report.ok else "bold" if missed else "bold green",
+    )
     compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
     of_base = "" if data.tensors_of_base is None else f", {plural(data.tensors_of_base, 'copied tensor')} with the base"
     page.say(
         *(Styled(report.subject, "bold"), ": ", verdict),
         f", {compared}{of_base}: {nbytes(data.bytes_read)} of {nbytes(data.bytes_total)} compared",
     )
-    missed = data.bytes_total - data.bytes_read
     if missed and not report.ok:
         page.say(f"not compared: {nbytes(missed)} ({missed} bytes)")
     elif missed:

@@ -216,7 +216,7 @@ def _card(bundle: Bundle) -> str | None:
 
 def lines_of(text: str) -> list[str] | None:
     """The lines of the front matter of a card, between its two `---`; None where it has none."""
-    lines = text.splitlines()
+    lines = text.split("\n")  # what else ends a line in Unicode may stand in a line that a person wrote
     end = next((number for number, line in enumerate(lines[1:], 1) if line.rstrip() == "---"), None)
     return lines[1:end] if lines and lines[0].rstrip() == "---" and end is not None else None
 
@@ -239,7 +239,7 @@ def _plain_fields(lines: Sequence[str]) -> Mapping[str, Json] | None:
     """Fields of one word each, as most cards have them, without a library; None where there is anything else."""
     found: dict[str, Json] = {}
     for line in lines:
-        match = _PLAIN.fullmatch(line)
+        match = _PLAIN.fullmatch(line.removesuffix("\r"))
         if match is None or match[1] in found or match[2].lower() in _WORDS:
             return None
         found[match[1]] = match[2]

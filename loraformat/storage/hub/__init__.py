@@ -15,4 +15,5 @@ __all__ = [
     "open_repository",
     "require_space",
     "stage",
+    "target",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import show_address
 from loraformat.errors import StorageError
 
 SCHEME = "hf://"
@@ -35,7 +35,7 @@ class Address:
         folder = found[3].strip("/") if found else ""
         if found is None or any(part in (".", "..") for part in [*folder.split("/"), *found[1].split("/")]):
             raise StorageError(
-                "not the address of a repository", where=show(uri), hint="hf://owner/name[@revision][/folder]"
+                "not the address of a repository", where=show_address(uri), hint="hf://owner/name[@revision][/folder]"
             )
         return cls(found[1], found[2], folder)
 

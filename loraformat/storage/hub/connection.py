@@ -21,6 +21,7 @@ from loraformat.storage.hub.http import Answer, Client
 
 _MOST_INFO_NBYTES = 64 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"[!-~]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
@@ -80,6 +81,7 @@ class Connection:
         from huggingface_hub import constants, utils
 
         http: Any = utils  # it does not mark what it exports
+        check_token()
         headers = http.build_hf_headers(library_name="loraformat")
         client = Client(http.get_session(), headers, wait)
         client = client if patience_s is None else replace(client, patience_s=patience_s)
@@ -117,6 +119,16 @@ class Connection:
             page = "a web page came in the place of the file: the login page of a proxy?"
             raise StorageError(page if is_page else "the server does not serve parts of files")
         return answer.body
+
+
+def check_token() -> None:
+    """Raises: StorageError: the access token holds what no header of a request may hold; it is not repeated."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is not None and _TOKEN.fullmatch(token) is None:
+        text = "the access token holds something else than printing ASCII characters without spaces"
+        raise StorageError(text, hint="set HF_TOKEN again, or log in again with `hf auth login`")
 
 
 def check_status(answer: Answer, repository: str) -> None:

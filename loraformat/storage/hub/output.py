@@ -138,11 +138,21 @@ class HubOutput(HiddenFolder):
         return found
 
     def previous(self, path: str) -> bytes | None:
-        """A small file that is in the place of the output now; None where there is none."""
-        if self._before is None:
+        """A small file that is in the place of the output now; None where there is none.
+
+        Raises: StorageError: it is not small.
+        """
+        store = None if self._before is None else HubStore(str(self._before))
+        if store is None or path not in store.files():
             return None
-        store = HubStore(str(self._before))
-        return store.read(path) if path in store.files() and store.size(path) <= _MOST_PREVIOUS_NBYTES else None
+        if store.size(path) > _MOST_PREVIOUS_NBYTES:
+            text = f"it has {store.size(path)} bytes, and at most {_MOST_PREVIOUS_NBYTES} are read to be kept"
+            raise StorageError(text, where=f"{self.uri}/{path}", hint="--no-card leaves it alone")
+        return store.read(path)
+
+    def replaces(self, path: str) -> bool:
+        """Whether a file of this name is in the place of the output now."""
+        return self._before is not None and path in HubStore(str(self._before)).files()
 
     def fetched(self, name: str, copy: WholeCopy) -> str:
         """The path on this machine of a file of a repository, whose bytes are read for that."""

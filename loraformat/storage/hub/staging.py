@@ -13,7 +13,7 @@ from loraformat.storage.hub.connection import Connection
 from loraformat.storage.hub.faults import as_hub_error
 from loraformat.storage.hub.output import HubOutput
 from loraformat.storage.hub.publish import Publisher
-from loraformat.storage.hub.target import check_owner, earlier_output, look, parsed
+from loraformat.storage.hub.target import check_owner, earlier_output, look, parsed, refuse_moved
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.staging import require_space as require_local_space
 from loraformat.storage.publication import Publication, Publishing
@@ -67,6 +67,7 @@ def stage(
         connection = Connection.open(wait=wait)
         place = look(connection, address)
         check_owner(connection, place, chosen.options)
+    refuse_moved(place, inputs)
     ours = earlier_output(place, names or chosen.names, written, overwrite=overwrite)
     publisher = Publisher(connection, place, chosen, wait)
     publisher.check_access()
@@ -81,6 +82,8 @@ def stage(
                     reads_copies=not _is_on_the_hub(inputs[:1]),
                     before=address.at(place.state.commit) if place.state is not None and place.files() else None,
                 )
+                if chosen.on_opened is not None:
+                    chosen.on_opened(output.previous)
                 yield output
                 published = publisher.publish(output, ours)
         finally:

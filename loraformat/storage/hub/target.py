@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraformat import strict_json
 from loraformat.diagnostics import show
 from loraformat.errors import InvalidJson, StorageError, UsageError
-from loraformat.storage.hub.addresses import BRANCH, Address
+from loraformat.storage.hub.addresses import BRANCH, SCHEME, Address
 from loraformat.storage.hub.connection import Connection, ListedFile, State, check_status, state_of
 from loraformat.storage.hub.faults import refusal
 from loraformat.storage.local.store import WEIGHT_SUFFIXES
@@ -50,7 +50,11 @@ def parsed(target: str, options: Publication, *, resume: bool) -> Address:
     """
     address = Address.parse(target)
     if address.is_commit or address.branch.startswith("refs/"):
-        raise StorageError("a commit cannot be written to", where=target, hint="name a branch: hf://owner/name@branch")
+        what = "a commit" if address.is_commit else show(address.branch, 60)
+        hint = "name a branch: hf://owner/name@branch"
+        if address.branch.startswith("refs/pr/"):
+            hint = "--create-pr opens a pull request of its own"
+        raise StorageError(f"{what} cannot be written to", where=target, hint=hint)
     if resume:
         hint = "leave --resume out, or write a folder and upload it with `hf upload`"
         raise UsageError("an interrupted output on the Hub leaves nothing to go on with", where="--resume", hint=hint)
@@ -115,6 +119,23 @@ def _owners(value: strict_json.Json) -> list[str]:
     named = [fields, *(orgs if isinstance(orgs, list) else ())]
     makers = [each for each in named if isinstance(each, dict) and each.get("roleInOrg") != "read"]
     return [name for each in makers if isinstance(name := each.get("name"), str)]
+
+
+def refuse_moved(place: Place, inputs: Sequence[str]) -> None:
+    """Raises: StorageError: the output would replace, on its branch, an input that is named by a commit or tag.
+
+    Which branches have the commit is not asked: only an input of the main branch is known to be another branch's.
+    """
+    for given in inputs if place.has_branch else ():
+        if not given.lower().startswith(SCHEME):
+            continue
+        source = Address.parse(given)
+        one, other = (f"{each.folder}/".lstrip("/") for each in (source, place.address))
+        is_same = source.repository.casefold() == place.address.repository.casefold()
+        if is_same and source.branch != BRANCH and (one.startswith(other) or other.startswith(one)):
+            text = f"the output may replace the input {show(given)}: both are in one repository"
+            hint = f"name a branch that is not there yet: hf://{place.address.repository}@branch"
+            raise StorageError(text, where=str(place.address), hint=hint)
 
 
 def earlier_output(

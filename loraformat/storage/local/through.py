@@ -38,6 +38,13 @@ def write_to(path: str, data: bytes) -> None:
         raise StorageError(f"{kind_of(status.st_mode)} stands there: it is not written to", where=path)
 
 
+def is_own_stream(path: str) -> bool:
+    """Whether a path leads to our own standard output or error. Raises: StorageError: nothing is there."""
+    with as_storage_error(path):
+        status = os.stat(path)
+    return any(_is_of(status, number) for number in (1, 2))
+
+
 def _write_through(path: str, data: bytes, status: os.stat_result) -> None:
     fd = os.open(path, WRITE_FLAGS)
     try:

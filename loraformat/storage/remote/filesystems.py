@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from loraformat.diagnostics import show
+from loraformat.diagnostics import show, show_address
 from loraformat.errors import LoraFormatError, MissingExtra, StorageError
 from loraformat.storage.base import Copy, Writer
 from loraformat.storage.faults import checked_name, checked_range
@@ -56,7 +56,7 @@ class FilesystemStore:
         folders = [_name(one) for one in entries if one.get("type") == "directory"]
         self._folders = tuple(sorted(name for name in folders if name and not name.startswith(".")))
         if not self._files and not self._folders:
-            raise StorageError("no files there", where=self.uri)
+            raise StorageError("no files there", where=show_address(self.uri))
 
     @property
     def is_single_file(self) -> bool:
@@ -170,8 +170,8 @@ def as_storage_error(where: str) -> Iterator[None]:
     except LoraFormatError:
         raise
     except FileNotFoundError:
-        raise StorageError("no such file or folder", where=where) from None
+        raise StorageError("no such file or folder", where=show_address(where)) from None
     except PermissionError:
-        raise StorageError("access denied", where=where) from None
+        raise StorageError("access denied", where=show_address(where)) from None
     except Exception as error:  # noqa: BLE001 - each service has exceptions of its own
-        raise StorageError(f"the service cannot be read ({type(error).__name__})", where=where) from None
+        raise StorageError(f"the service cannot be read ({type(error).__name__})", where=show_address(where)) from None
