@@ -122,7 +122,7 @@ def run_merge(
 
 
 def write_described(plan: MergePlan, inputs: Inputs, output: Output) -> dict[str, tuple[Run, ...]]:
-    """Write all that is no weight file; the digests of what the manifest describes."""
+    """Write all files but the weights; the digests of what the manifest describes."""
     runs = write_others(plan, inputs, output)
     runs.pop(CARD, None)  # a card is for people, who write in it
     return runs

@@ -268,7 +268,7 @@ def _hashes(addition: Any) -> tuple[str, str]:  # noqa: ANN401 - a CommitOperati
     if addition.upload_info.size <= _MOST_REGULAR_NBYTES:
         with addition.as_file() as file:
             data = file.read()
-        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - it is no secret
+        blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()  # noqa: S324 - as git names its objects
     return addition.upload_info.sha256.hex(), blob
 
 

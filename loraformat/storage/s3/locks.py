@@ -31,7 +31,7 @@ _held: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A lock that is there: its ETag, how old it is in seconds, and who says that it is his."""
+    """A lock that is there: its ETag, its age in seconds, and its owner."""
 
     etag: str
     age_s: float
