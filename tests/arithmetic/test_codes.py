@@ -102,7 +102,7 @@ def test_every_loop_gives_each_number(codes: Codes) -> None:
             assert same(decode(codes, transposed=True), wanted.T)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(codes=any_codes(), dtype=st.sampled_from([DType.BF16, DType.F16]))
 def test_every_loop_rounds_each_number_once_more(codes: Codes, dtype: DType) -> None:
     values = one_by_one(codes).astype(np.float64)
