@@ -11,15 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import loraformat
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 LM = {
     "vocab_size": 40,

@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from test_architectures_against_peft import GPT, LM
 
@@ -19,9 +21,6 @@ import loraformat
 from loraformat.errors import AdapterRefused, ConfigError
 from loraformat.jobs.verify import verify
 from loraformat.model.assumptions import Assumptions
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 INPUTS = {"input_ids": torch.tensor([[3, 5, 7, 9]])}
 BERT = {**LM, "num_key_value_heads": 2, "type_vocab_size": 2}

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tiny
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from test_architectures_against_peft import LM, VISION
 
 import loraformat
 from loraformat.model.assumptions import Assumptions
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 BERT = {**LM, "num_key_value_heads": 2, "type_vocab_size": 2}
 GEMMA = {"text_config": LM, "vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 39}

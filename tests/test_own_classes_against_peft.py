@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import tiny
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import loraformat
 from loraformat.errors import UnsupportedUpdate
 from loraformat.io import open_adapter
-
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
 
 
 class Mixed(nn.Module):

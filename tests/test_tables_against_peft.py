@@ -15,9 +15,6 @@ from test_architectures_against_peft import T5, WHISPER
 import loraformat
 from loraformat.errors import MergeError
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 BART = {**WHISPER, "max_position_embeddings": 32, "scale_embedding": False}
 SPEECH = {
     "input_features": torch.linspace(-1, 1, 8 * 32).reshape(1, 8, 32),

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from loraformat.jobs.merge import merge
 from loraformat.model.updates import ACTIVATIONS
 
-pytest.importorskip("peft")
-
 LINEAR = ["wide", "tall", "square"]
 CONV1D = ["c_attn", "c_proj", "c_fc"]
 

@@ -17,9 +17,6 @@ import loraformat
 from loraformat.errors import FormatError, MissingFile
 from loraformat.io import open_adapter
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 
 @pytest.fixture
 def both(tmp_path: Path) -> Any:

@@ -113,7 +113,9 @@ def test_stacked_experts_and_kernels_of_headers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
 def test_peft_makes_as_many_parameters(tmp_path: Path, targets: list[str] | str) -> None:
-    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    import peft
+    import transformers
+
     fields = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = transformers.LlamaConfig(**fields, intermediate_size=80, vocab_size=101)
     with torch.device("meta"):

@@ -13,9 +13,6 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 import loraformat
 from loraformat.errors import AdapterRefused, NonFiniteValue, UsageError
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 
 def test_a_base_that_holds_an_adapter_too_gives_a_model(tmp_path: Path) -> None:
     both = tiny.adapted(tiny.llama(), tmp_path, target_modules=["q_proj"])

@@ -198,7 +198,6 @@ def test_an_untrained_weight_looks_different_from_an_absent_one_in_the_page(tmp_
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
 def test_an_untrained_weight_looks_different_from_an_absent_one_in_a_figure(tmp_path: Path, form: str) -> None:
-    pytest.importorskip("matplotlib")
     made = []
     for number, given in enumerate(({"untrained": "layers.1.q_proj"}, {"without": "layers.1.q_proj"})):
         (tmp_path / str(number)).mkdir()
@@ -219,7 +218,6 @@ def test_an_untrained_weight_looks_different_from_an_absent_one_in_a_figure(tmp_
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
 def test_a_figure_of_two_adapters_draws_both(tmp_path: Path, form: str) -> None:
-    pytest.importorskip("matplotlib")
     one, two = (
         trained(tmp_path / "first", untrained="layers.1.q_proj"),
         trained(tmp_path / "second", untrained="layers"),
@@ -239,7 +237,6 @@ def test_a_figure_of_two_adapters_draws_both(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_figure_shows_names_that_its_font_or_matplotlib_would_leave_out(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     names = ("_hidden", "\u6a21", "$x^2$", "$\\frac{$y$")
     path = adapter_folder(tmp_path / "a", {f"model.layers.0.{name}.weight": (24, 24) for name in names})
     plot([str(path)], str(tmp_path / "a.svg"))
@@ -353,7 +350,6 @@ def test_a_browser_refuses_what_the_policy_forbids(tmp_path: Path, adapter: Path
 
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
 def test_figures_for_papers_are_the_same_bytes_every_time(tmp_path: Path, adapter: Path, form: str) -> None:
-    pytest.importorskip("matplotlib")
     heads = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
     made = []
     for number in range(2):

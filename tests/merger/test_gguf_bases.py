@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from gguf_models import FAMILIES, Family, adapter_of, as_gguf, model_of, saved, values_of, write_base
@@ -24,8 +25,6 @@ from loraformat.merger.write.file_tasks import FileTask, execute, tasks_of
 from loraformat.model.assumptions import Assumptions
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank
-
-gguf: Any = pytest.importorskip("gguf")
 
 TOUCHED = ("attn_q", "attn_v")
 # Half a unit in the last place of a float16, of a value.

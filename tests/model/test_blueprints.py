@@ -77,7 +77,8 @@ def is_expert(name: str) -> bool:
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "biases", "no-biases", "head-size"])
 @pytest.mark.parametrize("model_type", KNOWN)
 def test_shapes_are_those_of_the_model_in_transformers(model_type: str, settings: dict[str, object]) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     default = transformers.AutoConfig.for_model(model_type)
     known = {name: value for name, value in settings.items() if hasattr(default, name)}
     config = transformers.AutoConfig.for_model(model_type, **{**fields_of(model_type), **known})
@@ -94,7 +95,8 @@ def test_shapes_are_those_of_the_model_in_transformers(model_type: str, settings
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("model_type", KNOWN)
 def test_a_head_of_its_own_counts(model_type: str, tied: bool) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.AutoConfig.for_model(model_type, **fields_of(model_type), tie_word_embeddings=tied)
     expected = parameters_in_transformers(model_type, config)
     assert blueprint(config.to_dict()).keys() >= {name for name in expected if not is_expert(name)}

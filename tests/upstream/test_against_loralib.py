@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import loralib as lora
 import pytest
 import torch
 from oracle import dense
@@ -14,8 +15,6 @@ from torch import Tensor, nn
 
 from loraformat.jobs.convert import convert
 from loraformat.model.assumptions import Assumptions
-
-lora = pytest.importorskip("loralib", reason="loralib is not installed")
 
 RANK, ALPHA = 2, 3
 

@@ -16,9 +16,6 @@ import loraformat
 from loraformat.errors import AdapterRefused, ConfigError, UnsupportedUpdate
 from loraformat.io import open_adapter
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_factors_in_eight_bits_are_numbers(dtype: torch.dtype, tmp_path: Path) -> None:

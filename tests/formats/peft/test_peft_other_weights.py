@@ -15,9 +15,6 @@ from loraformat.errors import AdapterRefused, ContainerError
 from loraformat.io import open_adapter
 from loraformat.model.updates import Replace
 
-pytest.importorskip("transformers")
-pytest.importorskip("peft")
-
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 
 

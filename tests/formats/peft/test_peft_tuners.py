@@ -253,7 +253,6 @@ def test_a_low_rank_tuner_is_written_as_lora() -> None:
 @pytest.mark.parametrize(("count", "size", "levels"), [(4, 4, 2), (8, 2, 3), (4, 6, 3), (12, 4, 2)])
 def test_butterflies_agree_with_peft(count: int, size: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEFT needs a GPU for more than one butterfly; its permutations and products run here on dense matrices."""
-    pytest.importorskip("peft")
     from peft import BOFTConfig
     from peft.tuners.boft import layer
 

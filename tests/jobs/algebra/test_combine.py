@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,7 +20,6 @@ from loraformat.algebra import row_blocks
 from loraformat.cli import main
 from loraformat.errors import AdapterRefused, UnsupportedUpdate
 
-peft = pytest.importorskip("peft")
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "adapter_model.safetensors"
 RATIOS = [0.7, -0.4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from peft_models import Case, make, saved
@@ -12,7 +13,6 @@ from peft_models import Case, make, saved
 import loraformat
 from loraformat.errors import AdapterRefused, UnsupportedUpdate, UsageError
 
-peft = pytest.importorskip("peft")
 TARGETS = ["wide", "tall"]
 EXACT = [
     Case("AdaLoraConfig", {"target_modules": TARGETS, "init_r": 4, "target_r": 2, "total_step": 10}),

@@ -16,7 +16,6 @@ from loraformat.cli import main
 from loraformat.errors import AdapterRefused, UsageError
 from loraformat.jobs.algebra.selection import matching
 
-peft = pytest.importorskip("peft")
 WEIGHTS = "adapter_model.safetensors"
 NAMES = [
     "model.layers.1.self_attn.q_proj.weight",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from click.testing import CliRunner
@@ -18,7 +19,6 @@ from loraformat.cli import main
 from loraformat.errors import AdapterRefused, NonFiniteValue, UnsupportedUpdate, UsageError
 from loraformat.model.updates import Dense, LowRank
 
-peft = pytest.importorskip("peft")
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "adapter_model.safetensors"
 

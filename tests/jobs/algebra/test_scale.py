@@ -15,7 +15,6 @@ import loraformat
 from loraformat.cli import main
 from loraformat.errors import UnsupportedUpdate, UsageError
 
-pytest.importorskip("peft")
 WEIGHTS = "adapter_model.safetensors"
 
 
