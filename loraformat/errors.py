@@ -169,7 +169,7 @@ class TruncatedFile(ContainerError):
     code, name = "LF004", "truncated-file"
 
     def __init__(self, message: str, *, where: str | FindingLocation = "", hint: str = "") -> None:
-        super().__init__(message, where=where, hint=hint or "the download or copy ended early: get the file again")
+        super().__init__(message, where=where, hint=hint or "the download or copy ended early; fetch the file again")
 
 
 class NotATensorFile(ContainerError):

@@ -450,7 +450,7 @@ def test_a_part_that_two_weights_share_stays_for_the_one_in_codes(
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(f"{TOUCHED[0]}.scales"), "expected a scale for each group"),
-        (lambda tensors: tensors.update({f"{TOUCHED[0]}.weight": torch.ones(2)}), "dense and in codes"),
+        (lambda tensors: tensors.update({f"{TOUCHED[0]}.weight": torch.ones(2)}), "dense and quantized"),
     ],
 )
 def test_tensors_that_are_not_those_of_the_scheme_are_refused(tmp_path: Path, change: Any, message: str) -> None:

@@ -108,7 +108,9 @@ def _pipeline(store: Source, sizes: Mapping[str, int], uri: str) -> Checkpoint:
         if any(_is_base_weight(file) for file in inner.files()):
             components[name] = checkpoint_of_store(inner, f"{uri}/{name}")
     if not components:
-        raise MissingFile("no component of this pipeline has weights", where=uri, hint="expected unet/, transformer/ …")
+        raise MissingFile(
+            "this pipeline has no component with weights", where=uri, hint="expected unet/, transformer/ …"
+        )
     return Checkpoint(
         store.uri,
         {f"{name}/{file}": each for name, one in components.items() for file, each in one.files.items()},
@@ -144,7 +146,7 @@ def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightF
 def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
     weights = [name for name in sizes if _is_base_weight(name)]
     if not weights and "adapter_config.json" in sizes:
-        raise FormatError("this is an adapter, not a base model", where=uri, hint="give the folder of the base model")
+        raise FormatError("this is an adapter, not a base model", where=uri, hint="pass the folder of the base model")
     for suffix in _INDEX_SUFFIXES:
         index = _index_name(sizes, suffix)
         if index is not None:
@@ -161,7 +163,7 @@ def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
     if names:
         raise _several(names, uri)
     raise MissingFile(
-        "no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin, *.pt or *.gguf"
+        "no model weights found", where=uri, hint="expected *.safetensors, pytorch_model.bin, *.pt or *.gguf"
     )
 
 
@@ -194,7 +196,9 @@ def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
 
 
 def _several(names: list[str], uri: str) -> FormatError:
-    return FormatError(f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them")
+    return FormatError(
+        f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="pass the path of one of them"
+    )
 
 
 def _indexed(store: Source, index: str, sizes: Mapping[str, int]) -> _Choice:
@@ -226,7 +230,7 @@ def _is_file_name(name: str) -> bool:
 def _check_disjoint(known: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor]) -> None:
     for name, tensor in found.items():
         if name in known:
-            raise FormatError(f"{show(name, 200)} stands in {show(known[name].file)} too", where=tensor.file)
+            raise FormatError(f"{show(name, 200)} is also in {show(known[name].file)}", where=tensor.file)
 
 
 def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:

@@ -177,7 +177,7 @@ def test_a_weight_in_a_type_that_is_not_read_is_copied_or_refused(llama: Made, t
     assert types_of(tmp_path / "out" / base.name) == types_of(base)
     base = llama.base(lambda name: "IQ1_S" if "attn_q" in name else "F16", "touched")
     for options in ({"keep_quantized": True}, {"dequantize": True}):
-        with pytest.raises(UnsupportedUpdate, match="IQ1_S, whose codes are not read"):
+        with pytest.raises(UnsupportedUpdate, match="IQ1_S, which is not supported"):
             loraformat.merge(str(base), [adapter], str(tmp_path / "not"), **options)
         assert not (tmp_path / "not").exists()
 

@@ -254,7 +254,7 @@ def test_a_stack_of_experts(tmp_path: Path) -> None:
 def test_codes_that_need_data_are_refused(tmp_path: Path, name: str) -> None:
     weights = encoded(name)
     base, change = save(tmp_path / "b", weights), adapter(tmp_path / "a", weights, (K,))
-    with pytest.raises(UnsupportedUpdate, match="cannot be quantized again without data"):
+    with pytest.raises(UnsupportedUpdate, match="cannot be quantized again without calibration data"):
         loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), requantize=True)
     assert not (tmp_path / "o").exists()
 

@@ -10,10 +10,10 @@ from loraformat.cli import completers, options
 @click.command("explain")
 @click.argument("code", required=False, shell_complete=completers.codes)
 def command(code: str | None) -> None:
-    """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
+    """Explain CODE, such as LF202: why it matters, an example, what to do. Without CODE, list all.
 
-    `explain LF2` lists the codes that begin so. `explain targets` lists the runtimes of `validate --target`, `explain
-    vllm` what is known of one.
+    `explain LF2` lists the codes that begin with it. `explain targets` lists the runtimes of `validate --target`,
+    `explain vllm` shows what is known about one.
     """
     from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets, nearest_to
 

@@ -17,7 +17,7 @@ from loraformat.cli import completers, options
     required=True,
     metavar="FILE",
     shell_complete=completers.paths,
-    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears whole or not at all.",
+    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears complete or not at all.",
 )
 @options.base_values
 @options.alpha
@@ -37,9 +37,9 @@ def command(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Draw each ADAPTER: norms over layers and modules, singular values, a table; with --base, changes of weights.
+    """Plot each ADAPTER: norms by layer and module, singular values, a table; with --base, changes of the weights.
 
-    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are drawn over their steps.
+    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are plotted over their steps.
     """
     from loraformat.jobs.plot import plot
     from loraformat.report.terminal.text import progress

@@ -99,7 +99,7 @@ class Module:
         """See `QuantizedScheme.weights`. Raises: FormatError (LF012): there is none."""
         found = self._module.weights(stored)
         if not found:
-            text = f"the settings say {self.methods[0]}, and no weight is stored so"
+            text = f"the settings say {self.methods[0]}, but no weight is stored that way"
             raise FormatError(text, where=stored.uri)
         return found
 

@@ -115,7 +115,7 @@ def _wrapped(inner: dict[str, object], wrapper: tuple[str, ...], extras: Mapping
             key = key.removeprefix(f"{wrapper[number]}.")
             number += 1
         if key in levels[number]:
-            raise ContainerError(f'"{dotted}" cannot stand beside the tensors: a tensor has that name')
+            raise ContainerError(f'"{dotted}" cannot be stored with the tensors: a tensor already has that name')
         levels[number][key] = value
     return levels[0]
 

@@ -89,7 +89,7 @@ def test_a_stack_that_is_a_view_of_a_larger_one_is_merged(tmp_path: Path, memory
 
 def test_a_stack_whose_rows_stand_at_other_distances_is_refused(tmp_path: Path) -> None:
     base = torch_base(tmp_path / "base", {"e.w": random(3, 20, 75).transpose(1, 2)})
-    with pytest.raises(UnsupportedUpdate, match="a stack of experts that is stored with gaps"):
+    with pytest.raises(UnsupportedUpdate, match="a stack of experts that is not stored contiguously"):
         merge(base, tmp_path / "out", adapter({"e.w": stack(3, 75, 20)}), container="safetensors")
 
 
