@@ -177,7 +177,7 @@ def _with_task(adapter: Adapter, task: str | None) -> Adapter:
     if task is None or stated == task:
         return adapter
     if stated in TASKS:
-        raise ConfigError(f"the adapter says {stated}, --assume says task={task}", where="command line")
+        raise ConfigError(f"the adapter states {stated}, but --assume states task={task}", where="command line")
     return replace(adapter, config=replace(adapter.config, task=task))
 
 
@@ -386,7 +386,9 @@ def _checked_tensor(where: FindingLocation, lazy: LazyTensor) -> LazyTensor:
 
         values = lazy.read(start, stop)
         if not np.isfinite(values).all():
-            raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+            raise NonFiniteValue(
+                "the adapter holds NaN or infinity", where=where, hint="the training run may have diverged"
+            )
         return values
 
     return replace(lazy, read=read, raw=None)

@@ -114,7 +114,11 @@ class Thing:
 HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "code": (lambda it: setattr(it, "planner_data", Evil()), UnsafePickle, "not executed"),
     "class": (lambda it: setattr(it, "planner_data", Thing()), UnsafePickle, "not executed"),
-    "above": (lambda it: setattr(info(it), "relative_path", "../x.distcp"), InvalidHeader, "the folder does not contain"),
+    "above": (
+        lambda it: setattr(info(it), "relative_path", "../x.distcp"),
+        InvalidHeader,
+        "the folder does not contain",
+    ),
     "absolute": (
         lambda it: setattr(info(it), "relative_path", "/etc/passwd"),
         InvalidHeader,
@@ -146,7 +150,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "dtype": (
         lambda it: setattr(it.state_dict_metadata[NAME].properties, "dtype", "float32"),
         ContainerError,
-        "a dtype that is not read",
+        "unsupported dtype",
     ),
     "other dtype": (
         lambda it: setattr(it.state_dict_metadata[NAME].properties, "dtype", torch.complex128),

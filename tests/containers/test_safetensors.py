@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "trailing zip": (with_header({"a": F32}, bytes(8) + b"PK\x05\x06"), InvalidHeader, "4 bytes follow"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid x\n", GitLfsPointer, "git lfs pull"),
     "HTML": (b"\n<!DOCTYPE html><html>", WebPage, "an HTML or XML page.*download it again"),
-    "JSON": (b'{"error":"Repository not found"}', NotATensorFile, "a JSON text"),
+    "JSON": (b'{"error":"Repository not found"}', NotATensorFile, "a JSON document"),
     "zip": (b"PK\x03\x04\0\0\x08\x08" + bytes(99), NotATensorFile, "a zip archive"),
     "pickle": (b"\x80\x02}q\0." + bytes(9), NotATensorFile, "a bare pickle; it was not executed"),
     "legacy torch": (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", NotATensorFile, "torch before 1.6"),

@@ -163,7 +163,7 @@ PLAIN = LowRank(lazy(16, 2), lazy(2, 8), 1.5)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no base": ({Q: PLAIN}, {}, "without its base"),
     "unknown class": ({Q: PLAIN}, {"architectures": ["FooForCausalLM"]}, "not known"),
-    "no heads": ({Q: PLAIN}, {"architectures": ["LlamaForCausalLM"]}, "as many heads as the base does not say"),
+    "no heads": ({Q: PLAIN}, {"architectures": ["LlamaForCausalLM"]}, "a number of heads that the base does not state"),
     "DoRA": ({Q: LowRank(lazy(16, 2), lazy(2, 8), 1.5, Magnitude(lazy(16)))}, QWEN, "a DoRA magnitude"),
     "convolution": ({Q: LowRank(lazy(4, 2), lazy(2, 12), 1.5, kernel=(2, 2))}, QWEN, "a convolution"),
     "whole weight": ({Q: Replace(lazy(16, 8))}, QWEN, "kind"),

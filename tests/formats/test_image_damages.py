@@ -90,7 +90,7 @@ QKV = "lora_unet_double_blocks_0_img_attn_qkv"
         (pair(QKV, 25), "25 rows cannot be those of to_q, to_k, to_v"),
         (pair(QKV, 24) | pair("lora_unet_double_blocks_0_img_attn_gate"), "img_attn_gate"),
         (FLUX | one(f"{LINEAR2}.lora_down.weight"), "linear2: lora_up is missing"),
-        (pair(QKV, 24) | {f"{QKV}.lora_A.weight": torch.ones(2, 8)}, "are the same tensor of a module"),
+        (pair(QKV, 24) | {f"{QKV}.lora_A.weight": torch.ones(2, 8)}, "are the same tensor of one module"),
         (FLUX | pair("transformer.transformer_blocks.0.attn.to_out.0"), "it has the diffusers name"),
         (pair(QKV, 24) | {f"{QKV}.oft_blocks": torch.ones(2, 2, 2)}, "OFT is not read"),
         (pair(QKV, 24) | {f"{QKV}.alpha": torch.tensor(float("nan"))}, "alpha: expected a finite number"),
@@ -141,7 +141,7 @@ def test_where_the_scale_stands() -> None:
     assert scale(content, {"ss_network_alpha": "8", "ss_network_dim": "2"}) == 1.0, "history, not a scale"
     assert scale(content, {"lora_adapter_metadata": json.dumps(stated)}) == 2.5
     assert scale(content, {"lora_adapter_metadata": json.dumps(stated | {"unet.use_rslora": True})}) == 5 / 2**0.5
-    with pytest.raises(ConfigError, match=r"alpha 3 makes a scale of 1\.5, lora_adapter_metadata one of 2\.5"):
+    with pytest.raises(ConfigError, match=r"alpha 3 gives a scale of 1\.5, but lora_adapter_metadata states 2\.5"):
         scale(content | alpha, {"lora_adapter_metadata": json.dumps(stated)})
     assert scale(content, alpha=4.0) == 2.0
     with pytest.raises(LoraFormatError, match="the caller"):
@@ -198,7 +198,7 @@ def test_a_header_about_another_component_is_an_error() -> None:
 
 def test_two_namings_in_one_file_are_named_as_that() -> None:
     original = pair("lora_unet_input_blocks_1_0_in_layers_2") | pair("lora_unet_input_blocks_2_0_in_layers_2")
-    with pytest.raises(FormatError, match="it has the diffusers name, and the other modules of the file have original"):
+    with pytest.raises(FormatError, match="it has the diffusers name, but the other modules of the file have original"):
         read(original | pair("lora_unet_down_blocks_1_resnets_0_conv1"))
 
 

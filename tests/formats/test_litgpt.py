@@ -180,7 +180,7 @@ def test_a_joined_weight_is_cut_and_its_rows_put_in_order() -> None:
         ("model.embed_tokens.weight", LowRank(lazy(20, 2), lazy(2, 8), 1.0, is_embedding=True), "of an embedding"),
         (Q, LowRank(lazy(8, 2), lazy(2, 8), 1.0, Magnitude(lazy(8))), "a DoRA magnitude"),
         (Q, LowRank(lazy(9, 2), lazy(2, 8), 1.0), r"another shape than \(8, 8\)"),
-        ("model.layers.2.self_attn.q_proj.weight", LowRank(lazy(8, 2), lazy(2, 8), 1.0), "it adds no factors"),
+        ("model.layers.2.self_attn.q_proj.weight", LowRank(lazy(8, 2), lazy(2, 8), 1.0), "it does not adapt"),
         ("model.norm.weight", Replace(lazy(8)), "a replaced weight"),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_config_without_lora_parameters_needs_the_scale_from_the_caller() -> N
     config = {"model": "somebody/model", "num_layers": 4}
     with pytest.raises(ConfigError) as caught:
         read(PAIR, config)
-    assert caught.value.hint == "give the factor itself with --assume scale=S"
+    assert caught.value.hint == "pass the scale itself with --assume scale=S"
     adapter = read(PAIR, config, Hints(scale=20))
     close(dense(adapter.updates["q.weight"][0]), 20 * (A.double() @ B.double()).T)
     assert adapter.config.base_model == "somebody/model"

@@ -182,5 +182,5 @@ def test_nemotron_s_gate_and_x_are_the_first_rows_of_in_proj_and_its_experts_hav
     wanted = torch.cat([gate, x, torch.zeros(5, 8).double()])
     found = dense(adapter.updates["model.layers.0.mixer.in_proj.weight"][0])
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    with pytest.raises(UnsupportedUpdate, match="stands in the base"):
+    with pytest.raises(UnsupportedUpdate, match="only the base has"):
         read(entries)

@@ -105,7 +105,7 @@ def test_a_base_that_torchtune_does_not_convert_is_refused(model_type: str) -> N
 
 
 def test_another_base_s_heads_are_noticed() -> None:
-    with pytest.raises(ConfigError, match="4 heads of 4 rows, lora_b has 24 rows: expected 16"):
+    with pytest.raises(ConfigError, match="expected 16 rows in lora_b, as the base has 4 heads of 4 rows; found 24"):
         read(pair(Q, 24, 1), "llama")
 
 

@@ -110,5 +110,5 @@ def test_a_tensor_in_two_parts_is_refused(both: Any, tmp_path: Path) -> None:
     parts = in_parts(tmp_path / "adapter")
     first, second = parts.values()
     save_file({**second, **first}, tmp_path / "adapter" / "adapter_model-00002-of-00002.safetensors")
-    with pytest.raises(FormatError, match="stands in two parts"):
+    with pytest.raises(FormatError, match="is in two parts"):
         open_adapter(str(tmp_path / "adapter"))

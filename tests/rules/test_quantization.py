@@ -63,7 +63,7 @@ def test_inspect_shows_the_scheme_and_measures_the_decoded_weight(tmp_path: Path
     ("name", "said"),
     [
         ("GPTQ v2 under the label of v1", "checkpoint_format says gptq, all zero points are 8 as in gptq_v2"),
-        ("GPTQ, asymmetric, act-order", "not symmetric"),
+        ("GPTQ, asymmetric, act-order", "asymmetric"),
         ("GPTQ, 4 bits", ""),
         ("GPTQ v2", ""),
     ],

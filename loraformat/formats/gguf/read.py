@@ -175,8 +175,7 @@ def _in_transformers(tensor: str, update: LowRank, model: LlamaCppModel, hints: 
         heads = model.heads_of(tensor)
     except LookupError:
         raise ConfigError(
-            f"llama.cpp has the rows of q and k of {model.architecture} in another order, and how many heads they are "
-            "of is not known",
+            f"llama.cpp reorders the rows of q and k of {model.architecture}, and the number of heads is unknown",
             where=in_weights(tensor),
             hint="give the base with --base: its config.json has it",
         ) from None

@@ -76,7 +76,11 @@ def unpaired_factor(where: Where, present: str, absent: str) -> Said:
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`: missing keys are only warned about.
     """
-    return where, f"{present} is there, {absent} is missing", "save the adapter again; nothing can replace the values"
+    return (
+        where,
+        f"{present} is present, but {absent} is missing",
+        "save the adapter again; the values cannot be reconstructed",
+    )
 
 
 def unpaired_factors(where: Where, there: Collection[str], *pairs: tuple[str, str]) -> Iterator[Finding]:
@@ -127,7 +131,7 @@ def foreign_name_part(where: Where, part: str, count: int) -> Said:
     """
     return (
         where,
-        f"{part} in {count} tensor names; read as if it were not there",
+        f"{part} in {count} tensor names was ignored",
         "convert to the same format to clean it",
     )
 
@@ -149,7 +153,7 @@ def file_left_behind(where: Where, names: list[str]) -> Said:
     ## Source
     docs/formats/native.md, "Other files".
     """
-    return where, f"not carried along: {listed(names)}"
+    return where, f"left out: {listed(names)}"
 
 
 @kind("LF223", Severity.WARNING)
@@ -169,8 +173,8 @@ def not_only_tensors(where: Where, wrapper: tuple[str, ...], extras: list[str]) 
     ## Source
     docs/formats/native.md, N4.
     """
-    faults = [f"the tensors lie under {' → '.join(wrapper)}"] if wrapper else []
-    faults += [f"other values beside the tensors: {listed(extras)}"] if extras else []
+    faults = [f"the tensors are nested under {' → '.join(wrapper)}"] if wrapper else []
+    faults += [f"values besides the tensors: {listed(extras)}"] if extras else []
     return where, f"{'; '.join(faults)}; only the tensors are read"
 
 
@@ -191,7 +195,7 @@ def undeclared_replacement(where: Where, names: list[str]) -> Said:
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`.
     """
-    return where, f"{counted(len(names), 'weight', 'is')} replaced that the config does not name: {listed(names)}"
+    return where, f"{counted(len(names), 'weight', 'is')} replaced but not named in the config: {listed(names)}"
 
 
 @kind("LF225", Severity.ERROR, forgivable=True)
@@ -270,7 +274,7 @@ def base_weights_beside(where: Where, names: list[str]) -> Said:
     """
     return (
         where,
-        f"{counted(len(names), 'weight', 'is')} left out beside the factors, taken for the base's: {listed(names)}",
+        f"{counted(len(names), 'weight', 'is')} left out as copies of base weights: {listed(names)}",
         "--base compares them with the base's",
     )
 
@@ -293,8 +297,8 @@ def scale_by_definition(where: Where, scale: float, source: str) -> Said:
     """
     return (
         where,
-        f"the scale {scale:g} is that of {source}; the file does not state it",
-        "--assume scale=S says another",
+        f"the file does not state its scale; {scale:g} was assumed, as in {source}",
+        "use --assume scale=S to set another",
     )
 
 
@@ -317,7 +321,7 @@ def transposed_factors(where: Where, names: list[str]) -> Said:
     return (
         where,
         f"the factors of {counted(len(names), 'module')} are transposed: {listed(names)}",
-        "convert turns them back",
+        "convert transposes them back",
     )
 
 
@@ -339,8 +343,8 @@ def scale_of_two_versions(where: Where, taken: float, other: float, source: str)
     """
     return (
         where,
-        f"the scale is {taken:g} or {other:g}, by the version of {source}; {taken:g} was taken",
-        f"--assume scale={other:g} takes the other, --assume scale={taken:g} confirms this one",
+        f"the scale depends on the version of {source}: {taken:g} was assumed, others use {other:g}",
+        f"use --assume scale={other:g} for the other, --assume scale={taken:g} to confirm this one",
     )
 
 
@@ -362,7 +366,7 @@ def trained_beside(files: list[str], names: list[str]) -> Said:
     ## Source
     LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
     """
-    text = f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them"
+    text = f"{len(names)} weights next to the adapter are read as part of it, but PEFT does not load them"
     return in_file(files[0]), f"{text}: {listed(names)}"
 
 
@@ -463,7 +467,11 @@ def for_residual_base(where: Where, folder: str) -> Said:
     ## Source
     LLaMA-Factory ff6d4d1, train/callbacks.py `PissaConvertCallback`.
     """
-    return where, f"{folder} holds factors for a base without its main singular values", "give pissa_converted"
+    return (
+        where,
+        f"{folder} holds factors for a base whose principal singular values were removed",
+        "use pissa_converted",
+    )
 
 
 FINDINGS = (

@@ -28,7 +28,7 @@ def folded_scale(where: Where, names: list[str], error: float) -> Said:
     bound = "exact" if not error else f"each value off by at most {error:.1e} of itself"
     return (
         where,
-        f"the factor of {counted(len(names), 'weight')} was worked into their tensors, {bound}: {listed(names)}",
+        f"the factor of {counted(len(names), 'weight')} was folded into their tensors, {bound}: {listed(names)}",
     )
 
 
@@ -48,7 +48,7 @@ def unsupported_update(where: Where, what: str, format_name: str, more: int = 0)
     ## Source
     The page of the format in docs/formats/.
     """
-    others = f", and {counted(more, 'more weight', 'is')} like it" if more else ""
+    others = f"; the same holds for {counted(more, 'more weight')}" if more else ""
     return where, f"{what} cannot be written as {format_name}{others}"
 
 
@@ -89,8 +89,8 @@ def unknown_scale(where: Where, names: list[str]) -> Said:
     """
     return (
         where,
-        f"the scale of {listed(names)} is unknown: no alpha is stated",
-        "give the value of training with --alpha",
+        f"the scale of {listed(names)} is unknown because the files state no alpha",
+        "pass the alpha used in training with --alpha",
     )
 
 
@@ -110,7 +110,7 @@ def unclaimed_tensor_lost(where: Where, names: list[str]) -> Said:
     ## Source
     The page of the source format in docs/formats/.
     """
-    return where, f"{counted(len(names), 'tensor', 'was')} not understood and would be lost: {listed(names)}"
+    return where, f"{counted(len(names), 'tensor', 'was')} not recognized and would be lost: {listed(names)}"
 
 
 @kind("LF704", Severity.WARNING)
@@ -149,7 +149,7 @@ def padded_ranks(where: Where, names: list[str], rank: int) -> Said:
     ## Source
     B @ A does not change by columns of B and rows of A that are zero.
     """
-    return where, f"the ranks of {counted(len(names), 'weight')} were filled up to {rank} with zeros: {listed(names)}"
+    return where, f"the ranks of {counted(len(names), 'weight')} were padded to {rank} with zeros: {listed(names)}"
 
 
 @kind("LF708", Severity.INFO)
@@ -209,8 +209,8 @@ def bound_not_met(where: Where, names: list[str], rank: int, error: float) -> Sa
     """
     return (
         where,
-        f"the rule is not met at rank {rank}, which leaves out up to {error:.3g} of the norm: {listed(names)}",
-        "allow a larger --max-rank",
+        f"rank {rank} does not meet the bound: up to {error:.3g} of the norm is lost: {listed(names)}",
+        "raise --max-rank",
     )
 
 
@@ -234,7 +234,7 @@ def other_base_name(where: Where, first: str, second: str) -> Said:
     return (
         where,
         f"the adapters name different bases, {show(first, 120)} and {show(second, 120)}",
-        "stamp both adapters",
+        "if they are the same, stamp both adapters with loraformat stamp",
     )
 
 
@@ -256,7 +256,7 @@ def approximated_update(where: Where, names: list[str], error: float, worst: flo
     Eckart and Young 1936: no other factors of that rank come nearer.
     """
     what = counted(len(names), "update", "is")
-    text = f"{what} only approximated, {error:.3g} of their norm is left out, at worst {worst:.3g}: {listed(names)}"
+    text = f"{what} only approximated: {error:.3g} of the norm is lost, at worst {worst:.3g}: {listed(names)}"
     return where, text
 
 

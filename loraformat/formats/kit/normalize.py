@@ -83,7 +83,7 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     if factor == 1.0:
         return tensor
     if tensor.dtype is DType.C64:
-        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
+        raise UnsupportedUpdate("a tensor holds complex numbers, which are not supported")
 
     def read(start: int, stop: int) -> Values:
         import numpy as np

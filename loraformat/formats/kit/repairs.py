@@ -109,7 +109,7 @@ def renamed_modules(where: Where, count: int, before: str, after: str) -> Said:
     ## Source
     transformers 4.52, release notes: vision-language models renamed; vllm issues 34591, 39369.
     """
-    return where, f'{counted(count, "module")} renamed as the base has them: "{before}" → "{after}"'
+    return where, f'{counted(count, "module")} renamed to match the base: "{before}" → "{after}"'
 
 
 REPAIRS = (cleaned_names, transposed_back, dropped_copies, whole_number, renamed_modules)

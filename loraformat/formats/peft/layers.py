@@ -186,6 +186,6 @@ def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> se
     indices, count = config.indices_of(module), values.shape[0] if values.shape else 0
     if indices is None or len(indices) != count:
         stated = "none" if indices is None else str(len(indices))
-        raise ConfigError(f"{module} has {count} trained rows, the config has {stated} token numbers", where=where)
+        raise ConfigError(f"{module} has {count} trained rows, but the config has {stated} token numbers", where=where)
     built.rows[f"{module}.weight"] = Rows(indices, values)
     return {"rows"}

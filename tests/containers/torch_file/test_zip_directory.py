@@ -40,10 +40,10 @@ ZIP_FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], type[ContainerEr
     "TorchScript": (lambda r: r.update({f"{TOP}/constants.pkl": b""}), ContainerError, "TorchScript"),
     "code": (lambda r: r.update({f"{TOP}/code/x.py": b""}), ContainerError, "TorchScript"),
     "another folder": (lambda r: r.update({"other/x": b""}), InvalidHeader, "several folders"),
-    "no folder": (lambda r: r.update({"x": b""}), InvalidHeader, '"x" is no name'),
-    "traversal": (lambda r: r.update({f"{TOP}/../x": b""}), InvalidHeader, "is no name"),
-    "absolute": (lambda r: r.update({"/etc/x": b""}), InvalidHeader, "is no name"),
-    "backslash": (lambda r: r.update({f"{TOP}/..\\x": b""}), InvalidHeader, "is no name"),
+    "no folder": (lambda r: r.update({"x": b""}), InvalidHeader, '"x" is not a valid record name'),
+    "traversal": (lambda r: r.update({f"{TOP}/../x": b""}), InvalidHeader, "is not a valid record name"),
+    "absolute": (lambda r: r.update({"/etc/x": b""}), InvalidHeader, "is not a valid record name"),
+    "backslash": (lambda r: r.update({f"{TOP}/..\\x": b""}), InvalidHeader, "is not a valid record name"),
 }
 
 

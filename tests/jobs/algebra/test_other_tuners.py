@@ -76,7 +76,7 @@ def test_a_rank_is_kept_and_what_it_costs_is_told(tmp_path: Path) -> None:
     report = loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", to_lora=True, rank=4)
     (finding,) = (each for each in report.findings if each.code == "LF713")
     found = error(tmp_path, merged_by_peft(tmp_path, tmp_path / "out", case), exact)
-    assert f"{found:.3g} of their norm" in finding.message
+    assert f"{found:.3g} of the norm" in finding.message
     assert set(loraformat.inspect(tmp_path / "out").summary.ranks) == {4}
     with pytest.raises(AdapterRefused, match="only approximated"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "no", to="peft", to_lora=True, rank=4, strict=True)

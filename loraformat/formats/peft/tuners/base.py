@@ -107,7 +107,7 @@ class Source:
     def _stored(self, module: str) -> tuple[int, int]:
         if self.weights is None:
             raise UnsupportedUpdate(
-                "the shape of the update stands in the base only",
+                "only the base has the shape of the update",
                 where=in_weights(module),
                 hint="give the base with --base",
             )
