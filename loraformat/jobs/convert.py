@@ -251,14 +251,14 @@ def _in_names_for(to: str, opened: Opened, base: Checkpoint | None) -> Adapter:
     if opened.format.NAME == "gguf" and strange is not None:
         why = "the base is a GGUF file" if base is not None else "no base is given"
         raise ConfigError(
-            f"{strange}: weights have llama.cpp's names and order of rows, and {why}",
+            f"{strange}: weights have llama.cpp's names and row order, and {why}",
             where=opened.uri,
-            hint="give the folder of the base with --base: its config.json says what they are elsewhere",
+            hint="pass the folder of the base with --base: its config.json is needed to translate them",
         )
     return adapter
 
 
-_SEE_NAMES = "--dry-run lists what each tensor would be called"
+_SEE_NAMES = "use --dry-run to list the new tensor names"
 
 
 def propose_map(
@@ -309,7 +309,7 @@ def _as_lora(
     """See `as_lora`. Raises: UsageError (LF021): a rule of ranks without `to_lora`, or outside its range."""
     if not to_lora:
         if rank is not None or error is not None:
-            raise UsageError("a rule of ranks is for --to-lora", where="--rank" if rank is not None else "--error")
+            raise UsageError("--rank and --error need --to-lora", where="--rank" if rank is not None else "--error")
         return adapter, ()
     checked(RankRule(rank=rank, error=error))
     return as_lora(adapter, uri, base, rank=rank, error=error)
@@ -321,17 +321,17 @@ def _write_options(to: str, container: str | None, peft_version: str | None, mod
     if not target.WRITES:
         known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
         raise UsageError(
-            f"{to} is only read, not written", where="--to", hint=f"the formats that are written are {known}"
+            f"loraformat reads {to} but does not write it", where="--to", hint=f"writable formats: {known}"
         )
     if container is not None and target.WRITES and container not in target.CONTAINERS:
         raise UsageError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
-        raise UsageError("--peft-version is for --to peft", where="command line")
+        raise UsageError("--peft-version needs --to peft", where="command line")
     if modelfile and to != "gguf":
-        raise UsageError("--modelfile is for --to gguf", where="command line")
+        raise UsageError("--modelfile needs --to gguf", where="command line")
     if modelfile and not (modelfile.isprintable() and modelfile.strip() == modelfile):
-        raise UsageError(f'expected a name of one line, found "{show(modelfile, 60)}"', where="--modelfile")
+        raise UsageError(f'expected a name without line breaks, found "{show(modelfile, 60)}"', where="--modelfile")
     return WriteOptions(container=container, peft_version=version, modelfile=modelfile)
 
 
@@ -367,7 +367,7 @@ def _version(text: str) -> Version:
         raise UsageError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
     version = (int(parts[0]), int(parts[1]))
     if version < OLDEST:
-        raise UsageError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
+        raise UsageError(f"expected {text_of(OLDEST)} or later, found {text}", where="--peft-version")
     return version
 
 

@@ -62,7 +62,7 @@ def diff(
     if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):
         kinds = ["a checkpoint" if isinstance(one, Checkpoint) else "an adapter" for one in (first, second)]
         raise ConfigError(
-            f"{before} is {kinds[0]}, {after} is {kinds[1]}",
+            f"{before} is {kinds[0]}, but {after} is {kinds[1]}",
             where="diff",
             hint="compare two adapters or two checkpoints",
         )

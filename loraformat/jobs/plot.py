@@ -121,7 +121,7 @@ def _form(out: str) -> str:
     ending = os.path.splitext(out)[1].lower()
     if ending not in FORMS:
         known = ", ".join(FORMS)
-        raise UsageError(f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out)
+        raise UsageError(f"expected a file name that ends in one of {known}, found {ending!r}", where=out)
     return FORMS[ending]
 
 

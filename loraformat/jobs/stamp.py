@@ -79,7 +79,9 @@ def stamp(
     if (out is None) is not in_place:
         raise UsageError("expected either -o OUT or --in-place", where="command line")
     if in_place and not is_local(adapter):
-        raise UsageError("only an adapter on a disk is changed in place", where="--in-place", hint="give -o OUT")
+        raise UsageError(
+            "only an adapter on a local disk can be changed in place", where="--in-place", hint="use -o OUT"
+        )
     checkpoint = open_checkpoint(base)
     opened, found = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
     others = tuple(each for each in found if each.code not in _REPLACED)
@@ -147,9 +149,9 @@ def _stamped(opened: Opened, facts: AdapterConfig) -> File:
         if isinstance(value, dict) and value.get("format_version"):
             return json_file(_NATIVE, {**value, "base_model": _native(facts)})
         raise UnsupportedUpdate(
-            "version 0 of the layout has no place for the base",
+            "version 0 of the native format cannot record the base",
             where=opened.uri,
-            hint="convert --to native writes version 1",
+            hint="convert it with --to native, which writes version 1",
         )
     tensors = [
         file
@@ -158,9 +160,9 @@ def _stamped(opened: Opened, facts: AdapterConfig) -> File:
     ]
     if not tensors:
         raise UnsupportedUpdate(
-            "no file of this adapter has a place for the base: it has no safetensors or GGUF file",
+            "this adapter cannot record its base: it has no safetensors or GGUF file",
             where=opened.uri,
-            hint="convert --container safetensors, then stamp the output",
+            hint="convert it with --container safetensors, then stamp the output",
         )
     return bound(tensors[0], binding_of(facts))
 
@@ -173,7 +175,7 @@ def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] |
     folder = (os.path.dirname(bundle.uri) or ".") if bundle.is_single_file else bundle.uri
     path = os.path.join(folder, file.name)
     if os.path.islink(path):
-        raise StorageError("a symbolic link: only a regular file is replaced", where=path, hint=_TO_A_COPY)
+        raise StorageError("a symbolic link; only a regular file can be replaced", where=path, hint=_TO_A_COPY)
     try:
         store = LocalStore(folder, stat.S_IMODE(os.stat(path).st_mode))
         save_bundle(replace(bundle, files={file.name: file}), store, progress)

@@ -163,8 +163,8 @@ def _codes(texts: Sequence[str], option: str) -> tuple[str, ...]:
 
 def _nothing_checked(skipped: Sequence[Skipped]) -> Finding:
     reasons = ", ".join(dict.fromkeys(each.reason for each in skipped))
-    why = f"those that were selected could not ({reasons})" if reasons else "none is selected"
-    return NothingChecked(f"no rule ran: {why}", hint="select others, or give what they need").finding()
+    why = f"the selected rules could not ({reasons})" if reasons else "none are selected"
+    return NothingChecked(f"no rule ran: {why}", hint="select other rules, or provide what these need").finding()
 
 
 def _target(text: str) -> Target:

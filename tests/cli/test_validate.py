@@ -148,9 +148,9 @@ def test_codes_are_taken_in_any_case() -> None:
         (["--select", "LF301"], "no base was given"),
         (["--select", "LF4"], "loads values: --deep"),
         (["--select", "LF6"], "no target was given"),
-        (["--ignore", "LF"], "none is selected"),
-        (["--select", "LF9"], "none is selected"),
-        (["--select", "LF2", "--ignore", "LF2"], "none is selected"),
+        (["--ignore", "LF"], "none are selected"),
+        (["--select", "LF9"], "none are selected"),
+        (["--select", "LF2", "--ignore", "LF2"], "none are selected"),
     ],
 )
 def test_a_run_without_a_rule_is_never_ok(form: str, options: list[str], reason: str) -> None:

@@ -50,10 +50,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    assert "this is a full model: model.safetensors holds model.embed_tokens.weight" in said_of(tmp_path)
-    assert "this is a full model" in said_of(tmp_path / "model.safetensors")
+    assert "this a full model: model.safetensors holds model.embed_tokens.weight" in said_of(tmp_path)
+    assert "this a full model" in said_of(tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
-    assert "this is a full model (LlamaForCausalLM)" in said_of(tmp_path)
+    assert "this a full model (LlamaForCausalLM)" in said_of(tmp_path)
     assert "pass a model as BASE in merge BASE ADAPTER" in said_of(tmp_path)
 
 
@@ -74,13 +74,13 @@ def test_a_checkpoint_of_megatron_in_zarr_is_named(tmp_path: Path) -> None:
 
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "step_500.pt")
-    assert "this is a full model" in said_of(tmp_path)
+    assert "this a full model" in said_of(tmp_path)
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_a_gguf_model_is_named(tmp_path: Path, is_folder: bool) -> None:
     (tmp_path / "x.gguf").write_bytes(gguf("model"))
-    assert "this is a GGUF model " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
+    assert "this a GGUF model " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "step_500.pt"])
@@ -91,7 +91,7 @@ def test_the_state_of_an_optimizer_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_diffusers_pipeline_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
-    assert "this is a diffusers pipeline (StableDiffusionPipeline)" in said_of(tmp_path)
+    assert "this a diffusers pipeline (StableDiffusionPipeline)" in said_of(tmp_path)
 
 
 def test_what_nobody_can_name_is_told_by_its_first_tensors(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_exchanged_arguments_of_a_merge_are_named(tmp_path: Path) -> None:
     arguments = ["merge", str(ADAPTER), str(model), "-o", str(tmp_path / "out")]
     told = CliRunner().invoke(main, arguments)
     assert told.exit_code == 2
-    assert f"{ADAPTER} is an adapter and {model} a full model: are the arguments exchanged?" in told.stderr
+    assert f"{ADAPTER} is an adapter and {model} is a full model: are the arguments swapped?" in told.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_pipeline_in_the_place_of_an_adapter_is_named(tmp_path: Path) -> None:
     for adapter in (style, tmp_path / "peft"):
         told = CliRunner().invoke(main, ["merge", str(adapter), str(pipe), "-o", str(tmp_path / "out")])
         assert told.exit_code == 2
-        assert f"{adapter} is an adapter and {pipe} a pipeline: are the arguments exchanged?" in told.stderr
+        assert f"{adapter} is an adapter and {pipe} is a pipeline: are the arguments swapped?" in told.stderr
     told = CliRunner().invoke(main, ["merge", str(pipe), str(pipe), "-o", str(tmp_path / "out")])
     assert "pass a pipeline as BASE in merge BASE ADAPTER -o OUT" in told.stderr
     assert "exchanged" not in told.stderr

@@ -235,7 +235,7 @@ def test_a_modelfile_is_written_where_one_is_wanted(tmp_path: Path) -> None:
     files = gguf.write(adapter({Q: PLAIN}), WriteOptions(base=Hints(config=QWEN), modelfile="qwen3")).files
     assert files["Modelfile"].read() == b"FROM qwen3\nADAPTER ./adapter.gguf\n"  # type: ignore[union-attr]
     for fields, message in (
-        ({"to": "peft", "modelfile": "x"}, "for --to gguf"),
+        ({"to": "peft", "modelfile": "x"}, "needs --to gguf"),
         ({"to": "gguf", "modelfile": "x\nRUN"}, "one line"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -299,7 +299,7 @@ def test_an_update_of_a_component_that_is_not_there_is_refused(tmp_path: Path) -
 )
 def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
     base = pipeline(tmp_path / "base", "kohya/tiny-flux")
-    with pytest.raises(UsageError, match="not for a pipeline"):
+    with pytest.raises(UsageError, match="not supported for a pipeline"):
         loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

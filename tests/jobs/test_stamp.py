@@ -205,7 +205,7 @@ def test_a_gguf_adapter_has_it_in_its_header(tmp_path: Path) -> None:
 
 def test_a_format_without_a_place_says_so(tmp_path: Path) -> None:
     model = base(tmp_path / "base", weights())
-    with pytest.raises(UnsupportedUpdate, match="has a place for the base"):
+    with pytest.raises(UnsupportedUpdate, match="cannot record its base"):
         loraformat.stamp(ROOT / "fixtures" / "good" / "peft" / "bin", model, tmp_path / "adapter")
     with pytest.raises(UnsupportedUpdate, match="version 0"):
         loraformat.stamp(ROOT / "fixtures/good/native/version-0", model, tmp_path / "adapter")

@@ -166,7 +166,7 @@ def combine(
     for source in sources:
         require_additive(source.adapter, source.opened.uri, "combine")
     if not sources:
-        raise UsageError("no adapter is given", where="combine")
+        raise UsageError("no adapters given", where="combine")
     findings = require_one_base(sources, force=force)
     wanted = replace(wanted, rule=_rule(wanted, sources, like_peft))
     options = OutputOptions(
@@ -209,7 +209,7 @@ def _method(method: str | None, like: str | None, rule: RankRule) -> str:
     Raises: UsageError (LF021): two methods, or one that needs a rule of ranks and has none.
     """
     if method is not None and like is not None:
-        raise UsageError("--method and --like-peft exclude each other", where="combine")
+        raise UsageError("--method and --like-peft cannot be combined", where="combine")
     if like is not None:
         require_one_of(like, (*PEFT_FACTORS, *PEFT_SPACES), "--like-peft")
         return PEFT_SPACES.get(like, "")
@@ -217,10 +217,10 @@ def _method(method: str | None, like: str | None, rule: RankRule) -> str:
     found = method or ("svd" if has_rule else "cat")
     require_one_of(found, METHODS, "--method")
     if found == "cat" and has_rule:
-        raise UsageError("cat keeps every rank", where="--method", hint="svd is the same sum at a lower rank")
+        raise UsageError("cat keeps every rank", where="--method", hint="use svd for the same sum at a lower rank")
     if found not in ("cat", *SHARED) and not has_rule:
         raise UsageError(
-            f"{found} needs a rule of ranks: its result has no rank of its own",
+            f"{found} needs an option that sets the rank",
             where="--method",
             hint="for example --rank 32 or --error 0.1",
         )
@@ -234,9 +234,9 @@ def _sparsity(
     require_one_of(sign, ("total", "frequency"), "--sign")
     is_sparse = method not in ("cat", "svd") and like != "linear"
     if is_sparse and density is None:
-        raise UsageError(f"{like or method} needs the share of the values that stay", where="--density")
+        raise UsageError(f"{like or method} needs the share of the values to keep", where="--density")
     if not is_sparse and density is not None:
-        raise UsageError(f"{like or method} drops no values", where="--density")
+        raise UsageError(f"{like or method} does not drop values", where="--density")
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"expected a share above 0 and up to 1, found {density:g}", where="--density")
     if not 0 <= gamma < 1:

@@ -72,7 +72,7 @@ def pick(
         AdapterRefused: nothing is left. Else as for `resize`.
     """
     if not (select or drop or rename):
-        raise UsageError("nothing is chosen", where="pick", hint="give --select, --drop or --rename")
+        raise UsageError("nothing to do", where="pick", hint="use --select, --drop or --rename")
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)
     source = open_source(uri_of(adapter), base=checkpoint, assumptions=known, format=format, force=force)
@@ -116,7 +116,7 @@ def _renamed(weights: Sequence[str], rename: Sequence[tuple[str, str]]) -> dict[
         whole = re.compile(rf"(?<![^.]){re.escape(old.strip('.'))}(?![^.])")
         changed = {weight: whole.sub(new.strip(".").replace("\\", r"\\"), name) for weight, name in names.items()}
         if changed == names:
-            raise UsageError(f"no name has the components {show(old, 200)}", where="--rename")
+            raise UsageError(f"no name contains the components {show(old, 200)}", where="--rename")
         names = changed
     twice = next((name for name, count in Counter(names.values()).items() if count > 1), None)
     if twice is not None:

@@ -70,7 +70,7 @@ def scale(
     """
     uri, number = with_strength(uri_of(adapter)) if weight is None else (uri_of(adapter), weight)
     if weight is None and uri == uri_of(adapter):
-        raise UsageError("by what is it multiplied?", where="scale", hint="write ADAPTER=0.5")
+        raise UsageError("the factor is missing", where="scale", hint="write ADAPTER=0.5")
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)
     source = open_source(uri, number, base=checkpoint, assumptions=known, format=format, force=force)
@@ -118,9 +118,9 @@ def _require_proportional(adapter: Adapter, uri: str) -> None:
     for name, chain in adapter.updates.items():
         if values_of(chain):
             raise UnsupportedUpdate(
-                "the weight is replaced (modules_to_save, trained rows), and a share of that depends on the base",
+                "the weight is replaced (modules_to_save, trained rows), so a share of the change depends on the base",
                 where=FindingLocation(subject=uri, tensor=name),
-                hint=f"leave it out with pick --drop {name}, or merge at that strength",
+                hint=f"drop it with pick --drop {name}, or merge at that strength",
             )
 
 

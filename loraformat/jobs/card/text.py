@@ -49,7 +49,7 @@ def decoded(card: bytes, where: str) -> str:
     try:
         return card.decode("utf-8")
     except UnicodeDecodeError as error:
-        text = f"not text in UTF-8 (byte {error.start}), which a card is kept in"
+        text = f"not text in UTF-8 (byte {error.start}), as a card must be"
         raise StorageError(text, where=where, hint="save it as UTF-8, or remove it") from None
 
 

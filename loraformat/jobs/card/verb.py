@@ -57,7 +57,7 @@ def card(
     uri, target = uri_of(path), uri_or_none(out)
     if target is not None and not is_local(target):
         hint = "upload it with `hf upload`" if is_hub(target) else "write a file, and copy it there"
-        raise UsageError("a card alone is written into a file of this machine", where="-o", hint=hint)
+        raise UsageError("a card alone can only be written to a local file", where="-o", hint=hint)
     store = open_store(uri)
     if target is not None:
         _check_target(target, uri, store)
@@ -98,12 +98,12 @@ def _check_target(target: str, uri: str, store: OpenedFiles) -> None:
     if not _is_file(target):
         return
     if not os.path.realpath(target).lower().endswith(".md"):
-        text = "a file is there that is not a model card: its name does not end in .md"
+        text = "the file exists and is not a model card: its name does not end in .md"
         raise StorageError(text, where=target, hint="name another file, or remove this one first")
     read = [os.path.join(uri, name) for name in store.files() if name != CARD] if is_local(uri) else []
     for path in (uri, *read):
         if os.path.exists(path) and os.path.samefile(path, target):
-            raise StorageError("the card would replace a file that it describes", where=target)
+            raise StorageError("the card would replace a file of the model it describes", where=target)
 
 
 def _is_file(target: str) -> bool:

@@ -254,7 +254,7 @@ def dequantize(
 def _quantized(*, dequantize: bool, keep_quantized: bool, requantize: bool, as_trained: bool) -> str | None:
     """What `plan_merge` calls it."""
     if dequantize + keep_quantized + requantize + as_trained > 1:
-        text = "--dequantize, --keep-quantized, --requantize and --as-trained exclude each other"
+        text = "--dequantize, --keep-quantized, --requantize and --as-trained cannot be combined"
         raise UsageError(text, where="merge")
     if requantize:
         return "recoded"
@@ -273,9 +273,9 @@ def _method(method: str | None, density: float | None, sign: str) -> tuple[str, 
         return "", 1.0, sign
     require_one_of(method, COMBINATIONS, "--method")
     if method == "dare" and sign != "total":
-        raise UsageError("dare elects no signs", where="--sign", hint="dare-ties does")
+        raise UsageError("dare does not elect signs", where="--sign", hint="dare-ties does")
     if density is None:
-        raise UsageError(f"{method} needs the share of the values that stay", where="--density")
+        raise UsageError(f"{method} needs the share of the values to keep", where="--density")
     if not 0 < density <= 1:
         raise UsageError(f"expected a share above 0 and up to 1, found {density:g}", where="--density")
     return method, density, sign
@@ -291,8 +291,10 @@ def _check_codes(options: Options, least_kept: float) -> None:
     }
     for option, is_given in others.items():
         if is_given and options.quantized == "recoded":
-            raise UsageError(f"{option} does not go with --requantize", where="merge", hint=f"leave {option} out")
+            raise UsageError(
+                f"{option} cannot be combined with --requantize", where="merge", hint=f"leave {option} out"
+            )
     if least_kept != LEAST_SHARE and options.quantized != "recoded":
-        raise UsageError("only --requantize loses a part of the update to codes", where="--least-kept")
+        raise UsageError("--least-kept needs --requantize", where="--least-kept")
     if not 0 <= least_kept <= 1:
         raise UsageError(f"expected a share from 0 to 1, found {least_kept:g}", where="--least-kept")

@@ -124,7 +124,7 @@ def extract(
     """
     rule = checked(RankRule(rank=rank, energy=energy, error=error, size=size, max_rank=max_rank))
     if not rule.names and rule.max_rank is None:
-        raise UsageError("no rule says which rank is wanted", where="extract", hint="for example --rank 32")
+        raise UsageError("no option sets the rank", where="extract", hint="for example --rank 32")
     require_one_of(rest, RESTS, "--rest")
     if not 2 <= passes <= 8:
         raise UsageError(f"expected 2 to 8 passes, found {passes}", where="--passes")
@@ -143,7 +143,7 @@ def extract(
     handle_rest(found.rest, rest)
     if not found.layers:
         raise AdapterRefused(
-            "no linear layer and no convolution of the selection differs between the models", where="extract"
+            "none of the selected linear layers and convolutions differ between the models", where="extract"
         )
     options = OutputOptions(
         to=to,
@@ -222,7 +222,7 @@ def _extracted(
             updates[name] = update
         counter.add(nbytes_of(tuned.weights[name]))
     if not updates:
-        raise AdapterRefused("the rules leave no update a rank: nothing is left to write", where="extract")
+        raise AdapterRefused("the options reduce every update to rank 0: nothing is left to write", where="extract")
     return updates, tuple(changes)
 
 
@@ -252,7 +252,9 @@ def _decomposed(
     difference = difference_of(name, base, tuned)
     measured, source = measure(difference, wanted.held_nbytes)
     if not measured.is_finite:
-        raise NonFiniteValue("one of the models holds NaN or infinity", where=name, hint="the training run diverged")
+        raise NonFiniteValue(
+            "one of the models holds NaN or infinity", where=name, hint="the training run may have diverged"
+        )
     best = leading(
         source,
         replace(rule, floor=measured.floor),

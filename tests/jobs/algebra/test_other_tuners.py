@@ -86,6 +86,6 @@ def test_full_rank_needs_a_rule_and_a_rule_needs_the_option(tmp_path: Path) -> N
     make(Case("LoHaConfig", {"target_modules": TARGETS, "r": 4}), tmp_path)
     with pytest.raises(UsageError, match="of 24"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", to_lora=True)
-    with pytest.raises(UsageError, match="for --to-lora"):
+    with pytest.raises(UsageError, match="need --to-lora"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", rank=3)
     assert not (tmp_path / "out").exists()

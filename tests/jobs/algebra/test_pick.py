@@ -93,10 +93,10 @@ def test_names_change_by_whole_components(adapter: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({}, "nothing is chosen"),
+        ({}, "nothing to do"),
         ({"select": ["upp"]}, "did you mean up"),
         ({"drop": ["nothing.*"]}, "no weight"),
-        ({"rename": [("layer", "x")]}, "no name has the components"),
+        ({"rename": [("layer", "x")]}, "no name contains the components"),
         ({"rename": [("0", "1")]}, "two weights would be called"),
         ({"rename": [("", "1")]}, "OLD=NEW"),
     ],

@@ -102,7 +102,7 @@ def test_what_is_passed_over_is_said_in_numbers(tmp_path: Path) -> None:
     told = discover([str(tmp_path)])
     assert told.adapters == (str(tmp_path / "adapters" / "one"),)
     assert told.notes == (
-        f"{tmp_path}: not judged: 1 weight file outside of adapters: base/model.pt",
+        f"{tmp_path}: not checked: 1 weight file outside of adapters: base/model.pt",
         f"{tmp_path}: not searched: 1 link to folders",
     )
 

@@ -104,7 +104,7 @@ def test_settings_that_are_a_link_into_what_is_judged_are_refused(tmp_path: Path
     (project / "adapter" / "mine.toml").write_text(TEXT)
     (project / "loraformat.toml").symlink_to(project / "adapter" / "mine.toml")
     assert find_settings(str(project)).target == ("vllm",)
-    with pytest.raises(UsageError, match="a link into what is judged"):
+    with pytest.raises(UsageError, match="a link into the checked adapters"):
         find_settings(str(project), [str(project / "adapter")])
 
 

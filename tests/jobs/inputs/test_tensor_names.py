@@ -143,7 +143,7 @@ def test_two_families_of_one_shape_are_not_both_given_the_same_name(tmp_path: Pa
 
 
 def test_without_factors_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no pair of factors"):
+    with pytest.raises(FormatError, match="no factor pairs"):
         loraformat.propose_map(adapter(tmp_path, {"a": torch.zeros(2, 2)}), base(tmp_path))
 
 

@@ -341,7 +341,7 @@ def test_a_tied_base_whose_head_the_merge_parted_is_not_proved_and_comes_back_wi
     assert "lm_head.weight" in read(merged)
     report = loraformat.unmerge(merged, [one], tmp_path / "out")
     assert (report.data.proof, report.data.is_exact) == ("none", False)
-    assert "config.json is not that of the base" in report.data.doubt
+    assert "config.json differs from the base" in report.data.doubt
     assert loraformat.unmerge(merged, [one], tmp_path / "exact", base=base).data.is_exact
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "exact" / name).read_bytes() == (base / name).read_bytes()
@@ -359,7 +359,7 @@ def test_weights_that_were_put_into_codes_again_are_refused_for_that(tmp_path: P
     assert isinstance(found, UnsupportedUpdate)
     text = f"{found} {found.hint}"
     assert "put into codes again" in text
-    assert "the base of the merge is what you want" in text
+    assert "keep or download the original base instead" in text
     assert "--dequantize" not in text
     assert not (tmp_path / "out").exists()
 
@@ -367,7 +367,7 @@ def test_weights_that_were_put_into_codes_again_are_refused_for_that(tmp_path: P
 def test_exchanged_arguments_are_named_by_this_verb(tmp_path: Path) -> None:
     base, one = write(tmp_path / "base", llama()), adapter(tmp_path / "one", 1, 1e-2)
     found = refused(one, [base], tmp_path / "out")
-    assert "are the arguments exchanged?" in found.message
+    assert "are the arguments swapped?" in found.message
     assert "unmerge MERGED ADAPTER" in f"{found} {found.hint}"
     assert "merge BASE" not in f"{found} {found.hint}"
 
@@ -427,7 +427,7 @@ def test_a_tie_that_config_json_still_claims_is_a_doubt(tmp_path: Path) -> None:
     assert "lm_head.weight" not in read(base)
     report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out")
     assert (report.data.proof, report.data.is_exact) == ("none", False)
-    assert "the merge may have parted them" in report.data.doubt
+    assert "the merge may have untied them" in report.data.doubt
 
 
 def test_a_tokenizer_of_the_adapter_stays_and_the_tensors_are_proved(tmp_path: Path) -> None:

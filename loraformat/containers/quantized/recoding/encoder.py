@@ -75,8 +75,10 @@ def encoder_of(quantized: Quantized, name: str) -> Encoder:
         scheme = cast("_Recoding", import_module(f"{__package__}.{module}"))
         found = scheme.encoder(quantized.stored, weight)
     if found is None:
-        text = f"{show(name, 200)} ({quantized.scheme}) cannot be quantized again without calibration data: "
-        f"only {RECODED} can"
+        text = (
+            f"{show(name, 200)} ({quantized.scheme}) cannot be quantized again without calibration data: only "
+            f"{RECODED} can"
+        )
         hint = "use --dequantize (all weights dense) or --keep-quantized (only those that change)"
         raise UnsupportedUpdate(text, where="merge", hint=hint)
     return found

@@ -79,9 +79,8 @@ def _joined(first: Adapter, second: Adapter, where: str) -> Adapter:
     """The files for two experts as one adapter. Raises: FormatError (LF012): the base is one of the experts."""
     both = first.updates.keys() & second.updates.keys()
     if both:
-        text = "the folder has one file for each of two transformers, but the base is one of them: both files "
-        f"have {show(min(both), 100)}"
-        raise FormatError(text, where=in_file(where), hint="pass the file that you mean")
+        text = f"the folder has one file for each of two transformers: both have {show(min(both), 100)}"
+        raise FormatError(text, where=in_file(where), hint="pass the one that is for this base")
     one, other = first.config.pipeline, second.config.pipeline
     assert one is not None
     assert other is not None
