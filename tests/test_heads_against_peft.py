@@ -1,4 +1,4 @@
-"""Adapters with the head of a task, merged into the checkpoint that they were trained from.
+"""Adapters with a task head, merged into the checkpoint that they were trained from.
 
 The base is what transformers saves of a model without that head, the adapter what PEFT saves of the class with it. The
 merged folder is loaded by the class with the head, and its outputs are compared with those of the un-merged model.
@@ -209,4 +209,4 @@ def test_a_head_for_a_model_that_is_not_known_is_called_one(tmp_path: Path) -> N
     trained(tmp_path, HEADS["llama"])
     path = tmp_path / "base" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "somebodys"}))
-    assert "the head of a task" in refused(tmp_path)
+    assert "a task head" in refused(tmp_path)

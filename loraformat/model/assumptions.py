@@ -127,7 +127,7 @@ def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumpti
     if alpha is None:
         return known
     if known.alpha is not None and known.alpha != alpha:
-        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+        raise UsageError(f"--alpha is {alpha:g}, but --assume states alpha={known.alpha:g}", where="command line")
     return replace(known, alpha=alpha)
 
 

@@ -62,7 +62,7 @@ def float64_of(tensor: LazyTensor) -> Floats:
     import numpy as np
 
     if tensor.dtype is DType.C64:
-        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
+        raise UnsupportedUpdate("a tensor holds complex numbers, which are not supported")
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return tensor.load().astype(np.float64)
 

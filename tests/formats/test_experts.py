@@ -117,7 +117,7 @@ def test_what_contradicts_the_name_is_refused(pair: Path, base: Path, tmp_path: 
 
 
 def test_a_pair_is_not_for_one_transformer(pair: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="the base is one"):
+    with pytest.raises(FormatError, match="one file for each of two transformers"):
         loraformat.merge(base / "transformer", [pair], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -224,7 +224,7 @@ def test_an_interrupted_merge_goes_on(tmp_path: Path, after: float) -> None:
     }
     assert files_of(out).keys() == wanted.keys()
     assert loraformat.verify(out, base=base).ok
-    taken_over = [message for message in met if "complete files of an unfinished output were taken over" in message]
+    taken_over = [message for message in met if "complete files of an unfinished output were reused" in message]
     assert after < 1.0 or taken_over
     assert not list(tmp_path.glob(".out*"))
 

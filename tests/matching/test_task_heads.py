@@ -182,7 +182,7 @@ POOLER = "bert.pooler.dense.weight"
             "score.weight",
             base(("layers.0.mlp.up_proj.weight",)),
             adapter({"score.weight": (3, 4)}, "SEQ_CLS"),
-            f"the head of {SEQ}, whose bare model is not found",
+            f"the head of {SEQ}, but this base does not contain the bare model",
         ),
         ("score.weight", base(config={"model_type": "x"}), adapter({"score.weight": (3, 4)}), 'model_type "x"'),
         ("qa_outputs.bias", base(config={}), adapter({"qa_outputs.bias": (3,)}), "a base without model_type"),

@@ -53,10 +53,10 @@ def update_lost_to_rounding(base: Where, share: float, dtypes: Sequence[str]) ->
     """
     return (
         base,
-        f"{share:.1%} of the update survives the rounding to {listed(list(dtypes))}",
-        "--dtype float32 keeps all of it, --rounding stochastic keeps it on average"
+        f"{share:.1%} of the update survives rounding to {listed(list(dtypes))}",
+        "use --dtype float32 to keep all of it, or --rounding stochastic to keep it on average"
         if not any(dtype.startswith(CODES) for dtype in dtypes)
-        else "--dequantize and --keep-quantized keep more of it",
+        else "use --dequantize or --keep-quantized to keep more of it",
     )
 
 
@@ -119,10 +119,8 @@ def whole_matrices(where: Where, count: int, nbytes: int) -> Said:
     peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
     tuners/osf/layer.py; tuners/frod/layer.py.
     """
-    return (
-        where,
-        f"{counted(count, 'weight', 'is')} decomposed as a whole, the largest matrix of {nbytes >> 20} MiB in float32",
-    )
+    what = counted(count, "weight", "is")
+    return where, f"{what} decomposed in one piece, the largest matrix being {nbytes >> 20} MiB in float32"
 
 
 @kind("LF812", Severity.INFO)
@@ -144,8 +142,8 @@ def resumed(names: Sequence[str]) -> Said:
     loraformat's own journal.
     """
     if not names:
-        return "", "nothing to resume: no complete file of this merge was left"
-    return "", f"resumed: {len(names)} complete files of an unfinished output were taken over: {listed(list(names))}"
+        return "", "nothing to resume: there is no complete file of an earlier run of this merge"
+    return "", f"resumed: {len(names)} complete files of an unfinished output were reused: {listed(list(names))}"
 
 
 @kind("LF813", Severity.INFO)
@@ -164,7 +162,7 @@ def unfinished_cleared(where: Where, nbytes: int) -> Said:
     ## Source
     loraformat's own promise: nothing is dropped in silence.
     """
-    return where, f"an unfinished output of an earlier run was there and was removed ({nbytes} bytes)"
+    return where, f"removed the unfinished output of an earlier run ({nbytes} bytes)"
 
 
 @kind("LF814", Severity.WARNING)
@@ -203,7 +201,7 @@ def history_unknown(where: Where) -> Said:
     ## Source
     The digest of itself that a manifest holds.
     """
-    return where, "the manifest of the base is not the one that was written: what was merged before is not known"
+    return where, "the manifest of the base has changed since it was written, so earlier merges are unknown"
 
 
 @kind("LF815", Severity.INFO)
@@ -223,7 +221,10 @@ def kept_private(where: Where, permissions: int) -> Said:
     ## Source
     loraformat's own promise.
     """
-    return where, f"others may not read one of the inputs, so the output is private too: mode {permissions & 0o666:04o}"
+    return (
+        where,
+        f"one of the inputs is not readable by others, so neither is the output: mode {permissions & 0o666:04o}",
+    )
 
 
 @kind("LF820", Severity.WARNING)
@@ -242,7 +243,7 @@ def vanishing_strength(adapter: Where, strength: float) -> Said:
     ## Source
     loraformat's own law: nothing is dropped in silence.
     """
-    return adapter, f"merged at the strength {strength:g}, which leaves nothing of it"
+    return adapter, f"merged at strength {strength:g}, which leaves nothing of it"
 
 
 @kind("LF821", Severity.WARNING)
@@ -264,7 +265,7 @@ def head_tied_by_transformers_4(base: Where, head: str) -> Said:
     transformers 4.57, modeling_t5.py `T5ForConditionalGeneration` and modeling_utils.py `tie_weights`; 5.23.0,
     configuration_t5.py `__post_init__`.
     """
-    return base, f"transformers 4 replaces {head} by the embeddings on loading, as config.json keeps the two tied"
+    return base, f"transformers 4 replaces {head} by the embeddings on loading, because config.json ties the two"
 
 
 @kind("LF816", Severity.INFO)
@@ -287,7 +288,7 @@ def task_head_written(base: Where, name: str, head: Sequence[str], dropped: Sequ
     ## Source
     peft 0.21.2, peft_model.py `PeftModelForSequenceClassification`; transformers 5.23.0, models/auto/modeling_auto.py.
     """
-    left = f"; left out, which {name} does not have: {listed(list(dropped))}" if dropped else ""
+    left = f"; left out, as {name} does not have them: {listed(list(dropped))}" if dropped else ""
     return base, f"written as {name} with the adapter's {listed(list(head))}{left}"
 
 
@@ -328,10 +329,8 @@ def stored_transposed(base: Where, names: Sequence[str]) -> Said:
     ## Source
     peft 0.21.2, tuners/lora/layer.py `Linear`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
     """
-    return (
-        base,
-        f"{counted(len(names), 'weight', 'is')} stored as (in, out), so the shapes of the updates say: {listed(names)}",
-    )
+    what = counted(len(names), "weight", "is")
+    return base, f"{what} stored as (in, out), judging by the shapes of the updates: {listed(names)}"
 
 
 @kind("LF822", Severity.INFO)
@@ -352,7 +351,10 @@ def loop_not_compiled(base: Where) -> Said:
     ## Source
     Measured; docs/decisions/0013-float32-first.md.
     """
-    return base, "no compiled loop runs here: the same bytes, but the arithmetic takes about 15 times as long"
+    return (
+        base,
+        "the compiled loop does not run here: the bytes are the same, but the arithmetic takes about 15 times as long",
+    )
 
 
 @kind("LF826", Severity.INFO)
@@ -375,7 +377,7 @@ def copies_streamed(output: Where, code: str) -> Said:
     """
     return (
         output,
-        f"the store does not copy inside itself ({show(code, 40)}): unchanged bytes pass through here",
+        f"the store cannot copy objects by itself ({show(code, 40)}), so unchanged bytes pass through this machine",
     )
 
 
@@ -417,7 +419,7 @@ def copies_refused(out: Where, names: Sequence[str], reason: str) -> Said:
     ## Source
     huggingface_hub 2.4.0, `CommitOperationCopy`, `FileDuplicationError`.
     """
-    return out, f"not copied on the Hub, but downloaded and uploaded ({reason}): {listed(list(names), 3)}"
+    return out, f"downloaded and uploaded instead of copied on the Hub ({reason}): {listed(list(names), 3)}"
 
 
 @kind("LF832", Severity.INFO)
@@ -437,7 +439,7 @@ def replaced(out: Where, names: Sequence[str]) -> Said:
     ## Source
     loraformat's own law: nothing is dropped in silence.
     """
-    return out, f"removed, of an earlier output: {listed(list(names), 5)}"
+    return out, f"removed files of an earlier output: {listed(list(names), 5)}"
 
 
 @kind("LF833", Severity.INFO)
@@ -456,7 +458,7 @@ def kept_beside(out: Where, names: Sequence[str]) -> Said:
     ## Source
     loraformat's own law: nothing is dropped in silence.
     """
-    return out, f"left as they are: {listed(list(names), 5)}"
+    return out, f"left unchanged: {listed(list(names), 5)}"
 
 
 FINDINGS = (

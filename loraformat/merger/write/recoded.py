@@ -97,7 +97,10 @@ class _Weight:
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row, column = (int(number) for number in bad[0])
-            text = f"the merged value at row {start + row}, column {column} is NaN or infinite, which codes cannot hold"
+            text = (
+                f"the merged value at row {start + row}, column {column} is NaN or infinite, which quantized "
+                "weights cannot hold"
+            )
             raise NonFiniteValue(text, where=self._edit.tensor)
         return values.reshape(-1, values.shape[1] // self.lines)
 

@@ -231,7 +231,7 @@ def no_line(update: type[object], table: str) -> UnsupportedUpdate:
     return UnsupportedUpdate(
         f"updates of the class {update.__name__} have no line in {table}",
         where="update",
-        hint="this is an error of loraformat: please report it",
+        hint="this is a bug in loraformat: please report it",
     )
 
 

@@ -199,7 +199,7 @@ def test_columns_whose_orthonormal_basis_rounding_decides_are_refused(is_para: b
     columns[:, 1] = 2 * columns[:, 0]
     entries = {"m.q.deft_P": columns, "m.q.deft_R": values(2, 4)}
     chain = read("DEFT", entries, decomposition_method="qr", para=is_para).updates["m.q.weight"]
-    with pytest.raises(UnsupportedUpdate, match="not determined"):
+    with pytest.raises(UnsupportedUpdate, match="ambiguous"):
         chain[0].up.torch()
 
 

@@ -245,7 +245,7 @@ def test_bytes_that_a_rank_did_not_write_are_refused(run: Run, tmp_path: Path, v
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file was touched since rank \d of 2 wrote it"):
+    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file was modified after rank \d of 2 wrote it"):
         run(finish=True, verify=verify)
     assert not (tmp_path / "out").exists()
     for rank in range(2):

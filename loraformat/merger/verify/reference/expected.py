@@ -33,7 +33,7 @@ from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import LowRank, Replace, Rows, Update
 
-HINT = "this is an error of loraformat: please report it"
+HINT = "this is a bug in loraformat: please report it"
 
 _BLOCK_NBYTES = 4 << 20
 # Two ways to make a factor of alpha and rank round at most once each.
