@@ -47,7 +47,7 @@ class Fault(Exception):
             yield f"expected {self.description}, found {shown}"
         else:
             stated = "" if self.stated is None else f" {json.dumps(self.stated)}"
-            yield f"{self.keyword}{stated} is broken by {shown}"
+            yield f"{self.keyword}{stated} is violated by {shown}"
 
 
 class Faults(Exception):

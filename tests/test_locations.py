@@ -163,7 +163,7 @@ def test_an_at_sign_is_not_a_secret_by_itself(address: str) -> None:
 
 
 def test_where_outputs_are_not_written_it_says_where_they_are(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="write a folder, s3:// or hf://"):
+    with pytest.raises(StorageError, match="write to a folder, s3:// or hf://"):
         loraformat.merge(BASE, [ADAPTER], "gs://b/o1", alpha=1.0)
     with pytest.raises(UsageError, match="to a local file"):
         loraformat.card(GOOD, "s3://bucket/README.md")

@@ -86,7 +86,7 @@ class Page:
                 left_out.append(name)
         self.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
         if left_out and rows:
-            told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
+            told = f"not shown for lack of width: {', '.join(left_out)} (use a wider terminal, or --format json)"
             self.flow(Styled(f"  {told}", "dim"), indent=2)
 
     def _holds(self, rows: Sequence[Sequence[str]], narrowest: int) -> bool:

@@ -59,8 +59,8 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     absent = _absent_components(subject)
     for component, count in absent.items():
         base = "pipeline" if subject.base.components else "base"
-        text = f"the {base} has no weights of this component; the adapter has {counted(count, 'update')} for it"
-        known = f"its components with weights are {', '.join(subject.base.components)}"
+        text = f"the {base} has no weights of this component, but the adapter has {counted(count, 'update')} for it"
+        known = f"components with weights: {', '.join(subject.base.components)}"
         yield Hit(component, text, known if subject.base.components else _PICK)
     other = _other_family(subject)
     if other is not None:
@@ -96,7 +96,7 @@ def _other_family(subject: Subject) -> Hit | None:
     found = likeliest((spelled(module_of(name)) for name in names), named or denoisers())
     if found is None or found[1].name in pipeline.families:
         return None
-    text = f"none of the {counted(len(updates), 'update')} has a weight in the base: the adapter is for"
+    text = f"none of the {counted(len(updates), 'update')} matches a weight of the base: the adapter is for"
     return Hit(updates[0], f"{text} {family_named(pipeline.family).title}, the base is {found[1].title}")
 
 
@@ -115,7 +115,7 @@ def _beyond(weight: str, ends: Mapping[str, int]) -> str:
     for block in _BLOCK.finditer(weight):
         before = weight[: block.start(1)]
         if before in ends and int(block[1]) > ends[before]:
-            return f"the base's {before.rstrip('.')} end with {ends[before]}: it is a smaller model, or another one"
+            return f"the base's {before.rstrip('.')} end with {ends[before]}, so it is a smaller or a different model"
     return ""
 
 
@@ -133,7 +133,7 @@ def _absent_components(subject: Subject) -> dict[str, int]:
     return absent
 
 
-_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT takes the updates of one component out of the adapter"
+_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT writes the updates of one component only"
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:
@@ -144,7 +144,7 @@ def _instead(weight: str, nearest: Sequence[str]) -> str:
 
     if is_namesake(weight, nearest[0]):
         return f"the base has {nearest[0]}"
-    return f"the nearest name in the base is {nearest[0]}; if it is the same weight, rename the tensors"
+    return f"the most similar name in the base is {nearest[0]}; if it is the same weight, rename the tensors"
 
 
 @rule("LF302", Severity.ERROR, since="0.1.0", needs="base")
@@ -166,11 +166,11 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     in_codes = _in_codes(subject)
     for misfit in subject.matching.misfits:
         if misfit.weight not in in_codes:
-            message = f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}"
+            message = f"the update has shape {misfit.update_shape}, but the base weight has {misfit.stored_shape}"
             yield Hit(misfit.weight, message, _OF_GROUPS if misfit.is_grouped else "")
 
 
-_OF_GROUPS = "the base's is a grouped (depthwise) convolution, and the update was trained as if it were not"
+_OF_GROUPS = "the base weight is a grouped (depthwise) convolution, but the update was trained as if it were not"
 
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")
@@ -193,7 +193,7 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     landings = subject.matching.landings
     guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
-        message = "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing"
+        message = "read as (in, out), because the adapter sets fan_in_fan_out and the base does not state the layout"
         yield Hit(first_of(guessed), message)
 
 
@@ -219,7 +219,9 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     landings = subject.matching.landings
     renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
-        yield Hit(name, f"{counted(len(renamed), 'name', 'is')} taken for others of the base, this one for {tensor}")
+        yield Hit(
+            name, f"{counted(len(renamed), 'name', 'is')} matched to the base under other names, this one to {tensor}"
+        )
 
 
 @rule("LF305", Severity.ERROR, since="0.1.0")
@@ -249,15 +251,15 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     tokens = tokens_of(subject.adapter.tokenizer)
     for name, rows in tables.items():
         if declared is not None and rows != declared:
-            yield Hit(name, f"the config states {declared} rows, the table has {rows}")
+            yield Hit(name, f"the config states {declared} rows, but the table has {rows}")
         if tokens is not None and tokens > rows:
-            yield Hit(name, f"the tokenizer needs {tokens} rows, the table has {rows}")
+            yield Hit(name, f"the tokenizer needs {tokens} rows, but the table has {rows}")
         before = base_rows(subject.base, name)
         if before is not None and rows < before:
-            yield Hit(name, f"the base's table has {before} rows, the adapter's only {rows}")
+            yield Hit(name, f"the base's table has {before} rows, but the adapter's only {rows}")
     if len(set(tables.values())) > 1:
         found = ", ".join(f"{name} {rows}" for name, rows in tables.items())
-        yield Hit("", f"expected embedding tables with equally many rows, found {found}")
+        yield Hit("", f"expected embedding tables of equal size, found {found}")
 
 
 @rule("LF320", Severity.ERROR, since="0.1.0", needs="base", forgivable=True)
@@ -304,7 +306,7 @@ def base_in_another_form(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     stamped = subject.adapter.config.base_fingerprint
     if stamped is not None and parse(stamped) is None:
-        yield Hit("", "the adapter has a fingerprint of its base that this version cannot read; it was not compared")
+        yield Hit("", "this version cannot read the adapter's fingerprint of its base, so it was not compared")
     verdict = _verdict(subject)
     if verdict is not None and not verdict.is_other:
         yield Hit("", verdict.message)

@@ -63,7 +63,7 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     unknown = weights_where(subject.adapter, lambda update: kind_of(update).has_scale and scale_of(update) is None)
     if unknown:
         message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
-        yield Hit(config_at(subject), message, "give it with --alpha A")
+        yield Hit(config_at(subject), message, "pass it with --alpha A")
 
 
 @rule("LF207", Severity.WARNING, since="0.1.0")
@@ -160,8 +160,8 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     unclaimed = list(subject.adapter.unclaimed)
     if unclaimed:
-        message = f"no update uses {_some(unclaimed, noun='tensor')}: what was trained in it would be lost"
-        yield Hit("", message, "name each as the base does and give --base, or remove it")
+        message = f"not part of any update: {_some(unclaimed, noun='tensor')}; what was trained in them would be lost"
+        yield Hit("", message, "rename them to match the base and pass --base, or remove them")
 
 
 @rule("LF211", Severity.WARNING, since="0.1.0")
@@ -250,7 +250,7 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
         unread = PatternKeys(patterns, subject.budget).unread
         if unread and subject.budget.left < 0:
             subject.budget.leave_out(
-                where, f"{counted(len(unread), 'pattern', 'was')} not looked at: it would take too long"
+                where, f"{counted(len(unread), 'pattern', 'was')} skipped because matching would take too long"
             )
             continue
         for key in unread:
@@ -267,7 +267,7 @@ def _patterns(subject: Subject) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def _too_many(keys: int, modules: int) -> str:
-    return f"{keys} patterns were not compared with {modules} modules: it would take too long"
+    return f"{keys} patterns were not compared with {modules} modules because that would take too long"
 
 
 def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: FindingLocation) -> set[str]:
@@ -287,7 +287,8 @@ def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: Fin
     if unknown:
         budget.leave_out(
             where,
-            f"the pattern was not compared with {unknown} of {counted(len(every), 'module')}: it would take too long",
+            f"the pattern was not compared with {unknown} of {counted(len(every), 'module')} because that would "
+            "take too long",
         )
     return {module for module, found in matches.items() if found is not False}
 

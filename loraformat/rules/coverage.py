@@ -36,7 +36,7 @@ def lands_in_part(subject: Subject) -> Iterator[Hit]:
     parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
     if parts:
         tensor = landings[parts[0]][0].tensor
-        yield Hit(parts[0], f"{len(parts)} updates land on parts of tensors, this one on {tensor}")
+        yield Hit(parts[0], f"{len(parts)} updates apply to parts of tensors, this one to {tensor}")
 
 
 @rule("LF307", Severity.WARNING, since="0.1.0", needs="base")
@@ -111,7 +111,7 @@ def tied_table(subject: Subject) -> Iterator[Hit]:
         ]
         if changed and len(set(changed)) < len(tie.names):
             other = next(name for name in tie.names if name not in changed)
-            yield Hit(changed[0], f"is one table with {other} in the base")
+            yield Hit(changed[0], f"is tied to {other} in the base")
 
 
 @rule("LF310", Severity.INFO, since="0.1.0", needs="base")
@@ -133,7 +133,7 @@ def base_without_config(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.base is not None
     if not subject.base.config and not subject.base.settings:
-        yield Hit(in_file("config.json"), "expected beside the base's weights, found none")
+        yield Hit(in_file("config.json"), "expected next to the base's weights, found none")
 
 
 def _last(name: str) -> str:

@@ -46,7 +46,7 @@ def empty_file(subject: Subject) -> Iterator[Hit]:
     for name, file in subject.bundle.files.items():
         is_read = isinstance(file, TensorFile) or name in _READ_ANYWAY  # their readers say so themselves
         if not file.nbytes and not is_read and not name.startswith("."):
-            yield Hit(in_file(name), "expected some content, found 0 bytes", "copy or download it again")
+            yield Hit(in_file(name), "the file is empty", "copy or download it again")
 
 
 @rule("LF031", Severity.INFO, since="0.1.0", needs="bundle")
@@ -89,7 +89,7 @@ def second_weight_file(subject: Subject) -> Iterator[Hit]:
     """
     for first, second in _PAIRS:
         if first in subject.bundle.files and second in subject.bundle.files:
-            yield Hit(in_file(second), f"never opened, for {first} is there too", "remove the one that is out of date")
+            yield Hit(in_file(second), f"never opened, because {first} takes precedence", "remove the outdated one")
 
 
 @rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")
@@ -112,7 +112,7 @@ def confusable_file_name(subject: Subject) -> Iterator[Hit]:
         meant = _without_copy(name).lower()
         known = next((each for each in _KNOWN if each.lower() == meant), None)
         if known is not None and name not in _KNOWN:
-            yield Hit(in_file(name), f'not read; the name that is read is "{known}"', "rename or remove it")
+            yield Hit(in_file(name), f'not read; the expected name is "{known}"', "rename or remove it")
 
 
 @rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
@@ -133,7 +133,7 @@ def code_beside_weights(subject: Subject) -> Iterator[Hit]:
     """
     names = sorted(name for name in subject.bundle.files if name.lower().endswith((".py", ".pyc", ".so", ".pyd")))
     if names:
-        yield Hit(FindingLocation(file=names[0], more=len(names) - 1), "code; it was neither read nor run")
+        yield Hit(FindingLocation(file=names[0], more=len(names) - 1), "code, which was neither read nor run")
 
 
 @rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")

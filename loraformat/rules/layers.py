@@ -45,7 +45,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
         if isinstance(group.update, LowRank):
             up, down = group.update.up.dtype, group.update.down.dtype
             if up is not down and up.is_floating and down.is_floating:
-                told = f"up is {up.safetensors}, down is {down.safetensors}"
+                told = f"lora_B is {up.safetensors}, but lora_A is {down.safetensors}"
                 mixed.update(dict.fromkeys(group.weights, told))
     if names := sorted(mixed):
         yield Hit(first_of(names), mixed[names[0]])
@@ -111,7 +111,7 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
         if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
             (usual, _), (odd, _) = counts.most_common(2)
             name = min(name for name, shape in members.items() if shape == odd)
-            yield Hit(name, f"shape {odd}, in the other {len(members) - 1} layers {usual}")
+            yield Hit(name, f"shape {odd}, but {usual} in the other {len(members) - 1} layers")
 
 
 @rule("LF220", Severity.ERROR, since="0.1.0")
@@ -134,8 +134,8 @@ def exchanged_factors(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     found = sorted(name for group in subject.adapter.update_groups if is_exchanged(group) for name in group.weights)
     if found:
-        message = "the factors are transposed or exchanged"
-        yield Hit(first_of(found), message, "expected down (rank, in) and up (out, rank)")
+        message = "the factors are transposed or swapped"
+        yield Hit(first_of(found), message, "expected lora_A (rank, in) and lora_B (out, rank)")
 
 
 @rule("LF228", Severity.WARNING, since="0.1.0")
@@ -252,7 +252,7 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     updates = ((group.update, len(group.weights)) for group in subject.adapter.update_groups)
     found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
-        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, for {found} modules have magnitudes")
+        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, because {found} modules have magnitudes")
 
 
 def _side(update: LowRank) -> str:
@@ -303,5 +303,5 @@ def half_fused_group(subject: Subject) -> Iterator[Hit]:
             groups.setdefault(group, (set(), name, len(place.module.diffusers)))[0].add(place.part)
     half = [(name, group) for group, (parts, name, count) in groups.items() if len(parts) < count]
     if half:
-        text = f"{counted(len(half), 'joined module')} of the original with updates for some parts, first {half[0][1]}"
+        text = f"{counted(len(half), 'joined module')} with updates for only some parts, first {half[0][1]}"
         yield Hit(half[0][0], text)

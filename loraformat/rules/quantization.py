@@ -41,7 +41,7 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
         return
     count = len(quantized_weights(subject.base, subject.adapter.updates))
     compared = (
-        f"; {counted(count, 'weight')} of the adapter, stored in codes, {'was' if count == 1 else 'were'} not compared"
+        f"; {counted(count, 'quantized weight')} of the adapter {'was' if count == 1 else 'were'} not compared"
         if count
         else ""
     )
@@ -71,8 +71,8 @@ def decoded_base(subject: Subject) -> Iterator[Hit]:
     if quantized is None:
         return
     reached = sum(landings[0].tensor in quantized.weights for landings in subject.matching.landings.values())
-    text = f"the base is quantized: {quantized.scheme}, {counted(len(quantized.weights), 'weight')} in codes"
-    yield Hit(in_file("config.json"), f"{text}, {reached} of them of this adapter", _CHOICES if reached else "")
+    text = f"the base is quantized: {quantized.scheme}, {counted(len(quantized.weights), 'weight')} stored as codes"
+    yield Hit(in_file("config.json"), f"{text}, {reached} of them adapted", _CHOICES if reached else "")
 
 
 @rule("LF312", Severity.WARNING, since="0.1.0", needs="base")
@@ -98,7 +98,7 @@ def leftover_quantization(subject: Subject) -> Iterator[Hit]:
     assert subject.base is not None
     found = left_over(subject.base)
     if found is not None:
-        yield Hit(found.where, f"says {found.scheme}, but all weights of the base are dense", "remove it")
+        yield Hit(found.where, f"states {found.scheme}, but all weights of the base are dense", "remove it")
 
 
 @rule("LF313", Severity.WARNING, since="0.1.0", needs="base")
@@ -126,7 +126,7 @@ def codes_without_settings(subject: Subject) -> Iterator[Hit]:
         return
     names = [name for name in subject.base.tensors if code_owner(subject.base, name) is not None]
     if names:
-        yield Hit(first_of(names), "stored in codes, and no config names the method")
+        yield Hit(first_of(names), "stored quantized, but no config names the method")
 
 
 @rule("LF314", Severity.INFO, since="0.1.0", needs="base")
@@ -190,7 +190,7 @@ def mixed_precision_group(subject: Subject) -> Iterator[Hit]:
     dense = {name for name, stored in base.tensors.items() if name.endswith(".weight") and len(stored.shape) > 1}
     alone = sorted(fused_with(quantized.weights.keys(), dense - quantized.weights.keys()))
     if alone:
-        yield Hit(first_of(alone), "stored dense, and modules that are loaded as one with it in codes")
+        yield Hit(first_of(alone), "stored dense, but modules that are loaded fused with it are quantized")
 
 
 @rule("LF316", Severity.WARNING, since="0.1.0", needs="base")
@@ -221,7 +221,7 @@ def trained_on_codes(subject: Subject) -> Iterator[Hit]:
     where, name, method = named
     is_own = method.lower() in _OF_BITSANDBYTES
     hint = "merge with --as-trained, or into the base that is named" if is_own else "merge into the base that is named"
-    yield Hit(where, f'trained on "{name}" ({method}), and this base is dense', hint)
+    yield Hit(where, f'trained on "{name}" ({method}), but this base is dense', hint)
 
 
 # Names under which models are published that bitsandbytes quantized, and those that may be.

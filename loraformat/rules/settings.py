@@ -26,8 +26,8 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
 _TRAINED_ON_CODES = (
-    "for the model that was trained, merge into it with --dequantize, or where it is of bitsandbytes into the 16-bit "
-    "model with --as-trained"
+    "for the model that was trained, merge into it with --dequantize, or, for bitsandbytes, into the 16-bit model "
+    "with --as-trained"
 )
 _TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
@@ -169,7 +169,7 @@ def repeated_target(subject: Subject) -> Iterator[Hit]:
     if isinstance(targets, tuple):
         for name, count in Counter(targets).items():
             if count > 1:
-                yield Hit(config_at(subject, "target_modules"), f'"{name}" stands there {count} times')
+                yield Hit(config_at(subject, "target_modules"), f'"{name}" appears {count} times')
 
 
 @rule("LF110", Severity.WARNING, since="0.1.0")
@@ -203,7 +203,7 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
             )
             return
         if is_out:
-            yield Hit(where, f"leaves out {module}, for which there are tensors")
+            yield Hit(where, f"leaves out {module}, although it has tensors")
             return
 
 
@@ -235,7 +235,7 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
             ambiguous = next(_ambiguous(keys, patterns, modules), None)
         except OutOfSteps:
             of = counted(len(modules), "module")
-            told = f"{len(patterns)} patterns were not compared with {of}: it would take too long"
+            told = f"{len(patterns)} patterns were not compared with {of} because that would take too long"
             subject.budget.leave_out(in_file(PEFT_FILE, field), told)
             continue
         if ambiguous is not None:
@@ -297,7 +297,7 @@ def training_mode(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, peft_model.py `save_pretrained`.
     """
     if peft_config(subject).get("inference_mode") is False:
-        yield Hit(in_file(PEFT_FILE, "inference_mode"), "false; adapters are saved with true")
+        yield Hit(in_file(PEFT_FILE, "inference_mode"), "false; PEFT saves adapters with true")
 
 
 @rule("LF114", Severity.INFO, since="0.1.0")
@@ -321,7 +321,7 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
     if found and (int(found[1]), int(found[2])) > NEWEST_PEFT:
         yield Hit(
             in_file(PEFT_FILE, "peft_version"),
-            f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know",
+            f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, the latest known version",
         )
 
 
@@ -390,7 +390,7 @@ def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
     targets, saved = subject.adapter.config.targets, peft_config(subject).get("modules_to_save")
     if isinstance(targets, tuple) and isinstance(saved, list):
         for name in sorted({str(name) for name in saved} & set(targets)):
-            yield Hit(in_file(PEFT_FILE, "modules_to_save"), f'"{name}" stands in target_modules too')
+            yield Hit(in_file(PEFT_FILE, "modules_to_save"), f'"{name}" is also in target_modules')
 
 
 def _is_place(name: str) -> bool:

@@ -19,6 +19,11 @@ def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
     return ((base_weight, update) for base_weight, chain in adapter.updates.items() for update in chain)
 
 
+def name_of(role: str) -> str:
+    """How a message calls the tensor of a role: the factors by PEFT's names, which everybody knows."""
+    return {"up": "lora_B", "down": "lora_A"}.get(role, role)
+
+
 def weights_where(adapter: Adapter, holds: Callable[[Update], bool]) -> list[str]:
     """The base weights, sorted, of updates of whose headers something holds."""
     return sorted(name for group in adapter.update_groups if holds(group.update) for name in group.weights)
@@ -81,11 +86,11 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
             continue  # LF220 says so
         for up, down in products_of(group.update):
             if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
-                message = f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}"
+                message = f"lora_B {up.shape} has rank {up.shape[1]}, but lora_A {down.shape} has {down.shape[0]}"
                 yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
-_GATHER = "gather the parameters, then save again; zero_to_fp32.py of DeepSpeed makes them from a global_step folder"
+_GATHER = "gather the parameters and save again; DeepSpeed's zero_to_fp32.py creates them from a global_step folder"
 
 
 @rule("LF205", Severity.ERROR, since="0.1.0")
@@ -110,10 +115,10 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     for group in subject.adapter.update_groups:
         for role, tensor in tensors(group.update):
             if 0 in tensor.shape:
-                message, hint = f"{role} is empty: shape {tensor.shape}", _GATHER
+                message, hint = f"{name_of(role)} is empty: shape {tensor.shape}", _GATHER
                 yield from (Hit(base_weight, message, hint) for base_weight in group.weights)
             elif len(tensor.shape) != 2:
-                message = f"{role}: expected a matrix, found shape {tensor.shape}"
+                message = f"{name_of(role)}: expected a matrix, found shape {tensor.shape}"
                 matrices = (name for name in group.weights if _is_matrix(name, group.update, role))
                 yield from (Hit(base_weight, message) for base_weight in matrices)
 
@@ -196,7 +201,7 @@ def no_factors(subject: Subject) -> Iterator[Hit]:
     is_of_factors = subject.format == "peft" and config.raw.get("peft_type") in ("LORA", "ADALORA", "LOHA", "LOKR")
     updates = [update for _, update in updates_of(subject.adapter)]
     if is_of_factors and config.targets and updates and all(isinstance(update, Replace) for update in updates):
-        yield Hit("", f"expected pairs of factors, found {len(updates)} whole weights and nothing else")
+        yield Hit("", f"expected factor pairs, found only {len(updates)} full weights")
 
 
 @rule("LF214", Severity.ERROR, since="0.1.0", forgivable=True)
@@ -220,5 +225,5 @@ def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     for group in subject.adapter.update_groups:
         for role, tensor in tensors(group.update):
             if not tensor.dtype.is_floating:
-                message = f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}"
+                message = f"{name_of(role)}: expected a floating-point type, found {tensor.dtype.safetensors}"
                 yield from (Hit(base_weight, message) for base_weight in group.weights)

@@ -97,7 +97,7 @@ def open_store(uri: str) -> Store:
     """
     scheme = scheme_of(uri)
     if scheme.is_location:
-        raise StorageError("the place of an unfinished output, which only its own run opens", where=uri)
+        raise StorageError("an unfinished output, which only its own run may open", where=uri)
     return scheme.open(uri)
 
 

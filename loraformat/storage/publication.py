@@ -90,7 +90,7 @@ def check_publication(options: Publication, *, is_hub: bool) -> None:
     if given and not is_hub:
         verb = "is" if len(given) == 1 else "are"
         raise UsageError(
-            f"{', '.join(given)} {verb} for outputs on the Hub only", where="-o", hint="write to hf://owner/name"
+            f"{', '.join(given)} {verb} only for outputs on the Hub", where="-o", hint="use -o hf://owner/name"
         )
     message = options.commit_message
     if message is not None and (not message.strip() or len(message) > _LONGEST_MESSAGE):

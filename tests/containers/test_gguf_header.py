@@ -77,7 +77,7 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "long key": (gguf([number("k" * 65_536, 1)]), InvalidHeader, "at most 65535 are allowed"),
     "empty key": (gguf([number("", 1)]), InvalidHeader, "setting 0 has no key"),
     "key not UTF-8": (gguf([field(b"\xff", U32, bytes(4))]), InvalidHeader, "is not UTF-8"),
-    "key twice": (gguf([number("k", 1), number("k", 1)]), InvalidHeader, '"k" stands there twice'),
+    "key twice": (gguf([number("k", 1), number("k", 1)]), InvalidHeader, '"k" appears twice'),
     "unknown type": (gguf([field("k", 13, bytes(8))]), InvalidHeader, "the unknown type 13"),
     "boolean of 2": (gguf([field("k", BOOL, b"\x02")]), InvalidHeader, "a boolean of the byte 2"),
     "string not UTF-8": (gguf([field("k", STRING, text(b"\xc3"))]), InvalidHeader, 'the setting "k" is not UTF-8'),

@@ -93,7 +93,7 @@ def test_a_joined_weight_of_which_one_part_has_a_magnitude_is_refused() -> None:
 
 
 def test_without_a_base_the_order_of_q_is_not_guessed() -> None:
-    with pytest.raises(UnsupportedUpdate, match="no base says"):
+    with pytest.raises(UnsupportedUpdate, match="no base is given"):
         read(pair(Q, 16, 1))
     assert list(read(pair(V, 8, 1)).updates) == ["model.layers.1.self_attn.v_proj.weight"]
 

@@ -261,7 +261,7 @@ def test_what_a_person_wrote_stays_to_the_byte(models: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        (b"x" * (2 << 20), "bytes, and at most"),
+        (b"x" * (2 << 20), "bytes, but at most"),
         (b"---\nlicense: [a\n---\nmine", "README.md"),
         (b"---\nbase_model: {a: 1}\n---\nmine", "expected a name"),
         (b"caf\xe9", "not text in UTF-8"),

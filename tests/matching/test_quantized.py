@@ -67,7 +67,7 @@ def test_the_scheme_is_named_and_the_adapter_is_not_blamed(tmp_path: Path, schem
     messages = {finding.code: finding.message for finding in report.findings}
     assert not {"LF301", "LF302"} & messages.keys()
     assert scheme in messages["LF309"]
-    assert "1 weight of the adapter, stored in codes, was not compared" in messages["LF309"]
+    assert "1 quantized weight of the adapter was not compared" in messages["LF309"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -44,7 +44,7 @@ def test_shapes_are_those_of_the_decoded_weight(tmp_path: Path, name: str) -> No
     fitting = loraformat.validate(str(adapter(tmp_path / "a")), base=str(base))
     assert not {"LF301", "LF302", "LF309"} & codes_of(fitting)
     (finding,) = (one for one in fitting.findings if one.code == "LF311")
-    assert "1 weight in codes, 1 of them of this adapter" in finding.message
+    assert "1 weight stored as codes, 1 of them adapted" in finding.message
     assert "LF302" in codes_of(loraformat.validate(str(adapter(tmp_path / "w", inputs=32)), base=str(base)))
 
 

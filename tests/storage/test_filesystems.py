@@ -98,7 +98,7 @@ def test_a_merge_is_that_of_the_same_files_here(bucket: Bucket, tmp_path: Path) 
 
 def test_nothing_is_written_there(bucket: Bucket, tmp_path: Path) -> None:
     adapter = FIXTURES / "minigpt" / "lora_adapter"
-    with pytest.raises(StorageError, match="outputs are not written there"):
+    with pytest.raises(StorageError, match="outputs cannot be written there"):
         loraformat.convert(adapter, "gs://models/out", to="peft", base=FIXTURES / "minigpt" / "base", alpha=1.0)
 
 

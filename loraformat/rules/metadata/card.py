@@ -92,7 +92,7 @@ def card_disagreement(subject: Subject) -> Iterator[Hit]:
     card, named = front_matter(subject.bundle) or {}, subject.adapter.config.base_model
     stated = first_text(card.get("base_model"))
     if named and stated and stated.lower() != named.lower():
-        yield Hit(in_file(CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
+        yield Hit(in_file(CARD, "base_model"), f'the card names "{stated}", but the config "{named}"')
 
 
 @rule("LF512", Severity.WARNING, since="0.1.0", publishing=True)
@@ -192,7 +192,7 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
     full = added_numbers(subject.bundle, "tokenizer.json") if added else {}
     for token, number in sorted(added.items()):
         if full.get(token, number) != number:
-            yield Hit(in_file("added_tokens.json", token), f"{number}, in tokenizer.json {full[token]}")
+            yield Hit(in_file("added_tokens.json", token), f"{number}, but {full[token]} in tokenizer.json")
             return
 
 
@@ -266,10 +266,10 @@ def faults_of(fields: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
             yield key, f"expected a name, or a list of names, found {show(json.dumps(value), 60)}"
     for key in ("library_name", "pipeline_tag", "license_name", "license_link"):
         if key in fields and not isinstance(fields[key], str):
-            yield key, f"expected a text, found {show(json.dumps(fields[key]), 60)}"
+            yield key, f"expected a string, found {show(json.dumps(fields[key]), 60)}"
     tags = fields.get("tags", [])
     if not (isinstance(tags, list) and all(isinstance(each, str) for each in tags)):
-        yield "tags", f"expected a list of texts, found {show(json.dumps(tags), 60)}"
+        yield "tags", f"expected a list of strings, found {show(json.dumps(tags), 60)}"
     relation = fields.get("base_model_relation")
     if "base_model_relation" in fields and relation not in _RELATIONS:
         yield "base_model_relation", f"expected {', '.join(_RELATIONS)}, found {show(json.dumps(relation), 60)}"

@@ -45,7 +45,7 @@ def base_model_disagreement(subject: Subject) -> Iterator[Hit]:
     given = on_the_hub[1] if on_the_hub else subject.base.config.get("_name_or_path")
     named = subject.adapter.config.base_model
     if isinstance(named, str) and isinstance(given, str) and _differ(named, given):
-        yield Hit(config_at(subject), f'the adapter is for "{named}", the base is "{given}"')
+        yield Hit(config_at(subject), f'the adapter is for "{named}", but the base is "{given}"')
 
 
 def _differ(named: str, given: str) -> bool:
@@ -74,7 +74,7 @@ def tokens_without_tokenizer(subject: Subject) -> Iterator[Hit]:
     if not subject.adapter.tokenizer:
         new = max(_new_rows(subject), default=0)
         if new > 0:
-            yield Hit("", f"{new} new embedding rows, and no tokenizer file", "put tokenizer.json beside the adapter")
+            yield Hit("", f"{new} new embedding rows, but no tokenizer file", "put tokenizer.json next to the adapter")
 
 
 def _new_rows(subject: Subject) -> Iterator[int]:
@@ -169,4 +169,4 @@ def tokens_without_rows(subject: Subject) -> Iterator[Hit]:
         return
     for name, rows in sorted(tables.items()):
         if tokens > rows:
-            yield Hit(name, f"the tokenizer needs {tokens} rows, the base's table has {rows}")
+            yield Hit(name, f"the tokenizer needs {tokens} rows, but the base's table has {rows}")

@@ -51,9 +51,9 @@ def torchtune_export(subject: Subject) -> Iterator[Hit]:
     has_magnitudes = any(isinstance(update, LowRank) and update.magnitude is not None for update in chain)
     if kind in _INTERLEAVED and not has_magnitudes:
         return
-    of_base = "no base says what it is for" if kind is None else f"the base is {kind}"
-    what = "magnitudes are in another order than their rows" if has_magnitudes else "rows may be in a wrong order"
-    yield Hit(first_of(turned), f"exported by torchtune ({own} lies beside it), and {of_base}: {what}")
+    of_base = "no base is given" if kind is None else f"the base is {kind}"
+    what = "magnitudes and rows are in different orders" if has_magnitudes else "rows may be in the wrong order"
+    yield Hit(first_of(turned), f"exported by torchtune ({own} is next to it), and {of_base}: {what}")
 
 
 def _torchtune_file(subject: Subject) -> str | None:

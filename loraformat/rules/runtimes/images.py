@@ -123,7 +123,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
         if line.refuses:
             yield _hit(one.target, "refuses", line.refuses, "", what)
         elif line.ignores_all:
-            yield _hit(one.target, "ignores", "no module is loaded, and nothing says so", "", what)
+            yield _hit(one.target, "ignores", "no module is loaded, without a warning", "", what)
         for original, message in line.refuses_modules.items():
             names = one.named((original,))
             if names:
@@ -132,7 +132,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
         if lacking:
             yield _hit(one.target, "refuses", line.refuses_parts, "", f"{lacking}, among {what}")
         if line.ignores and set(line.ignores).issuperset(place.module.original for place in one.modules.values()):
-            yield _hit(one.target, "ignores", "none of its modules is loaded", "", what)
+            yield _hit(one.target, "ignores", "none of its modules are loaded", "", what)
     yield from _unread_encoders(subject)
 
 
@@ -191,7 +191,7 @@ def left_out_module(subject: Subject) -> Iterator[Hit]:
         names = [] if one.line is None else one.named(one.line.ignores)
         if names:
             kinds = one.kinds(names)
-            message = f"{listed(kinds)}; nothing says so"
+            message = f"{listed(kinds)}, without a warning"
             what = f"{counted(len(names), 'weight')} in {counted(len(kinds), 'module')} spelled as {one.spelling}"
             yield _hit(one.target, "ignores", message, names[0], what)
         biases = [name for name in one.modules if name.endswith(".bias")]
@@ -210,7 +210,7 @@ def _left_out_components(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         for component, name in sorted(first.items()):
             if component.startswith("text_encoder") and not _reads_encoder(target, pipeline, component):
-                message = "no adapter of it is loaded in this spelling, and nothing says so"
+                message = "no adapter of it is loaded in this spelling, and there is no warning"
                 yield _hit(target, "ignores", message, name, f"updates of {component}")
                 continue
             second = "" if target.spellings is None else target.spellings.second_transformer
@@ -246,7 +246,9 @@ def misread_module(subject: Subject) -> Iterator[Hit]:
         names = one.named(one.line.misreads) if one.line is not None else []
         if names:
             what = f"{listed(one.kinds(names))} spelled as {one.spelling}"
-            yield Hit(names[0], f"{what}; {one.target.label} loads other values than the file has", one.target.convert)
+            yield Hit(
+                names[0], f"{what}; {one.target.label} loads values that differ from the file", one.target.convert
+            )
 
 
 @rule("LF625", Severity.INFO, since="0.1.0", needs="target")
@@ -271,7 +273,7 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
         if one.line is None:
             what = f"modules of {one.family or 'an unknown model'} spelled as {one.spelling}"
             help_ = "give the base with --base" if " or " in one.family else one.target.convert
-            yield Hit("", f"{what}; what {one.target.label} makes of them is not known", help_)
+            yield Hit("", f"{what}; how {one.target.label} handles them is unknown", help_)
         dense = [
             name
             for name in one.modules
@@ -280,7 +282,7 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
         ]
         if dense and one.target.spellings is not None and one.target.spellings.doubts_dense:
             what = f"dense deltas or whole weights of {counted(len(dense), 'module')}"
-            yield Hit(dense[0], f"{what}; what {one.target.label} makes of them is not known", "the merged model")
+            yield Hit(dense[0], f"{what}; how {one.target.label} handles them is unknown", "the merged model")
 
 
 @rule("LF626", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -315,5 +317,5 @@ def ignored_header(subject: Subject) -> Iterator[Hit]:
     ]
     for target in subject.targets:
         if target.spellings is not None and target.spellings.ignores_header and scaled:
-            what = f"the scale of {counted(len(scaled), 'weight')} stands in lora_adapter_metadata alone"
-            yield _hit(target, "ignores", "the scale is 1", scaled[0], what)
+            what = f"the scale of {counted(len(scaled), 'weight')} is only in lora_adapter_metadata"
+            yield _hit(target, "ignores", "the scale becomes 1", scaled[0], what)

@@ -80,7 +80,7 @@ def fractional_setting(subject: Subject) -> Iterator[Hit]:
     for field in ("r", "lora_alpha"):
         value = peft_config(subject).get(field)
         if isinstance(value, float):
-            yield from hits_for_targets(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is no integer")
+            yield from hits_for_targets(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is not an integer")
 
 
 @rule("LF615", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)

@@ -79,7 +79,7 @@ def norm_outlier(subject: Subject) -> Iterator[Hit]:
     norms = {name: (update, frobenius(update)) for name, update in _plain(subject)}
     found = outliers((name, (module_kind(name), update.shape), norm) for name, (update, norm) in norms.items())
     for name, middle in found.items():
-        yield Hit(name, f"norm {norms[name][1]:.3g}, the median of its kind is {middle:.3g}")
+        yield Hit(name, f"norm {norms[name][1]:.3g}, but the median of its kind is {middle:.3g}")
 
 
 @rule("LF405", Severity.WARNING, since="0.1.0", slow=True)
@@ -102,7 +102,7 @@ def float16_overflow(subject: Subject) -> Iterator[Hit]:
     for name, update in _plain(subject):
         largest = _largest_element(update)
         if largest > _FLOAT16_MAX and math.isfinite(largest):
-            yield Hit(name, f"an element of the update is {largest:.4g}, float16 ends at {_FLOAT16_MAX:g}")
+            yield Hit(name, f"an element of the update is {largest:.4g}, but float16 ends at {_FLOAT16_MAX:g}")
 
 
 @rule("LF406", Severity.WARNING, since="0.1.0", needs="base", slow=True)

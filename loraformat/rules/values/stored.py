@@ -9,7 +9,7 @@ from loraformat.diagnostics import Severity
 from loraformat.model.tensors import LazyTensor, row_blocks
 from loraformat.model.updates import LowRank, tensors
 from loraformat.rules.base import Hit, Subject, rule
-from loraformat.rules.shapes import updates_of
+from loraformat.rules.shapes import name_of, updates_of
 
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
@@ -37,9 +37,9 @@ def zero_update(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for base_weight, update in updates_of(subject.adapter):
         if isinstance(update, LowRank):
-            for role, factor in (("up", update.up), ("down", update.down)):
+            for name, factor in (("lora_B", update.up), ("lora_A", update.down)):
                 if factor.numel and not any(bool(block.any()) for block in blocks(factor)):
-                    yield Hit(base_weight, f"{role} is zero throughout")
+                    yield Hit(base_weight, f"{name} is all zero")
 
 
 @rule("LF402", Severity.ERROR, since="0.1.0", slow=True)
@@ -66,7 +66,7 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
             if tensor.dtype.is_floating:
                 bad = sum(int((~np.isfinite(block)).sum()) for block in blocks(tensor))
                 if bad:
-                    yield Hit(base_weight, f"{role}: {bad} of {tensor.numel} values are NaN or infinite")
+                    yield Hit(base_weight, f"{name_of(role)}: {bad} of {tensor.numel} values are NaN or infinite")
 
 
 def blocks(tensor: LazyTensor) -> Iterator[Values]:

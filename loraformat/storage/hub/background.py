@@ -34,7 +34,7 @@ def in_background(call: Callable[[], T], patience_s: float | None = None) -> T:
     with _quiet():
         threading.Thread(target=run, name="loraformat-hub", daemon=True).start()
         if not done.wait(patience_s):
-            raise StorageError(f"the Hub gave no answer within {patience_s:.0f} s", hint="try again later")
+            raise StorageError(f"the Hub did not answer within {patience_s:.0f} s", hint="try again later")
     if errors:
         raise errors[0]
     return results[0]

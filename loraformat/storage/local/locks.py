@@ -76,7 +76,7 @@ def _is_last(fd: int) -> bool:
 
 
 def _no_lock(target: str, lock: str) -> StorageError:
-    return StorageError("something else stands where its lock must be", where=target, hint=f"remove {show(lock)}")
+    return StorageError("another file is in the place of its lock", where=target, hint=f"remove {show(lock)}")
 
 
 def _is_lock(fd: int) -> bool:

@@ -132,7 +132,7 @@ def test_folders_deeper_than_the_bound_are_an_error_never_ok(verb: str, tmp_path
     told = run(verb, tmp_path / "one", tmp_path / "two", "--format", "json")
     assert told.exit_code == 3
     first, second = json.loads(told.stdout)["reports"]
-    assert first["findings"][0]["message"] == "there are folders more than 16 levels down"
+    assert first["findings"][0]["message"] == "folders are nested more than 16 levels deep"
     assert second["ok"]
 
 

@@ -160,7 +160,7 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
         ('[[validate.per-path]]\npath = "a"\nignore = { LF105 = "" }\n', "reason"),
         ('[[validate.per-path]]\npath = "a"\nignore = ["LF105"]\n', "ignore"),
         ("validate = 3\n", "expected a table"),
-        ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 stands there twice"),
+        ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 appears twice"),
     ],
     ids=lambda value: value[:40],
 )

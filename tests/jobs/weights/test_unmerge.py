@@ -311,7 +311,7 @@ def test_a_change_anywhere_in_the_model_takes_the_proof_away(tmp_path: Path, wha
     assert report.data.doubt in str(report)
     assert "the output is the base" not in str(report)
     assert "the base's tensors" not in str(report)
-    with pytest.raises(AdapterRefused, match="not proved"):
+    with pytest.raises(AdapterRefused, match="not proven"):
         loraformat.unmerge(merged, [one], tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()
 

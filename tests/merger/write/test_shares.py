@@ -130,7 +130,7 @@ def test_a_store_of_objects_gets_the_same(run: Run, bucket: Bucket, tmp_path: Pa
 
 
 def test_a_share_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no rank of this run has left anything there"):
+    with pytest.raises(StorageError, match="no rank of this run has written anything there"):
         run(finish=True)
     run(rank=1, world=3)
     missing = [name for name in FILES if name not in os.listdir(left_in(tmp_path))]

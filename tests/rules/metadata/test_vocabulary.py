@@ -69,7 +69,7 @@ def test_a_huge_number_costs_nothing() -> None:
         ),
         (
             word_level({"a": 0}, added_tokens=[{"content": "x", "id": 1}, {"content": "x", "id": 2}]),
-            "stands there twice",
+            "appears twice",
         ),
         ({"model": {"vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}, 'needs "ab"'),
         ({"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}, 'needs "ab"'),
