@@ -111,7 +111,7 @@ def explain_target(name: str) -> str | None:
         )
         for line in target.lines
     ]
-    head = ["| rule | verdict | versions | message or behaviour | what helps | source |", "|---|---|---|---|---|---|"]
+    head = ["| rule | verdict | versions | message or behavior | what helps | source |", "|---|---|---|---|---|---|"]
     page = [f"# {target.label}", "", f"Reads: {', '.join(target.reads)}", "", *head, *rows]
     return "\n".join([*page, *_spelled(target)]) + "\n"
 
@@ -158,7 +158,7 @@ def _finding_pages() -> Iterator[Page]:
 
 def _error_pages() -> Iterator[Page]:
     for error in _subclasses(errors.LoraFormatError):
-        yield Page(error.code, error.name, Severity.ERROR, inspect.getdoc(error) or "")
+        yield Page(error.code, error.name, Severity.ERROR, (inspect.getdoc(error) or "").partition("\n\nArgs:")[0])
 
 
 def _subclasses(kind: type[errors.LoraFormatError]) -> Iterator[type[errors.LoraFormatError]]:

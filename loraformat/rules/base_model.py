@@ -39,14 +39,14 @@ def _in_codes(subject: Subject) -> frozenset[str]:
 def absent_module(subject: Subject) -> Iterator[Hit]:
     """The adapter updates a weight that the base does not have.
 
-    ## Why is this bad?
-    Most tools skip such an update in silence, and write a model that is partly or wholly the base again.
+    ## Why it matters
+    Most tools skip such an update without a warning, and write a model that is partly or entirely the unchanged base.
 
     ## Example
     `model.layers.0.self_attn.q_proj` in the adapter, `language_model.model.layers.0.self_attn.q_proj` in the base.
 
-    ## Use instead
-    The base that the adapter was trained on, in the same library's naming.
+    ## What to do
+    Use the base that the adapter was trained on, with the tensor names of the same library.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
@@ -149,16 +149,16 @@ def _instead(weight: str, nearest: Sequence[str]) -> str:
 
 @rule("LF302", Severity.ERROR, since="0.1.0", needs="base")
 def shape_mismatch(subject: Subject) -> Iterator[Hit]:
-    """An update has another shape than the base weight it is for.
+    """The shape of an update differs from that of its base weight.
 
-    ## Why is this bad?
+    ## Why it matters
     The update cannot be added. The adapter was trained on a model of another size, or on another version of it.
 
     ## Example
     An update of shape (4096, 4096) for a weight of shape (2048, 2048).
 
-    ## Use instead
-    The base that `base_model_name_or_path` names, at the revision that the adapter was trained on.
+    ## What to do
+    Use the base that `base_model_name_or_path` names, at the revision that the adapter was trained on.
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
@@ -175,17 +175,17 @@ _OF_GROUPS = "the base weight is a grouped (depthwise) convolution, but the upda
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")
 def guessed_orientation(subject: Subject) -> Iterator[Hit]:
-    """Whether a square base weight is stored as (in, out) rests on the adapter's `fan_in_fan_out` alone.
+    """Only the adapter's `fan_in_fan_out` tells whether a square base weight is stored as (in, out).
 
-    ## Why is this bad?
-    PEFT sets that flag to what the last layer it wrapped needed, so it can be wrong for the others, and for a square
-    weight no shape contradicts it: the update would be added the wrong way round.
+    ## Why it matters
+    PEFT sets that flag to what the last wrapped layer needed, so it can be wrong for the others, and no shape
+    contradicts it for a square weight: the update would be added transposed.
 
     ## Example
-    `"fan_in_fan_out": true` and a base weight of shape (768, 768) beside a config.json without `model_type`.
+    `"fan_in_fan_out": true` and a base weight of shape (768, 768) next to a config.json without `model_type`.
 
-    ## Use instead
-    A config.json that names the `model_type` of the base.
+    ## What to do
+    Use a config.json that has the base's `model_type`.
 
     ## Source
     peft 0.21.2, tuners/lora/model.py `_create_new_module`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
@@ -199,19 +199,19 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF304", Severity.WARNING, since="0.1.0", needs="base")
 def renamed_weights(subject: Subject) -> Iterator[Hit]:
-    """No name of the adapter is in the base, but with one prefix more, less, or for another all of them are.
+    """No tensor name matches the base as written; all match after adding, removing or replacing one prefix.
 
-    ## Why is this bad?
-    It is likely right: an adapter trained on the bare model, without its head, or on one that calls its parts
-    otherwise. But engines that want the very name leave such an adapter out in silence. And in a base whose class
-    is not known one prefix is taken for another because shapes fit and nothing else does: see that it is the part
-    you mean.
+    ## Why it matters
+    Usually it is right: the adapter was trained on the bare model without its head, or on a class that names its parts
+    differently. But engines that need exact names ignore such an adapter silently. And if the class of the base is
+    unknown, the prefix was chosen only because the shapes fit: check that it is the part you mean.
 
     ## Example
     `layers.0.self_attn.q_proj` in the adapter, `model.layers.0.self_attn.q_proj` in the base.
 
-    ## Use instead
-    An adapter trained on the class that the base is loaded as.
+    ## What to do
+    Train on the class that the base is loaded as, or run `loraformat convert --base BASE`, which writes the base's
+    names.
 
     ## Source
     peft issue 1579; vllm issue 34186.
@@ -226,17 +226,18 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF305", Severity.ERROR, since="0.1.0")
 def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
-    """Embedding tables, tokenizer, declared vocabulary and base disagree about the number of rows.
+    """Embedding tables, tokenizer, declared vocabulary and base have different numbers of rows.
 
-    ## Why is this bad?
-    A token whose number is beyond the table reads past its end: an error at best, on some devices arbitrary values.
-    A table with fewer rows than the base's takes tokens away. More rows than tokens are padding, and fine.
+    ## Why it matters
+    A token whose number exceeds the table reads past its end: at best an error, on some devices arbitrary values. A
+    table with fewer rows than the base's removes tokens. More rows than tokens are padding, and harmless.
 
     ## Example
-    An embedding table of 30 rows beside a tokenizer whose numbers go to 31.
+    An embedding table of 30 rows with a tokenizer whose numbers go up to 31.
 
-    ## Use instead
-    One number everywhere: `model.resize_token_embeddings(len(tokenizer))` before training, and both saved together.
+    ## What to do
+    Use one number everywhere: call `model.resize_token_embeddings(len(tokenizer))` before training, and save both
+    together.
 
     ## Source
     transformers 5.23.0, modeling_utils.py `resize_token_embeddings`.
@@ -264,17 +265,17 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF320", Severity.ERROR, since="0.1.0", needs="base", forgivable=True)
 def other_base(subject: Subject) -> Iterator[Hit]:
-    """The base is not the one that the adapter was stamped with.
+    """The base is not the one recorded by `loraformat stamp`.
 
-    ## Why is this bad?
-    Names and shapes of a fine-tune are those of its base, so the adapter loads and merges; but it was trained on other
-    values, and what it adds to these is not what was trained.
+    ## Why it matters
+    A fine-tuned model has the names and shapes of its base, so the adapter loads and merges; but it was trained on
+    other values, and does not do what it was trained to do.
 
     ## Example
     An adapter that `loraformat stamp` bound to a model, and a later fine-tune of that model given as base.
 
-    ## Use instead
-    The base of the stamp. If this base is meant, `--force`, or stamp the adapter again.
+    ## What to do
+    Use the recorded base. If you mean this one, use `--force`, or stamp the adapter again.
 
     ## Source
     docs/decisions/0015-base-fingerprint.md.
@@ -286,17 +287,17 @@ def other_base(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF321", Severity.WARNING, since="0.1.0", needs="base")
 def base_in_another_form(subject: Subject) -> Iterator[Hit]:
-    """The base is the one that the adapter was stamped with, in another form; or the stamp cannot be read.
+    """The base is the one recorded by `loraformat stamp` in another form, or the record cannot be read.
 
-    ## Why is this bad?
-    Where the values were rounded or quantized, the merged model is near the one that was trained and not equal to it.
-    Other names alone change nothing.
+    ## Why it matters
+    If the values were rounded or quantized, the merged model is close to the one that was trained but not equal. If
+    only names differ, nothing changes.
 
     ## Example
     An adapter for `model`, stamped with its dense weights, and its GPTQ repository given as base.
 
-    ## Use instead
-    The form of the base that the adapter was trained on, where it is at hand.
+    ## What to do
+    Use the form of the base that the adapter was trained on, if you have it.
 
     ## Source
     docs/decisions/0015-base-fingerprint.md.

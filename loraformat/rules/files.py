@@ -30,15 +30,15 @@ _READ_ANYWAY = ("adapter_config.json", "lora_config.json", "tokenizer.json")
 def empty_file(subject: Subject) -> Iterator[Hit]:
     """A file of the adapter's folder has no bytes.
 
-    ## Why is this bad?
-    A full disk, a broken download or a crash left the name and lost the content. Libraries that read it fail far away
-    from the cause, or take their defaults.
+    ## Why it matters
+    A full disk, a broken download or a crash created the file without its content. Libraries that read it fail far away
+    from the cause, or use their defaults.
 
     ## Example
     `tokenizer_config.json` of 0 bytes.
 
-    ## Use instead
-    The file as it was saved: copy or download it again, or remove it if nothing needs it.
+    ## What to do
+    Copy or download the file again, or remove it if nothing needs it.
 
     ## Source
     What `open(path, "w")` leaves when the process ends before the first write.
@@ -51,17 +51,17 @@ def empty_file(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF031", Severity.INFO, since="0.1.0", needs="bundle")
 def pickled_weights(subject: Subject) -> Iterator[Hit]:
-    """The weights lie in a pickle, and there is no safetensors file of them.
+    """The weights are in a pickle, and there is no safetensors file of them.
 
-    ## Why is this bad?
-    Loading a pickle can run code that its author chose. loraformat never does that, but others that you give the
-    adapter to may, and many services refuse such files for that reason.
+    ## Why it matters
+    Loading a pickle can run code that its author chose. loraformat never executes it, but other programs that load the
+    adapter may, and many services refuse such files for that reason.
 
     ## Example
     `adapter_model.bin` as the only weight file.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to peft -o OUT` writes safetensors.
+    ## What to do
+    Run `loraformat convert ADAPTER --to peft -o OUT`, which writes safetensors.
 
     ## Source
     Python, library reference, `pickle`: "It is possible to construct malicious pickle data"; CVE-2025-32434.
@@ -73,16 +73,16 @@ def pickled_weights(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF032", Severity.WARNING, since="0.1.0", needs="bundle")
 def second_weight_file(subject: Subject) -> Iterator[Hit]:
-    """The same weights are there in two containers, of which only one is read.
+    """The same weights exist in two containers, and only one of them is read.
 
-    ## Why is this bad?
-    Which of the two counts depends on who reads them. If they differ, one tool merges another adapter than the next.
+    ## Why it matters
+    Programs differ in which of the two they read. If the files differ, they load different adapters.
 
     ## Example
-    `adapter_model.safetensors` beside `adapter_model.bin`.
+    `adapter_model.safetensors` next to `adapter_model.bin`.
 
-    ## Use instead
-    Remove the one that is out of date; keep the safetensors file where both are the same.
+    ## What to do
+    Remove the outdated file, or the pickle if both are the same.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `load_peft_weights` takes safetensors first; vllm 0.33.0, lora_model.py.
@@ -94,16 +94,16 @@ def second_weight_file(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")
 def confusable_file_name(subject: Subject) -> Iterator[Hit]:
-    """A file's name differs from one that is read only in upper and lower case or in a copy's suffix.
+    """A file name differs from an expected one only in case or in the suffix of a copy.
 
-    ## Why is this bad?
-    On Linux it is another file and is ignored; on macOS and Windows it may be taken for the one that is read.
+    ## Why it matters
+    On Linux it is a different file and is ignored; on macOS and Windows it may be read instead of the expected one.
 
     ## Example
     `Adapter_Config.json`, or `adapter_model (1).safetensors` from a second download.
 
-    ## Use instead
-    The name exactly as the format has it, and one file only.
+    ## What to do
+    Rename it exactly as the format requires, and keep only one file.
 
     ## Source
     docs/formats/peft.md and docs/formats/native.md, the names of files.
@@ -117,16 +117,16 @@ def confusable_file_name(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
 def code_beside_weights(subject: Subject) -> Iterator[Hit]:
-    """Python source lies in the adapter's folder.
+    """The adapter's folder contains Python source.
 
-    ## Why is this bad?
-    An adapter needs none. With `trust_remote_code`, or when a script is started in that folder, it is executed.
+    ## Why it matters
+    An adapter does not need any. With `trust_remote_code`, or when a script is started in that folder, it is executed.
 
     ## Example
-    `modeling_custom.py` beside `adapter_config.json`.
+    `modeling_custom.py` next to `adapter_config.json`.
 
-    ## Use instead
-    Read it before you use the adapter anywhere, and publish code in a repository of its own.
+    ## What to do
+    Read it before you use the adapter anywhere. Publish code in a repository of its own.
 
     ## Source
     transformers 5.23.0, dynamic_module_utils.py; Python, command line, `-P`.
@@ -138,15 +138,15 @@ def code_beside_weights(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")
 def unfinished_download(subject: Subject) -> Iterator[Hit]:
-    """A file's name says that its download has not ended.
+    """A file name shows that its download has not finished.
 
-    ## Why is this bad?
+    ## Why it matters
     Part of the adapter may be missing, or come from another revision than the rest.
 
     ## Example
     `adapter_model.safetensors.incomplete`.
 
-    ## Use instead
+    ## What to do
     Download again into an empty folder.
 
     ## Source
@@ -159,17 +159,17 @@ def unfinished_download(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF036", Severity.ERROR, since="0.1.0", needs="bundle")
 def pointer_file(subject: Subject) -> Iterator[Hit]:
-    """A file beside the weights is a Git-LFS pointer, not the file it stands for.
+    """A file next to the weights is a Git-LFS pointer instead of its content.
 
-    ## Why is this bad?
-    The repository was cloned without its large files. A tokenizer that is a pointer cannot be loaded, and a merged
-    model would carry it along.
+    ## Why it matters
+    The repository was cloned without its large files. A tokenizer that is a pointer cannot be loaded, and would be
+    copied into a merged model.
 
     ## Example
     `tokenizer.model` of 132 bytes that begins with `version https://git-lfs.github.com/spec/v1`.
 
-    ## Use instead
-    `git lfs install && git lfs pull` in the clone; in GitHub Actions `lfs: true` for actions/checkout.
+    ## What to do
+    Run `git lfs install && git lfs pull` in the clone; in GitHub Actions set `lfs: true` for actions/checkout.
 
     ## Source
     Git LFS, docs/spec.md, "The Pointer".

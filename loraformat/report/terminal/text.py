@@ -99,7 +99,7 @@ def _say_result(page: Page, report: Report) -> None:
         case CardResult():
             page.say(Styled("wrote  ", "dim"), Styled(", ".join(report.written), "bold"))
         case _:
-            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'no findings'}")
 
 
 def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:

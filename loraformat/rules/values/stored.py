@@ -19,16 +19,16 @@ _BLOCK_NBYTES = 16 << 20
 
 @rule("LF401", Severity.WARNING, since="0.1.0", slow=True)
 def zero_update(subject: Subject) -> Iterator[Hit]:
-    """A factor of an update is zero throughout, so the update does nothing.
+    """A factor of an update is all zero, so the update does nothing.
 
-    ## Why is this bad?
+    ## Why it matters
     `lora_B` starts at zero. If it still is, the module was never trained: its layer was frozen, its parameters were not
     given to the optimizer, or the file was written before the first step.
 
     ## Example
     Every value of `q_proj.lora_B.weight` is 0.
 
-    ## Use instead
+    ## What to do
     Check that the parameters have `requires_grad` and that gradients reach them, and train again.
 
     ## Source
@@ -46,14 +46,14 @@ def zero_update(subject: Subject) -> Iterator[Hit]:
 def non_finite_value(subject: Subject) -> Iterator[Hit]:
     """A tensor of an update holds NaN or infinity.
 
-    ## Why is this bad?
-    One such value makes a whole row or column of the merged weight NaN, and with it every answer of the model.
+    ## Why it matters
+    One such value makes a whole row or column of the merged weight NaN, and with it all outputs of the model.
 
     ## Example
     `q_proj.lora_A.weight` has a NaN: training diverged, or float16 overflowed.
 
-    ## Use instead
-    An earlier checkpoint. Train in bfloat16 or with gradient clipping.
+    ## What to do
+    Use an earlier checkpoint. Train in bfloat16 or with gradient clipping.
 
     ## Source
     IEEE 754; safetensors 0.8.0 does not look at values.

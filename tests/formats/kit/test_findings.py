@@ -11,7 +11,7 @@ from loraformat.formats.kit import findings
 from loraformat.formats.kit.findings import FINDINGS, Kind
 from loraformat.rules import RULES
 
-HEADINGS = ["## Why is this bad?", "## Example", "## Use instead", "## Source"]
+HEADINGS = ["## Why it matters", "## Example", "## What to do", "## Source"]
 
 
 @pytest.mark.parametrize("kind", FINDINGS, ids=lambda kind: kind.code)
