@@ -131,8 +131,8 @@ def test_an_unknown_code_is_a_usage_error(option: str, code: str) -> None:
 
 
 def test_an_unknown_code_is_told_with_the_nearest() -> None:
-    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "missing_base_model").stderr
-    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "LF1055").stderr
+    assert "(did you mean LF105 (missing-base-model)?)" in run(GOOD, "--ignore", "missing_base_model").stderr
+    assert "(did you mean LF105 (missing-base-model)?)" in run(GOOD, "--ignore", "LF1055").stderr
 
 
 def test_codes_are_taken_in_any_case() -> None:

@@ -225,7 +225,7 @@ def rank_above_limit(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         limits = [limit for limit in (subject.max_rank, target.most_rank) if limit is not None]
         if limits and rank > min(limits):
-            yield Hit("", f"rank {rank} is above {min(limits)}, the limit of {target.label}", "a lower rank")
+            yield Hit("", f"rank {rank} is above {min(limits)}, the limit of {target.label}", "use a lower rank")
 
 
 @rule("LF621", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)

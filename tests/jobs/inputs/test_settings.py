@@ -184,7 +184,7 @@ def test_an_unknown_code_is_named_with_the_nearest(tmp_path: Path, place: str, c
     with pytest.raises(UsageError) as caught:
         read_settings(str(path))
     assert f'found "{code}"' in caught.value.message
-    assert f"the nearest is {nearest}" in caught.value.hint
+    assert f"did you mean {nearest}" in caught.value.hint
 
 
 def test_codes_are_the_same_in_any_case(tmp_path: Path) -> None:
