@@ -38,10 +38,10 @@ class _Choice:
 
 
 def open_checkpoint(uri: Location) -> Checkpoint:
-    """A base model from a folder or from one weight file, headers only; its files are opened once, for all later reads.
+    """Open a base model, a folder or one weight file; only headers are read, and its files stay open for later reads.
 
-    A folder with a model_index.json is a pipeline of diffusers: the weights of all its components, whose names begin
-    with the component's: "unet.down_blocks.0…".
+    A folder with a model_index.json is a diffusers pipeline: the weights of all of its components, with the component
+    as the prefix of each name: "unet.down_blocks.0…".
 
     >>> import loraformat
     >>> base = loraformat.open_checkpoint("fixtures/minigpt/base")
@@ -49,13 +49,14 @@ def open_checkpoint(uri: Location) -> Checkpoint:
     >>> weight.shape, weight.dtype.safetensors
     ((96, 64), 'F32')
 
-    Safetensors files win over `.bin`, and those over `.pt`. Where there is an index, its shards are the weights.
+    Safetensors files take precedence over `.bin`, and those over `.pt`. If there is an index, its shards are the
+    weights.
 
     Raises:
         MissingFile (LF101): no weights, or a shard that the index names and the folder lacks.
-        ConfigError (LF103): an index or config.json that is not of its form.
+        ConfigError (LF103): an invalid index or config.json.
         FormatError (LF012): an adapter instead of a base; the index and a shard disagree; a tensor in two files.
-        ContainerError and its subclasses: a weight file is damaged. StorageError: nothing there.
+        ContainerError and its subclasses: a weight file is damaged. StorageError: the path does not exist.
     """
     text = uri_of(uri)
     return checkpoint_of_store(open_store(text), text)

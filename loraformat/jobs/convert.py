@@ -87,7 +87,7 @@ def convert(
     announce_names: Callable[[tuple[RenamedTensor, ...], tuple[str, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the adapter at `source` in another format (or in its own, in clean form) into the new folder `out`.
+    """Convert the adapter at `source` to another format (or repair it in its own) into the new folder `out`.
 
     >>> import loraformat
     >>> report = loraformat.convert("fixtures/minigpt/lora_adapter", "as-peft", to="peft", alpha=1.0)
@@ -99,32 +99,32 @@ def convert(
         out: folder that does not exist yet.
         to: name of the format to write.
         format: name of the format to read, to skip detection.
-        base: the base, where names, shapes, copies or tied tables are decided by it.
-        alpha, assumptions: what the files do not say; a contradiction is an error.
-        base_model: "NAME" or "NAME@REVISION" of the base, to be written instead of what the source says.
-        container: "safetensors" or "torch", where the format leaves the choice.
+        base: the base, if names, shapes, copies or tied tables depend on it.
+        alpha, assumptions: what the files do not state; contradicting them is an error.
+        base_model: "NAME" or "NAME@REVISION" of the base, written instead of the source's.
+        container: "safetensors" or "torch", if the format allows both.
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
-        plain: bake rsLoRA and patterns into one rank and one alpha / rank.
-        peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
-        maps: (regular expression, replacement), for the names of tensors, before the format is detected.
-        modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
-        strip_metadata: leave out free settings, carried files and local paths.
-        to_lora: write the updates of other tuners as LoRA: exactly where they are one, else by their best factors.
-        rank, error: with `to_lora`, the rank of those factors, or the largest ‖ΔW − written‖ / ‖ΔW‖; by default all
-            that is not rounding.
+        plain: fold rsLoRA and per-module patterns into one rank and one alpha.
+        peft_version: the oldest PEFT that must read the output and compute the same, such as "0.10".
+        maps: pairs of (regular expression, replacement) for tensor names, applied before detecting the format.
+        modelfile: name of the base in Ollama; writes a Modelfile next to a GGUF adapter.
+        strip_metadata: leave out free-form settings, other files and local paths.
+        to_lora: write updates of other tuners as LoRA: exactly if they are low-rank, otherwise approximated by SVD.
+        rank, error: with `to_lora`, the rank of the approximation, or the largest ‖ΔW − written‖ / ‖ΔW‖; by default
+            everything above rounding is kept.
         check_roundtrip: read the output back and compare every update.
-        partial: leave out what the reader of an image format does not understand, and name it.
-        dry_run: report and write nothing.
-        strict: refuse where anything is lost.
-        force: let forgivable errors pass as warnings (`rules.refuse`).
+        partial: leave out the tensors of an image adapter that loraformat cannot interpret, and list them.
+        dry_run: report; write nothing.
+        strict: stop if anything would be lost.
+        force: downgrade forgivable errors to warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         announce: called with repairs, warnings and losses before anything is written.
-        announce_names: called in a dry run of an adapter that is refused, with what `maps` make of its names and the
-            patterns that match none.
+        announce_names: called in a dry run of a refused adapter, with the names after `maps` and the patterns that
+            match none.
         progress: called with (bytes done, bytes in all).
 
-    Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
+    Raises: AdapterRefused: the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
         ContainerError, FormatError.
     """
     source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
@@ -268,20 +268,20 @@ def propose_map(
     format: str | None = None,  # noqa: A002
     maps: Sequence[tuple[str, str]] = (),
 ) -> Report:
-    """Maps (`maps` of `convert`) from the names of an adapter to those of a base; nothing is written.
+    """Suggest `maps` for `convert` that turn the names of an adapter into those of a base; nothing is written.
 
     >>> import loraformat
     >>> report = loraformat.propose_map("fixtures/good/dump/tiny-llama", "fixtures/bad/LF301-absent-module/base")
     >>> [each.after for each in report.data.proposed]
     ['', '', '', '']
 
-    A map has an `after` where shapes and numbers leave one choice; else its `candidates` say what fits.
+    A map has an `after` if shapes and layer numbers leave one choice; otherwise its `candidates` list what fits.
 
     Args:
         source: folder or file of the adapter.
-        base: the base, whose names are wanted.
-        format: name of a format, to open the files as those of one.
-        maps: applied first, as by `convert`: for the ends of names, by which factors are recognized.
+        base: the base with the wanted names.
+        format: name of a format, to skip detection.
+        maps: applied first, as in `convert`, so that factors are recognized by the ends of their names.
 
     Raises: FormatError (LF012): no factors are recognized; StorageError, ContainerError.
     """

@@ -34,7 +34,7 @@ def diff(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """What differs between two adapters, or between two checkpoints: config, names, values.
+    """Compare two adapters or two checkpoints: config, names, values.
 
     >>> import loraformat
     >>> report = loraformat.diff("fixtures/good/peft/tiny-llama", "fixtures/good/peft/rslora")
@@ -43,10 +43,10 @@ def diff(
 
     Args:
         before, after: folders or files, both adapters or both checkpoints.
-        tolerance: ‖D‖ / ‖first‖ up to which a weight counts as equal.
-        group: how text shows the weights, one of GROUPINGS.
-        alpha, assumptions: what adapters do not say.
-        jobs: threads that compare tensors of checkpoints; each holds the tensor that it compares.
+        tolerance: weights are equal if ‖difference‖ / ‖first‖ is at most this.
+        group: how text output groups the weights, one of GROUPINGS.
+        alpha, assumptions: what the adapters do not state.
+        jobs: threads that compare tensors of checkpoints; each holds one tensor in memory.
         progress: called with bytes of the first checkpoint (compared, in all).
 
     Raises:

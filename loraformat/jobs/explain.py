@@ -41,7 +41,7 @@ def pages() -> dict[str, Page]:
 
 
 def explain(code: str) -> str | None:
-    """The page of a code as Markdown, or None for what is not a code.
+    """The page of a code as Markdown, or None for an unknown code.
 
     >>> import loraformat
     >>> print(loraformat.explain("LF202").splitlines()[0])

@@ -36,28 +36,28 @@ def plot(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Draw adapters into one file, which appears whole or not at all.
+    """Plot adapters into one file, which appears complete or not at all.
 
     >>> import loraformat
     >>> report = loraformat.plot(["fixtures/good/peft/tiny-llama"], "tiny-llama.html")
     >>> report.data.form, report.written
     ('html', ('tiny-llama.html',))
 
-    Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
-    its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.
-    The last of a run is drawn weight by weight, the others by layer; adapters that are no run are drawn weight by
-    weight each. What was found about any of them is told.
+    If all adapters have different steps (`global_step` of trainer_state.json, otherwise the number at the end of the
+    folder name, "checkpoint-500") and change the same weights, they are treated as checkpoints of one run. The last
+    checkpoint of a run is plotted weight by weight, the others by layer; adapters that are not a run are each plotted
+    weight by weight. The report has the findings of all of them.
 
     Args:
         adapters: folders or files, at least one.
-        out: a new file; its ending tells the form: .html, .svg, .png, .pdf. All but .html need matplotlib.
-        base: folder or file of the base; adds what its weights change by, for each adapter drawn weight by weight.
+        out: a new file; its extension sets the format: .html, .svg, .png, .pdf. All but .html need matplotlib.
+        base: folder or file of the base; adds the change of its weights, for each adapter plotted weight by weight.
         alpha, assumptions, format: as for `inspect`.
         overwrite: replace an existing file.
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
-    Raises: UsageError (LF021): the ending is none of FORMS. StorageError: the file exists or cannot be written.
+    Raises: UsageError (LF021): the extension is not one of FORMS. StorageError: the file exists or cannot be written.
         StorageError, ContainerError, FormatError where an adapter cannot be read.
     """
     adapters, out, base = listed(adapters), uri_of(out), uri_or_none(base)

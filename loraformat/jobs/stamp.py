@@ -48,7 +48,7 @@ def stamp(
     publication: Publication | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write name, revision and fingerprint of `base` into the adapter: into a copy `out`, or into its own file.
+    """Record name, revision and fingerprint of `base` in the adapter: in a copy `out`, or in its own file.
 
     >>> import loraformat
     >>> converted = loraformat.convert("fixtures/minigpt/lora_adapter", "as-native", to="native", alpha=1.0)
@@ -56,24 +56,24 @@ def stamp(
     >>> loraformat.load_adapter("stamped").config.base_fingerprint[:9]
     'lf1:dense'
 
-    The native layout has it in lora_config.json, every other format in its safetensors or GGUF file. The
-    tensors and all other files stay as they are.
+    The native format records it in lora_config.json, every other format in its safetensors or GGUF file. Tensors and
+    all other files do not change.
 
     Args:
         adapter: folder or file.
         base: folder, file or hf:// address of the base.
         out: folder that does not exist yet; None with `in_place`.
-        in_place: replace the one file that changes, whole or not at all.
-        base_model: "NAME" or "NAME@REVISION"; by default that of an hf:// address, else what the adapter says.
+        in_place: replace the one file that changes, atomically.
+        base_model: "NAME" or "NAME@REVISION"; by default the one in an hf:// address, otherwise the adapter's.
         format, alpha, assumptions: as for `convert`.
-        force: stamp although the adapter does not fit the base in a way that `--force` forgives.
+        force: stamp although the adapter does not fit the base, if the error is forgivable.
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         progress: called with (bytes done, bytes in all).
 
-    Raises: UsageError (LF021): neither or both of `out` and `in_place`, or an adapter in place that is not on a disk.
-        AdapterRefused (LF800): the adapter does not fit the base. UnsupportedUpdate (LF013): no file of the adapter has
-        a place for it. StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): neither or both of `out` and `in_place`, or `in_place` for an adapter that is not on a
+        local disk. AdapterRefused (LF800): the adapter does not fit the base. UnsupportedUpdate (LF013): the adapter
+        has no file that can record it. StorageError, ContainerError, FormatError.
     """
     adapter, base = uri_of(adapter), uri_of(base)
     if (out is None) is not in_place:

@@ -71,7 +71,7 @@ class _Check:
 
 
 def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Report:
-    """Compare the folder `out` with what was written about it: names, sizes, headers, and digests of all bytes.
+    """Check the folder `out` against its manifest: names, sizes, headers, and digests of all bytes.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/lora_adapter"]
@@ -79,18 +79,18 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     >>> loraformat.verify("to-verify", base="fixtures/minigpt/base").ok
     True
 
-    The manifest and the list of digests each have a digest of themselves, so that what they say is not believed where
-    it was changed. Without the list only computed weights, and files that are not weights, have digests; the bytes that
-    nothing could be compared with are counted.
+    The manifest and the list of digests each contain a digest of themselves, so changes to them are detected. Without
+    the list only computed weights and files that are not weights have digests; the number of bytes that could not be
+    compared is reported.
 
-    Of a pipeline every component that was merged is compared; with `base` all other files too.
+    In a pipeline every merged component is compared, and with `base` all other files as well.
 
     Args:
-        base: the base of the merge; what was copied from it is compared with it.
+        base: the base of the merge, to compare the copied tensors with.
         jobs: threads.
 
     Raises: StorageError: there is no such folder; MissingFile (LF101): it has no manifest; ConfigError (LF103),
-        InvalidJson (LF005): the manifest is none; what `open_checkpoint` raises for the base.
+        InvalidJson (LF005): the manifest is invalid; what `open_checkpoint` raises for the base.
     """
     out, base = uri_of(out), uri_or_none(base)
     store = open_store(out)

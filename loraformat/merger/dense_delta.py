@@ -51,7 +51,7 @@ def delta(
     *,
     dtype: str = "float32",
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """ΔW of one weight, dense, in the shape that the weight has in the model; see `Adapter.delta`, which calls this.
+    """The dense ΔW of one weight, in the shape that the weight has in the model; the same as `Adapter.delta`.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")

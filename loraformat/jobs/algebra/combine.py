@@ -117,7 +117,7 @@ def combine(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write one adapter that changes each weight by Σ w · ΔW, or by what another method makes of the ΔW.
+    """Combine adapters into one that changes each weight by Σ w · ΔW, or as another method combines the ΔW.
 
     >>> import loraformat
     >>> one = "fixtures/good/peft/tiny-llama"
@@ -128,22 +128,23 @@ def combine(
     Args:
         adapters: folders or files; each may end in "=WEIGHT".
         out: folder that does not exist yet.
-        method: "cat" (the default), "svd" (the default where a rule of ranks is given), "ties", "dare", "dare-ties",
+        method: "cat" (the default), "svd" (the default if an argument sets the rank), "ties", "dare", "dare-ties",
             "magnitude", "breadcrumbs", "della", "knots-ties" or "core-ties".
-        density: share of the values of each ΔW that stay, for the methods that drop values.
-        sign: of ties and its like: "total", the sign of the sum of all, or "frequency", that of most.
-        gamma: of breadcrumbs. epsilon: of della.
-        seed: of dare, dare-ties and della; the same seed gives the same bytes.
-        like_peft: a `combination_type` of PEFT's `add_weighted_adapter`, whose result is wanted.
+        density: share of the values of each ΔW to keep, for the methods that drop values.
+        sign: for ties and related methods: elect signs by "total", the sum of all values, or by "frequency", the
+            majority.
+        gamma: for breadcrumbs. epsilon: for della.
+        seed: for dare, dare-ties and della; the same seed gives the same bytes.
+        like_peft: a `combination_type` of PEFT's `add_weighted_adapter`, to reproduce its result.
         rank, energy, error, sv_ratio, sv_cumulative, sv_fro, size, max_rank: as for `resize`.
         dtype, to, container, base: as for `resize`.
-        alpha, assumptions: fill every adapter that does not state it.
+        alpha, assumptions: apply to every adapter that does not state it.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
-        force: let forgivable errors pass as warnings, and combine adapters of different bases or vocabularies.
+        force: downgrade forgivable errors to warnings, and combine adapters of different bases or vocabularies.
 
-    Raises: UsageError (LF021). UnsupportedUpdate (LF013): DoRA, or another update whose factors are not all of it;
-        tables that contradict each other. AdapterRefused: different bases or vocabularies; a sum of which nothing is
-        left. NonFiniteValue (LF402); StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021). UnsupportedUpdate (LF013): DoRA, or another update that its factors do not fully
+        describe; tables that contradict each other. AdapterRefused: different bases or vocabularies; a sum that is
+        zero. NonFiniteValue (LF402); StorageError, ContainerError, FormatError.
     """
     rule = checked(
         RankRule(

@@ -46,7 +46,7 @@ def pick(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write an adapter with some of the updates, bit for bit; its config names the modules that are left.
+    """Keep some of the updates of an adapter, bit for bit; its config names the remaining modules.
 
     >>> import loraformat
     >>> report = loraformat.pick("fixtures/good/peft/tiny-llama", "queries", select=["q_proj"])
@@ -62,14 +62,14 @@ def pick(
     Args:
         adapter: folder or file.
         out: folder that does not exist yet.
-        select: patterns of what stays; all where there are none.
-        drop: patterns of what goes, of that.
+        select: patterns of the updates to keep; all by default.
+        drop: patterns of those to drop, of these.
         rename: (old, new) runs of whole components of names: ("model.layers", "language_model.layers").
         to, container, base, format, alpha, assumptions: as for `resize`.
         dry_run, strict, force, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): a pattern or an old name that matches nothing, or two weights with one new name.
-        AdapterRefused: nothing is left. Else as for `resize`.
+        AdapterRefused: nothing is left. Otherwise as for `resize`.
     """
     if not (select or drop or rename):
         raise UsageError("nothing to do", where="pick", hint="use --select, --drop or --rename")

@@ -30,7 +30,8 @@ def card(
     base: Location | None = None,
     name: str | None = None,
 ) -> Report:
-    """The model card of an adapter, a merged or a quantized model; into the file `out`, or as text in the report.
+    """Write the model card of an adapter, a merged or a quantized model into the file `out`, or as text into the
+    report.
 
     >>> import loraformat
     >>> report = loraformat.card("fixtures/good/peft/tiny-llama", name="acme/tiny-lora")
@@ -41,18 +42,18 @@ def card(
     base_model_relation: adapter
     library_name: peft
 
-    The front matter and a marked part are written; what a person wrote around that part, and fields that a person set,
-    stay. The same files and the same card give the same card.
+    Only the front matter and a marked part are written; text around that part, and fields that a person set, stay. The
+    same files and the same existing card give the same card.
 
     Args:
         path: folder or address of the Hub.
-        out: a file, whose text is kept around the marked part if it is there; None to write none.
-        base: the base: its address on the Hub is named, and its license, language and task are those of the card.
+        out: a file; if it exists, its text around the marked part is kept. None to write no file.
+        base: the base; the card takes over its name on the Hub, its license, language and task.
         name: "owner/name" under which others load it; by default that of the address, or of the folder.
 
-    Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the card that is there
-        cannot be read. ConfigError (LF103): it has a value that the Hub does not take. StorageError: another file than
-        a card in UTF-8 is in the place of `out`.
+    Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the existing card
+        cannot be read. ConfigError (LF103): it has a value that the Hub rejects. StorageError: `out` exists and is not
+        a card in UTF-8.
     """
     uri, target = uri_of(path), uri_or_none(out)
     if target is not None and not is_local(target):

@@ -106,7 +106,7 @@ def ablate(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write what takes directions out of the selected weights: W − λ D Dᵀ W, an adapter of as many ranks as directions.
+    """Remove directions from selected weights, W − λ D Dᵀ W, as an adapter of rank = number of directions.
 
     >>> import loraformat, numpy as np
     >>> np.save("direction.npy", np.arange(64.0))
@@ -119,26 +119,26 @@ def ablate(
     Args:
         base: folder or file of a model.
         out: folder that does not exist yet.
-        direction: files of vectors, `.safetensors`, `.pt` or `.npy`, of any length but 0; "file:tensor" where a file
-            has several tensors. What several directions span is taken out.
+        direction: files of vectors, `.safetensors`, `.pt` or `.npy`, of any length except 0; "file:tensor" if a file
+            has several tensors. The span of all directions is removed.
         direction_from: pairs of files of activations (samples, features); a direction is the difference of the means.
-        select: patterns of the weights, as for `pick`.
-        drop: patterns of those that stay as they are, of these.
-        strength: λ, 1 by default: a number for all weights, or "PATTERN=λ" for some; of several the last holds.
-        side: "output": what the weights write, D over their outputs; "input": what they read, D over their inputs. Of a
-            table of embeddings the output is a row.
-        keep_norms: give every row of W its length back; ΔW then has full rank, of which `rank` is kept.
-        rank: of the update, with `keep_norms`.
-        merge: write the model with the change merged into it, in place of an adapter.
+        select: patterns of the weights to change, as for `pick`.
+        drop: patterns of those to leave unchanged, of these.
+        strength: λ, 1 by default: a number for all weights, or "PATTERN=λ" for some; the last match wins.
+        side: "output": remove D from the outputs of the weights; "input": from their inputs. The output of an embedding
+            table is a row.
+        keep_norms: restore the norm of every row of W; ΔW then has full rank and is approximated at `rank`.
+        rank: rank of the update, with `keep_norms`.
+        merge: write the changed model instead of an adapter.
         dtype, to, container: as for `resize`; `dtype` and `to` not with `merge`: a weight keeps its own.
         jobs: threads.
-        memory_nbytes: for matrices that are kept between passes.
+        memory_nbytes: memory for matrices kept between passes.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`; `strict` not with `merge`.
 
     Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero, a strength is 0 or
-        too large, options do not go together. ShapeMismatch
-        (LF302): a direction has another length than the weight has outputs. NonFiniteValue (LF402). UnsupportedUpdate
-        (LF013): a weight that no adapter changes. StorageError, ContainerError, FormatError.
+        too large, options cannot be combined. ShapeMismatch (LF302): the length of a direction is not the number of
+        outputs of a weight. NonFiniteValue (LF402). UnsupportedUpdate (LF013): a weight that an adapter cannot change.
+        StorageError, ContainerError, FormatError.
     """
     require_one_of(side, SIDES, "--side")
     _check_choice(select, rank, keep_norms=keep_norms)

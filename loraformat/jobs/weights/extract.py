@@ -88,7 +88,7 @@ def extract(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the LoRA that comes nearest to W' − W of every linear layer and convolution that a fine-tuning changed.
+    """Extract a LoRA: the closest to W' − W for every linear layer and convolution that fine-tuning changed.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/lora_adapter"]
@@ -98,29 +98,30 @@ def extract(
     (True, ('token_embedding.weight',))
 
     A block Krylov space finds the leading singular vectors in three passes over blocks of 256 rows; neither `jobs` nor
-    `memory_nbytes` changes a byte. The error in the report is exact: what the rank leaves out is summed as squares.
+    `memory_nbytes` changes a byte. The error in the report is exact, computed from the squares of what the rank leaves
+    out.
 
     Args:
         base, tuned: folders or files of two models with the same names.
         out: folder that does not exist yet.
-        rank, energy, error, size, max_rank: as for `resize`. Energy and error ask for no rank whose only gain is what
-            rounding left in a tuned model of 16 bits.
-        select: patterns of weights that become LoRA, as for `pick`; by default all linear layers and convolutions, no
-            tables and no heads.
-        drop: patterns of what is left out, changed or not.
-        rest: what else changed (norms, biases, tables, vocabularies that grew): "refuse", "save" in the adapter, or
-            "drop".
-        passes: over the rows of a difference, 2 to 8: 3 are within 0.6 % of the least error, 4 within 0.2 %.
-        seed: of the directions with which the search begins.
-        dtype: "float32", "bfloat16" or "float16", of the factors.
+        rank, energy, error, size, max_rank: as for `resize`. Energy and error do not raise the rank only to store the
+            rounding noise of a tuned 16-bit model.
+        select: patterns of weights to extract, as for `pick`; by default all linear layers and convolutions, without
+            tables and heads.
+        drop: patterns of weights to leave out, changed or not.
+        rest: if anything else changed (norms, biases, tables, a larger vocabulary): "refuse", "save" it in the adapter,
+            or "drop" it.
+        passes: passes over the rows of a difference, 2 to 8: 3 come within 0.6 % of the smallest error, 4 within 0.2 %.
+        seed: random seed of the randomized SVD.
+        dtype: of the factors: "float32", "bfloat16" or "float16".
         to, container: as for `resize`.
         jobs: threads, each with one weight at a time.
-        memory_nbytes: for differences that are kept between passes; others are read again.
+        memory_nbytes: memory for differences kept between passes; others are read again.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
-    Raises: UsageError (LF021): no rule, or something changed beside the layers and `rest` is "refuse".
-        MergeError (LF801): the models have other names. NonFiniteValue (LF402). UnsupportedUpdate (LF013): a pipeline
-        or a GGUF file. AdapterRefused: nothing changed. StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): no argument sets the rank, or something other than the layers changed and `rest` is
+        "refuse". MergeError (LF801): the models have different tensor names. NonFiniteValue (LF402). UnsupportedUpdate
+        (LF013): a pipeline or a GGUF file. AdapterRefused: nothing changed. StorageError, ContainerError, FormatError.
     """
     rule = checked(RankRule(rank=rank, energy=energy, error=error, size=size, max_rank=max_rank))
     if not rule.names and rule.max_rank is None:

@@ -61,7 +61,7 @@ def init(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write an adapter for a base that changes nothing yet, with the factors that PEFT would begin with.
+    """Create an untrained adapter for a base that changes nothing yet, initialized like PEFT's.
 
     >>> import loraformat
     >>> report = loraformat.init("fixtures/minigpt/base", "fresh", rank=4, alpha=8, target=["q_proj", "v_proj"])
@@ -72,19 +72,20 @@ def init(
     Args:
         base: folder or file of a model.
         out: folder that does not exist yet.
-        rank: of every update.
-        alpha: the scale is alpha / rank; by default the rank, for a scale of 1.
-        target: names of modules, or patterns as for `pick`; "all-linear" for all linear layers but the output head.
+        rank: rank of every update.
+        alpha: the scale is alpha / rank; by default alpha is the rank, for a scale of 1.
+        target: names of modules, or patterns as for `pick`; "all-linear" for all linear layers except the output head.
         init: "kaiming" (PEFT's default) or "gaussian": A random, B zero; "orthogonal": both random, BA = 0 up to
-            rounding; "pissa", "olora": a part of the weight, which PEFT takes off the base as it loads the adapter.
-        seed: of the random numbers, each of which belongs to the seed, the weight and its place.
-        dtype, to, container: as for `resize`; "pissa" and "olora" are for PEFT alone.
+            rounding; "pissa", "olora": a part of the weight, which PEFT subtracts from the base when it loads the
+            adapter.
+        seed: random seed; each random number depends only on the seed, the weight and its position.
+        dtype, to, container: as for `resize`; "pissa" and "olora" need PEFT's format.
         jobs: threads.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
-    Raises: UsageError (LF021): no target, one that matches nothing, a rank that is odd with "orthogonal" or an alpha
-        that is not above 0. ShapeMismatch (LF302): a rank above that of the weights, with
-        "pissa" and "olora". UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): no target, one that matches nothing, an odd rank with "orthogonal", or an alpha of 0 or
+        below. ShapeMismatch (LF302): a rank higher than that of the weights, with "pissa" and "olora".
+        UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
     """
     require_one_of(init, INITS, "--init")
     checked(RankRule(rank=rank))

@@ -113,7 +113,7 @@ def unmerge(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write a merged model without the adapters that were merged into it, and say what of it is proved.
+    """Undo a merge: write a merged model without its adapters, and report whether the result is proven.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/fact_all"]
@@ -122,10 +122,10 @@ def unmerge(
     >>> report.data.proof, report.data.is_exact
     ('base', True)
 
-    W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is computed
-    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the
-    updates are subtracted, and the report counts the values for which rounding leaves a choice. Where there is none,
-    and the manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
+    W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is repeated
+    and compared with the model, and the output has the tensors of the base, bit for bit. Without it, the updates are
+    subtracted, and the report counts the values that rounding makes ambiguous. If there are none, and the manifest of
+    the model and its digests show that these adapters made it, the output is proven to be the base.
 
     Args:
         merged: the model.
@@ -133,15 +133,15 @@ def unmerge(
         out: folder that does not exist yet.
         base: the model that they were merged into.
         alpha, assumptions, container, jobs, memory_nbytes, verify, resume: as for `merge`.
-        engine, rank, world, finish: as for `merge`. A rank compares and counts nothing; `finish` does it for all.
-        dry_run: count and report, write nothing.
-        strict: refuse what is not proved.
-        force: let forgivable errors pass as warnings; with `base`, ignore what else changed in the model.
+        engine, rank, world, finish: as for `merge`. Ranks do not compare and count; `finish` does it for all of them.
+        dry_run: count and report; write nothing.
+        strict: stop if the output is not proven to be the base.
+        force: downgrade forgivable errors to warnings; with `base`, ignore other changes in the model.
         overwrite, publication, announce, progress: as for `merge`.
 
-    Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and others that are no sum. MergeError
-        (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not proved. Else as
-        for `merge`.
+    Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and other updates that are not added.
+        MergeError (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not
+        proven. Otherwise as for `merge`.
     """
     uri, base_uri = uri_of(merged), uri_or_none(base)
     require_one_of(verify, ("none", "sample", "full"), "verify")
