@@ -101,7 +101,7 @@ def test_settings_that_are_passed_over_are_named(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "sub")
     told = run(WARNED)
     assert told.exit_code == 0
-    assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+    assert f"{tmp_path / 'loraformat.toml'}: ignored" in told.stderr
     assert run(WARNED, "--isolated").stderr == ""
     (tmp_path / "pyproject.toml").touch()
     assert run(WARNED).exit_code == 1
@@ -117,7 +117,7 @@ def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path, monkeyp
     for name in (".", "adapter_config.json", "adapter_model.safetensors"):
         told = run(name)
         assert told.exit_code == 1
-        assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+        assert f"{tmp_path / 'loraformat.toml'}: ignored" in told.stderr
     assert run(".", "--config", "loraformat.toml").exit_code == 0
 
 

@@ -58,9 +58,9 @@ def test_a_huge_number_costs_nothing() -> None:
         ([], "expected an object"),
         ({}, "model: expected an object"),
         (word_level(3), "model.vocab: expected"),
-        (word_level({"a": "0"}), 'model.vocab["a"]: expected a number'),
-        (word_level({"a": True}), 'model.vocab["a"]: expected a number'),
-        (word_level({"a": -1}), 'model.vocab["a"]: expected a number'),
+        (word_level({"a": "0"}), 'model.vocab["a"]: expected a token number'),
+        (word_level({"a": True}), 'model.vocab["a"]: expected a token number'),
+        (word_level({"a": -1}), 'model.vocab["a"]: expected a token number'),
         (word_level({"a": 0, "b": 0}), '"a" and "b" share the number 0'),
         (word_level({"a": 0}, added_tokens={}), "added_tokens: expected a list"),
         (
