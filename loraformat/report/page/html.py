@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -63,11 +64,13 @@ class _View:
 
     Attributes:
         suffix: of the names of its elements; "" for the last adapter.
+        name: for the title: the label, or of a step the last part of its path.
     """
 
     suffix: str
     uri: str
     label: str
+    name: str
     format: str
     cards: Sequence[_Card]
     subject: Subject
@@ -95,6 +98,7 @@ def _view(subject: Subject, number: int) -> _View:
         suffix=f"-{number}" if number else "",
         uri=show(subject.uri),
         label=show(subject.label),
+        name=show(subject.label if subject.step is None else os.path.basename(os.path.normpath(subject.uri))),
         format=subject.format,
         cards=_cards(subject),
         subject=subject,
