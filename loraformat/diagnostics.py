@@ -1,4 +1,4 @@
-"""What we have to say about an adapter: findings, their severities, and text that is safe to print."""
+"""Findings about an adapter, their severities, and text that is safe to print."""
 
 from __future__ import annotations
 

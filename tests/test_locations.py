@@ -70,13 +70,13 @@ def test_what_is_not_a_path_is_named_by_its_type(value: Any) -> None:
 
 
 def test_an_address_of_the_hub_that_pathlib_has_joined_is_named() -> None:
-    with pytest.raises(UsageError, match='give "hf://owner/name"'):
+    with pytest.raises(UsageError, match='pass "hf://owner/name"'):
         loraformat.inspect(Path("hf://owner/name"))
 
 
 @pytest.mark.parametrize("several", [{str(GOOD): 0.5}, {str(GOOD)}, 3])
 def test_adapters_without_an_order_are_refused_before_a_strength_is_lost(several: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r'expected a list of paths, found \w+ \(.*"PATH=0.7"\)'):
+    with pytest.raises(UsageError, match=r'expected a list of paths, found \w+ \(.*"PATH=0.7" for'):
         loraformat.merge(BASE, several, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Every option that more than one command has, and how a command presents its report.
+"""Options shared by several commands, and how a command presents its report.
 
 --alpha, --assume   inspect validate convert merge
 --base              inspect validate convert

@@ -1,4 +1,4 @@
-"""The folder of an adapter, where the one that was named only contains it."""
+"""Finds the folder of an adapter if the given folder only contains it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint with a way to their values, all through the one opening of its files."""
+"""The weights of a checkpoint and how their values are read, through files that are opened once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base model as headers: which files hold its weights, and which tensors stand where."""
+"""A base model, opened by reading headers: which files hold its weights, and which tensors are in which file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""safetensors: the header, read so that each way to be wrong has its own message; and files laid out to be written.
+"""safetensors: the header, parsed with a specific message for each fault, and the layout of files to write.
 
 Source: safetensors 0.8.0, README.md "Format" and tensor.rs. What it reads and makes sense is read here. Refused beyond
 it: white space before the header or other than spaces after it, repeated names, unknown fields of an entry, more than 8

@@ -1,4 +1,4 @@
-"""The containers of weight files: how a file of each is known, opened and laid out. One line of a table each."""
+"""The containers of weight files: how a file of each is detected, opened and laid out."""
 
 from __future__ import annotations
 

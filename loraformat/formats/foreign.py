@@ -1,4 +1,4 @@
-"""What is not read, by name: other dialects, and folders and files that are something else than an adapter."""
+"""Names what is not supported: other formats, and folders and files that are not an adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""convert: an adapter in another format, or in its own in clean form."""
+"""convert: an adapter in another format, or repaired in its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""demo: a small base and a hand-written adapter made on the spot, the commands to try on them, and the proof."""
+"""demo: a small generated base and adapter, the commands to try on them, and a check of the result."""
 
 from __future__ import annotations
 

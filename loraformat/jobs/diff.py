@@ -1,4 +1,4 @@
-"""diff: two adapters, or two checkpoints: what differs, by how much, and of how low a rank."""
+"""diff: what differs between two adapters or two checkpoints, by how much, and at what rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the base can mend: copies of its weights, and names that it has under another prefix."""
+"""Repairs that need the base: copies of its weights, and names under another prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""stamp: what an adapter was trained on, written into it."""
+"""stamp: records in an adapter which base it was trained on."""
 
 from __future__ import annotations
 

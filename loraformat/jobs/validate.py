@@ -1,4 +1,4 @@
-"""validate: whether an adapter is what it claims to be, fits its base, and loads where it is to be used."""
+"""validate: whether an adapter is valid, fits its base, and loads in the target runtimes."""
 
 from __future__ import annotations
 

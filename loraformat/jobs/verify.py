@@ -1,4 +1,4 @@
-"""verify: whether a merged checkpoint still is what was written."""
+"""verify: whether a merged checkpoint is still as it was written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A short text by which an adapter knows its base: names, shapes, and some values of every weight.
+"""The fingerprint of a base as a short text: names, shapes, and some values of every weight.
 
 It does not depend on how the base is stored: shards, container, order of keys and a wider dtype of the same values give
 the same text. Of every weight with floating values up to eight whole rows are hashed, so a base of 2 GB costs some

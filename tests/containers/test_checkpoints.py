@@ -62,7 +62,7 @@ def test_shards_without_an_index_are_all_taken(tmp_path: Path) -> None:
     st(tmp_path, "extra.safetensors", "c")
     assert sorted(open_checkpoint(str(tmp_path)).tensors) == ["a", "b"]
     st(tmp_path, "model-2.safetensors", "a", "b")
-    with pytest.raises(FormatError, match=r"a stands in model-1.safetensors too") as caught:
+    with pytest.raises(FormatError, match=r"a is also in model-1.safetensors") as caught:
         open_checkpoint(str(tmp_path))
     assert caught.value.where == "model-2.safetensors"
 

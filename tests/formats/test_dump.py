@@ -62,7 +62,7 @@ def test_a_square_layer_is_read_by_its_short_axis() -> None:
 
 def test_two_square_factors_need_the_base_or_another_pair() -> None:
     a, b = values(3, 3), values(3, 3, seed=1)
-    with pytest.raises(ConfigError, match=r"do not decide.*--base"):
+    with pytest.raises(ConfigError, match=r"the shapes fit.*--base"):
         read({"net.q.lora_A": a, "net.q.lora_B": b})
     others = {"net.k.lora_A": values(9, 3), "net.k.lora_B": values(3, 8)}
     torch.testing.assert_close(delta(read({"net.q.lora_A": a, "net.q.lora_B": b, **others})), 4 / 3 * (a @ b).T)

@@ -50,10 +50,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    assert "this a full model: model.safetensors holds model.embed_tokens.weight" in said_of(tmp_path)
-    assert "this a full model" in said_of(tmp_path / "model.safetensors")
+    assert "this is a full model: model.safetensors holds model.embed_tokens.weight" in said_of(tmp_path)
+    assert "this is a full model" in said_of(tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
-    assert "this a full model (LlamaForCausalLM)" in said_of(tmp_path)
+    assert "this is a full model (LlamaForCausalLM)" in said_of(tmp_path)
     assert "pass a model as BASE in merge BASE ADAPTER" in said_of(tmp_path)
 
 
@@ -74,13 +74,13 @@ def test_a_checkpoint_of_megatron_in_zarr_is_named(tmp_path: Path) -> None:
 
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "step_500.pt")
-    assert "this a full model" in said_of(tmp_path)
+    assert "this is a full model" in said_of(tmp_path)
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_a_gguf_model_is_named(tmp_path: Path, is_folder: bool) -> None:
     (tmp_path / "x.gguf").write_bytes(gguf("model"))
-    assert "this a GGUF model " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
+    assert "this is a GGUF model " in said_of(tmp_path if is_folder else tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "step_500.pt"])
@@ -91,7 +91,7 @@ def test_the_state_of_an_optimizer_is_named(tmp_path: Path, name: str) -> None:
 
 def test_a_diffusers_pipeline_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
-    assert "this a diffusers pipeline (StableDiffusionPipeline)" in said_of(tmp_path)
+    assert "this is a diffusers pipeline (StableDiffusionPipeline)" in said_of(tmp_path)
 
 
 def test_what_nobody_can_name_is_told_by_its_first_tensors(tmp_path: Path) -> None:

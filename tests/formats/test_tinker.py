@@ -149,7 +149,7 @@ def test_qwen_3_5_s_parts_stay_apart_where_the_base_has_them_apart() -> None:
     lacking = {name: value for name, value in QKV.items() if "_k." not in name}
     with pytest.raises(UnsupportedUpdate, match="not all adapted"):
         read(lacking)
-    with pytest.raises(ConfigError, match="the base has 10 rows"):
+    with pytest.raises(ConfigError, match="10 rows as in the base"):
         read(QKV, Hints(weights={f"{LINEAR}.in_proj_qkv.weight": (10, 8)}))
 
 

@@ -111,7 +111,7 @@ def test_a_quota_is_told_in_the_hubs_words(online: Hub) -> None:
 
 def test_an_expired_token_is_known_before_anything_is_written(online: Hub, models: Path) -> None:
     online.tokens.clear()
-    with pytest.raises(StorageError, match=r"hf://tester/merged: the Hub does not accept the access token.*expired"):
+    with pytest.raises(StorageError, match=r"hf://tester/merged: the Hub rejected the access token.*expired"):
         loraformat.merge(models / "base", [models / "adapter"], OUT)
     assert not online.taken("PUT|commit|create")
 

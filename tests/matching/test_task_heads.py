@@ -170,13 +170,18 @@ POOLER = "bert.pooler.dense.weight"
 @pytest.mark.parametrize(
     ("weight", "found_base", "brought", "told"),
     [
-        ("score.weight", base(), adapter({"score.weight": (3, 4), "score.bias": (3,)}, "QUESTION_ANS"), "say which"),
+        (
+            "score.weight",
+            base(),
+            adapter({"score.weight": (3, 4), "score.bias": (3,)}, "QUESTION_ANS"),
+            "name the task",
+        ),
         ("score.bias", base(), adapter({"score.bias": (3,)}), f"task=, TOKEN_CLS ({TOKEN})"),
         (
             "classifier.weight",
             base(BERT_WEIGHTS, BERT),
             adapter({"classifier.weight": (2, 4)}, "SEQ_CLS"),
-            "BertForSequenceClassification needs bert.pooler.dense.bias too",
+            "BertForSequenceClassification also needs bert.pooler.dense.bias",
         ),
         (
             "score.weight",

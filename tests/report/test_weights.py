@@ -141,7 +141,7 @@ def test_the_grid_of_an_image_model_has_its_blocks_as_columns() -> None:
 def test_an_outlier_is_marked_without_colour_and_explained() -> None:
     lines = said(result(records(6, is_outlier=True)))
     assert all(" !" in line for line in lines[1:13])
-    assert "stands out" in lines[-1]
+    assert "outlier" in lines[-1]
 
 
 def test_heat_rises_with_the_norm_and_shows_gaps() -> None:
@@ -162,7 +162,7 @@ def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> Non
     say_heat(page, records(126))
     lines = ["".join(piece.text for piece in line) for line in page.lines]
     assert all(columns_of(line) <= 40 for line in lines)
-    assert "layers a sign" in " ".join(lines)
+    assert "layers per character" in " ".join(lines)
 
 
 def test_heat_tells_the_untrained_the_unknown_and_the_absent_apart() -> None:

@@ -285,7 +285,7 @@ def shown(s3: S3Server) -> dict[str, bytes]:
 
 def test_an_object_that_appears_beside_a_new_output(s3: S3Server) -> None:
     s3.fault(kind="call", op="UploadPart$", function=CHANGES["one that appears"])
-    with pytest.raises(StorageError, match=r"his\.bin: somebody else made"):
+    with pytest.raises(StorageError, match=r"his\.bin: somebody else created"):
         merge()
     assert output(s3) == {"his.bin": b"his"}
 

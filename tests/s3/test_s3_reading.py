@@ -97,7 +97,7 @@ def test_a_body_that_breaks_off_is_asked_for_again_from_there(bucket: S3Server) 
 def test_a_body_that_breaks_off_every_time_is_one_error(bucket: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_store, "_PAUSE_S", 0.001)
     bucket.fault(kind="truncate", op="GetObject", times=10**6, part=0.0)
-    with pytest.raises(StorageError, match=r"s3://models/base/a: the answer is too slow, or broke off"):
+    with pytest.raises(StorageError, match=r"s3://models/base/a: the answer was too slow or broke off"):
         open_store("s3://models/base").read("a", 200_000)
 
 

@@ -74,7 +74,7 @@ def test_a_service_without_ranges_is_an_error_and_no_wrong_bytes(bucket: Bucket)
     Bucket.serves_ranges = False
     found = open_store("gs://models/base")
     assert found.read("b") == b"b"
-    with pytest.raises(StorageError, match=r"gs://models/base/a: .* does not serve parts of files"):
+    with pytest.raises(StorageError, match=r"gs://models/base/a: .* does not support range requests"):
         found.read("a", 300_000, 5)
 
 

@@ -119,7 +119,7 @@ def test_nothing_is_written_into_the_cache(tmp_path: Path, monkeypatch: pytest.M
     (snapshot / "config.json").write_text("{}")
     store = CachedRepository(f"hf://org/base@{COMMIT}")
     assert store.read("config.json") == b"{}"
-    with pytest.raises(StorageError, match="nothing is written"):
+    with pytest.raises(StorageError, match="never written to"):
         store.create("config.json")
     with pytest.raises(StorageError, match="nothing is ever removed"):
         store.remove("config.json")

@@ -129,7 +129,7 @@ RANGE = "bytes 1000000-1000009/5000000"
 WRONG = {
     "endless body": (endless, "more than the 10 bytes"),
     "bytes differ": (part(bytes(10), Content_Range="bytes 0-9/5000000"), "were requested, but the server sent"),
-    "no range": (part(bytes(10)), "does not name"),
+    "no range": (part(bytes(10)), "an unnamed range"),
     "no sense": (part(bytes(10), Content_Range="bytes ten"), "the server sent bytes ten"),
     "another size": (part(bytes(10), Content_Range="bytes 1000000-1000009/77"), "the Hub listed 5000000 bytes"),
     "gzip": (part(gzip.compress(bytes(10)), Content_Range=RANGE, Content_Encoding="gzip"), "encoded as gzip"),

@@ -1,4 +1,4 @@
-"""loraformat convert and loraformat stamp: an adapter written again, in another format or with the name of its base."""
+"""loraformat convert and loraformat stamp."""
 
 from __future__ import annotations
 

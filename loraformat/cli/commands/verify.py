@@ -1,4 +1,4 @@
-"""loraformat verify and loraformat card: what stands beside an output, for programs and for people."""
+"""loraformat verify and loraformat card: the manifest and the model card of an output."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What `.metadata` says of a checkpoint of torch.distributed: the tensors, and which bytes of which file each shard is.
+"""The `.metadata` of a torch.distributed checkpoint: its tensors, and the file and bytes of each shard.
 
-Every number in it is checked before it is used: each tensor is covered by its shards exactly once, each shard lies
-inside a file of the folder, and no two lie on the same bytes.
+Every number in it is checked before it is used: each tensor is covered by its shards exactly once, each shard is inside
+a file of the folder, and no two share bytes.
 
 Source: torch 2.13.0, distributed/checkpoint/filesystem.py `_StorageInfo`, `FileSystemReader.read_data`.
 """

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read so that each way to be wrong has its own message.
+"""The header of a GGUF file, parsed with a specific message for each fault.
 
 Source: the GGUF specification, versions 2 and 3 (ggml, docs/gguf.md); gguf 0.19.0, gguf_reader.py; llama.cpp of
 llama_cpp_python 0.3.36, ggml/src/gguf.cpp. What llama.cpp reads is read here. Refused beyond it: bytes after the data,

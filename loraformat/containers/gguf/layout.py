@@ -1,4 +1,4 @@
-"""A GGUF file laid out to be written: the header is complete before any value is.
+"""The layout of a GGUF file to write: the header is complete before any value is written.
 
 Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
 """

@@ -1,4 +1,4 @@
-"""Weights of a GGUF base in block types, as a quantization scheme: a tensor is its own codes and scales."""
+"""GGUF block types as a quantization scheme: each tensor holds its own codes and scales."""
 
 from __future__ import annotations
 

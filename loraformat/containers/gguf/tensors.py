@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file: as they are stored, and by their values."""
+"""The tensors of a GGUF file, as stored and decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quantized base as the weights that it means, with a way to their values."""
+"""The decoded weights of a quantized base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a quantization scheme is: everything that is known of how a tool stores weights as codes and scales."""
+"""The interface of a quantization scheme, and the table of all schemes."""
 
 from __future__ import annotations
 

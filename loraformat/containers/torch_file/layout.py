@@ -1,4 +1,4 @@
-"""A torch file laid out to be written: the zip around the tensors, known before any value is.
+"""The layout of a torch file to write: the zip around the tensors, known before any value.
 
 Records are stored, begin at multiples of 64 bytes as torch.save has it, and bear no date, so that equal contents give
 equal bytes. Source: PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3; torch 2.13, caffe2/serialize/inline_container.cc.

@@ -1,4 +1,4 @@
-"""Which of the dicts in a torch file is the state dict, and what stands beside it."""
+"""Finds the state dict among the dicts of a torch file, and the values next to it."""
 
 from __future__ import annotations
 

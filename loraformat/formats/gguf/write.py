@@ -1,4 +1,4 @@
-"""A GGUF adapter, Adapter to file: what llama.cpp and Ollama load beside a GGUF base.
+"""A GGUF adapter, Adapter to file: what llama.cpp and Ollama load with a GGUF base.
 
 Source: llama.cpp of llama_cpp_python 0.3.36, src/llama-adapter.cpp; convert_lora_to_gguf.py; ollama fb30760, docs of
 the Modelfile.

@@ -1,4 +1,4 @@
-"""What a format is: a module with a NAME, and sniff, read, losses and write. All of it pure: no disk, no network."""
+"""The interface of a format: a module with a NAME, and sniff, read, losses and write. All pure: no disk, no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader may note (LF2): one function each, whose docstring is its page."""
+"""The findings of readers (LF2): one function each, whose docstring is its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a writer may lose (LF7): one function each, whose docstring is its page."""
+"""The losses of writers (LF7): one function each, whose docstring is its page."""
 
 from __future__ import annotations
 

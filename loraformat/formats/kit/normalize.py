@@ -1,4 +1,4 @@
-"""One rank and one factor for all low-rank updates, for formats and engines that have no others; another dtype."""
+"""Folds all low-rank updates into one rank and one scale, for formats and engines that need it; changes dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a format without a writer has in the place of one, and what it says when it is asked to write."""
+"""The writer of a read-only format, which refuses."""
 
 from __future__ import annotations
 

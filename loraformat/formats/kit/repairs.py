@@ -1,4 +1,4 @@
-"""What a conversion mends (LF9): one function each, whose docstring is its page, and the notes that turn into them."""
+"""The repairs of a conversion (LF9): a function each, whose docstring is its page, and the notes they come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alpha and rank on the side of the files, one factor on the side of the hub, and the way between them."""
+"""Converts between alpha and rank in files and the single scale of an update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What loralib's factors mean: Linear, Embedding, MergedLinear, Conv2d, told apart by shapes.
+"""The layer types of loralib's factors, by their shapes: Linear, Embedding, MergedLinear, Conv2d.
 
 Source: loralib 0.1.2, loralib/layers.py.
 """

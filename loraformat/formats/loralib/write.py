@@ -1,4 +1,4 @@
-"""loralib, Adapter to files: a flat state dict for people with their own loaders, and what it cannot say beside it.
+"""loralib, Adapter to files: a flat state dict for custom loaders, and a file for what it cannot hold.
 
 Source: loralib 0.1.2, loralib/layers.py; loralib/utils.py `lora_state_dict`.
 """

@@ -1,4 +1,4 @@
-"""Forms of LoRA in adapter_config.json that say more than rank and alpha: replicated layers, changed bases, blocks.
+"""LoRA variants in adapter_config.json: replicated layers, initializations that change the base, blocks.
 
 Source: peft 0.21.2, tuners/lora/config.py; tuners/lora/variants.py.
 """

@@ -1,4 +1,4 @@
-"""Which modules the names and patterns of an adapter_config.json mean. Never slow, whatever they are.
+"""Which modules the names and patterns of an adapter_config.json select, in bounded time.
 
 Source: peft 0.21.2, utils/other.py `get_pattern_key`; tuners/tuners_utils.py `check_target_module_exists`.
 """

@@ -1,4 +1,4 @@
-"""combine: one adapter that does what several do together."""
+"""combine: several adapters as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the changes of one weight by several adapters become one."""
+"""Methods that combine the changes of one weight by several adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs on factors take: rules of ranks, and how the output is written."""
+"""Options of the verbs on factors: ranks, and how the output is written."""
 
 from __future__ import annotations
 

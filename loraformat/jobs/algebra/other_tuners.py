@@ -1,4 +1,4 @@
-"""Adapters of other tuners as LoRA: exactly where they are one, else by the best factors of their change."""
+"""Adapters of other tuners as LoRA: exactly if they are low-rank, otherwise approximated by SVD."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter that was made of others: its config, its files, its report."""
+"""Writes an adapter made from others: its config, files and report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters that are worked on by their factors, and what is refused because factors alone do not say what it means."""
+"""The source adapters of the verbs on factors; refuses updates that factors do not fully describe."""
 
 from __future__ import annotations
 

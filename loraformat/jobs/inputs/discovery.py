@@ -1,4 +1,4 @@
-"""Which adapters a path stands for: itself, the folder that a file belongs to, or those that lie below."""
+"""The adapters of a path: itself, the folder that a file belongs to, or those in subfolders."""
 
 from __future__ import annotations
 

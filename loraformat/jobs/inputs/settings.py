@@ -1,4 +1,4 @@
-"""What a project says about how its adapters are checked: loraformat.toml, or [tool.loraformat] in pyproject.toml."""
+"""Project settings of `validate`: loraformat.toml, or [tool.loraformat] in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ADAPTER=0.7`: an adapter and how strongly it is merged."""
+"""`ADAPTER=0.7`: an adapter and its strength."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of tensors as the caller maps them (`--map`), and maps that shapes and order leave no choice about."""
+"""Renaming of tensors (`--map`), and maps suggested from shapes and layer numbers (`--propose-map`)."""
 
 from __future__ import annotations
 

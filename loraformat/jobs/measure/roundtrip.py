@@ -1,4 +1,4 @@
-"""Reading an output back, to see that it changes every weight as what it was made of."""
+"""Reads an output back and checks that it changes every weight like its source."""
 
 from __future__ import annotations
 

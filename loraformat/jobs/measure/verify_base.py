@@ -1,4 +1,4 @@
-"""What a merge copied, compared with the base that it was copied from."""
+"""Compares the copied tensors of a merge with the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who computes the weight files of an output: this process, workers elsewhere, or several runs, each its share."""
+"""What computes the weight files of an output: this process, remote workers, or several runs with a share each."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def require_ranks(out: str, facts: Facts) -> None:
     found = [theirs for store in unfinished(out) for theirs in facts_in(store)]
     if found and facts not in found:
         raise MergeError(
-            f"the files there are of ranks of another run: {differences(found[-1], facts)}",
+            f"the files there belong to ranks of another run: {differences(found[-1], facts)}",
             where=out,
             hint="run --finish with the same inputs and options as the ranks",
         )

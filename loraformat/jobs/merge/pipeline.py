@@ -1,4 +1,4 @@
-"""A merge into a pipeline of diffusers: component by component, into one folder that appears whole or not at all."""
+"""A merge into a diffusers pipeline: component by component, into one folder that appears complete or not at all."""
 
 from __future__ import annotations
 

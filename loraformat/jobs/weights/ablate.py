@@ -1,4 +1,4 @@
-"""ablate: directions taken out of the weights of a model, as an adapter or merged."""
+"""ablate: removes directions from the weights of a model, as an adapter or merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors of two models differ, and what is done with those that do not become LoRA."""
+"""Which tensors of two models differ, and what to do with those that do not become LoRA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""extract: the LoRA that comes nearest to what a fine-tuning changed."""
+"""extract: the LoRA closest to what fine-tuning changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""init: a fresh adapter for a base, to be trained."""
+"""init: an untrained adapter for a base."""
 
 from __future__ import annotations
 

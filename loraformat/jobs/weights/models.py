@@ -1,4 +1,4 @@
-"""Models that adapters are made of: what may be opened, how a weight is adapted, what a config says of the base."""
+"""Source models of adapters: which can be opened, how a weight is adapted, how the config names the base."""
 
 from __future__ import annotations
 

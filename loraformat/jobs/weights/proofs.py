@@ -1,4 +1,4 @@
-"""What of a merged model still is what its merge wrote, and what of that is the base's: the proof without the base."""
+"""Proof of an unmerge without the base: which tensors are as the merge wrote them, and which are the base's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""unmerge: a model without the adapters that were merged into it."""
+"""unmerge: removes adapters from a model that they were merged into."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values of a base a merge may have made a value from: what taking an update out again can know, value by value.
+"""Which base values a merged value may come from: what `unmerge` can know, value by value.
 
 A merge adds D in float64 and rounds once. That is monotone in the base's value, so the values of the base's dtype that
 give one merged value stand side by side: the value that subtraction gives is the only one where neither of its

@@ -1,4 +1,4 @@
-"""From float64 to the output's dtype up or down by chance that can be repeated."""
+"""Stochastic rounding from float64 to the output's dtype, reproducible by a seed."""
 
 from __future__ import annotations
 

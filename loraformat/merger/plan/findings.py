@@ -1,4 +1,4 @@
-"""What a merge has to say beyond the rules (LF8); each function's docstring is its page."""
+"""The findings of a merge (LF8); each function's docstring is its page."""
 
 from __future__ import annotations
 

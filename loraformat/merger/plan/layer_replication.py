@@ -1,4 +1,4 @@
-"""The base as it will be written: its layers repeated, the head of a task in it, and what config.json then says."""
+"""The base as it will be written: with replicated layers or a task head, and the resulting config.json."""
 
 from __future__ import annotations
 

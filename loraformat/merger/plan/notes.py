@@ -1,4 +1,4 @@
-"""What a plan has to say before it is carried out: findings about it, from names and shapes."""
+"""Findings about a plan before it is executed, from names and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of the weights of a quantized base, and what the files beside them must say then."""
+"""What happens to the weights of a quantized base, and the resulting settings files."""
 
 from __future__ import annotations
 

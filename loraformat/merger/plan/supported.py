@@ -1,4 +1,4 @@
-"""What a merge cannot do to an update: refused by name while it is planned."""
+"""Updates that cannot be merged, refused while the merge is planned."""
 
 from __future__ import annotations
 

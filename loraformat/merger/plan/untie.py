@@ -1,4 +1,4 @@
-"""Whether names that share a table may go separate ways, and what each of them gets then."""
+"""Whether tied tables can be untied, and what each of them gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that were put into codes again, read back from the output and compared with what they must mean."""
+"""Weights that were quantized again, read back from the output and compared."""
 
 from __future__ import annotations
 

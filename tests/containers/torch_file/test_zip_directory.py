@@ -34,7 +34,7 @@ ZIP_FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], type[ContainerEr
     "no record": (lambda r: r.pop(f"{TOP}/data/0") and None, ContainerError, 'a: its record "data/0" is missing'),
     "short record": (lambda r: r.update({f"{TOP}/data/0": b"x"}), ContainerError, "4 elements, but .* has 1 bytes"),
     "long record": (lambda r: r.update({f"{TOP}/data/0": bytes(17)}), ContainerError, "has 17 bytes"),
-    "big-endian": (lambda r: r.update({f"{TOP}/byteorder": b"big"}), ContainerError, "byte order b'big'"),
+    "big-endian": (lambda r: r.update({f"{TOP}/byteorder": b"big"}), ContainerError, "b'big'-endian file"),
     "version 99": (lambda r: r.update({f"{TOP}/version": b"99\n"}), ContainerError, "versions 1 to 10"),
     "version in words": (lambda r: r.update({f"{TOP}/version": b"new"}), ContainerError, "versions 1 to 10"),
     "TorchScript": (lambda r: r.update({f"{TOP}/constants.pkl": b""}), ContainerError, "TorchScript"),

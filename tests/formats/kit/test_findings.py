@@ -31,7 +31,7 @@ def test_the_list_is_complete_and_codes_are_unique() -> None:
 def test_an_occurrence_carries_code_and_name() -> None:
     found = findings.unpaired_factor("m.q", "lora_A", "lora_B")
     assert (found.code, found.name, found.severity) == ("LF201", "unpaired-factor", Severity.ERROR)
-    assert (found.where, found.message) == ("m.q", "lora_A is there, lora_B is missing")
+    assert (found.where, found.message) == ("m.q", "lora_A is present, but lora_B is missing")
     assert found.hint
 
 

@@ -202,7 +202,7 @@ def test_what_is_not_read_is_refused_by_name(fields: dict[str, Any], name: str) 
 
 
 def test_unknown_layers_inside_wrapped_layers_are_refused() -> None:
-    with pytest.raises(UnsupportedUpdate, match="not known"):
+    with pytest.raises(UnsupportedUpdate, match="unknown"):
         read({"m.q.base_layer.lora_A.weight": A, "m.q.base_layer.lora_B.weight": B})
 
 

@@ -125,7 +125,7 @@ def test_a_limit_that_breaks_a_bound_is_a_warning_and_strict_refuses(adapter: Pa
     report = loraformat.resize(adapter, tmp_path / "out", error=0.1, max_rank=2)
     assert "LF711" in {each.code for each in report.findings}
     assert report.ok
-    with pytest.raises(AdapterRefused, match="not met"):
+    with pytest.raises(AdapterRefused, match="does not meet the bound"):
         loraformat.resize(adapter, tmp_path / "strict", error=0.1, max_rank=2, strict=True)
     assert not (tmp_path / "strict").exists()
     met = loraformat.resize(adapter, tmp_path / "met", error=0.99, max_rank=2)

@@ -94,8 +94,8 @@ def test_a_dry_run_of_an_adapter_that_is_refused_lists_the_names(fault: str, tmp
         ([(r"net\.h\.\d", "m")], FormatError, "two tensors the name"),
         ([("(net", "m")], UsageError, "not a regular expression"),
         ([("net", r"\7")], UsageError, "not a replacement"),
-        ([(".*", "")], FormatError, "a name of 0 letters"),
-        ([(".", "x" * 100)], FormatError, "a name of .* letters"),
+        ([(".*", "")], FormatError, "a name of 0 characters"),
+        ([(".", "x" * 100)], FormatError, "a name of .* characters"),
     ],
 )
 def test_maps_that_cannot_be_used_are_refused(

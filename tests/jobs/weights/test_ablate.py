@@ -207,7 +207,7 @@ def test_bad_directions(tmp_path: Path, tensors: Tensors) -> None:
     assert "expected a number" in refused(base, out, direction=[good], strength=["o_proj=x"]).message
     assert "--rank" in refused(base, out, direction=[good], rank=3).where
     assert (
-        "no adapter changes"
+        "an adapter cannot change"
         in refused(
             write(tmp_path / "stack", {**tensors, "experts": torch.ones(2, 32, 32)}),
             out,

@@ -126,7 +126,7 @@ def test_nothing_is_proved_by_another_adapter_strength_or_model(tmp_path: Path) 
     assert proof(one, "d") == "none", "the digest of the weight"
     (merged / "loraformat.manifest.json").unlink()
     assert proof(one, "e") == "none"
-    with pytest.raises(AdapterRefused, match="nothing shows"):
+    with pytest.raises(AdapterRefused, match="nothing proves"):
         loraformat.unmerge(merged, [one], tmp_path / "f", strict=True)
     assert not (tmp_path / "f").exists()
 
@@ -311,7 +311,7 @@ def test_a_change_anywhere_in_the_model_takes_the_proof_away(tmp_path: Path, wha
     assert report.data.doubt in str(report)
     assert "the output is the base" not in str(report)
     assert "the base's tensors" not in str(report)
-    with pytest.raises(AdapterRefused, match="not proven"):
+    with pytest.raises(AdapterRefused, match="cannot prove"):
         loraformat.unmerge(merged, [one], tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()
 

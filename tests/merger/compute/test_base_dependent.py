@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, name: str, update
 
 def test_a_bias_from_a_weight_that_is_not_there_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", base_weights(), config())
-    with pytest.raises(UnmatchedUpdate, match="no such weight"):
+    with pytest.raises(UnmatchedUpdate, match="the base does not have it"):
         merge(base, tmp_path / "out", adapter({BIAS: BiasFromWeight("model.other.weight", lazy(24), 130)}))
 
 

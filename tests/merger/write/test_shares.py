@@ -181,7 +181,7 @@ def test_shares_of_another_run_are_refused_by_what_differs(
         touch_values(change / "adapter_model.safetensors")
     if changed == "base":
         touch_values(base / FILES[1])
-    with pytest.raises(MergeError, match=f"did another run: .*{expected}"):
+    with pytest.raises(MergeError, match=f"belong to ranks of another run: .*{expected}"):
         loraformat.merge(base, adapters, tmp_path / "out", finish=True, **options)
     assert not (tmp_path / "out").exists()
     assert left_in(tmp_path).is_dir()
@@ -280,7 +280,7 @@ def test_a_rank_that_runs_again_writes_nothing_again(run: Run, tmp_path: Path) -
     met: list[str] = []
     run(rank=0, world=1, announce=lambda findings: met.extend(one.message for one in findings))
     assert {path.name: path.stat().st_mtime_ns for path in left_in(tmp_path).iterdir()} == before
-    assert any("3 complete files of an unfinished output were taken over" in message for message in met)
+    assert any("3 complete files of an unfinished output were reused" in message for message in met)
 
 
 def test_one_that_resumes_alone_does_not_use_what_ranks_left(run: Run, tmp_path: Path) -> None:

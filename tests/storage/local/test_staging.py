@@ -144,7 +144,7 @@ def test_an_earlier_output_is_replaced_and_nothing_else_with_it(tmp_path: Path, 
             write_text(store, "a", "new")
 
     if others:
-        with pytest.raises(StorageError, match="holds notes, which no earlier run wrote there"):
+        with pytest.raises(StorageError, match="holds notes, which no earlier run wrote"):
             replaced()
     else:
         replaced()

@@ -1,4 +1,4 @@
-"""Options of the commands that make adapters of adapters."""
+"""Options of the commands that make adapters from adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights of a base bitsandbytes quantizes on loading, and what they are then."""
+"""Which weights of a base bitsandbytes quantizes on loading, and their values afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What puts a weight into codes, window by window; which schemes have one."""
+"""Encoders, which quantize a weight window by window, and the schemes that have one."""
 
 from __future__ import annotations
 

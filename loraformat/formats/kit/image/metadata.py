@@ -1,4 +1,4 @@
-"""What stands in the header of a file of weights: diffusers' `lora_adapter_metadata`, trainers' notes, ModelSpec.
+"""Headers that are read: diffusers' `lora_adapter_metadata`, trainers' fields, ModelSpec.
 
 Source: diffusers 0.42.1, loaders/lora_base.py `LORA_ADAPTER_METADATA_KEY`; Stability AI, ModelSpec 1.0.1.
 """

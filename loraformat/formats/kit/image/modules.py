@@ -1,4 +1,4 @@
-"""The tensors of one module, put together: LoRA with all its relatives, LoHa, LoKr, dense deltas.
+"""The tensors of one module combined into updates: LoRA and its variants, LoHa, LoKr, dense deltas.
 
 Source: sd-scripts 48d368fa, networks/lora.py; lycoris_lora 4.1.3, lycoris/modules and functional; ComfyUI 0.26.1,
 comfy/lora.py and comfy/weight_adapter.

@@ -1,6 +1,6 @@
-"""Some rows of an update, its halves exchanged, several updates one below the other: fused modules, split and made.
+"""Selecting rows of an update, swapping its halves, stacking updates: splitting and fusing modules.
 
-All of it is exact but where it says so.
+All of it is exact unless noted.
 """
 
 from __future__ import annotations

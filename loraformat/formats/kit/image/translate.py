@@ -1,4 +1,4 @@
-"""From the names of an original to those of diffusers and back: fused modules split and made, halves exchanged."""
+"""Translates names of original models to those of diffusers and back: splits and fuses modules, swaps halves."""
 
 from __future__ import annotations
 

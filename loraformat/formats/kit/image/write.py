@@ -1,4 +1,4 @@
-"""An adapter of an image or video model as a file of one dialect: what the four writers have in common."""
+"""Writes an adapter of an image or video model: what the four formats have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What older versions of PEFT know, and a config that they read and compute the same with.
+"""Fields known to older versions of PEFT, and configs with which they compute the same.
 
 Source: tags v0.5.0 to v0.21.2 of huggingface/peft, tuners/lora/config.py, tuners/lora/layer.py, tuners/lora/model.py.
 """

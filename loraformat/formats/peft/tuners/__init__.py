@@ -1,4 +1,4 @@
-"""The tuners of PEFT beside LoRA, LoHa and LoKr: which are read, by what, and why the others are not."""
+"""The tuners of PEFT other than LoRA, LoHa and LoKr: their readers, and why the others are not supported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tuner of PEFT is to the reader: names of tensors, and a function from the tensors of a module to updates."""
+"""The interface of a PEFT tuner: its tensor names, and a function from the tensors of a module to updates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What config.json and the index of an output must say about its weights; what is missing there makes another model.
+"""What config.json and the index of an output must say about its weights.
 
 Source: transformers 5.23.0, configuration_utils.py, for the keys and for what is meant where one is not there.
 """
