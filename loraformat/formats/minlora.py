@@ -70,7 +70,7 @@ def _layer(module: str, pair: Pair, rank: int | None, shape: tuple[int, ...] | N
         why = "A and B have no common rank" if not straight else "the shapes fit both a layer and an embedding"
         against = f", the weight is {shape}" if shape else ""
         raise ConfigError(
-            f"{why}: A {a.shape}, B {b.shape}{against}", where=in_weights(module), hint="give the base with --base"
+            f"{why}: A {a.shape}, B {b.shape}{against}", where=in_weights(module), hint="pass the base with --base"
         )
     if swapped:
         return Layer(LowRank(a, b, None, is_embedding=True), a.shape[1])

@@ -99,7 +99,7 @@ QKV = "lora_unet_double_blocks_0_img_attn_qkv"
         (pair(QKV, 24) | {f"{QKV}.dora_scale": torch.ones(1, 8)}, "cannot be split"),
         (pair(QKV, 24) | {"logit_scale": torch.ones(1)}, "logit_scale"),
         (pair(f"lora_te_{FC1}") | pair(f"lora_te1_{FC1}"), "one is a leftover"),
-        (pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "give the base with --base"),
+        (pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "pass the base with --base"),
         (pair("lora_unet_double_blocks_0_img_mlp_0", 40), "mean different weights"),
         (one("lora_unet_conv_in.hada_w1_a") | one("lora_unet_conv_in.lora_down.weight"), "LoRA and of LoHa"),
         (one("lora_unet_conv_in.lokr_w1"), "lokr_w2 is missing"),

@@ -68,14 +68,14 @@ def solve(
         agreeing = found if len(found) == 1 else [reading for reading in found if decided == {reading.name}]
         if len(agreeing) != 1:
             names = " or ".join(reading.name for reading in found)
-            raise ConfigError(f"the shapes fit {names}", where=in_weights(module), hint="give the base with --base")
+            raise ConfigError(f"the shapes fit {names}", where=in_weights(module), hint="pass the base with --base")
         solved[module] = agreeing[0].name
     _check_roles(solved)
     unknown = {name for module, name in solved.items() if module not in shapes}
     if len(unknown) > 1:
         raise ConfigError(
             f"the factors seem to be stored in different ways: {'; '.join(sorted(unknown))}",
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     return solved
 

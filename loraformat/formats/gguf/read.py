@@ -143,7 +143,7 @@ def _model(
         raise UnsupportedUpdate(
             f'the tensor names of the architecture "{name}" are unknown',
             where=where,
-            hint="give the base as a GGUF file with --base: its names are the adapter's",
+            hint="pass the base as a GGUF file with --base: its names are the adapter's",
         )
     if hints.weights is None and not hints.config and not stated.heads and any(map(stated.is_turned, tensors)):
         return None
@@ -177,7 +177,7 @@ def _in_transformers(tensor: str, update: LowRank, model: LlamaCppModel, hints: 
         raise ConfigError(
             f"llama.cpp reorders the rows of q and k of {model.architecture}, and the number of heads is unknown",
             where=in_weights(tensor),
-            hint="give the base with --base: its config.json has it",
+            hint="pass the base with --base: its config.json has it",
         ) from None
     if heads:
         up = in_order_of_halves(tensor, update.up, heads, inverse=True)
@@ -191,7 +191,7 @@ def _name(tensor: str, model: LlamaCppModel, hints: Hints, expert: int | None) -
         raise UnsupportedUpdate(
             f"its name in transformers is unknown for {model.architecture}",
             where=in_weights(tensor),
-            hint="give the base as a GGUF file with --base: its names are the adapter's",
+            hint="pass the base as a GGUF file with --base: its names are the adapter's",
         )
     nested = [name.replace("model.", "model.language_model.", 1) for name in names]
     known = (name for name in (*names, *nested) if name in (hints.weights or {}))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loraformat.model.tensors import Values
 
 _HEADS_UNKNOWN = "the number of heads of q and k is unknown"
-_HINT = "give the base with --base: its config.json or GGUF file has it"
+_HINT = "pass the base with --base: its config.json or GGUF file has it"
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,5 +53,5 @@ def _weights(module: str, count: int, hints: Hints) -> list[str]:
             return weights
     why = "the base has no such experts" if hints.weights is not None else "only the base has their names"
     raise UnsupportedUpdate(
-        f"a stack of {count} experts: {why}", where=in_weights(module), hint="give the base with --base"
+        f"a stack of {count} experts: {why}", where=in_weights(module), hint="pass the base with --base"
     )

@@ -83,7 +83,7 @@ def parse(value: Json, hints: Hints) -> NativeConfig:
     rank = optional_integer(raw, "rank", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "rank"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="pass it with --assume rank=R")
     alpha = optional_number(raw, "alpha", CONFIG)
     if version:
         _check_carried(raw)

@@ -81,7 +81,7 @@ def saved_values(sources: Sequence[OpenedSource]) -> dict[str, tuple[Replace | R
                 f"the weight is replaced (modules_to_save, trained rows), and {source.weight:g} of it depends on the "
                 "base",
                 where=FindingLocation(subject=source.opened.uri, tensor=weight),
-                hint=f"drop it with pick --drop {weight}, or give the adapter the weight 1",
+                hint=f"drop it with pick --drop {weight}, or use the adapter with weight 1",
             )
     return {weight: values for weight, (_, values) in found.items()}
 

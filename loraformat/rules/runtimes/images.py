@@ -271,7 +271,7 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
     for one in _spelled(subject):
         if one.line is None:
             what = f"modules of {one.family or 'an unknown model'} spelled as {one.spelling}"
-            help_ = "give the base with --base" if " or " in one.family else one.target.convert
+            help_ = "pass the base with --base" if " or " in one.family else one.target.convert
             yield Hit("", f"{what}; how {one.target.label} handles them is unknown", help_)
         dense = [
             name

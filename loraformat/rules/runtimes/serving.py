@@ -179,7 +179,7 @@ def unpaired_projection(subject: Subject) -> Iterator[Hit]:
     names = {module_of(name) for name in subject.adapter.updates}
     for name in sorted(names):
         if name.endswith(".q_proj") and f"{name.removesuffix('q_proj')}v_proj" not in names:
-            yield from hits_for_targets(subject, "LF618", name, "no v_proj beside q_proj")
+            yield from hits_for_targets(subject, "LF618", name, "no v_proj next to q_proj")
             return
 
 

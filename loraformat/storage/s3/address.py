@@ -51,7 +51,7 @@ def parsed(uri: str) -> Address:
     rest = uri[len(SCHEME) :]
     bucket, _, path = rest.partition("/")
     if bucket.lower().startswith("arn:") and "@" not in bucket:
-        hint = "give the name of the bucket, or the alias of the access point"
+        hint = "use the name of the bucket, or the alias of the access point"
         raise StorageError("ARNs of access points are not supported", where=f"{SCHEME}arn:…", hint=hint)
     if "@" in bucket or ":" in bucket:
         raise StorageError(

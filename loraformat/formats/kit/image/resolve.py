@@ -365,7 +365,7 @@ def _likely(whole: list[Explanation], modules: Sequence[RawModule], question: Qu
         raise FormatError(
             f"the names fit {titles}, where they mean different weights",
             where=question.file,
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     return fitting
 
@@ -466,7 +466,7 @@ def _encoder_of(slot: str, question: Question, resolved: Resolved) -> str:
             f"{slot} is the second text encoder of FLUX.1 and the third of Stable Diffusion 3; the file does "
             "not tell which",
             where=question.file,
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     component = component_of_slot(slot, likely)
     base = question.base

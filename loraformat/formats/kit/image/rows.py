@@ -49,7 +49,7 @@ def select(update: Update, spans: Sequence[Span]) -> Update:
         elif magnitude is not None and sorted(spans) != _covering(spans, whole[1]):
             raise UnsupportedUpdate(
                 "a DoRA magnitude for each input of a fused module cannot be split: its norms run over all rows",
-                hint="give a base in which the module is not split",
+                hint="pass a base in which the module is not split",
             )
         return replace(update, up=_selected(update.up, spans), magnitude=magnitude)
     if isinstance(update, Hadamard):

@@ -64,7 +64,7 @@ def _exchanged(module: Module, chains: Chains, inputs: int | None, where: str) -
         raise FormatError(
             "only the base weight tells whether this is the module of the last block, whose halves are swapped",
             where=in_weights(where),
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     if inputs is not None and rows != {2 * inputs}:
         return chains

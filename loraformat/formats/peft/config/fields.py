@@ -148,7 +148,7 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "r"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=in_file(CONFIG, "r"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "r"), hint="pass it with --assume rank=R")
     ranks = {
         key: as_integer(item, in_file(CONFIG, "rank_pattern", key), 1, MAX_RANK)
         for key, item in _object(raw, "rank_pattern").items()

@@ -109,7 +109,7 @@ class Source:
             raise UnsupportedUpdate(
                 "only the base has the shape of the update",
                 where=in_weights(module),
-                hint="give the base with --base",
+                hint="pass the base with --base",
             )
         name = f"{module}.weight"
         shape = self.weights.get(name)
