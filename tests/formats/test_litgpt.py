@@ -107,7 +107,7 @@ def test_factors_that_do_not_fit_the_heads_are_refused() -> None:
         read({f"{QKV}.lora_A": A, f"{QKV}.lora_B": B[:16]})
     with pytest.raises(ConfigError, match="cannot be divided among 3 groups"):
         read({f"{QKV}.lora_A": A, f"{QKV}.lora_B": B}, model={**LLAMA, "n_query_groups": 3})
-    with pytest.raises(UnsupportedUpdate, match="not known"):
+    with pytest.raises(UnsupportedUpdate, match="is unknown"):
         read({"transformer.h.0.mlp.odd.lora_A": A[:2], "transformer.h.0.mlp.odd.lora_B": B[:, :2]})
 
 
