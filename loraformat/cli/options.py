@@ -140,7 +140,7 @@ base_values = click.option(
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The base model: a folder or one weight file. Only headers are read; with --norms, also the adapted weights.",
+    help="The base model: a folder or one weight file. Headers are read; for norms, also the adapted weights.",
 )
 MOST_JOBS = 256
 _TASK_JOBS = 4  # threads of a task on a cluster, where nobody says how many
@@ -304,8 +304,8 @@ _ENGINE = click.option(
     default="threads",
     show_default=True,
     metavar="threads|ray[=ADDRESS]",
-    help="What computes the output's files: threads of this process, or workers of a Ray cluster: that of ADDRESS, of "
-    "RAY_ADDRESS, else one of this machine.",
+    help="What computes the output's files: threads of this process, or workers of a Ray cluster at ADDRESS or "
+    "RAY_ADDRESS, or else on this machine.",
 )
 _RANK = click.option(
     "--rank",

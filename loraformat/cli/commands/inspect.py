@@ -80,11 +80,11 @@ def command(
 ) -> None:
     """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
 
-    Reads headers only, without --norms or --spectrum. A folder stands for the adapters below it too: checkpoints of a
-    run, adapters that PEFT keeps in subfolders. JSON about several adapters is a list of reports.
+    Without --norms or --spectrum it reads only headers. A folder includes the adapters below it: checkpoints of a run,
+    PEFT's subfolders. JSON about several adapters is a list of reports.
 
-    inspect shows and does not judge: it prints findings, errors too, and exits with 0 all the same. --fail-on makes the
-    exit code 1 for them; `validate` runs every rule.
+    inspect does not judge: it prints findings, including errors, and exits with 0. With --fail-on it exits with 1;
+    `validate` runs every rule.
     """
     from loraformat.jobs.inputs.discovery import discover
     from loraformat.jobs.inspect import View, inspect

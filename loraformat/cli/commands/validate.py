@@ -124,11 +124,11 @@ def command(
     isolated: bool,
     **judged: Any,  # noqa: ANN401 - what is handed on to the job
 ) -> None:
-    """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
+    """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 if there are errors.
 
-    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed. A folder
-    stands for the adapters below it too: checkpoints of a run, adapters that PEFT keeps in subfolders.
-    Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
+    A config or weight file stands for its folder, so that hooks can pass the changed files. A folder includes the
+    adapters below it: checkpoints of a run, PEFT's subfolders. If no rule ran on an adapter, for example because all
+    selected rules need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
     from loraformat.jobs.inputs.discovery import discover

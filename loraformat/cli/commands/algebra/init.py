@@ -28,7 +28,7 @@ from loraformat.cli.commands.algebra import shared
     type=options.Choice(["kaiming", "gaussian", "orthogonal", "pissa", "olora"]),
     default="kaiming",
     show_default=True,
-    help="How to initialize the factors, as PEFT does; pissa and olora take them out of the weight.",
+    help="How to initialize the factors, as PEFT does; pissa and olora derive them from the weight.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @shared.dtype

@@ -62,10 +62,10 @@ def unmerge(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write MERGED without every ADAPTER that was merged into it, and say what of it is proved.
+    """Undo a merge: write MERGED without every ADAPTER, and report whether the result is proven.
 
-    ADAPTER=0.7 was merged at that strength. Without --base the updates are subtracted, and the values are counted that
-    rounding leaves a choice for.
+    ADAPTER=0.7 was merged at that strength. Without --base the updates are subtracted, and the values that rounding
+    made ambiguous are counted.
     """
     from loraformat.jobs.weights.unmerge import unmerge as run
     from loraformat.report.terminal.text import progress
