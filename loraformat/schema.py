@@ -1,4 +1,4 @@
-"""The JSON Schemas of what we read and what we emit: load one, check a value against it.
+"""The JSON Schemas of input and output: load one, check a value against it.
 
 The validators are Python that schemas/compile.py generates from the schemas when the package is built.
 """

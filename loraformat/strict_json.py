@@ -1,4 +1,4 @@
-"""JSON without surprises: what Python's reader lets through, and others do not, is refused."""
+"""Strict JSON: refuses what Python's parser accepts but others do not."""
 
 from __future__ import annotations
 

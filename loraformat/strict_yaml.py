@@ -1,4 +1,4 @@
-"""YAML as tools write their settings: plain values only, no tags, no anchors, no aliases."""
+"""Strict YAML: only plain values, without tags, anchors or aliases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An adapter: what its files mean, in one form for all dialects."""
+"""An adapter in memory, independent of its format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may say about an adapter whose files do not (`--assume KEY=VALUE`), a field each."""
+"""Values that the caller states because an adapter's files do not (`--assume KEY=VALUE`), a field each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base model as headers: which tensors stand where, and what config.json says."""
+"""A base model from its headers: its tensors, their files, and config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the headers of an adapter say, counted: no value is loaded."""
+"""Statistics of an adapter, from its headers only."""
 
 from __future__ import annotations
 

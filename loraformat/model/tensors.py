@@ -1,4 +1,4 @@
-"""Tensors that are described but not loaded: dtype, shape, place, and a way to the values."""
+"""Tensors that are described but not loaded: dtype, shape, and functions that read the values."""
 
 from __future__ import annotations
 

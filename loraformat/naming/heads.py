@@ -1,4 +1,4 @@
-"""Attention heads of a base, by which some code orders the rows of query, key and value."""
+"""Numbers of attention heads, by which some code orders the rows of query, key and value."""
 
 from __future__ import annotations
 

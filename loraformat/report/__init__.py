@@ -1,4 +1,4 @@
-"""Reports and their renderers. A renderer knows `Report` and nothing of who made it."""
+"""Reports and their renderers. A renderer knows only `Report`, not the verb that made it."""
 
 from __future__ import annotations
 

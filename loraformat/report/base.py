@@ -1,4 +1,4 @@
-"""Report: what a job has to say, whoever made it and however it is shown."""
+"""Report: the result of a verb, independent of how it is shown."""
 
 from __future__ import annotations
 

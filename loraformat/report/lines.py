@@ -1,4 +1,4 @@
-"""Lines and aligned tables out of plain cells, cut to a width; what is printed is safe to print."""
+"""Lines and aligned tables from plain cells, cut to a width and safe to print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook shows of a report: escaped HTML with a heat map where there are norms; no script, no other files."""
+"""A report in a notebook: escaped HTML, with a heat map if there are norms; no scripts, no other files."""
 
 from __future__ import annotations
 

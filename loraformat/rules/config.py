@@ -1,4 +1,4 @@
-"""Family 1: what the config says, taken by itself."""
+"""Family 1: the config by itself."""
 
 from __future__ import annotations
 

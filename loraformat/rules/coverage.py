@@ -1,4 +1,4 @@
-"""Family 3, second part: what of the base an adapter reaches, and what kind of base it is."""
+"""Family 3, second part: which weights of the base an adapter covers, and what kind of base it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Family 0: the files of the folder, by name and size; runs even where no adapter could be read."""
+"""Family 0: the files of the folder, by name and size; runs even if the adapter could not be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Family 0: names that are not what they look like."""
+"""Family 0: deceptive names."""
 
 from __future__ import annotations
 

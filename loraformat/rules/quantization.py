@@ -1,4 +1,4 @@
-"""Family 3: how the base is quantized, and whether what it says of that is true."""
+"""Family 3: how the base is quantized, and whether its settings are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Family 1, second part: settings of a PEFT config that contradict each other or say more than they should."""
+"""Family 1, second part: settings of a PEFT config that contradict each other or should not be there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs that load adapters, as a table: what they refuse and what they leave out in silence, by version.
+"""The table of programs that load adapters: what they refuse or silently ignore, by version.
 
 The table is runtimes.json. Each line has the code of the rule that finds the feature, a verdict ("refuses" or
 "ignores"), the message that the program gives or what it does instead, what helps, its source, and the versions that

@@ -1,4 +1,4 @@
-"""Bytes by path. `open_store` gives a Store, `stage` an output folder that is there whole or not at all."""
+"""Bytes by path. `open_store` returns a Store, `stage` an output folder that appears complete or not at all."""
 
 from __future__ import annotations
 

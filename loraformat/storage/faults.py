@@ -1,4 +1,4 @@
-"""What the operating system says, in our words; and which file names a store takes."""
+"""Errors of the operating system as StorageError, and the file names that a store accepts."""
 
 from __future__ import annotations
 

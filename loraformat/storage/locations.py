@@ -1,4 +1,4 @@
-"""Where something lies, as callers give it: text, or a path object."""
+"""Locations as callers pass them: str or path objects."""
 
 from __future__ import annotations
 

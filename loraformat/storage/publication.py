@@ -1,4 +1,4 @@
-"""How an output gets onto the Hub, and what became of it."""
+"""How an output is uploaded to the Hub, and the result."""
 
 from __future__ import annotations
 

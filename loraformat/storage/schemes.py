@@ -1,4 +1,4 @@
-"""Where files lie, by the scheme of a URI: how they are opened there, and how outputs are made."""
+"""Stores by URI scheme: how inputs are opened and outputs created."""
 
 from __future__ import annotations
 

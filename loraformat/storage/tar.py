@@ -1,4 +1,4 @@
-"""The members of a plain tar archive as the files of a folder, read where they lie. Nothing is unpacked.
+"""The members of a plain tar archive as the files of a folder, read in place without unpacking.
 
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """

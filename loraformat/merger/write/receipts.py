@@ -1,4 +1,4 @@
-"""Receipts of ranks: what each process of a divided run has written, left beside the files for whoever finishes."""
+"""Receipts of ranks: what each process of a divided run has written, stored next to its files for `--finish`."""
 
 from __future__ import annotations
 

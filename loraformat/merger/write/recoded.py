@@ -1,4 +1,4 @@
-"""One weight computed and put into codes again: all of its windows in turn, since the last one settles its scales."""
+"""Computes one weight and quantizes it again: all of its windows in turn, because the last one decides its scales."""
 
 from __future__ import annotations
 

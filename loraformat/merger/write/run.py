@@ -1,4 +1,4 @@
-"""A merge from its plan to a checked folder: weight files, other files, manifest, journal."""
+"""Executes a merge plan up to a verified folder: weight files, other files, manifest, journal."""
 
 from __future__ import annotations
 

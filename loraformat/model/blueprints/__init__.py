@@ -1,4 +1,4 @@
-"""Names and shapes of a model's weights from its config.json alone, for decoders that many adapters are made for."""
+"""Names and shapes of a model's weights, only from its config.json, for common decoder models."""
 
 from __future__ import annotations
 

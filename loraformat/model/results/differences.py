@@ -1,4 +1,4 @@
-"""What two adapters, or two checkpoints, differ in, as data."""
+"""The result of `diff`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter that is not there yet would cost, as data."""
+"""The result of `estimate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verbs that write adapters of adapters or of models did to each update."""
+"""The results of the verbs that make adapters from adapters or models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rules find out, as data: apart from the other results, so that `validate` starts without them."""
+"""The result of `validate`, separate from the others so that `validate` starts without them."""
 
 from __future__ import annotations
 

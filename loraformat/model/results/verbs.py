@@ -1,4 +1,4 @@
-"""What the jobs find out, as data: all that a renderer knows."""
+"""The results of the other verbs."""
 
 from __future__ import annotations
 

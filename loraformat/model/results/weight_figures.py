@@ -1,4 +1,4 @@
-"""What is known of single weights: one record for each update, one for each table of embeddings."""
+"""Records of single weights: one for each update, one for each embedding table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter does to one weight: the kinds of update, each a class, and one table with a line for each.
+"""The kinds of update, each a class, and one table with a line for each.
 
 Nothing here checks shapes; the rules do. A new kind has a class in one of these modules and a line in KINDS, its
 arithmetic in `merger/compute/kinds/`, and its formula in `merger/verify/reference/kinds/`.

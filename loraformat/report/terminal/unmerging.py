@@ -1,4 +1,4 @@
-"""What `unmerge` took out, and what of it is proved, for people."""
+"""The text report of `unmerge`."""
 
 from __future__ import annotations
 

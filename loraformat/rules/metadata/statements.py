@@ -1,4 +1,4 @@
-"""Family 5: what is said about the adapter, and its tokens."""
+"""Family 5: metadata and tokenizer."""
 
 from __future__ import annotations
 

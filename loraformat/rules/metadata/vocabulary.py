@@ -1,4 +1,4 @@
-"""What a tokenizer.json says about its tokens, read as plain data: no tokenizer is ever built."""
+"""The vocabulary of a tokenizer.json, read as plain data without building a tokenizer."""
 
 from __future__ import annotations
 

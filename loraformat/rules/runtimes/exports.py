@@ -1,4 +1,4 @@
-"""Family 2, fourth part: what programs that export adapters are known to get wrong."""
+"""Family 2, fourth part: known faults of programs that export adapters."""
 
 from __future__ import annotations
 

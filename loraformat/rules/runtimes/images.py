@@ -1,4 +1,4 @@
-"""Family 6, third part: what programs that run image and video models do with the spelling of a file (`--target`)."""
+"""Family 6, third part: how programs for image and video models handle the names in a file (`--target`)."""
 
 from __future__ import annotations
 

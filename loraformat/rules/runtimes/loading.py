@@ -1,6 +1,6 @@
-"""Family 6: what a runtime would do with the adapter (`--target`), as far as its headers and config tell.
+"""Family 6: how a runtime would load the adapter (`--target`), judging by headers and config.
 
-Each rule finds one feature; which runtimes refuse it or leave it out in silence stands in runtimes.json.
+Each rule finds one feature; runtimes.json lists the runtimes that refuse or silently ignore it.
 """
 
 from __future__ import annotations

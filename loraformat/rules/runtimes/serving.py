@@ -1,4 +1,4 @@
-"""Family 6, second part: what a runtime expects of the adapter as a whole."""
+"""Family 6, second part: requirements of a runtime on the adapter as a whole."""
 
 from __future__ import annotations
 

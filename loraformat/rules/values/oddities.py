@@ -1,4 +1,4 @@
-"""Family 4, third part: values that are legal and hardly ever meant (`--deep`)."""
+"""Family 4, third part: values that are legal but hardly ever intended (`--deep`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Family 4, second part: what the values of an update amount to (`--deep`)."""
+"""Family 4, second part: norms and spectra of updates (`--deep`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls into a library whose waits no signal ends: made by a thread, so that the one that asked for them can stop."""
+"""Calls into a library that ignores signals while it waits: made in a thread, so that the caller can stop."""
 
 from __future__ import annotations
 

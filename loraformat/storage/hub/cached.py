@@ -1,4 +1,4 @@
-"""A repository as it lies in the cache of huggingface_hub, for work without the Hub."""
+"""A repository in the cache of huggingface_hub, for offline work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to the Hub: what a repository holds at a revision, and ranges of its files.
+"""Requests to the Hub: the files of a repository at a revision, and ranges of them.
 
 huggingface_hub is imported when the first repository is opened, and nowhere else.
 """

@@ -1,4 +1,4 @@
-"""What the Hub and the libraries below say, in our words; their texts are repeated where they tell what to do."""
+"""Errors of the Hub and its libraries as StorageError; their texts are repeated if they say what to do."""
 
 from __future__ import annotations
 

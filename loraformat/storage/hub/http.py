@@ -1,4 +1,4 @@
-"""GET requests that come to an end: bounded in bytes and in time, and made again where that helps.
+"""GET requests, bounded in bytes and time, and retried if that helps.
 
 The session is that of huggingface_hub, of httpx or of requests by its version; both are known here.
 """

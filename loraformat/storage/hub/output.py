@@ -1,4 +1,4 @@
-"""An output for the Hub: files collected on this machine, and those that the Hub will copy by itself."""
+"""An output for the Hub: files collected on this machine, and those that the Hub copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files to the Hub: uploaded where they are new, copied there where they are a base's, and one commit for all."""
+"""Publishes files on the Hub: uploads new ones, has the Hub copy those of a base, and makes one commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why the Hub does not take something, and requests made again where that helps."""
+"""Why the Hub rejected a request, and retries if that helps."""
 
 from __future__ import annotations
 

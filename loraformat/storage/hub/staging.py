@@ -1,4 +1,4 @@
-"""An output on the Hub: there in one commit, or not at all."""
+"""An output on the Hub, published in one commit or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The place of an output on the Hub, looked at before anything is computed: who may write, and what is there."""
+"""The target of an output on the Hub, checked before anything is computed: write access and existing files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right to write to an output: for one process alone, or for all those that write its files together."""
+"""Locks of an output: for one process, or shared by all that write its files together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An output folder that is there whole, or not at all."""
+"""An output folder that appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an output may be written to: what stands there, what may be replaced, and who may read the result."""
+"""Where an output may be written: what exists there, what may be replaced, and who may read the result."""
 
 from __future__ import annotations
 

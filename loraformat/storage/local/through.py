@@ -1,4 +1,4 @@
-"""Files of a report: a regular one appears whole or not at all, anything else is written through, never replaced."""
+"""Report files: a regular file appears complete or not at all, anything else is written through, never replaced."""
 
 from __future__ import annotations
 

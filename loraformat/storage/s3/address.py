@@ -1,4 +1,4 @@
-"""s3://bucket/prefix: what it means, in one spelling."""
+"""s3://bucket/prefix addresses, normalized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to an S3 service through boto3, and what its errors mean in our words.
+"""Requests to an S3 service through boto3, and its errors as StorageError.
 
 boto3 is imported when the first address is opened, and nowhere else.
 """

@@ -1,4 +1,4 @@
-"""What runs have left at an output that they did not finish: found by its names, and removed."""
+"""Leftovers of unfinished runs at an output: found by their names, and removed."""
 
 from __future__ import annotations
 

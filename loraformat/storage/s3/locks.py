@@ -1,4 +1,4 @@
-"""The right to write to an output: an object that only one run can make, and that a run which is alive renews."""
+"""Locks of an output: an object that only one run can create, and that a running one renews."""
 
 from __future__ import annotations
 

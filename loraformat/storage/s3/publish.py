@@ -1,4 +1,4 @@
-"""The end of an output: all files completed, put in place in an order in which nobody takes a part for the whole."""
+"""Publishes an output: completes all files in an order in which nobody can mistake a part for the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Single requests that make, complete and remove objects, each mended where its answer may be lost."""
+"""Requests that create, complete and remove objects, and recover if the answer is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An output under a prefix that is there whole, or not at all."""
+"""An output under a prefix that appears complete or not at all."""
 
 from __future__ import annotations
 

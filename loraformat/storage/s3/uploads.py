@@ -1,4 +1,4 @@
-"""One file of an output as an upload of several parts: ranges that the store copies at once, parts that are sent."""
+"""One output file as a multipart upload: ranges that the store copies, and parts that are sent."""
 
 from __future__ import annotations
 
