@@ -167,7 +167,7 @@ def _on_worker(function: Callable[[T], R], item: T, version: str, settings: dict
         text = f"{error.message}, on node {socket.gethostname()}"
         hint = error.hint or "every node must see the inputs and the folder of the output: a shared folder, or a bucket"
         if "credentials" in error.message and not settings:
-            hint += f"; if {_SENT} is set but names no temporary folder, each node uses its own"
+            hint += f"; if {_SENT} is set but names no variables, each node uses its own credentials"
         raise StorageError(text, where=error.location, hint=hint) from None
 
 

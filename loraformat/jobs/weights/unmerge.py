@@ -274,8 +274,8 @@ def _refuse_codes(run: _Run, names: Sequence[str]) -> None:
     if not found or run.merged.quantized is None:
         return
     raise UnsupportedUpdate(
-        f"{counted(len(found), 'weight', 'is')} in codes ({run.merged.quantized.scheme}) that the adapters change, "
-        f"first {found[0]}: merged weights were put into codes again, so that nothing can be subtracted from them",
+        f"the adapters change {counted(len(found), 'quantized weight')} ({run.merged.quantized.scheme}), first "
+        f"{found[0]}: they were quantized again after the merge, so the updates cannot be subtracted",
         where=run.uri,
         hint="keep or download the original base instead",
     )

@@ -65,7 +65,7 @@ def chains_of(module: RawModule, stated: Callable[[RawModule, int], float | None
     if "diff_b" in parts:
         bias.append(Dense(parts["diff_b"]))
     if not weight and not bias:
-        raise Incomplete(f"only {', '.join(sorted(parts))} without their counterparts")
+        raise Incomplete(f"{', '.join(sorted(parts))} without other tensors of the module")
     return {name: tuple(chain) for name, chain in ((WEIGHT, weight), (BIAS, bias)) if chain}
 
 

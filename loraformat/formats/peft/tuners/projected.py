@@ -67,7 +67,7 @@ def _orthonormal(columns: Floats, module: str, *, has_signs: bool) -> Floats:
     cosines = multiply(found.T, orthonormal(columns.astype(np.float32)).astype(np.float64))
     if not np.abs((cosines if has_signs else np.abs(cosines)) - np.eye(len(cosines))).max() < _SAME:
         raise UnsupportedUpdate(
-            "deft_P is so close to singular that its QR decomposition in float32, as PEFT computes it, is ambiguous",
+            "the QR decomposition of deft_P in float32, as PEFT computes it, is ambiguous",
             where=in_weights(module),
         )
     return found
