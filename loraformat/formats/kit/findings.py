@@ -273,7 +273,7 @@ def base_weights_beside(where: Where, names: list[str]) -> Said:
     """
     return (
         where,
-        f"{counted(len(names), 'weight', 'is')} left out as copies of base weights: {listed(names)}",
+        f"{counted(len(names), 'weight', 'is')} left out, assumed to be unchanged from the base: {listed(names)}",
         "--base compares them with the base's",
     )
 

@@ -358,7 +358,7 @@ def test_weights_that_were_put_into_codes_again_are_refused_for_that(tmp_path: P
     found = refused(tmp_path / "merged", [tmp_path / "one"], tmp_path / "out", **more)
     assert isinstance(found, UnsupportedUpdate)
     text = f"{found} {found.hint}"
-    assert "put into codes again" in text
+    assert "quantized again" in text
     assert "keep or download the original base instead" in text
     assert "--dequantize" not in text
     assert not (tmp_path / "out").exists()
