@@ -274,7 +274,7 @@ def base_weights_beside(where: Where, names: list[str]) -> Said:
     return (
         where,
         f"{counted(len(names), 'weight', 'is')} left out, assumed to be unchanged from the base: {listed(names)}",
-        "--base compares them with the base's",
+        "use --base to compare them with the base's",
     )
 
 
