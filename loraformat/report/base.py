@@ -20,7 +20,7 @@ class Report:
     >>> import loraformat
     >>> report = loraformat.validate("fixtures/minigpt/lora_adapter", select=["LF2"])
     >>> report.ok, report.worst.value, report.findings[0].hint
-    (False, 'error', 'give it with --alpha A')
+    (False, 'error', 'pass it with --alpha A')
 
     Attributes:
         job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate",
