@@ -146,7 +146,7 @@ def test_codes_are_taken_in_any_case() -> None:
     ("options", "reason"),
     [
         (["--select", "LF301"], "no base was given"),
-        (["--select", "LF4"], "reads values; use --deep"),
+        (["--select", "LF4"], "values are read only with --deep"),
         (["--select", "LF6"], "no target was given"),
         (["--ignore", "LF"], "none are selected"),
         (["--select", "LF9"], "none are selected"),

@@ -58,7 +58,7 @@ def test_findings_are_stamped_and_sorted_and_the_rest_is_explained() -> None:
     ]
     assert [(each.code, each.reason) for each in skipped] == [
         ("LF901", "no base was given"),
-        ("LF903", "reads values; use --deep"),
+        ("LF903", "values are read only with --deep"),
     ]
 
 

@@ -32,6 +32,6 @@ def command(code: str | None) -> None:
     if page is None:
         near = nearest_to(code)
         runtime = options.nearest_to(code, [name for name, _ in known_targets()])
-        said = f"{code} is not a code{f', {near}' if near and not runtime else ''}; `loraformat explain` lists them."
-        raise click.UsageError(f"{said}{runtime}")
+        meant = f" {near[0].upper()}{near[1:]}" if near and not runtime else runtime
+        raise click.UsageError(f"{code} is not a code.{meant} `loraformat explain` lists them.")
     click.echo(page, nl=False)
