@@ -392,7 +392,7 @@ def _columns() -> int:
 
 
 def say(text: str) -> None:
-    """Print text on stdout as it is: no wrapping, no colours."""
+    """Print text on stdout as it is: no wrapping, no colors."""
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
         ctx.meta[PRINTED] = True

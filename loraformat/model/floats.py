@@ -68,7 +68,7 @@ def float64_of(tensor: LazyTensor) -> Floats:
 
 
 def unit_in_last_place(values: Floats, dtype: DType) -> Floats:
-    """The distance of two neighbours of `dtype` at the size of each value; that of subnormal ones below all others.
+    """The distance of two neighbors of `dtype` at the size of each value; that of subnormal ones below all others.
 
     It is infinite for what is not finite.
 

@@ -25,7 +25,7 @@ class Renderer(Protocol):
 
         Args:
             width: columns of the terminal; None for a pipe or file, where nothing is cut.
-            color: whether ANSI colours are wanted.
+            color: whether ANSI colors are wanted.
         """
 
 

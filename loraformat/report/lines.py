@@ -55,7 +55,7 @@ class Page:
         self.lines.append(tuple(line))
 
     def fact(self, label: str, value: str) -> None:
-        """A line of the block under the title: label, then value, aligned with its neighbours."""
+        """A line of the block under the title: label, then value, aligned with its neighbors."""
         self.flow("  ", Styled(f"{label:<11}", "dim"), value, indent=13)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -171,7 +171,7 @@ def _nested_layer(
 
 
 def _take_off(weight: str, rank: int, scale: float | None, config: PeftConfig, built: Built) -> None:
-    """Adds what the initialisation took off the base's matrix; embeddings and convolutions keep theirs."""
+    """Adds what the initialization took off the base's matrix; embeddings and convolutions keep theirs."""
     update = built.low_ranks[weight]
     if config.recipe is not None and not update.is_embedding and not update.kernel and not update.is_stack:
         built.from_bases[weight] = SubtractedInit(config.recipe, rank, scale, update.shape)

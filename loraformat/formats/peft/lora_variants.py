@@ -106,7 +106,7 @@ def _pair(value: Json, where: FindingLocation) -> tuple[int, int]:
 
 
 def recipe_of(raw: Config) -> str | None:
-    """What the initialisation took off the base (see `SubtractedInit`), or None."""
+    """What the initialization took off the base (see `SubtractedInit`), or None."""
     init = raw.get("init_lora_weights")
     if raw.get("kasa_config") is not None:
         return "kasa"

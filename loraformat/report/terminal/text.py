@@ -52,7 +52,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
 
     Args:
         width: columns of the terminal; None for a pipe or file, where nothing is cut.
-        color: whether ANSI colours are wanted.
+        color: whether ANSI colors are wanted.
     """
     page = Page(width)
     match report.data:

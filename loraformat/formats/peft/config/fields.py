@@ -77,7 +77,7 @@ class PeftConfig:
         targets: names, or one regular expression, or None.
         parameters: `target_parameters`.
         layers: `layer_replication`: which layer of the base each layer copies.
-        recipe: how the initialisation changed the base (see SubtractedInit), or None.
+        recipe: how the initialization changed the base (see SubtractedInit), or None.
         blocks: which factors are block-diagonal (`use_bdlora`), or None.
         enabled: `enable_lora` of PEFT before 0.3: which parts of a joined layer are adapted.
         version: `peft_version`.

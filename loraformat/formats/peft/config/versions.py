@@ -141,6 +141,6 @@ def _keys(settings: Mapping[str, Json], name: str) -> list[str]:
 
 
 def downgraded(settings: Mapping[str, Json], version: Version) -> dict[str, Json]:
-    """The settings that this version knows; the initialisation, which no loader needs, is the plain one."""
+    """The settings that this version knows; the initialization, which no loader needs, is the plain one."""
     kept = {name: value for name, value in settings.items() if is_known(name, version)}
     return {**kept, "init_lora_weights": True}

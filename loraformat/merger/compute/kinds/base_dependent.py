@@ -24,7 +24,7 @@ _LEAST_SINGULAR = 1e-6
 
 
 def part_of_base(update: SubtractedInit, stored: Floats, *, transposed: bool, where: str) -> LowRank:
-    """What an initialisation took off a base matrix, as the low-rank update that takes it off again.
+    """What an initialization took off a base matrix, as the low-rank update that takes it off again.
 
     Args:
         stored: the un-merged matrix as it is stored.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
 _HINT = "this is a bug in loraformat: please report it"
-# Architectures whose rotation takes neighbouring rows: src/llama-model.cpp `llama_model_rope_type`, ROPE_TYPE_NORM.
+# Architectures whose rotation takes neighboring rows: src/llama-model.cpp `llama_model_rope_type`, ROPE_TYPE_NORM.
 _NEIGHBOURS = {"llama", "granite", "smollm3", "arcee", "olmo"}
 _TABLES = {"embed_tokens": "token_embd", "lm_head": "output"}
 _LEAVES = {
@@ -120,7 +120,7 @@ def _home(weight: str) -> tuple[str, int | None] | None:
 
 
 def _heads(name: str, settings: Mapping[str, Json]) -> int:
-    """How many heads the rows of a tensor are of, where neighbours are rotated together; else 0."""
+    """How many heads the rows of a tensor are of, where neighbors are rotated together; else 0."""
     architecture = settings.get("general.architecture")
     part = name.split(".")[-2]
     if architecture not in _NEIGHBOURS or part not in ("attn_q", "attn_k"):
