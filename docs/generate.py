@@ -91,7 +91,7 @@ def runtimes() -> str:
     parts = [
         "# Runtimes",
         "",
-        "What `loraformat validate --target` checks. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
+        "What `validate --target` checks. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
         "A feature that is not listed loads correctly, as far as we know.",
     ]
     for name, _ in known_targets():
