@@ -44,33 +44,33 @@ def plot(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Draw adapters into one file, which appears whole or not at all.
+    """Plot adapters into one file, which appears complete or not at all.
 
     >>> import loraformat
     >>> report = loraformat.plot(["fixtures/good/peft/tiny-llama"], "tiny-llama.html")
     >>> report.data.form, report.written
     ('html', ('tiny-llama.html',))
 
-    Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
-    its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.
-    The last of a run is drawn weight by weight, the others by layer; adapters that are no run are drawn weight by
-    weight each. Findings about all of them are reported.
+    If all adapters have different steps (`global_step` of trainer_state.json, otherwise the number at the end of the
+    folder name, "checkpoint-500") and change the same weights, they are treated as checkpoints of one run. The last
+    checkpoint of a run is plotted weight by weight, the others by layer; adapters that are not a run are each plotted
+    weight by weight. The report has the findings of all of them.
 
     Args:
         adapters: folders or files, at least one.
-        out: a new file; its ending tells the form: .html, .svg, .png, .pdf. All but .html need matplotlib.
-        base: folder or file of the base; adds what its weights change by, for each adapter drawn weight by weight.
+        out: a new file; its extension sets the format: .html, .svg, .png, .pdf. All but .html need matplotlib.
+        base: folder or file of the base; adds the change of its weights, for each adapter plotted weight by weight.
         alpha, assumptions, format: as for `inspect`.
-        made_by: for each adapter, in their order, the JSON report of the verb that wrote it: `resize`, `combine`,
-            `extract` (`--format json`). The errors of the weights become part of the picture; the adapters are not
-            taken for checkpoints of a run.
+        made_by: for each adapter, in the same order, the JSON report of the verb that wrote it: `resize`, `combine` or
+            `extract` with `--format json`. Adds the error of each weight; the adapters are then not treated as
+            checkpoints of a run.
         overwrite: replace an existing file.
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
-    Raises: UsageError (LF021): the ending is none of FORMS; a report is that of another adapter. ConfigError: what
-        `made_by` names is not such a report. StorageError: the file exists or cannot be written.
-        StorageError, ContainerError, FormatError where an adapter cannot be read.
+    Raises: UsageError (LF021): the extension is not one of FORMS; a report is about another adapter. ConfigError:
+        `made_by` is not such a report. StorageError: the file exists or cannot be written.
+        StorageError, ContainerError, FormatError: an adapter cannot be read.
     """
     adapters, out, base = listed(adapters), uri_of(out), uri_or_none(base)
     form, store = _form(out), _store(out, overwrite=overwrite)
@@ -149,7 +149,7 @@ def _form(out: str) -> str:
     ending = os.path.splitext(out)[1].lower()
     if ending not in FORMS:
         known = ", ".join(FORMS)
-        raise UsageError(f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out)
+        raise UsageError(f"expected a file name that ends in one of {known}, found {ending!r}", where=out)
     return FORMS[ending]
 
 

@@ -1,6 +1,6 @@
-"""What storage asks of the operating system beyond plain reads and writes: locks, shared blocks, direct writes, modes.
+"""Operating system calls beyond plain reads and writes: locks, shared blocks, direct writes, modes.
 
-Everything here is allowed to do nothing: where a system has no such call, files are copied through memory.
+All of them are optional: if a system lacks a call, files are copied through memory.
 """
 
 from __future__ import annotations

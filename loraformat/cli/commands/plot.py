@@ -17,7 +17,7 @@ from loraformat.cli import completers, options
     required=True,
     metavar="FILE",
     shell_complete=completers.paths,
-    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears whole or not at all.",
+    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears complete or not at all.",
 )
 @options.base_values
 @click.option(
@@ -25,8 +25,8 @@ from loraformat.cli import completers, options
     multiple=True,
     metavar="REPORT",
     shell_complete=completers.paths,
-    help="What resize, combine or extract printed with --format json when it wrote ADAPTER: adds the errors of the "
-    "weights. Once for each ADAPTER, in their order.",
+    help="JSON report of the command that wrote ADAPTER (resize, combine or extract with --format json): adds the "
+    "error of each weight. Repeat for each ADAPTER, in the same order.",
 )
 @options.alpha
 @options.assume
@@ -46,9 +46,9 @@ def command(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Draw each ADAPTER: norms over layers and modules, singular values, a table; with --base, changes of weights.
+    """Plot each ADAPTER: norms by layer and module, singular values, a table; with --base, changes of the weights.
 
-    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are drawn over their steps.
+    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are plotted over their steps.
     """
     from loraformat.jobs.plot import plot
     from loraformat.report.terminal.text import progress

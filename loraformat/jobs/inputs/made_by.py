@@ -15,7 +15,7 @@ from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.storage import open_store
 
 _MOST_NBYTES = 256 << 20
-_HOW = "give what `resize`, `combine`, `extract` or another verb that writes adapters printed with --format json"
+_HOW = "pass the JSON report of `resize`, `combine`, `extract` or another verb that writes adapters (--format json)"
 _FROM_CHANGE = tuple(
     field.name for field in fields(MadeRecord) if field.name not in {each.name for each in fields(WeightRecord)}
 )
@@ -41,7 +41,7 @@ def read_made_by(uri: str) -> tuple[str, FactorResult]:
         raise ConfigError(f"not a report of loraformat: {fault[1]}", where=in_file(uri, *fault[0]), hint=_HOW)
     data = cast("dict[str, Any] | None", value["data"])
     if data is None or "rank_before" not in (data.get("weights") or [{"rank_before": 0}])[0] or "cosines" not in data:
-        raise ConfigError(f"the report of `{value['job']}`, which wrote no adapter", where=uri, hint=_HOW)
+        raise ConfigError(f"the report of `{value['job']}`, which did not write an adapter", where=uri, hint=_HOW)
     if data["is_dry_run"]:
         raise ConfigError("the report of a dry run, which wrote nothing", where=uri, hint=_HOW)
     return str(value["job"]), _result(data)
@@ -87,8 +87,8 @@ def with_made(records: Sequence[WeightRecord], made: FactorResult, uri: str, whe
 
 
 def _of_another(uri: str, where: str, what: str) -> UsageError:
-    text = f"the report {show(uri, 200)} is that of another adapter: it differs at {what}"
-    return UsageError(text, where=where, hint="give the report of the command that wrote this adapter")
+    text = f"the report {show(uri, 200)} is about another adapter: it differs at {what}"
+    return UsageError(text, where=where, hint="pass the report of the command that wrote this adapter")
 
 
 def _made(record: WeightRecord, change: FactorChange | None) -> MadeRecord:

@@ -140,7 +140,7 @@ def test_what_is_not_the_report_of_this_adapter_is_refused(
         fewer: "about which the report says nothing",
         larger: "of rank 2 in the report and 1 in the adapter",
         dry: "a dry run",
-        looked: "`inspect`, which wrote no adapter",
+        looked: "`inspect`, which did not write an adapter",
         tmp_path / "cut.json": "line",
         tmp_path / "list.json": "expected a JSON object",
         tmp_path / "wrong.json": "not a report of loraformat",
