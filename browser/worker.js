@@ -19,6 +19,10 @@ async function start({ runtime, names, bytes, lock }) {
     if (!(name in bytes)) return new Response(null, { status: 404 });
     return new Response(bytes[name], { headers: { "Content-Type": type } });
   };
+  // Pyodide asks in this way whether it runs in a worker of the old kind; here the browser would log that it blocked it.
+  self.importScripts = () => {
+    throw new TypeError("a module worker");
+  };
   const { loadPyodide } = await import(`${runtime}pyodide.mjs`);
   python = await loadPyodide({ indexURL: runtime, lockFileContents: lock, stdout: () => {}, stderr: () => {} });
   python.unpackArchive(bytes[names.core], "zip", { extractDir: "/core" });

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 # What the browser asks for on its own account, whatever the page.
 _OWN_HOSTS = (".google.com", ".googleapis.com", ".gvt1.com")
 _LONGEST_WAIT_MS = 60_000
+_LONGEST_SILENCE_S = 90
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -146,6 +148,7 @@ class Tab:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self.out], [], [], _LONGEST_SILENCE_S)[0], "the browser says nothing any more"
             got = os.read(self.out, 1 << 20)
             assert got, "the browser ended"
             self._rest += got

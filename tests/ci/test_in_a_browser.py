@@ -193,11 +193,9 @@ def test_what_is_stopped_leaves_a_page_that_judges_again(page: Page) -> None:
 
 def test_files_are_chosen_by_keyboard(page: Page) -> None:
     page.tab.ask("Page.setInterceptFileChooserDialog", enabled=True)
-    page.tab.run(
-        "document.querySelector('main').setAttribute('tabindex', '-1'), document.querySelector('main').focus()"
-    )
+    page.tab.run("document.querySelector('main').tabIndex = -1, document.querySelector('main').focus()")
     page.tab.press("Tab")
-    assert page.tab.run("document.activeElement.id") == "choose-folder"
+    assert page.tab.run("document.activeElement.id") == "choose-folder", page.tab.run("document.documentElement.dataset.state+document.getElementById('status').textContent+document.body.innerText")
     page.tab.press("Tab")
     assert page.tab.run("document.activeElement.id") == "choose-files"
     page.tab.press("Enter")
