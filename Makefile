@@ -89,12 +89,12 @@ docs: $(VENV)/installed-dev
 	rm -rf site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
 	rm -rf site/.doctrees
-	$(BIN)/python browser/build.py --optional site/browser
+	$(BIN)/python web/build.py --optional site/browser
 	$(BIN)/python docs/check.py site
 
 # The page that checks adapters in a browser; npm downloads its runtime once, 6.5 MB, into build/.
 browser: $(VENV)/installed-dev
-	$(BIN)/python browser/build.py site/browser
+	$(BIN)/python web/build.py site/browser
 
 check: docs
 	$(BIN)/ruff check

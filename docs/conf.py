@@ -42,7 +42,7 @@ def _outward(app: object, docname: str, source: list[str]) -> None:
     depth = docname.count("/")
     up = "../" * (depth + 1)
     page = rf'<a href="{"../" * depth}browser/index.html">\1</a>'
-    source[0] = re.sub(rf"\[([^\]]+)\]\({re.escape(up)}browser/index\.html\)", page, source[0])
+    source[0] = re.sub(rf"\[([^\]]+)\]\({re.escape(up)}web/index\.html\)", page, source[0])
     source[0] = re.sub(rf"\]\({re.escape(up)}(?!\.\./)([^)]+)\)", rf"]({_REPOSITORY}\1)", source[0])
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from loraformat.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "browser"
+PAGE = ROOT / "web"
 FIXTURES = ROOT / "fixtures"
 SCRIPTS = sorted(PAGE.glob("*.js"))
 

@@ -1,4 +1,4 @@
-"""Builds the page of the site on which a browser runs inspect and validate. Run: python browser/build.py FOLDER.
+"""Builds the page of the site on which a browser runs inspect and validate. Run: python web/build.py FOLDER.
 
 What cannot be built ends it; with --optional a page that says so takes its place.
 """
@@ -81,7 +81,7 @@ def package() -> bytes:
     data = kept.read_bytes()
     if not _is_sound(data):
         kept.unlink()
-        raise CannotBuild(f"pyodide {PYODIDE} from npm does not have the digest that browser/build.py states")
+        raise CannotBuild(f"pyodide {PYODIDE} from npm does not have the digest that web/build.py states")
     return data
 
 

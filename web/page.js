@@ -85,10 +85,16 @@ function start() {
   state("starting");
   at("progress-text").textContent = "Starting Python";
   at("progress").removeAttribute("value");
-  worker = new Worker(address, { type: "module" });
-  worker.onmessage = ({ data }) => heard(data);
-  worker.onerror = (event) => broken(`The checker could not be started: ${event.message ?? "no module worker"}.`);
-  worker.postMessage({ kind: "start", ...parts });
+  worker?.terminate();
+  const own = new Worker(address, { type: "module" });
+  own.onmessage = ({ data }) => {
+    if (own === worker) heard(data);
+  };
+  own.onerror = (event) => {
+    if (own === worker) broken(`The checker could not be started: ${event.message || "no module worker"}.`);
+  };
+  own.postMessage({ kind: "start", ...parts });
+  worker = own;
 }
 
 function heard(answer) {
@@ -99,7 +105,7 @@ function heard(answer) {
   if (answer.kind === "failed") {
     say(`The checker failed on these files: ${answer.text}. Nothing is known about them; use the command line.`);
     at("status").textContent = "Failed";
-    return restart();
+    return start();
   }
   state("ready");
   at("status").textContent = "Done";
@@ -114,14 +120,10 @@ function ready({ version, targets }, formats) {
     at("formats-text").textContent = formats.text;
     at("formats").hidden = false;
   }
+  at("retry").hidden = true;
   state("ready");
   if (dropped?.isWaiting) judge();
   else if (!at("status").textContent) at("status").textContent = "Ready";
-}
-
-function restart() {
-  worker.terminate();
-  start();
 }
 
 /** Judge what was dropped last, as the options are now; while the checker is loading it waits. */
@@ -136,7 +138,7 @@ function judge() {
   at("status").textContent = dropped.isWaiting ? "Waiting for the checker" : `Judging ${dropped.files.length} files`;
   if (isBusy) {
     at("stop").hidden = true;
-    restart();
+    start();
   }
   if (dropped.isWaiting) return;
   const options = {};
@@ -186,7 +188,7 @@ at("stop").addEventListener("click", () => {
   number += 1;
   at("stop").hidden = true;
   at("status").textContent = "Stopped";
-  restart();
+  start();
 });
 for (const [button, input] of [["choose-folder", "folder"], ["choose-files", "files"]]) {
   at(button).addEventListener("click", () => at(input).click());
