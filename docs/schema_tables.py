@@ -103,7 +103,8 @@ def _kind(name: str, root: dict[str, Any], value: Any) -> str:  # noqa: ANN401 -
         return "any"
     if "$ref" in value:
         label, target = _target(root, value["$ref"])
-        return f"[{label}](#{name}-{label.lower()})" if "properties" in target else _kind(name, root, target)
+        has_table = "properties" in target and label in root["$defs"]
+        return f"[{label}](#{name}-{label.lower()})" if has_table else _kind(name, root, target)
     if "const" in value:
         return f"`{json.dumps(value['const'])}`"
     if "enum" in value:

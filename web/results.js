@@ -38,9 +38,11 @@ export function show(answer, verb) {
 }
 
 function verdict(answer, verb, found) {
+  const isOne = new Set(answer.findings.map((finding) => finding.subject)).size < 2;
+  if (answer.exit === 3 && !isOne) return `Not all could be read: ${found}`;
   if (answer.exit in REFUSED) return REFUSED[answer.exit];
   if (answer.exit !== 0) return `Not OK: ${found || "refused"}`;
-  const word = verb === "inspect" ? "Read" : "OK";
+  const word = verb === "inspect" ? "Inspected" : "OK";
   return found ? `${word}, with ${found}` : word;
 }
 
