@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Not --quiet: for the tests, PyTorch is a download of hundreds of megabytes, and somebody is waiting.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Tests start the command line hundreds of times, and each start would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
 .PHONY: demo test check docs browser bench fuzz mutants

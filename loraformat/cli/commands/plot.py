@@ -20,6 +20,14 @@ from loraformat.cli import completers, options
     help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears whole or not at all.",
 )
 @options.base_values
+@click.option(
+    "--made-by",
+    multiple=True,
+    metavar="REPORT",
+    shell_complete=completers.paths,
+    help="What resize, combine or extract printed with --format json when it wrote ADAPTER: adds the errors of the "
+    "weights. Once for each ADAPTER, in their order.",
+)
 @options.alpha
 @options.assume
 @options.source_format
@@ -30,6 +38,7 @@ def command(
     adapters: tuple[str, ...],
     out: str,
     base: str | None,
+    made_by: tuple[str, ...],
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     source_format: str | None,
@@ -52,6 +61,7 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             format=source_format,
+            made_by=made_by,
             overwrite=overwrite,
             jobs=options.threads(jobs),
             progress=advance,
