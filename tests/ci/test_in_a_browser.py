@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,18 @@ def test_what_a_browser_cannot_hold_is_refused_in_words(page: Page, tmp_path: Pa
     for number in range(2001):
         (many / str(number)).touch()
     assert page.refused(many).startswith("More than 2000 files")
+
+
+def test_a_file_that_ends_the_checker_is_told_and_the_next_is_judged(page: Page, tmp_path: Path) -> None:
+    """WebAssembly has less stack than a process: 300,000 tuples in each other are too many to take apart there."""
+    file = tmp_path / "deep.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b".")
+        archive.writestr("x/version", "3")
+    assert "Nothing is known about them; use the command line." in page.refused(file)
+    page.tab.wait("document.documentElement.dataset.state === 'ready'")
+    page.loaded = len(page.asked)
+    assert page.judged(FIXTURES / "good" / "peft" / "tiny-llama")["verdict"] == "OK"
 
 
 def test_a_file_of_five_gigabytes_is_judged_by_its_header(page: Page, tmp_path: Path) -> None:
