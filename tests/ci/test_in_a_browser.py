@@ -143,18 +143,6 @@ def test_what_a_browser_cannot_hold_is_refused_in_words(page: Page, tmp_path: Pa
     assert page.refused(many).startswith("More than 2000 files")
 
 
-def test_a_file_that_ends_the_checker_is_told_and_the_next_is_judged(page: Page, tmp_path: Path) -> None:
-    """WebAssembly has less stack than a process: 300,000 tuples in each other are too many to take apart there."""
-    file = tmp_path / "deep.pt"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("x/data.pkl", b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b".")
-        archive.writestr("x/version", "3")
-    assert "Nothing is known about them; use the command line." in page.refused(file)
-    page.tab.wait("document.documentElement.dataset.state === 'ready'")
-    page.loaded = len(page.asked)
-    assert page.judged(FIXTURES / "good" / "peft" / "tiny-llama")["verdict"] == "OK"
-
-
 def test_a_file_of_five_gigabytes_is_judged_by_its_header(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "adapter.safetensors"
     size, names = 80_000_000, ("lora_unet_double_blocks_0_img_attn_proj.lora_down", "lora_unet_x.lora_up")
@@ -175,7 +163,7 @@ def test_a_file_of_five_gigabytes_is_judged_by_its_header(page: Page, tmp_path: 
 
 def test_neither_the_page_nor_its_checker_can_connect_once_it_is_loaded(page: Page) -> None:
     workers = [each for each in page.tab.events if each.get("method") == "Target.attachedToTarget"]
-    (worker,) = [each["params"] for each in workers if each["params"]["targetInfo"]["type"] == "worker"]
+    *_, worker = [each["params"] for each in workers if each["params"]["targetInfo"]["type"] == "worker"]
     with served(FIXTURES) as (other, reached):
         for session in ("", worker["sessionId"]):
             for address in (other, page.tab.run("location.href")):
@@ -243,3 +231,14 @@ def test_the_console_is_silent(page: Page) -> None:
     said = [each for each in page.tab.events if each.get("method") in kinds]
     blocked = [each for each in said if "Content Security Policy" in json.dumps(each)]  # by the test above
     assert [each for each in said if each not in blocked] == []
+
+
+def test_a_file_that_ends_the_checker_is_told_and_the_next_is_judged(page: Page, tmp_path: Path) -> None:
+    """WebAssembly has less stack than a process: 300,000 tuples in each other are too many to take apart there."""
+    file = tmp_path / "deep.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b".")
+        archive.writestr("x/version", "3")
+    assert "Nothing is known about them; use the command line." in page.refused(file)
+    page.tab.wait("document.documentElement.dataset.state === 'ready'")
+    assert page.judged(FIXTURES / "good" / "peft" / "tiny-llama")["verdict"] == "OK"
