@@ -110,6 +110,10 @@ function heard(answer) {
   state("ready");
   at("status").textContent = "Done";
   show(JSON.parse(answer.answer), dropped.verb);
+  // Who changed an option goes on there, and hears the verdict.
+  if (dropped.isNew) at("verdict").focus();
+  else at("heard").textContent = at("verdict").textContent;
+  dropped.isNew = false;
   return undefined;
 }
 
@@ -131,6 +135,7 @@ function judge() {
   if (!dropped) return;
   say("");
   clear();
+  at("heard").textContent = "";
   number += 1;
   const isBusy = !at("stop").hidden;
   dropped.isWaiting = document.documentElement.dataset.state !== "ready" || isBusy;
@@ -151,7 +156,7 @@ function judge() {
 
 async function take(files) {
   try {
-    dropped = arranged(await files);
+    dropped = { ...arranged(await files), isNew: true };
     judge();
   } catch (error) {
     if (!(error instanceof Refused)) throw error;

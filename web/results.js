@@ -34,7 +34,6 @@ export function show(answer, verb) {
   at("cut").textContent = `${answer.cut} more characters are not shown here.`;
   at("cut").hidden = !answer.cut;
   at("result").hidden = false;
-  at("verdict").focus();
 }
 
 function verdict(answer, verb, found) {

@@ -207,6 +207,10 @@ def test_files_are_chosen_by_keyboard(page: Page) -> None:
     page.tab.wait("document.getElementById('status').textContent === 'Done'")
     assert page.tab.run(RESULT)["text"].splitlines()[-1].startswith("lora.safetensors (kohya): OK")
     assert page.tab.run("document.activeElement.id") == "verdict"
+    page.tab.run("document.querySelector('input[value=validate]').focus()")
+    page.tab.press("ArrowDown")  # the next option is chosen, and the same file judged again
+    page.tab.wait("document.getElementById('heard').textContent === 'Inspected'")
+    assert page.tab.run("document.activeElement.value") == "inspect"
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -233,7 +237,7 @@ def test_the_console_is_silent(page: Page) -> None:
     assert [each for each in said if each not in blocked] == []
 
 
-def test_a_file_that_ends_the_checker_is_told_and_the_next_is_judged(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_ends_the_checker_is_named_and_the_next_is_judged(page: Page, tmp_path: Path) -> None:
     """WebAssembly has less stack than a process: 300,000 tuples in each other are too many to take apart there."""
     file = tmp_path / "deep.pt"
     with zipfile.ZipFile(file, "w") as archive:
