@@ -213,6 +213,16 @@ def test_files_are_chosen_by_keyboard(page: Page) -> None:
     assert page.tab.run("document.activeElement.value") == "inspect"
 
 
+def test_a_folder_is_chosen_with_all_that_is_in_it(page: Page) -> None:
+    root = page.tab.ask("DOM.getDocument")["root"]["nodeId"]
+    node = page.tab.ask("DOM.querySelector", nodeId=root, selector="#folder")["nodeId"]
+    page.tab.run("document.querySelector('input[value=validate]').checked = true")
+    page.tab.run("document.getElementById('status').textContent = ''")
+    page.tab.ask("DOM.setFileInputFiles", nodeId=node, files=[str(FIXTURES / "good" / "peft" / "tiny-llama")])
+    page.tab.wait("document.getElementById('status').textContent === 'Done'")
+    assert page.tab.run(RESULT)["text"].splitlines()[-1].startswith("tiny-llama (peft): OK")
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
     page.tab.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
