@@ -197,6 +197,15 @@ class Plain:
         return 0
 
 
+def read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read from an offset into memory; how many bytes came. In a browser (WebAssembly) there is no preadv."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    data = os.pread(fd, buffer.nbytes, offset)
+    buffer[: len(data)] = data
+    return len(data)
+
+
 PLATFORM: Platform = Posix() if os.name == "posix" else Plain()
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 from loraformat.storage.faults import as_storage_error
+from loraformat.storage.platform import read_at
 
 
 class Spool:
@@ -35,7 +36,7 @@ class Spool:
         view = memoryview(found)
         with as_storage_error(self._where):
             while done < nbytes:
-                done += os.preadv(self._fd, [view[done:]], offset + done)
+                done += read_at(self._fd, view[done:], offset + done)
         return found
 
 

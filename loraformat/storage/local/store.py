@@ -14,7 +14,7 @@ from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
-from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
+from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform, read_at
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -132,7 +132,7 @@ class LocalStore:
             checked_range(self._path(path), size, offset, view.nbytes)
             done = 0
             while done < view.nbytes:
-                count = os.preadv(fd, [view[done : done + _MOST_AT_ONCE]], offset + done)
+                count = read_at(fd, view[done : done + _MOST_AT_ONCE], offset + done)
                 self._check_progress(path, count, offset + done)
                 done += count
 
