@@ -8,7 +8,7 @@ SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildc
 
 .PHONY: demo test check docs bench fuzz mutants
 .PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp
-.PHONY: test-ray test-s3
+.PHONY: test-ray test-s3 release-check
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -62,6 +62,12 @@ test-s3: $(VENV)/installed-test
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py
+
+# What a release needs, without publishing it: archive, wheels, what is in them, fresh installations; minutes, and 100 MB
+# of Zig for the wheels of other platforms. TAG=v0.1.0 checks that this version can be released.
+release-check: $(VENV)/installed
+	$(PIP) -e '.[release]'
+	$(BIN)/python release/check.py $(if $(TAG),--tag $(TAG))
 
 # Changes in the source, one at a time, that a test should notice: 400 drawn by the commit. More than an hour.
 mutants: $(VENV)/installed-test
