@@ -61,11 +61,11 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return made
 
 
-def wheel(source: Path, folder: Path, kind: str) -> Path:
+def wheel(source: Path, folder: Path, kind: str, **environment: str) -> Path:
     """A wheel of unpacked source; `kind` as hatch_build.py has it in LORAFORMAT_WHEEL."""
     before = set(folder.glob("*.whl"))
     command = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
-    run(*command, cwd=source, SOURCE_DATE_EPOCH=epoch(), LORAFORMAT_WHEEL=kind)
+    run(*command, cwd=source, SOURCE_DATE_EPOCH=epoch(), LORAFORMAT_WHEEL=kind, **environment)
     (made,) = set(folder.glob("*.whl")) - before
     return made
 
