@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import email
 import hashlib
+import io
 import json
 import re
 import tarfile
 import zipfile
 from pathlib import Path
 
-from artifacts import TARGETS, Failed, run, tracked, version
+from artifacts import Failed, run, tracked, version
 
 KERNEL = "loraformat/arithmetic/_kernel.so"
 # Platforms that PyPI takes; `linux_x86_64` is not among them.
@@ -43,7 +44,7 @@ def check_sdist(path: Path) -> None:
 def check_wheel(path: Path) -> None:
     """Raises: Failed: a tag that PyPI refuses, files that are missing or too many, a wrong library, bad metadata."""
     with zipfile.ZipFile(path) as archive:
-        files = {info.filename: archive.read(info) for info in archive.infolist()}
+        files = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
     platforms = path.stem.rpartition("-")[2].split(".")
     if refused := [each for each in platforms if not _PLATFORMS.fullmatch(each)]:
         raise Failed(f"{path.name}: PyPI does not take {', '.join(refused)}")
@@ -111,7 +112,15 @@ def _check_library(path: Path, platform: str, library: bytes) -> None:
 
 
 def audit(path: Path) -> str:
-    """What auditwheel finds a Linux wheel to be. Raises: Failed: it needs a newer system than its tag says."""
+    """What a Linux wheel is found to be. Raises: Failed: it needs a newer system than its tag says.
+
+    auditwheel looks up the libraries of the machine that it runs on: for musl what the library needs is read here.
+    """
+    if "musllinux" in path.name:
+        needed = needed_by(path)
+        if needed - {"libc.so"}:
+            raise Failed(f"{path.name}: needs {', '.join(sorted(needed))}")
+        return f"needs {', '.join(sorted(needed)) or 'nothing'}"
     said = " ".join(run("auditwheel", "show", path).split())
     found = re.search(r'consistent with the following platform tag: "(\w+)"', said)
     if found is None:
@@ -119,6 +128,10 @@ def audit(path: Path) -> str:
     return found[1]
 
 
-def platforms() -> set[str]:
-    """Those for which there is a wheel."""
-    return {each.platform for each in TARGETS.values()}
+def needed_by(path: Path) -> set[str]:
+    """The libraries that the library of a Linux wheel is linked with."""
+    from elftools.elf.elffile import ELFFile
+
+    with zipfile.ZipFile(path) as archive:
+        dynamic = ELFFile(io.BytesIO(archive.read(KERNEL))).get_section_by_name(".dynamic")
+    return {tag.needed for tag in dynamic.iter_tags("DT_NEEDED")}
