@@ -177,7 +177,8 @@ def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path)
 
 def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
     (step,) = (step for step in action["runs"]["steps"] if step.get("name") == "Install loraformat")
-    assert '--constraint "$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    assert 'versions="$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    assert '--constraint "$versions"' in step["run"]
     assert step["working-directory"] == "${{ runner.temp }}"
 
 
