@@ -2,7 +2,7 @@
 
 The variable LORAFORMAT_WHEEL says which wheel is made. Unset: with loops for this machine where gcc or clang is there,
 else without. `native`: the same, and it is an error where they cannot be made. `pure`: without. A name in `TARGETS` of
-compile_loops.py: for that platform, with Zig. Without the compiled loops the package is pure Python; it gives the same
+compile_loops.py: for that platform, with Zig. What pre-commit installs only validates, and is pure. Without the loops the package is pure Python; it gives the same
 bytes and merges more slowly.
 """
 
@@ -61,7 +61,7 @@ class BuildHook(BuildHookInterface[Any]):
     def _compile(self, library: Path) -> str:
         """Make the library; the platform that it is for, or nothing where the wheel is to be pure."""
         build = runpy.run_path(str(Path(self.root) / "compile_loops.py"))
-        asked = os.environ.get("LORAFORMAT_WHEEL", "")
+        asked = os.environ.get("LORAFORMAT_WHEEL") or ("pure" if os.environ.get("PRE_COMMIT") == "1" else "")
         if asked in build["TARGETS"]:
             target = build["TARGETS"][asked]
             build["compile_for"](target, library)
