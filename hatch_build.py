@@ -2,8 +2,9 @@
 
 The variable LORAFORMAT_WHEEL says which wheel is made. Unset: with loops for this machine where gcc or clang is there,
 else without. `native`: the same, and it is an error where they cannot be made. `pure`: without. A name in `TARGETS` of
-compile_loops.py: for that platform, with Zig. What pre-commit installs only validates, and is pure. Without the loops the
-package is pure Python; it gives the same bytes and merges more slowly.
+compile_loops.py: for that platform, with Zig. What pre-commit installs only validates, and is pure.
+
+Without the loops the package is pure Python; it gives the same bytes and merges more slowly.
 """
 
 from __future__ import annotations
