@@ -10,7 +10,7 @@ SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildc
 
 .PHONY: demo test check docs browser bench fuzz mutants
 .PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp
-.PHONY: test-ray test-s3 test-browser
+.PHONY: test-ray test-s3 test-browser release-check
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -68,6 +68,12 @@ test-browser: browser
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py
+
+# What a release needs, without publishing it: archive, wheels, what is in them, fresh installations; minutes, and 100 MB
+# of Zig for the wheels of other platforms. TAG=v0.1.0 checks that this version can be released.
+release-check: $(VENV)/installed
+	$(PIP) -e '.[release]'
+	$(BIN)/python release/check.py $(if $(TAG),--tag $(TAG))
 
 # Changes in the source, one at a time, that a test should notice: 400 drawn by the commit. More than an hour.
 mutants: $(VENV)/installed-test
