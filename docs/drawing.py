@@ -24,7 +24,7 @@ WORDS = {
     "arithmetic": "products, sums",
     "model | naming | storage | engine | schema": "things, bytes",
     "strict_yaml": "settings",
-    "budget | extras | strict_json": "limits",
+    "budget | extras | machine | strict_json": "limits",
     "_version": "version",
     "errors": "errors",
     "diagnostics": "findings",

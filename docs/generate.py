@@ -19,6 +19,7 @@ from typing import get_args
 from click import Group
 from click.testing import CliRunner
 from drawing import drawing
+from schema_tables import page as schemas_page
 
 import loraformat as loraformat_package
 from loraformat.cli import COMMANDS
@@ -29,6 +30,7 @@ from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 from loraformat.model.updates import every_kind
 from loraformat.naming.families import denoisers
+from loraformat.rules.targets import parse
 
 ROOT = Path(__file__).parent.parent
 WALKS = ("algebra.md", "guides/hand-written.md", "inspect.md", "models.md", "validate.md")
@@ -93,12 +95,30 @@ def runtimes() -> str:
         "",
         "What `validate --target` checks. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
         "A feature that is not listed loads correctly, as far as we know.",
+        "",
+        "`--target NAME` checks against the version below, `--target NAME==VERSION` against another one, and",
+        "`--target 'NAME>=VERSION'` against the oldest version that must load the adapter. `--max-lora-rank N` is the",
+        "rank that the runtime is started with.",
+        "",
+        "| target | program | formats that it loads | largest rank |",
+        "|---|---|---|---|",
+        *(_target_row(name, label) for name, label in known_targets()),
     ]
     for name, _ in known_targets():
         page = explain_target(name)
         assert page is not None
         parts += ["", page.replace("# ", f"## `{name}`: ", 1).rstrip()]
     return "\n".join(parts) + "\n"
+
+
+def _target_row(name: str, label: str) -> str:
+    target = parse(name)
+    anchor = re.sub(r"[^a-z0-9 -]", "", f"{name} {label}".lower()).replace(" ", "-")
+    ranks = ((target.default_rank, "by default"), (target.most_rank, "at most"))
+    parts = [f"{rank} {word}" for rank, word in ranks if rank is not None]
+    parts += [f"`{target.rank_option}`"] if target.rank_option else []
+    greatest = ", ".join(parts) or "-"
+    return f"| [{name}](#{anchor}) | {label} | {', '.join(target.reads)} | {greatest} |"
 
 
 def readme(text: str) -> str:
@@ -288,6 +308,7 @@ def main() -> None:
         example = ROOT / "docs" / name
         example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
+    (ROOT / "docs" / "schemas.md").write_text(schemas_page(), encoding="utf-8")
     (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
     guide = ROOT / "docs" / "python.md"
     guide.write_text(python(guide.read_text(encoding="utf-8")), encoding="utf-8")

@@ -65,7 +65,7 @@ _PUBLIC: dict[str, tuple[str, ...]] = {
         "LoraFormatError",
         *("MergeError", "MissingExtra", "MissingFile", "NonFiniteValue", "NotATensorFile", "NothingChecked"),
         *("OutOfResources", "RoundTripFailed", "ShapeMismatch", "StorageError", "TruncatedFile", "UnknownFormat"),
-        *("UnmatchedUpdate", "UnsafePickle", "UnsupportedUpdate", "UsageError", "WebPage"),
+        *("UnmatchedUpdate", "UnsafePickle", "UnsupportedMachine", "UnsupportedUpdate", "UsageError", "WebPage"),
     ),
 }
 
@@ -99,6 +99,7 @@ if TYPE_CHECKING:
         UnknownFormat,
         UnmatchedUpdate,
         UnsafePickle,
+        UnsupportedMachine,
         UnsupportedUpdate,
         UsageError,
         WebPage,
@@ -252,6 +253,7 @@ __all__ = [
     "UnmatchedUpdate",
     "UnmergeResult",
     "UnsafePickle",
+    "UnsupportedMachine",
     "UnsupportedUpdate",
     "Update",
     "UsageError",
@@ -296,6 +298,10 @@ _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'loraformat' has no attribute {name!r}")
+    if _HOMES[name] != "loraformat.errors":
+        from loraformat.machine import require_little_endian
+
+        require_little_endian()
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

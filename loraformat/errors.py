@@ -159,6 +159,20 @@ class EngineError(LoraFormatError):
     code, name = "LF025", "engine-error"
 
 
+class UnsupportedMachine(LoraFormatError):
+    """The machine keeps the highest byte of a number first (big-endian), as s390x does.
+
+    ## Why it matters
+    Weight files hold the lowest byte first. No result on such a machine was ever compared with one on another, and a
+    merge that is wrong in its bytes looks like any other file.
+
+    ## Use instead
+    Run loraformat on x86-64 or arm64: it needs the files and no GPU.
+    """
+
+    code, name = "LF026", "unsupported-machine"
+
+
 class ContainerError(LoraFormatError):
     """The bytes are not the container that the file's name or beginning claims.
 

@@ -1,9 +1,10 @@
 """An installation of the core alone, without PyTorch, for each Python: its size, and every verb on real files.
 
-    python tests/core_install.py [--python python3.10 --python python3.13 …]
+    python tests/core_install.py [--python python3.10 --python python3.13 …] [--wheel-from FOLDER]
 
-`make test-core` runs it. It makes virtual environments in a temporary folder and installs the package as a user would,
-so it takes minutes and a package index; the suite leaves it out. Fails where an installation is larger than stated,
+`make test-core` runs it, and `make release-check` with the wheels of a release. It makes virtual environments in a
+temporary folder and installs the package as a user would, so it takes minutes and a package index; the suite leaves it
+out. Fails where an installation is larger than stated,
 where a verb ends otherwise than expected, or where a merged value is not what a formula in float64 gives.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_MB = 135
-PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13")
+PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13", "python3.14")
 # What `make` and pip leave in a checkout, and would be taken into the package.
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__pycache__", "tests", "benchmarks")
 
@@ -30,32 +32,36 @@ _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", help="an interpreter; those on the PATH unless given")
+    parser.add_argument("--wheel-from", help="a folder with wheels, of which pip chooses; the checkout unless given")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:
         return inside()
     found = options.python or [name for name in PYTHONS if shutil.which(name)]
-    failed = [name for name in found if not install_and_try(name)]
+    failed = [name for name in found if not install_and_try(name, options.wheel_from)]
     for name in [] if options.python else [name for name in PYTHONS if name not in found]:
         print(f"{name}: skipped, it is not on the PATH")
     print(f"{len(found) - len(failed)} of {len(found)} passed" + "".join(f", {name} failed" for name in failed))
     return 1 if failed else 0
 
 
-def install_and_try(python: str) -> bool:
+def install_and_try(python: str, wheels: str | None) -> bool:
     """Whether the core of this Python has the promised size and does what it must."""
     with tempfile.TemporaryDirectory(prefix="loraformat-core-") as name:
         folder = Path(name)
         venv, source = folder / "venv", folder / "source"
-        shutil.copytree(ROOT, source, ignore=_LEFT_OUT)
+        if wheels is None:
+            shutil.copytree(ROOT, source, ignore=_LEFT_OUT)
+        what = [source] if wheels is None else ["--find-links", wheels, "--only-binary", "loraformat", exact()]
         subprocess.run([python, "-m", "venv", venv], check=True)
         empty = megabytes(venv)
-        pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", source / "constraints.txt", source], check=True)
+        programs = venv / ("Scripts" if os.name == "nt" else "bin")
+        pip = [programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", *what], check=True)
         size = megabytes(venv) - empty
-        environment = {**os.environ, "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+        environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
         environment.pop("PYTHONPATH", None)
-        command = [venv / "bin" / "python", "-I", Path(__file__).resolve(), "--inside"]
+        command = [programs / "python", "-I", Path(__file__).resolve(), "--inside"]
         done = subprocess.run(command, cwd=folder, env=environment, check=False)
         print(
             f"{python}: {size:.0f} MB beyond an empty environment (at most {MOST_MB}), exit {done.returncode}",
@@ -64,9 +70,16 @@ def install_and_try(python: str) -> bool:
         return size <= MOST_MB and not done.returncode
 
 
+def exact() -> str:
+    """The requirement of this version and no other, whatever an index has."""
+    text = (ROOT / "loraformat" / "_version.py").read_text(encoding="utf-8")
+    return f"loraformat=={re.findall(r'= .([0-9.a-z]+)', text)[0]}"
+
+
 def megabytes(folder: Path) -> float:
-    """Blocks on the disk of all files below a folder, in units of 2^20 bytes, as `du -m` counts them."""
-    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if not path.is_dir()) / 2**20
+    """What all files below a folder take of the disk, in units of 2^20 bytes, as `du -m` counts them."""
+    found = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
+    return sum(getattr(each, "st_blocks", -(-each.st_size // 512)) * 512 for each in found) / 2**20
 
 
 # From here on it runs in the environment of the core: nothing but its own dependencies may be imported.

@@ -30,6 +30,7 @@ from loraformat.cli.refusals import (
 )
 from loraformat.diagnostics import show
 from loraformat.errors import AdapterRefused, LoraFormatError, UsageError
+from loraformat.machine import ENDING, require_little_endian, send
 
 __all__ = ["COMMANDS", "KEPT", "LazyGroup", "Terminated", "main"]
 
@@ -165,6 +166,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; whatever it raises becomes a message on stderr and an exit code."""
         try:
+            require_little_endian()
             with _signals():
                 return super().invoke(ctx)
         except click.UsageError as error:
@@ -274,7 +276,7 @@ def _signals() -> Iterator[None]:
             return
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    numbers = [signal.SIGTERM, signal.SIGHUP]
+    numbers = [number for number in ENDING if number != signal.SIGINT]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or not ours to handle
         numbers.append(signal.SIGINT)
     before = {number: signal.signal(number, stop) for number in numbers}
@@ -287,7 +289,7 @@ def _signals() -> Iterator[None]:
 
 def _send_later(number: int) -> None:
     time.sleep(_IMPORT_POLL_S)
-    os.kill(os.getpid(), number)
+    send(number)
 
 
 def _is_importing(frame: FrameType | None) -> bool:

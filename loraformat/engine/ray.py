@@ -17,6 +17,7 @@ from loraformat._version import __version__
 from loraformat.diagnostics import show_address
 from loraformat.errors import EngineError, StorageError, UsageError
 from loraformat.extras import import_ray
+from loraformat.machine import ENDING
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -258,7 +259,7 @@ def _signals_after() -> Iterator[None]:
         return
     noted: list[int] = []
     before: dict[int, Any] = {}
-    for number in map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+    for number in map(int, ENDING):
         handler = signal.getsignal(number)
         if handler is not None:
             before[number] = handler

@@ -43,6 +43,8 @@ def guard_imports() -> None:
 
 
 def _require_room(nbytes: int) -> None:
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows: room can only be tried there by taking the memory itself
+        return
     try:
         mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0).close()
     except OSError as error:

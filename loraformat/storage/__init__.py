@@ -79,6 +79,7 @@ __all__ = [
     "open_store",
     "open_store_of_adapter",
     "permissions_for",
+    "platform",
     "publication",
     "require_space",
     "stage",

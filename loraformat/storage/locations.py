@@ -53,12 +53,13 @@ def uri_of(location: Location) -> str:
     return _path_of(text) if text[:6].lower() == "file:/" else text
 
 
-def _path_of(text: str) -> str:
+def _path_of(text: str, *, has_drives: bool = os.name == "nt") -> str:
     """The path that a file: address means. Raises: UsageError: it names another machine."""
     host, slash, path = text[7:].partition("/") if text.startswith("//", 5) else ("", "/", text[6:])
     if host not in ("", "localhost") or not slash:
         raise UsageError("a file: address of another machine", where=show(text), hint="file:///path")
-    return f"/{unquote(path)}"
+    path = unquote(path)
+    return path if has_drives and path[1:2] == ":" else f"/{path}"
 
 
 def uri_or_none(location: Location | None) -> str | None:

@@ -1,6 +1,7 @@
-"""Operating system calls beyond plain reads and writes: locks, shared blocks, direct writes, modes.
+"""What storage asks of the operating system: positional reads and writes, locks, shared blocks, direct writes, modes.
 
-All of them are optional: if a system lacks a call, files are copied through memory.
+Everything but reads and writes is allowed to do nothing: where a system has no such call, files are copied through
+memory.
 """
 
 from __future__ import annotations
@@ -8,27 +9,44 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
+import threading
 from typing import Protocol
 
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
 _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
+# A locked byte of Windows cannot be read either: it is far behind what stands in a lock.
+_LOCKED_AT = 1 << 30
+_LOCKED = {errno.EACCES, errno.EDEADLK}  # as the C library of Windows says it
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
 _CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
 
 # A FIFO is not waited for, a link is not followed where a file is made, and no child inherits a descriptor.
-_INHERITED = getattr(os, "O_CLOEXEC", 0)
-_BINARY = getattr(os, "O_BINARY", 0)
+_INHERITED = getattr(os, "O_CLOEXEC", getattr(os, "O_NOINHERIT", 0))
+_BINARY = getattr(os, "O_BINARY", 0)  # without it Windows changes the ends of lines
 READ_FLAGS = os.O_RDONLY | _INHERITED | _BINARY | getattr(os, "O_NONBLOCK", 0)
 NEW_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | _INHERITED | _BINARY | getattr(os, "O_NOFOLLOW", 0)
-LOCK_FLAGS = os.O_RDWR | os.O_CREAT | _INHERITED | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | _INHERITED | _BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 WRITE_FLAGS = os.O_WRONLY | _INHERITED | _BINARY | getattr(os, "O_NOCTTY", 0)
-NO_FOLLOW = _INHERITED | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+NO_FOLLOW = _INHERITED | _BINARY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class Platform(Protocol):
     """One operating system. Whatever else goes wrong raises OSError."""
+
+    removes_open_files: bool
+    """Whether a file that is open can be removed."""
+
+    def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
+        """Read bytes at a place, from any thread; fewer than asked for, and none at the end of the file."""
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """The same into memory; how many were read."""
+
+    def write_at(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write bytes at a place, from any thread; how many were."""
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """Lock a file for as long as it is open; nothing where there are no locks. Raises BlockingIOError: it is.
@@ -68,6 +86,24 @@ class Platform(Protocol):
 class Posix:
     """Linux and its relatives; each call is there or does nothing."""
 
+    removes_open_files = True
+
+    def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
+        """See Platform."""
+        return os.pread(fd, min(nbytes, _MOST_AT_ONCE), offset)
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """See Platform."""
+        if hasattr(os, "preadv"):
+            return os.preadv(fd, [buffer[:_MOST_AT_ONCE]], offset)
+        data = self.read_at(fd, buffer.nbytes, offset)  # macOS before 11, WebAssembly
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write_at(self, fd: int, data: memoryview, offset: int) -> int:
+        """See Platform."""
+        return os.pwrite(fd, data[:_MOST_AT_ONCE], offset)
+
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
         import fcntl
@@ -82,6 +118,8 @@ class Posix:
 
     def clone(self, fd: int, source: int) -> bool:
         """See Platform."""
+        if sys.platform != "linux":  # the number means another call elsewhere
+            return False
         import fcntl
 
         try:
@@ -155,6 +193,29 @@ class Posix:
 class Plain:
     """A system of which nothing is known but that files can be read, written, renamed and made durable."""
 
+    removes_open_files = False
+
+    def __init__(self) -> None:
+        self._position = threading.Lock()  # of a file, which its readers and writers share
+
+    def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
+        """See Platform."""
+        with self._position:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.read(fd, min(nbytes, _MOST_AT_ONCE))
+
+    def read_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """See Platform."""
+        data = self.read_at(fd, buffer.nbytes, offset)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def write_at(self, fd: int, data: memoryview, offset: int) -> int:
+        """See Platform."""
+        with self._position:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.write(fd, data[:_MOST_AT_ONCE])
+
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
 
@@ -197,7 +258,26 @@ class Plain:
         return 0
 
 
-PLATFORM: Platform = Posix() if os.name == "posix" else Plain()
+class Windows(Plain):
+    """Locks beyond those of `Plain`, with which a run knows the unfinished output of another from one to remove."""
+
+    def lock(self, fd: int, *, shared: bool = False) -> None:
+        """See Platform. Windows' C library has no shared locks: such a lock does nothing."""
+        if shared:
+            return
+        import msvcrt
+
+        with self._position:
+            os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
+            try:
+                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+            except OSError as error:
+                if error.errno in _LOCKED:
+                    raise BlockingIOError(error.errno, error.strerror) from error
+                raise
+
+
+PLATFORM: Platform = Windows() if os.name == "nt" else Posix()
 
 
 def platform() -> Platform:

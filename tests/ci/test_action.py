@@ -156,13 +156,19 @@ def trap(workspace: Path) -> Path:
 
 def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path) -> None:
     names = [step.get("name") for step in action["runs"]["steps"]]
-    told = in_the_checkout(action, names.index("Make an environment outside the checkout"), trap, PYTHONPATH=str(trap))
-    python = told.strip().removeprefix("python=")
+    content = names.index("Name what is installed")
+    told = in_the_checkout(action, content, trap, PYTHONPATH=str(trap), GITHUB_ACTION_PATH=str(ROOT))
+    digest = told.strip().removeprefix("digest=")
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    making = names.index("Make an environment outside the checkout")
+    told = in_the_checkout(action, making, trap, PYTHONPATH=str(trap), LF_DIGEST=digest)
+    python, is_complete = (line.partition("=")[2] for line in told.split())
+    assert is_complete == "false"
     assert Path(python).is_relative_to(trap.parent / "runner")
     asked = {"LF_PYTHON": python, "PYTHONPATH": str(trap), "GITHUB_ACTION_PATH": "/nowhere", "PIP_NO_INDEX": "1"}
     install = action["runs"]["steps"][names.index("Install loraformat")]
     version = {**install, "run": install["run"].partition(" install ")[0] + " --version"}
-    assert "pip " in in_the_checkout({"runs": {"steps": [version]}}, 0, trap, **asked)
+    assert "pip " in in_the_checkout({"runs": {"steps": [version]}}, 0, trap, **asked, LF_IS_COMPLETE=is_complete)
     (trap / "adapters" / "faulty").rename(trap.parent / "faulty")
     code, log, _, _ = run(action, trap)
     assert code == 0, log
@@ -171,7 +177,8 @@ def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path)
 
 def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
     (step,) = (step for step in action["runs"]["steps"] if step.get("name") == "Install loraformat")
-    assert '--constraint "$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    assert 'versions="$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    assert '--constraint "$versions"' in step["run"]
     assert step["working-directory"] == "${{ runner.temp }}"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, UsageError
 from loraformat.storage import is_local
+from loraformat.storage.platform import READ_FLAGS
 
 # In a project's root the first of them decides.
 NAMES = ("loraformat.toml", "pyproject.toml")
@@ -191,7 +192,7 @@ def _content(path: str) -> bytes:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(path, flags | READ_FLAGS)
 
 
 def _require_regular(status: os.stat_result, path: str) -> None:

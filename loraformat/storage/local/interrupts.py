@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from loraformat.machine import ENDING
+
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Deferral:
@@ -46,7 +46,7 @@ class Deferral:
     def _hold(self) -> None:
         if not self._is_main:
             return
-        for number in _HELD:
+        for number in ENDING:
             handler = signal.getsignal(number)
             if handler is not None:
                 self._handlers[number] = handler

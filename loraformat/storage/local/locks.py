@@ -31,11 +31,7 @@ def locked(target: str, lock: str, *, shared: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # Before the descriptor goes, so that nobody can hold a lock on a file that has lost its name.
-        if not shared or _is_last(fd):
-            with suppress(OSError):
-                os.unlink(lock)
-        os.close(fd)
+        _let_go(fd, lock if not shared or _is_last(fd) else None)
 
 
 def _take(target: str, lock: str, *, shared: bool) -> int:
@@ -49,7 +45,7 @@ def _take(target: str, lock: str, *, shared: bool) -> int:
         try:
             platform().lock(fd, shared=shared)
         except BlockingIOError:
-            owner = os.pread(fd, _MOST_NBYTES, 0).decode("ascii", "replace").partition("\n")[0].strip()
+            owner = platform().read_at(fd, _MOST_NBYTES, 0).decode("ascii", "replace").partition("\n")[0].strip()
             os.close(fd)
             raise StorageError(f"in use by pid {owner or 'unknown'}", where=target) from None
         except OSError:
@@ -61,9 +57,24 @@ def _take(target: str, lock: str, *, shared: bool) -> int:
         if _is_same_file(fd, lock):
             with suppress(OSError):  # a full disk shows soon enough; the number is only for the other run's message
                 os.ftruncate(fd, 0)
-                os.pwrite(fd, f"{os.getpid()}\n".encode("ascii"), 0)
+                platform().write_at(fd, memoryview(f"{os.getpid()}\n".encode("ascii")), 0)
             return fd
         os.close(fd)  # the run before us removed it between our open and our lock
+
+
+def _let_go(fd: int, lock: str | None) -> None:
+    """Close a lock, and remove its file if it is named.
+
+    Before the descriptor goes, so that nobody can hold a lock on a file that has lost its name; and after it where open
+    files cannot be removed, since that fails if another process has the lock by then.
+    """
+    if not platform().removes_open_files:
+        os.close(fd)
+    if lock is not None:
+        with suppress(OSError):
+            os.unlink(lock)
+    if platform().removes_open_files:
+        os.close(fd)
 
 
 def _is_last(fd: int) -> bool:

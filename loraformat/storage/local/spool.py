@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 from loraformat.storage.faults import as_storage_error
+from loraformat.storage.platform import platform
 
 
 class Spool:
@@ -26,7 +27,7 @@ class Spool:
         done = 0
         with as_storage_error(self._where):
             while done < data.nbytes:
-                done += os.pwrite(self._fd, data[done:], start + done)
+                done += platform().write_at(self._fd, data[done:], start + done)
         return start
 
     def read(self, offset: int, nbytes: int) -> bytearray:
@@ -35,7 +36,7 @@ class Spool:
         view = memoryview(found)
         with as_storage_error(self._where):
             while done < nbytes:
-                done += os.preadv(self._fd, [view[done:]], offset + done)
+                done += platform().read_into(self._fd, view[done:], offset + done)
         return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
@@ -25,8 +26,6 @@ OWN_PREFIX = ".loraformat-"
 # Of files that are read as weights: a link of such a name may leave its folder. None of them is ever copied unread.
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 WEIGHT_SUFFIXES = (*CHECKPOINT_SUFFIXES, ".pth.lora", ".npz")
-
-_MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
 
 
 class LocalStore:
@@ -119,7 +118,7 @@ class LocalStore:
             checked_range(self._path(path), size, offset, count)
             parts = []
             while count > 0:
-                part = os.pread(fd, min(count, _MOST_AT_ONCE), offset)
+                part = platform().read_at(fd, count, offset)
                 self._check_progress(path, len(part), offset)
                 parts.append(part)
                 offset, count = offset + len(part), count - len(part)
@@ -132,7 +131,7 @@ class LocalStore:
             checked_range(self._path(path), size, offset, view.nbytes)
             done = 0
             while done < view.nbytes:
-                count = os.preadv(fd, [view[done : done + _MOST_AT_ONCE]], offset + done)
+                count = platform().read_into(fd, view[done:], offset + done)
                 self._check_progress(path, count, offset + done)
                 done += count
 
@@ -151,21 +150,24 @@ class LocalStore:
             fd = os.open(partial, NEW_FLAGS, 0o666 & self._permissions)
         self._unfinished.add(unfinished)
         try:
-            with as_storage_error(target):
-                platform().reserve(fd, size or 0)
-            with LocalWriter(fd, target, partial, size) as writer:
-                yield writer
-                checked_total(target, size, writer.written)
-            with as_storage_error(target):
-                os.fsync(fd)
-                if partial != target:
+            try:
+                with as_storage_error(target):
+                    platform().reserve(fd, size or 0)
+                with LocalWriter(fd, target, partial, size) as writer:
+                    yield writer
+                    checked_total(target, size, writer.written)
+                with as_storage_error(target):
+                    os.fsync(fd)
+            finally:
+                os.close(fd)  # Windows neither renames nor removes a file that is open
+            if partial != target:
+                with as_storage_error(target):
                     os.replace(partial, target)
         except BaseException:
             with suppress(OSError):
                 os.unlink(partial)
             raise
         finally:
-            os.close(fd)
             self._unfinished.discard(unfinished)
             self._seen.pop(path, None)
 
@@ -203,6 +205,10 @@ class LocalStore:
             return
         with as_storage_error(target):
             kind = kind_of(os.lstat(target).st_mode)
+            other = _other_spelling(self._folder, path)
+        if other is not None:
+            text = f"{show(other)} stands there, and this file system does not tell the two names apart"
+            raise StorageError(text, where=target, hint="write to a file system that does, or rename one of the two")
         if kind != "a file":
             text = f"the output is a file, but {kind} exists there, which is not replaced"
             raise StorageError(text, where=target, hint="use another name, or remove it yourself")
@@ -405,7 +411,7 @@ class LocalWriter:
     def _put(self, offset: int, view: memoryview) -> None:
         done = 0
         while done < view.nbytes:
-            done += os.pwrite(self._fd, view[done : done + _MOST_AT_ONCE], offset + done)
+            done += platform().write_at(self._fd, view[done:], offset + done)
 
     def clone_from(self, source: Source, path: str) -> bool:
         """Share all bytes of `source`'s file `path`, where the file system can; False where nothing was done."""
@@ -445,10 +451,20 @@ def _leaves(path: str) -> StorageError:
 
 def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
-        status = entry.stat()
+        status = os.stat(entry.path)  # that of the entry has no identity on Windows
     except OSError:  # a link to nothing, or to itself
         return None
     return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _other_spelling(folder: str, name: str) -> str | None:
+    """The file that the system finds by `name` although it is called otherwise: macOS and Windows ignore case."""
+    names = os.listdir(folder)
+    if name in names:
+        return None
+    status = os.lstat(os.path.join(folder, name))
+    same = (each for each in sorted(names) if os.path.samestat(os.lstat(os.path.join(folder, each)), status))
+    return next(same, None)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

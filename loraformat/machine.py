@@ -1,0 +1,32 @@
+"""What differs between machines before any file is touched: the order of bytes, and the signals that end a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from loraformat.errors import UnsupportedMachine
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""The signals by which people and systems end a process; Windows has no hang-up."""
+
+
+def require_little_endian(byteorder: str = sys.byteorder) -> None:
+    """Raises: UnsupportedMachine (LF026): numbers begin with their highest byte here, and not in weight files."""
+    if byteorder != "little":
+        raise UnsupportedMachine(
+            f"this machine is {byteorder}-endian, loraformat runs on little-endian machines only",
+            hint="use it on x86-64 or arm64, where the same files can be read",
+        )
+
+
+def send(number: int) -> None:
+    """Send a signal to this process, from any thread; the main thread handles it, also where it waits for the system.
+
+    Windows knows no signals between processes: `os.kill` would end this one without its handlers.
+    """
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        os.kill(os.getpid(), number)

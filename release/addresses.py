@@ -1,0 +1,102 @@
+"""Addresses and names that the project does not have yet, in one table, and the command that fills them in.
+
+    python release/addresses.py                     what is missing, and where it stands
+    python release/addresses.py --owner ACCOUNT     fill in the account that holds the repository
+
+`make release-check` names what is missing; the release of a tag stops there. tests/ci/test_release.py holds that no
+file beside those listed has one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Missing(NamedTuple):
+    """Something that only whoever publishes can know.
+
+    Attributes:
+        what: in words.
+        placeholder: what stands for it; empty where it is no text of the repository.
+        files: where.
+    """
+
+    what: str
+    placeholder: str
+    files: tuple[str, ...]
+
+
+TABLE = (
+    Missing(
+        "the account on GitHub that holds the repository",
+        "OWNER/loraformat",
+        ("README.md", "docs/conf.py", "pyproject.toml"),
+    ),
+    Missing(
+        "the project on PyPI, with this repository, release.yml and the environment `pypi` as its trusted publisher",
+        "",
+        (".github/workflows/release.yml",),
+    ),
+    Missing(
+        "proof that pypa/gh-action-pypi-publish v1.13.0 is the commit in release.yml, as workflows of others have it: "
+        "git ls-remote https://github.com/pypa/gh-action-pypi-publish v1.13.0",
+        "",
+        (".github/workflows/release.yml",),
+    ),
+    Missing("the environment `pypi` of the repository, with a person who approves each release", "", ()),
+    Missing(
+        "private security advisories, switched on in the repository, as SECURITY.md has them", "", ("SECURITY.md",)
+    ),
+)
+
+
+_EXPLAINED = " `OWNER` in both examples stands for the account that holds this repository."
+
+
+def placed(root: Path = ROOT) -> dict[str, list[str]]:
+    """Placeholder → the tracked files that have it, without this folder and its tests."""
+    found: dict[str, list[str]] = {}
+    for missing in TABLE:
+        if missing.placeholder:
+            command = ["git", "-C", str(root), "grep", "--name-only", "--fixed-strings", missing.placeholder]
+            paths = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+            own = ("release/", "tests/", "CHANGELOG.md")
+            found[missing.placeholder] = sorted(path for path in paths if not path.startswith(own))
+    return found
+
+
+def fill_in(owner: str, root: Path = ROOT) -> list[str]:
+    """Write the account into every file that has its placeholder; the files."""
+    if not re.fullmatch(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}", owner):
+        raise SystemExit(f"not the name of an account: {owner!r}")
+    ((placeholder, paths),) = placed(root).items()
+    for path in paths:
+        text = (root / path).read_text(encoding="utf-8")
+        text = text.replace(placeholder, f"{owner}/loraformat").replace(_EXPLAINED, "")
+        (root / path).write_text(text, encoding="utf-8")
+    return paths
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--owner", help="the account on GitHub")
+    options = parser.parse_args()
+    if options.owner:
+        print("changed:", ", ".join(fill_in(options.owner)) or "nothing")
+        return 0
+    for missing in TABLE:
+        where = placed().get(missing.placeholder, []) if missing.placeholder else missing.files
+        if where or not missing.placeholder:
+            print(f"missing: {missing.what}" + (f" ({', '.join(where)})" if where else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

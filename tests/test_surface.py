@@ -1,0 +1,60 @@
+"""The public surface is the committed list of it: nothing that others rely on changes by accident."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def surface() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("surface", ROOT / "docs" / "surface.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_package_has_what_the_list_says(surface: ModuleType) -> None:
+    gone, new = surface.differences((ROOT / "docs" / "surface.md").read_text(encoding="utf-8"), surface.page())
+    told = "".join(f"\n- {line}" for line in gone) + "".join(f"\n+ {line}" for line in new)
+    assert not gone, f"users may rely on what is gone: put it back and deprecate it first (docs/stability.md){told}"
+    assert not new, f"new: run `python docs/surface.py`, and add a line to CHANGELOG.md{told}"
+
+
+def test_every_kind_of_promise_is_on_the_list(surface: ModuleType) -> None:
+    page = surface.page()
+    for line in (
+        "    --max-lora-rank INTEGER",
+        "130: KeyboardInterrupt",
+        "LF202 rank-mismatch: error",
+        "report.schema.json: loraformat.report/1",
+        "[validate]: select, ignore, target, max_lora_rank, fail_on, per_path",
+        "LORAFORMAT_LOOP",
+        "torch",
+        "action input fail-on = error",
+        "hook loraformat-validate",
+        "class StorageError(LoraFormatError): LF020 storage-error",
+        "load_adapter(uri, *, base?, alpha?, assumptions?, format?, partial?)",
+    ):
+        assert f"\n{line}\n" in page
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "gone", "new"),
+    [
+        ("## A\nx\n    one\n", "## A\nx\n    one\n    two\n", [], ["A: x > two"]),
+        ("## A\nx\n    one\ny\n", "## A\nx\ny\n    one\n", ["A: x > one"], ["A: y > one"]),
+        ("## A\nx\n## B\n", "## A\n## B\nx\n", ["A: x"], ["B: x"]),
+    ],
+)
+def test_a_change_is_named_with_its_place(
+    surface: ModuleType, before: str, after: str, gone: list[str], new: list[str]
+) -> None:
+    assert surface.differences(before, after) == (gone, new)
