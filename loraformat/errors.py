@@ -160,14 +160,14 @@ class EngineError(LoraFormatError):
 
 
 class UnsupportedMachine(LoraFormatError):
-    """The machine keeps the highest byte of a number first (big-endian), as s390x does.
+    """The machine is big-endian, such as s390x.
 
     ## Why it matters
-    Weight files hold the lowest byte first. No result on such a machine was ever compared with one on another, and a
-    merge that is wrong in its bytes looks like any other file.
+    Weight files are little-endian. loraformat was never tested on a big-endian machine, and a merge with wrong bytes
+    looks like any other file.
 
-    ## Use instead
-    Run loraformat on x86-64 or arm64: it needs the files and no GPU.
+    ## What to do
+    Run loraformat on x86-64 or arm64. It needs no GPU.
     """
 
     code, name = "LF026", "unsupported-machine"
