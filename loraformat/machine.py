@@ -1,4 +1,4 @@
-"""What differs between machines before any file is touched: the order of bytes, and the signals that end a process."""
+"""What differs between machines before any file is read: byte order, and the signals that end a process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def require_little_endian(byteorder: str = sys.byteorder) -> None:
-    """Raises: UnsupportedMachine (LF026): numbers begin with their highest byte here, and not in weight files."""
+    """Raises: UnsupportedMachine (LF026): this machine is big-endian; weight files are little-endian."""
     if byteorder != "little":
         raise UnsupportedMachine(
-            f"this machine is {byteorder}-endian, loraformat runs on little-endian machines only",
-            hint="use it on x86-64 or arm64, where the same files can be read",
+            f"this machine is {byteorder}-endian; loraformat runs only on little-endian machines",
+            hint="use x86-64 or arm64",
         )
 
 

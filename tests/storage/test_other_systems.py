@@ -227,7 +227,7 @@ def test_a_big_endian_machine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cli, "require_little_endian", refuse)
     done = CliRunner().invoke(cli.main, ["inspect", str(FIXTURES / "good" / "peft" / "rslora")])
     assert done.exit_code == 3
-    assert "error[LF026] this machine is big-endian, loraformat runs on little-endian machines only" in done.output
+    assert "error[LF026] this machine is big-endian; loraformat runs only on little-endian machines" in done.output
     monkeypatch.setattr(machine, "require_little_endian", refuse)
     with pytest.raises(UnsupportedMachine):
         loraformat.__getattr__("merge")
