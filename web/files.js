@@ -12,7 +12,7 @@ export class Refused extends Error {}
 /** The files of a drop; folders are walked. The entries must be taken before anything is awaited. */
 export async function ofDrop(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) throw new Refused("That was no file. Drop a folder or files from your file manager.");
+  if (!entries.length) throw new Refused("That was not a file. Drop a folder or files from your file manager.");
   const found = [];
   for (const entry of entries) await walk(entry, "", 0, found);
   if (!found.length) throw new Refused(`The folder ${shown(entries[0].name)} has no files.`);
@@ -40,7 +40,7 @@ export function arranged(files) {
   const seen = new Set();
   for (const { path } of placed) {
     check(path);
-    if (seen.has(path)) throw new Refused(`Two files are named ${shown(path)}. Drop the folders that they lie in.`);
+    if (seen.has(path)) throw new Refused(`Two files are named ${shown(path)}. Drop their folders instead.`);
     seen.add(path);
   }
   const names = [...new Set(placed.map(({ path }) => path.split("/")[0]))];
@@ -63,7 +63,7 @@ async function walk(entry, before, depth, found) {
     found.push({ path, file });
     return;
   }
-  if (depth >= DEEPEST) throw new Refused(`Folders lie more than ${DEEPEST} deep in each other at ${shown(path)}.`);
+  if (depth >= DEEPEST) throw new Refused(`Folders are nested more than ${DEEPEST} deep at ${shown(path)}.`);
   const reader = entry.createReader();
   for (;;) {
     const some = await new Promise((resolve, reject) => {

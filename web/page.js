@@ -68,9 +68,9 @@ async function fetched() {
 
 async function asked(name) {
   const answer = await fetch(name).catch(() => {
-    throw new Error(location.protocol === "file:" ? "open this page over http, not as a file" : `${name} did not come`);
+    throw new Error(location.protocol === "file:" ? "open this page over http, not as a file" : `${name} could not be loaded`);
   });
-  if (!answer.ok) throw new Error(`${name} is not there (${answer.status})`);
+  if (!answer.ok) throw new Error(`${name} could not be loaded (${answer.status})`);
   return answer;
 }
 
@@ -140,7 +140,8 @@ function judge() {
   const isBusy = !at("stop").hidden;
   dropped.isWaiting = document.documentElement.dataset.state !== "ready" || isBusy;
   dropped.verb = at("options").elements.verb.value;
-  at("status").textContent = dropped.isWaiting ? "Waiting for the checker" : `Judging ${dropped.files.length} files`;
+  const count = dropped.files.length;
+  at("status").textContent = dropped.isWaiting ? "Waiting for the checker" : `Checking ${count} ${count === 1 ? "file" : "files"}`;
   if (isBusy) {
     at("stop").hidden = true;
     start();

@@ -6,7 +6,7 @@ const at = (id) => document.getElementById(id);
 const WORDS = { error: ["error", "errors"], warning: ["warning", "warnings"], info: ["note", "notes"] };
 // Exit codes of the command line where there is no verdict.
 const REFUSED = {
-  2: "Not judged",
+  2: "Not checked",
   3: "Could not be read",
   70: "A bug in loraformat: please report it",
 };
@@ -38,7 +38,7 @@ export function show(answer, verb) {
 
 function verdict(answer, verb, found) {
   const isOne = new Set(answer.findings.map((finding) => finding.subject)).size < 2;
-  if (answer.exit === 3 && !isOne) return `Not all could be read: ${found}`;
+  if (answer.exit === 3 && !isOne) return `Some could not be read: ${found}`;
   if (answer.exit in REFUSED) return REFUSED[answer.exit];
   if (answer.exit !== 0) return `Not OK: ${found || "refused"}`;
   const word = verb === "inspect" ? "Inspected" : "OK";
