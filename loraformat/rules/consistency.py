@@ -160,7 +160,7 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     unclaimed = list(subject.adapter.unclaimed)
     if unclaimed:
-        message = f"not part of any update: {_some(unclaimed, noun='tensor')}; what was trained in them would be lost"
+        message = f"not part of any update: {_some(unclaimed, noun='tensor')}; that training would be lost"
         yield Hit("", message, "rename them to match the base and pass --base, or remove them")
 
 

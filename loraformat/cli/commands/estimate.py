@@ -20,7 +20,7 @@ from loraformat.cli import completers, options
 def command(base: str, rank: int, targets: str, output_format: str) -> None:
     """Estimate what a LoRA adapter for BASE_OR_CONFIG would cost: parameters, file size, training memory.
 
-    BASE_OR_CONFIG is a checkpoint, of which only headers are read, or the config.json of a known decoder model.
+    BASE_OR_CONFIG is a checkpoint (only its headers are read) or the config.json of a known decoder model.
     """
     from loraformat.jobs.estimate import estimate
 

@@ -75,7 +75,7 @@ def total_base_change(tallies: Mapping[str, Tally], errors: Mapping[str, float |
 
 
 def total_code_error(tallies: Mapping[str, Tally]) -> float | None:
-    """‖W' - (W + D)‖ / ‖D‖ over the weights that were put into codes again; None where there is none."""
+    """‖W' - (W + D)‖ / ‖D‖ over the weights that were quantized again; None where there is none."""
     recoded = [tally for tally in tallies.values() if tally.error]
     whole = math.fsum(tally.whole for tally in recoded)
     return _six_digits(math.sqrt(math.fsum(tally.error for tally in recoded) / whole)) if whole else None

@@ -108,7 +108,7 @@ class QuantizedOutput:
         scheme: of the base, by its name in `containers.quantized.SCHEMES`.
         is_dense: whether all are written dense; else those that no update reaches stay in codes.
         on_loading: see `Quantized`.
-        is_recoded: whether those that updates reach are put into codes again; else they are written dense.
+        is_recoded: whether those that updates reach are quantized again; else they are written dense.
     """
 
     scheme: str
@@ -137,7 +137,7 @@ class Edit:
         shape: shape in the output; the first axis may be longer or shorter than the source's.
         terms: applied in order, see `Arithmetic`; the result is rounded once. None where only the dtype changes.
         row_axes: how many leading axes make the rows of the matrix that is computed: 2 for stacked experts, else 1.
-        parts: tensors of the output that the result is written as, where it is put into codes again; `tensor` is then
+        parts: tensors of the output that the result is written as, where it is quantized again; `tensor` is then
             the name of the weight that they mean, and `dtype` that of the values before.
     """
 

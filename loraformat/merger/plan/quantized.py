@@ -64,7 +64,7 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
 
     Args:
         wanted: "dense": all; "mixed": those that updates reach and those that runtimes load as one with them;
-            "recoded": none, those that updates reach are put into codes again; None: there is no such update.
+            "recoded": none, those that updates reach are quantized again; None: there is no such update.
 
     Raises:
         UnsupportedUpdate (LF013): an update reaches a quantized weight, and nothing says what shall become of it; all

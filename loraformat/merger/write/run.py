@@ -45,7 +45,7 @@ class Trust:
         digests: "blake3": of every byte that is written; "sha256": that, and of whole files, as the Hub has it; "none":
             of what is computed alone.
         resume: whether an interrupted run's complete files are used.
-        least_kept: share of the update that must survive in weights that are put into codes again.
+        least_kept: share of the update that must survive in weights that are quantized again.
     """
 
     verify: str = "sample"
@@ -179,7 +179,7 @@ def digests_copies(trust: Trust, output: Output) -> bool:
 
 
 def check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:
-    """Raises: MergeError (LF801): putting weights into codes again changed the update by more than allowed.
+    """Raises: MergeError (LF801): quantizing weights again changed the update by more than allowed.
 
     A share far above one is as bad as one far below: the error of the codes then passes for the update.
     """

@@ -154,7 +154,7 @@ class Retention:
         norm: Frobenius norm of D.
         largest: max |D|.
         base_change: ‖W - decoded W‖ / ‖D‖ where the base was quantized and decoded first; else None.
-        code_error: ‖W' - (W + D)‖ / ‖D‖ where the result was put into codes again; else None.
+        code_error: ‖W' - (W + D)‖ / ‖D‖ where the result was quantized again; else None.
     """
 
     weight: str

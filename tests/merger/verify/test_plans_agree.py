@@ -74,15 +74,15 @@ FIRST, SECOND, THIRD = (
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda terms: terms[:2], f"planned with no more updates, it must be {THIRD}"),
-        (lambda terms: terms[1:], f"planned with {SECOND}, it must be {FIRST}"),
-        (lambda terms: (*terms, terms[0]), f"planned with {FIRST}, it must be no more updates"),
-        (lambda terms: (terms[0], terms[2], terms[1]), f"planned with {THIRD}, it must be {SECOND}"),
-        (lambda _: (), f"planned with no more updates, it must be {FIRST}"),
+        (lambda terms: terms[:2], f"planned with no more updates, expected {THIRD}"),
+        (lambda terms: terms[1:], f"planned with {SECOND}, expected {FIRST}"),
+        (lambda terms: (*terms, terms[0]), f"planned with {FIRST}, expected no more updates"),
+        (lambda terms: (terms[0], terms[2], terms[1]), f"planned with {THIRD}, expected {SECOND}"),
+        (lambda _: (), f"planned with no more updates, expected {FIRST}"),
         *(
             (
                 lambda terms, changed=changed: (terms[0], replace(terms[1], **changed), terms[2]),
-                f"planned with {SECOND.replace(old, new)}, it must be {SECOND}",
+                f"planned with {SECOND.replace(old, new)}, expected {SECOND}",
             )
             for changed, old, new in (
                 ({"adapter": 0}, "adapter 2", "adapter 1"),
@@ -112,7 +112,7 @@ def test_another_number_of_rows_is_named(right: tuple[MergePlan, Reference], row
         return (*terms[:2], replace(terms[2], part=RowMap(rows=rows)))
 
     check_plan(with_terms(right[0], lambda terms: (replace(terms[0], part=RowMap(rows=(0, 24))), *terms[1:])), right[1])
-    with pytest.raises(MergeError, match=f"planned with {rows[1]} rows, it must be 24"):
+    with pytest.raises(MergeError, match=f"planned with {rows[1]} rows, expected 24"):
         check_plan(with_terms(right[0], shorter), right[1])
 
 
@@ -123,11 +123,11 @@ def test_another_number_of_rows_is_named(right: tuple[MergePlan, Reference], row
         (lambda one: [one, replace(one, name="new")] if one.name == K else [one], "new: the output must not have this"),
         (
             lambda one: [replace(one, dtype="F16") if one.name == K else one],
-            f"{K}: planned as ('F16', (24, 24)), it must be ('F32', (24, 24))",
+            f"{K}: planned as ('F16', (24, 24)), expected ('F32', (24, 24))",
         ),
         (
             lambda one: [replace(one, shape=(24, 25)) if one.name == K else one],
-            f"{K}: planned as ('F32', (24, 25)), it must be ('F32', (24, 24))",
+            f"{K}: planned as ('F32', (24, 25)), expected ('F32', (24, 24))",
         ),
     ],
 )
@@ -141,11 +141,11 @@ def test_another_tensor_is_named(
 
 def test_a_copy_that_must_change_and_a_change_that_must_be_a_copy_are_named(right: tuple[MergePlan, Reference]) -> None:
     plan, wanted = right
-    with pytest.raises(MergeError, match=rf"{Q}: planned as a copy, it must change"):
+    with pytest.raises(MergeError, match=rf"{Q}: planned as a copy, expected a change"):
         check_plan(edited(plan, Q, lambda _: None), wanted)
     (shard,) = plan.shards
     more = replace(shard, edits=(*shard.edits, replace(shard.edits[0], tensor=K, source=K)))
-    with pytest.raises(MergeError, match=rf"{K}: it must be a copy"):
+    with pytest.raises(MergeError, match=rf"{K}: planned as a change, expected a copy"):
         check_plan(replace(plan, shards=(more,)), wanted)
 
 
@@ -153,7 +153,7 @@ def test_rows_that_are_counted_along_other_axes_are_named(tmp_path: Path) -> Non
     up, down = LazyTensor.of(torch.ones(3, 8, 2)), LazyTensor.of(torch.ones(3, 2, 6))
     plan, wanted = planned(tmp_path, {"e": torch.ones(3, 8, 6)}, {}, adapter({"e": LowRank(up, down, 1.0)}))
     assert check_plan(plan, wanted) == {"e"}
-    with pytest.raises(MergeError, match="e: its rows are counted along 1 axes, it must be 2"):
+    with pytest.raises(MergeError, match="e: its rows are counted along 1 axes, expected 2"):
         check_plan(edited(plan, "e", lambda edit: replace(edit, row_axes=1)), wanted)
 
 
@@ -165,8 +165,8 @@ def test_the_rows_of_each_part_are_compared(tmp_path: Path) -> None:
     assert check_plan(plan, wanted) == tensors.keys()
     name = f"{DISK}.1.w3.weight"
     for rows, message in {
-        (8, 15): "planned with 7 rows, it must be 8",
-        (7, 15): "row 7 of expert 1 at 0, times 1, it must be .* row 8 of expert 1 at 0",
+        (8, 15): "planned with 7 rows, expected 8",
+        (7, 15): "row 7 of expert 1 at 0, times 1, expected .* row 8 of expert 1 at 0",
     }.items():
 
         def cut(terms: tuple[Term, ...], rows: tuple[int, int] = rows) -> tuple[Term, ...]:

@@ -139,7 +139,7 @@ def test_a_strength_that_the_plan_drops_is_found(
 ) -> None:
     real = planner.edits_of
     monkeypatch.setattr(planner, "edits_of", lambda base, read, _strengths, same: real(base, read, [1.0], same))
-    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "times 1, it must be .* times 0.5", verify=mode)
+    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "times 1, expected .* times 0.5", verify=mode)
 
 
 @MODES
@@ -196,7 +196,7 @@ def test_a_square_weight_that_is_wrongly_transposed_is_found(tmp_path: Path, mon
     real = names.is_stored_transposed
     merge_and_tell(base, tmp_path / "right", adapter({name: low_rank(24, 24)}))
     monkeypatch.setattr(names, "is_stored_transposed", lambda *given: (not real(*given)[0], False))
-    with pytest.raises(MergeError, match=r"c_proj\.weight: planned with .* as it is, .* it must be .* transposed"):
+    with pytest.raises(MergeError, match=r"c_proj\.weight: planned with .* as it is, .* expected .* transposed"):
         merge_and_tell(base, tmp_path / "out", adapter({name: low_rank(24, 24)}))
 
 
@@ -272,7 +272,7 @@ def test_a_matrix_of_a_stack_that_lands_on_the_next_expert_is_found(
     merge_and_tell(base, tmp_path / "right", change)
     real = rows._slice_of_stack
     monkeypatch.setattr(rows, "_slice_of_stack", lambda spelled, home: real(replace(spelled, expert=2), home))
-    with pytest.raises(MergeError, match=r"gate_up_proj: planned with .* at 100, .* must be .* row 0 at 60"):
+    with pytest.raises(MergeError, match=r"gate_up_proj: planned with .* at 100, .* expected .* row 0 at 60"):
         merge_and_tell(base, tmp_path / "out", change)
 
 
@@ -288,7 +288,7 @@ def test_rows_of_a_joined_weight_that_are_exchanged_are_found(tmp_path: Path, mo
         return real(second if name == first else first, stored)
 
     monkeypatch.setattr(rows, "_cut", exchanged)
-    with pytest.raises(MergeError, match=r"weights_in\.weight: planned with .* row 0 at 20, .* must be .* row 0 at 0"):
+    with pytest.raises(MergeError, match=r"weights_in\.weight: planned with .* row 0 at 20, .* expected .* row 0 at 0"):
         merge_and_tell(base, tmp_path / "out", change)
 
 
@@ -325,7 +325,7 @@ def test_an_update_that_is_left_out_is_found(
         return replace(found, edits={name: edit for name, edit in found.edits.items() if name != UP})
 
     monkeypatch.setattr(planner, "edits_of", without)
-    refused(*inputs, tmp_path / "out", rf"{UP}: planned as a copy, it must change", verify=mode)
+    refused(*inputs, tmp_path / "out", rf"{UP}: planned as a copy, expected a change", verify=mode)
 
 
 @MODES
@@ -340,7 +340,7 @@ def test_a_tensor_that_no_update_reaches_and_that_is_computed_is_found(
         return replace(found, edits={**found.edits, other: edit})
 
     monkeypatch.setattr(planner, "edits_of", more)
-    refused(*inputs, tmp_path / "out", rf"{other}: it must be a copy", verify=mode)
+    refused(*inputs, tmp_path / "out", rf"{other}: planned as a change, expected a copy", verify=mode)
 
 
 def test_a_head_that_must_leave_its_table_and_does_not_is_found(
@@ -387,9 +387,9 @@ def described(kind: str, place: Path) -> tuple[Path, Path, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("tie", r"config\.json: tie_word_embeddings is True, it must be False"),
-        ("vocabulary", r"config\.json: vocab_size is 70, it must be 75"),
-        ("dtype", r"config\.json: torch_dtype is 'float32', it must be 'bfloat16'"),
+        ("tie", r"config\.json: tie_word_embeddings is True, expected False"),
+        ("vocabulary", r"config\.json: vocab_size is 70, expected 75"),
+        ("dtype", r"config\.json: torch_dtype is 'float32', expected 'bfloat16'"),
         ("tokenizer", r"tokenizer\.json: it is not the adapter's"),
         ("index", r"index\.json: it does not name the files"),
     ],

@@ -31,7 +31,7 @@ _LEAST = {DType.F16: 2.0**-24}  # the step of small scales
 
 
 def parts_of(weight: QuantizedWeight) -> frozenset[str]:
-    """The tensors that are other ones when a weight is put into codes again; its others stay as they are."""
+    """The tensors that are other ones when a weight is quantized again; its others stay as they are."""
     is_nested = isinstance(weight.layout, Blocks) and weight.layout.nested
     return frozenset((*weight.parts[:2], weight.parts[2], weight.parts[-1]) if is_nested else weight.parts[:2])
 

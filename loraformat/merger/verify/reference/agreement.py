@@ -37,11 +37,12 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
         if one is None or name not in planned:
             raise _error(name, f"the output {'lacks' if one else 'must not have'} this tensor")
         if planned[name] != (one.dtype.safetensors, one.shape):
-            raise _error(name, f"planned as {planned[name]}, it must be {(one.dtype.safetensors, one.shape)}")
+            raise _error(name, f"planned as {planned[name]}, expected {(one.dtype.safetensors, one.shape)}")
         if bool(name in edits and edits[name].parts) is not (name in reference.recoded):
-            raise _error(name, f"it must {'' if name in reference.recoded else 'not '}be put into codes again")
+            raise _error(name, f"it must {'' if name in reference.recoded else 'not '}be quantized again")
         if (name not in edits) is not (one.is_copy and name == one.origin):
-            raise _error(name, "planned as a copy, it must change" if name not in edits else "it must be a copy")
+            fault = "a change, expected a copy" if name in edits else "a copy, expected a change"
+            raise _error(name, f"planned as {fault}")
         if name in edits:
             _check_edit(name, edits[name], one)
     return frozenset(names)
@@ -49,17 +50,17 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
 
 def _check_edit(name: str, edit: Edit, one: Expected) -> None:
     if edit.row_axes != one.axes and one.shares:
-        raise _error(name, f"its rows are counted along {edit.row_axes} axes, it must be {one.axes}")
+        raise _error(name, f"its rows are counted along {edit.row_axes} axes, expected {one.axes}")
     said, must = [_told(term) for term in edit.terms], [_must(share) for share in one.shares]
     if said != must:
         number = next(
             (n for n, (a, b) in enumerate(zip(said, must, strict=False)) if a != b), min(len(said), len(must))
         )
-        raise _error(name, f"planned with {_at(said, number)}, it must be {_at(must, number)}")
+        raise _error(name, f"planned with {_at(said, number)}, expected {_at(must, number)}")
     for term, share in zip(edit.terms, one.shares, strict=True):
         rows = term.part.rows
         if rows is not None and rows[1] - rows[0] != share.run.count:
-            raise _error(name, f"{term.weight}: planned with {rows[1] - rows[0]} rows, it must be {share.run.count}")
+            raise _error(name, f"{term.weight}: planned with {rows[1] - rows[0]} rows, expected {share.run.count}")
 
 
 def _told(term: Term) -> _Told:

@@ -45,7 +45,7 @@ def check_described(
         written, wanted = _object(output, _CONFIG), dict(_wanted(plan, inputs, reference))
         for path, value in wanted.items():
             if _at(written, path) != value:
-                text = f"{'.'.join(path)} is {_at(written, path)!r}, it must be {value!r}"
+                text = f"{'.'.join(path)} is {_at(written, path)!r}, expected {value!r}"
                 raise _error(_CONFIG, text)
     tokenizers = {name: file for one in inputs.adapters for name, file in one.tokenizer.items()}
     for name, file in tokenizers.items():

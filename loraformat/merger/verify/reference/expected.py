@@ -188,7 +188,7 @@ def _partly_in_codes(
     expected: Mapping[str, Expected], inputs: Inputs, *, is_recoded: bool
 ) -> tuple[dict[str, Expected], frozenset[str]]:
     """(tensors of an output in which quantized weights that no update reaches are copied as they are stored, weights
-    that are put into codes again).
+    that are quantized again).
 
     Which other weights a runtime loads together with those that become dense is taken from the scheme.
     """
@@ -254,7 +254,9 @@ def _shares(number: int, home: _Home, scales: Scales, strength: float) -> Iterat
         if found is None and may_be_absent(chain):
             continue
         if found is None:
-            raise MergeError(f"{weight}: the reference finds no tensor that it lands on", where="verify", hint=HINT)
+            raise MergeError(
+                f"{weight}: the reference finds no tensor that this update changes", where="verify", hint=HINT
+            )
         site, transposed = found
         for index, update in enumerate(chain):
             # The scales of a translated adapter were compared under its own names.
