@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_MB = 135
+MOST_MB = 140
 PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13", "python3.14")
 # What `make` and pip leave in a checkout, and would be taken into the package.
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__pycache__", "tests", "benchmarks")
@@ -96,9 +96,11 @@ def inside() -> int:
     run("demo")
     run("formats", forbidden=COMPILED)
     for adapter in sorted((fixtures / "good").glob("*/*")):
-        run("inspect", adapter, forbidden=COMPILED if "litgpt" not in adapter.parts else ())
+        has_yaml = bool({"litgpt", "nemo"} & set(adapter.parts))
+        forbidden = () if has_yaml else COMPILED
+        run("inspect", adapter, forbidden=forbidden)
         run("inspect", adapter, "--norms")
-        run("validate", adapter, expected=(0, 1), forbidden=COMPILED if "litgpt" not in adapter.parts else ())
+        run("validate", adapter, expected=(0, 1), forbidden=forbidden)
         run("validate", adapter, "--deep", expected=(0, 1))
     peft = fixtures / "good" / "peft" / "tiny-llama"
     run("convert", peft, "--to", "native", "--container", "pt", "-o", "native-pt")
