@@ -187,7 +187,6 @@ def test_an_environment_out_of_the_cache_is_used_if_it_runs(
     making = names.index("Make an environment outside the checkout")
     told = in_the_checkout(action, making, workspace, LF_DIGEST="abc")
     assert told.split() == [f"python={python}", f"is-complete={is_complete}"]
-    install = names.index("Install loraformat")
     if is_complete == "true":
         told = in_the_checkout(action, names.index("Install loraformat"), workspace, LF_IS_COMPLETE=is_complete)
         assert told == "", "something was installed"
