@@ -185,11 +185,11 @@ def test_an_environment_out_of_the_cache_is_used_if_it_runs(
     python.write_text(f"#!/bin/sh\n{runs.format(python=sys.executable)}\n")
     python.chmod(0o755)
     making = names.index("Make an environment outside the checkout")
-    told = in_the_checkout(action, making, workspace, LF_DIGEST="abc")
-    assert told.split() == [f"python={python}", f"is-complete={is_complete}"]
+    printed = in_the_checkout(action, making, workspace, LF_DIGEST="abc")
+    assert printed.split() == [f"python={python}", f"is-complete={is_complete}"]
     if is_complete == "true":
-        told = in_the_checkout(action, names.index("Install loraformat"), workspace, LF_IS_COMPLETE=is_complete)
-        assert told == "", "something was installed"
+        printed = in_the_checkout(action, names.index("Install loraformat"), workspace, LF_IS_COMPLETE=is_complete)
+        assert printed == "", "something was installed"
 
 
 def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
