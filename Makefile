@@ -4,11 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Not --quiet: for the tests, PyTorch is a download of hundreds of megabytes, and somebody is waiting.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Tests start the command line hundreds of times, and each start would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
 
-.PHONY: demo test check docs bench fuzz mutants
+.PHONY: demo test check docs browser bench fuzz mutants
 .PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp
-.PHONY: test-ray test-s3 release-check
+.PHONY: test-ray test-s3 test-browser release-check
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -59,6 +61,10 @@ test-spellings: $(VENV)/installed-test
 test-s3: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m s3 -n 0 -rA
 
+# That page in headless Chromium, against the command line.
+test-browser: browser
+	$(BIN)/python -m pytest -m browser -n 0 -rA
+
 # The core alone, without PyTorch, in an environment of its own for each Python at hand; minutes.
 test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py
@@ -85,12 +91,18 @@ SECONDS ?= 600
 fuzz: $(VENV)/installed-test
 	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS)
 
-# The site of docs/, into site/: search works without a network. Warnings and links that lead nowhere end it.
+# The site of docs/, into site/: search works without a network. Warnings and links that lead nowhere end it. Without
+# npm there is a notice in the place of the page that checks adapters.
 docs: $(VENV)/installed-dev
 	rm -rf site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
 	rm -rf site/.doctrees
+	$(BIN)/python web/build.py --optional site/browser
 	$(BIN)/python docs/check.py site
+
+# The page that checks adapters in a browser; npm downloads its runtime once, 6.5 MB, into build/.
+browser: $(VENV)/installed-dev
+	$(BIN)/python web/build.py site/browser
 
 check: docs
 	$(BIN)/ruff check

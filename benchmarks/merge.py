@@ -213,6 +213,7 @@ def spawn(command: list[str], folder: Path, *, quiet: bool = True) -> Run:
     os.sync()
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pip installs byte code too: no user compiles at each start
     child = os.posix_spawnp(command[0], command, environment, file_actions=QUIET if quiet else [])
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     wall = time.perf_counter() - start

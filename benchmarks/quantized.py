@@ -36,7 +36,8 @@ more = {"quantization_config": transformers.Mxfp4Config(dequantize=True)} if "mx
 model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16, **more)
 if "nf4" in base:
     model = model.dequantize()
-model.save_pretrained(out, max_shard_size="1GB")
+# transformers 5.23 cannot revert the loading of 4-bit weights: NotImplementedError.
+model.save_pretrained(out, max_shard_size="1GB", save_original_format="nf4" not in base)
 """
 LIBRARIES = {"nf4": "bitsandbytes", "nf4-double": "bitsandbytes", "fp8": "transformers", "mxfp4": "transformers"}
 

@@ -37,10 +37,12 @@ _REPOSITORY = "https://github.com/OWNER/loraformat/blob/main/"
 
 
 def _outward(app: object, docname: str, source: list[str]) -> None:
-    """Links that leave the folder lead to the repository."""
+    """Links that leave the folder lead to the repository, but for the page that is built into the site."""
     del app
     depth = docname.count("/")
     up = "../" * (depth + 1)
+    page = rf'<a href="{"../" * depth}browser/index.html">\1</a>'
+    source[0] = re.sub(rf"\[([^\]]+)\]\({re.escape(up)}web/index\.html\)", page, source[0])
     source[0] = re.sub(rf"\]\({re.escape(up)}(?!\.\./)([^)]+)\)", rf"]({_REPOSITORY}\1)", source[0])
 
 

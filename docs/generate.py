@@ -1,4 +1,4 @@
-"""Writes all text that is made from the source: pages of docs, the outputs in them, parts of README.md and of a schema.
+"""Generates text from the source: pages of docs, the outputs in them, parts of README.md and of a schema.
 
 Run: python docs/generate.py.
 """
@@ -19,6 +19,7 @@ from typing import get_args
 from click import Group
 from click.testing import CliRunner
 from drawing import drawing
+from schema_tables import page as schemas_page
 
 import loraformat as loraformat_package
 from loraformat.cli import COMMANDS
@@ -29,6 +30,7 @@ from loraformat.jobs.explain import Page, explain_target, known_targets, pages
 from loraformat.jobs.formats import formats, matrix
 from loraformat.model.updates import every_kind
 from loraformat.naming.families import denoisers
+from loraformat.rules.targets import parse
 
 ROOT = Path(__file__).parent.parent
 WALKS = ("algebra.md", "guides/hand-written.md", "inspect.md", "models.md", "validate.md")
@@ -60,7 +62,7 @@ def index(found: list[Page]) -> str:
     lines = [
         "# Codes",
         "",
-        "What `loraformat` may say. Generated from the source by docs/generate.py; codes are never reused.",
+        "The codes of all findings and errors. Generated from the source by docs/generate.py; codes are never reused.",
     ]
     for prefix, title in FAMILIES.items():
         members = [page for page in found if page.code.startswith(prefix)]
@@ -91,14 +93,32 @@ def runtimes() -> str:
     parts = [
         "# Runtimes",
         "",
-        "What `loraformat validate --target` knows. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
-        "A feature without a line loads as it should, as far as is known.",
+        "What `validate --target` checks. Generated from loraformat/rules/runtimes.json by docs/generate.py.",
+        "A feature that is not listed loads correctly, as far as we know.",
+        "",
+        "`--target NAME` checks against the version below, `--target NAME==VERSION` against another one, and",
+        "`--target 'NAME>=VERSION'` against the oldest version that must load the adapter. `--max-lora-rank N` is the",
+        "rank that the runtime is started with.",
+        "",
+        "| target | program | formats that it loads | largest rank |",
+        "|---|---|---|---|",
+        *(_target_row(name, label) for name, label in known_targets()),
     ]
     for name, _ in known_targets():
         page = explain_target(name)
         assert page is not None
         parts += ["", page.replace("# ", f"## `{name}`: ", 1).rstrip()]
     return "\n".join(parts) + "\n"
+
+
+def _target_row(name: str, label: str) -> str:
+    target = parse(name)
+    anchor = re.sub(r"[^a-z0-9 -]", "", f"{name} {label}".lower()).replace(" ", "-")
+    ranks = ((target.default_rank, "by default"), (target.most_rank, "at most"))
+    parts = [f"{rank} {word}" for rank, word in ranks if rank is not None]
+    parts += [f"`{target.rank_option}`"] if target.rank_option else []
+    greatest = ", ".join(parts) or "-"
+    return f"| [{name}](#{anchor}) | {label} | {', '.join(target.reads)} | {greatest} |"
 
 
 def readme(text: str) -> str:
@@ -152,7 +172,7 @@ def _matrix(targets: list[str]) -> str:
 
 
 def _cell(source: str, refused: tuple[str, ...] | None) -> str:
-    """What comes through, by what is shorter to say."""
+    """What survives a conversion, in the shorter of two wordings."""
     if refused is None:
         return "nothing: other models"
     reads = next(each.reads for each in formats() if each.name == source)
@@ -188,14 +208,14 @@ def _families() -> str:
         for each in denoisers()
     )
     return (
-        "Names of modules that are known without a base; of any other model `--base` tells them. The names are\n"
-        "those of diffusers, or those of the original, whose fused modules are split and joined.\n\n"
+        "Models whose module names are known without a base; for any other model pass `--base`. The names are\n"
+        "those of diffusers, or those of the original model, whose fused modules are split and fused as needed.\n\n"
         f"| model | component | class in diffusers | names in kohya | names in comfy |\n|---|---|---|---|---|\n{rows}"
     )
 
 
 def formats_page() -> str:
-    """docs/formats/README.md: the formats, the matrix and its words."""
+    """docs/formats/README.md: the formats, the conversion matrix and its terms."""
     written = [each for each in formats() if each.writes]
     plain = _matrix([each.name for each in written if not each.families])
     images = _matrix([each.name for each in written if each.families])
@@ -205,18 +225,18 @@ def formats_page() -> str:
         "# Formats\n\nGenerated from the source by docs/generate.py.\n\n"
         f"| name | what it is | writes |\n|---|---|---|\n{_format_rows('')}"
         "\n## What comes through a conversion\n\n"
-        "Find the format that you have on the left. What a cell does not have is refused before anything is\n"
-        "written (LF702), with the weight and the kind of update; all else comes back as it was.\n"
-        "`tests/test_pairs.py` does every pair with LoRA, rsLoRA, DoRA, rank and alpha patterns, embeddings,\n"
-        f"heads, tied heads and joined layers.\n\n{plain}\nInto the formats of image and video models:\n\n{images}"
-        '\n"Nothing: other models" stands where one format has the names of language models and the other those\n'
+        "Find your format on the left. Whatever a cell does not list is refused before anything is written\n"
+        "(LF702), with the weight and the kind of update; everything else survives a conversion and back.\n"
+        "`tests/test_pairs.py` tests every pair with LoRA, rsLoRA, DoRA, rank and alpha patterns, embeddings,\n"
+        f"heads, tied heads and fused layers.\n\n{plain}\nInto the formats of image and video models:\n\n{images}"
+        '\n"Nothing: other models" means that one format has the names of language models and the other those\n'
         "of image models. native and peft hold both. DoRA of an embedding is refused between mlx and the\n"
-        "others: MLX-LM takes norms of rows there, PEFT of columns. gguf and litgpt have names of their own for\n"
+        "others: there MLX-LM takes norms of rows, PEFT of columns. gguf and litgpt have their own names for\n"
         "the weights of a model, and refuse a model whose names they do not know; gguf refuses LoRA on a head\n"
-        "that is the embedding table too.\n"
+        "that is tied to the embedding table.\n"
         f"\n| word | meaning |\n|---|---|\n{kinds}"
         f"\n## Image and video models\n\n{_families()}"
-        f"\n## What a writer holds, and what it loses\n\n| name | holds | loses |\n|---|---|---|\n{losses}"
+        f"\n## What each format holds, and what it loses\n\n| name | holds | loses |\n|---|---|---|\n{losses}"
     )
 
 
@@ -288,6 +308,7 @@ def main() -> None:
         example = ROOT / "docs" / name
         example.write_text(walk(example.read_text(encoding="utf-8")), encoding="utf-8")
     (ROOT / "docs" / "runtimes.md").write_text(runtimes(), encoding="utf-8")
+    (ROOT / "docs" / "schemas.md").write_text(schemas_page(), encoding="utf-8")
     (ROOT / "docs" / "pictures" / "architecture.svg").write_text(drawing(), encoding="utf-8")
     guide = ROOT / "docs" / "python.md"
     guide.write_text(python(guide.read_text(encoding="utf-8")), encoding="utf-8")

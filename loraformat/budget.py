@@ -1,4 +1,4 @@
-"""How much work a run may spend on what a file makes it walk over, counted in steps and never in seconds."""
+"""A bound on the work that untrusted files can cause in a run, counted in steps and not in seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we have to say about an adapter: findings, their severities, and text that is safe to print."""
+"""Findings about an adapter, their severities, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import total_ordering
 
 @total_ordering
 class Severity(Enum):
-    """How bad a finding is. `ERROR > WARNING > INFO`."""
+    """The severity of a finding: `ERROR > WARNING > INFO`."""
 
     INFO = "info"
     WARNING = "warning"
@@ -30,11 +30,11 @@ class FindingLocation:
     """What a finding or an error is about. Its text, `adapter_config.json: rank_pattern["q_proj"]`, is for people.
 
     Attributes:
-        subject: what is meant where that is neither a file nor a tensor: an option, a verb, the URI of an adapter.
+        subject: an option, a verb or the URI of an adapter, if it is neither a file nor a tensor.
         file: name of a file, relative to the folder of the adapter or of the base.
-        path: keys and indices that lead to a value inside the file's JSON, YAML or metadata.
+        path: keys and indices of a value inside the file's JSON, YAML or metadata.
         tensor: name of a tensor, of a weight of the base, or of a module.
-        more: how many further files or tensors the same is said of.
+        more: how many other files or tensors have the same finding.
         line: of the file, from 1; 0 for unknown.
     """
 
@@ -52,7 +52,7 @@ class FindingLocation:
 
     @property
     def inside(self) -> str:
-        """What is meant within the file: `rank_pattern["q_proj"]`, or the name of a tensor; "" for the whole file."""
+        """The part of the file: `rank_pattern["q_proj"]`, or the name of a tensor; "" for the whole file."""
         parts = [self.subject, json_path(self.path), self.tensor and with_more(self.tensor, self.more)]
         return ": ".join(part for part in parts if part)
 
@@ -104,15 +104,15 @@ def with_more(name: str, more: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One fault, loss or oddity of one adapter.
+    """A fault, loss or oddity of an adapter.
 
     Attributes:
-        code: stable code, `LF` and three digits; what it means is on its page (`loraformat explain CODE`).
+        code: stable code, `LF` and three digits; `loraformat explain CODE` prints its page.
         name: the code's name in words, `rank-mismatch`.
         location: what it is about.
-        message: this occurrence: what was expected and what was found.
-        hint: what to do, if we know.
-        forgivable: whether `--force` lets a verb that writes go on in spite of it, where it is an error.
+        message: this occurrence: what is wrong, what was expected and what was found.
+        hint: what to do, if known.
+        forgivable: whether `--force` downgrades the error to a warning in verbs that write.
     """
 
     code: str

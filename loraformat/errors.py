@@ -1,4 +1,4 @@
-"""The one exception tree. Every class has a code, and it is the code of the finding that `validate` makes of it."""
+"""The exceptions. Each class has a code, which is also the code of the finding that `validate` makes of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from loraformat.diagnostics import NOWHERE, Finding, FindingLocation, Severity, 
 
 
 class LoraFormatError(Exception):
-    """Something that the user can mend. Reads `where: message (hint)`; pickles with all its fields.
+    """An error that the user can fix. Reads `where: message (hint)`; pickles with all its fields.
 
     Args:
         message: what is wrong, what was expected and what was found; lower case, no full stop.
-        where: a location, or as text what is meant by it: a URI, an option, the verb.
+        where: a location, or as text the URI, option or verb that it is about.
         hint: what to do, only if we know.
     """
 
@@ -76,28 +76,36 @@ def _rebuild(
 
 
 class StorageError(LoraFormatError):
-    """A path that cannot be read or written, no space, an output that exists."""
+    """A path cannot be read or written, the disk is full, or the output exists.
+
+    ## What to do
+    Correct the path or the permissions, free some space, or replace the output with `--overwrite`.
+    """
 
     code, name = "LF020", "storage-error"
 
 
 class UsageError(LoraFormatError):
-    """An option or a setting of the caller that names nothing, is out of its range, or cannot be read safely."""
+    """An option or setting is unknown, out of range, or cannot be read safely.
+
+    ## What to do
+    Correct the option; `loraformat VERB --help` lists all of them.
+    """
 
     code, name = "LF021", "usage-error"
 
 
 class AssumptionContradicted(UsageError):
-    """An option of the caller and the adapter's own files say different things, such as two values of alpha.
+    """An option contradicts the adapter's own files, for example with another alpha.
 
     ## Why it matters
-    `--alpha` and `--assume` fill gaps. If the files state the value themselves, one of the two is wrong, and the scale
-    of every update depends on it.
+    `--alpha` and `--assume` are for values that the files do not state. If the files state the value, one of the two is
+    wrong, and the scale of every update depends on it.
 
     ## Example
     `--alpha 32` for an adapter whose config says `"lora_alpha": 16`.
 
-    ## Use instead
+    ## What to do
     Leave the option out, or correct the file.
     """
 
@@ -111,36 +119,40 @@ def require_one_of(value: object, allowed: Sequence[str], argument: str) -> None
 
 
 class NothingChecked(LoraFormatError):
-    """`validate` ran none of its rules, so that nothing is known about the adapter.
+    """`validate` ran none of its rules, so nothing is known about the adapter.
 
     ## Why it matters
-    Every rule that was selected needs something that was not given: a base (`--base`), values (`--deep`), a runtime
-    (`--target`); or `--select` and `--ignore` leave no rule. A run without a rule does not pass: its exit code is 2.
+    Every selected rule needs something that was not given: a base (`--base`), values (`--deep`), a runtime
+    (`--target`); or `--select` and `--ignore` leave no rule. A run without rules does not pass: its exit code is 2.
 
-    ## Use instead
-    Give what the rules need, or select others: `loraformat explain` lists all codes.
+    ## What to do
+    Pass what the rules need, or select others: `loraformat explain` lists all codes.
     """
 
     code, name = "LF022", "nothing-checked"
 
 
 class OutOfResources(LoraFormatError):
-    """The system gives no more memory, or no more threads."""
+    """The system has no more memory, or cannot start more threads.
+
+    ## What to do
+    Use fewer `--jobs` or a smaller `--memory`, or raise the limits of the system or container.
+    """
 
     code, name = "LF023", "out-of-resources"
 
 
 class EngineError(LoraFormatError):
-    """The cluster that `--engine` names is not there, or its workers cannot do the work.
+    """The cluster that `--engine` names cannot be reached, or its workers cannot do the work.
 
     ## Why it matters
-    Nothing was written. A worker or a node that dies is not an error: its files are made again elsewhere.
+    Nothing was written. If a worker or a node dies, that is not an error: its files are computed again elsewhere.
 
     ## Example
     `--engine ray=head:6379` where nothing listens at that address, nodes without loraformat or with another version of
     it, or a file for which no node has enough memory.
 
-    ## Use instead
+    ## What to do
     Start the cluster, or leave `--engine` out: threads of this process write the same bytes.
     """
 
@@ -162,7 +174,11 @@ class UnsupportedMachine(LoraFormatError):
 
 
 class ContainerError(LoraFormatError):
-    """Bytes that are not the container which they claim to be."""
+    """The bytes are not the container that the file's name or beginning claims.
+
+    ## What to do
+    Check that the file is what its name says, and download or save it again.
+    """
 
     code, name = "LF001", "not-a-container"
 
@@ -172,100 +188,186 @@ class ContainerError(LoraFormatError):
 
 
 class InvalidHeader(ContainerError):
-    """A safetensors header or zip directory that breaks a rule of its format."""
+    """A safetensors header or zip directory violates its specification.
+
+    ## Why it matters
+    A loader that is less strict would read wrong values, or read outside of the file.
+
+    ## What to do
+    Download the file again, or save it again with the safetensors library or `torch.save`.
+    """
 
     code, name = "LF003", "invalid-header"
 
 
 class TruncatedFile(ContainerError):
-    """A file that ends before its header says."""
+    """A file ends before the end that its header states.
+
+    ## Why it matters
+    The download or copy ended early, or the disk was full.
+
+    ## What to do
+    Download or copy the file again.
+    """
 
     code, name = "LF004", "truncated-file"
 
     def __init__(self, message: str, *, where: str | FindingLocation = "", hint: str = "") -> None:
-        super().__init__(message, where=where, hint=hint or "the download or copy ended early: get the file again")
+        super().__init__(message, where=where, hint=hint or "the download or copy ended early; fetch the file again")
 
 
 class NotATensorFile(ContainerError):
-    """Another kind of file under a weight file's name: an archive, a GGUF file, a text."""
+    """A weight file is something else: an archive, a GGUF file, a text.
+
+    ## Why it matters
+    The file was renamed, or a download put something else in its place.
+
+    ## What to do
+    The hint names what the file is: rename it, unpack it, or download the weights again.
+    """
 
     code, name = "LF002", "not-a-tensor-file"
 
 
 class GitLfsPointer(NotATensorFile):
-    """A Git-LFS pointer under the name of the file that it stands for: the large files of a clone were not fetched."""
+    """A weight file is a Git-LFS pointer: the repository was cloned without its large files.
+
+    ## What to do
+    Run `git lfs pull` in the clone; in GitHub Actions set `lfs: true` for actions/checkout.
+    """
 
     code, name = "LF006", "git-lfs-pointer"
 
 
 class WebPage(NotATensorFile):
-    """An HTML page under a weight file's name: a login or error page was saved instead of the download."""
+    """A weight file is an HTML page: a login or error page was saved instead of the download.
+
+    ## What to do
+    Log in if the repository needs it, and download the file again.
+    """
 
     code, name = "LF008", "web-page"
 
 
 class InvalidJson(ContainerError):
-    """Text that is not strict JSON: syntax, duplicate keys, NaN, depth, size, encoding."""
+    """The text is not strict JSON: bad syntax, duplicate keys, NaN, too deep, too large, wrong encoding.
+
+    ## Why it matters
+    A file that programs read differently, because of duplicate keys for example, gives different adapters in different
+    programs.
+
+    ## What to do
+    Correct the file at the line and column of the message.
+    """
 
     code, name = "LF005", "invalid-json"
 
 
 class InvalidYaml(ContainerError):
-    """Text that is no YAML of plain values: syntax, tags, anchors, repeated keys, depth, size."""
+    """The text is not YAML of plain values: bad syntax, tags, anchors, repeated keys, too deep, too large.
+
+    ## What to do
+    Correct the file at the line of the message; use plain values only.
+    """
 
     code, name = "LF009", "invalid-yaml"
 
 
 class UnsafePickle(ContainerError):
-    """A pickle with anything beyond what torch.save writes for a dict of tensors. It was not executed."""
+    """A pickle holds more than torch.save writes for a dict of tensors. It was not executed.
+
+    ## Why it matters
+    Unpickling such a file runs code that its author chose. loraformat interprets only the few opcodes that tensors
+    need.
+
+    ## What to do
+    Save the state dict with `torch.save`, or better as safetensors, in the program that wrote the file.
+    """
 
     code, name = "LF007", "unsafe-pickle"
 
 
 class FormatError(LoraFormatError):
-    """Files that cannot be read as an adapter of their format."""
+    """The files cannot be read as an adapter of their format.
+
+    ## What to do
+    The message names the file and the fault. Download or save the adapter again if files are missing.
+    """
 
     code, name = "LF012", "format-error"
 
 
 class UnknownFormat(FormatError):
-    """No format recognises the files."""
+    """No format recognizes the files.
+
+    ## Why it matters
+    Without a format, loraformat does not know what the tensor names mean.
+
+    ## What to do
+    Check the path. Name the format with `--from`; for a state dict of your own code see docs/formats/dump.md.
+    """
 
     code, name = "LF010", "unknown-format"
 
 
 class AmbiguousFormat(FormatError):
-    """Several formats recognise the files with equal right."""
+    """Several formats recognize the files equally well.
+
+    ## What to do
+    Choose one with `--from`.
+    """
 
     code, name = "LF011", "ambiguous-format"
 
 
 class MissingFile(FormatError):
-    """A file that the format requires is absent."""
+    """A file that the format requires is missing.
+
+    ## What to do
+    Copy the file from where the rest comes from; the hint says what works without it.
+    """
 
     code, name = "LF101", "missing-file"
 
 
 class ConfigError(FormatError):
-    """A config that does not say what is needed, or contradicts another file."""
+    """A config that lacks something necessary, or contradicts another file."""
 
     code, name = "LF103", "config-error"
 
 
 class UnsupportedUpdate(FormatError):
-    """A kind of update that this version cannot read, write or merge: refused by name."""
+    """A kind of update that this version cannot read, write or merge; the message names it.
+
+    ## Why it matters
+    Approximating or skipping the update would give a different model, so loraformat stops instead.
+
+    ## What to do
+    The hint says what works instead. docs/formats lists what each format supports.
+    """
 
     code, name = "LF013", "unsupported-update"
 
 
 class MissingExtra(LoraFormatError):
-    """A library that only this needs is not installed."""
+    """An optional library that this operation needs is not installed.
+
+    ## What to do
+    Run the `pip install` command of the hint.
+    """
 
     code, name = "LF029", "missing-extra"
 
 
 class AdapterRefused(LoraFormatError):
-    """An adapter with error-level findings, in a verb that would use it."""
+    """An adapter has findings of level error, so the verb does not use it.
+
+    ## Why it matters
+    The result would be wrong, or nobody could know what it is.
+
+    ## What to do
+    Run `loraformat validate` for all findings. `--force` downgrades those about config and metadata to warnings.
+    """
 
     code, name = "LF800", "adapter-refused"
 
@@ -285,25 +387,33 @@ class AdapterRefused(LoraFormatError):
 
 
 class RoundTripFailed(AdapterRefused):
-    """What was written does not read back as what it was made of (`--check-roundtrip`): a bug, and nothing is kept."""
+    """The output does not read back equal to its source (`--check-roundtrip`). This is a bug; the output was not kept.
+
+    ## What to do
+    Please report it, with the command and the names in the message.
+    """
 
     code, name = "LF710", "round-trip-failed"
 
 
 class MergeError(LoraFormatError):
-    """A merge that cannot be done, or that would not be right."""
+    """The merge is impossible, or its result would not be right.
+
+    ## What to do
+    The message names the weight and the reason, and the hint what to do. Nothing was written.
+    """
 
     code, name = "LF801", "merge-error"
 
 
 class UnmatchedUpdate(MergeError):
-    """An update that lands on no tensor of the base."""
+    """An update without a matching tensor in the base."""
 
     code, name = "LF301", "absent-module"
 
 
 class ShapeMismatch(MergeError):
-    """An update whose shape is not that of its base weight."""
+    """An update whose shape differs from that of its base weight."""
 
     code, name = "LF302", "shape-mismatch"
 

@@ -1,4 +1,4 @@
-"""Libraries that an installation of the core lacks, imported where they are needed."""
+"""Optional libraries, imported where they are needed."""
 
 from __future__ import annotations
 

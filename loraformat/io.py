@@ -177,7 +177,7 @@ def _with_task(adapter: Adapter, task: str | None) -> Adapter:
     if task is None or stated == task:
         return adapter
     if stated in TASKS:
-        raise ConfigError(f"the adapter says {stated}, --assume says task={task}", where="command line")
+        raise ConfigError(f"the adapter states {stated}, but --assume states task={task}", where="command line")
     return replace(adapter, config=replace(adapter.config, task=task))
 
 
@@ -190,7 +190,7 @@ def load_adapter(
     format: str | None = None,  # noqa: A002
     partial: bool = False,
 ) -> Adapter:
-    """The adapter at `uri`: headers are read, values arrive when a tensor's `load()` or `torch()` is called.
+    """Load an adapter: only headers are read; values are read by a tensor's `load()` or `torch()`.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
@@ -199,14 +199,14 @@ def load_adapter(
 
     Args:
         uri: folder, file or "hf://owner/name".
-        base: the base, or where it lies; its names and shapes tell what the files of some formats leave open.
-        alpha: for files that do not state it; short for `assumptions`.
+        base: the base, opened or as a path; its names and shapes supply what the files of some formats leave open.
+        alpha: for files that do not state it; short for `assumptions=Assumptions(alpha=…)`.
         assumptions: what else the files do not say.
         format: name of a format ("peft", "native", "dump"), to skip detection.
-        partial: leave out what the reader of an image or video format does not understand, and name it in the notes,
-            rather than refuse the file.
+        partial: leave out the tensors of an image or video adapter that loraformat cannot interpret, and list them in
+            the notes, instead of refusing the file.
 
-    Raises: LoraFormatError and its subclasses; AssumptionContradicted (LF024): the files say otherwise.
+    Raises: LoraFormatError and its subclasses; AssumptionContradicted (LF024): the files contradict an assumption.
     """
     opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
     hints = hints_of(with_alpha(alpha, assumptions), opened, partial=partial)
@@ -229,7 +229,7 @@ def save_adapter(
     progress: Callable[[int, int], None] | None = None,
     check: Callable[[Bundle], None] | None = None,
 ) -> tuple[str, ...]:
-    """Write an adapter into a new folder, whole or not at all, and return the names of its files.
+    """Write an adapter into a new folder, completely or not at all, and return the names of its files.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/rslora")
@@ -242,16 +242,16 @@ def save_adapter(
         to: name of the format.
         container: "safetensors" or "torch", where the format leaves the choice.
         peft_version: (major, minor) of the oldest PEFT that must read the output.
-        base: the base, or where it lies, for "gguf", which has names of its own for its weights.
-        modelfile: what Ollama calls the base, for a Modelfile beside a GGUF adapter.
-        overwrite: replace an existing folder that is empty, or holds nothing but files that this one will hold.
-        inputs: paths that `target` must not touch.
-        publication: how it gets onto the Hub, where `target` is an address of it; without a model card.
-        permissions: mode bits that the output may have, beside what the umask takes away.
+        base: the base, opened or as a path, for "gguf", which has its own tensor names.
+        modelfile: name of the base in Ollama; writes a Modelfile next to a GGUF adapter.
+        overwrite: replace an existing folder that is empty, or holds only files that this call writes.
+        inputs: paths that must not be overwritten.
+        publication: how it is uploaded, if `target` is an address on the Hub; without a model card.
+        permissions: mode bits that the output may have, in addition to the umask.
         progress: called with (bytes done, bytes in all).
-        check: called with the written files before they get their names; what it raises leaves no output.
+        check: called with the written files before they are moved into place; if it raises, there is no output.
 
-    Raises: AdapterRefused where the format cannot express an update; StorageError where nothing can be written.
+    Raises: AdapterRefused: the format cannot express an update; StorageError: the output cannot be written.
     """
     publishing = None if publication is None else Publishing(publication)
     written = write_adapter(
@@ -386,7 +386,9 @@ def _checked_tensor(where: FindingLocation, lazy: LazyTensor) -> LazyTensor:
 
         values = lazy.read(start, stop)
         if not np.isfinite(values).all():
-            raise NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+            raise NonFiniteValue(
+                "the adapter holds NaN or infinity", where=where, hint="the training run may have diverged"
+            )
         return values
 
     return replace(lazy, read=read, raw=None)

@@ -1,4 +1,4 @@
-"""The JSON Schemas of what we read and what we emit: load one, check a value against it.
+"""The JSON Schemas of input and output: load one, check a value against it.
 
 The validators are Python that schemas/compile.py generates from the schemas when the package is built.
 """
@@ -47,7 +47,7 @@ class Fault(Exception):
             yield f"expected {self.description}, found {shown}"
         else:
             stated = "" if self.stated is None else f" {json.dumps(self.stated)}"
-            yield f"{self.keyword}{stated} is broken by {shown}"
+            yield f"{self.keyword}{stated} is violated by {shown}"
 
 
 class Faults(Exception):

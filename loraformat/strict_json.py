@@ -1,4 +1,4 @@
-"""JSON without surprises: what Python's reader lets through, and others do not, is refused."""
+"""Strict JSON: refuses what Python's parser accepts but others do not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def dump(value: Json) -> bytes:
 
 def _decoded(data: bytes, where: str) -> str:
     if data.startswith(b"\xef\xbb\xbf"):
-        raise InvalidJson("begins with a byte-order mark", where=where, hint="save it as UTF-8 without one")
+        raise InvalidJson(
+            "begins with a byte-order mark", where=where, hint="save it as UTF-8 without a byte-order mark"
+        )
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InvalidJson("UTF-16, expected UTF-8", where=where, hint="save it as UTF-8")
     try:
@@ -123,7 +125,7 @@ def _object(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Refused(f'the key "{show(key, 200)}" stands twice in one object')
+                raise _Refused(f'the key "{show(key, 200)}" appears twice in one object')
             seen.add(key)
     return value
 

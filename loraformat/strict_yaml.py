@@ -1,4 +1,4 @@
-"""YAML as tools write their settings: plain values only, no tags, no anchors, no aliases."""
+"""Strict YAML: only plain values, without tags, anchors or aliases."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def _check_events(data: bytes, where: str) -> None:
         if depth > DEEPEST or count > MOST_VALUES:
             raise InvalidYaml(f"more than {DEEPEST} levels or {MOST_VALUES} values", where=where)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise InvalidYaml(f"{_line(event)}anchors and aliases are not read", where=_in_line(event, where))
+            raise InvalidYaml(f"{_line(event)}anchors and aliases are not supported", where=_in_line(event, where))
         if getattr(event, "tag", None):
-            raise InvalidYaml(f"{_line(event)}tags are not read", where=_in_line(event, where))
+            raise InvalidYaml(f"{_line(event)}tags are not supported", where=_in_line(event, where))
 
 
 def _line(marked: yaml.Event | yaml.Node) -> str:
@@ -87,7 +87,7 @@ def _mapping(node: yaml.MappingNode, where: str) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for key, item in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
-            raise InvalidYaml(f"{_line(key)}a key is not text, or appears twice", where=_in_line(key, where))
+            raise InvalidYaml(f"{_line(key)}a key is not a string, or appears twice", where=_in_line(key, where))
         found[_checked_text(key, where)] = _value(item, where)
     return found
 
@@ -105,7 +105,7 @@ def _number(node: yaml.ScalarNode, kind: str, where: str) -> Json:
     try:
         value = build(node)
     except (ValueError, OverflowError) as error:
-        raise InvalidYaml(f"{_line(node)}no number that is read", where=_in_line(node, where)) from error
+        raise InvalidYaml(f"{_line(node)}not a supported number", where=_in_line(node, where)) from error
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidYaml(f"{_line(node)}a number that is not finite", where=_in_line(node, where))
     assert isinstance(value, (bool, int, float))

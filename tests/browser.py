@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,6 +25,8 @@ CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 # What the browser asks for on its own account, whatever the page.
 _OWN_HOSTS = (".google.com", ".googleapis.com", ".gvt1.com")
+_LONGEST_WAIT_MS = 60_000
+_LONGEST_SILENCE_S = 90
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -29,7 +36,7 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--enable-logging=stderr",
 )
 
@@ -89,25 +96,88 @@ class Tab:
         assert "error" not in answer, answer
         return dict(answer["result"])
 
+    def run_in(self, session: str, script: str) -> Any:
+        """The value of an expression in a worker of the page by its session; "" is the page itself."""
+        before = self.session
+        self.session = session or before
+        try:
+            return self.run(script)
+        finally:
+            self.session = before
+
+    def event(self, method: str) -> dict[str, Any]:
+        """The parameters of the next event of a kind, of those that came already too."""
+        while not (found := [each for each in self.events if each.get("method") == method]):
+            self.events.append(self._next())
+        self.events.remove(found[0])
+        return dict(found[0]["params"])
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page, a promise waited for."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
+    def wait(self, condition: str) -> None:
+        """Until an expression is true of the page, which is looked at whenever its elements change."""
+        self.run(f"""new Promise((resolve, reject) => {{
+            setTimeout(() => reject(new Error(document.body.innerText)), {_LONGEST_WAIT_MS});
+            const changes = new MutationObserver(look);
+            function look() {{ if ({condition}) {{ changes.disconnect(); resolve(); }} }}
+            const every = {{ subtree: true, childList: true, attributes: true, characterData: true }};
+            changes.observe(document, every);
+            look();
+        }})""")
+
+    def drop(self, *paths: Path) -> None:
+        """Files and folders dropped on the page, as from a file manager."""
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.ask("Input.dispatchDragEvent", type=kind, x=50, y=50, data=data)
+
+    def picture(self, path: Path) -> None:
+        """The whole page as PNG."""
+        shot = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
     def press(self, key: str) -> None:
         """A key, as the keyboard has it."""
         codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+        typed = {"text": "\r"} if key == "Enter" else {}  # without it no button is pressed
+        for kind in ("keyDown" if typed else "rawKeyDown", "keyUp"):
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **typed)
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            assert select.select([self.out], [], [], _LONGEST_SILENCE_S)[0], "the browser says nothing any more"
             got = os.read(self.out, 1 << 20)
             assert got, "the browser ended"
             self._rest += got
         one, _, self._rest = self._rest.partition(b"\0")
         return dict(json.loads(one))
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder over http: its address, and a list that grows by each path that is asked for."""
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *said: object) -> None:
+            """Nothing: `asked` has it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

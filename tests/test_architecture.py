@@ -16,7 +16,7 @@ GENERATED = PACKAGE / "_validators"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != GENERATED)
 CODE = [
     path
-    for folder in ("loraformat", "tests", "fixtures", "docs", "benchmarks")
+    for folder in ("loraformat", "tests", "fixtures", "docs", "benchmarks", "web")
     for path in (ROOT / folder).rglob("*.py")
     if path.parent != GENERATED
 ]

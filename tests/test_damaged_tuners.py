@@ -40,6 +40,8 @@ DAMAGED = (
     *("trainable-tokens", "vblora", "vblora-topk", "vera", "waveft"),
 )
 
+MANY = 4  # tensors, of which each has every other damage
+
 
 def damages(value: Tensor) -> Iterator[Tensor]:
     yield value[:-1].clone()
@@ -65,8 +67,10 @@ def test_a_damaged_tensor_is_an_error_of_ours(name: str, tmp_path: Path) -> None
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     whole = load_file(file)
     kinds = {key.rpartition("square")[2] if "square" in key else key: key for key in whole if "wide" not in key}
-    for key in kinds.values():
-        for damaged in damages(whole[key]):
+    for place, key in enumerate(kinds.values()):
+        for number, damaged in enumerate(damages(whole[key])):
+            if len(kinds) >= MANY and (number + place) % 2:
+                continue  # the next tensor has this damage
             save_file({**whole, key: damaged}, file)
             with suppress(LoraFormatError):
                 inspect(adapter, base=base, norms=True)

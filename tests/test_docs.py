@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,28 @@ def test_the_command_line_page_is_what_the_commands_say(generate: ModuleType) ->
 
 def test_the_page_of_runtimes_is_what_the_table_says(generate: ModuleType) -> None:
     assert (ROOT / "docs" / "runtimes.md").read_text(encoding="utf-8") == generate.runtimes()
+
+
+def test_the_page_of_schemas_is_what_their_files_say(generate: ModuleType) -> None:
+    assert (ROOT / "docs" / "schemas.md").read_text(encoding="utf-8") == generate.schemas_page()
+
+
+def test_every_field_of_every_schema_is_on_the_page() -> None:
+    page = (ROOT / "docs" / "schemas.md").read_text(encoding="utf-8")
+    for path in (ROOT / "schemas").glob("*.schema.json"):
+        section = page.partition(f"\n## {path.name.removesuffix('.schema.json')}\n")[2].partition("\n## ")[0]
+        fields = {name.rpartition(".")[2] for name in re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)}
+        assert fields == fields_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def fields_of(schema: object) -> set[str]:
+    """Names of all properties, wherever they stand; conditions about them repeat some."""
+    if isinstance(schema, list):
+        return set().union(*map(fields_of, schema))
+    if not isinstance(schema, dict):
+        return set()
+    own = set(schema.get("properties", {})) if isinstance(schema.get("properties"), dict) else set()
+    return own.union(*(fields_of(value) for key, value in schema.items() if key not in ("examples", "const", "enum")))
 
 
 def test_the_drawing_of_the_packages_is_what_the_import_contracts_say(generate: ModuleType) -> None:

@@ -12,7 +12,7 @@ from loraformat.jobs.validate import validate
 from loraformat.rules import RULES, Rule
 
 BAD = Path(__file__).parent.parent / "fixtures" / "bad"
-HEADINGS = ["## Why is this bad?", "## Example", "## Use instead", "## Source"]
+HEADINGS = ["## Why it matters", "## Example", "## What to do", "## Source"]
 
 
 def folders() -> list[Path]:

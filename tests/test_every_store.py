@@ -111,7 +111,7 @@ def test_threads_may_read_one_file(store: Store) -> None:
 
 
 def test_less_than_announced_is_an_error(store: Store) -> None:
-    with pytest.raises(StorageError, match="9 bytes were announced, 4 were written"), store.create("a", 9) as writer:
+    with pytest.raises(StorageError, match="expected 9 bytes, but 4 were written"), store.create("a", 9) as writer:
         writer.write(b"half")
     assert store.files() == {}
 

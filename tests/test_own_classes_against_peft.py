@@ -96,4 +96,4 @@ def test_without_a_base_the_parameters_are_asked_for(tmp_path: Path) -> None:
     merged(Block(Experts()), tmp_path, target_modules=[], target_parameters=["inner.w_in", "inner.w_gate"])
     with pytest.raises(UnsupportedUpdate) as caught:
         open_adapter(str(tmp_path / "adapter"))
-    assert caught.value.hint == "--base tells them apart where their shapes do"
+    assert caught.value.hint == "pass --base to tell them apart by their shapes"

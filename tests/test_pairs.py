@@ -19,7 +19,7 @@ MATRIX = matrix()
 TARGETS = list(next(iter(MATRIX.values())))
 # What a target refuses besides the kinds of the matrix, by words of its refusal.
 BESIDES = {
-    ("gguf", "tied head"): "one table with the other end of the model",
+    ("gguf", "tied head"): "a tied table that llama.cpp loads only once",
     ("gguf", "fused"): "GPTNeoXForCausalLM",
 }
 OTHER_MODEL = {

@@ -57,7 +57,7 @@ folders = sys.argv[1:]
 sys.addaudithook(hook)
 for armed in (False, True):
     for folder in folders:
-        verbs = (["validate", folder, "--format", "json"], ["validate", "--deep", folder], ["inspect", folder])
+        verbs = (["validate", "--deep", folder, "--format", "json"], ["inspect", folder])
         for arguments in verbs:
             CliRunner().invoke(main, arguments)
 print("done")

@@ -1,4 +1,4 @@
-"""Random numbers that are functions of a seed, a name and a place: the same whatever the windows and the threads."""
+"""Random numbers as functions of a seed, a name and a position, so that windows and threads do not change them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms that lie far from those of their kind: one definition for `inspect` and `validate`."""
+"""Outliers among the norms of one module kind: one definition for `inspect` and `validate`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many singular values of each update are kept: rules by rank, energy, error, kohya's three, and by size."""
+"""How many singular values of each update to keep: by rank, energy, error, size, or one of kohya's three rules."""
 
 from __future__ import annotations
 

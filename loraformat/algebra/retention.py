@@ -1,4 +1,4 @@
-"""How much of an update may be lost when a merged weight is rounded, before somebody is told."""
+"""How much of an update may be lost to rounding before it is reported."""
 
 from __future__ import annotations
 

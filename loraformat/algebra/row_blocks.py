@@ -1,7 +1,7 @@
-"""Matrices that are computed a block of rows at a time, and their leading singular values without the whole of them.
+"""Matrices computed one block of rows at a time, and their leading singular values without holding them in memory.
 
-Blocks have one height, counted from the first row, whatever memory there is: sums over them then have one order, so
-their last bits depend on nothing else.
+Blocks have one height, counted from the first row, independent of the available memory: sums over them then have a
+fixed order, so their last bits depend on nothing else.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several changes of one weight in a basis that they share: KnOTS and the core space."""
+"""Several changes of one weight in a shared basis: KnOTS and Core Space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Singular values of updates by QR of their factors, the ranks that they tell, and overlaps of leading subspaces."""
+"""Singular values of updates by QR of their factors, effective ranks, and overlaps of leading subspaces."""
 
 from __future__ import annotations
 

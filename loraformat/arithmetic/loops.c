@@ -10,7 +10,7 @@
  * in docs/decisions/0013-float32-first.md. Tallies are sums of float32 numbers there, in bands where that is enough.
  */
 #include "codes/convert.h"
-#include "codes/decode.h"
+#include "codes/round.h"
 #include "kernel.h"
 #include "narrow.h"
 #include "registers.h"

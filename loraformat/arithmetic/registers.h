@@ -43,6 +43,9 @@ typedef VECTOR(uint16_t, WIDTH / 2) halves;
 typedef VECTOR(float, WIDTH / 2) few_singles;
 typedef VECTOR(uint32_t, WIDTH / 2) few_words;
 typedef VECTOR(uint16_t, WIDTH / 4) few_halves;
+/* As many as there are float32 numbers in a register, and 16 of them. */
+typedef VECTOR(uint8_t, WIDTH / 4) few_octets;
+typedef VECTOR(uint8_t, 16) octets;
 
 /* Loads and stores of any alignment. */
 #define LOAD(type)                                                                                                     \
@@ -51,7 +54,7 @@ typedef VECTOR(uint16_t, WIDTH / 4) few_halves;
         memcpy(&value, from, sizeof value);                                                                            \
         return value;                                                                                                  \
     }
-LOAD(doubles) LOAD(singles) LOAD(ints) LOAD(halves) LOAD(few_singles) LOAD(few_halves)
+LOAD(doubles) LOAD(singles) LOAD(ints) LOAD(halves) LOAD(few_singles) LOAD(few_halves) LOAD(octets)
 #undef LOAD
 #define STORE(to, value) memcpy(to, &(value), sizeof(value))
 
@@ -61,6 +64,11 @@ INLINE few_singles few_singles_of(few_halves values);
 INLINE few_halves few_halves_of(few_singles values);
 INLINE int any(longs mask);                       /* whether any bit is set */
 INLINE singles look_up(const singles *table, ints places); /* numbers of a table of 16 */
+INLINE octets look_up_octets(octets table, octets places); /* bytes of a table of 16 */
+INLINE octets low_in_turn(octets first, octets second);    /* the first 8 bytes of both: one of each in turn */
+INLINE octets high_in_turn(octets first, octets second);   /* their last 8 bytes */
+INLINE octets low_pairs_in_turn(octets first, octets second); /* the same of pairs of bytes, 4 of each */
+INLINE octets high_pairs_in_turn(octets first, octets second);
 
 #define NEAREST (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #if WIDTH == 64
@@ -110,6 +118,56 @@ INLINE singles look_up(const singles *table, ints places) {
     return (singles)vqtbl4q_u8(bytes, (uint8x16_t)(places * 0x04040404 + 0x03020100));
 }
 #endif
+
+#if defined(__aarch64__)
+INLINE octets look_up_octets(octets table, octets places) {
+    return (octets)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)places);
+}
+INLINE octets low_in_turn(octets first, octets second) {
+    return (octets)vzip1q_u8((uint8x16_t)first, (uint8x16_t)second);
+}
+INLINE octets high_in_turn(octets first, octets second) {
+    return (octets)vzip2q_u8((uint8x16_t)first, (uint8x16_t)second);
+}
+INLINE octets low_pairs_in_turn(octets first, octets second) {
+    return (octets)vzip1q_u16((uint16x8_t)first, (uint16x8_t)second);
+}
+INLINE octets high_pairs_in_turn(octets first, octets second) {
+    return (octets)vzip2q_u16((uint16x8_t)first, (uint16x8_t)second);
+}
+#else
+INLINE octets look_up_octets(octets table, octets places) {
+    return (octets)_mm_shuffle_epi8((__m128i)table, (__m128i)places);
+}
+INLINE octets low_in_turn(octets first, octets second) {
+    return (octets)_mm_unpacklo_epi8((__m128i)first, (__m128i)second);
+}
+INLINE octets high_in_turn(octets first, octets second) {
+    return (octets)_mm_unpackhi_epi8((__m128i)first, (__m128i)second);
+}
+INLINE octets low_pairs_in_turn(octets first, octets second) {
+    return (octets)_mm_unpacklo_epi16((__m128i)first, (__m128i)second);
+}
+INLINE octets high_pairs_in_turn(octets first, octets second) {
+    return (octets)_mm_unpackhi_epi16((__m128i)first, (__m128i)second);
+}
+#endif
+
+/* Parts of 16 bytes as one, by way of the general registers: what is read back from memory right after it was written in
+ * parts has to wait. */
+INLINE octets octets_of(const few_octets *parts) {
+#if WIDTH == 64
+    return parts[0];
+#elif WIDTH == 32
+    uint64_t each[2];
+    memcpy(each, parts, 8), memcpy(each + 1, parts + 1, 8);
+    return (octets)(VECTOR(uint64_t, 16)){each[0], each[1]};
+#else
+    uint32_t each[4];
+    for (int part = 0; part < 4; part++) memcpy(each + part, parts + part, 4);
+    return (octets)(VECTOR(uint32_t, 16)){each[0], each[1], each[2], each[3]};
+#endif
+}
 
 /* The first where the mask is set, else the second. */
 INLINE doubles choose_doubles(longs mask, doubles yes, doubles no) {

@@ -37,28 +37,28 @@ __all__ = ["COMMANDS", "KEPT", "LazyGroup", "Terminated", "main"]
 # Command → one line of help. The module of a command has its name; none is imported until it is chosen.
 COMMANDS = {
     "inspect": "Show what is in an adapter: format, ranks, scales, parameters, norms.",
-    "diff": "Compare two adapters, or two checkpoints: what was trained, how much, how low its rank.",
-    "plot": "Draw adapters as one self-contained page, or as a figure.",
-    "estimate": "Say what an adapter for a base would cost: parameters, size, memory.",
-    "validate": "Check an adapter, alone or against its base, for use in CI.",
-    "convert": "Write an adapter in another format.",
-    "merge": "Write a base model with adapters merged into it.",
-    "dequantize": "Write a quantized model with all weights dense.",
-    "resize": "Write an adapter with other ranks, by the singular values of its updates.",
-    "combine": "Write one adapter that does what several do together.",
-    "scale": "Write an adapter whose updates are multiplied by a number.",
-    "pick": "Write some of an adapter's updates, under their own or other names.",
-    "extract": "Write the LoRA that comes nearest to what a fine-tuning changed.",
-    "unmerge": "Take adapters out of a model that they were merged into.",
-    "ablate": "Take directions out of the weights of a model, as an adapter or merged.",
-    "init": "Write a fresh adapter for a base, to be trained.",
-    "stamp": "Write into an adapter which base it was trained on.",
-    "card": "Write the model card of an adapter or a model, for the Hub.",
-    "verify": "Compare a merged model with the manifest that was written into it.",
-    "formats": "List the formats: what is read, written and lost.",
+    "diff": "Compare two adapters or two checkpoints: which weights changed, how much, at what rank.",
+    "plot": "Plot adapters as one self-contained HTML page, or as a figure.",
+    "estimate": "Estimate what an adapter for a base would cost: parameters, file size, training memory.",
+    "validate": "Check an adapter for errors, alone or against its base.",
+    "convert": "Convert an adapter to another format.",
+    "merge": "Merge adapters into a base model.",
+    "dequantize": "Write a quantized model with all of its weights dense.",
+    "resize": "Change the ranks of an adapter, by truncated SVD.",
+    "combine": "Combine several adapters into one.",
+    "scale": "Multiply the updates of an adapter by a number.",
+    "pick": "Keep only some of an adapter's updates, or rename them.",
+    "extract": "Extract a LoRA from a fine-tuned model and its base.",
+    "unmerge": "Undo a merge: remove adapters from a merged model.",
+    "ablate": "Remove directions from the weights of a model, as an adapter or merged.",
+    "init": "Create an untrained adapter for a base.",
+    "stamp": "Record in an adapter which base it was trained on.",
+    "card": "Write the model card of an adapter or a model for the Hub.",
+    "verify": "Check a merged model against the manifest that merge wrote.",
+    "formats": "List the formats: what each can read, write and not express.",
     "explain": "Explain a code such as LF202.",
-    "demo": "Run the four verbs on an example made on the spot.",
-    "completion": "Print the script for completion in bash, zsh or fish.",
+    "demo": "Inspect, validate, convert and merge a small generated example.",
+    "completion": "Print the completion script for bash, zsh or fish.",
     "help": "Show this list, or the options of a command.",
     "version": "Show the version.",
 }
@@ -225,7 +225,7 @@ def _no_command(name: str) -> str:
 
 def _interrupted(ctx: click.Context) -> str:
     if ctx.meta.get(KEPT):
-        return f"interrupted: what is done is kept, {ctx.meta[KEPT]}"
+        return f"interrupted: finished files are kept; {ctx.meta[KEPT]}"
     return "interrupted: no partial output is left"
 
 

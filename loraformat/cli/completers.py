@@ -1,4 +1,4 @@
-"""What the shell may complete: paths, names of formats and runtimes, codes. Asked for one word at a time."""
+"""Shell completion of paths, names of formats and runtimes, and codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every option that more than one command has, and how a command presents its report.
+"""Options shared by several commands, and how a command presents its report.
 
 --alpha, --assume   inspect validate convert merge
 --base              inspect validate convert
@@ -104,7 +104,7 @@ _assume = click.option(
     type=assumption,
     metavar="KEY=VALUE",
     multiple=True,
-    help=f"What the files do not say: {USAGE}. Fills gaps, never contradicts.",
+    help=f"What the files leave out: {USAGE}. Fills gaps, never contradicts the files.",
 )
 _COMPONENT = "loraformat.component"
 
@@ -121,7 +121,7 @@ _component = click.option(
     metavar="NAME",
     expose_value=False,
     callback=_remembered,
-    help="The component of a pipeline that a file is for, where it does not tell; short for --assume component=NAME.",
+    help="The pipeline component that a file is for, if the file does not say; short for --assume component=NAME.",
 )
 
 
@@ -140,7 +140,7 @@ base_values = click.option(
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The base model: a folder or one weight file. Headers are read; with norms, the weights that change.",
+    help="The base model: a folder or one weight file. Headers are read; for norms, also the adapted weights.",
 )
 MOST_JOBS = 256
 _TASK_JOBS = 4  # threads of a task on a cluster, where nobody says how many
@@ -148,20 +148,20 @@ jobs = click.option(
     "--jobs",
     type=click.IntRange(1, MOST_JOBS),
     default=None,
-    help="Threads; by default as many as processors, at most 8.",
+    help="Threads; default: one per CPU, at most 8.",
 )
 recursive = click.option(
     "--recursive/--no-recursive",
     default=True,
     show_default=True,
-    help="Whether a folder stands for the adapters below it too, down to 16 levels.",
+    help="Also search folders for adapters in subfolders, down to 16 levels.",
 )
 source_format = click.option(
     "--from",
     "source_format",
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Read as this format, without detection.",
+    help="Read as this format instead of detecting it.",
 )
 
 
@@ -179,7 +179,7 @@ output_format = click.option(
     default="text",
     is_eager=True,
     callback=remember,
-    help="Form of the report on stdout.",
+    help="Format of the report on stdout.",
 )
 _PUBLICATION = "loraformat.publication"
 
@@ -196,13 +196,21 @@ _of_the_hub = (
         is_flag=True,
         expose_value=False,
         callback=_kept,
-        help="With -o hf://: make the repository private, where it is made.",
+        help="With -o hf://: make a new repository private.",
     ),
     click.option(
-        "--create-pr", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: open a pull request."
+        "--create-pr",
+        is_flag=True,
+        expose_value=False,
+        callback=_kept,
+        help="With -o hf://: open a pull request instead of committing.",
     ),
     click.option(
-        "--commit-message", metavar="TEXT", expose_value=False, callback=_kept, help="With -o hf://: of the commit."
+        "--commit-message",
+        metavar="TEXT",
+        expose_value=False,
+        callback=_kept,
+        help="With -o hf://: message of the commit.",
     ),
     click.option(
         "--no-card", is_flag=True, expose_value=False, callback=_kept, help="With -o hf://: write no model card."
@@ -241,7 +249,7 @@ _out = click.option(
     required=True,
     metavar="OUT",
     shell_complete=completers.paths,
-    help="Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears whole or not at all.",
+    help="Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears complete or not at all.",
 )
 
 
@@ -253,11 +261,13 @@ def out(command: Callable[..., Any]) -> Callable[..., Any]:
 container = click.option(
     "--container",
     type=Choice(["safetensors", "pt"]),
-    help="Container of the weight files; by default that of the source or the format's own.",
+    help="Container of the weight files; default: the source's, or the format's own.",
 )
-force = click.option("--force", is_flag=True, help="Let errors about config and metadata pass as warnings.")
+force = click.option("--force", is_flag=True, help="Downgrade errors about config and metadata to warnings.")
 partial = click.option(
-    "--partial", is_flag=True, help="Leave out tensors of an image adapter that are not understood, and name each."
+    "--partial",
+    is_flag=True,
+    help="Leave out the tensors of an image adapter that loraformat cannot interpret, and list them.",
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 
@@ -274,7 +284,7 @@ def assumptions(pairs: tuple[tuple[str, Any], ...]) -> Assumptions:
     keys = [key for key, _ in pairs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice:
-        raise click.UsageError(f"--assume gives {twice} twice")
+        raise click.UsageError(f"--assume sets {twice} twice")
     return Assumptions(**dict(pairs))
 
 
@@ -294,18 +304,22 @@ _ENGINE = click.option(
     default="threads",
     show_default=True,
     metavar="threads|ray[=ADDRESS]",
-    help="What computes the output's files: threads of this process, or workers of a Ray cluster: that of ADDRESS, of "
-    "RAY_ADDRESS, else one of this machine.",
+    help="What computes the output's files: threads of this process, or workers of a Ray cluster at ADDRESS or "
+    "RAY_ADDRESS, or else on this machine.",
 )
 _RANK = click.option(
     "--rank",
     type=int,
     metavar="I",
-    help="Compute one of --world shares of the output's files, from 0; nothing is visible before --finish.",
+    help="Compute share I (from 0) of --world shares of the output's files; --finish then publishes the output.",
 )
-_WORLD = click.option("--world", type=int, metavar="N", help="How many shares there are, each with its own --rank.")
+_WORLD = click.option(
+    "--world", type=int, metavar="N", help="Number of shares; each process computes the one of its --rank."
+)
 _FINISH = click.option(
-    "--finish", is_flag=True, help="After all ranks: check that every share is there and fits, then make the output."
+    "--finish",
+    is_flag=True,
+    help="After all ranks: check that every share is complete and consistent, then publish the output.",
 )
 
 
@@ -329,8 +343,8 @@ def keep_partial_output(how: str) -> None:
 def keeping(*, resume: bool, dry_run: bool, divided: bool) -> str:
     """What `keep_partial_output` says for a command that writes large outputs."""
     if divided:
-        return "the same command goes on"
-    return "the same command with --resume goes on" if resume and not dry_run else ""
+        return "run the same command again to continue"
+    return "run the same command with --resume to continue" if resume and not dry_run else ""
 
 
 def present(report: Report, output_format: str, *, findings: bool = True) -> None:
@@ -378,7 +392,7 @@ def _columns() -> int:
 
 
 def say(text: str) -> None:
-    """Print text on stdout as it is: no wrapping, no colours."""
+    """Print text on stdout as it is: no wrapping, no colors."""
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
         ctx.meta[PRINTED] = True

@@ -1,4 +1,4 @@
-"""What a command says where it cannot do what it was asked for: exit codes, and the same in JSON."""
+"""How commands report that they cannot do what was asked: exit codes, and refusals as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of an adapter, where the one that was named only contains it."""
+"""Finds the folder of an adapter if the given folder only contains it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,15 @@ def open_adapter_files(uri: str) -> Bundle:
         import shlex
 
         copy = f"cp {show(shlex.join([os.path.join(uri, config), found[0].uri]), 400)}"
-        hint = f"copy it beside the weights: {copy}" if len(found) == 1 else "copy it beside those that you mean"
+        hint = (
+            f"copy it next to the weights: {copy}" if len(found) == 1 else "copy it next to the weights that you mean"
+        )
         raise MissingFile(f"{config} is here, and the weights are in {names}", where=uri, hint=hint)
     if len(found) > 1:
         raise FormatError(
-            f"{len(found)} folders below hold an adapter: {names}", where=uri, hint="give the one that you mean"
+            f"{len(found)} subfolders contain an adapter: {names}",
+            where=uri,
+            hint="pass the path of the one that you mean",
         )
     return replace(found[0], named=uri)
 

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint with a way to their values, all through the one opening of its files."""
+"""The weights of a checkpoint and how their values are read, through files that are opened once."""
 
 from __future__ import annotations
 
@@ -67,6 +67,6 @@ def _as_matrix(stored: StoredTensor, row_axes: int) -> StoredTensor:
         return stored
     strides = stored.strides
     if strides is not None and strides[0] != strides[1] * stored.shape[1]:
-        raise UnsupportedUpdate("a stack of experts that is stored with gaps", where="merge")
+        raise UnsupportedUpdate("a stack of experts that is not stored contiguously", where="merge")
     shape = (stored.shape[0] * stored.shape[1], *stored.shape[2:])
     return replace(stored, shape=shape, strides=None if strides is None else strides[1:])

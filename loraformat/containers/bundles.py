@@ -245,6 +245,6 @@ def _write_tensor(writer: Writer, offset: int, name: str, lazy: LazyTensor) -> i
 def _bytes_of(name: str, lazy: LazyTensor, start: int, stop: int) -> memoryview:
     value = lazy.read(start, stop)
     shape = (stop - start, *lazy.shape[1:]) if lazy.shape else ()
-    assert value.shape == shape, f"{name}: promised {shape}, loaded {value.shape}"
-    assert value.dtype == lazy.dtype.numpy, f"{name}: promised {lazy.dtype}, loaded {value.dtype}"
+    assert value.shape == shape, f"{name}: expected shape {shape}, loaded {value.shape}"
+    assert value.dtype == lazy.dtype.numpy, f"{name}: expected {lazy.dtype}, loaded {value.dtype}"
     return bytes_of(value, lazy.dtype)

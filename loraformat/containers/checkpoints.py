@@ -1,4 +1,4 @@
-"""A base model as headers: which files hold its weights, and which tensors stand where."""
+"""A base model, opened by reading headers: which files hold its weights, and which tensors are in which file."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class _Choice:
 
 
 def open_checkpoint(uri: Location) -> Checkpoint:
-    """A base model from a folder or from one weight file, headers only; its files are opened once, for all later reads.
+    """Open a base model, a folder or one weight file; only headers are read, and its files stay open for later reads.
 
-    A folder with a model_index.json is a pipeline of diffusers: the weights of all its components, whose names begin
-    with the component's: "unet.down_blocks.0…".
+    A folder with a model_index.json is a diffusers pipeline: the weights of all of its components, with the component
+    as the prefix of each name: "unet.down_blocks.0…".
 
     >>> import loraformat
     >>> base = loraformat.open_checkpoint("fixtures/minigpt/base")
@@ -49,13 +49,14 @@ def open_checkpoint(uri: Location) -> Checkpoint:
     >>> weight.shape, weight.dtype.safetensors
     ((96, 64), 'F32')
 
-    Safetensors files win over `.bin`, and those over `.pt`. Where there is an index, its shards are the weights.
+    Safetensors files take precedence over `.bin`, and those over `.pt`. If there is an index, its shards are the
+    weights.
 
     Raises:
         MissingFile (LF101): no weights, or a shard that the index names and the folder lacks.
-        ConfigError (LF103): an index or config.json that is not of its form.
+        ConfigError (LF103): an invalid index or config.json.
         FormatError (LF012): an adapter instead of a base; the index and a shard disagree; a tensor in two files.
-        ContainerError and its subclasses: a weight file is damaged. StorageError: nothing there.
+        ContainerError and its subclasses: a weight file is damaged. StorageError: the path does not exist.
     """
     text = uri_of(uri)
     return checkpoint_of_store(open_store(text), text)
@@ -108,7 +109,9 @@ def _pipeline(store: Source, sizes: Mapping[str, int], uri: str) -> Checkpoint:
         if any(_is_base_weight(file) for file in inner.files()):
             components[name] = checkpoint_of_store(inner, f"{uri}/{name}")
     if not components:
-        raise MissingFile("no component of this pipeline has weights", where=uri, hint="expected unet/, transformer/ …")
+        raise MissingFile(
+            "this pipeline has no component with weights", where=uri, hint="expected unet/, transformer/ …"
+        )
     return Checkpoint(
         store.uri,
         {f"{name}/{file}": each for name, one in components.items() for file, each in one.files.items()},
@@ -144,7 +147,7 @@ def open_weights(store: Source, names: Iterable[str]) -> tuple[dict[str, WeightF
 def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
     weights = [name for name in sizes if _is_base_weight(name)]
     if not weights and "adapter_config.json" in sizes:
-        raise FormatError("this is an adapter, not a base model", where=uri, hint="give the folder of the base model")
+        raise FormatError("this is an adapter, not a base model", where=uri, hint="pass the folder of the base model")
     for suffix in _INDEX_SUFFIXES:
         index = _index_name(sizes, suffix)
         if index is not None:
@@ -161,7 +164,7 @@ def _choose(store: Source, sizes: Mapping[str, int], uri: str) -> _Choice:
     if names:
         raise _several(names, uri)
     raise MissingFile(
-        "no weight files of a model", where=uri, hint="expected *.safetensors, pytorch_model.bin, *.pt or *.gguf"
+        "no model weights found", where=uri, hint="expected *.safetensors, pytorch_model.bin, *.pt or *.gguf"
     )
 
 
@@ -194,7 +197,9 @@ def _without_index(names: list[str], uri: str) -> tuple[str, ...]:
 
 
 def _several(names: list[str], uri: str) -> FormatError:
-    return FormatError(f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="give one of them")
+    return FormatError(
+        f"several weight files: {', '.join(map(show, names[:4]))}", where=uri, hint="pass the path of one of them"
+    )
 
 
 def _indexed(store: Source, index: str, sizes: Mapping[str, int]) -> _Choice:
@@ -226,7 +231,7 @@ def _is_file_name(name: str) -> bool:
 def _check_disjoint(known: Mapping[str, StoredTensor], found: Mapping[str, StoredTensor]) -> None:
     for name, tensor in found.items():
         if name in known:
-            raise FormatError(f"{show(name, 200)} stands in {show(known[name].file)} too", where=tensor.file)
+            raise FormatError(f"{show(name, 200)} is also in {show(known[name].file)}", where=tensor.file)
 
 
 def _check_index(choice: _Choice, tensors: Mapping[str, StoredTensor]) -> None:

@@ -1,4 +1,4 @@
-"""What tells one file from another: its size, and hashes of its header or of all its bytes."""
+"""Fingerprints of files: size, and hashes of the header or of all bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where each tensor will stand in a file that is about to be written, known before any value is."""
+"""The layout of a file to write: the position of each tensor, known before any value."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def read_arrays(store: Source, path: str) -> dict[str, LazyTensor]:
     records = read_directory(store, path, nbytes, has_folder=False)
     strangers = [name for name in records if not name.endswith(".npy")]
     if strangers:
-        raise NotATensorFile(f'"{show(strangers[0])}" is no array of numpy', where=path)
+        raise NotATensorFile(f'"{show(strangers[0])}" is not a NumPy array', where=path)
     return {name.removesuffix(".npy"): _lazy(store, path, record) for name, record in records.items()}
 
 
@@ -86,7 +86,7 @@ def _placed(store: Source, path: str, record: Record) -> StoredTensor:
     shown = show(record.name)
     head = store.read(path, record.offset, min(record.nbytes, 12))
     if head[:6] != _MAGIC or len(head) < 12 or head[6] not in (1, 2, 3):
-        raise InvalidHeader(f'record "{shown}" does not begin as a numpy array', where=path)
+        raise InvalidHeader(f'record "{shown}" does not begin like a NumPy array', where=path)
     wide = 2 if head[6] == 1 else 4
     length = int.from_bytes(head[8 : 8 + wide], "little")
     start = 8 + wide + length
@@ -101,10 +101,10 @@ def _placed(store: Source, path: str, record: Record) -> StoredTensor:
         )
     found = _HEADER.fullmatch(text)
     if found is None:
-        raise InvalidHeader(f'record "{shown}": its header is "{show(text, 100)}"', where=path)
+        raise InvalidHeader(f'record "{shown}": unreadable header "{show(text, 100)}"', where=path)
     dtype = _DTYPES.get(found[1])
     if dtype is None:
-        raise ContainerError(f'record "{shown}": the dtype "{found[1]}" is not read', where=path)
+        raise ContainerError(f'record "{shown}": the dtype "{found[1]}" is not supported', where=path)
     shape = tuple(int(size) for size in found[3].split(",") if size.strip())
     data = record.nbytes - start
     if len(shape) > _MOST_DIMENSIONS or math.prod(shape) * dtype.itemsize != data:

@@ -1,4 +1,4 @@
-"""safetensors: the header, read so that each way to be wrong has its own message; and files laid out to be written.
+"""safetensors: the header, parsed with a specific message for each fault, and the layout of files to write.
 
 Source: safetensors 0.8.0, README.md "Format" and tensor.rs. What it reads and makes sense is read here. Refused beyond
 it: white space before the header or other than spaces after it, repeated names, unknown fields of an entry, more than 8
@@ -111,7 +111,7 @@ def _parsed(header: bytes, where: str) -> dict[str, Json]:
     try:
         value = strict_json.parse(header, where, limit=MOST_HEADER_NBYTES)
     except InvalidJson as error:
-        raise InvalidHeader(f"the header is no strict JSON: {error.message}", where=where) from error
+        raise InvalidHeader(f"the header is not valid JSON: {error.message}", where=where) from error
     assert isinstance(value, dict)
     return value
 
@@ -177,7 +177,9 @@ def _shape(name: str, value: Json, dtype: DType, where: str) -> tuple[int, ...]:
     if sizes is None:
         raise InvalidHeader(f"{_short(name)}: shape: expected a list of integers of at least 0", where=where)
     if len(sizes) > MOST_DIMENSIONS:
-        raise InvalidHeader(f"{_short(name)}: {len(sizes)} dimensions, at most {MOST_DIMENSIONS} are read", where=where)
+        raise InvalidHeader(
+            f"{_short(name)}: {len(sizes)} dimensions, at most {MOST_DIMENSIONS} are allowed", where=where
+        )
     if 0 in sizes and math.prod(max(size, 1) for size in sizes) * dtype.itemsize >= _MOST_NBYTES:
         raise InvalidHeader(f"{_short(name)}: shape: {list(sizes)} overflows 63 bits", where=where)
     return sizes

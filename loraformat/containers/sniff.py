@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, whatever its name says."""
+"""The type of a file by its first bytes, independent of its name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ HEAD_NBYTES = 512
 MOST_HEADER_NBYTES = 100_000_000  # safetensors 0.8.0, `MAX_HEADER_SIZE`
 
 _DOWNLOAD = "download it again"
-_RESAVE = "save the tensors as safetensors where the file came from"
+_RESAVE = "save the tensors as safetensors where the file was made"
 
 _POINTER = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"PK\x03\x04", "a zip archive, perhaps the output of torch.save", "name it .pt"),
+    (b"PK\x03\x04", "a zip archive, perhaps the output of torch.save", "rename it to .pt"),
     (b"PK\x05\x06", "an empty zip archive", _DOWNLOAD),
-    (b"GGUF", "a GGUF file", "name it .gguf"),
+    (b"GGUF", "a GGUF file", "rename it to .gguf"),
     (b"\x1f\x8b", "a gzip stream", "unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _RESAVE),
     (b"\x28\xb5\x2f\xfd", "a zstd stream", "unpack it"),
@@ -75,7 +75,7 @@ def _foreign(head: bytes) -> tuple[str, str] | None:
 def _text(head: bytes) -> tuple[str, str] | None:
     start = _stripped(head)
     if start.startswith((b'{"', b"{\n", b"{}", b"[{")):
-        return "a JSON text, perhaps an error message", _DOWNLOAD
+        return "a JSON document, perhaps an error message", _DOWNLOAD
     if len(head) >= 9 and all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
-        return "a plain text", _DOWNLOAD
+        return "a plain text file", _DOWNLOAD
     return None

@@ -135,10 +135,10 @@ def _check_kind(store: Source, path: str, records: Mapping[str, Record]) -> None
     if "byteorder" in records:
         order = _record_bytes(store, path, records, "byteorder", 16)
         if order != b"little":
-            raise ContainerError(f"byte order {show(order)}, only little is read", where=path)
+            raise ContainerError(f"{show(order)}-endian file; only little-endian is supported", where=path)
     version = _record_bytes(store, path, records, "version", 16).strip() if "version" in records else b"3"
     if not (version.isdigit() and 1 <= int(version) <= 10):
-        raise ContainerError(f"version {show(version)} of the format, versions 1 to 10 are read", where=path)
+        raise ContainerError(f"format version {show(version)}; only versions 1 to 10 are supported", where=path)
 
 
 def _record_bytes(store: Source, path: str, records: Mapping[str, Record], name: str, limit: int) -> bytes:

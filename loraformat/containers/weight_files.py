@@ -1,4 +1,4 @@
-"""The containers of weight files: how a file of each is known, opened and laid out. One line of a table each."""
+"""The containers of weight files: how a file of each is detected, opened and laid out."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _open_gguf(store: Source, name: str, nbytes: int) -> Opened:
 
     header = read_header(store, name)
     if header.value("general.type") == "adapter":
-        raise FormatError("this is an adapter, not a base model", where=name, hint="give the file of the base model")
+        raise FormatError("this is an adapter, not a base model", where=name, hint="pass the file of the base model")
     if header.value("split.count") not in (None, 0, 1):
         text = f"this is one of {header.value('split.count')} files that a model was split into"
         raise FormatError(text, where=name, hint="join them with llama-gguf-split --merge")

@@ -23,9 +23,9 @@ def open_device(name: str) -> torch.device | None:
         raise UsageError(f"{name!r} is not a device, expected cpu, cuda or cuda:N", where="--device")
     library = import_torch(f"--device {name}")
     if not library.cuda.is_available():
-        raise UsageError(f"{name} is not there: torch finds no CUDA device", where="--device", hint="use cpu")
+        raise UsageError(f"{name} is not available: torch finds no CUDA device", where="--device", hint="use cpu")
     device: torch.device = library.device(name)
     count = library.cuda.device_count()
     if (device.index or 0) >= count:
-        raise UsageError(f"{name} is not there: torch finds {count} CUDA devices", where="--device")
+        raise UsageError(f"{name} is not available: torch finds {count} CUDA devices", where="--device")
     return device

@@ -1,4 +1,4 @@
-"""Tasks in anything that takes calls as `concurrent.futures.Executor` does: processes, Dask, MPI pools."""
+"""Tasks in anything with the interface of `concurrent.futures.Executor`: processes, Dask, MPI pools."""
 
 from __future__ import annotations
 

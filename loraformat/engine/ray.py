@@ -123,7 +123,7 @@ class RayEngine:
                 since = time.monotonic()
             elif time.monotonic() - since > _IDLE_S:
                 text = f"for {_IDLE_S:.0f} s no node had the {cpus} processors and {gpus} GPUs of a task"
-                raise EngineError(text, where=self._where, hint="give fewer --jobs, or add nodes")
+                raise EngineError(text, where=self._where, hint="lower --jobs, or add nodes")
 
     def _result(self, ray: ModuleType, done: Any) -> Any:  # noqa: ANN401 - a reference, and what it leads to
         try:
@@ -132,14 +132,16 @@ class RayEngine:
             self._raise_cause(error)
         except ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
-            text = f"a task failed {1 + _RETRIES} times with its worker: {type(error).__name__}: {first}"
-            raise EngineError(text, where=self._where, hint="is there enough memory on the nodes?") from None
+            text = f"a task failed {1 + _RETRIES} times because its worker died: {type(error).__name__}: {first}"
+            raise EngineError(text, where=self._where, hint="the nodes may be short of memory") from None
 
     def _raise_cause(self, error: Any) -> NoReturn:  # noqa: ANN401 - of a library that may be absent
         cause = getattr(error, "cause", None)
         if isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0] == "loraformat":
             hint = f"install loraformat {__version__} on all of them"
-            raise EngineError("the nodes of the cluster do not have loraformat", where=self._where, hint=hint) from None
+            raise EngineError(
+                "loraformat is not installed on the nodes of the cluster", where=self._where, hint=hint
+            ) from None
         if isinstance(cause, Exception):
             raise cause from None
         raise EngineError(f"a task failed: {error}", where=self._where) from None
@@ -166,7 +168,7 @@ def _on_worker(function: Callable[[T], R], item: T, version: str, settings: dict
         text = f"{error.message}, on node {socket.gethostname()}"
         hint = error.hint or "every node must see the inputs and the folder of the output: a shared folder, or a bucket"
         if "credentials" in error.message and not settings:
-            hint += f"; a node uses its own where {_SENT} is set and names none"
+            hint += f"; if {_SENT} is set but names no variables, each node uses its own credentials"
         raise StorageError(text, where=error.location, hint=hint) from None
 
 
@@ -199,7 +201,7 @@ def _require_listener(address: str, host: str, port: int) -> None:
                 _require_settings(connection)
     except OSError as error:
         reason = error.strerror or str(error)
-        hint = "start a cluster with `ray start --head`, or leave the address out for one of this machine"
+        hint = "start a cluster with `ray start --head`, or leave the address out to start one on this machine"
         raise EngineError(f"no Ray cluster answers at {address}: {reason}", where="--engine ray", hint=hint) from None
 
 
@@ -240,7 +242,7 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     try:
         if is_ended:
             signal.raise_signal(signal.SIGTERM)
-            raise EngineError("no connection to the Ray cluster: it ended this process", where=where)
+            raise EngineError("no connection to the Ray cluster: Ray ended this process", where=where)
         yield
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""What the system refuses to give, in our words: memory and threads."""
+"""Errors of the system about memory and threads, as OutOfResources."""
 
 from __future__ import annotations
 

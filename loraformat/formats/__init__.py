@@ -95,9 +95,9 @@ def _refuse_unread(bundle: Bundle) -> None:
     found = None if file is None else dialect_of(file.open().entries)
     if found is not None:
         raise UnknownFormat(
-            f'this looks like {found[0]}, which is not read yet: "{show(found[1], 100)}" is in no base under that name',
+            f'this looks like {found[0]}, which is not supported yet: no base has the name "{show(found[1], 100)}"',
             where=bundle.uri,
-            hint="--from dump takes the names as they stand in the file",
+            hint="--from dump uses the names as they are in the file",
         )
 
 
@@ -118,7 +118,7 @@ def _unknown(bundle: Bundle) -> UnknownFormat:
     return UnknownFormat(text, where=bundle.uri, hint=_remedy(bundle))
 
 
-_GIVE_A_FOLDER = "give the folder with the adapter's files"
+_GIVE_A_FOLDER = "pass the folder with the adapter's files"
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".zst")
 
 
@@ -129,7 +129,7 @@ def _remedy(bundle: Bundle) -> str:
     pairs = with_pairs(bundle)
     if pairs and not bundle.is_single_file:
         found = f"of several weight files {show(pairs, 60)} has LoRA's names"
-        return f"{found}: give that file, or make one folder of all: docs/formats/native.md"
+        return f"{found}: pass that file, or put all of them into one folder as in docs/formats/native.md"
     if any(name.lower().endswith(_ARCHIVES) for name in bundle.files):
-        return "unpack the archive, and give the folder"
-    return "docs/formats says which names are read" if bundle.tensor_files() else _GIVE_A_FOLDER
+        return "unpack the archive and pass the folder"
+    return "docs/formats lists the names that are recognized" if bundle.tensor_files() else _GIVE_A_FOLDER

@@ -23,7 +23,7 @@ WRITES = True
 CONTAINERS: tuple[str, ...] = ("safetensors",)
 READS: tuple[str, ...] = ("linear", "convolution", "dora", "bias", "full weights", "dense delta", "LoHa/LoKr")
 HOLDS: tuple[str, ...] = ("linear", "convolution", "dora", "full weights", "dense delta", "LoHa/LoKr")
-LOSES = "which of two experts it is for"
+LOSES = "which of the two experts it is for"
 
 __all__ = [
     "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",

@@ -1,4 +1,4 @@
-"""What is not read, by name: other dialects, and folders and files that are something else than an adapter."""
+"""Names what is not supported: other formats, and folders and files that are not an adapter."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MODEL_WEIGHT = re.compile(r"(.*\.)?(embed_tokens|wte|tok_embeddings|word_embedd
 # Source: DeepSpeed edaa722, runtime/engine.py `_get_ckpt_name`, `_get_zero_ckpt_name`.
 _DEEPSPEED = re.compile(r"((bf16_|fp16_)?zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _OPTIMIZER = re.compile(r"(.*\.)?(exp_avg|exp_avg_sq|momentum_buffer)$")
-_EXPECTED = "an adapter is expected here"
+_EXPECTED = "expected an adapter here"
 
 
 def described(bundle: Bundle) -> tuple[str, str]:
@@ -49,16 +49,16 @@ def described(bundle: Bundle) -> tuple[str, str]:
     pipeline = readable(bundle, PIPELINE)
     if isinstance(pipeline, Mapping):
         of = _named(pipeline.get("_class_name"))
-        hint = f"{_EXPECTED}; a pipeline is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
+        hint = f"{_EXPECTED}; pass a pipeline as BASE in merge BASE ADAPTER -o OUT, or with --base"
         return f"a diffusers pipeline{of}", hint
     gguf = next((name for name in bundle.files if name.lower().endswith(".gguf")), None)
     if gguf is not None:
-        return "a GGUF model", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
+        return "a GGUF model", f"{_EXPECTED}; pass a model as BASE in merge BASE ADAPTER -o OUT, or with --base"
     if any(name.endswith(".distcp") for name in bundle.files):
-        what = "a checkpoint of torch.distributed without .metadata, which says what its .distcp files hold"
-        return what, "give the folder with both"
+        what = "a torch.distributed checkpoint without .metadata, which describes its .distcp files"
+        return what, "pass the folder with both"
     if isinstance(bundle.files.get(".metadata"), TensorFile):
-        what = "a checkpoint of torch.distributed that holds no adapter in Megatron's names"
+        what = "a torch.distributed checkpoint without an adapter in Megatron's names"
         return what, "export it with the trainer's own code, for Megatron Bridge export_adapter.py"
     if found := _of_trainer(bundle):
         return found
@@ -66,18 +66,18 @@ def described(bundle: Bundle) -> tuple[str, str]:
     if not weights:
         is_state = bool(bundle.tensor_files())
         return (
-            ("the state of an optimizer or a trainer", f"{_EXPECTED}: give the folder with its weights and its config")
+            ("the state of an optimizer or a trainer", f"{_EXPECTED}: pass the folder with its weights and its config")
             if is_state
             else ("", "")
         )
     names = _names(weights[0])
     if _is_optimizer(weights[0], names):
-        return "the state of an optimizer", f"{_EXPECTED}: give the file with the weights"
+        return "the state of an optimizer", f"{_EXPECTED}: pass the file with the weights"
     if is_full_model(bundle):
         config = readable(bundle, "config.json")
         listed = config.get("architectures") if isinstance(config, Mapping) else None
         of = _named(listed[0] if isinstance(listed, list) and listed else None)
-        return f"a full model{of}", f"{_EXPECTED}; a model is the BASE of merge BASE ADAPTER -o OUT, or goes to --base"
+        return f"a full model{of}", f"{_EXPECTED}; pass a model as BASE in merge BASE ADAPTER -o OUT, or with --base"
     return "", ""
 
 
@@ -87,15 +87,15 @@ def _of_trainer(bundle: Bundle) -> tuple[str, str] | None:
     backend = stated.get("sharded_backend") if isinstance(stated, Mapping) else None
     if isinstance(backend, str) and backend != "torch_dist":
         hint = "save it as torch_dist, or export it with Megatron's own code"
-        return f"a checkpoint of Megatron whose tensors are stored by {show(backend, 40)}, which is not read", hint
+        return f"a Megatron checkpoint stored by {show(backend, 40)}, which is not supported", hint
     if any(_DEEPSPEED.fullmatch(name) for name in bundle.files):
-        hint = "run zero_to_fp32.py, which lies in the folder above, and give the folder with adapter_config.json"
-        return "the state of one step of DeepSpeed, whose parameters lie in parts", hint
+        hint = "run zero_to_fp32.py from the parent folder, and pass the folder with adapter_config.json"
+        return "a DeepSpeed training state, whose parameters are sharded", hint
     config = readable(bundle, "adapter_config.json")
     # Source: ms-swift 3602360, tuners/utils.py `SwiftConfig`, tuners/mapping.py.
     tuner = config.get("swift_type") if isinstance(config, Mapping) and "peft_type" not in config else None
     if isinstance(tuner, str):
-        return f"an adapter of the tuner {show(tuner, 40)} of ms-swift, which is not read", _EXPECTED
+        return f"an adapter of the tuner {show(tuner, 40)} of ms-swift, which is not supported", _EXPECTED
     return None
 
 

@@ -67,10 +67,10 @@ def _layer(module: str, pair: Pair, rank: int | None, shape: tuple[int, ...] | N
         least = min(a.shape) if rank is None else rank
         straight, swapped = a.shape[0] == least, a.shape[1] == least
     if straight is swapped:
-        why = "A and B have no common rank" if not straight else "the shapes do not decide between layer and embedding"
+        why = "A and B have no common rank" if not straight else "the shapes fit both a layer and an embedding"
         against = f", the weight is {shape}" if shape else ""
         raise ConfigError(
-            f"{why}: A {a.shape}, B {b.shape}{against}", where=in_weights(module), hint="give the base with --base"
+            f"{why}: A {a.shape}, B {b.shape}{against}", where=in_weights(module), hint="pass the base with --base"
         )
     if swapped:
         return Layer(LowRank(a, b, None, is_embedding=True), a.shape[1])

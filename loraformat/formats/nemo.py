@@ -103,9 +103,9 @@ class _Settings:
 def sniff(bundle: Bundle) -> Match | None:
     """By the config of an archive, or by names of Megatron's modules in the only file."""
     if CONFIG in bundle.files and WEIGHTS in bundle.files:
-        return Match(certain=True, reason=f"{CONFIG} and {WEIGHTS} are there")
+        return Match(certain=True, reason=f"{CONFIG} and {WEIGHTS} are present")
     if CONFIG in bundle.files and any(name.startswith(("mp_rank_", "tp_rank_")) for name in bundle.folders):
-        return Match(certain=True, reason=f"{CONFIG} and folders of ranks are there")
+        return Match(certain=True, reason=f"{CONFIG} and folders of ranks are present")
     file = _sharded(bundle) or _only_file(bundle)
     pairs = {} if file is None else pairs_of(file.open().entries, _SPELLING)[0]
     if file is None or not any(_LAYER.fullmatch(module) or _STACK.fullmatch(module) for module in pairs):
@@ -139,7 +139,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     pairs, _ = pairs_of(entries, _SPELLING)
     magnitude = next((name for name in entries if name.endswith(_MAGNITUDE)), None)
     if magnitude is not None:
-        raise UnsupportedUpdate("DoRA of Megatron Bridge is not read", where=in_weights(magnitude))
+        raise UnsupportedUpdate("DoRA of Megatron Bridge is not supported", where=in_weights(magnitude))
     whole = {module: pair for module, pair in pairs.items() if pair.a is not None and pair.b is not None}
     rank = agreed(settings.rank, hints.rank, "rank", in_file(CONFIG))
     updates: dict[str, LowRank] = {}
@@ -178,7 +178,7 @@ def _weights(bundle: Bundle) -> TensorFile:
     ranks = [name for name in bundle.folders if name.startswith(("mp_rank_", "tp_rank_"))]
     if ranks:
         raise MissingFile(
-            f"the weights lie in {len(ranks)} parts ({show(ranks[0], 60)} …): parts of a parallel run are not joined",
+            f"the weights are split over {len(ranks)} parallel ranks ({show(ranks[0], 60)} …), which are not joined",
             where=bundle.uri,
             hint="save the adapter with tensor and pipeline parallelism of 1",
         )
@@ -221,7 +221,7 @@ def _of_peft(peft: Config) -> dict[str, Json]:
 
 def _no_gate(file: str, field: str, found: Json) -> UnsupportedUpdate:
     return UnsupportedUpdate(
-        f"a model without a gate ({show(found, 40)}): what checkpoints call its layers is not known",
+        f"a model without a gate ({show(found, 40)}): the names of its layers in checkpoints are unknown",
         where=in_file(file, field),
     )
 
@@ -233,7 +233,9 @@ def _heads(raw: Config, file: str) -> Heads:
     size = optional_integer(raw, "kv_channels", file, 1, _MOST)
     hidden = as_integer(raw.get("hidden_size"), in_file(file, "hidden_size"), 1, _MOST)
     if query % key:
-        raise ConfigError(f"{query} heads cannot share {key} groups", where=in_file(file, "num_query_groups"))
+        raise ConfigError(
+            f"{query} heads cannot be divided among {key} groups", where=in_file(file, "num_query_groups")
+        )
     return Heads(query, key, size or max(1, hidden // query))
 
 
@@ -243,7 +245,7 @@ def _updates(
     found = _LAYER.fullmatch(module)
     parts = () if found is None else _MODULES.get(found[2], ())
     if found is None or not parts:
-        raise UnsupportedUpdate("what checkpoints call this module is not known", where=in_weights(module))
+        raise UnsupportedUpdate("the name of this module in checkpoints is unknown", where=in_weights(module))
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         text = f"expected linear_in (rank, in) and linear_out (out, rank), found {a.shape} and {b.shape}"
         raise ConfigError(text, where=in_weights(module))
@@ -271,9 +273,9 @@ def _groups(module: str, height: int, heads: Heads | None) -> list[list[int] | N
     """For each key head its queries, then the key, then the value."""
     if heads is None:
         raise UnsupportedUpdate(
-            "how many heads the joined query, key and value have stands in the base's config",
+            "the number of heads in the fused query, key and value is in the base's config",
             where=in_weights(module),
-            hint="give it with --base",
+            hint="pass it with --base",
         )
     size, each = heads.size, heads.query // heads.key
     if height != sum(heads.rows):

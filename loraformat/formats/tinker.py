@@ -153,15 +153,15 @@ def _part_of_joined(
     parts = [pairs.get(f"{owner}.{name}") for name in _PARTS[joined]]
     present = [part.factors for part in parts if part is not None]
     if len(present) < len(parts):
-        text = f"{' and '.join(_PARTS[joined])}, which the checkpoint joins, are not all adapted"
+        text = f"{' and '.join(_PARTS[joined])}, which the checkpoint fuses, are not all adapted"
         raise UnsupportedUpdate(text, where=in_weights(module))
     tops = [sum(b.shape[0] for _, b in present[:number]) for number in range(len(present) + 1)]
     height = _height(owner, joined, hints)
     if joined == "in_proj" and height is None:
-        text = f"how many rows {joined} has, into which the checkpoint joins {found[2]}, stands in the base"
-        raise UnsupportedUpdate(text, where=in_weights(module), hint="give it with --base")
+        text = f"only the base has the number of rows of {joined}, into which the checkpoint fuses {found[2]}"
+        raise UnsupportedUpdate(text, where=in_weights(module), hint="pass it with --base")
     if (height is not None and tops[-1] > height) or len({tensor.dtype for pair in present for tensor in pair}) > 1:
-        text = f"the parts of {joined} have {tops[-1]} rows and must be of one dtype, the base has {height} rows"
+        text = f"the parts of {joined} must have one dtype and {height} rows as in the base, found {tops[-1]} rows"
         raise ConfigError(text, where=in_weights(module))
     blocks = [(b, [(top, top + b.shape[0])]) for (_, b), top in zip(present, tops, strict=False)]
     update = LowRank(block_columns(blocks, height or tops[-1]), stacked([a for a, _ in present]), scale)
@@ -242,7 +242,7 @@ def _joined(
     ranks = [0 if half is None else half[0].shape[1] for half in halves]
     dtypes = {tensor.dtype for half in present for tensor in half}
     if len(dtypes) > 1:
-        raise ConfigError("gate_proj and up_proj, which the base joins, are of several dtypes", where=in_weights(owner))
+        raise ConfigError("gate_proj and up_proj, which the base fuses, have different dtypes", where=in_weights(owner))
     (dtype,) = dtypes
     runs = (slice(0, None, 2), slice(1, None, 2)) if is_interleaved else (slice(0, height), slice(height, None))
 

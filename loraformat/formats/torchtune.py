@@ -161,13 +161,13 @@ def _model_type(layers: Mapping[str, _Layer], hints: Hints, where: FindingLocati
         return ""
     if found is None:
         raise UnsupportedUpdate(
-            f"the order of the rows of {depends[0]} depends on the base, and no base says which it is",
+            f"the order of the rows of {depends[0]} depends on the base, and no base is given",
             where=where,
-            hint="give it with --base; --from peft reads the export beside it, which is right for Llama's order only",
+            hint="pass it with --base; --from peft reads the export next to it, whose order is right only for Llama",
         )
     models = ", ".join(sorted((*_INTERLEAVED, *_PLAIN, *_FUSED)))
     raise UnsupportedUpdate(
-        f"torchtune's order of rows is not known for a base of model_type {show(found, 40)}: expected one of {models}",
+        f"torchtune's order of rows is unknown for a base of model_type {show(found, 40)}: expected one of {models}",
         where=where,
     )
 
@@ -176,7 +176,7 @@ def _named(module: str, layer: _Layer, kind: str, hints: Hints) -> dict[str, _La
     """The layer under torchtune's name, its rows in the checkpoint's order."""
     found = MODULE.fullmatch(module)
     if found is None and module != _HEAD:
-        raise UnsupportedUpdate("what checkpoints call this module is not known", where=in_weights(module))
+        raise UnsupportedUpdate("the name of this module in checkpoints is unknown", where=in_weights(module))
     if found is None or found[2] not in _ROTARY or kind not in _INTERLEAVED:
         return {module: layer}
     heads = heads_of(hints.config)
@@ -189,7 +189,7 @@ def _rotary_order(module: str, rows: int, heads: int, size: int) -> list[int]:
     """Which of torchtune's rows each row of the checkpoint is: the even ones of a head first, then the odd ones."""
     if rows != heads * size:
         raise ConfigError(
-            f"the base has {heads} heads of {size} rows, lora_b has {rows} rows: expected {heads * size}",
+            f"expected {heads * size} rows in lora_b, as the base has {heads} heads of {size} rows; found {rows}",
             where=in_weights(module),
             hint="is this the base of the adapter?",
         )
@@ -219,7 +219,7 @@ def _low_rank(module: str, layers: Sequence[_Layer | None], scale: float | None,
     if len(layers) == 1:
         return factors.linear(adapted[0].a, adapted[0].b, scale, adapted[0].magnitude)
     if len({tensor.dtype for layer in adapted for tensor in (layer.a, layer.b)}) > 1:
-        raise UnsupportedUpdate("the parts that the checkpoint joins are of several dtypes", where=in_weights(module))
+        raise UnsupportedUpdate("the parts that the checkpoint fuses have different dtypes", where=in_weights(module))
     heights = _heights(module, layers, hints)
     blocks, top = [], 0
     for layer, height in zip(layers, heights, strict=True):
@@ -229,7 +229,7 @@ def _low_rank(module: str, layers: Sequence[_Layer | None], scale: float | None,
     magnitudes = [layer.magnitude for layer in adapted if layer.magnitude is not None]
     if magnitudes and len(magnitudes) < len(layers):
         raise UnsupportedUpdate(
-            "DoRA of some of the parts that the checkpoint joins: the others have no magnitude",
+            "DoRA of only some of the parts that the checkpoint fuses: the others have no magnitude",
             where=in_weights(module),
         )
     vector = Magnitude(stacked(magnitudes), axis=1) if magnitudes else None

@@ -1,4 +1,4 @@
-"""convert: an adapter in another format, or in its own in clean form."""
+"""convert: an adapter in another format, or repaired in its own."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def convert(
     announce_names: Callable[[tuple[RenamedTensor, ...], tuple[str, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the adapter at `source` in another format (or in its own, in clean form) into the new folder `out`.
+    """Convert the adapter at `source` to another format (or repair it in its own) into the new folder `out`.
 
     >>> import loraformat
     >>> report = loraformat.convert("fixtures/minigpt/lora_adapter", "as-peft", to="peft", alpha=1.0)
@@ -99,32 +99,32 @@ def convert(
         out: folder that does not exist yet.
         to: name of the format to write.
         format: name of the format to read, to skip detection.
-        base: the base, where names, shapes, copies or tied tables are decided by it.
-        alpha, assumptions: what the files do not say; a contradiction is an error.
-        base_model: "NAME" or "NAME@REVISION" of the base, to be written instead of what the source says.
-        container: "safetensors" or "torch", where the format leaves the choice.
+        base: the base, if names, shapes, copies or tied tables depend on it.
+        alpha, assumptions: what the files do not state; contradicting them is an error.
+        base_model: "NAME" or "NAME@REVISION" of the base, written instead of the source's.
+        container: "safetensors" or "torch", if the format allows both.
         dtype: "float32", "float16" or "bfloat16" for all values; None keeps them.
-        plain: bake rsLoRA and patterns into one rank and one alpha / rank.
-        peft_version: "0.10": the oldest PEFT that must read the output and compute the same.
-        maps: (regular expression, replacement), for the names of tensors, before the format is detected.
-        modelfile: what Ollama calls the base: a Modelfile is written beside a GGUF adapter.
-        strip_metadata: leave out free settings, carried files and local paths.
-        to_lora: write the updates of other tuners as LoRA: exactly where they are one, else by their best factors.
-        rank, error: with `to_lora`, the rank of those factors, or the largest ‖ΔW − written‖ / ‖ΔW‖; by default all
-            that is not rounding.
+        plain: fold rsLoRA and per-module patterns into one rank and one alpha.
+        peft_version: the oldest PEFT that must read the output and compute the same, such as "0.10".
+        maps: pairs of (regular expression, replacement) for tensor names, applied before detecting the format.
+        modelfile: name of the base in Ollama; writes a Modelfile next to a GGUF adapter.
+        strip_metadata: leave out free-form settings, other files and local paths.
+        to_lora: write updates of other tuners as LoRA: exactly if they are low-rank, otherwise approximated by SVD.
+        rank, error: with `to_lora`, the rank of the approximation, or the largest ‖ΔW − written‖ / ‖ΔW‖; by default
+            everything above rounding is kept.
         check_roundtrip: read the output back and compare every update.
-        partial: leave out what the reader of an image format does not understand, and name it.
-        dry_run: report and write nothing.
-        strict: refuse where anything is lost.
-        force: let forgivable errors pass as warnings (`rules.refuse`).
+        partial: leave out the tensors of an image adapter that loraformat cannot interpret, and list them.
+        dry_run: report; write nothing.
+        strict: stop if anything would be lost.
+        force: downgrade forgivable errors to warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         announce: called with repairs, warnings and losses before anything is written.
-        announce_names: called in a dry run of an adapter that is refused, with what `maps` make of its names and the
-            patterns that match none.
+        announce_names: called in a dry run of a refused adapter, with the names after `maps` and the patterns that
+            match none.
         progress: called with (bytes done, bytes in all).
 
-    Raises: AdapterRefused where the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
+    Raises: AdapterRefused: the adapter has errors or cannot be expressed; RoundTripFailed; StorageError,
         ContainerError, FormatError.
     """
     source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
@@ -251,14 +251,14 @@ def _in_names_for(to: str, opened: Opened, base: Checkpoint | None) -> Adapter:
     if opened.format.NAME == "gguf" and strange is not None:
         why = "the base is a GGUF file" if base is not None else "no base is given"
         raise ConfigError(
-            f"{strange}: weights have llama.cpp's names and order of rows, and {why}",
+            f"{strange}: weights have llama.cpp's names and row order, and {why}",
             where=opened.uri,
-            hint="give the folder of the base with --base: its config.json says what they are elsewhere",
+            hint="pass the folder of the base with --base: its config.json is needed to translate them",
         )
     return adapter
 
 
-_SEE_NAMES = "--dry-run lists what each tensor would be called"
+_SEE_NAMES = "use --dry-run to list the new tensor names"
 
 
 def propose_map(
@@ -268,20 +268,20 @@ def propose_map(
     format: str | None = None,  # noqa: A002
     maps: Sequence[tuple[str, str]] = (),
 ) -> Report:
-    """Maps (`maps` of `convert`) from the names of an adapter to those of a base; nothing is written.
+    """Suggest `maps` for `convert` that turn the names of an adapter into those of a base; nothing is written.
 
     >>> import loraformat
     >>> report = loraformat.propose_map("fixtures/good/dump/tiny-llama", "fixtures/bad/LF301-absent-module/base")
     >>> [each.after for each in report.data.proposed]
     ['', '', '', '']
 
-    A map has an `after` where shapes and numbers leave one choice; else its `candidates` say what fits.
+    A map has an `after` if shapes and layer numbers leave one choice; otherwise its `candidates` list what fits.
 
     Args:
         source: folder or file of the adapter.
-        base: the base, whose names are wanted.
-        format: name of a format, to open the files as those of one.
-        maps: applied first, as by `convert`: for the ends of names, by which factors are recognized.
+        base: the base with the wanted names.
+        format: name of a format, to skip detection.
+        maps: applied first, as in `convert`, so that factors are recognized by the ends of their names.
 
     Raises: FormatError (LF012): no factors are recognized; StorageError, ContainerError.
     """
@@ -309,7 +309,7 @@ def _as_lora(
     """See `as_lora`. Raises: UsageError (LF021): a rule of ranks without `to_lora`, or outside its range."""
     if not to_lora:
         if rank is not None or error is not None:
-            raise UsageError("a rule of ranks is for --to-lora", where="--rank" if rank is not None else "--error")
+            raise UsageError("--rank and --error need --to-lora", where="--rank" if rank is not None else "--error")
         return adapter, ()
     checked(RankRule(rank=rank, error=error))
     return as_lora(adapter, uri, base, rank=rank, error=error)
@@ -321,17 +321,17 @@ def _write_options(to: str, container: str | None, peft_version: str | None, mod
     if not target.WRITES:
         known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
         raise UsageError(
-            f"{to} is only read, not written", where="--to", hint=f"the formats that are written are {known}"
+            f"loraformat reads {to} but does not write it", where="--to", hint=f"writable formats: {known}"
         )
     if container is not None and target.WRITES and container not in target.CONTAINERS:
         raise UsageError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":
-        raise UsageError("--peft-version is for --to peft", where="command line")
+        raise UsageError("--peft-version needs --to peft", where="command line")
     if modelfile and to != "gguf":
-        raise UsageError("--modelfile is for --to gguf", where="command line")
+        raise UsageError("--modelfile needs --to gguf", where="command line")
     if modelfile and not (modelfile.isprintable() and modelfile.strip() == modelfile):
-        raise UsageError(f'expected a name of one line, found "{show(modelfile, 60)}"', where="--modelfile")
+        raise UsageError(f'expected a name without line breaks, found "{show(modelfile, 60)}"', where="--modelfile")
     return WriteOptions(container=container, peft_version=version, modelfile=modelfile)
 
 
@@ -367,7 +367,7 @@ def _version(text: str) -> Version:
         raise UsageError(f"expected a version such as 0.10, found {show(text, 40)}", where="--peft-version")
     version = (int(parts[0]), int(parts[1]))
     if version < OLDEST:
-        raise UsageError(f"versions from {text_of(OLDEST)} on are written, not {text}", where="--peft-version")
+        raise UsageError(f"expected {text_of(OLDEST)} or later, found {text}", where="--peft-version")
     return version
 
 

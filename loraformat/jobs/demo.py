@@ -1,4 +1,4 @@
-"""demo: a small base and a hand-written adapter made on the spot, the commands to try on them, and the proof."""
+"""demo: a small generated base and adapter, the commands to try on them, and a check of the result."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def steps() -> tuple[Step, ...]:
     """The commands, in order, as they are typed in the folder that `make_example` filled."""
     alpha = ("--alpha", str(_ALPHA))
     return (
-        Step("what is in it", ("inspect", "adapter", "--base", "base", "--norms", *alpha)),
-        Step("is it sound? Its files do not say alpha, so its scale is unknown", ("validate", "adapter"), exit_code=1),
-        Step("with alpha, and against its base", ("validate", "adapter", "--base", "base", *alpha)),
+        Step("show its content", ("inspect", "adapter", "--base", "base", "--norms", *alpha)),
+        Step("check it: its files do not state alpha, so its scale is unknown", ("validate", "adapter"), exit_code=1),
+        Step("check it again with alpha, and against its base", ("validate", "adapter", "--base", "base", *alpha)),
         Step(
-            "as a PEFT adapter that names its base",
+            "convert it to a PEFT adapter that names its base",
             ("convert", "adapter", "--to", "peft", *alpha, "--base-model", "me/tiny-llama", "-o", "adapter-peft"),
         ),
-        Step("into the base", ("merge", "base", "adapter-peft", "-o", "merged")),
+        Step("merge it into the base", ("merge", "base", "adapter-peft", "-o", "merged")),
     )
 
 
@@ -92,7 +92,8 @@ def compare(folder: str = ".") -> str:
         gap = abs(merged[name].load() - expected)
         assert bool((gap <= 2.0**-8 * abs(expected) + 1e-9).all()), name
         assert np.isfinite(merged[name].load()).all(), name
-    return f"{touched} of {len(base)} tensors changed, each as float64 says; the other {len(base) - touched} are equal"
+    untouched = len(base) - touched
+    return f"{touched} of {len(base)} tensors changed, as computed in float64; the other {untouched} are unchanged"
 
 
 def _tensors(folder: str, name: str) -> Mapping[str, LazyTensor]:

@@ -1,4 +1,4 @@
-"""diff: two adapters, or two checkpoints: what differs, by how much, and of how low a rank."""
+"""diff: what differs between two adapters or two checkpoints, by how much, and at what rank."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def diff(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """What differs between two adapters, or between two checkpoints: config, names, values.
+    """Compare two adapters or two checkpoints: config, names, values.
 
     >>> import loraformat
     >>> report = loraformat.diff("fixtures/good/peft/tiny-llama", "fixtures/good/peft/rslora")
@@ -43,10 +43,10 @@ def diff(
 
     Args:
         before, after: folders or files, both adapters or both checkpoints.
-        tolerance: ‖D‖ / ‖first‖ up to which a weight counts as equal.
-        group: how text shows the weights, one of GROUPINGS.
-        alpha, assumptions: what adapters do not say.
-        jobs: threads that compare tensors of checkpoints; each holds the tensor that it compares.
+        tolerance: weights are equal if ‖difference‖ / ‖first‖ is at most this.
+        group: how text output groups the weights, one of GROUPINGS.
+        alpha, assumptions: what the adapters do not state.
+        jobs: threads that compare tensors of checkpoints; each holds one tensor in memory.
         progress: called with bytes of the first checkpoint (compared, in all).
 
     Raises:
@@ -62,7 +62,7 @@ def diff(
     if isinstance(first, Checkpoint) != isinstance(second, Checkpoint):
         kinds = ["a checkpoint" if isinstance(one, Checkpoint) else "an adapter" for one in (first, second)]
         raise ConfigError(
-            f"{before} is {kinds[0]}, {after} is {kinds[1]}",
+            f"{before} is {kinds[0]}, but {after} is {kinds[1]}",
             where="diff",
             hint="compare two adapters or two checkpoints",
         )

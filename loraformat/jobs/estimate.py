@@ -30,7 +30,7 @@ _QUANTIZED_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 
 
 def estimate(base: Location, *, rank: int, targets: Sequence[str]) -> Report:
-    """Parameters, size and training memory of a LoRA adapter for a base; no value is read.
+    """Estimate parameters, size and training memory of a LoRA adapter for a base; no values are read.
 
     >>> import loraformat
     >>> loraformat.estimate("fixtures/minigpt/base", rank=8, targets=["q_proj"]).data.parameters
@@ -39,14 +39,14 @@ def estimate(base: Location, *, rank: int, targets: Sequence[str]) -> Report:
     Args:
         base: a config.json, a folder with one, or a checkpoint (its headers win over its config.json).
         rank: at least 1.
-        targets: names or ends of module paths as PEFT's `target_modules` has them, or "all-linear": every linear layer,
-            those of experts included, but the output head and routers. A stack of experts is named by its parameter,
-            as in `target_parameters`.
+        targets: names or ends of module paths as in PEFT's `target_modules`, or "all-linear": every linear layer,
+            including those of experts, except the output head and routers. A stack of experts is named by its
+            parameter, as in `target_parameters`.
 
     Raises:
         UsageError (LF021): a target matches nothing.
-        ConfigError (LF103): a field of config.json is not what it must be.
-        FormatError (LF012): config.json alone does not tell the weights of this architecture.
+        ConfigError (LF103): a field of config.json is invalid.
+        FormatError (LF012): the weights of this architecture cannot be derived from config.json alone.
         StorageError, ContainerError: the base cannot be read.
     """
     if rank < 1:

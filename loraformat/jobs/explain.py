@@ -41,7 +41,7 @@ def pages() -> dict[str, Page]:
 
 
 def explain(code: str) -> str | None:
-    """The page of a code as Markdown, or None for what is not a code.
+    """The page of a code as Markdown, or None for an unknown code.
 
     >>> import loraformat
     >>> print(loraformat.explain("LF202").splitlines()[0])
@@ -57,12 +57,12 @@ def known_codes() -> list[tuple[str, str, str]]:
 
 
 def checked_codes(texts: Sequence[str], where: str) -> tuple[str, ...]:
-    """Codes and prefixes of codes in capitals: "lf105" is LF105, "LF2" are all that begin so.
+    """Codes and prefixes of codes in capitals: "lf105" is LF105, "LF2" stands for all that begin with it.
 
     Args:
         where: the option or setting, for the message.
 
-    Raises: UsageError: no code is or begins so; with the nearest.
+    Raises: UsageError: no code is or begins like a text; the hint has the most similar one.
     """
     return tuple(_checked(text, where) for text in texts)
 
@@ -76,14 +76,14 @@ def _checked(text: str, where: str) -> str:
 
 
 def nearest_to(text: str) -> str:
-    """Which code is like a text, "the nearest is LF105 (missing-base-model)", by code or name; "" for none."""
+    """The code most similar to a text, "did you mean LF105 (missing-base-model)?", by code or name; "" for none."""
     known = pages()
     spelled = {page.name: page.code for page in known.values()} | {each: each for each in known}
     asked = text[:_LONGEST].lower().replace("_", "-")
     near = get_close_matches(asked, [each.lower() for each in spelled], 1, 0.5)
     found = next((each for each in spelled if each.lower() in near), "")
     meant = spelled.get(found, "")
-    return f"the nearest is {meant} ({known[meant].name})" if meant else ""
+    return f"did you mean {meant} ({known[meant].name})?" if meant else ""
 
 
 def known_targets() -> list[tuple[str, str]]:
@@ -92,7 +92,7 @@ def known_targets() -> list[tuple[str, str]]:
 
 
 def explain_target(name: str) -> str | None:
-    """What a runtime refuses or ignores, as Markdown; None for what is no runtime."""
+    """What a runtime refuses or ignores, as Markdown; None for an unknown name."""
     try:
         target = targets.parse(name)
     except ValueError:
@@ -111,21 +111,22 @@ def explain_target(name: str) -> str | None:
         )
         for line in target.lines
     ]
-    head = ["| rule | verdict | versions | message or behaviour | what helps | source |", "|---|---|---|---|---|---|"]
+    head = ["| rule | verdict | versions | message or behavior | what helps | source |", "|---|---|---|---|---|---|"]
     page = [f"# {target.label}", "", f"Reads: {', '.join(target.reads)}", "", *head, *rows]
     return "\n".join([*page, *_spelled(target)]) + "\n"
 
 
 def _spelled(target: targets.Target) -> list[str]:
-    """What a program that runs image models makes of the ways in which files are spelled; [] for another program."""
+    """How well a program for image models loads each naming scheme; [] for another program."""
     if target.spellings is None:
         return []
     head = [
         "",
-        "A file is spelled by what stands before its modules, whose names these are, and what its tensors are called.",
-        "What is in neither column is refused or loaded without any module (LF622 says which), or untried (LF625).",
+        "A spelling is the prefix of the module names, whose names they are (diffusers' or the original's), and the",
+        "suffixes of the tensors. Spellings in neither column are rejected or load no module (LF622), or are untested",
+        "(LF625).",
         "",
-        "| model | loaded whole | loaded in part, or wrong |",
+        "| model | loaded completely | loaded in part, or wrongly |",
         "|---|---|---|",
     ]
     rows = []
@@ -158,7 +159,7 @@ def _finding_pages() -> Iterator[Page]:
 
 def _error_pages() -> Iterator[Page]:
     for error in _subclasses(errors.LoraFormatError):
-        yield Page(error.code, error.name, Severity.ERROR, inspect.getdoc(error) or "")
+        yield Page(error.code, error.name, Severity.ERROR, (inspect.getdoc(error) or "").partition("\n\nArgs:")[0])
 
 
 def _subclasses(kind: type[errors.LoraFormatError]) -> Iterator[type[errors.LoraFormatError]]:

@@ -1,4 +1,4 @@
-"""formats: what is read, written and lost, and the matrix of conversions, from the table of formats."""
+"""formats: what each format can read, write and not express, and the conversion matrix."""
 
 from __future__ import annotations
 

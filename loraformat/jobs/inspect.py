@@ -35,7 +35,7 @@ _VALUE_RULES = rules.select(rules.RULES, ("LF4",))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """How the weights are shown.
+    """How `inspect` shows the weights.
 
     >>> import loraformat
     >>> view = loraformat.View(sort="parameters", group="none")
@@ -44,9 +44,9 @@ class View:
 
     Attributes:
         sort: one of SORT_KEYS.
-        group: one of GROUPINGS; "auto" groups by module where the weights are many.
-        heat: whether text has a row of each module kind over the layers.
-        metadata: whether the header of an image adapter is shown as it is, with the paths of whoever trained it.
+        group: one of GROUPINGS; "auto" groups by module if there are many weights.
+        heat: whether text output has a heat map, module × layer.
+        metadata: whether to show the whole header of an image adapter, including its author's paths.
     """
 
     sort: str = "weight"
@@ -86,7 +86,7 @@ def inspect(
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Format, ranks, scales, targets, parameters of the adapter at a path; no value is read without `norms`.
+    """Show format, ranks, scales, targets and parameters of an adapter; values are read only with `norms`.
 
     >>> import loraformat
     >>> report = loraformat.inspect("fixtures/good/peft/tiny-llama", norms=True)
@@ -97,13 +97,13 @@ def inspect(
 
     Args:
         adapter: folder or file.
-        base: folder or file of the base; gives the share of parameters, adapter / (base + adapter), and with `norms`
-            what its weights change by, for which the changed weights are read in windows of rows.
-        norms: add ‖ΔW‖_F of each weight, in float64 from the factors, and run the rules that read values.
-        spectrum: add singular values and ranks; has norms too.
+        base: folder or file of the base; adds the share of parameters, adapter / (base + adapter), and with `norms` the
+            relative change of its weights, which are then read in windows of rows.
+        norms: compute ‖ΔW‖_F of each weight, in float64 from the factors, and run the rules that read values.
+        spectrum: compute singular values and effective ranks; implies norms.
         view: order and grouping of the weights.
         alpha: for files that do not state it.
-        assumptions: what else the files do not say.
+        assumptions: what else the files do not state.
         format: name of a format, to skip detection.
         partial: see `load_adapter`.
         jobs: threads that read the base.
@@ -111,7 +111,7 @@ def inspect(
 
     Raises:
         StorageError, ContainerError, FormatError: the adapter cannot be read at all.
-        AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): its values are complex numbers.
+        AdapterRefused (LF800): it has no updates. UnsupportedUpdate (LF013): it holds complex numbers.
     """
     _check(view)
     adapter = uri_of(adapter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -12,13 +13,19 @@ from loraformat._version import __version__
 from loraformat.containers import open_bundle, open_checkpoint, sources_of
 from loraformat.diagnostics import Finding
 from loraformat.errors import LoraFormatError, StorageError, UsageError
+from loraformat.jobs.inputs.made_by import read_made_by, with_made
 from loraformat.jobs.inspect import Studied, result_of, study
+from loraformat.jobs.measure.figures import root_of_squares
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.bundle import JsonFile
-from loraformat.model.results.plot_data import Picture, Subject
+from loraformat.model.results.factor_changes import FactorResult
+from loraformat.model.results.plot_data import ComponentRecord, Picture, Subject
 from loraformat.model.results.verbs import PlotResult
+from loraformat.model.results.weight_figures import WeightRecord
+from loraformat.model.summary import summarize
 from loraformat.report import Report
+from loraformat.report.words import plural
 from loraformat.storage import LocalStore, Location, listed, permissions_for, uri_of, uri_or_none
 
 FORMS = {".html": "html", ".htm": "html", ".svg": "svg", ".png": "png", ".pdf": "pdf"}
@@ -32,39 +39,50 @@ def plot(
     alpha: float | None = None,
     assumptions: Assumptions | None = None,
     format: str | None = None,  # noqa: A002
+    made_by: Sequence[Location] = (),
     overwrite: bool = False,
     jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Draw adapters into one file, which appears whole or not at all.
+    """Plot adapters into one file, which appears complete or not at all.
 
     >>> import loraformat
     >>> report = loraformat.plot(["fixtures/good/peft/tiny-llama"], "tiny-llama.html")
     >>> report.data.form, report.written
     ('html', ('tiny-llama.html',))
 
-    Where every adapter has a step of its own (`global_step` of its trainer_state.json, else the number at the end of
-    its folder's name, "checkpoint-500") and they change the same weights, they are checkpoints of one run, by step.
-    The last of a run is drawn weight by weight, the others by layer; adapters that are no run are drawn weight by
-    weight each. What was found about any of them is told.
+    If all adapters have different steps (`global_step` of trainer_state.json, otherwise the number at the end of the
+    folder name, "checkpoint-500") and change the same weights, they are treated as checkpoints of one run. The last
+    checkpoint of a run is plotted weight by weight, the others by layer; adapters that are not a run are each plotted
+    weight by weight. The report has the findings of all of them.
 
     Args:
         adapters: folders or files, at least one.
-        out: a new file; its ending tells the form: .html, .svg, .png, .pdf. All but .html need matplotlib.
-        base: folder or file of the base; adds what its weights change by, for each adapter drawn weight by weight.
+        out: a new file; its extension sets the format: .html, .svg, .png, .pdf. All but .html need matplotlib.
+        base: folder or file of the base; adds the change of its weights, for each adapter plotted weight by weight.
         alpha, assumptions, format: as for `inspect`.
+        made_by: for each adapter, in the same order, the JSON report of the verb that wrote it: `resize`, `combine` or
+            `extract` with `--format json`. Adds the error of each weight; the adapters are then not treated as
+            checkpoints of a run.
         overwrite: replace an existing file.
         jobs: threads that read the base.
         progress: called with bytes of the base (read, in all).
 
-    Raises: UsageError (LF021): the ending is none of FORMS. StorageError: the file exists or cannot be written.
-        StorageError, ContainerError, FormatError where an adapter cannot be read.
+    Raises: UsageError (LF021): the extension is not one of FORMS; a report is about another adapter. ConfigError:
+        `made_by` is not such a report. StorageError: the file exists or cannot be written.
+        StorageError, ContainerError, FormatError: an adapter cannot be read.
     """
     adapters, out, base = listed(adapters), uri_of(out), uri_or_none(base)
     form, store = _form(out), _store(out, overwrite=overwrite)
     _refuse_missing_extra(form)
     assumed = with_alpha(alpha, assumptions)
-    names = _steps_of(adapters)
+    reports = listed(made_by)
+    if reports and len(reports) != len(adapters):
+        counts = f"{plural(len(adapters), 'adapter')} and {plural(len(reports), 'report')}"
+        text = f"{counts}: expected one --made-by for each adapter"
+        raise UsageError(text, where="plot")
+    made = [read_made_by(report) for report in reports]
+    names: list[tuple[str, int | None]] = [(uri, None) for uri in adapters] if made else _steps_of(adapters)
     checkpoint = None if base is None else open_checkpoint(base)
 
     def studied_as(uri: str, *, is_whole: bool) -> Studied:
@@ -87,6 +105,9 @@ def plot(
             for (uri, step, one), whole in zip(studied, is_whole, strict=True)
         ]
     picture = _picture(base, studied)
+    if made:
+        subjects = zip(picture.subjects, made, reports, strict=True)
+        picture = replace(picture, subjects=tuple(_with_made(*each) for each in subjects))
     data = _drawn(picture, form)
     name = os.path.basename(out)
     store = LocalStore(store.folder, _permissions(studied, out))
@@ -111,6 +132,13 @@ def plot(
     )
 
 
+def _with_made(subject: Subject, made: tuple[str, FactorResult], report: str) -> Subject:
+    """The subject with what the verb that wrote it reported."""
+    verb, result = made
+    weights = with_made(subject.result.weights, result, report, subject.uri)
+    return replace(subject, result=replace(subject.result, weights=weights), made_by=verb, made=result)
+
+
 def _permissions(studied: Sequence[tuple[str, int | None, Studied]], out: str) -> int:
     """The mode bits of the picture: it is never more readable than what it shows."""
     bundles = [one.opened.bundle for _, _, one in studied]
@@ -121,7 +149,7 @@ def _form(out: str) -> str:
     ending = os.path.splitext(out)[1].lower()
     if ending not in FORMS:
         known = ", ".join(FORMS)
-        raise UsageError(f"the ending of the file tells its form, expected one of {known}, found {ending!r}", where=out)
+        raise UsageError(f"expected a file name that ends in one of {known}, found {ending!r}", where=out)
     return FORMS[ending]
 
 
@@ -206,6 +234,7 @@ def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]
                 result=result_of(one),
                 findings=one.findings,
                 config=one.opened.adapter.config.raw,
+                components=_components(one),
                 cosine=_cosine(one.opened.adapter, last.opened.adapter) if len(studied) > 1 else None,
                 base_bins=_bins(one)[0],
                 update_bins=_bins(one)[1],
@@ -213,6 +242,29 @@ def _picture(base: str | None, studied: Sequence[tuple[str, int | None, Studied]
             for uri, step, one in studied
         ),
         is_run=_is_run(studied),
+    )
+
+
+def _components(studied: Studied) -> tuple[ComponentRecord, ...]:
+    """A record of each component of an image or video model that the adapter changes."""
+    pipeline = studied.opened.adapter.config.pipeline
+    if pipeline is None:
+        return ()
+    groups: dict[str, list[WeightRecord]] = {}
+    for record in studied.records:
+        groups.setdefault(pipeline.component_of(record.weight), []).append(record)
+    return tuple(
+        ComponentRecord(
+            component=component,
+            weights=len(records),
+            ranks=dict(sorted(Counter(record.rank for record in records if record.rank is not None).items())),
+            parameters=summarize(studied.opened.adapter.only(component)).parameters,
+            norm=root_of_squares(record.norm for record in records),
+            relative_norm=None
+            if studied.changes is None
+            else studied.changes.total(record.weight for record in records).relative,
+        )
+        for component, records in sorted(groups.items())
     )
 
 

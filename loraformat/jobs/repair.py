@@ -1,4 +1,4 @@
-"""What only the base can mend: copies of its weights, and names that it has under another prefix."""
+"""Repairs that need the base: copies of its weights, and names under another prefix."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mend(adapter: Adapter, base: Checkpoint | None, to: str) -> tuple[Adapter, t
         weight for weight, chain in adapter.updates.items() if any(_is_copy(weight, each, base) for each in chain)
     ]
     if copies:
-        repairs.append(dropped_copies("", f"left out {listed(copies)}: equal to the base's, bit for bit"))
+        repairs.append(dropped_copies("", f"left out {listed(copies)}: identical to the base's"))
         adapter = replace(adapter, updates=_without(adapter, set(copies)))
     return adapter, tuple(repairs)
 

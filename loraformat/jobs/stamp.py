@@ -1,4 +1,4 @@
-"""stamp: what an adapter was trained on, written into it."""
+"""stamp: records in an adapter which base it was trained on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def stamp(
     publication: Publication | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write name, revision and fingerprint of `base` into the adapter: into a copy `out`, or into its own file.
+    """Record name, revision and fingerprint of `base` in the adapter: in a copy `out`, or in its own file.
 
     >>> import loraformat
     >>> converted = loraformat.convert("fixtures/minigpt/lora_adapter", "as-native", to="native", alpha=1.0)
@@ -56,30 +56,32 @@ def stamp(
     >>> loraformat.load_adapter("stamped").config.base_fingerprint[:9]
     'lf1:dense'
 
-    The native layout has it in lora_config.json, every other format in its safetensors or GGUF file. The
-    tensors and all other files stay as they are.
+    The native format records it in lora_config.json, every other format in its safetensors or GGUF file. Tensors and
+    all other files do not change.
 
     Args:
         adapter: folder or file.
         base: folder, file or hf:// address of the base.
         out: folder that does not exist yet; None with `in_place`.
-        in_place: replace the one file that changes, whole or not at all.
-        base_model: "NAME" or "NAME@REVISION"; by default that of an hf:// address, else what the adapter says.
+        in_place: replace the one file that changes, atomically.
+        base_model: "NAME" or "NAME@REVISION"; by default the one in an hf:// address, otherwise the adapter's.
         format, alpha, assumptions: as for `convert`.
-        force: stamp although the adapter does not fit the base in a way that `--force` forgives.
+        force: stamp although the adapter does not fit the base, if the error is forgivable.
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         progress: called with (bytes done, bytes in all).
 
-    Raises: UsageError (LF021): neither or both of `out` and `in_place`, or an adapter in place that is not on a disk.
-        AdapterRefused (LF800): the adapter does not fit the base. UnsupportedUpdate (LF013): no file of the adapter has
-        a place for it. StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): neither or both of `out` and `in_place`, or `in_place` for an adapter that is not on a
+        local disk. AdapterRefused (LF800): the adapter does not fit the base. UnsupportedUpdate (LF013): the adapter
+        has no file that can record it. StorageError, ContainerError, FormatError.
     """
     adapter, base = uri_of(adapter), uri_of(base)
     if (out is None) is not in_place:
         raise UsageError("expected either -o OUT or --in-place", where="command line")
     if in_place and not is_local(adapter):
-        raise UsageError("only an adapter on a disk is changed in place", where="--in-place", hint="give -o OUT")
+        raise UsageError(
+            "only an adapter on a local disk can be changed in place", where="--in-place", hint="use -o OUT"
+        )
     checkpoint = open_checkpoint(base)
     opened, found = open_subject(adapter, base=checkpoint, assumptions=with_alpha(alpha, assumptions), format=format)
     others = tuple(each for each in found if each.code not in _REPLACED)
@@ -147,9 +149,9 @@ def _stamped(opened: Opened, facts: AdapterConfig) -> File:
         if isinstance(value, dict) and value.get("format_version"):
             return json_file(_NATIVE, {**value, "base_model": _native(facts)})
         raise UnsupportedUpdate(
-            "version 0 of the layout has no place for the base",
+            "version 0 of the native format cannot record the base",
             where=opened.uri,
-            hint="convert --to native writes version 1",
+            hint="convert it with --to native, which writes version 1",
         )
     tensors = [
         file
@@ -158,9 +160,9 @@ def _stamped(opened: Opened, facts: AdapterConfig) -> File:
     ]
     if not tensors:
         raise UnsupportedUpdate(
-            "no file of this adapter has a place for the base: it has no safetensors or GGUF file",
+            "this adapter cannot record its base: it has no safetensors or GGUF file",
             where=opened.uri,
-            hint="convert --container safetensors, then stamp the output",
+            hint="convert it with --container safetensors, then stamp the output",
         )
     return bound(tensors[0], binding_of(facts))
 
@@ -173,7 +175,7 @@ def _in_place(bundle: Bundle, file: File, progress: Callable[[int, int], None] |
     folder = (os.path.dirname(bundle.uri) or ".") if bundle.is_single_file else bundle.uri
     path = os.path.join(folder, file.name)
     if os.path.islink(path):
-        raise StorageError("a symbolic link: only a regular file is replaced", where=path, hint=_TO_A_COPY)
+        raise StorageError("a symbolic link; only a regular file can be replaced", where=path, hint=_TO_A_COPY)
     try:
         store = LocalStore(folder, stat.S_IMODE(os.stat(path).st_mode))
         save_bundle(replace(bundle, files={file.name: file}), store, progress)

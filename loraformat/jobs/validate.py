@@ -1,4 +1,4 @@
-"""validate: whether an adapter is what it claims to be, fits its base, and loads where it is to be used."""
+"""validate: whether an adapter is valid, fits its base, and loads in the target runtimes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def validate(
     max_lora_rank: int | None = None,
     format: str | None = None,  # noqa: A002
 ) -> Report:
-    """Everything that the rules find about the adapter at a path. What cannot be read is a finding, not an exception.
+    """Check an adapter with all rules. If something cannot be read, that is a finding, not an exception.
 
     >>> import loraformat
     >>> report = loraformat.validate("fixtures/minigpt/lora_adapter", base="fixtures/minigpt/base")
@@ -73,17 +73,17 @@ def validate(
         base: folder or file of the base, for the rules about names, shapes and vocabulary.
         deep: also run the rules that load values.
         alpha: for files that do not state it.
-        assumptions: what else the files do not say.
-        select: codes or prefixes of codes to run, in any case; all where empty.
-        ignore: codes or prefixes of codes to leave out, in any case.
-        reasons: code or prefix → why its findings are left out; they are counted and listed with that reason.
+        assumptions: what else the files do not state.
+        select: codes or prefixes of codes to run, in upper or lower case; all if empty.
+        ignore: codes or prefixes of codes to leave out, in upper or lower case.
+        reasons: code or prefix → reason to ignore its findings; they are counted and listed with that reason.
         target: runtimes that the adapter is for: "vllm", "peft==0.10".
-        max_lora_rank: the greatest rank that the runtime was told to allow.
+        max_lora_rank: the highest rank that the runtime is configured to allow.
         format: name of a format, to skip detection.
 
-    An adapter on which no rule ran has the error LF022: nothing is known about it.
+    If no rule ran, the report has the error LF022, because nothing is known about the adapter.
 
-    Raises: StorageError where the path cannot be opened; UsageError: no such target or code; errors about `base`.
+    Raises: StorageError: the path cannot be opened; UsageError: no such target or code; errors about `base`.
     """
     adapter, base = uri_of(adapter), uri_or_none(base)
     select, ignore = _codes(listed(select, "codes"), "select"), _codes(listed(ignore, "codes"), "ignore")
@@ -163,8 +163,8 @@ def _codes(texts: Sequence[str], option: str) -> tuple[str, ...]:
 
 def _nothing_checked(skipped: Sequence[Skipped]) -> Finding:
     reasons = ", ".join(dict.fromkeys(each.reason for each in skipped))
-    why = f"those that were selected could not ({reasons})" if reasons else "none is selected"
-    return NothingChecked(f"no rule ran: {why}", hint="select others, or give what they need").finding()
+    why = f"the selected rules could not ({reasons})" if reasons else "none are selected"
+    return NothingChecked(f"no rule ran: {why}", hint="select other rules, or provide what these need").finding()
 
 
 def _target(text: str) -> Target:

@@ -1,4 +1,4 @@
-"""verify: whether a merged checkpoint still is what was written."""
+"""verify: whether a merged checkpoint is still as it was written."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Check:
 
 
 def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Report:
-    """Compare the folder `out` with what was written about it: names, sizes, headers, and digests of all bytes.
+    """Check the folder `out` against its manifest: names, sizes, headers, and digests of all bytes.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/lora_adapter"]
@@ -79,18 +79,18 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     >>> loraformat.verify("to-verify", base="fixtures/minigpt/base").ok
     True
 
-    The manifest and the list of digests each have a digest of themselves, so that what they say is not believed where
-    it was changed. Without the list only computed weights, and files that are not weights, have digests; the bytes that
-    nothing could be compared with are counted.
+    The manifest and the list of digests each contain a digest of themselves, so changes to them are detected. Without
+    the list only computed weights and files that are not weights have digests; the number of bytes that could not be
+    compared is reported.
 
-    Of a pipeline every component that was merged is compared; with `base` all other files too.
+    In a pipeline every merged component is compared, and with `base` all other files as well.
 
     Args:
-        base: the base of the merge; what was copied from it is compared with it.
+        base: the base of the merge, to compare the copied tensors with.
         jobs: threads.
 
     Raises: StorageError: there is no such folder; MissingFile (LF101): it has no manifest; ConfigError (LF103),
-        InvalidJson (LF005): the manifest is none; what `open_checkpoint` raises for the base.
+        InvalidJson (LF005): the manifest is invalid; what `open_checkpoint` raises for the base.
     """
     out, base = uri_of(out), uri_or_none(base)
     store = open_store(out)
@@ -98,7 +98,7 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
         return _verify_pipeline(out, base, jobs)
     manifest, is_intact = _manifest(store)
     outputs = {entry["name"]: entry for entry in manifest["outputs"]}
-    findings = [] if is_intact else [output_changed(in_file(MANIFEST), "the manifest is not the one that was written")]
+    findings = [] if is_intact else [output_changed(in_file(MANIFEST), "the manifest has changed since it was written")]
     kinds = store.kinds() if isinstance(store, LocalStore) else dict.fromkeys(store.files(), "a file")
     findings += _strangers(kinds, outputs)
     sizes = {name: nbytes for name, nbytes in store.files().items() if name in outputs and kinds[name] == "a file"}
@@ -155,7 +155,7 @@ class _Tensors:
 def _manifest(store: Store) -> tuple[dict[str, Any], bool]:
     """The manifest, and whether it is as it was written."""
     if MANIFEST not in store.files():
-        raise MissingFile(f"there is no {MANIFEST}", where=store.uri, hint="only what merge wrote can be verified")
+        raise MissingFile(f"there is no {MANIFEST}", where=store.uri, hint="only the output of merge can be verified")
     data = store.read(MANIFEST)
     value = strict_json.parse(data, MANIFEST, limit=MOST_NBYTES)
     if not isinstance(value, dict):
@@ -178,12 +178,12 @@ def _runs(store: Store) -> tuple[Mapping[str, tuple[Run, ...]], list[Finding]]:
         return {}, [output_changed(in_file(DIGESTS), f"the list of digests is damaged: {error.message}")]
     is_sound = isinstance(record, dict) and next(schema.check("digests", record), None) is None
     if not is_sound or not is_as_rendered(data, cast("dict[str, Any]", record)):
-        return {}, [output_changed(in_file(DIGESTS), "the list of digests is not the one that was written")]
+        return {}, [output_changed(in_file(DIGESTS), "the list of digests has changed since it was written")]
     runs = runs_of(cast("dict[str, Any]", record))
     for found in runs.values():
         if any(one.end > other.offset for one, other in pairwise(found)):
             return {}, [
-                output_changed(in_file(DIGESTS), "digests of bytes that overlap, or in another order than was written")
+                output_changed(in_file(DIGESTS), "the digests cover overlapping bytes, or are in another order")
             ]
     return runs, []
 
@@ -194,12 +194,12 @@ def _strangers(kinds: Mapping[str, str], outputs: Mapping[str, Any]) -> list[Fin
     findings = []
     for name, kind in kinds.items():
         if name.startswith(OWN_PREFIX):
-            findings.append(output_changed(in_file(name), f"{kind} that an unfinished run left behind"))
+            findings.append(output_changed(in_file(name), f"{kind} left behind by an unfinished run"))
         elif name not in known:
             text = "this file" if kind == "a file" else f"it: {kind}"
             findings.append(output_changed(in_file(name), f"the manifest does not list {text}"))
         elif kind != "a file":
-            findings.append(output_changed(in_file(name), f"{kind} stands where a file was written"))
+            findings.append(output_changed(in_file(name), f"there is {kind} where a file was written"))
     return findings
 
 
@@ -209,13 +209,13 @@ def _file_findings(
     """What size and header of a file say; the checksums of a `.pt` file where there are no better digests."""
     name = entry["name"]
     if nbytes != entry["nbytes"]:
-        yield output_changed(in_file(name), f"{nbytes} bytes, {entry['nbytes']} were written")
+        yield output_changed(in_file(name), f"{nbytes} bytes, but {entry['nbytes']} were written")
     if "header_sha256" not in entry:
         return
     tensors.add(name)
     try:
         if header_sha256(store, name) != entry["header_sha256"]:
-            yield output_changed(in_file(name), "the header is not the one that was written")
+            yield output_changed(in_file(name), "the header has changed since it was written")
         elif not is_covered:
             for start, stop in checked_spans(store, name):
                 seen.add(name, start, stop)
@@ -250,17 +250,17 @@ def _checks(
         if checks and checks[-1].file == file and run.offset < last.end and not is_same:
             overlapping.append(output_changed(name, "it shares some of its bytes with another weight"))
             continue
-        checks.append(_Check(file, run, in_weights(name), "the values are not those that were written"))
+        checks.append(_Check(file, run, in_weights(name), "the values have changed since they were written"))
         last = run
     for entry in manifest["outputs"]:
         if ALGORITHM in entry and sizes.get(entry["name"]) == entry["nbytes"]:
             run = Run(0, entry["nbytes"], entry[ALGORITHM])
             checks.append(
-                _Check(entry["name"], run, in_file(entry["name"]), "the bytes are not those that were written")
+                _Check(entry["name"], run, in_file(entry["name"]), "the bytes have changed since they were written")
             )
     for name, found in runs.items():
         for run in found if name in sizes else ():
-            message = f"bytes {run.offset} to {run.end} are not those that were written"
+            message = f"bytes {run.offset} to {run.end} have changed since they were written"
             checks.append(_Check(name, run, in_file(name), message, names_tensors=True))
     return [check for check in checks if check.run.end <= sizes.get(check.file, 0)], overlapping
 
@@ -327,7 +327,7 @@ def _verify_pipeline(out: str, base: str | None, jobs: int) -> Report:
     root = open_store(out)
     names = [name for name in root.folders() if MANIFEST in open_store(os.path.join(out, name)).files()]
     if not names:
-        raise MissingFile(f"no component has a {MANIFEST}", where=out, hint="only what merge wrote can be verified")
+        raise MissingFile(f"no component has a {MANIFEST}", where=out, hint="only the output of merge can be verified")
     findings: list[Finding] = []
     results: list[VerifyResult] = []
     for name in names:
@@ -377,7 +377,7 @@ def _unlike(out: str, base: str, folder: str) -> tuple[list[Finding], int]:
         compared += nbytes
         blocks = ((start, min(start + _BLOCK_NBYTES, nbytes)) for start in range(0, nbytes, _BLOCK_NBYTES))
         if any(found.read(name, a, b - a) != wanted.read(name, a, b - a) for a, b in blocks):
-            findings.append(output_changed(where, "its bytes are not those of the base"))
+            findings.append(output_changed(where, "its bytes differ from the base"))
     findings += [
         output_changed(in_file(f"{folder}/{name}" if folder else name), "the file is missing")
         for name in sorted(wanted.files().keys() - found.files().keys() - {MANIFEST, DIGESTS})

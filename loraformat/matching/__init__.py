@@ -1,4 +1,4 @@
-"""Which update lands on which stored weight. Pure: one matcher for the merger and for the rules."""
+"""Matches updates to stored weights. Pure: one matcher for the merger and for the rules."""
 
 from loraformat.matching.fused import fused_with
 from loraformat.matching.layers import replicated

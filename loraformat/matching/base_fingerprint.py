@@ -1,4 +1,4 @@
-"""A short text by which an adapter knows its base: names, shapes, and some values of every weight.
+"""The fingerprint of a base as a short text: names, shapes, and some values of every weight.
 
 It does not depend on how the base is stored: shards, container, order of keys and a wider dtype of the same values give
 the same text. Of every weight with floating values up to eight whole rows are hashed, so a base of 2 GB costs some
@@ -121,13 +121,13 @@ def compare(stamped: BaseFingerprint, base: Checkpoint) -> Verdict | None:
         return None
     has_names = found.names == stamped.names
     if found.values == stamped.values and found.scheme == stamped.scheme:
-        text = "the base has the same values as the one that the adapter was trained on, under other names"
+        text = "this is the base that the adapter was trained on, with other tensor names"
         return Verdict(is_other=False, message=text)
     if found.scheme != stamped.scheme and has_names:
-        text = f"the adapter was trained on this base as {_form(stamped)}; here it is {_form(found)}"
+        text = f"the adapter was trained on this base with {_form(stamped)}; here it has {_form(found)}"
         return Verdict(is_other=False, message=text)
     if has_names and (found.bfloat16 == stamped.bfloat16 or found.float16 == stamped.float16):
-        text = "the base has the values that the adapter was trained on, rounded to another dtype"
+        text = "this is the base that the adapter was trained on, rounded to another dtype"
         return Verdict(is_other=False, message=text)
     if has_names and len(found.groups) == len(stamped.groups):
         return Verdict(is_other=True, message=_differences(stamped, found, sorted(_weights(base))))

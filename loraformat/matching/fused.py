@@ -1,4 +1,4 @@
-"""Modules that programs load as one matrix, and so in one precision."""
+"""Modules that programs load fused, and therefore in one precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of a base that look most like one that it lacks: linear in the names, however many are asked for."""
+"""The names of a base most similar to a missing one, in time linear in the number of names."""
 
 from __future__ import annotations
 

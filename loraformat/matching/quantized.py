@@ -23,7 +23,7 @@ _SIDE_TENSORS = (
     (".SCB", "bitsandbytes, 8 bits"),
     (".weight_packed", "compressed-tensors"),
     (".weight_scale_2", "modelopt NVFP4"),
-    (".weight_scale_inv", "FP8 in blocks"),
+    (".weight_scale_inv", "block FP8"),
     (".qscale_weight", "FP8"),
     (".qweight", "GPTQ or AWQ"),
     (".W_q", "HQQ"),
@@ -61,7 +61,7 @@ def quantization_of(base: Checkpoint) -> Quantization | None:
         if found is not None:
             return Quantization(scheme, in_weights(found))
     codes = next((name for name, stored in base.tensors.items() if _is_codes(name, stored)), None)
-    return None if codes is None else Quantization("a method that nothing names", in_weights(codes))
+    return None if codes is None else Quantization("an unnamed method", in_weights(codes))
 
 
 def left_over(base: Checkpoint) -> Quantization | None:

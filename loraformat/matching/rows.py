@@ -1,4 +1,4 @@
-"""Which part of an update a stored tensor takes, and where a weight of the loaded model lies in a checkpoint."""
+"""Which part of an update applies to a stored tensor, and where a weight of the loaded model is in a checkpoint."""
 
 from __future__ import annotations
 

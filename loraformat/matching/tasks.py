@@ -49,12 +49,12 @@ def why_headless(weight: str, base: Checkpoint, adapter: Adapter) -> str:
     chosen = _class_of(brought, base, adapter)
     if chosen is None:
         choice = " or ".join(f"{one.task} ({one.name})" for one in fitting)
-        return f"it is the head of a task: say which with --assume task=, {choice}"
+        return f"it is a task head: name the task with --assume task=, {choice}"
     names = _names_in(chosen, base)
     missing = None if names is None else _missing(chosen, brought, names)
     if missing:
-        return f"{chosen.name} needs {missing[0]} too, which neither the base nor the adapter has"
-    return f"it is the head of {chosen.name}, whose bare model is not found in this base"
+        return f"{chosen.name} also needs {missing[0]}, which is neither in the base nor in the adapter"
+    return f"it is the head of {chosen.name}, but this base does not contain the bare model"
 
 
 _HEAD_MODULES = ("score", "classifier", "qa_outputs", "classification_head")
@@ -65,7 +65,7 @@ def _of_unknown_class(weight: str, base: Checkpoint) -> str:
         return ""
     model_type = base.config.get("model_type")
     what = f'the model_type "{model_type}"' if isinstance(model_type, str) else "a base without model_type"
-    return f"it is the head of a task, and no class with such a head is known here for {what}"
+    return f"it is a task head, but no class with such a head is known for {what}"
 
 
 def _brought(base: Checkpoint, adapter: Adapter) -> Mapping[str, Replace]:
@@ -176,7 +176,7 @@ def _empty(name: str, stored: StoredTensor) -> BaseWeight:
         assert start == stop == len(buffer) == 0
 
     def none(*rows: int) -> Values:
-        raise AssertionError(f"{name} has no rows in the base, and rows {rows} were asked for")
+        raise AssertionError(f"{name} has no rows in the base, but rows {rows} were requested")
 
     weight = BaseWeight(
         name=name,

@@ -51,7 +51,7 @@ def delta(
     *,
     dtype: str = "float32",
 ) -> NDArray[np.float32] | NDArray[np.float64]:
-    """ΔW of one weight, dense, in the shape that the weight has in the model; see `Adapter.delta`, which calls this.
+    """The dense ΔW of one weight, in the shape that the weight has in the model; the same as `Adapter.delta`.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
@@ -79,7 +79,7 @@ def delta(
     with np.errstate(over="ignore"):
         rounded: NDArray[np.float32] | NDArray[np.float64] = found.astype(dtype)
     if np.isfinite(found).all() and not np.isfinite(rounded).all():
-        raise NonFiniteValue(f"the update overflows {dtype}", where=weight, hint='ask for dtype="float64"')
+        raise NonFiniteValue(f"the update overflows {dtype}", where=weight, hint='use dtype="float64"')
     return rounded
 
 
@@ -99,7 +99,7 @@ def _dense(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: Check
         needing = [kind for kind in map(kind_of, chain) if kind.needs_base]
         if needing or 0 in chain[0].shape:  # an axis that only the base tells
             kind = needing[0] if needing else kind_of(chain[0])
-            text = f"{weight}: what an update of kind {kind.name} adds depends on the base"
+            text = f"{weight}: an update of kind {kind.name} depends on the base"
             raise UsageError(text, where="delta", hint="pass base=open_checkpoint(PATH), or the values of the weight")
         base = np.zeros(chain[0].shape)
     return _of_values(adapter, weight, chain, base)
@@ -145,7 +145,7 @@ def _product(up: LazyTensor, down: LazyTensor, weight: str) -> Floats:
     is_stack = len(up.shape) == len(down.shape) == 3 and up.shape[0] == down.shape[0]
     left, right = (float64_of(factor) if is_stack else _matrix(factor) for factor in (up, down))
     if left.shape[-1] != right.shape[-2]:
-        raise ShapeMismatch(f"factors of shapes {up.shape} and {down.shape} are not a product", where=weight)
+        raise ShapeMismatch(f"factors of shapes {up.shape} and {down.shape} cannot be multiplied", where=weight)
     return multiply(left, right)
 
 
@@ -165,7 +165,7 @@ def _shape_in(
         shape = _array(base).shape
         expected = sums[0].shape
         if shape != expected and (not shape or (shape[0], math.prod(shape[1:])) != expected):
-            raise ShapeMismatch(f"the update is {expected}, the values are {shape}", where=weight)
+            raise ShapeMismatch(f"the update is {expected}, but the values are {shape}", where=weight)
         return shape
     _, edits = _edits(_Same(adapter), _Same(base))
     shapes = [edit.shape for edit in edits if any(term.weight == weight for term in edit.terms)]
@@ -265,7 +265,7 @@ def _of_values(adapter: Adapter, weight: str, chain: tuple[Update, ...], base: N
     (landing,) = matching.landings[weight]
     if matching.misfits or landing.transposed != is_turned:
         shape = chain[0].shape
-        raise ShapeMismatch(f"the update is {shape}, the values are {values.shape}", where=weight)
+        raise ShapeMismatch(f"the update is {shape}, but the values are {values.shape}", where=weight)
     terms = [Term(0, weight, index, is_turned) for index in range(len(chain))]
     return _difference(one, weight, known, [edit_of(weight, weight, terms, known, [one])])
 

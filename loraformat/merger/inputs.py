@@ -121,7 +121,7 @@ def _check_scheme(base: Checkpoint, plan: MergePlan) -> None:
     found = "" if base.quantized is None else base.quantized.scheme
     if planned != found:
         raise UnsupportedUpdate(
-            f'the plan reads the base as "{planned or "dense"}", here it is read as "{found or "dense"}"',
+            f'the plan expects the base to be "{planned or "dense"}", found "{found or "dense"}"',
             where=base.uri,
             hint="use the version of loraformat that made the plan",
         )

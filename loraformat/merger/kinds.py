@@ -1,4 +1,4 @@
-"""Whether every kind of update that a merge meets can be computed and compared, before anything is written."""
+"""Checks that every kind of update can be computed and verified, before anything is written."""
 
 from __future__ import annotations
 

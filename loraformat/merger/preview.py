@@ -1,4 +1,4 @@
-"""What a merge would make of a base, one tensor after the other in windows of rows: for those who only look."""
+"""The result of a merge, one tensor after the other in windows of rows, without writing it."""
 
 from __future__ import annotations
 

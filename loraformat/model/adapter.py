@@ -1,4 +1,4 @@
-"""An adapter: what its files mean, in one form for all dialects."""
+"""An adapter in memory, independent of its format."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterConfig:
-    """What the config says, in neutral words. What can be derived from the updates is not stored twice.
+    """The config of an adapter, independent of its format. What can be derived from the updates is not stored twice.
 
     Attributes:
         base_model: name or path of the base, as the file has it.
         base_revision: commit or tag of the base.
-        base_fingerprint: hash of the base, where the format has one.
-        task: what the adapter is for, in the format's own word (PEFT's `task_type`).
-        declared_ranks: base weight → rank that the config states for it; absent where it states none.
+        base_fingerprint: hash of the base, if the format has one.
+        task: the task of the adapter, as in the format (PEFT's `task_type`).
+        declared_ranks: base weight → rank that the config states for it, if any.
         targets: declared target modules: names or suffixes, or one regular expression, or None.
         vocab_size: rows of the embedding tables after the adapter.
         base_vocab_size: rows before.
         tied: groups of weights that share one table; () for "none are tied"; None for unknown.
-        fan_in_fan_out: the source's claim that weights are stored (in, out); None where it makes none. Shapes decide
+        fan_in_fan_out: the source's claim that weights are stored as (in, out); None if it makes none. Shapes decide
             first, this flag only for a square weight of an unknown architecture.
-        transposed: the modules of which that is claimed, by their ends, where it is not of all; None for no such list.
+        transposed: the modules for which that is claimed, by their ends, if not for all; None without such a list.
         transposes_square_experts: whether stacked experts whose matrices are square are stored as the transposes of the
             updates; None for "as the architecture has it".
         layers: for an adapter on a stack with repeated layers: which of the base's layers each of its layers copies;
@@ -138,7 +138,7 @@ class UpdateGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """The hub of every conversion: formats read into it and write out of it.
+    """An adapter in memory, independent of its format: all formats are read into it and written from it.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")
@@ -149,13 +149,13 @@ class Adapter:
     Attributes:
         updates: base weight → what is done to it, in order; sorted by name. Names are those of the module tree, with
             the parameter's own name at the end: "model.layers.0.self_attn.q_proj.weight", "….q_proj.bias".
-        tokenizer: tokenizer files, passed through.
+        tokenizer: tokenizer files, copied unchanged.
         other_files: regular files of the folder that are copied along; never dotfiles, subfolders, pickles, optimizer
             state.
-        unclaimed: what the reader did not understand: kept and reported, never swallowed.
-        notes: what the reader noticed and worked around.
-        origin: the adapter in the names and the order of rows that it was trained in, where `updates` has those of a
-            base in a GGUF file; else None.
+        unclaimed: tensors that the reader did not recognize: kept and reported, never dropped silently.
+        notes: findings of the reader.
+        origin: the adapter with its original names and order of rows, if `updates` has those of a base in a GGUF file;
+            otherwise None.
     """
 
     config: AdapterConfig

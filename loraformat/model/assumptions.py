@@ -1,4 +1,4 @@
-"""What a caller may say about an adapter whose files do not (`--assume KEY=VALUE`), a field each."""
+"""Values that the caller states because an adapter's files do not (`--assume KEY=VALUE`), a field each."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _given(usage: str, expected: str, parse: Callable[[object], Any]) -> Any:  #
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """It fills gaps; where the file says otherwise the reader raises AssumptionContradicted (LF024).
+    """Values that an adapter's files do not state. Contradicting the files raises AssumptionContradicted (LF024).
 
     >>> import loraformat
     >>> said = loraformat.Assumptions(alpha=1.0)
@@ -88,11 +88,12 @@ class Assumptions:
     0.25
 
     Attributes:
-        alpha, rank, scale: as in alpha / rank; `scale` is the factor itself.
-        fan_in_fan_out: whether the base stores weights as (in, out); or the modules of which that is so, by their ends.
-        enable_lora: which of the equal parts of a joined layer are adapted: (True, False, True) for query and value.
-        component: of a pipeline, for a file that does not tell: "transformer_2" for the low-noise expert of Wan 2.2.
-        task: the task whose class the adapter was trained on, in PEFT's word: "SEQ_CLS".
+        alpha, rank, scale: alpha and rank as in alpha / rank; `scale` is the factor itself.
+        fan_in_fan_out: whether the base stores weights as (in, out), or the modules that it stores so, by their ends.
+        enable_lora: which of the equal parts of a fused layer are adapted: (True, False, True) for query and value.
+        component: pipeline component, for a file that does not state it: "transformer_2" for the low-noise expert of
+            Wan 2.2.
+        task: the task of the class that the adapter was trained on, as PEFT's task type: "SEQ_CLS".
     """
 
     alpha: float | None = _given("alpha=", "a finite number", _number)
@@ -127,7 +128,7 @@ def with_alpha(alpha: float | None, assumptions: Assumptions | None) -> Assumpti
     if alpha is None:
         return known
     if known.alpha is not None and known.alpha != alpha:
-        raise UsageError(f"--alpha says {alpha:g}, --assume says alpha={known.alpha:g}", where="command line")
+        raise UsageError(f"--alpha is {alpha:g}, but --assume states alpha={known.alpha:g}", where="command line")
     return replace(known, alpha=alpha)
 
 

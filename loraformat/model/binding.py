@@ -1,4 +1,4 @@
-"""What an adapter's weight file says about its base: in the metadata of safetensors, in the settings of GGUF."""
+"""The base recorded in an adapter's weight file: in safetensors metadata or GGUF settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base model as headers: which tensors stand where, and what config.json says."""
+"""A base model from its headers: its tensors, their files, and config.json."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseWeight:
-    """A weight of a base by shape and dtype, with a way to its values.
+    """A weight of a base: its shape and dtype, and methods that read its values.
 
     >>> import loraformat
     >>> weight = loraformat.open_checkpoint("fixtures/minigpt/base").weights["token_embedding.weight"]

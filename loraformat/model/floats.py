@@ -62,13 +62,13 @@ def float64_of(tensor: LazyTensor) -> Floats:
     import numpy as np
 
     if tensor.dtype is DType.C64:
-        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
+        raise UnsupportedUpdate("a tensor holds complex numbers, which are not supported")
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return tensor.load().astype(np.float64)
 
 
 def unit_in_last_place(values: Floats, dtype: DType) -> Floats:
-    """The distance of two neighbours of `dtype` at the size of each value; that of subnormal ones below all others.
+    """The distance of two neighbors of `dtype` at the size of each value; that of subnormal ones below all others.
 
     It is infinite for what is not finite.
 

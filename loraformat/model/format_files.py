@@ -1,4 +1,4 @@
-"""By which files a format is recognized, a row each: what is known of a format before its module is imported."""
+"""The marker files of each format, by which it is detected before its module is imported."""
 
 from __future__ import annotations
 

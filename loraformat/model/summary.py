@@ -1,4 +1,4 @@
-"""What the headers of an adapter say, counted: no value is loaded."""
+"""Statistics of an adapter, from its headers only."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.|\Z)").search
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """An adapter in figures.
+    """Statistics of an adapter.
 
     Attributes:
         base_model, task, targets: as the config states them.
-        base_revision, base_fingerprint: of the base, as the config or a stamp states them; None where none does.
+        base_revision, base_fingerprint: of the base, from the config or a stamp; None if unstated.
         weights: base weights with at least one update.
         modules: modules that own those weights.
         layers: numbers of the blocks, ascending: the first number of each path.
         module_kinds: last name of the module path that is not a number ("q_proj") → weights.
         update_kinds: name of the kind → updates.
         ranks: rank → low-rank updates.
-        scales: scale → updates that have one; None for updates whose scale nobody stated.
+        scales: scale → updates that have one; None for updates whose scale is unknown.
         dtypes: safetensors name → tensors.
-        tensors, parameters, nbytes: of all updates; a tensor that serves several weights counts once.
+        tensors, parameters, nbytes: of all updates; a tensor shared by several weights is counted once.
         parameters_by_kind: kind of update, as in `update_kinds` → elements; adds up to `parameters`.
         parameters_by_weight: base weight → elements of its own updates.
         parameters_by_layer: layer → elements; weights outside the numbered blocks are left out.
         has_dora, has_convolutions, has_embeddings, has_replacements, has_rows: whether there is such an update.
         vocab_size, new_rows: rows of the embedding tables, and how many of them the base lacks; None for unknown.
-        unclaimed: tensors that the reader did not understand.
-        family: the image or video model that the names are those of; None for another adapter, "" for an unknown one.
+        unclaimed: tensors that the reader did not recognize.
+        family: the image or video model, judging by the names; None for other adapters, "" for an unknown model.
         components: component of the pipeline → weights; {} for an adapter of one model.
     """
 

@@ -1,4 +1,4 @@
-"""Tensors that are described but not loaded: dtype, shape, place, and a way to the values."""
+"""Tensors that are described but not loaded: dtype, shape, and functions that read the values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DType(Enum):
-    """Element types by their safetensors name; `torch` and `itemsize` translate.
+    """Element types, by their safetensors names.
 
     Source: safetensors 0.8.0, `Dtype` (tensor.rs); sub-byte types are left out.
     """
@@ -111,7 +111,7 @@ def row_blocks(shape: tuple[int, ...], itemsize: int, most_nbytes: int) -> Itera
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A tensor by shape and dtype, whose values arrive when `load()` or `torch()` is called.
+    """A tensor whose shape and dtype are known, and whose values are read when `load()` or `torch()` is called.
 
     >>> import loraformat
     >>> adapter = loraformat.load_adapter("fixtures/good/peft/tiny-llama")

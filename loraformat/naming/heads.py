@@ -1,4 +1,4 @@
-"""Attention heads of a base, by which some code orders the rows of query, key and value."""
+"""Numbers of attention heads, by which some code orders the rows of query, key and value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def heads_of(config: Mapping[str, object]) -> Heads:
     key = query if level.get("num_key_value_heads") is None else _count(level, "num_key_value_heads")
     size = _count(level, "hidden_size") // query if level.get("head_dim") is None else _count(level, "head_dim")
     if query % key or not size:
-        text = f"{query} query heads cannot share {key} key heads" if size else f"{query} heads leave no row for each"
+        text = (
+            f"{query} query heads cannot be divided among {key} key heads"
+            if size
+            else f"{query} heads leave less than one row per head"
+        )
         raise ConfigError(text, where=in_file(_CONFIG, "num_attention_heads"))
     return Heads(query, key, size)
 

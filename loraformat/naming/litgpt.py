@@ -1,4 +1,4 @@
-"""What LitGPT's weights are called in Hugging Face checkpoints, model family by model family.
+"""Names of LitGPT's weights in Hugging Face checkpoints, by model family.
 
 Source: litgpt 0.5.13, litgpt/scripts/convert_lit_checkpoint.py `convert_lit_checkpoint`, `copy_weights_*`.
 """

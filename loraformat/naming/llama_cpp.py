@@ -1,4 +1,4 @@
-"""llama.cpp's names for weights, and where its rows of q and k stand in another order.
+"""llama.cpp's names of weights, and the models whose q and k rows it reorders.
 
 The names stand in llama_cpp_names.json, which tests/derive_llama_cpp.py makes from the gguf package's own table.
 

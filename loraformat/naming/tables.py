@@ -1,4 +1,4 @@
-"""The tables beside this module, made from what other projects say."""
+"""Tables of names, generated from other projects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes of transformers that have a task's head: what it is called, and which part of the model is below it.
+"""The classes of transformers with a task head: the name of the head, and of the model below it.
 
 Source: transformers 5.23.0, models/auto/modeling_auto.py; the table is made by tests/derive_tasks.py.
 """

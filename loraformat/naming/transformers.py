@@ -1,4 +1,4 @@
-"""Names of weights in a checkpoint of transformers, and what the same weights are called in the loaded model.
+"""Names of weights in a transformers checkpoint and in the loaded model.
 
 The rules stand in transformers_names.json, which tests/derive_names.py makes from transformers' own tables.
 

@@ -1,4 +1,4 @@
-"""Reports and their renderers. A renderer knows `Report` and nothing of who made it."""
+"""Reports and their renderers. A renderer knows only `Report`, not the verb that made it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Renderer(Protocol):
 
         Args:
             width: columns of the terminal; None for a pipe or file, where nothing is cut.
-            color: whether ANSI colours are wanted.
+            color: whether ANSI colors are wanted.
         """
 
 

@@ -1,4 +1,4 @@
-"""Report: what a job has to say, whoever made it and however it is shown."""
+"""Report: the result of a verb, independent of how it is shown."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The outcome of one job on one subject.
+    """The result of a verb.
 
     >>> import loraformat
     >>> report = loraformat.validate("fixtures/minigpt/lora_adapter", select=["LF2"])
     >>> report.ok, report.worst.value, report.findings[0].hint
-    (False, 'error', 'give it with --alpha A')
+    (False, 'error', 'pass it with --alpha A')
 
     Attributes:
         job: name of the verb: "inspect", "validate", "convert", "merge", "stamp", "verify", "plot", "diff", "estimate",
             "resize", "combine", "scale", "pick", "extract", "unmerge", "ablate", "init", "card".
-        subject: URI of the adapter; of the base for a merge or an estimate, of the first for a difference.
-        format: name of the detected format; "" where detection failed.
+        subject: URI of the adapter; for merge and estimate that of the base, for diff that of the first.
+        format: name of the detected format; "" if detection failed.
         reason: why it was detected.
-        summary: figures of the adapter; None where it could not be read, or where there are several.
-        data: the job's own result; None where the job could not be done.
-        findings: sorted by place and code.
-        skipped: checks that were not made.
-        written: paths of what was written.
+        summary: statistics of the adapter; None if it could not be read, or if there are several.
+        data: the verb's own result; None if the verb failed.
+        findings: sorted by location and code.
+        skipped: checks that did not run.
+        written: paths of the written files or folders.
     """
 
     job: str

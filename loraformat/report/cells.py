@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import Any, TypeGuard
 
 from loraformat.model.results.weight_figures import WeightRecord, module_kind
 from loraformat.model.summary import layer_of
@@ -23,7 +24,7 @@ class Metric:
     """A figure that cells may show.
 
     Attributes:
-        name: of the field of a WeightRecord.
+        name: of the field of a WeightRecord, or of a class derived from it.
         label: what people read.
         scale: "log" or "linear".
         fold: how several weights of one cell become one figure, and the word for it.
@@ -58,6 +59,13 @@ METRICS = (
     Metric("stable_rank", "stable rank", "linear", median, "median"),
     Metric("retained_bf16", "kept in bfloat16", "linear", min, "least"),
     Metric("retained_fp16", "kept in float16", "linear", min, "least"),
+    Metric("rank", "rank", "linear", max, "largest"),
+    # Of adapters that another verb of ours made: model.results.plot_data.MadeRecord.
+    Metric("error", "error / ‖ΔW‖", "linear", max, "largest"),
+    Metric("energy", "energy kept", "linear", min, "least"),
+    Metric("conflicts", "opposite signs", "linear", max, "largest"),
+    Metric("cross_terms", "off Σ w·ΔW", "linear", max, "largest"),
+    Metric("retained", "kept if merged back", "linear", min, "least"),
 )
 
 
@@ -79,6 +87,7 @@ class Scale:
 _FENCE = 3.0
 # Of the whole range: where the values inside the fence fill less, the others would take most of the colors from them.
 _LEAST_SHARE_OF_RANGE = 0.5
+_FEWEST = 8  # values: of fewer, quartiles say little about which stand apart
 
 
 def scale_of(values: Sequence[float], *, is_log: bool) -> Scale:
@@ -86,6 +95,8 @@ def scale_of(values: Sequence[float], *, is_log: bool) -> Scale:
     if not values:
         return Scale()
     ordered = sorted(values)
+    if len(ordered) < _FEWEST:
+        return Scale(ordered[0], ordered[-1], ordered[0], ordered[-1])
     places = [math.log(value) for value in ordered] if is_log else ordered
     low, high = _quantile(places, 0.25), _quantile(places, 0.75)
     reach = _FENCE * (high - low)
@@ -115,7 +126,7 @@ class Grid:
     """Rows of module kinds, columns of layers.
 
     Attributes:
-        metrics: those that at least one cell has.
+        metrics: those that at least one cell has; the rank where it differs.
         rows: module kinds, sorted.
         columns: labels: a layer or block, or the first and last of several.
         cells: (row, column) → cell, where there is one.
@@ -201,7 +212,7 @@ def grid_of(records: Sequence[WeightRecord], weights: Sequence[WeightRecord] | N
             cells.setdefault((rows[record.module], column), Cell()).records.append(at)
     for cell in cells.values():
         _fill(cell, [records[at] for at in cell.records])
-    metrics = tuple(m for m in METRICS if any(m.name in cell.values for cell in cells.values()))
+    metrics = tuple(metric for metric in METRICS if _is_drawn(metric, cells.values()))
     return Grid(
         metrics=metrics,
         rows=tuple(rows),
@@ -210,6 +221,12 @@ def grid_of(records: Sequence[WeightRecord], weights: Sequence[WeightRecord] | N
         margins=_margins(records if weights is None else weights, rows, metrics),
         left_out=len(kinds) - len(rows),
     )
+
+
+def _is_drawn(metric: Metric, cells: Iterable[Cell]) -> bool:
+    """Whether a cell has the figure; a rank that is the same everywhere is on the card already."""
+    values = {cell.values[metric.name] for cell in cells if metric.name in cell.values}
+    return len(values) > (metric.name == "rank")
 
 
 def _margins(
@@ -224,7 +241,7 @@ def _margins(
 
 
 def _margin(group: Sequence[WeightRecord], metric: Metric) -> tuple[float, float] | None:
-    found = known(getattr(weight, metric.name) for weight in group)
+    found = known(getattr(weight, metric.name, None) for weight in group)
     return (middle(found) or 0.0, max(found)) if found else None
 
 
@@ -235,13 +252,14 @@ def margin_label(margin: tuple[float, float] | None) -> str:
 
 def _fill(cell: Cell, records: Sequence[WeightRecord]) -> None:
     for metric in METRICS:
-        found = [value for record in records if _is_shown(value := getattr(record, metric.name))]
+        figures: list[float | None] = [getattr(record, metric.name, None) for record in records]
+        found = [value for value in figures if _is_shown(value)]
         if found:
             cell.values[metric.name] = metric.fold(found)
     cell.is_outlier = any(record.is_outlier for record in records)
 
 
-def _is_shown(value: float | None) -> bool:
+def _is_shown(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -279,27 +297,24 @@ def rows_of(records: Sequence[WeightRecord]) -> list[Row]:
 
 
 def _folded(name: str, group: Sequence[WeightRecord]) -> WeightRecord:
+    """One record for a group: each figure of METRICS folded, those that do not fold unknown."""
     cell = Cell()
     _fill(cell, group)
     first = group[0]
-    values = cell.values
-    return WeightRecord(
+    unknown = {each: None for each in _UNFOLDED if hasattr(first, each)}
+    folded = {metric.name: cell.values.get(metric.name) for metric in METRICS if hasattr(first, metric.name)}
+    changes: dict[str, Any] = {**unknown, **folded, "rank": first.rank}
+    return replace(
+        first,
         weight=name,
-        kind=first.kind,
-        shape=first.shape,
-        rank=first.rank,
-        scale=first.scale,
         parameters=sum(record.parameters for record in group),
-        dtype=first.dtype,
-        norm=values.get("norm"),
-        spectral_norm=values.get("spectral_norm"),
-        stable_rank=values.get("stable_rank"),
-        effective_rank=values.get("effective_rank"),
-        relative_norm=values.get("relative_norm"),
-        retained_bf16=values.get("retained_bf16"),
-        retained_fp16=values.get("retained_fp16"),
+        singular_values=(),
         is_outlier=cell.is_outlier,
+        **changes,
     )
+
+
+_UNFOLDED = ("rank_90", "base_norm", "rank_before", "optimum", "floor")
 
 
 @dataclass(frozen=True, slots=True)

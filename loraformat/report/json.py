@@ -16,7 +16,7 @@ SCHEMA_OF_SEVERAL = "loraformat.reports/1"
 
 
 def render(report: Report, *, width: int | None = None, color: bool = False) -> str:  # noqa: ARG001 - a Renderer
-    """The report as JSON text that ends with a newline; neither width nor colour has a meaning here."""
+    """The report as JSON text that ends with a newline; neither width nor color has a meaning here."""
     return json_text(document(report), indent=2) + "\n"
 
 

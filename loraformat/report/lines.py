@@ -1,4 +1,4 @@
-"""Lines and aligned tables out of plain cells, cut to a width; what is printed is safe to print."""
+"""Lines and aligned tables from plain cells, cut to a width and safe to print."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Page:
         self.lines.append(tuple(line))
 
     def fact(self, label: str, value: str) -> None:
-        """A line of the block under the title: label, then value, aligned with its neighbours."""
+        """A line of the block under the title: label, then value, aligned with its neighbors."""
         self.flow("  ", Styled(f"{label:<11}", "dim"), value, indent=13)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -86,7 +86,7 @@ class Page:
                 left_out.append(name)
         self.table([head[at] for at in kept], [[row[at] for at in kept] for row in rows])
         if left_out and rows:
-            told = f"no place here for {', '.join(left_out)} (a wider terminal, or --format json)"
+            told = f"not shown for lack of width: {', '.join(left_out)} (use a wider terminal, or --format json)"
             self.flow(Styled(f"  {told}", "dim"), indent=2)
 
     def _holds(self, rows: Sequence[Sequence[str]], narrowest: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a report: escaped HTML with a heat map where there are norms; no script, no other files."""
+"""A report in a notebook: escaped HTML, with a heat map if there are norms; no scripts, no other files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STYLE = (
     ".loraformat svg{font:11px system-ui,sans-serif}.loraformat svg text{fill:currentColor}"
     ".loraformat .c text{font-size:10px;fill:#1b2330}.loraformat .none rect{fill:none;stroke:#888}"
     ".loraformat .zero rect{fill:#fff;stroke:#b3261e;stroke-dasharray:2 2}"
-    + "".join(f".loraformat .q{step} rect{{fill:{colour}}}" for step, colour in enumerate(_RAMP))
+    + "".join(f".loraformat .q{step} rect{{fill:{color}}}" for step, color in enumerate(_RAMP))
     + ",".join(f".loraformat .q{step} text" for step in range(5, 10))
     + "{fill:#fff}"
 )

@@ -35,7 +35,7 @@ def say_weights(page: Page, result: InspectResult) -> None:
     if any(record.is_outlier for record in result.weights):
         from loraformat.algebra.outliers import LEAST_SCORE
 
-        text = f"stands out among the weights of its module kind (robust z of log norm above {LEAST_SCORE})"
+        text = f"outlier among the weights of its module kind (robust z of log norm above {LEAST_SCORE})"
         page.flow("  ! ", Styled(text, "dim"))
     if result.has_heat:
         say_heat(page, result.weights)
@@ -201,7 +201,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
             row = cells.setdefault(record.module, {})
             row[column] = _larger(value if value is not None and math.isfinite(value) else None, row.get(column))
     if all(value is None for row in cells.values() for value in row.values()):
-        page.say(Styled("  no heat: no norms of weights in numbered layers", "dim"))
+        page.say(Styled("  no heat map: no norms of weights in numbered layers", "dim"))
         return
     values = [value for row in cells.values() for value in row.values()]
     placed = [value for value in values if value]
@@ -213,7 +213,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     page.say("  ", Styled(f"{word:<{label}}", "dim"), "  ", Styled(_ruler(bins, columns), "dim"))
     for module, row in sorted(cells.items()):
         page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
-    many = f"; {len(bins[0])} {word}s a sign, the largest counts" if len(bins[0]) > 1 else ""
+    many = f"; {len(bins[0])} {word}s per character, showing the largest" if len(bins[0]) > 1 else ""
     ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
     unknown = f"{_UNKNOWN} unknown   " if None in values else ""

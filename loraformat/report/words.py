@@ -1,4 +1,4 @@
-"""Amounts in words that people read: plurals, bytes, shapes, histograms."""
+"""Formatting of amounts: plurals, bytes, shapes, histograms."""
 
 from __future__ import annotations
 

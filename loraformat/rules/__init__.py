@@ -257,4 +257,4 @@ def _why_not(rule: Rule, subject: Subject, deep: bool) -> str:
         return "no base was given"
     if rule.needs == "target" and not subject.targets:
         return "no target was given"
-    return "loads values: --deep" if rule.slow and not deep else ""
+    return "values are read only with --deep" if rule.slow and not deep else ""

@@ -39,14 +39,14 @@ def _in_codes(subject: Subject) -> frozenset[str]:
 def absent_module(subject: Subject) -> Iterator[Hit]:
     """The adapter updates a weight that the base does not have.
 
-    ## Why is this bad?
-    Most tools skip such an update in silence, and write a model that is partly or wholly the base again.
+    ## Why it matters
+    Most tools skip such an update without a warning, and write a model that is partly or entirely the unchanged base.
 
     ## Example
     `model.layers.0.self_attn.q_proj` in the adapter, `language_model.model.layers.0.self_attn.q_proj` in the base.
 
-    ## Use instead
-    The base that the adapter was trained on, in the same library's naming.
+    ## What to do
+    Use the base that the adapter was trained on, with the tensor names of the same library.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; verl issue 7285, sd-scripts issue 1612.
@@ -59,8 +59,8 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
     absent = _absent_components(subject)
     for component, count in absent.items():
         base = "pipeline" if subject.base.components else "base"
-        text = f"the {base} has no weights of this component; the adapter has {counted(count, 'update')} for it"
-        known = f"its components with weights are {', '.join(subject.base.components)}"
+        text = f"the {base} has no weights of this component, but the adapter has {counted(count, 'update')} for it"
+        known = f"components with weights: {', '.join(subject.base.components)}"
         yield Hit(component, text, known if subject.base.components else _PICK)
     other = _other_family(subject)
     if other is not None:
@@ -96,7 +96,7 @@ def _other_family(subject: Subject) -> Hit | None:
     found = likeliest((spelled(module_of(name)) for name in names), named or denoisers())
     if found is None or found[1].name in pipeline.families:
         return None
-    text = f"none of the {counted(len(updates), 'update')} has a weight in the base: the adapter is for"
+    text = f"none of the {counted(len(updates), 'update')} matches a weight of the base: the adapter is for"
     return Hit(updates[0], f"{text} {family_named(pipeline.family).title}, the base is {found[1].title}")
 
 
@@ -115,7 +115,7 @@ def _beyond(weight: str, ends: Mapping[str, int]) -> str:
     for block in _BLOCK.finditer(weight):
         before = weight[: block.start(1)]
         if before in ends and int(block[1]) > ends[before]:
-            return f"the base's {before.rstrip('.')} end with {ends[before]}: it is a smaller model, or another one"
+            return f"the base's {before.rstrip('.')} end with {ends[before]}, so it is a smaller or a different model"
     return ""
 
 
@@ -133,7 +133,7 @@ def _absent_components(subject: Subject) -> dict[str, int]:
     return absent
 
 
-_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT takes the updates of one component out of the adapter"
+_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT writes the updates of one component only"
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:
@@ -144,21 +144,21 @@ def _instead(weight: str, nearest: Sequence[str]) -> str:
 
     if is_namesake(weight, nearest[0]):
         return f"the base has {nearest[0]}"
-    return f"the nearest name in the base is {nearest[0]}; if it is the same weight, rename the tensors"
+    return f"the most similar name in the base is {nearest[0]}; if it is the same weight, rename the tensors"
 
 
 @rule("LF302", Severity.ERROR, since="0.1.0", needs="base")
 def shape_mismatch(subject: Subject) -> Iterator[Hit]:
-    """An update has another shape than the base weight it is for.
+    """The shape of an update differs from that of its base weight.
 
-    ## Why is this bad?
+    ## Why it matters
     The update cannot be added. The adapter was trained on a model of another size, or on another version of it.
 
     ## Example
     An update of shape (4096, 4096) for a weight of shape (2048, 2048).
 
-    ## Use instead
-    The base that `base_model_name_or_path` names, at the revision that the adapter was trained on.
+    ## What to do
+    Use the base that `base_model_name_or_path` names, at the revision that the adapter was trained on.
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `get_delta_weight`.
@@ -166,26 +166,26 @@ def shape_mismatch(subject: Subject) -> Iterator[Hit]:
     in_codes = _in_codes(subject)
     for misfit in subject.matching.misfits:
         if misfit.weight not in in_codes:
-            message = f"the update has shape {misfit.update_shape}, the base weight {misfit.stored_shape}"
+            message = f"the update has shape {misfit.update_shape}, but the base weight has {misfit.stored_shape}"
             yield Hit(misfit.weight, message, _OF_GROUPS if misfit.is_grouped else "")
 
 
-_OF_GROUPS = "the base's is a grouped (depthwise) convolution, and the update was trained as if it were not"
+_OF_GROUPS = "the base weight is a grouped (depthwise) convolution, but the update was trained as if it were not"
 
 
 @rule("LF303", Severity.WARNING, since="0.1.0", needs="base")
 def guessed_orientation(subject: Subject) -> Iterator[Hit]:
-    """Whether a square base weight is stored as (in, out) rests on the adapter's `fan_in_fan_out` alone.
+    """Only the adapter's `fan_in_fan_out` tells whether a square base weight is stored as (in, out).
 
-    ## Why is this bad?
-    PEFT sets that flag to what the last layer it wrapped needed, so it can be wrong for the others, and for a square
-    weight no shape contradicts it: the update would be added the wrong way round.
+    ## Why it matters
+    PEFT sets that flag to what the last wrapped layer needed, so it can be wrong for the others, and no shape
+    contradicts it for a square weight: the update would be added transposed.
 
     ## Example
-    `"fan_in_fan_out": true` and a base weight of shape (768, 768) beside a config.json without `model_type`.
+    `"fan_in_fan_out": true` and a base weight of shape (768, 768) next to a config.json without `model_type`.
 
-    ## Use instead
-    A config.json that names the `model_type` of the base.
+    ## What to do
+    Use a config.json that has the base's `model_type`.
 
     ## Source
     peft 0.21.2, tuners/lora/model.py `_create_new_module`; transformers 5.23.0, pytorch_utils.py `Conv1D`.
@@ -193,25 +193,25 @@ def guessed_orientation(subject: Subject) -> Iterator[Hit]:
     landings = subject.matching.landings
     guessed = [name for name, several in landings.items() if several[0].is_guess]
     if guessed:
-        message = "taken as stored (in, out), because the adapter says fan_in_fan_out and the base says nothing"
+        message = "read as (in, out), because the adapter sets fan_in_fan_out and the base does not state the layout"
         yield Hit(first_of(guessed), message)
 
 
 @rule("LF304", Severity.WARNING, since="0.1.0", needs="base")
 def renamed_weights(subject: Subject) -> Iterator[Hit]:
-    """No name of the adapter is in the base, but with one prefix more, less, or for another all of them are.
+    """No tensor name matches the base as written; all match after adding, removing or replacing one prefix.
 
-    ## Why is this bad?
-    It is likely right: an adapter trained on the bare model, without its head, or on one that calls its parts
-    otherwise. But engines that want the very name leave such an adapter out in silence. And in a base whose class
-    is not known one prefix is taken for another because shapes fit and nothing else does: see that it is the part
-    you mean.
+    ## Why it matters
+    Usually it is right: the adapter was trained on the bare model without its head, or on a class that names its parts
+    differently. But engines that need exact names ignore such an adapter silently. And if the class of the base is
+    unknown, the prefix was chosen only because the shapes fit: check that it is the part you mean.
 
     ## Example
     `layers.0.self_attn.q_proj` in the adapter, `model.layers.0.self_attn.q_proj` in the base.
 
-    ## Use instead
-    An adapter trained on the class that the base is loaded as.
+    ## What to do
+    Train on the class that the base is loaded as, or run `loraformat convert --base BASE`, which writes the base's
+    names.
 
     ## Source
     peft issue 1579; vllm issue 34186.
@@ -219,22 +219,25 @@ def renamed_weights(subject: Subject) -> Iterator[Hit]:
     landings = subject.matching.landings
     renamed = {name: several[0].tensor for name, several in landings.items() if several[0].is_prefixed}
     for name, tensor in list(renamed.items())[:1]:
-        yield Hit(name, f"{counted(len(renamed), 'name', 'is')} taken for others of the base, this one for {tensor}")
+        yield Hit(
+            name, f"{counted(len(renamed), 'name', 'is')} matched to the base under other names, this one to {tensor}"
+        )
 
 
 @rule("LF305", Severity.ERROR, since="0.1.0")
 def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
-    """Embedding tables, tokenizer, declared vocabulary and base disagree about the number of rows.
+    """Embedding tables, tokenizer, declared vocabulary and base have different numbers of rows.
 
-    ## Why is this bad?
-    A token whose number is beyond the table reads past its end: an error at best, on some devices arbitrary values.
-    A table with fewer rows than the base's takes tokens away. More rows than tokens are padding, and fine.
+    ## Why it matters
+    A token whose number exceeds the table reads past its end: at best an error, on some devices arbitrary values. A
+    table with fewer rows than the base's removes tokens. More rows than tokens are padding, and harmless.
 
     ## Example
-    An embedding table of 30 rows beside a tokenizer whose numbers go to 31.
+    An embedding table of 30 rows with a tokenizer whose numbers go up to 31.
 
-    ## Use instead
-    One number everywhere: `model.resize_token_embeddings(len(tokenizer))` before training, and both saved together.
+    ## What to do
+    Use one number everywhere: call `model.resize_token_embeddings(len(tokenizer))` before training, and save both
+    together.
 
     ## Source
     transformers 5.23.0, modeling_utils.py `resize_token_embeddings`.
@@ -249,30 +252,30 @@ def vocabulary_mismatch(subject: Subject) -> Iterator[Hit]:
     tokens = tokens_of(subject.adapter.tokenizer)
     for name, rows in tables.items():
         if declared is not None and rows != declared:
-            yield Hit(name, f"the config states {declared} rows, the table has {rows}")
+            yield Hit(name, f"the config states {declared} rows, but the table has {rows}")
         if tokens is not None and tokens > rows:
-            yield Hit(name, f"the tokenizer needs {tokens} rows, the table has {rows}")
+            yield Hit(name, f"the tokenizer needs {tokens} rows, but the table has {rows}")
         before = base_rows(subject.base, name)
         if before is not None and rows < before:
-            yield Hit(name, f"the base's table has {before} rows, the adapter's only {rows}")
+            yield Hit(name, f"the base's table has {before} rows, but the adapter's only {rows}")
     if len(set(tables.values())) > 1:
         found = ", ".join(f"{name} {rows}" for name, rows in tables.items())
-        yield Hit("", f"expected embedding tables with equally many rows, found {found}")
+        yield Hit("", f"expected embedding tables of equal size, found {found}")
 
 
 @rule("LF320", Severity.ERROR, since="0.1.0", needs="base", forgivable=True)
 def other_base(subject: Subject) -> Iterator[Hit]:
-    """The base is not the one that the adapter was stamped with.
+    """The base is not the one recorded by `loraformat stamp`.
 
-    ## Why is this bad?
-    Names and shapes of a fine-tune are those of its base, so the adapter loads and merges; but it was trained on other
-    values, and what it adds to these is not what was trained.
+    ## Why it matters
+    A fine-tuned model has the names and shapes of its base, so the adapter loads and merges; but it was trained on
+    other values, and does not do what it was trained to do.
 
     ## Example
     An adapter that `loraformat stamp` bound to a model, and a later fine-tune of that model given as base.
 
-    ## Use instead
-    The base of the stamp. If this base is meant, `--force`, or stamp the adapter again.
+    ## What to do
+    Use the recorded base. If you mean this one, use `--force`, or stamp the adapter again.
 
     ## Source
     docs/decisions/0015-base-fingerprint.md.
@@ -284,17 +287,17 @@ def other_base(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF321", Severity.WARNING, since="0.1.0", needs="base")
 def base_in_another_form(subject: Subject) -> Iterator[Hit]:
-    """The base is the one that the adapter was stamped with, in another form; or the stamp cannot be read.
+    """The base is the one recorded by `loraformat stamp` in another form, or the record cannot be read.
 
-    ## Why is this bad?
-    Where the values were rounded or quantized, the merged model is near the one that was trained and not equal to it.
-    Other names alone change nothing.
+    ## Why it matters
+    If the values were rounded or quantized, the merged model is close to the one that was trained but not equal. If
+    only names differ, nothing changes.
 
     ## Example
     An adapter for `model`, stamped with its dense weights, and its GPTQ repository given as base.
 
-    ## Use instead
-    The form of the base that the adapter was trained on, where it is at hand.
+    ## What to do
+    Use the form of the base that the adapter was trained on, if you have it.
 
     ## Source
     docs/decisions/0015-base-fingerprint.md.
@@ -304,7 +307,7 @@ def base_in_another_form(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     stamped = subject.adapter.config.base_fingerprint
     if stamped is not None and parse(stamped) is None:
-        yield Hit("", "the adapter has a fingerprint of its base that this version cannot read; it was not compared")
+        yield Hit("", "this version cannot read the adapter's fingerprint of its base, so it was not compared")
     verdict = _verdict(subject)
     if verdict is not None and not verdict.is_other:
         yield Hit("", verdict.message)

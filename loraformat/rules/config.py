@@ -1,4 +1,4 @@
-"""Family 1: what the config says, taken by itself."""
+"""Family 1: the config by itself."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _LORA = ("LORA", "LOHA", "LOKR")
 
 @rule("LF103", Severity.ERROR, since="0.1.0", forgivable=True)
 def schema_violation(subject: Subject) -> Iterator[Hit]:
-    """The config breaks its JSON Schema: a key is missing, or a value has the wrong type or range.
+    """The config violates its JSON Schema: a key is missing, or a value has the wrong type or range.
 
-    ## Why is this bad?
-    Readers that do not check go on with a default, or with a text where a number belongs, and fail much later or not at
-    all. Which rank, scale or targets the author meant is then a guess.
+    ## Why it matters
+    Readers that do not check continue with a default, or with a string instead of a number, and fail much later or
+    never. The intended rank, scale or targets are then a guess.
 
     ## Example
-    `"r": "8"` in adapter_config.json: a text, not a number.
+    `"r": "8"` in adapter_config.json: a string, not a number.
 
-    ## Use instead
-    `"r": 8`. The schemas are `schemas/peft-{adapter,tuner}-config.schema.json` and
+    ## What to do
+    Write `"r": 8`. The schemas are `schemas/peft-{adapter,tuner}-config.schema.json` and
     `schemas/native-config-{0,1}.schema.json`.
 
     ## Source
@@ -75,17 +75,17 @@ def _schema_of(format_name: str, raw: object) -> str:
 
 @rule("LF105", Severity.WARNING, since="0.1.0")
 def missing_base_model(subject: Subject) -> Iterator[Hit]:
-    """A PEFT config names no base model.
+    """A PEFT config does not name its base model.
 
-    ## Why is this bad?
-    An adapter is worth nothing without the very model it was trained on. PEFT's `AutoPeftModel`, vLLM and the Hub find
-    it by `base_model_name_or_path`; without it every user has to know, and nothing can notice a wrong one.
+    ## Why it matters
+    An adapter works only with the model that it was trained on. PEFT's `AutoPeftModel`, vLLM and the Hub find it by
+    `base_model_name_or_path`; without it every user has to know it, and no program can detect a wrong one.
 
     ## Example
     `"base_model_name_or_path": null`.
 
-    ## Use instead
-    `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`, and `"revision"` where it matters.
+    ## What to do
+    Write `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`, and `"revision"` if it matters.
 
     ## Source
     peft 0.21.2, config.py `PeftConfigMixin`; auto.py `_BaseAutoPeftModel.from_pretrained`.

@@ -17,17 +17,17 @@ from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
 
 @rule("LF204", Severity.ERROR, since="0.1.0", forgivable=True)
 def rank_against_config(subject: Subject) -> Iterator[Hit]:
-    """A tensor has another rank than the config states for it.
+    """The rank of a tensor differs from the rank in the config.
 
-    ## Why is this bad?
-    The scale is alpha / rank: with a wrong rank the update is applied too strongly or too weakly. PEFT builds layers of
-    the stated rank and then refuses the tensors, or takes them by `ignore_mismatched_sizes` and drops them.
+    ## Why it matters
+    The scale is alpha / rank: with the wrong rank the update is applied too strongly or too weakly. PEFT builds layers
+    of the stated rank and then rejects the tensors, or drops them because of `ignore_mismatched_sizes`.
 
     ## Example
     `"r": 16` and an empty `rank_pattern`, where `up_proj.lora_A.weight` has shape (32, 4096).
 
-    ## Use instead
-    `"rank_pattern": {"up_proj": 32}`, or the `r` that the tensors have.
+    ## What to do
+    Write `"rank_pattern": {"up_proj": 32}`, or set `r` to the rank of the tensors.
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
@@ -44,17 +44,17 @@ def rank_against_config(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF206", Severity.ERROR, since="0.1.0")
 def missing_scale(subject: Subject) -> Iterator[Hit]:
-    """Nothing in the adapter states alpha or a scale, so nobody knows how strongly its updates count.
+    """The adapter states neither alpha nor a scale, so the strength of its updates is unknown.
 
-    ## Why is this bad?
-    Common guesses lie far apart: alpha = rank gives a factor of 1, alpha = 1 a factor of 1/rank, alpha = 16 something
-    else again. A wrong factor looks like a weak or a broken adapter, not like an error.
+    ## Why it matters
+    Common guesses differ widely: alpha = rank gives a factor of 1, alpha = 1 a factor of 1/rank, alpha = 16 something
+    else again. A wrong factor looks like a weak or broken adapter, not like an error.
 
     ## Example
     `lora_config.json` with `"rank": 4` and no `"alpha"`.
 
-    ## Use instead
-    `"alpha": 1.0` in the config, or `--alpha 1.0` on the command line: the value that the training code used.
+    ## What to do
+    Write the value that the training code used: `"alpha": 1.0` in the config, or `--alpha 1.0` on the command line.
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1: the update is scaled by alpha / r.
@@ -63,22 +63,22 @@ def missing_scale(subject: Subject) -> Iterator[Hit]:
     unknown = weights_where(subject.adapter, lambda update: kind_of(update).has_scale and scale_of(update) is None)
     if unknown:
         message = f"alpha is not stated, so the scale is unknown: {_some(unknown)}"
-        yield Hit(config_at(subject), message, "give it with --alpha A")
+        yield Hit(config_at(subject), message, "pass it with --alpha A")
 
 
 @rule("LF207", Severity.WARNING, since="0.1.0")
 def target_without_tensors(subject: Subject) -> Iterator[Hit]:
-    """The config lists a target module for which the adapter has no tensor.
+    """The adapter has no tensors for a module in `target_modules`.
 
-    ## Why is this bad?
-    Part of the adapter may be missing. A loader creates the layer anyway, with random `A` and zero `B`, and warns about
-    missing keys at best.
+    ## Why it matters
+    Part of the adapter may be missing. A loader creates the layer anyway, with random `lora_A` and zero `lora_B`, and
+    at best warns about missing keys.
 
     ## Example
     `"target_modules": ["q_proj", "v_proj"]`, and no key in the file contains `v_proj`.
 
-    ## Use instead
-    The list of what was trained: `"target_modules": ["q_proj"]`.
+    ## What to do
+    List only the trained modules: `"target_modules": ["q_proj"]`.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`.
@@ -101,15 +101,15 @@ def target_without_tensors(subject: Subject) -> Iterator[Hit]:
 def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
     """The adapter has updates for modules that its config does not target.
 
-    ## Why is this bad?
-    Loaders create layers for the targets only; tensors of other modules are unexpected keys, which PEFT ignores. The
-    adapter then behaves otherwise than it was trained.
+    ## Why it matters
+    Loaders create layers only for the targets; PEFT ignores tensors of other modules as unexpected keys. The adapter
+    then behaves differently than after training.
 
     ## Example
     `"target_modules": ["q_proj"]` where the file also has `model.layers.0.self_attn.v_proj.lora_A.weight`.
 
-    ## Use instead
-    `"target_modules": ["q_proj", "v_proj"]`.
+    ## What to do
+    List all of them: `"target_modules": ["q_proj", "v_proj"]`.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`; utils/save_and_load.py.
@@ -141,18 +141,18 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF210", Severity.ERROR, since="0.1.0", forgivable=True)
 def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
-    """The adapter holds tensors that are no part of any update that we understand.
+    """The adapter holds tensors that belong to no known update.
 
-    ## Why is this bad?
-    They were trained, and they would be lost without a word: every reader that skips what it does not know makes a
-    different model of the same file.
+    ## Why it matters
+    They were trained, and would be lost: every reader that skips unknown tensors makes a different model of the same
+    file.
 
     ## Example
     `base_model.model.model.layers.0.self_attn.q_proj.lora_mystery.weight`.
 
-    ## Use instead
-    Give whole weights, such as new embeddings, the name that they have in the base, and name the base with `--base`.
-    Remove what does not belong to the adapter, or name its format with `--from`. `--force` goes on without them.
+    ## What to do
+    Give whole weights, such as new embeddings, their names from the base, and pass `--base`. Remove tensors that do not
+    belong to the adapter, or name its format with `--from`. `--force` continues without them.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict` returns such keys as `unexpected_keys`.
@@ -160,23 +160,24 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     unclaimed = list(subject.adapter.unclaimed)
     if unclaimed:
-        message = f"no update uses {_some(unclaimed, noun='tensor')}: what was trained in it would be lost"
-        yield Hit("", message, "name each as the base does and give --base, or remove it")
+        message = f"not part of any update: {_some(unclaimed, noun='tensor')}; what was trained in them would be lost"
+        yield Hit("", message, "rename them to match the base and pass --base, or remove them")
 
 
 @rule("LF211", Severity.WARNING, since="0.1.0")
 def pattern_without_match(subject: Subject) -> Iterator[Hit]:
     """A key of `rank_pattern` or `alpha_pattern` matches none of the adapter's modules.
 
-    ## Why is this bad?
-    The author meant some modules to differ. PEFT ignores a key that matches nothing, so they load with the default rank
-    or alpha, and nothing says so.
+    ## Why it matters
+    Some modules were meant to differ. PEFT ignores a key that matches nothing, so they load with the default rank or
+    alpha, without a warning.
 
     ## Example
     `"rank_pattern": {"layers.0.attn.q_proj": 4}` where the module is `model.layers.0.self_attn.q_proj`.
 
-    ## Use instead
-    `"rank_pattern": {"layers.0.self_attn.q_proj": 4}`: a key must match the end of the module path, from a dot on.
+    ## What to do
+    Write `"rank_pattern": {"layers.0.self_attn.q_proj": 4}`: a key must match the end of the module path, starting
+    after a dot.
 
     ## Source
     peft 0.21.2, utils/other.py `get_pattern_key`.
@@ -199,15 +200,15 @@ def pattern_without_match(subject: Subject) -> Iterator[Hit]:
 def unusual_scale(subject: Subject) -> Iterator[Hit]:
     """The scale of an update is zero, negative or not finite.
 
-    ## Why is this bad?
-    With zero the update does nothing, with a negative factor it does the opposite of what was learned. Both are
-    legal and hardly ever meant; a factor that is not finite destroys the weight.
+    ## Why it matters
+    With zero the update does nothing; with a negative factor it does the opposite of what was learned. Both are legal
+    but hardly ever intended. A factor that is not finite destroys the weight.
 
     ## Example
     `"lora_alpha": -16`.
 
-    ## Use instead
-    A positive alpha. A negative one takes the adapter away from the model; keep it only where that is meant.
+    ## What to do
+    Use a positive alpha. Keep a negative one only to subtract the adapter from the model on purpose.
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1.
@@ -226,16 +227,16 @@ def unusual_scale(subject: Subject) -> Iterator[Hit]:
 def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
     r"""A regular expression of the config was not evaluated, or not for all modules, because it could take for ever.
 
-    ## Why is this bad?
-    What the pattern selects is unknown to us, so targets, ranks and alphas that depend on it are not checked.
-    Look-around, back references and flags have no matcher that is sure to end in reasonable time. All other patterns
-    of an adapter share one budget of steps; where it is used up, the message says how many modules were left out.
+    ## Why it matters
+    loraformat does not know what the pattern selects, so targets, ranks and alphas that depend on it are not checked.
+    Look-around, back references and flags have no matcher with a guaranteed running time. All other patterns of an
+    adapter share a budget of steps; when it is used up, the message says how many modules were left out.
 
     ## Example
     `"target_modules": "(.*)\\1_proj"`.
 
-    ## Use instead
-    A list of module names, or a pattern of literals, classes, groups, `|` and quantifiers: `".*\\.(q|v)_proj"`.
+    ## What to do
+    Use a list of module names, or a pattern of literals, classes, groups, `|` and quantifiers: `".*\\.(q|v)_proj"`.
 
     ## Source
     Cox 2007, "Regular Expression Matching Can Be Simple And Fast".
@@ -250,7 +251,7 @@ def pattern_not_evaluated(subject: Subject) -> Iterator[Hit]:
         unread = PatternKeys(patterns, subject.budget).unread
         if unread and subject.budget.left < 0:
             subject.budget.leave_out(
-                where, f"{counted(len(unread), 'pattern', 'was')} not looked at: it would take too long"
+                where, f"{counted(len(unread), 'pattern', 'was')} skipped because matching would take too long"
             )
             continue
         for key in unread:
@@ -267,7 +268,7 @@ def _patterns(subject: Subject) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def _too_many(keys: int, modules: int) -> str:
-    return f"{keys} patterns were not compared with {modules} modules: it would take too long"
+    return f"{keys} patterns were not compared with {modules} modules because that would take too long"
 
 
 def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: FindingLocation) -> set[str]:
@@ -287,7 +288,8 @@ def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: Fin
     if unknown:
         budget.leave_out(
             where,
-            f"the pattern was not compared with {unknown} of {counted(len(every), 'module')}: it would take too long",
+            f"the pattern was not compared with {unknown} of {counted(len(every), 'module')} because that would "
+            "take too long",
         )
     return {module for module, found in matches.items() if found is not False}
 

@@ -1,4 +1,4 @@
-"""Family 3, second part: what of the base an adapter reaches, and what kind of base it is."""
+"""Family 3, second part: which weights of the base an adapter covers, and what kind of base it is."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ _MOST_LISTED = 3
 
 @rule("LF306", Severity.INFO, since="0.1.0", needs="base")
 def lands_in_part(subject: Subject) -> Iterator[Hit]:
-    """An update lands on rows of a larger tensor of the base: a fused projection or a stack of experts.
+    """An update applies to rows of a larger tensor of the base: a fused projection or a stack of experts.
 
-    ## Why is this bad?
-    It is not: loraformat maps the rows. Engines that look for a tensor of the update's own name find none and skip it.
+    ## Why it matters
+    loraformat maps the rows correctly. Engines that look for a tensor with the update's own name do not find it and
+    skip the update.
 
     ## Example
     `q_proj` in the adapter, `qkv_proj` in the base.
 
-    ## Use instead
-    Nothing to do for a merge. For serving, the adapter in the names of the engine's own model.
+    ## What to do
+    Nothing for a merge. For serving, use an adapter with the names of the engine's own model.
 
     ## Source
     transformers 5.23.0, conversion_mapping.py; docs/decisions/0004-names-in-memory.md.
@@ -36,22 +37,22 @@ def lands_in_part(subject: Subject) -> Iterator[Hit]:
     parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
     if parts:
         tensor = landings[parts[0]][0].tensor
-        yield Hit(parts[0], f"{len(parts)} updates land on parts of tensors, this one on {tensor}")
+        yield Hit(parts[0], f"{len(parts)} updates apply to parts of tensors, this one to {tensor}")
 
 
 @rule("LF307", Severity.WARNING, since="0.1.0", needs="base")
 def uncovered_module(subject: Subject) -> Iterator[Hit]:
-    """The base has modules that `target_modules` selects, and the adapter has no tensors for them.
+    """The adapter has no tensors for modules of the base that `target_modules` selects.
 
-    ## Why is this bad?
-    Training adapts every module that the targets select. Where some have no tensors, part of the adapter was lost, or
-    this base has more layers than the one that it was trained on.
+    ## Why it matters
+    Training adapts every selected module. If some have no tensors, part of the adapter was lost, or this base has more
+    layers than the one that it was trained on.
 
     ## Example
     `"target_modules": ["q_proj"]` with tensors for layers 0 to 15, and a base of 32 layers.
 
-    ## Use instead
-    The whole adapter on its own base. If only some layers were meant, `layers_to_transform` says so.
+    ## What to do
+    Use the complete adapter on its own base. If only some layers were meant, list them in `layers_to_transform`.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`; set_peft_model_state_dict leaves missing layers at zero.
@@ -82,18 +83,18 @@ def uncovered_module(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF308", Severity.WARNING, since="0.1.0", needs="base")
 def tied_table(subject: Subject) -> Iterator[Hit]:
-    """The adapter changes one of two weights that are one table in the base: embedding and head.
+    """The adapter changes only one of two tied weights of the base: embedding or head.
 
-    ## Why is this bad?
-    Whether the other one follows differs between tools: PEFT's merge changes both, the running PEFT model only one,
-    GGUF conversion refuses. The merged model may not be the one that was trained.
+    ## Why it matters
+    Tools differ in whether the other one follows: PEFT's merge changes both, the running PEFT model only one, and GGUF
+    conversion refuses. The merged model may not be the one that was trained.
 
     ## Example
     LoRA on `lm_head` of a model with `"tie_word_embeddings": true`.
 
-    ## Use instead
-    `loraformat merge` writes what the running model computes, and parts the tables where it must (LF810). For serving,
-    leave embedding and head out of the targets.
+    ## What to do
+    Use `loraformat merge`, which writes what the running model computes and unties the tables if necessary (LF810). For
+    serving, leave embedding and head out of the targets.
 
     ## Source
     peft issue 2777; docs/decisions/0002-tied-tables.md.
@@ -111,29 +112,29 @@ def tied_table(subject: Subject) -> Iterator[Hit]:
         ]
         if changed and len(set(changed)) < len(tie.names):
             other = next(name for name in tie.names if name not in changed)
-            yield Hit(changed[0], f"is one table with {other} in the base")
+            yield Hit(changed[0], f"is tied to {other} in the base")
 
 
 @rule("LF310", Severity.INFO, since="0.1.0", needs="base")
 def base_without_config(subject: Subject) -> Iterator[Hit]:
-    """There is no config.json beside the base's weights.
+    """There is no config.json next to the base's weights.
 
-    ## Why is this bad?
-    Which class the model is decides how some weights are stored and which tables are one. Without it, names and shapes
-    have to say so, and they leave cases open.
+    ## Why it matters
+    The class of the model decides how some weights are stored and which tables are tied. Without it, loraformat has to
+    judge by names and shapes, which leave some cases open.
 
     ## Example
     A single `model.safetensors` as `--base`.
 
-    ## Use instead
-    The folder of the model, with its config.json.
+    ## What to do
+    Pass the folder of the model, with its config.json.
 
     ## Source
     transformers 5.23.0, configuration_utils.py.
     """
     assert subject.base is not None
     if not subject.base.config and not subject.base.settings:
-        yield Hit(in_file("config.json"), "expected beside the base's weights, found none")
+        yield Hit(in_file("config.json"), "expected next to the base's weights, found none")
 
 
 def _last(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Family 0: the files of the folder, by name and size; runs even where no adapter could be read."""
+"""Family 0: the files of the folder, by name and size; runs even if the adapter could not be read."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _READ_ANYWAY = ("adapter_config.json", "lora_config.json", "tokenizer.json")
 def empty_file(subject: Subject) -> Iterator[Hit]:
     """A file of the adapter's folder has no bytes.
 
-    ## Why is this bad?
-    A full disk, a broken download or a crash left the name and lost the content. Libraries that read it fail far away
-    from the cause, or take their defaults.
+    ## Why it matters
+    A full disk, a broken download or a crash created the file without its content. Libraries that read it fail far away
+    from the cause, or use their defaults.
 
     ## Example
     `tokenizer_config.json` of 0 bytes.
 
-    ## Use instead
-    The file as it was saved: copy or download it again, or remove it if nothing needs it.
+    ## What to do
+    Copy or download the file again, or remove it if nothing needs it.
 
     ## Source
     What `open(path, "w")` leaves when the process ends before the first write.
@@ -46,22 +46,22 @@ def empty_file(subject: Subject) -> Iterator[Hit]:
     for name, file in subject.bundle.files.items():
         is_read = isinstance(file, TensorFile) or name in _READ_ANYWAY  # their readers say so themselves
         if not file.nbytes and not is_read and not name.startswith("."):
-            yield Hit(in_file(name), "expected some content, found 0 bytes", "copy or download it again")
+            yield Hit(in_file(name), "the file is empty", "copy or download it again")
 
 
 @rule("LF031", Severity.INFO, since="0.1.0", needs="bundle")
 def pickled_weights(subject: Subject) -> Iterator[Hit]:
-    """The weights lie in a pickle, and there is no safetensors file of them.
+    """The weights are in a pickle, and there is no safetensors file of them.
 
-    ## Why is this bad?
-    Loading a pickle can run code that its author chose. loraformat never does that, but others that you give the
-    adapter to may, and many services refuse such files for that reason.
+    ## Why it matters
+    Loading a pickle can run code that its author chose. loraformat never executes it, but other programs that load the
+    adapter may, and many services refuse such files for that reason.
 
     ## Example
     `adapter_model.bin` as the only weight file.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to peft -o OUT` writes safetensors.
+    ## What to do
+    Run `loraformat convert ADAPTER --to peft -o OUT`, which writes safetensors.
 
     ## Source
     Python, library reference, `pickle`: "It is possible to construct malicious pickle data"; CVE-2025-32434.
@@ -73,37 +73,37 @@ def pickled_weights(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF032", Severity.WARNING, since="0.1.0", needs="bundle")
 def second_weight_file(subject: Subject) -> Iterator[Hit]:
-    """The same weights are there in two containers, of which only one is read.
+    """The same weights exist in two containers, and only one of them is read.
 
-    ## Why is this bad?
-    Which of the two counts depends on who reads them. If they differ, one tool merges another adapter than the next.
+    ## Why it matters
+    Programs differ in which of the two they read. If the files differ, they load different adapters.
 
     ## Example
-    `adapter_model.safetensors` beside `adapter_model.bin`.
+    `adapter_model.safetensors` next to `adapter_model.bin`.
 
-    ## Use instead
-    Remove the one that is out of date; keep the safetensors file where both are the same.
+    ## What to do
+    Remove the outdated file, or the pickle if both are the same.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `load_peft_weights` takes safetensors first; vllm 0.33.0, lora_model.py.
     """
     for first, second in _PAIRS:
         if first in subject.bundle.files and second in subject.bundle.files:
-            yield Hit(in_file(second), f"never opened, for {first} is there too", "remove the one that is out of date")
+            yield Hit(in_file(second), f"never opened, because {first} takes precedence", "remove the outdated one")
 
 
 @rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")
 def confusable_file_name(subject: Subject) -> Iterator[Hit]:
-    """A file's name differs from one that is read only in upper and lower case or in a copy's suffix.
+    """A file name differs from an expected one only in case or in the suffix of a copy.
 
-    ## Why is this bad?
-    On Linux it is another file and is ignored; on macOS and Windows it may be taken for the one that is read.
+    ## Why it matters
+    On Linux it is a different file and is ignored; on macOS and Windows it may be read instead of the expected one.
 
     ## Example
     `Adapter_Config.json`, or `adapter_model (1).safetensors` from a second download.
 
-    ## Use instead
-    The name exactly as the format has it, and one file only.
+    ## What to do
+    Rename it exactly as the format requires, and keep only one file.
 
     ## Source
     docs/formats/peft.md and docs/formats/native.md, the names of files.
@@ -112,41 +112,41 @@ def confusable_file_name(subject: Subject) -> Iterator[Hit]:
         meant = _without_copy(name).lower()
         known = next((each for each in _KNOWN if each.lower() == meant), None)
         if known is not None and name not in _KNOWN:
-            yield Hit(in_file(name), f'not read; the name that is read is "{known}"', "rename or remove it")
+            yield Hit(in_file(name), f'not read; the expected name is "{known}"', "rename or remove it")
 
 
 @rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
 def code_beside_weights(subject: Subject) -> Iterator[Hit]:
-    """Python source lies in the adapter's folder.
+    """The adapter's folder contains Python source.
 
-    ## Why is this bad?
-    An adapter needs none. With `trust_remote_code`, or when a script is started in that folder, it is executed.
+    ## Why it matters
+    An adapter does not need any. With `trust_remote_code`, or when a script is started in that folder, it is executed.
 
     ## Example
-    `modeling_custom.py` beside `adapter_config.json`.
+    `modeling_custom.py` next to `adapter_config.json`.
 
-    ## Use instead
-    Read it before you use the adapter anywhere, and publish code in a repository of its own.
+    ## What to do
+    Read it before you use the adapter anywhere. Publish code in a repository of its own.
 
     ## Source
     transformers 5.23.0, dynamic_module_utils.py; Python, command line, `-P`.
     """
     names = sorted(name for name in subject.bundle.files if name.lower().endswith((".py", ".pyc", ".so", ".pyd")))
     if names:
-        yield Hit(FindingLocation(file=names[0], more=len(names) - 1), "code; it was neither read nor run")
+        yield Hit(FindingLocation(file=names[0], more=len(names) - 1), "code, which was neither read nor run")
 
 
 @rule("LF035", Severity.WARNING, since="0.1.0", needs="bundle")
 def unfinished_download(subject: Subject) -> Iterator[Hit]:
-    """A file's name says that its download has not ended.
+    """A file name shows that its download has not finished.
 
-    ## Why is this bad?
+    ## Why it matters
     Part of the adapter may be missing, or come from another revision than the rest.
 
     ## Example
     `adapter_model.safetensors.incomplete`.
 
-    ## Use instead
+    ## What to do
     Download again into an empty folder.
 
     ## Source
@@ -159,17 +159,17 @@ def unfinished_download(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF036", Severity.ERROR, since="0.1.0", needs="bundle")
 def pointer_file(subject: Subject) -> Iterator[Hit]:
-    """A file beside the weights is a Git-LFS pointer, not the file it stands for.
+    """A file next to the weights is a Git-LFS pointer instead of its content.
 
-    ## Why is this bad?
-    The repository was cloned without its large files. A tokenizer that is a pointer cannot be loaded, and a merged
-    model would carry it along.
+    ## Why it matters
+    The repository was cloned without its large files. A tokenizer that is a pointer cannot be loaded, and would be
+    copied into a merged model.
 
     ## Example
     `tokenizer.model` of 132 bytes that begins with `version https://git-lfs.github.com/spec/v1`.
 
-    ## Use instead
-    `git lfs install && git lfs pull` in the clone; in GitHub Actions `lfs: true` for actions/checkout.
+    ## What to do
+    Run `git lfs install && git lfs pull` in the clone; in GitHub Actions set `lfs: true` for actions/checkout.
 
     ## Source
     Git LFS, docs/spec.md, "The Pointer".

@@ -26,15 +26,15 @@ _FEWEST_LAYERS = 4  # with fewer, nothing says which layer is the odd one
 def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
     """The two factors of one update have different element types.
 
-    ## Why is this bad?
-    It is legal. But the product is only as precise as the narrower one, so the wider one wastes space, and some engines
-    cast both to one type.
+    ## Why it matters
+    It is legal. But the product is only as precise as the narrower factor, so the wider one wastes space, and some
+    engines cast both to one type.
 
     ## Example
     `lora_A` in F32 and `lora_B` in BF16.
 
-    ## Use instead
-    One type for both: `model.to(torch.bfloat16)` before saving, or F32 for both.
+    ## What to do
+    Use one type for both: `model.to(torch.bfloat16)` before saving, or F32 for both.
 
     ## Source
     peft 0.21.2, `autocast_adapter_dtype`, which makes adapters of half precision F32.
@@ -45,7 +45,7 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
         if isinstance(group.update, LowRank):
             up, down = group.update.up.dtype, group.update.down.dtype
             if up is not down and up.is_floating and down.is_floating:
-                told = f"up is {up.safetensors}, down is {down.safetensors}"
+                told = f"lora_B is {up.safetensors}, but lora_A is {down.safetensors}"
                 mixed.update(dict.fromkeys(group.weights, told))
     if names := sorted(mixed):
         yield Hit(first_of(names), mixed[names[0]])
@@ -53,16 +53,16 @@ def mixed_dtypes(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF218", Severity.WARNING, since="0.1.0")
 def missing_layer(subject: Subject) -> Iterator[Hit]:
-    """A kind of module is adapted in all layers but a few in between.
+    """A kind of module is adapted in all layers except a few in between.
 
-    ## Why is this bad?
-    The tensors of those layers may be lost: a shard that was not saved, a name that was spelled otherwise. Engines that
-    need a kind of module in every layer leave that kind out altogether.
+    ## Why it matters
+    The tensors of those layers may be lost: a shard that was not saved, or a name that was spelled differently. Engines
+    that need a kind of module in every layer then ignore it in all layers.
 
     ## Example
     `q_proj` in layers 0 to 31, but not in layer 17, where `v_proj` is.
 
-    ## Use instead
+    ## What to do
     Save the adapter again. If the layer was left out on purpose, say so in `layers_to_transform` or `exclude_modules`.
 
     ## Source
@@ -84,16 +84,17 @@ def missing_layer(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF219", Severity.WARNING, since="0.1.0")
 def odd_shape(subject: Subject) -> Iterator[Hit]:
-    """An update has another shape than those of the same module in all other layers.
+    """An update has a different shape than those of the same module in all other layers.
 
-    ## Why is this bad?
-    Nearly every model repeats one block. A single layer of another size was put together from two adapters, or cut.
+    ## Why it matters
+    Nearly every model repeats one block. A single layer of another size suggests that the adapter was combined from two
+    or cut.
 
     ## Example
     `q_proj` updates of shape (4096, 4096) in 31 layers and (4096, 2048) in one.
 
-    ## Use instead
-    The adapter as one training run saved it. `--base` says which of the two is right.
+    ## What to do
+    Use the adapter as its training run saved it. `--base` tells which of the shapes is right.
 
     ## Source
     Vaswani et al. 2017, arXiv 1706.03762: identical layers.
@@ -111,21 +112,21 @@ def odd_shape(subject: Subject) -> Iterator[Hit]:
         if len(counts) == 2 and len(members) >= _FEWEST_LAYERS and min(counts.values()) == 1:
             (usual, _), (odd, _) = counts.most_common(2)
             name = min(name for name, shape in members.items() if shape == odd)
-            yield Hit(name, f"shape {odd}, in the other {len(members) - 1} layers {usual}")
+            yield Hit(name, f"shape {odd}, but {usual} in the other {len(members) - 1} layers")
 
 
 @rule("LF220", Severity.ERROR, since="0.1.0")
 def exchanged_factors(subject: Subject) -> Iterator[Hit]:
-    """The factors are transposed or exchanged: the rank is the last axis of `lora_A` and the first of `lora_B`.
+    """The factors are transposed or swapped: the rank is the last axis of `lora_A` and the first of `lora_B`.
 
-    ## Why is this bad?
-    The product does not exist, or has the wrong shape. The tensors were saved by code with another convention, such as
-    MLX or a training script of one's own, under PEFT's names.
+    ## Why it matters
+    They cannot be multiplied, or their product has the wrong shape. Code with another convention, such as MLX or a
+    custom training script, saved the tensors under PEFT's names.
 
     ## Example
     `lora_A.weight` of shape (4096, 8) and `lora_B.weight` of shape (8, 4096) at rank 8.
 
-    ## Use instead
+    ## What to do
     Transpose both: `lora_A` is (rank, in), `lora_B` is (out, rank).
 
     ## Source
@@ -134,23 +135,23 @@ def exchanged_factors(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     found = sorted(name for group in subject.adapter.update_groups if is_exchanged(group) for name in group.weights)
     if found:
-        message = "the factors are transposed or exchanged"
-        yield Hit(first_of(found), message, "expected down (rank, in) and up (out, rank)")
+        message = "the factors are transposed or swapped"
+        yield Hit(first_of(found), message, "expected lora_A (rank, in) and lora_B (out, rank)")
 
 
 @rule("LF228", Severity.WARNING, since="0.1.0")
 def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
     """The rank of an update is greater than a dimension of its weight.
 
-    ## Why is this bad?
-    A product cannot have a higher rank than its smaller side: the rest of the factors is memory and time for nothing.
-    Often it means that the factors are exchanged.
+    ## Why it matters
+    A product cannot have a higher rank than its smaller side: the rest of the factors only costs memory and time. Often
+    it means that the factors are swapped.
 
     ## Example
     Rank 512 for a weight of shape (256, 4096).
 
-    ## Use instead
-    A rank of at most the smaller dimension; the whole weight (`modules_to_save`) costs less here.
+    ## What to do
+    Use a rank of at most the smaller dimension; saving the whole weight (`modules_to_save`) is cheaper here.
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1: r ≪ min(d, k).
@@ -172,16 +173,16 @@ def rank_above_dimensions(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF229", Severity.WARNING, since="0.1.0")
 def implausible_layer(subject: Subject) -> Iterator[Hit]:
-    """A layer has a number that no model has.
+    """A layer number is higher than in any model.
 
-    ## Why is this bad?
-    The name is damaged or made up. Programs that allocate by the highest layer run out of memory.
+    ## Why it matters
+    The name is damaged or made up. Programs that allocate by the highest layer number run out of memory.
 
     ## Example
     `model.layers.4294967295.self_attn.q_proj`.
 
-    ## Use instead
-    The names of the model that the adapter was trained on.
+    ## What to do
+    Use the names of the model that the adapter was trained on.
 
     ## Source
     The deepest model in transformers 5.23.0 has a few hundred layers.
@@ -203,16 +204,17 @@ def implausible_layer(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF232", Severity.WARNING, since="0.1.0")
 def vanishing_scale(subject: Subject) -> Iterator[Hit]:
-    """The scale of an update is so small that nothing of it is left, or so large that nothing else is.
+    """The scale of an update is so small that the update vanishes, or so large that it drowns everything else.
 
-    ## Why is this bad?
-    The adapter loads, and the model answers like the base, or like noise. Somebody mistook a unit, or edited a config.
+    ## Why it matters
+    The adapter loads, and the model answers like the base or like noise. Usually a unit was mistaken or a config was
+    edited.
 
     ## Example
     `"lora_alpha": 1e-300`.
 
-    ## Use instead
-    The alpha of the training run; usual scales lie between 0.01 and 100.
+    ## What to do
+    Use the alpha of the training run; usual scales are between 0.01 and 100.
 
     ## Source
     bfloat16 has 8 bits and float32 24: an update below 2^-24 of its factors' size is lost in either.
@@ -231,17 +233,17 @@ def vanishing_scale(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF230", Severity.ERROR, since="0.1.0", forgivable=True)
 def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
-    """The file has DoRA magnitudes, and the config does not say `use_dora`.
+    """The file has DoRA magnitudes, but the config does not set `use_dora`.
 
-    ## Why is this bad?
-    PEFT builds plain LoRA layers, takes the magnitudes for unexpected keys and ignores them: another model than the one
-    that was trained.
+    ## Why it matters
+    PEFT builds plain LoRA layers and ignores the magnitudes as unexpected keys, which gives a different model than the
+    trained one.
 
     ## Example
-    `"use_dora": false` beside `q_proj.lora_magnitude_vector`.
+    `"use_dora": false` together with `q_proj.lora_magnitude_vector`.
 
-    ## Use instead
-    `"use_dora": true`.
+    ## What to do
+    Write `"use_dora": true`.
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `update_layer`; utils/save_and_load.py `set_peft_model_state_dict`.
@@ -252,7 +254,7 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     updates = ((group.update, len(group.weights)) for group in subject.adapter.update_groups)
     found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
-        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, for {found} modules have magnitudes")
+        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, because {found} modules have magnitudes")
 
 
 def _side(update: LowRank) -> str:
@@ -272,18 +274,18 @@ def _layers_by_kind(adapter: Adapter) -> dict[str, set[int]]:
 
 @rule("LF252", Severity.INFO, since="0.1.0")
 def half_fused_group(subject: Subject) -> Iterator[Hit]:
-    """Some parts of a module that the original model has in one piece have updates, and others have none.
+    """Only some parts of a module that the original model stores fused have updates.
 
-    ## Why is this bad?
-    It need not be: training query and value alone is common. Where the model is stored in the original's names, query,
-    key and value are one weight; the rows of the missing part get zeros, and the rank of the joined update is the sum
-    of the others. A trainer that lost a part looks the same.
+    ## Why it matters
+    Often it is intended: training only query and value is common. If the model is stored with its original names,
+    query, key and value are one weight; the rows of the missing part get zeros, and the rank of the fused update is the
+    sum of the others. A trainer that lost a part leaves the same pattern.
 
     ## Example
     `to_q` and `to_k` of a block of FLUX.1 without `to_v`.
 
-    ## Use instead
-    Nothing to do where it was meant.
+    ## What to do
+    Nothing, if it was intended. Otherwise save the adapter again.
 
     ## Source
     diffusers 0.42.1, loaders/single_file_utils.py; docs/formats/README.md, the models whose modules are joined.
@@ -303,5 +305,5 @@ def half_fused_group(subject: Subject) -> Iterator[Hit]:
             groups.setdefault(group, (set(), name, len(place.module.diffusers)))[0].add(place.part)
     half = [(name, group) for group, (parts, name, count) in groups.items() if len(parts) < count]
     if half:
-        text = f"{counted(len(half), 'joined module')} of the original with updates for some parts, first {half[0][1]}"
+        text = f"{counted(len(half), 'joined module')} with updates for only some parts, first {half[0][1]}"
         yield Hit(half[0][0], text)

@@ -1,4 +1,4 @@
-"""Family 0: names that are not what they look like."""
+"""Family 0: deceptive names."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from loraformat.rules.config import config_at
 
 @rule("LF038", Severity.WARNING, since="0.1.0")
 def deceptive_name(subject: Subject) -> Iterator[Hit]:
-    """The name of a weight, a file or the base holds characters that are invisible or look like others.
+    """The name of a weight, a file or the base contains characters that are invisible or look like others.
 
-    ## Why is this bad?
-    Such a name reads like another one and is not it: a terminal shows `q_proj`, a loader looks up something else and
-    skips the tensor, or control characters change what the terminal shows.
+    ## Why it matters
+    Such a name looks like another one but differs: a terminal shows `q_proj`, while a loader finds no such module and
+    skips the tensor. Control characters can change what the terminal shows.
 
     ## Example
-    `q_рroj` with a Cyrillic `р`; a name with a zero-width space or an escape sequence. Of the base's name, which may be
-    a path in any alphabet, only characters that are not seen count.
+    `q_рroj` with a Cyrillic `р`; a name with a zero-width space or an escape sequence. In the base's name, which may be
+    a path in any alphabet, only invisible characters are reported.
 
-    ## Use instead
-    Plain ASCII names, as every training library writes them.
+    ## What to do
+    Use plain ASCII names, as all training libraries do.
 
     ## Source
     Unicode Technical Report 36, "Visual Security Issues".

@@ -1,4 +1,4 @@
-"""Family 3: how the base is quantized, and whether what it says of that is true."""
+"""Family 3: how the base is quantized, and whether its settings are right."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _CHOICES = "merge with --dequantize (all weights dense) or --keep-quantized (onl
 
 @rule("LF309", Severity.WARNING, since="0.1.0", needs="base")
 def quantised_base(subject: Subject) -> Iterator[Hit]:
-    """The base is quantized by a scheme that is not read.
+    """The base is quantized with an unsupported scheme.
 
-    ## Why is this bad?
-    Its tensors are codes and scales, and what they mean is not known. An adapter cannot be merged into them, and names
-    and shapes cannot be compared.
+    ## Why it matters
+    Its tensors are codes and scales that loraformat cannot decode. Adapters cannot be merged into them, and names and
+    shapes cannot be compared.
 
     ## Example
-    `"quantization_config": {"quant_method": "hqq"}`, or `qweight` and `scales` beside each other in a base that names
-    no method.
+    `"quantization_config": {"quant_method": "hqq"}`, or `qweight` together with `scales` in a base that names no
+    method.
 
-    ## Use instead
-    A base in one of the schemes that docs/quantized.md lists, or the 16-bit model that it was made from.
+    ## What to do
+    Use a base in one of the schemes that docs/quantized.md lists, or the 16-bit model that it was made from.
 
     ## Source
     transformers 5.23.0, quantizers/; Dettmers et al. 2023, arXiv 2305.14314.
@@ -41,7 +41,7 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
         return
     count = len(quantized_weights(subject.base, subject.adapter.updates))
     compared = (
-        f"; {counted(count, 'weight')} of the adapter, stored in codes, {'was' if count == 1 else 'were'} not compared"
+        f"; {counted(count, 'quantized weight')} of the adapter {'was' if count == 1 else 'were'} not compared"
         if count
         else ""
     )
@@ -50,18 +50,18 @@ def quantised_base(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF311", Severity.INFO, since="0.1.0", needs="base")
 def decoded_base(subject: Subject) -> Iterator[Hit]:
-    """The base is quantized, and read as the weights that its codes mean.
+    """The base is quantized; its weights were decoded for reading.
 
-    ## Why is this bad?
-    It need not be. Shapes, norms and values are those of the dense weights. A merge has to be told what shall become of
-    the codes, since a sum of weight and update is none of the values that they can have.
+    ## Why it matters
+    Shapes, norms and values are those of the dense weights. A merge needs an option that says what to do with the
+    codes, because the sum of weight and update is not a value that the codes can represent.
 
     ## Example
-    A base of bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors or ModelOpt.
+    A base in bitsandbytes, GPTQ, AWQ, FP8, MXFP4, compressed-tensors or ModelOpt.
 
-    ## Use instead
-    `merge --dequantize` writes all weights dense. `merge --keep-quantized` writes those dense that change, and those
-    that are loaded as one with them; the codes of all others stay.
+    ## What to do
+    Use `merge --dequantize` to write all weights dense. `merge --keep-quantized` writes only changed weights dense,
+    together with those that are loaded fused with them, and keeps the codes of all others.
 
     ## Source
     docs/quantized.md, with a source for each scheme.
@@ -71,24 +71,24 @@ def decoded_base(subject: Subject) -> Iterator[Hit]:
     if quantized is None:
         return
     reached = sum(landings[0].tensor in quantized.weights for landings in subject.matching.landings.values())
-    text = f"the base is quantized: {quantized.scheme}, {counted(len(quantized.weights), 'weight')} in codes"
-    yield Hit(in_file("config.json"), f"{text}, {reached} of them of this adapter", _CHOICES if reached else "")
+    text = f"the base is quantized: {quantized.scheme}, {counted(len(quantized.weights), 'weight')} stored as codes"
+    yield Hit(in_file("config.json"), f"{text}, {reached} of them adapted", _CHOICES if reached else "")
 
 
 @rule("LF312", Severity.WARNING, since="0.1.0", needs="base")
 def leftover_quantization(subject: Subject) -> Iterator[Hit]:
-    """The base is dense, and its files say that it is quantized.
+    """The base is dense, but its files say that it is quantized.
 
-    ## Why is this bad?
-    A tool that wrote the weights dense left the settings of the quantization behind. Programs that load the model look
-    for codes, or quantize it once more. A merge copies what the base says.
+    ## Why it matters
+    A tool that wrote the weights dense left the quantization settings behind. Programs that load the model look for
+    codes, or quantize it again. A merge copies these settings.
 
     ## Example
     `"quantization_config": {"quant_method": "bitsandbytes"}` above weights in bfloat16.
 
-    ## Use instead
-    A config.json without `quantization_config`, and no `hf_quant_config.json`, `quantize_config.json` or
-    `quant_config.json` beside it.
+    ## What to do
+    Remove `quantization_config` from config.json, and any `hf_quant_config.json`, `quantize_config.json` or
+    `quant_config.json` next to it.
 
     ## Source
     unsloth issue 1601, open-instruct issue 149; vllm 0.33.0, quantization `get_config_filenames`.
@@ -98,22 +98,22 @@ def leftover_quantization(subject: Subject) -> Iterator[Hit]:
     assert subject.base is not None
     found = left_over(subject.base)
     if found is not None:
-        yield Hit(found.where, f"says {found.scheme}, but all weights of the base are dense", "remove it")
+        yield Hit(found.where, f"states {found.scheme}, but all weights of the base are dense", "remove it")
 
 
 @rule("LF313", Severity.WARNING, since="0.1.0", needs="base")
 def codes_without_settings(subject: Subject) -> Iterator[Hit]:
-    """Weights of the base are stored in codes, and no file says by which method.
+    """Weights of the base are stored as codes, but no file names the quantization method.
 
-    ## Why is this bad?
-    What codes mean depends on settings: the size of groups, how zero points are stored. Nobody can load the model, and
-    what looks like one scheme may be another.
+    ## Why it matters
+    The meaning of codes depends on settings: the group size, and how zero points are stored. Nobody can load the model,
+    and what looks like one scheme may be another.
 
     ## Example
-    `q_proj.weight.absmax` in a base whose config.json has no `quantization_config`, since a tool deleted it.
+    `q_proj.weight.absmax` in a base whose config.json has no `quantization_config` because a tool deleted it.
 
-    ## Use instead
-    The `quantization_config` of the model that the base was copied from.
+    ## What to do
+    Restore the `quantization_config` of the model that the base was copied from.
 
     ## Source
     transformers 5.23.0, quantizers/auto.py, which reads it from config.json.
@@ -126,22 +126,23 @@ def codes_without_settings(subject: Subject) -> Iterator[Hit]:
         return
     names = [name for name in subject.base.tensors if code_owner(subject.base, name) is not None]
     if names:
-        yield Hit(first_of(names), "stored in codes, and no config names the method")
+        yield Hit(first_of(names), "stored quantized, but no config names the method")
 
 
 @rule("LF314", Severity.INFO, since="0.1.0", needs="base")
 def doubtful_settings(subject: Subject) -> Iterator[Hit]:
-    """What the base says of its quantization is contradicted by its tensors, or cannot be checked against them.
+    """The base's quantization settings contradict its tensors, or cannot be checked against them.
 
-    ## Why is this bad?
-    Published GPTQ models are labelled with the wrong version of the format. Read by the label, every weight moves by a
-    whole scale. Symmetric codes tell the version by their zero points, which are believed; others do not.
+    ## Why it matters
+    Some published GPTQ models are labeled with the wrong version of the format. Read by the label, every weight is off
+    by a whole scale. Symmetric codes reveal the version by their zero points, which are trusted; asymmetric ones do
+    not.
 
     ## Example
     `"checkpoint_format": "gptq"` and zero points of 8 at 4 bits, which is what gptq_v2 stores.
 
-    ## Use instead
-    The label that agrees with the zero points.
+    ## What to do
+    Use the label that agrees with the zero points.
 
     ## Source
     vllm pull request 38966; gptqmodel 7.7.0, utils/model.py `convert_gptq_v1_to_v2_format`.
@@ -166,17 +167,18 @@ def _remarks(base: Checkpoint) -> Iterator[Hit]:
 
 @rule("LF315", Severity.WARNING, since="0.1.0", needs="base")
 def mixed_precision_group(subject: Subject) -> Iterator[Hit]:
-    """Of modules that are loaded as one matrix, the base stores some in codes and some dense.
+    """Of modules that are loaded as one matrix, the base stores some quantized and some dense.
 
-    ## Why is this bad?
-    vLLM and SGLang load q, k and v, gate and up, and the experts of a layer as one matrix each. They refuse a base of
-    which only some shards are quantized.
+    ## Why it matters
+    vLLM and SGLang load q, k and v, gate and up, and the experts of a layer as one matrix each. They refuse a base in
+    which only some of these are quantized.
 
     ## Example
     `q_proj` and `k_proj` in GPTQ, `v_proj` of the same layer in float16.
 
-    ## Use instead
-    `loraformat dequantize`, or `merge --keep-quantized` with an adapter on one of them: both write such a group dense.
+    ## What to do
+    Run `loraformat dequantize`, or `merge --keep-quantized` with an adapter on one of them: both write such a group
+    dense.
 
     ## Source
     vllm 0.33.0, quantization/utils/quant_utils.py `is_layer_skipped`.
@@ -190,24 +192,24 @@ def mixed_precision_group(subject: Subject) -> Iterator[Hit]:
     dense = {name for name, stored in base.tensors.items() if name.endswith(".weight") and len(stored.shape) > 1}
     alone = sorted(fused_with(quantized.weights.keys(), dense - quantized.weights.keys()))
     if alone:
-        yield Hit(first_of(alone), "stored dense, and modules that are loaded as one with it in codes")
+        yield Hit(first_of(alone), "stored dense, but modules that are loaded fused with it are quantized")
 
 
 @rule("LF316", Severity.WARNING, since="0.1.0", needs="base")
 def trained_on_codes(subject: Subject) -> Iterator[Hit]:
-    """The adapter was trained on a quantized base, and the base at hand is dense.
+    """The adapter was trained on a quantized base, but this base is dense.
 
-    ## Why is this bad?
-    The update corrects what quantization did to the weights. Added to weights that were not quantized it gives another
-    model than the one that was trained. How far off it is `merge --as-trained` measures, as the size of the error of
-    quantization against that of the update.
+    ## Why it matters
+    The update also corrects what quantization did to the weights. Added to weights that were not quantized, it gives a
+    different model than the one that was trained. `merge --as-trained` measures how far off that is, as the
+    quantization error relative to the update.
 
     ## Example
     `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`, and a base in bfloat16.
 
-    ## Use instead
-    For bitsandbytes `merge --as-trained nf4` (with `,double` where `bnb_4bit_use_double_quant` was set; `fp4`, `int8`),
-    which quantizes and decodes the base as on loading. For all others the base that is named, with `--dequantize`.
+    ## What to do
+    For bitsandbytes use `merge --as-trained nf4` (with `,double` if `bnb_4bit_use_double_quant` was set; `fp4`,
+    `int8`), which quantizes and decodes the base as on loading. For all others use the named base with `--dequantize`.
 
     ## Source
     Dettmers et al. 2023, arXiv 2305.14314; docs/quantized.md has figures.
@@ -221,7 +223,7 @@ def trained_on_codes(subject: Subject) -> Iterator[Hit]:
     where, name, method = named
     is_own = method.lower() in _OF_BITSANDBYTES
     hint = "merge with --as-trained, or into the base that is named" if is_own else "merge into the base that is named"
-    yield Hit(where, f'trained on "{name}" ({method}), and this base is dense', hint)
+    yield Hit(where, f'trained on "{name}" ({method}), but this base is dense', hint)
 
 
 # Names under which models are published that bitsandbytes quantized, and those that may be.

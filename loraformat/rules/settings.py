@@ -1,4 +1,4 @@
-"""Family 1, second part: settings of a PEFT config that contradict each other or say more than they should."""
+"""Family 1, second part: settings of a PEFT config that contradict each other or should not be there."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
 _TRAINED_ON_CODES = (
-    "for the model that was trained, merge into it with --dequantize, or where it is of bitsandbytes into the 16-bit "
-    "model with --as-trained"
+    "for the model that was trained, merge into it with --dequantize, or, for bitsandbytes, into the 16-bit model "
+    "with --as-trained"
 )
 _TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
 _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8|gptq|awq|gguf|nf4|fp8|hqq|aqlm)\b")
@@ -35,17 +35,17 @@ _QUANTISED = re.compile(r"(?i)(?:^|[-_./])(bnb-4bit|bnb-8bit|4bit|8bit|int4|int8
 
 @rule("LF106", Severity.WARNING, since="0.1.0", publishing=True)
 def base_is_a_path(subject: Subject) -> Iterator[Hit]:
-    """The base model is named by a path on somebody's disk, or by a URL.
+    """The config names the base model by a local path or a URL.
 
-    ## Why is this bad?
-    Nobody else has that path. Servers that look the base up fail or skip the check, and the Hub rejects such a name in
-    a model card.
+    ## Why it matters
+    The path does not exist elsewhere. Servers that look up the base fail or skip the check, and the Hub rejects such a
+    name in a model card.
 
     ## Example
     `"base_model_name_or_path": "/home/ana/models/llama"`.
 
-    ## Use instead
-    The name on the Hub: `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`.
+    ## What to do
+    Write its name on the Hub: `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`.
 
     ## Source
     transformers issue 33922; peft pull request 2124.
@@ -58,16 +58,16 @@ def base_is_a_path(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF107", Severity.ERROR, since="0.1.0", forgivable=True)
 def unknown_task(subject: Subject) -> Iterator[Hit]:
-    """`task_type` is none of those that PEFT knows.
+    """PEFT does not know this `task_type`.
 
-    ## Why is this bad?
-    PEFT raises `Invalid task type` and loads nothing.
+    ## Why it matters
+    PEFT raises `Invalid task type` and does not load the adapter.
 
     ## Example
     `"task_type": "CAUSAL_LANGUAGE_MODELING"`.
 
-    ## Use instead
-    `"task_type": "CAUSAL_LM"`, or null where none fits.
+    ## What to do
+    Write `"task_type": "CAUSAL_LM"`, or null if none of PEFT's types fits.
 
     ## Source
     peft 0.21.2, config.py `PeftConfigMixin.__post_init__`, utils/peft_types.py `TaskType`.
@@ -79,16 +79,16 @@ def unknown_task(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF117", Severity.ERROR, since="0.1.0", forgivable=True)
 def broken_pattern(subject: Subject) -> Iterator[Hit]:
-    """A regular expression of the config is not one: Python's `re` refuses it.
+    """A regular expression in the config is invalid: Python's `re` rejects it.
 
-    ## Why is this bad?
-    PEFT raises an error when it compares the expression with the first module, and loads nothing.
+    ## Why it matters
+    PEFT raises an error when it compares the expression with the first module, and does not load the adapter.
 
     ## Example
     `"target_modules": "(q_proj|v_proj"`.
 
-    ## Use instead
-    The expression with its bracket closed, or a list of names.
+    ## What to do
+    Close the bracket, or list the names.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `check_target_module_exists`; utils/other.py `get_pattern_key`.
@@ -122,15 +122,15 @@ def _fault(pattern: str) -> str:
 
 @rule("LF108", Severity.ERROR, since="0.1.0", forgivable=True)
 def conflicting_settings(subject: Subject) -> Iterator[Hit]:
-    """Two settings exclude each other, and PEFT refuses to build the config.
+    """Two settings exclude each other, and PEFT rejects the config.
 
-    ## Why is this bad?
+    ## Why it matters
     `LoraConfig` raises an error, so the adapter cannot be loaded, whatever its tensors are.
 
     ## Example
-    `"layers_to_transform": [0, 1]` beside a `target_modules` that is a regular expression.
+    `"layers_to_transform": [0, 1]` together with a `target_modules` that is a regular expression.
 
-    ## Use instead
+    ## What to do
     Put the layers into the expression, or list the modules.
 
     ## Source
@@ -150,16 +150,16 @@ def conflicting_settings(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF109", Severity.INFO, since="0.1.0")
 def repeated_target(subject: Subject) -> Iterator[Hit]:
-    """A module stands twice in `target_modules`.
+    """`target_modules` lists a module twice.
 
-    ## Why is this bad?
-    It does no harm, but somebody edited the list by hand, and may have meant another name.
+    ## Why it matters
+    It is harmless, but suggests that somebody edited the list by hand and may have meant another name.
 
     ## Example
     `"target_modules": ["q_proj", "q_proj"]`.
 
-    ## Use instead
-    Each name once.
+    ## What to do
+    List each name once.
 
     ## Source
     peft 0.21.2, tuners/lora/config.py makes a set of the list.
@@ -169,20 +169,20 @@ def repeated_target(subject: Subject) -> Iterator[Hit]:
     if isinstance(targets, tuple):
         for name, count in Counter(targets).items():
             if count > 1:
-                yield Hit(config_at(subject, "target_modules"), f'"{name}" stands there {count} times')
+                yield Hit(config_at(subject, "target_modules"), f'"{name}" appears {count} times')
 
 
 @rule("LF110", Severity.WARNING, since="0.1.0")
 def excluded_target(subject: Subject) -> Iterator[Hit]:
-    """The adapter has tensors for a module that `exclude_modules` leaves out.
+    """The adapter has tensors for a module that `exclude_modules` excludes.
 
-    ## Why is this bad?
-    PEFT creates no layer for an excluded module, so its tensors are unexpected keys that it ignores.
+    ## Why it matters
+    PEFT does not create a layer for an excluded module, so it ignores the tensors as unexpected keys.
 
     ## Example
     `"exclude_modules": ["v_proj"]` and a tensor `v_proj.lora_A.weight`.
 
-    ## Use instead
+    ## What to do
     Remove the name from `exclude_modules`, or the tensors from the file.
 
     ## Source
@@ -203,7 +203,7 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
             )
             return
         if is_out:
-            yield Hit(where, f"leaves out {module}, for which there are tensors")
+            yield Hit(where, f"leaves out {module}, although it has tensors")
             return
 
 
@@ -211,15 +211,15 @@ def excluded_target(subject: Subject) -> Iterator[Hit]:
 def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
     """Two keys of `rank_pattern` or `alpha_pattern` match one module and state different values.
 
-    ## Why is this bad?
-    The first in the order of the file wins, and JSON objects have no order: a program that sorts or rewrites the file
-    changes the model.
+    ## Why it matters
+    The first key in the file wins, but JSON objects have no order: a program that sorts or rewrites the file changes
+    the model.
 
     ## Example
     `"alpha_pattern": {"q_proj": 8, "layers.0.self_attn.q_proj": 16}`.
 
-    ## Use instead
-    Keys that exclude each other: full module paths.
+    ## What to do
+    Use keys that cannot match the same module, such as full module paths.
 
     ## Source
     peft 0.21.2, utils/other.py `get_pattern_key`; RFC 8259, section 4.
@@ -235,7 +235,7 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
             ambiguous = next(_ambiguous(keys, patterns, modules), None)
         except OutOfSteps:
             of = counted(len(modules), "module")
-            told = f"{len(patterns)} patterns were not compared with {of}: it would take too long"
+            told = f"{len(patterns)} patterns were not compared with {of} because that would take too long"
             subject.budget.leave_out(in_file(PEFT_FILE, field), told)
             continue
         if ambiguous is not None:
@@ -257,14 +257,14 @@ def _ambiguous(keys: PatternKeys, values: Mapping[str, Json], modules: Iterable[
 def imports_library(subject: Subject) -> Iterator[Hit]:
     """The config names a Python library that PEFT imports when it loads the adapter.
 
-    ## Why is this bad?
-    Importing a module runs its code, and which module it is the file decides. loraformat imports nothing.
+    ## Why it matters
+    Importing a module runs its code, and the file decides which module that is. loraformat does not import anything.
 
     ## Example
     `"auto_mapping": {"base_model_class": "Model", "parent_library": "antigravity"}`.
 
-    ## Use instead
-    null, and load the adapter with `PeftModel.from_pretrained(model, …)` on a model that your own code built.
+    ## What to do
+    Set it to null, and load the adapter with `PeftModel.from_pretrained(model, …)` on a model that your own code built.
 
     ## Source
     peft 0.21.2, auto.py `_BaseAutoPeftModel.from_pretrained`; peft pull request 3085 on `megatron_core`.
@@ -283,35 +283,36 @@ def imports_library(subject: Subject) -> Iterator[Hit]:
 def training_mode(subject: Subject) -> Iterator[Hit]:
     """The config was saved with `inference_mode: false`.
 
-    ## Why is this bad?
-    `save_pretrained` sets it to true, so something else wrote this file: perhaps a copy of the training setup rather
-    than of what was trained.
+    ## Why it matters
+    PEFT's `save_pretrained` sets it to true, so something else wrote this file: perhaps it is a copy of the training
+    settings rather than of the trained adapter.
 
     ## Example
     `"inference_mode": false`.
 
-    ## Use instead
-    Save the adapter with `model.save_pretrained(…)`; or set it to true.
+    ## What to do
+    Save the adapter with `model.save_pretrained(…)`, or set it to true.
 
     ## Source
     peft 0.21.2, peft_model.py `save_pretrained`.
     """
     if peft_config(subject).get("inference_mode") is False:
-        yield Hit(in_file(PEFT_FILE, "inference_mode"), "false; adapters are saved with true")
+        yield Hit(in_file(PEFT_FILE, "inference_mode"), "false; PEFT saves adapters with true")
 
 
 @rule("LF114", Severity.INFO, since="0.1.0")
 def newer_writer(subject: Subject) -> Iterator[Hit]:
-    """The adapter was written by a newer PEFT than this version was compared with.
+    """The adapter was written by a newer PEFT than this version of loraformat supports.
 
-    ## Why is this bad?
-    It need not be. Settings that it added may change what the tensors mean, and we would not know them.
+    ## Why it matters
+    Usually it is harmless. But settings that the newer PEFT added may change what the tensors mean, and loraformat
+    would not notice.
 
     ## Example
     `"peft_version": "0.99.0"`.
 
-    ## Use instead
-    A newer loraformat, if there is one.
+    ## What to do
+    Use a newer loraformat, if there is one.
 
     ## Source
     peft pull request 2782, which writes `peft_version`.
@@ -321,28 +322,27 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
     if found and (int(found[1]), int(found[2])) > NEWEST_PEFT:
         yield Hit(
             in_file(PEFT_FILE, "peft_version"),
-            f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, which we know",
+            f"{version} is newer than {'.'.join(map(str, NEWEST_PEFT))}, the latest known version",
         )
 
 
 @rule("LF115", Severity.WARNING, since="0.1.0")
 def quantised_base_name(subject: Subject) -> Iterator[Hit]:
-    """The base that the config or the card names is a quantized copy of a model.
+    """The config or the card names a quantized copy of a model as the base.
 
-    ## Why is this bad?
+    ## Why it matters
     Whoever loads the adapter by this name gets the quantized copy, and servers compare architectures with it. The
-    adapter was trained on the values that the codes mean. Merged into those it gives the model that was trained; merged
-    into the 16-bit model that was quantized it gives another one. With AWQ, never merge into the 16-bit model:
-    AWQ scales channels against each other before it quantizes, so the update does not fit weights without these scales.
+    adapter was trained on the dequantized values. Merged into those it gives the model that was trained; merged into
+    the original 16-bit model it gives a different one. With AWQ, never merge into the 16-bit model: AWQ rescales
+    channels before it quantizes, so the update does not fit weights without these scales.
 
     ## Example
     `"base_model_name_or_path": "unsloth/llama-3-8b-bnb-4bit"`.
 
-    ## Use instead
-    `merge --dequantize` with the quantized base for the model that was trained; where it is of bitsandbytes,
-    `merge --as-trained nf4` with the 16-bit model gives the same. The name of the model in full
-    precision, `"meta-llama/Meta-Llama-3-8B"`, where the adapter shall be used with that one: docs/quantized.md has
-    figures.
+    ## What to do
+    For the model that was trained, use `merge --dequantize` with the quantized base or, for bitsandbytes, `merge
+    --as-trained nf4` with the 16-bit model. To use the adapter with the full-precision model, name that one:
+    `"meta-llama/Meta-Llama-3-8B"`. docs/quantized.md has measurements.
 
     ## Source
     Dettmers et al. 2023, arXiv 2305.14314; Lin et al. 2023, arXiv 2306.00978 (AWQ); unsloth-zoo issue 810.
@@ -373,15 +373,15 @@ def named_quantization(subject: Subject) -> tuple[FindingLocation, str, str] | N
 def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
     """A module is both adapted with LoRA and saved as a whole.
 
-    ## Why is this bad?
-    PEFT replaces the module by a copy, and whether the LoRA layer is inside it depends on the version. One of the two
-    does not count.
+    ## Why it matters
+    PEFT replaces the module by a copy, and the version decides whether the LoRA layer is inside it. One of the two has
+    no effect.
 
     ## Example
     `"target_modules": ["q_proj", "lm_head"]` with `"modules_to_save": ["lm_head"]`.
 
-    ## Use instead
-    One of the two lists.
+    ## What to do
+    Keep the module in only one of the two lists.
 
     ## Source
     peft 0.21.2, tuners/tuners_utils.py `inject_adapter`, utils/other.py `ModulesToSaveWrapper`.
@@ -390,7 +390,7 @@ def saved_and_targeted(subject: Subject) -> Iterator[Hit]:
     targets, saved = subject.adapter.config.targets, peft_config(subject).get("modules_to_save")
     if isinstance(targets, tuple) and isinstance(saved, list):
         for name in sorted({str(name) for name in saved} & set(targets)):
-            yield Hit(in_file(PEFT_FILE, "modules_to_save"), f'"{name}" stands in target_modules too')
+            yield Hit(in_file(PEFT_FILE, "modules_to_save"), f'"{name}" is also in target_modules')
 
 
 def _is_place(name: str) -> bool:

@@ -19,6 +19,11 @@ def updates_of(adapter: Adapter) -> Iterator[tuple[str, Update]]:
     return ((base_weight, update) for base_weight, chain in adapter.updates.items() for update in chain)
 
 
+def name_of(role: str) -> str:
+    """How a message calls the tensor of a role: the factors by PEFT's names, which everybody knows."""
+    return {"up": "lora_B", "down": "lora_A"}.get(role, role)
+
+
 def weights_where(adapter: Adapter, holds: Callable[[Update], bool]) -> list[str]:
     """The base weights, sorted, of updates of whose headers something holds."""
     return sorted(name for group in adapter.update_groups if holds(group.update) for name in group.weights)
@@ -60,17 +65,17 @@ def is_exchanged(group: UpdateGroup) -> bool:
 
 @rule("LF202", Severity.ERROR, since="0.1.0")
 def rank_mismatch(subject: Subject) -> Iterator[Hit]:
-    """The two factors of one update disagree about the rank.
+    """The two factors of an update have different ranks.
 
-    ## Why is this bad?
-    `up` is (out, rank) and `down` is (rank, in); their product exists only where the ranks are equal. The file was put
-    together from two adapters, cut, or has its factors exchanged.
+    ## Why it matters
+    `lora_B` is (out, rank) and `lora_A` is (rank, in); they can be multiplied only if the ranks are equal. The file was
+    combined from two adapters or cut, or its factors are swapped.
 
     ## Example
     `q_proj.lora_A.weight` has shape (8, 4096), `q_proj.lora_B.weight` has shape (4096, 16).
 
-    ## Use instead
-    Both factors from one and the same training run: `lora_A` (16, 4096) with `lora_B` (4096, 16).
+    ## What to do
+    Take both factors from the same training run: `lora_A` (16, 4096) with `lora_B` (4096, 16).
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1.
@@ -81,27 +86,27 @@ def rank_mismatch(subject: Subject) -> Iterator[Hit]:
             continue  # LF220 says so
         for up, down in products_of(group.update):
             if len(up.shape) == 2 and len(down.shape) == 2 and up.shape[1] != down.shape[0]:
-                message = f"up {up.shape} has rank {up.shape[1]}, down {down.shape} has {down.shape[0]}"
+                message = f"lora_B {up.shape} has rank {up.shape[1]}, but lora_A {down.shape} has {down.shape[0]}"
                 yield from (Hit(base_weight, message) for base_weight in group.weights)
 
 
-_GATHER = "gather the parameters, then save again; zero_to_fp32.py of DeepSpeed makes them from a global_step folder"
+_GATHER = "gather the parameters and save again; DeepSpeed's zero_to_fp32.py creates them from a global_step folder"
 
 
 @rule("LF205", Severity.ERROR, since="0.1.0")
 def empty_factor(subject: Subject) -> Iterator[Hit]:
-    """A tensor is empty, or is no matrix where a matrix is needed.
+    """A tensor is empty, or is not a matrix although a matrix is needed.
 
-    ## Why is this bad?
-    Under ZeRO stage 3 and FSDP a rank holds placeholders of size 0 instead of parameters. Saved without gathering them
-    first, the adapter has all its names and none of its values.
+    ## Why it matters
+    Under ZeRO stage 3 and FSDP a rank holds placeholders of size 0 instead of parameters. If they were saved without
+    gathering them first, the adapter has all of its names but none of its values.
 
     ## Example
     `q_proj.lora_A.weight` has shape (0,).
 
-    ## Use instead
-    Gather before saving: `stage3_gather_16bit_weights_on_model_save` in DeepSpeed's configuration, or
-    `accelerator.get_state_dict(model)` handed to `save_pretrained`.
+    ## What to do
+    Gather before saving: set `stage3_gather_16bit_weights_on_model_save` in DeepSpeed's configuration, or pass
+    `accelerator.get_state_dict(model)` to `save_pretrained`.
 
     ## Source
     accelerate, accelerator.py `get_state_dict`; deepspeed, runtime/zero/partition_parameters.py.
@@ -110,10 +115,10 @@ def empty_factor(subject: Subject) -> Iterator[Hit]:
     for group in subject.adapter.update_groups:
         for role, tensor in tensors(group.update):
             if 0 in tensor.shape:
-                message, hint = f"{role} is empty: shape {tensor.shape}", _GATHER
+                message, hint = f"{name_of(role)} is empty: shape {tensor.shape}", _GATHER
                 yield from (Hit(base_weight, message, hint) for base_weight in group.weights)
             elif len(tensor.shape) != 2:
-                message = f"{role}: expected a matrix, found shape {tensor.shape}"
+                message = f"{name_of(role)}: expected a matrix, found shape {tensor.shape}"
                 matrices = (name for name in group.weights if _is_matrix(name, group.update, role))
                 yield from (Hit(base_weight, message) for base_weight in matrices)
 
@@ -128,16 +133,17 @@ def _is_matrix(base_weight: str, update: Update, role: str) -> bool:
 
 @rule("LF212", Severity.ERROR, since="0.1.0")
 def magnitude_shape(subject: Subject) -> Iterator[Hit]:
-    """A DoRA magnitude has another length than the weight has rows (columns, for an embedding).
+    """A DoRA magnitude does not have one value per row of the weight (per column, for an embedding).
 
-    ## Why is this bad?
-    DoRA scales each output of a layer by its own factor. With another number of factors the update cannot be applied.
+    ## Why it matters
+    DoRA scales each output of a layer by its own factor. With a different number of factors the update cannot be
+    applied.
 
     ## Example
     `q_proj.lora_magnitude_vector` has shape (1, 16) where `lora_B` has shape (4096, 16).
 
-    ## Use instead
-    A vector of 4096 values, one for each row of `lora_B`.
+    ## What to do
+    Save a vector of 4096 values, one for each row of `lora_B`.
 
     ## Source
     Liu et al. 2024, arXiv 2402.09353; peft 0.21.2, tuners/lora/dora.py.
@@ -155,16 +161,16 @@ def magnitude_shape(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF213", Severity.ERROR, since="0.1.0")
 def no_updates(subject: Subject) -> Iterator[Hit]:
-    """The adapter changes nothing: no tensor of it was understood as an update.
+    """The adapter changes nothing: loraformat recognized none of its tensors as an update.
 
-    ## Why is this bad?
-    Merging it gives the base model again, and loading it gives the base model's answers, with no word of warning.
+    ## Why it matters
+    Merging it gives the base model, and loading it gives the base model's answers, without a warning.
 
     ## Example
     A weight file that holds only `{"step": …}`, or no tensors at all.
 
-    ## Use instead
-    Save the adapter's own state: `model.save_pretrained(…)` of the PEFT model, not of the base below it.
+    ## What to do
+    Save the adapter's own state: `model.save_pretrained(…)` of the PEFT model, not of the base model inside it.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
@@ -176,17 +182,17 @@ def no_updates(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF231", Severity.ERROR, since="0.1.0", forgivable=True)
 def no_factors(subject: Subject) -> Iterator[Hit]:
-    """The adapter has not a single pair of factors: all that it does is to replace weights of the base.
+    """The adapter has no factor pairs at all: it only replaces weights of the base.
 
-    ## Why is this bad?
-    Somebody saved the model's own weights under the adapter's name. A merge would put them in the place of the base's,
-    which looks like success and has nothing to do with LoRA.
+    ## Why it matters
+    Somebody saved the model's own weights under the adapter's name. Merging it would overwrite weights of the base,
+    which looks like success but has nothing to do with LoRA.
 
     ## Example
     `adapter_model.safetensors` with `model.layers.0.self_attn.q_proj.weight`, and no `lora_A` anywhere.
 
-    ## Use instead
-    The adapter's own state: `get_peft_model_state_dict(model)`, or `model.save_pretrained(…)` of the PEFT model.
+    ## What to do
+    Save the adapter's own state: `get_peft_model_state_dict(model)`, or `model.save_pretrained(…)` of the PEFT model.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
@@ -196,22 +202,22 @@ def no_factors(subject: Subject) -> Iterator[Hit]:
     is_of_factors = subject.format == "peft" and config.raw.get("peft_type") in ("LORA", "ADALORA", "LOHA", "LOKR")
     updates = [update for _, update in updates_of(subject.adapter)]
     if is_of_factors and config.targets and updates and all(isinstance(update, Replace) for update in updates):
-        yield Hit("", f"expected pairs of factors, found {len(updates)} whole weights and nothing else")
+        yield Hit("", f"expected factor pairs, found only {len(updates)} full weights")
 
 
 @rule("LF214", Severity.ERROR, since="0.1.0", forgivable=True)
 def unusual_dtype(subject: Subject) -> Iterator[Hit]:
-    """A tensor of an update has a type that is no floating-point type of 16 bits or more.
+    """A tensor of an update is not of a floating-point type of 16 bits or more.
 
-    ## Why is this bad?
-    Integers and 8-bit floats are storage of a quantised tensor; without their scales the values mean nothing. Taken as
-    they stand, they are updates a hundred times too large.
+    ## Why it matters
+    Integers and 8-bit floats store quantized values, which mean nothing without their scales. Read as they are, they
+    would make updates a hundred times too large.
 
     ## Example
     `q_proj.lora_A.weight` has dtype I8.
 
-    ## Use instead
-    F32, F16 or BF16: dequantise before saving. Adapters are small; quantising them saves nothing that matters.
+    ## What to do
+    Use F32, F16 or BF16: dequantize before saving. Adapters are small, so quantizing them saves little.
 
     ## Source
     safetensors 0.8.0, `Dtype`; QLoRA keeps its adapters in 16 bits: Dettmers et al. 2023, arXiv 2305.14314, section 3.
@@ -220,5 +226,5 @@ def unusual_dtype(subject: Subject) -> Iterator[Hit]:
     for group in subject.adapter.update_groups:
         for role, tensor in tensors(group.update):
             if not tensor.dtype.is_floating:
-                message = f"{role}: expected a floating-point type, found {tensor.dtype.safetensors}"
+                message = f"{name_of(role)}: expected a floating-point type, found {tensor.dtype.safetensors}"
                 yield from (Hit(base_weight, message) for base_weight in group.weights)

@@ -1,4 +1,4 @@
-"""The programs that load adapters, as a table: what they refuse and what they leave out in silence, by version.
+"""The table of programs that load adapters: what they refuse or silently ignore, by version.
 
 The table is runtimes.json. Each line has the code of the rule that finds the feature, a verdict ("refuses" or
 "ignores"), the message that the program gives or what it does instead, what helps, its source, and the versions that
@@ -95,7 +95,7 @@ class Spellings:
         """
         if self.encoders is None or any(self.of(family, spelling) is None for spelling in beside):
             return True
-        pairs = [each.split(" beside ") for each in self.encoders.get(family, {}).get(component, ())]
+        pairs = [each.split(" next to ") for each in self.encoders.get(family, {}).get(component, ())]
         firsts = {spelling.partition(" ")[0] for spelling in beside}
         known = {before for before, denoiser in pairs if not firsts or denoiser.partition(" ")[0] in firsts}
         return {spelling.partition(" ")[0] for spelling in spellings} <= known
@@ -171,7 +171,7 @@ def parse(text: str) -> Target:
     """
     found = re.fullmatch(r"\s*([A-Za-z][\w.\-]*?)\s*(?:[=>]=\s*([0-9][0-9a-z.\-]{0,30}))?\s*", text)
     if found is None or found[1].lower() not in _table():
-        raise ValueError(f"expected one of {', '.join(names())}, perhaps with ==VERSION")
+        raise ValueError(f"expected one of {', '.join(names())}, optionally with ==VERSION")
     return _target(found[1].lower(), found[2])
 
 

@@ -1,4 +1,4 @@
-"""Bytes by path. `open_store` gives a Store, `stage` an output folder that is there whole or not at all."""
+"""Bytes by path. `open_store` returns a Store, `stage` an output folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def open_store(uri: str) -> Store:
     """
     scheme = scheme_of(uri)
     if scheme.is_location:
-        raise StorageError("the place of an unfinished output, which only its own run opens", where=uri)
+        raise StorageError("an unfinished output, which only its own run may open", where=uri)
     return scheme.open(uri)
 
 

@@ -1,4 +1,4 @@
-"""What the operating system says, in our words; and which file names a store takes."""
+"""Errors of the operating system as StorageError, and the file names that a store accepts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def checked_name(name: str, uri: str) -> str:
     Raises: StorageError: empty, `.`, `..`, or with a slash, a backslash or a NUL in it.
     """
     if name in ("", os.curdir, os.pardir) or any(character in name for character in "/\\\0"):
-        raise StorageError(f'"{show(name)}" is no file name: it must be a single path component', where=uri)
+        raise StorageError(f'"{show(name)}" is not a file name: it must be a single path component', where=uri)
     return name
 
 
@@ -62,14 +62,14 @@ def checked_range(where: str, size: int, offset: int, nbytes: int) -> None:
     """Raises: StorageError: a file of `size` bytes has no bytes `offset` to `offset + nbytes`."""
     if offset < 0 or nbytes < 0 or offset + nbytes > size:
         raise StorageError(
-            f"bytes {offset} to {offset + nbytes} were asked for, the file ends at byte {size}", where=where
+            f"bytes {offset} to {offset + nbytes} were requested, but the file ends at byte {size}", where=where
         )
 
 
 def checked_total(where: str, size: int | None, written: int) -> None:
     """Raises: StorageError: fewer bytes were written than `size`, which was announced."""
     if size is not None and written < size:
-        raise StorageError(f"{size} bytes were announced, {written} were written", where=where)
+        raise StorageError(f"expected {size} bytes, but {written} were written", where=where)
 
 
 def kind_of(mode: int) -> str:

@@ -1,4 +1,4 @@
-"""Where something lies, as callers give it: text, or a path object."""
+"""Locations as callers pass them: str or path objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _LONGEST = 200
-_OF_STRENGTHS = 'an adapter of another strength than 1 is written "PATH=0.7"'
+_OF_STRENGTHS = 'write "PATH=0.7" for a strength other than 1'
 
 
 def uri_of(location: Location) -> str:
@@ -38,17 +38,17 @@ def uri_of(location: Location) -> str:
         raise UsageError(f"expected a path, as str or os.PathLike, found {type(location).__name__}")
     text: object = os.fspath(location)
     if not isinstance(text, str):
-        raise UsageError(f"expected a path of text, found one of {type(text).__name__}")
+        raise UsageError(f"expected a path as str, found {type(text).__name__}")
     if _SECRET.match(text):
-        hint = "give them as the service's own tools take them, and treat these as disclosed"
-        raise StorageError("an address has no place for credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
+        hint = "pass credentials the way the service's own tools do, and treat these as leaked"
+        raise StorageError("an address must not contain credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
     joined = re.match(r"(hf|s3|gs|az|abfs):/(?!/)", text)
     if joined is not None:
         address = f"{joined[1]}://{text[joined.end() :]}"
         raise UsageError(
-            "no such path: pathlib joins the two slashes of an address",
+            "no such path: pathlib merges the two slashes of an address",
             where=show(text),
-            hint=f'give "{show(address)}"',
+            hint=f'pass "{show(address)}"',
         )
     return _path_of(text) if text[:6].lower() == "file:/" else text
 

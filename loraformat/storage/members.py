@@ -1,4 +1,4 @@
-"""Runs of bytes inside files as files of a folder of their own, read where they lie."""
+"""Byte ranges inside files as the files of a virtual folder, read in place."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Posix:
         """See Platform."""
         if hasattr(os, "preadv"):
             return os.preadv(fd, [buffer[:_MOST_AT_ONCE]], offset)
-        data = self.read_at(fd, buffer.nbytes, offset)  # macOS before 11
+        data = self.read_at(fd, buffer.nbytes, offset)  # macOS before 11, WebAssembly
         buffer[: len(data)] = data
         return len(data)
 

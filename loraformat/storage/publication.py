@@ -1,4 +1,4 @@
-"""How an output gets onto the Hub, and what became of it."""
+"""How an output is uploaded to the Hub, and the result."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _LONGEST_MESSAGE = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """How an output gets onto the Hub (`hf://owner/name[@branch]`); every verb that writes takes one.
+    """How an output is uploaded to the Hub (`hf://owner/name[@branch]`); every verb that writes accepts one.
 
     >>> import loraformat
     >>> loraformat.Publication(private=True, commit_message="v2").card
     True
 
     Attributes:
-        private: make the repository private, where it is made.
-        create_pr: open a pull request in place of a commit to the main branch.
-        commit_message: its first line; None for one that names this tool.
-        card: write a model card, README.md, too.
+        private: make a new repository private.
+        create_pr: open a pull request instead of committing to the main branch.
+        commit_message: first line of the commit message; None for one that names loraformat.
+        card: also write a model card, README.md.
     """
 
     private: bool = False
@@ -90,7 +90,7 @@ def check_publication(options: Publication, *, is_hub: bool) -> None:
     if given and not is_hub:
         verb = "is" if len(given) == 1 else "are"
         raise UsageError(
-            f"{', '.join(given)} {verb} for outputs on the Hub only", where="-o", hint="write to hf://owner/name"
+            f"{', '.join(given)} {verb} only for outputs on the Hub", where="-o", hint="use -o hf://owner/name"
         )
     message = options.commit_message
     if message is not None and (not message.strip() or len(message) > _LONGEST_MESSAGE):

@@ -1,4 +1,4 @@
-"""Where files lie, by the scheme of a URI: how they are opened there, and how outputs are made."""
+"""Stores by URI scheme: how inputs are opened and outputs created."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _require_space_for_repository(uri: str, nbytes: int) -> None:
 
 def _open_local(uri: str) -> Store:
     if re.fullmatch(r"\w[\w.\-]*/\w[\w.\-]*(@[\w.\-]+)?", uri) and not os.path.lexists(uri):
-        raise StorageError("no such file or folder", where=uri, hint=f"for the Hub write hf://{uri}")
+        raise StorageError("no such file or folder", where=uri, hint=f"for the Hub, write hf://{uri}")
     return LocalStore(uri)
 
 
@@ -155,7 +155,7 @@ def scheme_of(uri: str) -> Scheme:
     found = _SCHEME.match(uri)
     name = found[1].lower() if found else ""
     if name not in SCHEMES:
-        hint = "download it and give the folder"
+        hint = "download it and pass the folder"
         raise StorageError(f"{name}:// is not supported in this version", where=show_address(uri), hint=hint)
     return SCHEMES[name]
 
@@ -182,7 +182,7 @@ def stage_of(uri: str, publishing: Publishing | None = None) -> Stage:
     stage = scheme_of(uri).stage
     if stage is None:
         raise StorageError(
-            "outputs are not written there", where=show_address(uri), hint="write a folder, s3:// or hf://"
+            "outputs cannot be written there", where=show_address(uri), hint="write to a folder, s3:// or hf://"
         )
     return stage
 
@@ -202,7 +202,7 @@ def join_of(uri: str) -> Join:
     """How several processes write one output at a URI. Raises StorageError: they cannot."""
     join = scheme_of(uri).join
     if join is None:
-        hint = "let them write a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
+        hint = "let them write to a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
         raise StorageError("several processes cannot write one output there", where=uri, hint=hint)
     return join
 

@@ -1,4 +1,4 @@
-"""The members of a plain tar archive as the files of a folder, read where they lie. Nothing is unpacked.
+"""The members of a plain tar archive as the files of a folder, read in place without unpacking.
 
 Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -49,7 +49,7 @@ class TarStore(MemberStore):
                 folders.add(parts[0])
                 continue
             if parts[0] in members:
-                raise InvalidHeader(f"{show(parts[0], 200)} stands in the archive twice", where=path)
+                raise InvalidHeader(f"{show(parts[0], 200)} appears twice in the archive", where=path)
             members[parts[0]] = (path, member.start, member.nbytes)
         super().__init__(archive, members)
         self._folders = tuple(sorted(name for name in folders if not name.startswith(".")))
@@ -72,7 +72,7 @@ def _members_of(archive: Source, path: str) -> Iterator[_Member]:
             size = nbytes
         start, at = at + _BLOCK, at + _BLOCK + -(-size // _BLOCK) * _BLOCK
         if start + size > end:
-            raise TruncatedFile(f"a member ends at byte {start + size}, the archive at {end}", where=path)
+            raise TruncatedFile(f"a member ends at byte {start + size}, but the archive at {end}", where=path)
         count += 1
         if count > _MOST_MEMBERS:
             raise InvalidHeader(f"more than {_MOST_MEMBERS} members", where=path)
@@ -87,7 +87,7 @@ def _members_of(archive: Source, path: str) -> Iterator[_Member]:
 
 def _kind_and_size(header: bytes, at: int, path: str) -> tuple[bytes, int]:
     if at == 0 and header.startswith(_GZIP):
-        raise InvalidHeader("a compressed archive", where=path, hint="unpack it: tar -xzf; then give the folder")
+        raise InvalidHeader("a compressed archive", where=path, hint="unpack it with tar -xzf and pass the folder")
     checksum = _octal(header[148:156])
     blank = header[:148] + b" " * 8 + header[156:]
     if checksum is None or checksum != sum(blank):
@@ -95,7 +95,7 @@ def _kind_and_size(header: bytes, at: int, path: str) -> tuple[bytes, int]:
         raise InvalidHeader(f"{text}: its checksum is wrong", where=path)
     kind, size = header[156:157], _octal(header[124:136])
     if kind in _KINDS:
-        raise InvalidHeader(f"{show(_own_name(header), 200)} is {_KINDS[kind]}: expected files only", where=path)
+        raise InvalidHeader(f"{show(_own_name(header), 200)} is {_KINDS[kind]}: only files are expected", where=path)
     if kind not in (*_REGULAR, _FOLDER, _LONG_NAME, _EXTENDED, _GLOBAL):
         raise InvalidHeader(f"the member at byte {at} is of an unknown kind {kind!r}", where=path)
     if size is None:
@@ -129,7 +129,7 @@ def _extended(
     name, nbytes = known
     for key, value in _records(data, path):
         if key in (b"path", b"size") and kind == _GLOBAL:
-            raise InvalidHeader("a global header names or sizes all members", where=path)
+            raise InvalidHeader("a global header sets the name or size of all members", where=path)
         if key == b"path":
             name = value.decode("utf-8", "backslashreplace")
         elif key == b"size":
@@ -137,7 +137,7 @@ def _extended(
                 raise InvalidHeader("an extended header states no size", where=path)
             nbytes = int(value)
         elif key.startswith(b"GNU.sparse"):
-            raise InvalidHeader("a sparse member: expected plain files", where=path)
+            raise InvalidHeader("a sparse member; only plain files are expected", where=path)
     return name, nbytes
 
 

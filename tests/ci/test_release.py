@@ -76,7 +76,7 @@ def test_links_of_the_first_page_are_absolute_on_pypi() -> None:
     (replacement,) = re.findall(r"^replacement = '(.+)'$", TEXT, re.MULTILINE)
     text = re.sub(pattern, replacement, (ROOT / "README.md").read_text(encoding="utf-8"))
     links = re.findall(r"\]\(([^)]+)\)", text)
-    assert replacement[2:].replace("\\1)", "docs/merge.md#speed") in links
+    assert replacement[2:].replace("\\1)", "docs/benchmarks.md") in links
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -11,14 +12,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def check() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("check", ROOT / "docs" / "check.py")
+def module_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def check() -> ModuleType:
+    return module_of("check")
 
 
 def test_a_site_whose_links_lead_somewhere_has_no_problems(check: ModuleType, tmp_path: Path) -> None:
@@ -55,3 +60,17 @@ def test_every_guide_and_page_of_a_command_is_in_the_index() -> None:
     pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "guides").glob("*.md")]
     names = {path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in pages} - {"index"}
     assert names - set(index) == set()
+
+
+@pytest.mark.parametrize(("page", "up"), [("index", ""), ("guides/browser", "../")])
+def test_on_the_site_the_page_in_the_browser_is_the_one_that_was_built(page: str, up: str) -> None:
+    text = [(ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")]
+    module_of("conf")._outward(None, page, text)
+    assert f'<a href="{up}browser/index.html">' in text[0]
+    assert "web/index.html" not in text[0]
+
+
+def test_every_benchmark_is_on_the_page_of_benchmarks() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    scripts = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(re.findall(r"`(benchmarks/[a-z_]+\.py)`", page)) == scripts

@@ -26,13 +26,16 @@ def run(*arguments: object) -> Result:
     ("arguments", "said"),
     [
         (["convert", ADAPTER, "-o", "out", "--to", "pfet"], "did you mean peft?"),
-        (["convert", ADAPTER, "-o", "out", "--to", "torchtune"], "the formats that are written are native, peft"),
+        (["convert", ADAPTER, "-o", "out", "--to", "torchtune"], "writable formats: native, peft"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--from", "pfet"], "did you mean peft?"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--dtype", "flaot32"], "Did you mean float32?"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--assume", "alhpa=3"], "Did you mean alpha?"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--peft-version", "x"], "such as 0.10"),
         (["convert", ADAPTER, "-o", "out", "--to", "peft", "--pefd-version", "1"], "--peft-version"),
-        (["convert", ADAPTER, "-o", "out", "--to", "native", "--peft-version", "0.10"], "is for --to peft"),
+        (
+            ["convert", ADAPTER, "-o", "out", "--to", "native", "--peft-version", "0.10"],
+            "--peft-version needs --to peft",
+        ),
         (["inspect", ADAPTER, "--from", "pfet"], "did you mean peft?"),
         (["inspect", ADAPTER, "--sort", "nrom"], "Did you mean norm?"),
         (["validate", ADAPTER, "--from", "pfet"], "did you mean peft?"),

@@ -101,7 +101,7 @@ def test_settings_that_are_passed_over_are_named(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path / "sub")
     told = run(WARNED)
     assert told.exit_code == 0
-    assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+    assert f"{tmp_path / 'loraformat.toml'}: ignored" in told.stderr
     assert run(WARNED, "--isolated").stderr == ""
     (tmp_path / "pyproject.toml").touch()
     assert run(WARNED).exit_code == 1
@@ -117,7 +117,7 @@ def test_settings_inside_an_adapter_say_nothing_about_it(tmp_path: Path, monkeyp
     for name in (".", "adapter_config.json", "adapter_model.safetensors"):
         told = run(name)
         assert told.exit_code == 1
-        assert f"{tmp_path / 'loraformat.toml'}: not obeyed" in told.stderr
+        assert f"{tmp_path / 'loraformat.toml'}: ignored" in told.stderr
     assert run(".", "--config", "loraformat.toml").exit_code == 0
 
 
@@ -131,8 +131,8 @@ def test_an_unknown_code_is_a_usage_error(option: str, code: str) -> None:
 
 
 def test_an_unknown_code_is_told_with_the_nearest() -> None:
-    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "missing_base_model").stderr
-    assert "(the nearest is LF105 (missing-base-model))" in run(GOOD, "--ignore", "LF1055").stderr
+    assert "(did you mean LF105 (missing-base-model)?)" in run(GOOD, "--ignore", "missing_base_model").stderr
+    assert "(did you mean LF105 (missing-base-model)?)" in run(GOOD, "--ignore", "LF1055").stderr
 
 
 def test_codes_are_taken_in_any_case() -> None:
@@ -146,11 +146,11 @@ def test_codes_are_taken_in_any_case() -> None:
     ("options", "reason"),
     [
         (["--select", "LF301"], "no base was given"),
-        (["--select", "LF4"], "loads values: --deep"),
+        (["--select", "LF4"], "values are read only with --deep"),
         (["--select", "LF6"], "no target was given"),
-        (["--ignore", "LF"], "none is selected"),
-        (["--select", "LF9"], "none is selected"),
-        (["--select", "LF2", "--ignore", "LF2"], "none is selected"),
+        (["--ignore", "LF"], "none are selected"),
+        (["--select", "LF9"], "none are selected"),
+        (["--select", "LF2", "--ignore", "LF2"], "none are selected"),
     ],
 )
 def test_a_run_without_a_rule_is_never_ok(form: str, options: list[str], reason: str) -> None:

@@ -62,7 +62,7 @@ def test_shards_without_an_index_are_all_taken(tmp_path: Path) -> None:
     st(tmp_path, "extra.safetensors", "c")
     assert sorted(open_checkpoint(str(tmp_path)).tensors) == ["a", "b"]
     st(tmp_path, "model-2.safetensors", "a", "b")
-    with pytest.raises(FormatError, match=r"a stands in model-1.safetensors too") as caught:
+    with pytest.raises(FormatError, match=r"a is also in model-1.safetensors") as caught:
         open_checkpoint(str(tmp_path))
     assert caught.value.where == "model-2.safetensors"
 
@@ -130,7 +130,7 @@ def test_bin_shards(tmp_path: Path) -> None:
 def test_what_a_trainer_leaves_is_no_weight_file(tmp_path: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "optimizer.bin", "training_args.bin"):
         pt(tmp_path, name, "x")
-    with pytest.raises(MissingFile, match="no weight files"):
+    with pytest.raises(MissingFile, match="no model weights found"):
         open_checkpoint(str(tmp_path))
     pt(tmp_path, "best.pth", "w")
     assert list(open_checkpoint(str(tmp_path)).files) == ["best.pth"]
@@ -139,7 +139,7 @@ def test_what_a_trainer_leaves_is_no_weight_file(tmp_path: Path) -> None:
 def test_several_pt_files_are_ambiguous_unless_one_is_the_model(tmp_path: Path) -> None:
     pt(tmp_path, "a.pt", "w")
     pt(tmp_path, "b.pt", "w")
-    with pytest.raises(FormatError, match=r"several weight files: a\.pt, b\.pt .*give one of them"):
+    with pytest.raises(FormatError, match=r"several weight files: a\.pt, b\.pt .*pass the path of one of them"):
         open_checkpoint(str(tmp_path))
     pt(tmp_path, "model.pt", "w")
     assert list(open_checkpoint(str(tmp_path)).files) == ["model.pt"]

@@ -114,13 +114,17 @@ class Thing:
 HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "code": (lambda it: setattr(it, "planner_data", Evil()), UnsafePickle, "not executed"),
     "class": (lambda it: setattr(it, "planner_data", Thing()), UnsafePickle, "not executed"),
-    "above": (lambda it: setattr(info(it), "relative_path", "../x.distcp"), InvalidHeader, "the folder does not hold"),
+    "above": (
+        lambda it: setattr(info(it), "relative_path", "../x.distcp"),
+        InvalidHeader,
+        "the folder does not contain",
+    ),
     "absolute": (
         lambda it: setattr(info(it), "relative_path", "/etc/passwd"),
         InvalidHeader,
-        "the folder does not hold",
+        "the folder does not contain",
     ),
-    "backslash": (lambda it: setattr(info(it), "relative_path", "..\\x"), InvalidHeader, "the folder does not hold"),
+    "backslash": (lambda it: setattr(info(it), "relative_path", "..\\x"), InvalidHeader, "the folder does not contain"),
     "missing": (lambda it: setattr(info(it), "relative_path", "__1_0.distcp"), ContainerError, "missing"),
     "beyond": (lambda it: setattr(info(it), "length", 1 << 40), TruncatedFile, "ends at byte"),
     "negative": (lambda it: setattr(info(it), "offset", -1), InvalidHeader, "at byte -1"),
@@ -132,9 +136,9 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         ContainerError,
         "compressed or encrypted",
     ),
-    "hole": (lambda it: chunks(it).pop(), InvalidHeader, "overlap, leave a hole"),
+    "hole": (lambda it: chunks(it).pop(), InvalidHeader, "overlap, leave gaps"),
     "no shards": (lambda it: chunks(it).clear(), InvalidHeader, "no shards"),
-    "twice": (lambda it: chunks(it).append(chunks(it)[0]), InvalidHeader, "two shards at one place"),
+    "twice": (lambda it: chunks(it).append(chunks(it)[0]), InvalidHeader, "two shards at the same offsets"),
     "overlap": (lambda it: setattr(chunks(it)[0], "sizes", torch.Size((4, 4))), InvalidHeader, "overlap"),
     "axes": (lambda it: setattr(chunks(it)[0], "sizes", torch.Size((2,))), InvalidHeader, "number of axes"),
     "huge": (
@@ -142,11 +146,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         InvalidHeader,
         "too large",
     ),
-    "unsaid": (lambda it: it.storage_data.clear(), InvalidHeader, "is not said"),
+    "unsaid": (lambda it: it.storage_data.clear(), InvalidHeader, "the location of a shard is missing"),
     "dtype": (
         lambda it: setattr(it.state_dict_metadata[NAME].properties, "dtype", "float32"),
         ContainerError,
-        "a dtype that is not read",
+        "unsupported dtype",
     ),
     "other dtype": (
         lambda it: setattr(it.state_dict_metadata[NAME].properties, "dtype", torch.complex128),

@@ -62,8 +62,8 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "Git-LFS": (b"version https://git-lfs.github.com/spec/v1\n", GitLfsPointer, "Git-LFS"),
     "magic alone": (b"GGUF", TruncatedFile, "4 bytes"),
     "big-endian": (gguf(order=">"), InvalidHeader, "a big-endian GGUF file of version 3"),
-    "version 1": (gguf(version=1), InvalidHeader, "GGUF of version 1; versions 2 and 3"),
-    "version 4": (gguf(version=4), InvalidHeader, "GGUF of version 4"),
+    "version 1": (gguf(version=1), InvalidHeader, "GGUF version 1; only versions 2 and 3"),
+    "version 4": (gguf(version=4), InvalidHeader, "GGUF version 4"),
     "more tensors than bytes": (gguf(counts=(1 << 40, 0)), TruncatedFile, "1099511627776 tensors"),
     "2**64 - 1 tensors": (gguf(counts=((1 << 64) - 1, 0)), TruncatedFile, "18446744073709551615 tensors"),
     "more settings than bytes": (gguf(counts=(0, 1 << 40)), TruncatedFile, "1099511627776 settings"),
@@ -77,9 +77,9 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "long key": (gguf([number("k" * 65_536, 1)]), InvalidHeader, "at most 65535 are allowed"),
     "empty key": (gguf([number("", 1)]), InvalidHeader, "setting 0 has no key"),
     "key not UTF-8": (gguf([field(b"\xff", U32, bytes(4))]), InvalidHeader, "is not UTF-8"),
-    "key twice": (gguf([number("k", 1), number("k", 1)]), InvalidHeader, '"k" stands there twice'),
+    "key twice": (gguf([number("k", 1), number("k", 1)]), InvalidHeader, '"k" appears twice'),
     "unknown type": (gguf([field("k", 13, bytes(8))]), InvalidHeader, "the unknown type 13"),
-    "boolean of 2": (gguf([field("k", BOOL, b"\x02")]), InvalidHeader, "a boolean of the byte 2"),
+    "boolean of 2": (gguf([field("k", BOOL, b"\x02")]), InvalidHeader, "a boolean stored as the byte 2"),
     "string not UTF-8": (gguf([field("k", STRING, text(b"\xc3"))]), InvalidHeader, 'the setting "k" is not UTF-8'),
     "string beyond the file": (
         gguf([field("k", STRING, struct.pack("<Q", 1 << 40))]),
@@ -289,7 +289,7 @@ def test_what_a_setting_or_a_tensor_cannot_be_is_refused() -> None:
     for name, shape in (("n" * 64, (2,)), ("a", (1, 1, 1, 1, 1))):
         with pytest.raises(ContainerError):
             plan_file({name: (DType.F32, shape)}, Settings(0, b""))
-    with pytest.raises(ContainerError, match="holds no U64"):
+    with pytest.raises(ContainerError, match="cannot store U64"):
         plan_file({"a": (DType.U64, (2,))}, Settings(0, b""))
 
 

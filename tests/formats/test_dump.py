@@ -62,7 +62,7 @@ def test_a_square_layer_is_read_by_its_short_axis() -> None:
 
 def test_two_square_factors_need_the_base_or_another_pair() -> None:
     a, b = values(3, 3), values(3, 3, seed=1)
-    with pytest.raises(ConfigError, match=r"do not decide.*--base"):
+    with pytest.raises(ConfigError, match=r"the shapes fit.*--base"):
         read({"net.q.lora_A": a, "net.q.lora_B": b})
     others = {"net.k.lora_A": values(9, 3), "net.k.lora_B": values(3, 8)}
     torch.testing.assert_close(delta(read({"net.q.lora_A": a, "net.q.lora_B": b, **others})), 4 / 3 * (a @ b).T)
@@ -74,7 +74,7 @@ def test_pairs_that_disagree_about_the_orientation_are_refused() -> None:
 
 
 def test_factors_without_a_common_rank_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no reading gives a common rank"):
+    with pytest.raises(ConfigError, match="A and B have no common rank"):
         read({"q.lora_A": values(8, 64), "q.lora_B": values(128, 4)})
 
 
@@ -202,5 +202,5 @@ def test_a_square_layer_beside_exchanged_factors_is_not_guessed() -> None:
     entries = {"m.k_proj.lora_A": values(8, 4), "m.k_proj.lora_B": values(4, 16)}
     entries |= {"m.q_proj.lora_A": values(16, 4), "m.q_proj.lora_B": values(4, 16)}
     weights = {"m.k_proj.weight": (8, 16), "m.q_proj.weight": (16, 16)}
-    with pytest.raises(ConfigError, match="different roles"):
+    with pytest.raises(ConfigError, match="A and B change roles"):
         read(entries, Hints(alpha=8, weights=weights, config={"model_type": "llama"}))

@@ -87,7 +87,7 @@ def test_the_name_of_a_file_tells(pair: Path, base: Path, tmp_path: Path) -> Non
 
 def test_where_no_name_tells_the_caller_must(base: Path, tmp_path: Path) -> None:
     file = expert(tmp_path / "style.safetensors", 1.0)
-    with pytest.raises(FormatError, match="which is meant") as refused:
+    with pytest.raises(FormatError, match="which one this is for") as refused:
         loraformat.merge(base, [file], tmp_path / "out")
     assert "--component" in refused.value.hint
     arguments = ["merge", str(base), str(file), "-o", str(tmp_path / "out"), "--component", "transformer_2"]
@@ -107,7 +107,7 @@ def test_a_file_beside_one_that_tells_takes_what_is_assumed(pair: Path, base: Pa
 
 
 def test_what_contradicts_the_name_is_refused(pair: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssumptionContradicted, match="name of the file"):
+    with pytest.raises(AssumptionContradicted, match="the file is named like"):
         loraformat.merge(
             base,
             [pair / "style_high_noise.safetensors"],
@@ -117,7 +117,7 @@ def test_what_contradicts_the_name_is_refused(pair: Path, base: Path, tmp_path: 
 
 
 def test_a_pair_is_not_for_one_transformer(pair: Path, base: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="the base is one"):
+    with pytest.raises(FormatError, match="one file for each of two transformers"):
         loraformat.merge(base / "transformer", [pair], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

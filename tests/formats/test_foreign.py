@@ -54,22 +54,22 @@ def test_a_full_model_is_named_with_its_class_and_first_tensors(tmp_path: Path) 
     assert "this is a full model" in said_of(tmp_path / "model.safetensors")
     write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
     assert "this is a full model (LlamaForCausalLM)" in said_of(tmp_path)
-    assert "a model is the BASE of merge BASE ADAPTER" in said_of(tmp_path)
+    assert "pass a model as BASE in merge BASE ADAPTER" in said_of(tmp_path)
 
 
 def test_a_distributed_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     distributed_files.save(tmp_path, WEIGHTS)
     said = said_of(tmp_path)
-    assert "a checkpoint of torch.distributed that holds no adapter" in said
+    assert "a torch.distributed checkpoint without an adapter" in said
     assert "export" in said
     (tmp_path / ".metadata").unlink()
-    assert "a checkpoint of torch.distributed without .metadata" in said_of(tmp_path)
+    assert "a torch.distributed checkpoint without .metadata" in said_of(tmp_path)
 
 
 def test_a_checkpoint_of_megatron_in_zarr_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "metadata.json", {"sharded_backend": "zarr", "sharded_backend_version": 1})
     (tmp_path / "decoder.layers.mlp.linear_fc1.adapter.linear_in.weight").mkdir()
-    assert "whose tensors are stored by zarr, which is not read" in said_of(tmp_path)
+    assert "checkpoint stored by zarr, which is not supported" in said_of(tmp_path)
 
 
 def test_a_full_model_is_told_by_its_weights_whatever_its_file_is_called(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_exchanged_arguments_of_a_merge_are_named(tmp_path: Path) -> None:
     arguments = ["merge", str(ADAPTER), str(model), "-o", str(tmp_path / "out")]
     told = CliRunner().invoke(main, arguments)
     assert told.exit_code == 2
-    assert f"{ADAPTER} is an adapter and {model} a full model: are the arguments exchanged?" in told.stderr
+    assert f"{ADAPTER} is an adapter and {model} is a full model: are the arguments swapped?" in told.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -132,9 +132,9 @@ def test_a_pipeline_in_the_place_of_an_adapter_is_named(tmp_path: Path) -> None:
     for adapter in (style, tmp_path / "peft"):
         told = CliRunner().invoke(main, ["merge", str(adapter), str(pipe), "-o", str(tmp_path / "out")])
         assert told.exit_code == 2
-        assert f"{adapter} is an adapter and {pipe} a pipeline: are the arguments exchanged?" in told.stderr
+        assert f"{adapter} is an adapter and {pipe} is a pipeline: are the arguments swapped?" in told.stderr
     told = CliRunner().invoke(main, ["merge", str(pipe), str(pipe), "-o", str(tmp_path / "out")])
-    assert "a pipeline is the BASE of merge BASE ADAPTER -o OUT" in told.stderr
+    assert "pass a pipeline as BASE in merge BASE ADAPTER -o OUT" in told.stderr
     assert "exchanged" not in told.stderr
     assert not (tmp_path / "out").exists()
 

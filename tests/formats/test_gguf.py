@@ -74,7 +74,7 @@ def test_without_the_base_rows_that_stand_in_another_order_are_not_guessed() -> 
     kept = gguf.read(file(pair, general__architecture="llama"))
     assert set(kept.updates) == {"blk.0.attn_q.weight"}
     assert torch.equal(kept.updates["blk.0.attn_q.weight"][0].up.torch(), pair["blk.0.attn_q.weight.lora_b"])  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="another order") as caught:
+    with pytest.raises(ConfigError, match="reorders the rows") as caught:
         gguf.read(file(pair, general__architecture="llama"), hints=Hints(weights={Q: (16, 8)}))
     assert "--base" in caught.value.hint
     with pytest.raises(ConfigError, match="not those of 4 heads"):
@@ -162,13 +162,13 @@ def test_a_table_stands_as_the_engine_looks_it_up() -> None:
 PLAIN = LowRank(lazy(16, 2), lazy(2, 8), 1.5)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no base": ({Q: PLAIN}, {}, "without its base"),
-    "unknown class": ({Q: PLAIN}, {"architectures": ["FooForCausalLM"]}, "not known"),
-    "no heads": ({Q: PLAIN}, {"architectures": ["LlamaForCausalLM"]}, "as many heads as the base does not say"),
+    "unknown class": ({Q: PLAIN}, {"architectures": ["FooForCausalLM"]}, "are unknown"),
+    "no heads": ({Q: PLAIN}, {"architectures": ["LlamaForCausalLM"]}, "a number of heads that the base does not state"),
     "DoRA": ({Q: LowRank(lazy(16, 2), lazy(2, 8), 1.5, Magnitude(lazy(16)))}, QWEN, "a DoRA magnitude"),
     "convolution": ({Q: LowRank(lazy(4, 2), lazy(2, 12), 1.5, kernel=(2, 2))}, QWEN, "a convolution"),
     "whole weight": ({Q: Replace(lazy(16, 8))}, QWEN, "kind"),
     "no such tensor": ({"model.layers.0.self_attn.rotary.weight": PLAIN}, QWEN, "no tensor for"),
-    "tied head": ({"lm_head.weight": PLAIN}, {**QWEN, "tie_word_embeddings": True}, "one table"),
+    "tied head": ({"lm_head.weight": PLAIN}, {**QWEN, "tie_word_embeddings": True}, "a tied table"),
     "float64": ({Q: LowRank(lazy(16, 2, dtype=torch.float64), lazy(2, 8), 1.5)}, QWEN, "--dtype float32"),
     "other heads": ({Q: LowRank(lazy(18, 2), lazy(2, 8), 1.5)}, LLAMA, "not those of 4 heads"),
 }
@@ -235,8 +235,8 @@ def test_a_modelfile_is_written_where_one_is_wanted(tmp_path: Path) -> None:
     files = gguf.write(adapter({Q: PLAIN}), WriteOptions(base=Hints(config=QWEN), modelfile="qwen3")).files
     assert files["Modelfile"].read() == b"FROM qwen3\nADAPTER ./adapter.gguf\n"  # type: ignore[union-attr]
     for fields, message in (
-        ({"to": "peft", "modelfile": "x"}, "for --to gguf"),
-        ({"to": "gguf", "modelfile": "x\nRUN"}, "one line"),
+        ({"to": "peft", "modelfile": "x"}, "needs --to gguf"),
+        ({"to": "gguf", "modelfile": "x\nRUN"}, "without line breaks"),
     ):
         with pytest.raises(UsageError, match=message):
             convert(str(source), str(tmp_path / "out"), **fields)

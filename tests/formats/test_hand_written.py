@@ -49,7 +49,7 @@ def test_minlora_takes_a_kernel_from_the_base() -> None:
 
 def test_minlora_asks_where_shapes_do_not_decide() -> None:
     square = minlora_names("q", values(3, 3), values(3, 3))
-    with pytest.raises(ConfigError, match="do not decide"):
+    with pytest.raises(ConfigError, match="the shapes fit both"):
         read(minlora, square)
     with pytest.raises(ConfigError, match="no common rank"):
         read(minlora, minlora_names("q", values(2, 5), values(7, 3)))

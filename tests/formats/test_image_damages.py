@@ -90,16 +90,16 @@ QKV = "lora_unet_double_blocks_0_img_attn_qkv"
         (pair(QKV, 25), "25 rows cannot be those of to_q, to_k, to_v"),
         (pair(QKV, 24) | pair("lora_unet_double_blocks_0_img_attn_gate"), "img_attn_gate"),
         (FLUX | one(f"{LINEAR2}.lora_down.weight"), "linear2: lora_up is missing"),
-        (pair(QKV, 24) | {f"{QKV}.lora_A.weight": torch.ones(2, 8)}, "are the same tensor of a module"),
+        (pair(QKV, 24) | {f"{QKV}.lora_A.weight": torch.ones(2, 8)}, "are the same tensor of one module"),
         (FLUX | pair("transformer.transformer_blocks.0.attn.to_out.0"), "it has the diffusers name"),
-        (pair(QKV, 24) | {f"{QKV}.oft_blocks": torch.ones(2, 2, 2)}, "OFT is not read"),
+        (pair(QKV, 24) | {f"{QKV}.oft_blocks": torch.ones(2, 2, 2)}, "updates of OFT are not supported"),
         (pair(QKV, 24) | {f"{QKV}.alpha": torch.tensor(float("nan"))}, "alpha: expected a finite number"),
         (pair(QKV, 24) | {f"{QKV}.alpha": torch.tensor(0.0)}, "alpha is 0"),
         (pair(QKV, 24) | {f"{QKV}.alpha": torch.ones(2)}, "expected one number"),
         (pair(QKV, 24) | {f"{QKV}.dora_scale": torch.ones(1, 8)}, "cannot be split"),
         (pair(QKV, 24) | {"logit_scale": torch.ones(1)}, "logit_scale"),
         (pair(f"lora_te_{FC1}") | pair(f"lora_te1_{FC1}"), "one is a leftover"),
-        (pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "give the base with --base"),
+        (pair("lora_te3_encoder_block_0_layer_0_SelfAttention_q"), "pass the base with --base"),
         (pair("lora_unet_double_blocks_0_img_mlp_0", 40), "mean different weights"),
         (one("lora_unet_conv_in.hada_w1_a") | one("lora_unet_conv_in.lora_down.weight"), "LoRA and of LoHa"),
         (one("lora_unet_conv_in.lokr_w1"), "lokr_w2 is missing"),
@@ -118,7 +118,7 @@ def test_what_is_half_or_damaged_is_refused_by_name(content: dict[str, Tensor], 
         ('{"r": 2}', "expected names such as"),
         ('{"unet.r": 4, "unet.lora_alpha": 4}', "states rank 4 for unet.conv_in, its tensors have 2"),
         ('{"unet.r": 2, "unet.lora_alpha": "x"}', "expected a number"),
-        ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"(conv_i)n(?=x)": 1}}', "could take for ever"),
+        ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.alpha_pattern": {"(conv_i)n(?=x)": 1}}', "could take forever"),
         ('{"unet.r": 2, "unet.lora_alpha": 4, "unet.use_rslora": 1}', "expected true or false"),
     ],
 )
@@ -141,10 +141,10 @@ def test_where_the_scale_stands() -> None:
     assert scale(content, {"ss_network_alpha": "8", "ss_network_dim": "2"}) == 1.0, "history, not a scale"
     assert scale(content, {"lora_adapter_metadata": json.dumps(stated)}) == 2.5
     assert scale(content, {"lora_adapter_metadata": json.dumps(stated | {"unet.use_rslora": True})}) == 5 / 2**0.5
-    with pytest.raises(ConfigError, match=r"alpha 3 makes a scale of 1\.5, lora_adapter_metadata one of 2\.5"):
+    with pytest.raises(ConfigError, match=r"alpha 3 gives a scale of 1\.5, but lora_adapter_metadata states 2\.5"):
         scale(content | alpha, {"lora_adapter_metadata": json.dumps(stated)})
     assert scale(content, alpha=4.0) == 2.0
-    with pytest.raises(LoraFormatError, match="the caller"):
+    with pytest.raises(LoraFormatError, match="was given"):
         scale(content | alpha, alpha=4.0)
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_module_does_not_move_the_others_to_another_component(module:
 def test_the_remedy_for_unknown_modules_names_the_verb_that_has_the_option() -> None:
     with pytest.raises(FormatError) as refused:
         read(pair(QKV, 24) | pair("lora_unet_no_such_thing"))
-    assert refused.value.hint.startswith("convert --partial ")
+    assert refused.value.hint.startswith("use convert --partial ")
 
 
 def test_partial_reads_the_rest_and_names_every_tensor_that_it_leaves_out() -> None:
@@ -198,7 +198,7 @@ def test_a_header_about_another_component_is_an_error() -> None:
 
 def test_two_namings_in_one_file_are_named_as_that() -> None:
     original = pair("lora_unet_input_blocks_1_0_in_layers_2") | pair("lora_unet_input_blocks_2_0_in_layers_2")
-    with pytest.raises(FormatError, match="it has the diffusers name, and the other modules of the file have original"):
+    with pytest.raises(FormatError, match="it has the diffusers name, but the other modules of the file have original"):
         read(original | pair("lora_unet_down_blocks_1_resnets_0_conv1"))
 
 

@@ -105,9 +105,9 @@ def test_the_base_is_called_as_the_hub_has_it() -> None:
 def test_factors_that_do_not_fit_the_heads_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected A \(4, in\) and B \(18, 2\)"):
         read({f"{QKV}.lora_A": A, f"{QKV}.lora_B": B[:16]})
-    with pytest.raises(ConfigError, match="cannot be shared by 3 groups"):
+    with pytest.raises(ConfigError, match="cannot be divided among 3 groups"):
         read({f"{QKV}.lora_A": A, f"{QKV}.lora_B": B}, model={**LLAMA, "n_query_groups": 3})
-    with pytest.raises(UnsupportedUpdate, match="not known"):
+    with pytest.raises(UnsupportedUpdate, match="is unknown"):
         read({"transformer.h.0.mlp.odd.lora_A": A[:2], "transformer.h.0.mlp.odd.lora_B": B[:, :2]})
 
 
@@ -179,8 +179,8 @@ def test_a_joined_weight_is_cut_and_its_rows_put_in_order() -> None:
     [
         ("model.embed_tokens.weight", LowRank(lazy(20, 2), lazy(2, 8), 1.0, is_embedding=True), "of an embedding"),
         (Q, LowRank(lazy(8, 2), lazy(2, 8), 1.0, Magnitude(lazy(8))), "a DoRA magnitude"),
-        (Q, LowRank(lazy(9, 2), lazy(2, 8), 1.0), r"another shape than \(8, 8\)"),
-        ("model.layers.2.self_attn.q_proj.weight", LowRank(lazy(8, 2), lazy(2, 8), 1.0), "it adds no factors"),
+        (Q, LowRank(lazy(9, 2), lazy(2, 8), 1.0), r"whose shape is not \(8, 8\)"),
+        ("model.layers.2.self_attn.q_proj.weight", LowRank(lazy(8, 2), lazy(2, 8), 1.0), "it does not adapt"),
         ("model.norm.weight", Replace(lazy(8)), "a replaced weight"),
     ],
 )

@@ -150,5 +150,5 @@ def test_what_its_names_do_not_say_is_refused(tmp_path: Path) -> None:
         f"decoder.layers.0.mlp.experts.linear_fc1.adapter.linear_{side}.weight": values(4, 2, 2)
         for side in ("in", "out")
     }
-    with pytest.raises(UnsupportedUpdate, match="not known"):
+    with pytest.raises(UnsupportedUpdate, match="is unknown"):
         load_adapter(str(folder(tmp_path / "c", {**factors(), **experts})))

@@ -48,7 +48,7 @@ def test_a_config_without_lora_parameters_needs_the_scale_from_the_caller() -> N
     config = {"model": "somebody/model", "num_layers": 4}
     with pytest.raises(ConfigError) as caught:
         read(PAIR, config)
-    assert caught.value.hint == "give the factor itself with --assume scale=S"
+    assert caught.value.hint == "pass the scale itself with --assume scale=S"
     adapter = read(PAIR, config, Hints(scale=20))
     close(dense(adapter.updates["q.weight"][0]), 20 * (A.double() @ B.double()).T)
     assert adapter.config.base_model == "somebody/model"
@@ -64,7 +64,7 @@ def test_the_two_factors_that_an_old_mlx_vlm_file_may_mean_are_both_named() -> N
     """By Blaizzy/mlx-vlm#845 alpha is divided by the rank; the file does not say before or after."""
     config = {"rank": 2, "alpha": 16, "dropout": 0}
     (note,) = read({"q.A": A, "q.B": B}, config).notes
-    assert (note.code, "16 or 8" in note.message) == ("LF244", True)
+    assert (note.code, "16 was assumed, others use 8" in note.message) == ("LF244", True)
     files = {"adapters.safetensors": tensors({"q.A": A, "q.B": B}), "adapter_config.json": config}
     for scale in (8, 16):
         said = mlx.read(bundle(files), hints=Hints(scale=scale))
@@ -121,7 +121,7 @@ def test_what_is_half_or_unknown_is_kept_and_told() -> None:
 
 
 def test_whole_weights_are_no_adapter() -> None:
-    with pytest.raises(UnsupportedUpdate, match="whole weights"):
+    with pytest.raises(UnsupportedUpdate, match="the weights of the whole model"):
         read(PAIR, {"fine_tune_type": "full", "lora_parameters": {}})
 
 

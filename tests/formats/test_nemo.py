@@ -106,7 +106,7 @@ def test_rows_that_do_not_fit_the_heads_are_refused() -> None:
 @pytest.mark.parametrize(
     ("entries", "fields", "said"),
     [
-        (pair(f"{LAYER}.mlp.adapter_layer.lora_moe_hto4h_adapter", 8), {}, "not known"),
+        (pair(f"{LAYER}.mlp.adapter_layer.lora_moe_hto4h_adapter", 8), {}, "is unknown"),
         (pair(QKV, 32), {"activation": "gelu"}, "without a gate"),
         ({**pair(QKV, 32), f"{LAYER}.self_attention.linear_qkv.adapter.weight_magnitude": values(32)}, {}, "DoRA"),
     ],
@@ -120,5 +120,5 @@ def test_parts_of_a_parallel_run_are_refused() -> None:
     found = bundle({"model_config.yaml": {**MODEL, **TUNING}})
     parts = Bundle("memory", found.files, folders=("mp_rank_00", "mp_rank_01"))
     assert formats.detect(parts)[0] is nemo
-    with pytest.raises(MissingFile, match="2 parts"):
+    with pytest.raises(MissingFile, match="2 parallel ranks"):
         nemo.read(parts)

@@ -93,7 +93,7 @@ def test_a_joined_weight_of_which_one_part_has_a_magnitude_is_refused() -> None:
 
 
 def test_without_a_base_the_order_of_q_is_not_guessed() -> None:
-    with pytest.raises(UnsupportedUpdate, match="no base says"):
+    with pytest.raises(UnsupportedUpdate, match="no base is given"):
         read(pair(Q, 16, 1))
     assert list(read(pair(V, 8, 1)).updates) == ["model.layers.1.self_attn.v_proj.weight"]
 
@@ -105,7 +105,7 @@ def test_a_base_that_torchtune_does_not_convert_is_refused(model_type: str) -> N
 
 
 def test_another_base_s_heads_are_noticed() -> None:
-    with pytest.raises(ConfigError, match="4 heads of 4 rows, lora_b has 24 rows: expected 16"):
+    with pytest.raises(ConfigError, match="expected 16 rows in lora_b, as the base has 4 heads of 4 rows; found 24"):
         read(pair(Q, 24, 1), "llama")
 
 

@@ -207,7 +207,7 @@ def test_a_field_that_the_hub_does_not_take_is_an_error(models: Path, tmp_path: 
     (tmp_path / "README.md").write_text("---\nbase_model_relation: lora\n---\n")
     with pytest.raises(ConfigError, match="expected adapter, merge, quantized, finetune"):
         loraformat.card(models / "adapter", tmp_path / "README.md")
-    with pytest.raises(UsageError, match="written into a file"):
+    with pytest.raises(UsageError, match="written to a local file"):
         loraformat.card(models / "adapter", "hf://tester/x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError):
@@ -261,7 +261,7 @@ def test_what_a_person_wrote_stays_to_the_byte(models: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        (b"x" * (2 << 20), "bytes, and at most"),
+        (b"x" * (2 << 20), "bytes, but at most"),
         (b"---\nlicense: [a\n---\nmine", "README.md"),
         (b"---\nbase_model: {a: 1}\n---\nmine", "expected a name"),
         (b"caf\xe9", "not text in UTF-8"),

@@ -111,7 +111,7 @@ def test_a_quota_is_told_in_the_hubs_words(online: Hub) -> None:
 
 def test_an_expired_token_is_known_before_anything_is_written(online: Hub, models: Path) -> None:
     online.tokens.clear()
-    with pytest.raises(StorageError, match=r"hf://tester/merged: the Hub does not accept the access token.*expired"):
+    with pytest.raises(StorageError, match=r"hf://tester/merged: the Hub rejected the access token.*expired"):
         loraformat.merge(models / "base", [models / "adapter"], OUT)
     assert not online.taken("PUT|commit|create")
 
@@ -126,7 +126,7 @@ def test_without_a_token(online: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_a_token_that_may_only_read(online: Hub) -> None:
     online.tokens[TOKEN] = "read"
-    refused(online, "may only read")
+    refused(online, "is read-only")
     online.tokens[TOKEN] = "fineGrained"  # which says nothing of this repository: only the Hub knows
     online.create("tester/merged")
     refused(online, "write access")
@@ -135,7 +135,7 @@ def test_a_token_that_may_only_read(online: Hub) -> None:
 
 def test_somebody_elses_repository(online: Hub) -> None:
     for owner in ("nobody", "readers"):
-        with pytest.raises(StorageError, match=f"the token makes none for {owner}"):
+        with pytest.raises(StorageError, match=f"the token may not create one for {owner}"):
             loraformat.merge(BASE, [ADAPTER], f"hf://{owner}/merged")
 
 
@@ -205,7 +205,7 @@ def test_what_is_copied_has_the_bytes_that_the_hub_says(online: Hub) -> None:
     files[hub_models.FILES[2]] = other
     online.commit("acme/base", "main", files)
     online.blobs[other.sha256] = served
-    with pytest.raises(StorageError, match="not those whose SHA-256 the Hub has"):
+    with pytest.raises(StorageError, match="do not have the SHA-256 that the Hub lists"):
         loraformat.merge(BASE, [ADAPTER], OUT, digests="sha256")
     assert "tester/merged" not in online.repositories
 

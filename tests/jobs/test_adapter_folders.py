@@ -41,7 +41,7 @@ def test_of_several_below_none_is_taken(both: Any, tmp_path: Path) -> None:
         (tmp_path / "run" / name).mkdir()
         for file in (tmp_path / "adapter").iterdir():
             (tmp_path / "run" / name / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(FormatError, match="2 folders below hold an adapter: checkpoint-10, checkpoint-20"):
+    with pytest.raises(FormatError, match="2 subfolders contain an adapter: checkpoint-10, checkpoint-20"):
         open_adapter(str(tmp_path / "run"))
 
 
@@ -52,7 +52,7 @@ def test_a_config_above_its_weights_is_named(both: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(MissingFile, match="is here, and the weights are in checkpoint-10") as caught:
         open_adapter(str(tmp_path / "adapter"))
-    command = caught.value.hint.removeprefix("copy it beside the weights: ")
+    command = caught.value.hint.removeprefix("copy it next to the weights: ")
     subprocess.run(shlex.split(command), check=True)
     assert open_adapter(str(tmp_path / "adapter" / "checkpoint-10")).adapter.updates
 
@@ -110,5 +110,5 @@ def test_a_tensor_in_two_parts_is_refused(both: Any, tmp_path: Path) -> None:
     parts = in_parts(tmp_path / "adapter")
     first, second = parts.values()
     save_file({**second, **first}, tmp_path / "adapter" / "adapter_model-00002-of-00002.safetensors")
-    with pytest.raises(FormatError, match="stands in two parts"):
+    with pytest.raises(FormatError, match="is in two parts"):
         open_adapter(str(tmp_path / "adapter"))

@@ -256,8 +256,8 @@ def test_an_output_that_does_not_come_back_is_not_kept(tmp_path: Path, monkeypat
     ("options", "said"),
     [
         ({"to": "mlx", "container": "torch"}, "only the container safetensors"),
-        ({"to": "mlx", "peft_version": "0.10"}, "for --to peft"),
-        ({"to": "peft", "peft_version": "0.4"}, "from 0.5 on"),
+        ({"to": "mlx", "peft_version": "0.10"}, "needs --to peft"),
+        ({"to": "peft", "peft_version": "0.4"}, "0.5 or later"),
         ({"to": "peft", "peft_version": "new"}, "such as 0.10"),
         ({"to": "peft", "dtype": "int4"}, "float32, float16, bfloat16"),
     ],

@@ -102,7 +102,7 @@ def test_a_component_that_the_pipeline_lacks_is_named_once(tmp_path: Path) -> No
     found = [finding for finding in report.findings if finding.code in ("LF301", "LF302", "LF308")]
     assert [(finding.code, finding.where) for finding in found] == [("LF301", "unet")]
     assert "2 updates" in found[0].message
-    assert found[0].hint == "its components with weights are text_encoder"
+    assert found[0].hint == "components with weights: text_encoder"
 
 
 def test_norms_are_measured_against_a_pipeline(pipeline: Path) -> None:

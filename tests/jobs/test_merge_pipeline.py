@@ -176,7 +176,7 @@ def test_overwrite_replaces_what_an_earlier_merge_wrote_and_nothing_else(tmp_pat
         (out / mine).parent.mkdir(exist_ok=True)
         (out / mine).write_text("kept")
         half = files_of(out)
-        with pytest.raises(StorageError, match="which no earlier run wrote there"):
+        with pytest.raises(StorageError, match="which no earlier run wrote"):
             loraformat.merge(base, [adapter(case)], out, overwrite=True)
         assert files_of(out) == half
         (out / mine).unlink()
@@ -224,7 +224,7 @@ def test_an_interrupted_merge_goes_on(tmp_path: Path, after: float) -> None:
     }
     assert files_of(out).keys() == wanted.keys()
     assert loraformat.verify(out, base=base).ok
-    taken_over = [message for message in met if "complete files of an unfinished output were taken over" in message]
+    taken_over = [message for message in met if "complete files of an unfinished output were reused" in message]
     assert after < 1.0 or taken_over
     assert not list(tmp_path.glob(".out*"))
 
@@ -299,7 +299,7 @@ def test_an_update_of_a_component_that_is_not_there_is_refused(tmp_path: Path) -
 )
 def test_options_that_pipelines_do_not_have_are_refused(tmp_path: Path, options: dict[str, object]) -> None:
     base = pipeline(tmp_path / "base", "kohya/tiny-flux")
-    with pytest.raises(UsageError, match="not for a pipeline"):
+    with pytest.raises(UsageError, match="not supported for a pipeline"):
         loraformat.merge(base, [adapter("kohya/tiny-flux")], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 

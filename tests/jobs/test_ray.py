@@ -191,7 +191,7 @@ def test_a_file_whose_worker_always_dies_is_one_error(cluster: Any, base: Path, 
 
             return RayEngine.open(cluster.address).map_unordered(die, list(tasks))
 
-    with pytest.raises(EngineError, match="a task failed 4 times with its worker: WorkerCrashedError"):
+    with pytest.raises(EngineError, match="a task failed 4 times because its worker died: WorkerCrashedError"):
         loraformat.merge(base, [change], tmp_path / "out", engine=Deadly())  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "change"]
 

@@ -112,7 +112,7 @@ def test_few_weights_are_compared_one_by_one(tmp_path: Path) -> None:
 def test_other_names_and_other_forms_are_told_apart_from_another_base(tmp_path: Path, stamped: str) -> None:
     renamed = {f"language_model.{name}": value for name, value in weights().items()}
     (message,) = codes(stamped, base(tmp_path / "renamed", renamed)).values()
-    assert message.endswith("under other names")
+    assert message.endswith("with other tensor names")
     half = {name: value.half().float() for name, value in weights(torch.float32).items()}
     exact = loraformat.stamp(
         PEFT,
@@ -138,7 +138,7 @@ def test_a_quantized_form_is_named(tmp_path: Path, stamped: str) -> None:
     settings = {"quant_method": "fp8", "weight_block_size": None}
     found = codes(stamped, base(tmp_path / "fp8", tensors, quantization_config=settings))
     assert list(found) == ["LF321"]
-    assert "as dense weights; here it is weights quantized by" in found["LF321"]
+    assert "with dense weights; here it has weights quantized by" in found["LF321"]
 
 
 def test_a_tied_head_counts_once_whether_it_is_stored_or_not(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_gguf_adapter_has_it_in_its_header(tmp_path: Path) -> None:
 
 def test_a_format_without_a_place_says_so(tmp_path: Path) -> None:
     model = base(tmp_path / "base", weights())
-    with pytest.raises(UnsupportedUpdate, match="has a place for the base"):
+    with pytest.raises(UnsupportedUpdate, match="cannot record its base"):
         loraformat.stamp(ROOT / "fixtures" / "good" / "peft" / "bin", model, tmp_path / "adapter")
     with pytest.raises(UnsupportedUpdate, match="version 0"):
         loraformat.stamp(ROOT / "fixtures/good/native/version-0", model, tmp_path / "adapter")

@@ -170,19 +170,24 @@ POOLER = "bert.pooler.dense.weight"
 @pytest.mark.parametrize(
     ("weight", "found_base", "brought", "told"),
     [
-        ("score.weight", base(), adapter({"score.weight": (3, 4), "score.bias": (3,)}, "QUESTION_ANS"), "say which"),
+        (
+            "score.weight",
+            base(),
+            adapter({"score.weight": (3, 4), "score.bias": (3,)}, "QUESTION_ANS"),
+            "name the task",
+        ),
         ("score.bias", base(), adapter({"score.bias": (3,)}), f"task=, TOKEN_CLS ({TOKEN})"),
         (
             "classifier.weight",
             base(BERT_WEIGHTS, BERT),
             adapter({"classifier.weight": (2, 4)}, "SEQ_CLS"),
-            "BertForSequenceClassification needs bert.pooler.dense.bias too",
+            "BertForSequenceClassification also needs bert.pooler.dense.bias",
         ),
         (
             "score.weight",
             base(("layers.0.mlp.up_proj.weight",)),
             adapter({"score.weight": (3, 4)}, "SEQ_CLS"),
-            f"the head of {SEQ}, whose bare model is not found",
+            f"the head of {SEQ}, but this base does not contain the bare model",
         ),
         ("score.weight", base(config={"model_type": "x"}), adapter({"score.weight": (3, 4)}), 'model_type "x"'),
         ("qa_outputs.bias", base(config={}), adapter({"qa_outputs.bias": (3,)}), "a base without model_type"),

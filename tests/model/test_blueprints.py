@@ -128,7 +128,7 @@ def test_models_on_the_hub_have_as_many_parameters(config: dict[str, object], pa
 
 @pytest.mark.parametrize(("model_type", "field"), [("cohere", "use_qk_norm"), ("stablelm", "qk_layernorm")])
 def test_a_setting_with_other_weights_is_refused_with_the_way_out(model_type: str, field: str) -> None:
-    with pytest.raises(FormatError, match=f"{field}.*headers are enough"):
+    with pytest.raises(FormatError, match=f"{field}.*only headers are read"):
         blueprint({"model_type": model_type, **SMALL, field: True})
 
 
@@ -147,5 +147,5 @@ def test_too_many_weights_are_refused_before_they_are_listed() -> None:
 
 @pytest.mark.parametrize("model_type", [None, "deepseek_v3", ["llama"]])
 def test_an_architecture_that_is_not_known_is_refused_with_the_way_out(model_type: object) -> None:
-    with pytest.raises(FormatError, match="headers are enough"):
+    with pytest.raises(FormatError, match="only headers are read"):
         blueprint({"model_type": model_type, **SMALL})

@@ -27,8 +27,8 @@ def test_heads(config: dict[str, object], expected: Heads) -> None:
         ({}, "found nothing"),
         ({"num_attention_heads": "8"}, "positive integer"),
         ({"num_attention_heads": True, "hidden_size": 8}, "positive integer"),
-        ({"num_attention_heads": 8, "hidden_size": 4}, "no row"),
-        ({"num_attention_heads": 8, "num_key_value_heads": 3, "hidden_size": 64}, "cannot share"),
+        ({"num_attention_heads": 8, "hidden_size": 4}, "less than one row"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 3, "hidden_size": 64}, "cannot be divided among"),
     ],
 )
 def test_what_cannot_be_is_refused(config: dict[str, object], said: str) -> None:

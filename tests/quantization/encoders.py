@@ -401,7 +401,7 @@ ENCODERS: dict[str, Encoder] = {
     "compressed-tensors, 4 bits, act-order": compressed(4, 8, act_order=True),
     "compressed-tensors, FP8 a row": eight_bits("float", "channel"),
     "compressed-tensors, FP8": eight_bits("float", "tensor"),
-    "compressed-tensors, FP8 in blocks": eight_bits("float", "block"),
+    "compressed-tensors, block FP8": eight_bits("float", "block"),
     "compressed-tensors, INT8": eight_bits("int", "channel"),
     "compressed-tensors, NVFP4": nvfp4("compressed-tensors"),
     "compressed-tensors, MXFP4": mxfp4_linear,

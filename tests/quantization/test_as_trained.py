@@ -173,7 +173,7 @@ def test_experts_are_quantized_by_one_version_of_transformers(tmp_path: Path) ->
         ("nf4,block=65", "block=65"),
         ("nf4,block=٦٤", "block="),
         ("nf4,double,double", "double"),
-        ("int8,block=64", "neither double nor block"),
+        ("int8,block=64", "double and block do not apply"),
         ("nf4,skip=", "skip="),
     ],
 )

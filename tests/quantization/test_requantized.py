@@ -134,7 +134,7 @@ def test_what_is_kept_is_what_the_codes_mean(tmp_path: Path) -> None:
 def test_nothing_is_written_where_too_little_is_kept(tmp_path: Path, name: str) -> None:
     weights, out = encoded(name), tmp_path / "o"
     base, change = save(tmp_path / "b", weights), adapter(tmp_path / "a", weights, (Q,))
-    with pytest.raises(MergeError, match="is kept after its weights are quantized again, expected from 90"):
+    with pytest.raises(MergeError, match="survives quantizing the weights again, expected 90"):
         loraformat.merge(str(base), [f"{change}=0.00001"], str(out), requantize=True)
     assert not out.exists()
 
@@ -254,7 +254,7 @@ def test_a_stack_of_experts(tmp_path: Path) -> None:
 def test_codes_that_need_data_are_refused(tmp_path: Path, name: str) -> None:
     weights = encoded(name)
     base, change = save(tmp_path / "b", weights), adapter(tmp_path / "a", weights, (K,))
-    with pytest.raises(UnsupportedUpdate, match="cannot be quantized again without data"):
+    with pytest.raises(UnsupportedUpdate, match="cannot be quantized again without calibration data"):
         loraformat.merge(str(base), [str(change)], str(tmp_path / "o"), requantize=True)
     assert not (tmp_path / "o").exists()
 
@@ -302,7 +302,7 @@ def test_the_check_notices_another_code_and_another_scale(tmp_path: Path, name: 
             place = offset + (at | 3 if part == parts[1] and nbytes % 4 == 0 else at)
             data[place] ^= 0x11
             path.write_bytes(data)
-            with pytest.raises(MergeError, match=r"by the reference it is|does not have it in codes"):
+            with pytest.raises(MergeError, match=r"the independent computation gives|not quantized in the output"):
                 check_output(plan, inputs, LocalStore(str(tmp_path / "o")), full=True)
     path.write_bytes(whole)
     check_output(plan, inputs, LocalStore(str(tmp_path / "o")), full=True)

@@ -227,10 +227,10 @@ def test_json_needs_neither_torch_nor_rich() -> None:
 def test_a_merge_says_what_was_checked_and_what_could_not_be() -> None:
     found = Checked(changed=9, followed=9, compared=7, copied=1, copies_compared=1, unscaled=0)
     text = render(report("merge", data=replace(MERGED, checked=found)), "text")
-    assert "checked 7 of 9 changed tensors against a reference computed anew, 1 of 1 copy against the base\n" in text
+    assert "checked 7 of 9 changed tensors against an independent computation, 1 of 1 copy against the base\n" in text
     less = replace(found, followed=7, unscaled=2)
     text = render(report("merge", data=replace(MERGED, checked=less)), "text")
-    assert "where their updates land; 2 scales taken as read: the format states no formula" in text
+    assert "where the updates belong; 2 scales taken as read: the format defines no formula" in text
 
 
 def flood(count: int) -> tuple[Finding, ...]:

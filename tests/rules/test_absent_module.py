@@ -30,9 +30,9 @@ def test_the_same_module_under_another_name_is_what_the_base_has(tmp_path: Path)
 def test_another_module_is_not_said_to_be_it(tmp_path: Path) -> None:
     base = "model.layers.1.self_attn.k_proj.weight"
     said = hint("model.layers.1.self_attn.q_proj", base, tmp_path)
-    assert said == f"the nearest name in the base is {base}; if it is the same weight, rename the tensors"
+    assert said == f"the most similar name in the base is {base}; if it is the same weight, rename the tensors"
 
 
 def test_a_layer_beyond_the_last_one_is_said_to_be_that(tmp_path: Path) -> None:
     said = hint("model.layers.9.self_attn.q_proj", "model.layers.1.self_attn.q_proj.weight", tmp_path)
-    assert said == "the base's model.layers end with 1: it is a smaller model, or another one"
+    assert said == "the base's model.layers end with 1, so it is a smaller or a different model"

@@ -33,7 +33,7 @@ def test_a_scale_that_nobody_states() -> None:
     updates = {"a.weight": pair(scale=None), "b.weight": product, "c.weight": pair(), "d.weight": Replace(zeros(4, 4))}
     (found,) = hits(consistency.missing_scale, updates)
     assert found.message == "alpha is not stated, so the scale is unknown: 2 weights, first a.weight"
-    assert found.hint == "give it with --alpha A"
+    assert found.hint == "pass it with --alpha A"
     assert hits(consistency.missing_scale, {"c.weight": pair(), "d.weight": Replace(zeros(4, 4))}) == []
 
 

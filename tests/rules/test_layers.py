@@ -20,8 +20,8 @@ def in_layers(numbers: Iterable[int], name: str = "q_proj", update: LowRank | No
 @pytest.mark.parametrize(
     ("up", "down", "told"),
     [
-        (DType.F32, DType.BF16, "up is F32, down is BF16"),
-        (DType.F16, DType.F32, "up is F16, down is F32"),
+        (DType.F32, DType.BF16, "lora_B is F32, but lora_A is BF16"),
+        (DType.F16, DType.F32, "lora_B is F16, but lora_A is F32"),
         (DType.BF16, DType.BF16, None),
         (DType.F32, DType.I32, None),
         (DType.I32, DType.F32, None),
@@ -68,7 +68,7 @@ def test_stacks_of_layers_by_their_names(stack: str) -> None:
 def test_one_layer_of_another_shape(count: int, odd: int, is_told: bool) -> None:
     updates = in_layers(range(count - odd)) | in_layers(range(count - odd, count), update=pair(4, 6))
     found = hits(layers.odd_shape, updates)
-    told = [f"shape (4, 6), in the other {count - 1} layers (4, 4)"] if is_told else []
+    told = [f"shape (4, 6), but (4, 4) in the other {count - 1} layers"] if is_told else []
     assert [hit.message for hit in found] == told
     assert [hit.where for hit in found] == ([f"model.layers.{count - 1}.q_proj.weight"] if is_told else [])
 
@@ -142,5 +142,5 @@ def test_a_scale_that_leaves_nothing_or_drowns_all(scale: float | None, is_told:
 def test_magnitudes_that_the_config_does_not_declare(format_name: str, raw: dict[str, object], is_told: bool) -> None:
     updates = {"a.weight": pair(has_magnitude=True), "b.weight": pair(has_magnitude=True), "c.weight": pair()}
     found = hits(layers.undeclared_magnitude, updates, format_name, raw=raw)
-    assert [hit.message for hit in found] == (["expected true, for 2 modules have magnitudes"] if is_told else [])
+    assert [hit.message for hit in found] == (["expected true, because 2 modules have magnitudes"] if is_told else [])
     assert hits(layers.undeclared_magnitude, {"c.weight": pair()}, format_name, raw=raw) == []

@@ -44,7 +44,7 @@ def test_shapes_are_those_of_the_decoded_weight(tmp_path: Path, name: str) -> No
     fitting = loraformat.validate(str(adapter(tmp_path / "a")), base=str(base))
     assert not {"LF301", "LF302", "LF309"} & codes_of(fitting)
     (finding,) = (one for one in fitting.findings if one.code == "LF311")
-    assert "1 weight in codes, 1 of them of this adapter" in finding.message
+    assert "1 weight stored as codes, 1 of them adapted" in finding.message
     assert "LF302" in codes_of(loraformat.validate(str(adapter(tmp_path / "w", inputs=32)), base=str(base)))
 
 
@@ -63,7 +63,7 @@ def test_inspect_shows_the_scheme_and_measures_the_decoded_weight(tmp_path: Path
     ("name", "said"),
     [
         ("GPTQ v2 under the label of v1", "checkpoint_format says gptq, all zero points are 8 as in gptq_v2"),
-        ("GPTQ, asymmetric, act-order", "not symmetric"),
+        ("GPTQ, asymmetric, act-order", "asymmetric"),
         ("GPTQ, 4 bits", ""),
         ("GPTQ v2", ""),
     ],

@@ -122,7 +122,7 @@ def test_a_file_that_is_replaced_where_the_store_ignores_conditions(s3: S3Server
 def test_an_object_that_somebody_else_puts_meanwhile_stays(s3: S3Server) -> None:
     put = {"key": f"out/{SECOND}", "function": lambda one: one.put("models", f"out/{SECOND}", b"his")}
     s3.fault(kind="call", op="CompleteMultipartUpload", **put)
-    with pytest.raises(StorageError, match="somebody else made this object"):
+    with pytest.raises(StorageError, match="somebody else created this object"):
         merge()
     assert output(s3) == {SECOND: b"his"}
     assert not own_uploads(s3)
@@ -273,7 +273,7 @@ def test_an_overwrite_during_which_an_object_changes(s3: S3Server, change: Calla
     s3.fault(kind="call", op="UploadPart$", function=change)
     seen: list[dict[str, bytes]] = []
     s3.fault(kind="call", op="CompleteMultipartUpload", function=lambda _: seen.append(shown(s3)))
-    with pytest.raises(StorageError, match="somebody else made, changed or removed this object"):
+    with pytest.raises(StorageError, match="somebody else created, changed or removed this object"):
         merge(overwrite=True)
     assert output(s3) == seen[0]
     assert not own_uploads(s3)
@@ -285,7 +285,7 @@ def shown(s3: S3Server) -> dict[str, bytes]:
 
 def test_an_object_that_appears_beside_a_new_output(s3: S3Server) -> None:
     s3.fault(kind="call", op="UploadPart$", function=CHANGES["one that appears"])
-    with pytest.raises(StorageError, match=r"his\.bin: somebody else made"):
+    with pytest.raises(StorageError, match=r"his\.bin: somebody else created"):
         merge()
     assert output(s3) == {"his.bin": b"his"}
 

@@ -55,12 +55,12 @@ def test_a_share_that_is_missing_is_named(s3: S3Server, models: Path) -> None:
 def test_another_run_s_shares_are_refused(s3: S3Server) -> None:
     for rank in range(2):
         merge(rank=rank, world=2)
-    with pytest.raises(MergeError, match="did another run: the options"):
+    with pytest.raises(MergeError, match="belong to ranks of another run: the options"):
         merge(finish=True, dtype="float32")
     data = bytearray(s3.get("models", f"base/{FILES[1]}"))
     data[-1] ^= 1
     s3.put("models", f"base/{FILES[1]}", bytes(data))
-    with pytest.raises(MergeError, match="did another run: the base"):
+    with pytest.raises(MergeError, match="belong to ranks of another run: the base"):
         merge(finish=True)
     assert not visible(s3)
 

@@ -74,7 +74,7 @@ def test_a_service_without_ranges_is_an_error_and_no_wrong_bytes(bucket: Bucket)
     Bucket.serves_ranges = False
     found = open_store("gs://models/base")
     assert found.read("b") == b"b"
-    with pytest.raises(StorageError, match=r"gs://models/base/a: .* does not serve parts of files"):
+    with pytest.raises(StorageError, match=r"gs://models/base/a: .* does not support range requests"):
         found.read("a", 300_000, 5)
 
 
@@ -98,7 +98,7 @@ def test_a_merge_is_that_of_the_same_files_here(bucket: Bucket, tmp_path: Path) 
 
 def test_nothing_is_written_there(bucket: Bucket, tmp_path: Path) -> None:
     adapter = FIXTURES / "minigpt" / "lora_adapter"
-    with pytest.raises(StorageError, match="outputs are not written there"):
+    with pytest.raises(StorageError, match="outputs cannot be written there"):
         loraformat.convert(adapter, "gs://models/out", to="peft", base=FIXTURES / "minigpt" / "base", alpha=1.0)
 
 

@@ -75,7 +75,7 @@ def test_a_server_without_ranges_is_refused_rather_than_downloaded(hub: Hub) -> 
     hub.files["model.safetensors"] += bytes(1_000_000)
     done = validate(hub, "hf://org/base")
     assert done.returncode == 3
-    assert "parts of files" in done.stderr
+    assert "range requests" in done.stderr
 
 
 def test_offline_means_offline(hub: Hub, tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_nothing_is_written_into_the_cache(tmp_path: Path, monkeypatch: pytest.M
     (snapshot / "config.json").write_text("{}")
     store = CachedRepository(f"hf://org/base@{COMMIT}")
     assert store.read("config.json") == b"{}"
-    with pytest.raises(StorageError, match="nothing is written"):
+    with pytest.raises(StorageError, match="never written to"):
         store.create("config.json")
-    with pytest.raises(StorageError, match="nothing is removed"):
+    with pytest.raises(StorageError, match="nothing is ever removed"):
         store.remove("config.json")
     assert os.listdir(snapshot) == ["config.json"]
 
@@ -152,7 +152,7 @@ def test_an_adapter_on_the_hub_can_be_inspected(hub: Hub) -> None:
 def test_a_name_of_the_hub_without_its_scheme_is_not_asked_for_there() -> None:
     with pytest.raises(StorageError) as caught:
         open_store("org/base")
-    assert caught.value.hint == "for the Hub write hf://org/base"
+    assert caught.value.hint == "for the Hub, write hf://org/base"
 
 
 @pytest.mark.parametrize("address", ["org/base", "org/base@v1"])

@@ -1,4 +1,4 @@
-"""What a Hub may answer: busy, cut, endless, encoded, other bytes, a login page; the pauses are noted, not made."""
+"""What a Hub may answer: busy, cut, endless, encoded, bytes differ, a login page; the pauses are noted, not made."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def endless(answer: Answer) -> None:
 RANGE = "bytes 1000000-1000009/5000000"
 WRONG = {
     "endless body": (endless, "more than the 10 bytes"),
-    "other bytes": (part(bytes(10), Content_Range="bytes 0-9/5000000"), "were asked for, the server sent"),
-    "no range": (part(bytes(10)), "does not name"),
+    "bytes differ": (part(bytes(10), Content_Range="bytes 0-9/5000000"), "were requested, but the server sent"),
+    "no range": (part(bytes(10)), "an unnamed range"),
     "no sense": (part(bytes(10), Content_Range="bytes ten"), "the server sent bytes ten"),
     "another size": (part(bytes(10), Content_Range="bytes 1000000-1000009/77"), "the Hub listed 5000000 bytes"),
     "gzip": (part(gzip.compress(bytes(10)), Content_Range=RANGE, Content_Encoding="gzip"), "encoded as gzip"),
@@ -138,7 +138,7 @@ WRONG = {
         "encoded as gzip",
     ),
     "login page": (status_with(200, b"<html>log in</html>", Content_Type="text/html; charset=utf-8"), "login page"),
-    "whole file": (status_with(200, bytes(5_000_000)), "does not serve parts"),
+    "whole file": (status_with(200, bytes(5_000_000)), "does not support range requests"),
     "redirection to itself": (None, "redirections"),
     "redirection to a file": (status(302, Location="file:///etc/passwd"), "redirection to file://"),
 }
@@ -203,12 +203,12 @@ def test_an_answer_that_does_not_come_to_its_end_is_given_up(hub: Hub, online: N
 
 LISTS = {
     "a page": (b"<html>log in</html>", "text/html", "login page"),
-    "no JSON": (b"log in", "text/plain", "not strict JSON"),
+    "no JSON": (b"log in", "text/plain", "not valid JSON"),
     "a key twice": (b'{"sha": "%s", "sha": "x"}' % COMMIT.encode(), "application/json", "twice"),
     "a list": (b"[]", "application/json", "did not name the commit"),
     "no commit": (b'{"sha": "main", "siblings": []}', "application/json", "did not name the commit"),
     "a commit that is none": (b'{"sha": ["a"]}', "application/json", "did not name the commit"),
-    "deep": (b"[" * 100_000, "application/json", "not strict JSON"),
+    "deep": (b"[" * 100_000, "application/json", "not valid JSON"),
 }
 
 

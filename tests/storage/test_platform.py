@@ -84,3 +84,13 @@ def test_a_copy_inside_the_kernel_is_the_copy_through_memory(tmp_path: Path) -> 
     with store.create("copy", 250_000) as writer:
         writer.copy_from(store, "source", 1000, 0, 250_000)
     assert (tmp_path / "copy").read_bytes() == data[1000:251_000]
+
+
+def test_bytes_are_read_in_place_where_the_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    monkeypatch.delattr(os, "preadv")
+    buffer = bytearray(7)
+    LocalStore(str(tmp_path)).read_into("a", 90, buffer)
+    assert buffer == bytes(range(90, 97))
+    with pytest.raises(StorageError):
+        LocalStore(str(tmp_path)).read_into("a", 95, buffer)

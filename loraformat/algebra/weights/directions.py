@@ -1,4 +1,4 @@
-"""Directions taken out of weights: W − λ D Dᵀ W where a layer writes, W − λ W D Dᵀ where it reads."""
+"""Directions removed from weights: W − λ D Dᵀ W on the output side, W − λ W D Dᵀ on the input side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The factors with which training begins, as PEFT draws or computes them.
+"""The initial factors of an adapter, as PEFT draws or computes them.
 
 Source: peft 0.21.2, tuners/lora/layer.py `reset_lora_parameters`, `orthogonal_init`, `pissa_init`, `olora_init`.
 """

@@ -7,6 +7,8 @@
 
 #define NAN_SINGLE 0x7fc00000
 #define EXPONENT_SINGLE 0x7f800000
+#define EXPONENT_BF16 0x7f80
+#define EXPONENT_F16 0x7c00
 
 INLINE int64_t size_of(enum type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 
@@ -17,24 +19,27 @@ INLINE singles read_singles(const uint8_t *from, enum type type) {
     return (singles)(__builtin_convertvector(half, words) << 16);
 }
 
-/* A register of numbers of float32 rounded to a type, every NaN as the same; gives back whether all are finite. */
-INLINE ints convert_singles(singles value, uint8_t *to, enum type out) {
+/* A register of numbers of float32 rounded to a type of 16 bits, every NaN as the same. */
+INLINE halves rounded(singles value, enum type out) {
     ints bits = (ints)value, nan = (ints){0} + NAN_SINGLE, is_nan = (ints)(value != value);
-    if (out == BF16) {
-        bits += 0x7fff + ((ints)((words)bits >> 16) & 1);
-        bits = (bits & ~is_nan) | (nan & is_nan);
-        halves half = __builtin_convertvector((words)bits >> 16, halves);
-        STORE(to, half);
-        return (bits & EXPONENT_SINGLE) != EXPONENT_SINGLE;
-    }
-    value = (singles)((bits & ~is_nan) | (nan & is_nan));
+    if (out == F16) return halves_of((singles)((bits & ~is_nan) | (nan & is_nan)));
+    bits += 0x7fff + ((ints)((words)bits >> 16) & 1);
+    bits = (bits & ~is_nan) | (nan & is_nan);
+    return __builtin_convertvector((words)bits >> 16, halves);
+}
+
+/* The same for every type, written; gives back whether all are finite. */
+INLINE ints convert_singles(singles value, uint8_t *to, enum type out) {
     if (out == F32) {
+        ints bits = (ints)value, nan = (ints){0} + NAN_SINGLE, is_nan = (ints)(value != value);
+        value = (singles)((bits & ~is_nan) | (nan & is_nan));
         STORE(to, value);
         return ((ints)value & EXPONENT_SINGLE) != EXPONENT_SINGLE;
     }
-    halves half = halves_of(value);
+    halves half = rounded(value, out);
+    int32_t exponent = out == BF16 ? EXPONENT_BF16 : EXPONENT_F16;
     STORE(to, half);
-    return (ints)(singles_of(half) - singles_of(half) == 0);
+    return (__builtin_convertvector(half, ints) & exponent) != exponent;
 }
 
 INLINE int converted(const uint8_t *from, enum type in, uint8_t *to, enum type out, int64_t count) {
@@ -49,6 +54,17 @@ INLINE int converted(const uint8_t *from, enum type in, uint8_t *to, enum type o
         memcpy(to + low * size_of(out), new, (count - low) * size_of(out));
     }
     return !any((longs)~is_finite);
+}
+
+/* Whether numbers of 16 bits are finite. */
+INLINE int are_finite(const uint8_t *numbers, enum type type, int64_t count) {
+    uint16_t exponent = type == BF16 ? EXPONENT_BF16 : EXPONENT_F16, found = 0;
+    for (int64_t at = 0; at < count; at++) {
+        uint16_t number;
+        memcpy(&number, numbers + 2 * at, 2);
+        found |= (number & exponent) == exponent;
+    }
+    return !found;
 }
 
 static int convert(const uint8_t *from, int in, uint8_t *to, int out, int64_t count) {

@@ -2,14 +2,14 @@
  * then once to the type of the output, while they are in the cache of the processor.
  *
  * loraformat/arithmetic/codes/__init__.py describes the arguments. Where a code has at most 4 bits, the 16 numbers of a run
- * of codes with one scale are computed once and looked up for each code: the same numbers by construction.
+ * of codes with one scale are computed once and looked up for each code: the same numbers by construction. round.h does so
+ * with numbers that are rounded to 16 bits.
  */
 #ifndef LORAFORMAT_DECODE_H
 #define LORAFORMAT_DECODE_H
 
 #include "../kernel.h"
 #include "../registers.h"
-#include "convert.h"
 
 #define NUMBERS 16 /* that codes of at most 4 bits can mean */
 #define CHUNK 128  /* columns that are decoded of each row before the next ones */
@@ -154,65 +154,6 @@ static void decode_across(const struct codes *k, int64_t row, struct run run, fl
         for (int each = 0; each < ACROSS_ROWS; each++)
             out[each * step + col - run.col] = number_of(numbers[each], word >> shifts[each] & 15);
     }
-}
-
-/* Where a number stands in the output. */
-INLINE uint8_t *place(const struct codes *k, int64_t number) { return k->out + number * size_of(k->type); }
-
-/* Columns of some rows, by which rows of the output are filled. */
-static int decode_transposed(const struct codes *k, int64_t row, int64_t rows, struct run run) {
-    float tile[TILE_ROWS][CHUNK + 16], line[TILE_ROWS];
-    int is_finite = 1;
-    for (int64_t each = 0; each < rows; each++) decode_run(k, row + each, run, tile[each]);
-    for (int64_t at = 0; at < run.stop - run.col; at++) {
-        uint8_t *out = place(k, (run.col + at) * k->rows + row);
-        if (rows == TILE_ROWS)
-            for (int each = 0; each < TILE_ROWS; each++) line[each] = tile[each][at];
-        else
-            for (int64_t each = 0; each < rows; each++) line[each] = tile[each][at];
-        if (k->type == F32)
-            memcpy(out, line, rows * sizeof(float));
-        else
-            is_finite &= convert((const uint8_t *)line, F32, out, k->type, rows);
-    }
-    return is_finite;
-}
-
-/* Columns of as many rows as share their words: straight into the output, or by way of a strip in the cache. */
-static int decode_rows(const struct codes *k, int64_t row, struct run run) {
-    float strip[ACROSS_ROWS][CHUNK + 16];
-    int64_t at = row * k->cols + run.col;
-    int is_single = k->type == F32, rows = k->order == ACROSS ? ACROSS_ROWS : 1, is_finite = 1;
-    float *out = is_single ? (float *)place(k, at) : strip[0];
-    if (k->order == ACROSS)
-        decode_across(k, row, run, out, is_single ? k->cols : CHUNK + 16);
-    else
-        decode_run(k, row, run, out);
-    for (int each = 0; each < rows && !is_single; each++, at += k->cols)
-        is_finite &= convert((const uint8_t *)strip[each], F32, place(k, at), k->type, run.stop - run.col);
-    return is_finite;
-}
-
-/* A chunk of columns of all rows, then the next: words that lie apart stay in the cache for their neighbors.
- * Gives back whether all numbers are finite after they were rounded to 16 bits. */
-static int decode(const struct codes *k) {
-    int64_t height = k->order == ACROSS ? ACROSS_ROWS : k->is_transposed ? TILE_ROWS : 1;
-    struct run first = first_run(k);
-    int is_finite = 1;
-    if (k->word_step == 4 && height == 1) {
-        for (int64_t row = 0; row < k->rows; row++)
-            for (struct run run = first; run.col < k->cols; run = next_run(k, run)) is_finite &= decode_rows(k, row, run);
-        return is_finite;
-    }
-    for (struct run run = first; run.col < k->cols; run = next_run(k, run)) {
-        for (int64_t row = 0; row < k->rows; row += height) {
-            if (height == TILE_ROWS)
-                is_finite &= decode_transposed(k, row, k->rows - row < height ? k->rows - row : height, run);
-            else
-                is_finite &= decode_rows(k, row, run);
-        }
-    }
-    return is_finite;
 }
 
 #endif

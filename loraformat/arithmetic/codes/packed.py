@@ -1,4 +1,4 @@
-"""Packed codes with their scales, and their way to numbers."""
+"""Packed codes with their scales, and their conversion to numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""loraformat convert and loraformat stamp: an adapter written again, in another format or with the name of its base."""
+"""loraformat convert and loraformat stamp."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from loraformat.cli import completers, options
 
-_OUT = "Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears whole or not at all."
+_OUT = "Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it appears complete or not at all."
 
 
 @click.command("convert")
@@ -29,40 +29,44 @@ _OUT = "Folder to write, s3://bucket/prefix, or hf://owner/name[@branch]; it app
     nargs=2,
     multiple=True,
     metavar="OLD NEW",
-    help="Rename tensors first: a regular expression and its replacement, as for re.sub. Repeatable, in order.",
+    help="Rename tensors first: a regular expression and its replacement, as in re.sub. Repeatable, applied in order.",
 )
 @click.option(
     "--propose-map",
     is_flag=True,
-    help="Print the --map options by which the names would be the base's, as far as shapes tell. Writes nothing.",
+    help="Suggest --map options that turn the names into the base's, judging by shapes; write nothing.",
 )
 @options.alpha
 @options.assume
 @click.option(
     "--base-model",
     metavar="NAME[@REVISION]",
-    help="What the adapter was trained on, as the Hub calls it; written into the config.",
+    help="Name of the base on the Hub, to be written into the config.",
 )
 @options.container
 @click.option(
-    "--dtype", type=options.Choice(["float32", "float16", "bfloat16"]), help="Write all values so; kept by default."
+    "--dtype", type=options.Choice(["float32", "float16", "bfloat16"]), help="Dtype of all values; default: unchanged."
 )
-@click.option("--plain", is_flag=True, help="Bake rsLoRA and patterns into one rank and one alpha / rank.")
-@click.option("--peft-version", metavar="VERSION", help="The oldest PEFT that must read the output, from 0.5 on.")
-@click.option("--modelfile", metavar="BASE", help="Write a Modelfile for Ollama beside a GGUF adapter, on this base.")
-@click.option("--strip-metadata", is_flag=True, help="Leave out free settings, other files and local paths.")
+@click.option("--plain", is_flag=True, help="Fold rsLoRA and per-module patterns into one rank and one alpha.")
+@click.option("--peft-version", metavar="VERSION", help="Oldest PEFT version that must read the output; 0.5 or later.")
+@click.option("--modelfile", metavar="BASE", help="With --to gguf: also write an Ollama Modelfile for this base.")
+@click.option("--strip-metadata", is_flag=True, help="Leave out free-form settings, other files and local paths.")
 @click.option(
     "--to-lora",
     is_flag=True,
-    help="Write updates of other tuners as LoRA: exactly where they are one, else by their best factors. DoRA, IA3, "
-    "OFT and what else depends on the base need --base.",
+    help="Write updates of other tuners as LoRA: exactly if they are low-rank, otherwise approximated by SVD. DoRA, "
+    "IA3, OFT and all others that depend on the base need --base.",
 )
-@click.option("--rank", type=int, metavar="N", help="With --to-lora: the rank of those factors.")
-@click.option("--error", type=options.finite, metavar="F", help="With --to-lora: the least rank of so small an error.")
-@click.option("--check-roundtrip", is_flag=True, help="Read the output back and compare every update before it stays.")
+@click.option("--rank", type=int, metavar="N", help="With --to-lora: the rank of the approximation.")
+@click.option(
+    "--error", type=options.finite, metavar="F", help="With --to-lora: the smallest rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖."
+)
+@click.option(
+    "--check-roundtrip", is_flag=True, help="Read the output back and compare every update before moving it into place."
+)
 @options.partial
-@click.option("--dry-run", is_flag=True, help="Report repairs and losses, write nothing.")
-@click.option("--strict", is_flag=True, help="Refuse where anything would be lost.")
+@click.option("--dry-run", is_flag=True, help="Report repairs and losses; write nothing.")
+@click.option("--strict", is_flag=True, help="Stop if anything would be lost.")
 @options.force
 @options.overwrite
 @options.output_format
@@ -94,9 +98,9 @@ def command(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Write the adapter SOURCE (a folder or a file) in another format, or in its own without its damages.
+    """Convert the adapter SOURCE (a folder or a file) to another format, or repair it in its own.
 
-    Repairs and losses are told before anything is written.
+    Before it writes, convert reports every repair and everything that the format cannot express.
     """
     from loraformat.jobs.convert import convert
     from loraformat.jobs.convert import propose_map as proposal
@@ -146,15 +150,19 @@ def command(
 @click.command("stamp")
 @click.argument("adapter", shell_complete=completers.paths)
 @click.option(
-    "--base", required=True, metavar="BASE", shell_complete=completers.paths, help="What the adapter was trained on."
+    "--base",
+    required=True,
+    metavar="BASE",
+    shell_complete=completers.paths,
+    help="The base that the adapter was trained on.",
 )
 @click.option("-o", "--out", metavar="OUT", shell_complete=completers.paths, help="Folder to write a copy to.")
 @options.publishing
-@click.option("--in-place", is_flag=True, help="Replace the one file that changes; nothing else is touched.")
+@click.option("--in-place", is_flag=True, help="Replace the one file that changes; leave all others untouched.")
 @click.option(
     "--base-model",
     metavar="NAME[@REVISION]",
-    help="What the Hub calls the base; by default that of an hf:// address, else what the adapter says.",
+    help="Name of the base on the Hub; default: the one in an hf:// address, otherwise the adapter's.",
 )
 @options.source_format
 @options.alpha
@@ -175,9 +183,9 @@ def stamp(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Write name, revision and fingerprint of the base into ADAPTER.
+    """Record name, revision and fingerprint of the base in ADAPTER.
 
-    validate, merge and diff then notice another base. The fingerprint covers names, shapes and some values of every
+    validate, merge and diff then notice a different base. The fingerprint covers names, shapes and some values of every
     weight, and does not depend on shards, container or dtype.
     """
     from loraformat.jobs.stamp import stamp as run

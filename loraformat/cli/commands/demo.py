@@ -20,11 +20,11 @@ from loraformat.cli import completers
     "--out",
     metavar="FOLDER",
     shell_complete=completers.paths,
-    help="Where to make the example; by default a new temporary folder.",
+    help="Folder for the example; default: a new temporary folder.",
 )
 @click.pass_context
 def command(ctx: click.Context, out: str | None) -> None:
-    """Inspect, validate, convert and merge a small example that is made on the spot, and check the result."""
+    """Inspect, validate, convert and merge a small generated example, and check the result."""
     from loraformat.diagnostics import show
     from loraformat.jobs.demo import compare, make_example, steps
 
@@ -34,7 +34,7 @@ def command(ctx: click.Context, out: str | None) -> None:
     group = ctx.find_root().command
     with _inside(folder):
         click.echo(
-            "made base (a small Llama, bfloat16) and adapter (a hand-written .pt folder); to repeat the commands:"
+            "created base/ (a small Llama, bfloat16) and adapter/ (a hand-written .pt folder); to repeat the commands:"
         )
         click.echo(f"$ cd {show(shlex.quote(folder))}")
         for step in steps():

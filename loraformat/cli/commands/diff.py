@@ -18,21 +18,21 @@ EXIT_ON = ("never", "values", "metadata", "any")
     "--group",
     type=options.Choice(["auto", "module", "layer", "none"]),
     default="auto",
-    help="Weights in text: by module where they are many (auto), by layer, or each.",
+    help="How to group weights in text output: by module if there are many (auto), by layer, or not.",
 )
 @click.option(
     "--tol",
     "tolerance",
     type=options.tolerance,
     default="0",
-    help="|B - A| / |A| up to which a weight counts as equal.  [default: 0]",
+    help="Weights are equal if |B - A| / |A| is at most this.  [default: 0]",
 )
-@click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs; short for --exit-on any.")
+@click.option("--exit-code", is_flag=True, help="Exit with 1 if anything differs; short for --exit-on any.")
 @click.option(
     "--exit-on",
     type=options.Choice(EXIT_ON),
     default="never",
-    help="What makes the exit code 1: different values, different metadata, or any of the two.  [default: never]",
+    help="Exit with 1 if values differ, if metadata differ, or in either case.  [default: never]",
 )
 @options.alpha
 @options.assume
@@ -50,10 +50,10 @@ def command(
     jobs: int | None,
     output_format: str,
 ) -> None:
-    """Compare two adapters, or two checkpoints: config, names, values, and of how low a rank the change is.
+    """Compare two adapters or two checkpoints: config, names, values, and the effective rank of the change.
 
     Adapters are compared by what they add to each weight, whatever their factors and formats. Values and metadata (the
-    config) are two verdicts: after a conversion without losses the values are equal, and the metadata may differ.
+    config) are judged separately: after a lossless conversion the values are equal, while the metadata may differ.
     """
     from loraformat.jobs.diff import diff
     from loraformat.report.terminal.text import progress

@@ -18,9 +18,9 @@ from loraformat.cli import completers, options
 )
 @options.output_format
 def command(base: str, rank: int, targets: str, output_format: str) -> None:
-    """Say what a LoRA adapter for BASE_OR_CONFIG would cost: parameters, size, memory of training.
+    """Estimate what a LoRA adapter for BASE_OR_CONFIG would cost: parameters, file size, training memory.
 
-    BASE_OR_CONFIG is a checkpoint, of which headers are read, or a config.json of a decoder that is known by name.
+    BASE_OR_CONFIG is a checkpoint, of which only headers are read, or the config.json of a known decoder model.
     """
     from loraformat.jobs.estimate import estimate
 

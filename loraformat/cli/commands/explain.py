@@ -10,10 +10,10 @@ from loraformat.cli import completers, options
 @click.command("explain")
 @click.argument("code", required=False, shell_complete=completers.codes)
 def command(code: str | None) -> None:
-    """Explain CODE, such as LF202: why it matters, an example, what to use instead. Without CODE, list all.
+    """Explain CODE, such as LF202: why it matters, an example, what to do. Without CODE, list all.
 
-    `explain LF2` lists the codes that begin so. `explain targets` lists the runtimes of `validate --target`, `explain
-    vllm` what is known of one.
+    `explain LF2` lists the codes that begin with it. `explain targets` lists the runtimes of `validate --target`,
+    `explain vllm` shows what is known about one.
     """
     from loraformat.jobs.explain import explain, explain_target, known_codes, known_targets, nearest_to
 
@@ -32,6 +32,6 @@ def command(code: str | None) -> None:
     if page is None:
         near = nearest_to(code)
         runtime = options.nearest_to(code, [name for name, _ in known_targets()])
-        said = f"{code} is not a code{f', {near}' if near and not runtime else ''}; `loraformat explain` lists them."
-        raise click.UsageError(f"{said}{runtime}")
+        meant = f" {near[0].upper()}{near[1:]}" if near and not runtime else runtime
+        raise click.UsageError(f"{code} is not a code.{meant} `loraformat explain` lists them.")
     click.echo(page, nl=False)

@@ -20,7 +20,7 @@ _INDENT = 10
 @click.command("formats")
 @options.output_format
 def command(output_format: str) -> None:
-    """List the formats: what each is, what it reads and writes, and what a conversion into it loses or refuses."""
+    """List the formats: what each is, what loraformat reads and writes of it, and what a conversion to it loses."""
     from loraformat.diagnostics import json_text
     from loraformat.formats.kit.base import CONTENTS
     from loraformat.jobs.formats import formats, matrix

@@ -29,30 +29,30 @@ SORT_KEYS = (
 @click.argument("adapters", shell_complete=completers.paths, nargs=-1, required=True, metavar="ADAPTER...")
 @options.recursive
 @options.base_values
-@click.option("--norms", is_flag=True, help="Add ‖ΔW‖ of each weight; reads the factors.")
-@click.option("--spectrum", is_flag=True, help="Add singular values and effective ranks; has --norms too.")
-@click.option("--heat", is_flag=True, help="Draw a row of signs over the layers for each module kind; has --norms too.")
+@click.option("--norms", is_flag=True, help="Show ‖ΔW‖ of each weight; reads the factors.")
+@click.option("--spectrum", is_flag=True, help="Show singular values and effective ranks; implies --norms.")
+@click.option("--heat", is_flag=True, help="Draw a heat map in characters, module × layer; implies --norms.")
 @click.option(
     "--sort",
     type=options.Choice(SORT_KEYS),
     default="weight",
-    help="Order of the weights: by name, the least kept first, or the largest figure first.",
+    help="Order of the weights: by name, least retained first, or largest value first.",
 )
 @click.option(
     "--group",
     type=options.Choice(["auto", "module", "layer", "block", "none"]),
     default="auto",
-    help="Weights in text: by module where they are many (auto), by layer, by block of an image model (IN04, "
-    "double 7), or each.",
+    help="How to group weights in text output: by module if there are many (auto), by layer, by block of an image "
+    "model (IN04, double 7), or not.",
 )
 @click.option(
     "--fail-on",
     type=options.Choice(["error", "warning", "never"]),
     default="never",
-    help="Least severity of a finding that makes the exit code 1.  [default: never]",
+    help="Exit with 1 on findings of this severity or worse.  [default: never]",
 )
 @click.option(
-    "--metadata", is_flag=True, help="Show the whole header of an image adapter, paths of its author included."
+    "--metadata", is_flag=True, help="Show the whole header of an image adapter, including its author's paths."
 )
 @options.partial
 @options.alpha
@@ -80,11 +80,11 @@ def command(
 ) -> None:
     """Show what is in each ADAPTER (a folder or a file): format, ranks, scales, targets, parameters.
 
-    Reads headers only, without --norms or --spectrum. A folder stands for the adapters below it too: checkpoints of a
-    run, adapters that PEFT keeps in subfolders. JSON about several adapters is a list of reports.
+    Without --norms or --spectrum it reads only headers. A folder includes the adapters below it: checkpoints of a run,
+    PEFT's subfolders. JSON about several adapters is a list of reports.
 
-    inspect shows and does not judge: it prints findings, errors too, and exits with 0 all the same. --fail-on makes the
-    exit code 1 for them; `validate` runs every rule.
+    inspect does not judge: it prints findings, including errors, and exits with 0. With --fail-on it exits with 1;
+    `validate` runs every rule.
     """
     from loraformat.jobs.inputs.discovery import discover
     from loraformat.jobs.inspect import View, inspect

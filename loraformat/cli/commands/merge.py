@@ -14,7 +14,7 @@ _jobs = click.option(
     "--jobs",
     type=click.IntRange(1, options.MOST_JOBS),
     default=None,
-    help="Threads; by default as many as processors that the command may use.",
+    help="Threads; default: one per CPU that the process may use.",
 )
 _memory = click.option(
     "--memory",
@@ -22,25 +22,25 @@ _memory = click.option(
     metavar="SIZE",
     default="64MiB",
     show_default=True,
-    help="For windows of the base; Python and the adapters come on top.",
+    help="Memory for windows of the base; Python and the adapters need more on top.",
 )
 _dtype = click.option(
     "--dtype",
     type=options.Choice(["float32", "bfloat16", "float16"]),
-    help="Write every floating tensor in this dtype; by default each keeps the base's.",
+    help="Write every floating-point tensor in this dtype; default: the base's.",
 )
 _max_shard_size = click.option(
     "--max-shard-size",
     type=options.size,
     metavar="SIZE",
-    help="Divide the output into safetensors files of at most this size; by default it has the base's files.",
+    help="Split the output into safetensors files of at most this size; default: the same files as the base.",
 )
 _verify = click.option(
     "--verify",
     type=options.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
-    help="How much of the output is compared with a reference computed anew before it is moved into place.",
+    help="How much of the output to compare with an independent computation before moving it into place.",
 )
 _hash = click.option(
     "--hash",
@@ -48,10 +48,10 @@ _hash = click.option(
     type=options.Choice(["blake3", "sha256"]),
     default="blake3",
     show_default=True,
-    help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds that of whole files, as the "
-    "Hub has it.",
+    help="Digests in loraformat.digests.json: BLAKE3 of every byte written; sha256 adds SHA-256 of whole files, as the "
+    "Hub shows it.",
 )
-_no_hash = click.option("--no-hash", is_flag=True, help="No digests of copied bytes: verify cannot compare them.")
+_no_hash = click.option("--no-hash", is_flag=True, help="Skip digests of copied bytes; verify cannot check those.")
 
 
 def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
@@ -82,7 +82,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     default="cpu",
     show_default=True,
     metavar="cpu|cuda[:N]",
-    help="Where products of LoRA factors are computed; all else on the CPU. Other devices may differ in the last bit.",
+    help="Device for the products of LoRA factors; the rest runs on the CPU. Devices may differ in the last bit.",
 )
 @_memory
 @_dtype
@@ -91,33 +91,37 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     type=options.Choice(["nearest", "stochastic"]),
     default="nearest",
     show_default=True,
-    help="Stochastic, for outputs of 16 bits: keeps small updates on average; the same --seed gives the same bytes.",
+    help="stochastic, for 16-bit outputs: keeps small updates on average; the same --seed gives the same bytes.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --rounding stochastic and of dare.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Random seed of --rounding stochastic and of dare."
+)
 @click.option(
     "--method",
     type=options.Choice(["ties", "dare", "dare-ties"]),
-    help="How the updates of several adapters become one, as in combine; by default they are added. No rank is cut.",
+    help="How to combine the updates of several adapters, as in combine; default: add them. Ranks are not reduced.",
 )
-@click.option("--density", type=float, metavar="SHARE", help="Of the values of each update, for --method.")
+@click.option(
+    "--density", type=float, metavar="SHARE", help="With --method: share of the values of each update to keep."
+)
 @click.option(
     "--sign",
     type=options.Choice(["total", "frequency"]),
     default="total",
     show_default=True,
-    help="Of ties: the sign of the sum of what stays, or that of most.",
+    help="For ties: elect the sign of each value by the sum of the kept values, or by majority.",
 )
 @_max_shard_size
-@click.option("--dequantize", is_flag=True, help="Write all weights of a quantized base dense.")
+@click.option("--dequantize", is_flag=True, help="Dequantize all weights of a quantized base.")
 @click.option(
     "--keep-quantized",
     is_flag=True,
-    help="Write only those weights of a quantized base dense that change; the codes of all others are copied.",
+    help="Dequantize only the weights that change; copy the quantized codes of all others.",
 )
 @click.option(
     "--requantize",
     is_flag=True,
-    help="Put those weights that change into the codes of the base again (NF4, FP4, INT8, FP8 in blocks), which costs "
+    help="Quantize the changed weights again in the base's scheme (NF4, FP4, INT8, block FP8), which loses "
     "part of the update.",
 )
 @click.option(
@@ -126,14 +130,13 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     metavar="S",
     default=0.9,
     show_default=True,
-    help="With --requantize: the share S of the update that must be kept; less than S or more than 2 - S is not "
-    "written.",
+    help="With --requantize: the share S of the update that must survive; below S or above 2 - S nothing is written.",
 )
 @click.option(
     "--as-trained",
     metavar="nf4|fp4|int8[,double][,block=64]",
-    help="For an adapter of QLoRA and the base in 16 bits: merge into what bitsandbytes makes of it on loading, "
-    "quantized and decoded.",
+    help="For a QLoRA adapter and its 16-bit base: merge into the weights as bitsandbytes sees them on loading, "
+    "quantized and dequantized.",
 )
 @click.option(
     "--strength",
@@ -147,9 +150,9 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @_verify
 @_hash
 @_no_hash
-@click.option("--resume", is_flag=True, help="Go on where an interrupted merge into OUT stopped.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted merge into OUT.")
 @options.distribution
-@click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Plan and report; write nothing.")
 @options.force
 @options.overwrite
 @options.output_format
@@ -189,11 +192,11 @@ def command(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Write BASE with every ADAPTER merged into it: W + Σ s·BA, in windows of rows, rounded once.
+    """Merge every ADAPTER into BASE: W + Σ s·BA, in windows of rows, rounded once.
 
-    ADAPTER=0.7 merges an adapter at that strength; a path that exists is taken as it is.
+    ADAPTER=0.7 merges an adapter at that strength; an argument that is an existing path is taken whole.
 
-    BASE is a folder with safetensors, .bin shards or one .pt file, or a pipeline of diffusers. The output keeps its
+    BASE is a folder with safetensors, .bin shards or one .pt file, or a diffusers pipeline. The output keeps its
     files, names and container.
     """
     from loraformat.jobs.merge import merge
@@ -253,9 +256,9 @@ def command(
 @_verify
 @_hash
 @_no_hash
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run to OUT.")
 @options.distribution
-@click.option("--dry-run", is_flag=True, help="Plan and report, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Plan and report; write nothing.")
 @options.overwrite
 @options.output_format
 def dequantize(
@@ -278,10 +281,10 @@ def dequantize(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Write BASE, a quantized model, with all weights dense, in windows of rows, rounded once.
+    """Write the quantized model BASE with all of its weights dense, in windows of rows, rounded once.
 
-    A weight is what the library of its scheme computes. Without --dtype the output has the dtype that the scheme or
-    config.json states.
+    Each weight has the value that the library of its scheme computes. Without --dtype the output has the dtype that the
+    scheme or config.json states.
     """
     from loraformat.jobs.merge import dequantize as run
     from loraformat.report.terminal.text import progress

@@ -17,9 +17,17 @@ from loraformat.cli import completers, options
     required=True,
     metavar="FILE",
     shell_complete=completers.paths,
-    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears whole or not at all.",
+    help="File to write: .html, or .svg, .png, .pdf with the extra [plot]. It appears complete or not at all.",
 )
 @options.base_values
+@click.option(
+    "--made-by",
+    multiple=True,
+    metavar="REPORT",
+    shell_complete=completers.paths,
+    help="JSON report of the command that wrote ADAPTER (resize, combine or extract with --format json): adds the "
+    "error of each weight. Repeat for each ADAPTER, in the same order.",
+)
 @options.alpha
 @options.assume
 @options.source_format
@@ -30,6 +38,7 @@ def command(
     adapters: tuple[str, ...],
     out: str,
     base: str | None,
+    made_by: tuple[str, ...],
     alpha: float | None,
     assume: tuple[tuple[str, Any], ...],
     source_format: str | None,
@@ -37,9 +46,9 @@ def command(
     overwrite: bool,
     output_format: str,
 ) -> None:
-    """Draw each ADAPTER: norms over layers and modules, singular values, a table; with --base, changes of weights.
+    """Plot each ADAPTER: norms by layer and module, singular values, a table; with --base, changes of the weights.
 
-    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are drawn over their steps.
+    Checkpoints of one run (checkpoint-100, checkpoint-200, …) are plotted over their steps.
     """
     from loraformat.jobs.plot import plot
     from loraformat.report.terminal.text import progress
@@ -52,6 +61,7 @@ def command(
             alpha=alpha,
             assumptions=options.assumptions(assume),
             format=source_format,
+            made_by=made_by,
             overwrite=overwrite,
             jobs=options.threads(jobs),
             progress=advance,

@@ -27,7 +27,7 @@ def report_file(value: str) -> tuple[str, str]:
     form, separator, path = value.partition("=")
     if not separator or form not in FORMS or not path:
         raise click.BadParameter(
-            f"{value!r}: write FORM=FILE with one of the forms {', '.join(FORMS)}.{options.nearest_to(form, FORMS)}"
+            f"{value!r}: write FORM=FILE with one of the formats {', '.join(FORMS)}.{options.nearest_to(form, FORMS)}"
         )
     return form, path
 
@@ -55,9 +55,11 @@ def runtime(value: str) -> str:
     multiple=True,
     metavar="RUNTIME",
     shell_complete=completers.runtimes,
-    help="Where it is to be loaded: vllm, peft==0.10 …; repeatable. `loraformat explain targets` lists all.",
+    help="Runtime that must load it: vllm, peft==0.10 …; repeatable. `loraformat explain targets` lists all.",
 )
-@click.option("--max-lora-rank", type=click.IntRange(min=1), help="Greatest rank that the runtime is told to allow.")
+@click.option(
+    "--max-lora-rank", type=click.IntRange(min=1), help="Highest rank that the runtime is configured to allow."
+)
 @click.option(
     "--select",
     multiple=True,
@@ -75,7 +77,7 @@ def runtime(value: str) -> str:
 @click.option(
     "--fail-on",
     type=options.Choice(["error", "warning", "never"]),
-    help="Least severity that makes the exit code 1.  [default: error]",
+    help="Exit with 1 on findings of this severity or worse.  [default: error]",
 )
 @options.alpha
 @options.assume
@@ -87,7 +89,7 @@ def runtime(value: str) -> str:
     default="text",
     is_eager=True,
     callback=options.remember,
-    help="Form of the report on stdout.",
+    help="Format of the report on stdout.",
 )
 @click.option(
     "--report",
@@ -96,15 +98,15 @@ def runtime(value: str) -> str:
     metavar="FORM=FILE",
     shell_complete=completers.reports,
     multiple=True,
-    help="Write the report to a file too, in any of the forms; repeatable.",
+    help="Also write the report to a file, in any of the formats; repeatable.",
 )
 @click.option(
     "--config",
     metavar="FILE",
     shell_complete=completers.paths,
-    help="Settings; by default loraformat.toml or pyproject.toml of the project's root, never of what is judged.",
+    help="Settings file; default: loraformat.toml or pyproject.toml of the project's root, never inside the adapters.",
 )
-@click.option("--isolated", is_flag=True, help="Use no settings file.")
+@click.option("--isolated", is_flag=True, help="Ignore all settings files.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -122,11 +124,11 @@ def command(
     isolated: bool,
     **judged: Any,  # noqa: ANN401 - what is handed on to the job
 ) -> None:
-    """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 where errors are found.
+    """Check each ADAPTER (a folder or a file), alone or against its base. Exit code 1 if there are errors.
 
-    A config or weight file of a folder stands for that folder, so that hooks can name the files that changed. A folder
-    stands for the adapters below it too: checkpoints of a run, adapters that PEFT keeps in subfolders.
-    Where no rule ran on an adapter, say because all that were selected need --base, the exit code is 2.
+    A config or weight file stands for its folder, so that hooks can pass the changed files. A folder includes the
+    adapters below it: checkpoints of a run, PEFT's subfolders. If no rule ran on an adapter, for example because all
+    selected rules need --base, the exit code is 2.
     """
     from loraformat.diagnostics import Severity
     from loraformat.jobs.inputs.discovery import discover
@@ -201,7 +203,7 @@ def _settings(config: str | None, isolated: bool, judged: Sequence[str]) -> Sett
         settings = find_settings(".", judged)
         other = passed_over(".", settings)
         if other:
-            said = "not obeyed, it lies in what is judged or in no project's root (--config names it)"
+            said = "ignored: it is inside the adapters or outside of a project's root (--config names it)"
             click.echo(f"settings: {show(other)}: {said}", err=True)
     if settings.source:
         click.echo(f"settings: {show(settings.source)}", err=True)

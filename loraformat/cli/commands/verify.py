@@ -1,4 +1,4 @@
-"""loraformat verify and loraformat card: what stands beside an output, for programs and for people."""
+"""loraformat verify and loraformat card: the manifest and the model card of an output."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loraformat.cli import completers, options
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The base of the merge; what was copied from it is compared with it.",
+    help="The base of the merge, to compare the copied tensors with.",
 )
 @options.jobs
 @options.output_format
 @click.pass_context
 def command(ctx: click.Context, out: str, base: str | None, jobs: int | None, output_format: str) -> None:
-    """Compare the merged checkpoint OUT with what merge wrote about it. Exit code 1 where it differs.
+    """Check the merged checkpoint OUT against the manifest that merge wrote. Exit code 1 if it differs.
 
-    Every byte is compared with a digest that was made while it was written, or counted as not compared.
+    Every byte is compared with a digest taken while it was written; bytes without a digest are reported.
     """
     from loraformat.jobs.verify import verify
 
@@ -35,19 +35,19 @@ def command(ctx: click.Context, out: str, base: str | None, jobs: int | None, ou
 
 @click.command("card")
 @click.argument("path", shell_complete=completers.paths)
-@click.option("-o", "--out", metavar="FILE", shell_complete=completers.paths, help="File to write; stdout by default.")
+@click.option("-o", "--out", metavar="FILE", shell_complete=completers.paths, help="File to write; default: stdout.")
 @click.option(
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The base: its name, license, language and task are those of the card.",
+    help="The base; the card takes over its name, license, language and task.",
 )
-@click.option("--name", metavar="OWNER/NAME", help="Under which others load it; by default that of the address.")
+@click.option("--name", metavar="OWNER/NAME", help="Name under which others load it; default: the one in the address.")
 @options.output_format
 def card(path: str, out: str | None, base: str | None, name: str | None, output_format: str) -> None:
     """Write the model card (README.md) of the adapter, merged or quantized model PATH.
 
-    What a person wrote outside of the marked part, and fields of the front matter that a person set, stay.
+    Text outside the marked part stays, and so do fields of the front matter that a person set.
     """
     from loraformat.diagnostics import show
     from loraformat.jobs.card.verb import card as run

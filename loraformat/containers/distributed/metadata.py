@@ -1,7 +1,7 @@
-"""What `.metadata` says of a checkpoint of torch.distributed: the tensors, and which bytes of which file each shard is.
+"""The `.metadata` of a torch.distributed checkpoint: its tensors, and the file and bytes of each shard.
 
-Every number in it is checked before it is used: each tensor is covered by its shards exactly once, each shard lies
-inside a file of the folder, and no two lie on the same bytes.
+Every number in it is checked before it is used: each tensor is covered by its shards exactly once, each shard is inside
+a file of the folder, and no two share bytes.
 
 Source: torch 2.13.0, distributed/checkpoint/filesystem.py `_StorageInfo`, `FileSystemReader.read_data`.
 """
@@ -87,7 +87,7 @@ def read_contents(data: bytes, files: Mapping[str, int]) -> Contents:
     objects: list[str] = []
     for name, what in described.items():
         if not isinstance(name, str):
-            raise InvalidHeader("a tensor whose name is not a text", where=METADATA)
+            raise InvalidHeader("a tensor name that is not a string", where=METADATA)
         if isinstance(what, Record) and what.kind == "BytesStorageMetadata":
             objects.append(name)
             _stored(show(name, 200), stored.get(IndexKey.of(name, None)), files)
@@ -106,7 +106,7 @@ def _tensor(name: str, what: object, stored: Mapping[object, object], files: Map
     shape = _sizes(_field(what, "TensorStorageMetadata", "size"), shown)
     dtype = dtype_of(_field(_field(what, "TensorStorageMetadata", "properties"), "TensorProperties", "dtype"))
     if dtype is None:
-        raise ContainerError(f"{shown}: a dtype that is not read", where=METADATA)
+        raise ContainerError(f"{shown}: unsupported dtype", where=METADATA)
     if math.prod(max(size, 1) for size in shape) * dtype.itemsize >= 1 << 63:
         raise InvalidHeader(f"{shown}: shape {list(shape)} is too large", where=METADATA)
     chunks = _field(what, "TensorStorageMetadata", "chunks")
@@ -126,12 +126,12 @@ def _tensor(name: str, what: object, stored: Mapping[object, object], files: Map
 def _stored(shown: str, info: object, files: Mapping[str, int]) -> tuple[str, int, int]:
     """(file, first byte, bytes) of an item."""
     if info is None:
-        raise InvalidHeader(f"{shown}: where a shard is stored is not said", where=METADATA)
+        raise InvalidHeader(f"{shown}: the location of a shard is missing", where=METADATA)
     file, start, nbytes = (_field(info, "_StorageInfo", name) for name in ("relative_path", "offset", "length"))
     if isinstance(info, Record) and info.fields and info.fields.get("transform_descriptors"):
-        raise ContainerError(f"{shown}: a compressed or encrypted shard, which is not read", where=METADATA)
+        raise ContainerError(f"{shown}: a compressed or encrypted shard, which is not supported", where=METADATA)
     if not isinstance(file, str) or "/" in file or "\\" in file or file in ("", ".", ".."):
-        raise InvalidHeader(f"{shown}: a shard in {_shown(file)}, which the folder does not hold", where=METADATA)
+        raise InvalidHeader(f"{shown}: a shard in {_shown(file)}, which the folder does not contain", where=METADATA)
     if file not in files:
         raise ContainerError(f"{shown}: its shard's file {show(file, 80)} is missing", where=METADATA)
     if not _is_count(start) or not _is_count(nbytes):
@@ -154,9 +154,9 @@ def _check_grid(shown: str, shape: tuple[int, ...], shards: Sequence[Shard]) -> 
     Raises: InvalidHeader (LF003).
     """
     if any(len(shard.offsets) != len(shape) or len(shard.shape) != len(shape) for shard in shards):
-        raise InvalidHeader(f"{shown}: a shard with another number of axes than {len(shape)}", where=METADATA)
+        raise InvalidHeader(f"{shown}: a shard whose number of axes is not {len(shape)}", where=METADATA)
     if not shards or len({shard.offsets for shard in shards}) != len(shards):
-        what = "no shards" if not shards else "two shards at one place"
+        what = "no shards" if not shards else "two shards at the same offsets"
         raise InvalidHeader(f"{shown}: {what}", where=METADATA)
     cells = 1
     for axis, size in enumerate(shape):
@@ -164,10 +164,10 @@ def _check_grid(shown: str, shape: tuple[int, ...], shards: Sequence[Shard]) -> 
         lengths = {first: after - first for first, after in pairwise([*starts, size])}
         cells *= len(starts)
         if starts[0] or any(shard.shape[axis] != lengths[shard.offsets[axis]] for shard in shards):
-            text = f"{shown}: along axis {axis} its shards overlap, leave a hole, or are no regular grid of {size}"
+            text = f"{shown}: along axis {axis} its shards overlap, leave gaps, or do not form a regular grid of {size}"
             raise InvalidHeader(text, where=METADATA)
     if cells != len(shards):
-        raise InvalidHeader(f"{shown}: {len(shards)} shards, its grid has {cells}", where=METADATA)
+        raise InvalidHeader(f"{shown}: {len(shards)} shards, but the grid has {cells} cells", where=METADATA)
 
 
 def _check_apart(file: str, shards: Sequence[Shard]) -> None:
@@ -193,7 +193,7 @@ def _dict(value: object) -> dict[object, object]:
 def _sizes(value: object, shown: str) -> tuple[int, ...]:
     found = integers_of(value)
     if found is None or len(found) > _MOST_DIMENSIONS or not all(map(_is_count, found)):
-        raise InvalidHeader(f"{shown}: a shape or place that cannot be", where=METADATA)
+        raise InvalidHeader(f"{shown}: an impossible shape or offset", where=METADATA)
     return found
 
 

@@ -143,7 +143,7 @@ class _MetadataMachine(Machine):
         arguments, found = self.pop(), self.pop()
         kind = _OBJECTS.get((found.module, found.name)) if isinstance(found, Symbol) else None
         if kind is None or arguments != ():
-            self.refuse("the pickle makes an object that no checkpoint has; it was not executed")
+            self.refuse("the pickle creates an object that checkpoints do not contain; it was not executed")
         self.stack.append(Record(kind))
 
     def build(self) -> None:
@@ -163,7 +163,7 @@ class _MetadataMachine(Machine):
         """A name whose two parts are on the stack."""
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
-            self.refuse("the pickle names something by what is not a text")
+            self.refuse("the pickle names something by a value that is not a string")
         self.name(Symbol(module, name))
 
     def frame(self) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint of torch.distributed, put together from their shards as rows are asked for.
+"""The tensors of a torch.distributed checkpoint, assembled from their shards on demand.
 
 Source: torch 2.13.0, distributed/checkpoint/filesystem.py `_write_item`: an item is what
 torch.save makes of one tensor.

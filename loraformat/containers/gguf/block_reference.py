@@ -1,4 +1,4 @@
-"""Blocks of GGUF in float64, element by element from the places of its bits; nothing is shared with `blocks`.
+"""GGUF blocks decoded in float64, element by element from the positions of their bits; shares nothing with `blocks`.
 
 Source: llama.cpp of llama_cpp_python 0.3.36, ggml/src/ggml-quants.c `dequantize_row_*`.
 """

@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read so that each way to be wrong has its own message.
+"""The header of a GGUF file, parsed with a specific message for each fault.
 
 Source: the GGUF specification, versions 2 and 3 (ggml, docs/gguf.md); gguf 0.19.0, gguf_reader.py; llama.cpp of
 llama_cpp_python 0.3.36, ggml/src/gguf.cpp. What llama.cpp reads is read here. Refused beyond it: bytes after the data,
@@ -113,7 +113,7 @@ def read_header(store: Source, path: str) -> Header:
         refuse_foreign(head, path, zip_is_foreign=True)
         raise NotATensorFile('the file does not begin with "GGUF"', where=path, hint="download it again")
     if nbytes < _PREFIX_NBYTES:
-        raise TruncatedFile(f"{nbytes} bytes, the first part of the header alone takes {_PREFIX_NBYTES}", where=path)
+        raise TruncatedFile(f"{nbytes} bytes, the fixed part of the header alone takes {_PREFIX_NBYTES}", where=path)
     version = _version(head, path)
     reader = _Reader(store, path, nbytes)
     reader.skip(8)
@@ -124,7 +124,7 @@ def read_header(store: Source, path: str) -> Header:
     for number in range(field_count):
         key, field = _field(reader, number)
         if key in fields:
-            raise reader.wrong(f'the setting "{_short(key)}" stands there twice')
+            raise reader.wrong(f'the setting "{_short(key)}" appears twice')
         fields[key] = field
     alignment = _alignment(fields, path)
     listed = [_listed(reader, number) for number in range(tensor_count)]
@@ -154,7 +154,7 @@ class _Reader:
             text = f"the header needs {count} bytes at byte {self.position}, the file ends at byte {self._nbytes}"
             raise TruncatedFile(text, where=self.path)
         if end > MOST_HEADER_NBYTES:
-            raise self.wrong(f"a header of more than {MOST_HEADER_NBYTES} bytes")
+            raise self.wrong(f"the header is larger than {MOST_HEADER_NBYTES} bytes, the most that is read")
         if end > len(self._buffer):
             more = max(end - len(self._buffer), _BLOCK_NBYTES)
             self._buffer += self._store.read(self.path, len(self._buffer), min(more, self._nbytes - len(self._buffer)))
@@ -202,11 +202,15 @@ def _version(head: bytes, where: str) -> int:
         return int(version)
     if swapped in (1, *VERSIONS):
         raise InvalidHeader(
-            f"a big-endian GGUF file of version {swapped}; only little-endian ones are read",
+            f"a big-endian GGUF file of version {swapped}; only little-endian files are supported",
             where=where,
             hint="convert it with gguf_convert_endian.py of the gguf package",
         )
-    raise InvalidHeader(f"GGUF of version {version}; versions 2 and 3 are read", where=where, hint="convert it anew")
+    raise InvalidHeader(
+        f"GGUF version {version}; only versions 2 and 3 are supported",
+        where=where,
+        hint="convert it again with a current llama.cpp",
+    )
 
 
 def _field(reader: _Reader, number: int) -> tuple[str, Field]:
@@ -233,7 +237,7 @@ def _scalar(reader: _Reader, kind: ValueType, key: str) -> Scalar:
     found: Scalar = value
     if kind.name == "BOOL":
         if value not in (0, 1):
-            raise reader.wrong(f'the setting "{_short(key)}" is a boolean of the byte {value}')
+            raise reader.wrong(f'the setting "{_short(key)}" is a boolean stored as the byte {value}')
         return bool(value)
     return found
 

@@ -1,4 +1,4 @@
-"""A GGUF file laid out to be written: the header is complete before any value is.
+"""The layout of a GGUF file to write: the header is complete before any value is written.
 
 Source: the GGUF specification, version 3 (ggml, docs/gguf.md).
 """
@@ -119,7 +119,7 @@ def field(key: str, value: Json) -> bytes:
     if isinstance(value, list):
         kinds = {_type_of(key, item) for item in value}
         if len(kinds) != 1:
-            raise ContainerError(f"{key}: GGUF holds lists whose items are of one type")
+            raise ContainerError(f"{key}: all items of a GGUF list must have one type")
         (kind,) = kinds
         items = b"".join(_scalar(kind, item) for item in value)
         code = struct.pack("<IIQ", VALUE_BY_NAME["ARRAY"].code, VALUE_BY_NAME[kind].code, len(value))
@@ -137,7 +137,7 @@ def _type_of(key: str, value: Json) -> str:
         return "UINT32"
     if isinstance(value, float):
         return "FLOAT32"
-    raise ContainerError(f"{key}: a value that a setting of GGUF cannot hold")
+    raise ContainerError(f"{key}: GGUF settings cannot hold this value")
 
 
 def _scalar(kind: str, value: Json) -> bytes:
@@ -155,9 +155,9 @@ def _text(text: str) -> bytes:
 
 def _info(name: str, dtype: DType, shape: Sequence[int], kind: ElementType | None, offset: int) -> bytes:
     if kind is None:
-        raise ContainerError(f"{name}: a GGUF file holds no {dtype.safetensors}")
+        raise ContainerError(f"{name}: GGUF files cannot store {dtype.safetensors}")
     if len(name.encode("utf-8")) > MOST_NAME_NBYTES or not name:
-        raise ContainerError(f"{name}: a name of 1 to {MOST_NAME_NBYTES} bytes is expected")
+        raise ContainerError(f"{name}: expected a name of 1 to {MOST_NAME_NBYTES} bytes")
     if len(shape) > MOST_DIMENSIONS:
         raise ContainerError(f"{name}: {len(shape)} dimensions, a GGUF file holds at most {MOST_DIMENSIONS}")
     sizes = list(reversed(shape))

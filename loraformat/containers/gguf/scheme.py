@@ -1,4 +1,4 @@
-"""Weights of a GGUF base in block types, as a quantization scheme: a tensor is its own codes and scales."""
+"""GGUF block types as a quantization scheme: each tensor holds its own codes and scales."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _blocks(stored: Checkpoint, weight: QuantizedWeight, start: int, stop: int) 
     if kind.name not in DECODERS:
         known = ", ".join(DECODERS)
         raise UnsupportedUpdate(
-            f"the weight is stored as {kind.name}, whose codes are not read",
+            f"the weight is stored as {kind.name}, which is not supported",
             where=weight.name,
-            hint=f"read are {known}",
+            hint=f"supported: {known}",
         )
     return np.frombuffer(stored.weights[part].raw(start, stop), np.uint8).reshape(-1, kind.nbytes)

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file: as they are stored, and by their values."""
+"""The tensors of a GGUF file, as stored and decoded."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _lazy(store: Source, path: str, name: str, info: TensorInfo) -> LazyTensor:
     def read(start: int, stop: int) -> Values:
         if kind.name not in DECODERS:
             known = ", ".join(DECODERS)
-            text = f"the tensor is stored as {kind.name}, whose codes are not read"
-            raise UnsupportedUpdate(text, where=name, hint=f"read are {known}")
+            text = f"the tensor is stored as {kind.name}, which is not supported"
+            raise UnsupportedUpdate(text, where=name, hint=f"supported: {known}")
         blocks = read_rows(store, tensor, start, stop).reshape(-1, kind.nbytes)
         values: Values = decode(kind.name, blocks, kind.elements)
         return values.reshape(stop - start, *info.shape[1:])

@@ -1,7 +1,7 @@
-"""Quantized bases: the table of the schemes that are read, each a module beside this one.
+"""Quantized bases: the supported schemes, one module each.
 
-A base of any other scheme is opened as the tensors that stand in its files, and refused by name where its weights are
-needed (`matching/quantized.py`).
+A base of any other scheme is opened as the tensors in its files, and refused with the name of the scheme if its weights
+are needed (`matching/quantized.py`).
 """
 
 from __future__ import annotations

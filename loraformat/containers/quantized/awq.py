@@ -61,8 +61,8 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     size = whole_number(dict(values), "group_size" if "group_size" in values else "q_group_size", settings.file)
     version = values.get("version", "gemm")
     if not isinstance(version, str) or version.lower() != "gemm":
-        text = f"version {show(str(version), 40)} packs codes in another order, which is not read"
-        raise FormatError(text, where=settings.file, hint="only gemm is read")
+        text = f"version {show(str(version), 40)} packs codes in another order, which is not supported"
+        raise FormatError(text, where=settings.file, hint="only gemm is supported")
     held = Held()
     return {f"{module}.weight": _weight(stored, module, size, held) for module in modules_with(stored, ".qweight")}
 

@@ -63,7 +63,9 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     used = {part for weight in found.values() for part in weight.parts}
     for name, tensor in stored.tensors.items():
         if name.endswith(_SCALES[0]) and name not in used:
-            text = f"{show(name, 200)} scales no weight: {show(name.removesuffix('_scale_inv'), 200)} is not float8"
+            text = (
+                f"{show(name, 200)} has no weight to scale: {show(name.removesuffix('_scale_inv'), 200)} is not float8"
+            )
             raise FormatError(text, where=tensor.file)
     return found
 
@@ -99,7 +101,9 @@ def _weight(stored: Checkpoint, name: str, tensor: StoredTensor, block: Block) -
         )
         raise FormatError(text, where=grid.file)
     if grid.dtype not in (DType.F32, DType.BF16, DType.F16, DType.F8_E8M0, DType.U8):
-        raise FormatError(f"{show(scales, 200)} is {grid.dtype.safetensors}, no dtype of scales", where=grid.file)
+        raise FormatError(
+            f"{show(scales, 200)} is {grid.dtype.safetensors}, expected a dtype of scales", where=grid.file
+        )
     beside = tuple(f"{module}{end}" for end in _BESIDE if f"{module}{end}" in stored.tensors)
     return QuantizedWeight(name, tensor.shape, dtype_of(stored), (name, scales, *beside), block)
 

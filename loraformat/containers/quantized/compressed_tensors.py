@@ -90,19 +90,19 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
         if is_codes:
             found[f"{module}.weight"] = _weight(stored, module, _group_of(module, groups, tensor.file))
         elif last == "weight_scale" and not {f"{module}.weight_packed", f"{module}.weight"} & stored.tensors.keys():
-            raise FormatError(f"{show(name, 200)} scales no weight", where=tensor.file)
+            raise FormatError(f"{show(name, 200)} has no weight to scale", where=tensor.file)
     return found
 
 
 def _refuse_unread(settings: Settings) -> None:
     transform = settings.values.get("transform_config")
     if isinstance(transform, Mapping) and transform.get("config_groups"):
-        text = "transform_config: the weights are stored in a rotated basis, which is not read"
+        text = "transform_config: the weights are stored in a rotated basis, which is not supported"
         raise FormatError(text, where=settings.file)
     sparsity = settings.values.get("sparsity_config")
     kind = sparsity.get("format") if isinstance(sparsity, Mapping) else None
     if kind not in (None, "dense"):
-        raise FormatError(f"sparsity_config: the format {show(str(kind), 40)} is not read", where=settings.file)
+        raise FormatError(f"sparsity_config: the format {show(str(kind), 40)} is not supported", where=settings.file)
 
 
 def _groups(settings: Settings) -> tuple[_Group, ...]:
@@ -120,8 +120,8 @@ def _group(name: str, value: Json, settings: Settings) -> _Group:
         raise FormatError("expected targets and weights", where=where)
     kind = value.get("format") or settings.values.get("format")
     if kind not in (_PACKED, *_EIGHT_BITS, *_FP4_GROUPS):
-        text = f"the format {show(str(kind), 60)} is not read"
-        raise FormatError(text, where=where, hint=f"read are {', '.join((_PACKED, *_EIGHT_BITS, *_FP4_GROUPS))}")
+        text = f"the format {show(str(kind), 60)} is not supported"
+        raise FormatError(text, where=where, hint=f"supported: {', '.join((_PACKED, *_EIGHT_BITS, *_FP4_GROUPS))}")
     bits, size, block = scheme.get("num_bits"), scheme.get("group_size"), scheme.get("block_structure")
     if not isinstance(bits, int) or isinstance(bits, bool) or bits not in (3, 4, 8):
         raise FormatError(f"num_bits: expected 3, 4 or 8, found {show(str(bits), 40)}", where=where)
@@ -160,10 +160,12 @@ def _group_of(module: str, groups: Sequence[_Group], file: str) -> _Group:
             if target.startswith("re:"):
                 hit = fullmatch(f"(?:{target[3:]}).*", module)
                 if hit is None:
-                    raise FormatError(f"the target {show(target, 80)} is a pattern that is not evaluated", where=file)
+                    raise FormatError(
+                        f"the target {show(target, 80)} is a regular expression, which is not evaluated", where=file
+                    )
                 if hit:
                     return group
-    raise FormatError(f"{show(module, 200)}: no group of config_groups has it as a target", where=file)
+    raise FormatError(f"{show(module, 200)}: it is a target of no group in config_groups", where=file)
 
 
 def _weight(stored: Checkpoint, module: str, group: _Group) -> QuantizedWeight:

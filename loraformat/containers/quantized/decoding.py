@@ -1,4 +1,4 @@
-"""A quantized base as the weights that it means, with a way to their values."""
+"""The decoded weights of a quantized base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decoded(stored: Checkpoint) -> Checkpoint:
         _check_parts(stored, weights)
         _check_others(stored, weights, found)
     except (FormatError, InvalidJson) as error:
-        text = f"the base is quantized ({found}), and cannot be read: {error.message}"
+        text = f"the base is quantized ({found}) and cannot be decoded: {error.message}"
         raise FormatError(text, where=error.location, hint=error.hint) from error
     return of_scheme(replace(stored, quantized=Quantized(found, stored, weights)))
 
@@ -184,13 +184,15 @@ def _check_parts(stored: Checkpoint, weights: Mapping[str, QuantizedWeight]) -> 
     parts = {part for weight in weights.values() for part in weight.parts}
     for name, weight in weights.items():
         if not math.prod(weight.shape):
-            text = f"{show(name, 200)}: a weight in codes has no elements, its shape is {list(weight.shape)}"
+            text = f"{show(name, 200)}: a quantized weight is empty, its shape is {list(weight.shape)}"
             raise FormatError(text, where=stored.uri)
         missing = next((part for part in weight.parts if part not in stored.tensors), None)
         if missing is not None:
             raise FormatError(f"{show(name, 200)}: {show(missing, 200)} is missing", where=stored.uri)
         if name in stored.tensors and name not in parts:
-            raise FormatError(f"{show(name, 200)} is stored dense and in codes", where=stored.tensors[name].file)
+            raise FormatError(
+                f"{show(name, 200)} is stored twice, dense and quantized", where=stored.tensors[name].file
+            )
 
 
 def _check_others(stored: Checkpoint, weights: Mapping[str, QuantizedWeight], scheme: str) -> None:
@@ -202,5 +204,5 @@ def _check_others(stored: Checkpoint, weights: Mapping[str, QuantizedWeight], sc
         owner = None if name in parts else code_owner(stored, name)
         if owner is not None:
             text = f"{show(name, 200)} ({owner or tensor.dtype.safetensors}) belongs to no weight in {scheme}"
-            hint = "the settings of the base and its tensors are of different schemes, or a part of a weight is missing"
+            hint = "the base's settings and tensors use different schemes, or part of a weight is missing"
             raise FormatError(text, where=tensor.file, hint=hint)

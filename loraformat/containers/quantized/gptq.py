@@ -71,8 +71,8 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     size = whole_number(dict(settings.values), "group_size", settings.file)
     label = settings.values.get("checkpoint_format", "gptq")
     if label not in _FORMATS:
-        text = f"checkpoint_format {show(str(label), 40)} stores permuted codes, which are not read"
-        raise FormatError(text, where=settings.file, hint="only gptq and gptq_v2 are read")
+        text = f"checkpoint_format {show(str(label), 40)} stores permuted codes, which are not supported"
+        raise FormatError(text, where=settings.file, hint="only gptq and gptq_v2 are supported")
     found = {}
     for module in modules_with(stored, ".qweight"):
         if settings.values.get("desc_act") is True and size != -1:
@@ -128,7 +128,7 @@ def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[st
     said = settings.values.get("checkpoint_format", "gptq")
     by_label = 0 if said == "gptq_v2" else 1
     if settings.values.get("sym") is not True:
-        text = f"codes are not symmetric, so zero points are read by the label alone: checkpoint_format {said}"
+        text = f"codes are asymmetric, so only checkpoint_format tells how zero points are stored: it is {said}"
         return by_label, text
     middle = 1 << (bits - 1)
     seen: set[int] = set()
@@ -145,7 +145,10 @@ def _added(stored: Checkpoint, settings: Settings, bits: int, names: Sequence[st
     if not seen or added == by_label:
         return by_label, ""
     true = "gptq" if added else "gptq_v2"
-    return added, f"checkpoint_format says {said}, all zero points are {min(seen)} as in {true}, which was believed"
+    return (
+        added,
+        f"checkpoint_format says {said}, all zero points are {min(seen)} as in {true}; the zero points were trusted",
+    )
 
 
 def _distinct(fields: NDArray[np.uint8]) -> Iterator[int]:

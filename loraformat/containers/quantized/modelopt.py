@@ -47,7 +47,7 @@ def weights(stored: Checkpoint) -> Mapping[str, QuantizedWeight]:
     assert settings is not None
     algorithm = settings.values.get("quant_algo")
     if algorithm not in _ALGORITHMS:
-        text = f"quant_algo {show(str(algorithm), 40)} is not read"
+        text = f"quant_algo {show(str(algorithm), 40)} is not supported"
         raise FormatError(text, where=settings.file, hint=f"only {' and '.join(_ALGORITHMS)} are read")
     found = {}
     for name, tensor in stored.tensors.items():
@@ -88,7 +88,9 @@ def _eight_bits(stored: Checkpoint, module: str) -> QuantizedWeight:
 
 def _beside(stored: Checkpoint, module: str) -> tuple[str, ...]:
     if f"{module}{_BESIDE[1]}" in stored.tensors:
-        text = f"{show(module, 200)}: its inputs are scaled before the product (pre_quant_scale), which is not read"
+        text = (
+            f"{show(module, 200)}: its inputs are scaled before the product (pre_quant_scale), which is not supported"
+        )
         raise FormatError(text, where=stored.tensors[f"{module}{_BESIDE[1]}"].file)
     return (f"{module}{_BESIDE[0]}",) if f"{module}{_BESIDE[0]}" in stored.tensors else ()
 

@@ -1,4 +1,4 @@
-"""The tensors that a quantized weight is stored in: found, checked, and read whole, by rows, by columns or as bytes."""
+"""The stored tensors of a quantized weight: found, checked, and read as a whole, by rows, by columns or as bytes."""
 
 from __future__ import annotations
 

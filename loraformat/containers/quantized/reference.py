@@ -1,4 +1,4 @@
-"""Codes as float64 by their fields, for references alone: nothing here is shared with what a merge decodes by."""
+"""Codes decoded to float64 from their bit fields, for `--verify`: shares nothing with the decoders of a merge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a quantization scheme is: everything that is known of how a tool stores weights as codes and scales."""
+"""The interface of a quantization scheme, and the table of all schemes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Module:
         """See `QuantizedScheme.weights`. Raises: FormatError (LF012): there is none."""
         found = self._module.weights(stored)
         if not found:
-            text = f"the settings say {self.methods[0]}, and no weight is stored so"
+            text = f"the settings say {self.methods[0]}, but no weight is stored that way"
             raise FormatError(text, where=stored.uri)
         return found
 

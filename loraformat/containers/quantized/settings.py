@@ -1,4 +1,4 @@
-"""What a base says of its quantization, and what an output must say: in config.json, and in files beside it."""
+"""The quantization settings of a base and of an output, in config.json and in separate files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A torch file laid out to be written: the zip around the tensors, known before any value is.
+"""The layout of a torch file to write: the zip around the tensors, known before any value.
 
 Records are stored, begin at multiples of 64 bytes as torch.save has it, and bear no date, so that equal contents give
 equal bytes. Source: PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3; torch 2.13, caffe2/serialize/inline_container.cc.
@@ -115,7 +115,7 @@ def _wrapped(inner: dict[str, object], wrapper: tuple[str, ...], extras: Mapping
             key = key.removeprefix(f"{wrapper[number]}.")
             number += 1
         if key in levels[number]:
-            raise ContainerError(f'"{dotted}" cannot stand beside the tensors: a tensor has that name')
+            raise ContainerError(f'"{dotted}" cannot be stored with the tensors: a tensor already has that name')
         levels[number][key] = value
     return levels[0]
 

@@ -22,7 +22,7 @@ MOST_OPCODES = 10_000_000
 MOST_MEMO = 1_000_000
 _MOST_ARGUMENTS = 16  # of a call; and sizes, which torch limits to 64
 _MOST_SIZES = 64
-_HINT = "save the tensors alone, as safetensors, where the file came from"
+_HINT = "save only the tensors, as safetensors, where the file was made"
 
 _STORAGES: Final = {
     "DoubleStorage": DType.F64,
@@ -158,7 +158,7 @@ class Machine:
     def _run(self) -> object:
         if self.data[:1] != b"\x80" or self.data[1] not in self.protocols:
             numbers = " or ".join(map(str, self.protocols))
-            self.refuse(f"a pickle that is not of protocol {numbers}, which {self.writer} writes")
+            self.refuse(f"the pickle protocol is not {numbers}, which {self.writer} writes")
         self.position = 2
         known = self.steps
         steps = 0
@@ -171,7 +171,7 @@ class Machine:
             step(self)
             steps += 1
             if steps > MOST_OPCODES:
-                self.refuse(f"a pickle of more than {MOST_OPCODES} steps")
+                self.refuse(f"a pickle of more than {MOST_OPCODES} opcodes")
         return self.result()
 
     def result(self) -> object:
@@ -205,7 +205,7 @@ class Machine:
         """The value on top of the stack."""
         value = self.stack.pop()
         if value is _MARK:
-            self.refuse("the pickle takes a value across a mark")
+            self.refuse("the pickle pops a value past a mark")
         return value
 
     def pop_group(self) -> list[object]:
@@ -222,9 +222,9 @@ class Machine:
     def put(self, index: int) -> None:
         """Remember the value on top of the stack."""
         if index >= MOST_MEMO:
-            self.refuse(f"a pickle that remembers more than {MOST_MEMO} values")
+            self.refuse(f"a pickle that memoizes more than {MOST_MEMO} values")
         if self.stack[-1] is _MARK:
-            self.refuse("the pickle remembers a mark")
+            self.refuse("the pickle memoizes a mark")
         if index >= len(self.memo):
             self.memo.extend([_MARK] * (index + 1 - len(self.memo)))
         self.memo[index] = self.stack[-1]
@@ -232,7 +232,7 @@ class Machine:
     def get(self, index: int) -> None:
         """Put a remembered value on the stack."""
         if index >= len(self.memo) or self.memo[index] is _MARK:
-            self.refuse(f"the pickle recalls value {index}, which it did not remember")
+            self.refuse(f"the pickle refers to memo {index}, which does not exist")
         self.stack.append(self.memo[index])
 
     def fill_list(self, values: list[object]) -> None:
@@ -266,7 +266,7 @@ class Machine:
     def name(self, found: Symbol) -> None:
         """Put a name on the stack."""
         if not self.is_known(found):
-            self.refuse(f"the pickle names {found}, which is not needed for tensors; it was not executed")
+            self.refuse(f"the pickle names {found}, which tensors do not need; it was not executed")
         self.stack.append(found)
 
     def storage(self) -> None:

@@ -1,4 +1,4 @@
-"""Which of the dicts in a torch file is the state dict, and what stands beside it."""
+"""Finds the state dict among the dicts of a torch file, and the values next to it."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def _wrapped_in(values: dict[object, object], where: str) -> str | None:
         return next(iter(inside))
     places = [*(["the outermost level"] if here else []), *(f'"{show(key)}"' for key in sorted(inside))]
     raise ContainerError(
-        f"tensors stand in several places: {', '.join(places[:4])}",
+        f"tensors are in several dicts: {', '.join(places[:4])}",
         where=where,
-        hint="save the state dict alone",
+        hint="save only the state dict",
     )
 
 
@@ -126,7 +126,7 @@ class _Plain:
         self._left -= 1
         if self._left < 0 or depth > DEEPEST:
             raise UnsafePickle(
-                f"more than {MOST_VALUES} values or {DEEPEST} levels beside the tensors", where=self._where
+                f"more than {MOST_VALUES} values or {DEEPEST} levels besides the tensors", where=self._where
             )
         if value is None or isinstance(value, (str, int, float)):
             return value
@@ -135,7 +135,7 @@ class _Plain:
         if isinstance(value, dict):
             found = {str(key): self.json(item, depth + 1) for key, item in value.items()}
             if len(found) != len(value):
-                raise UnsafePickle("a dict has a key both as a number and as a text", where=self._where)
+                raise UnsafePickle("a dict has one key both as a number and as a string", where=self._where)
             return found
         if isinstance(value, View):
             return f"tensor {value.dtype.safetensors} {list(value.shape)}"

@@ -73,7 +73,7 @@ def read_directory(store: Source, path: str, nbytes: int, *, has_folder: bool = 
     position = 0
     for name, central in sorted(zip(names, centrals, strict=True), key=lambda pair: pair[1].local):
         if not records and central.local:
-            raise InvalidHeader(f"{central.local} bytes stand before the archive", where=path)
+            raise InvalidHeader(f"{central.local} bytes precede the archive", where=path)
         if central.local < position:
             raise InvalidHeader(f'record "{show(name)}" overlaps the one before', where=path)
         record = _read_local(store, path, name, central, start)
@@ -115,7 +115,7 @@ def _find_directory(store: Source, path: str, nbytes: int) -> tuple[int, int, in
         end, count, length, start = _read_end64(store, path, tail, end)
         here, disk, first_disk = count, 0, 0
     if comment or disk or first_disk or here != count:
-        raise InvalidHeader("a zip of several parts or with a comment", where=path)
+        raise InvalidHeader("a multi-part zip, or one with a comment", where=path)
     if start + length != end:
         raise InvalidHeader(f"the zip directory ends at byte {start + length}, expected byte {end}", where=path)
     return start, count, length
@@ -165,7 +165,7 @@ def _central(name: bytes, fields: tuple[int, ...], extra: bytes, where: str) -> 
         raise InvalidHeader(
             f'record "{shown}" is compressed or encrypted, which torch.save never does',
             where=where,
-            hint="load it where it came from and save it again with torch.save, or as safetensors",
+            hint="load it where it was made and save it again with torch.save, or as safetensors",
         )
     wide = _zip64_field(extra)
     values = []
@@ -202,11 +202,11 @@ def _checked_names(names: list[bytes], where: str, *, has_folder: bool) -> list[
         parts = name.split("/")
         is_unsafe = any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name
         if is_unsafe or (len(parts) < 2) is has_folder:
-            raise InvalidHeader(f'"{show(name)}" is no name of a record', where=where)
+            raise InvalidHeader(f'"{show(name)}" is not a valid record name', where=where)
         tops.add(parts[0] if has_folder else "")
         below = "/".join(parts[1:]) if has_folder else name
         if below in found:
-            raise InvalidHeader(f'record "{show(below)}" stands twice in the directory', where=where)
+            raise InvalidHeader(f'record "{show(below)}" appears twice in the directory', where=where)
         found[below] = None
     if len(tops) > 1:
         raise InvalidHeader("records lie in several folders", where=where)

@@ -68,16 +68,14 @@ def solve(
         agreeing = found if len(found) == 1 else [reading for reading in found if decided == {reading.name}]
         if len(agreeing) != 1:
             names = " or ".join(reading.name for reading in found)
-            raise ConfigError(
-                f"the shapes do not decide between {names}", where=in_weights(module), hint="give the base with --base"
-            )
+            raise ConfigError(f"the shapes fit {names}", where=in_weights(module), hint="pass the base with --base")
         solved[module] = agreeing[0].name
     _check_roles(solved)
     unknown = {name for module, name in solved.items() if module not in shapes}
     if len(unknown) > 1:
         raise ConfigError(
             f"the factors seem to be stored in different ways: {'; '.join(sorted(unknown))}",
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     return solved
 
@@ -91,9 +89,9 @@ def _check_roles(solved: Mapping[str, str]) -> None:
     if len(set(linear.values())) > 1:
         one, other = (next(module for module, swapped in linear.items() if swapped is side) for side in (True, False))
         raise ConfigError(
-            f"{one} is read as {solved[one]}, {other} as {solved[other]}: A and B have different roles",
+            f"{one} must be {solved[one]}, but {other} must be {solved[other]}: A and B change roles",
             where=in_weights(one),
-            hint="exchange the names of A and B with --map, or rename the pairs that differ",
+            hint="swap the names of A and B with --map, or rename the pairs that differ",
         )
 
 
@@ -110,7 +108,7 @@ def _candidates(module: str, pair: Pair, rank: int | None, base: _Base) -> list[
         found = [reading for reading in found if reading.rank == rank] or found
     if not found:
         against = "" if base.shape is None else f" for a weight {base.shape}"
-        message = f"no reading gives a common rank: A {pair.a.shape}, B {pair.b.shape}{against}"
+        message = f"A and B have no common rank in any orientation: A {pair.a.shape}, B {pair.b.shape}{against}"
         raise ConfigError(message, where=in_weights(module))
     least = min(reading.rank for reading in found)
     return [reading for reading in found if reading.rank == least]

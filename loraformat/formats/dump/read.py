@@ -1,4 +1,4 @@
-"""Dumps, file to Adapter: headers, and what the file says beside its tensors."""
+"""Dumps, file to Adapter: headers, and values stored next to the tensors."""
 
 from __future__ import annotations
 

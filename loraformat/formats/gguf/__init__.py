@@ -9,7 +9,7 @@ from loraformat.model.bundle import Bundle
 from loraformat.model.format_files import the_file
 
 NAME = "gguf"
-TITLE = "llama.cpp and Ollama: one .gguf file of the type adapter"
+TITLE = "llama.cpp and Ollama: one .gguf file of type adapter"
 SPEC = "docs/formats/gguf.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("gguf",)
@@ -34,4 +34,4 @@ def sniff(bundle: Bundle) -> Match | None:
         or tensors.extras.get("general.type") != "adapter"
     ):
         return None
-    return Match(certain=True, reason=f"{file.name} is a GGUF file of the type adapter")
+    return Match(certain=True, reason=f"{file.name} is a GGUF file of type adapter")

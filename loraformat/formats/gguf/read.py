@@ -53,7 +53,7 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     """
     file = the_file(bundle)
     if file is None:
-        raise MissingFile("expected exactly one weight file", where=bundle.uri, hint="name the .gguf file")
+        raise MissingFile("expected exactly one weight file", where=bundle.uri, hint="pass the path of the .gguf file")
     tensors, where = file.open(), in_file(file.name)
     settings = tensors.extras
     _check_kind(settings, where)
@@ -85,10 +85,10 @@ def _check_kind(settings: Mapping[str, Json], where: FindingLocation) -> None:
         raise FormatError(
             f'general.type is "{show(kind, 40)}", expected "adapter"',
             where=where,
-            hint="a model is the base of a merge",
+            hint="pass a model as the base of merge",
         )
     if adapter != "lora":
-        raise UnsupportedUpdate(f'adapter.type is "{show(adapter, 40)}", and "lora" alone is read', where=where)
+        raise UnsupportedUpdate(f'adapter.type is "{show(adapter, 40)}"; only "lora" is supported', where=where)
 
 
 def _sorted(entries: Mapping[str, LazyTensor], where: FindingLocation) -> _Found:
@@ -141,9 +141,9 @@ def _model(
     if stated is None:
         name = show(settings.get(ARCHITECTURE_KEY), 60)
         raise UnsupportedUpdate(
-            f'the names of the architecture "{name}" are not known',
+            f'the tensor names of the architecture "{name}" are unknown',
             where=where,
-            hint="give the base as a GGUF file with --base: its names are the adapter's",
+            hint="pass the base as a GGUF file with --base: its names are the adapter's",
         )
     if hints.weights is None and not hints.config and not stated.heads and any(map(stated.is_turned, tensors)):
         return None
@@ -175,10 +175,9 @@ def _in_transformers(tensor: str, update: LowRank, model: LlamaCppModel, hints: 
         heads = model.heads_of(tensor)
     except LookupError:
         raise ConfigError(
-            f"llama.cpp has the rows of q and k of {model.architecture} in another order, and how many heads they are "
-            "of is not known",
+            f"llama.cpp reorders the rows of q and k of {model.architecture}, and the number of heads is unknown",
             where=in_weights(tensor),
-            hint="give the base with --base: its config.json says it",
+            hint="pass the base with --base: its config.json has it",
         ) from None
     if heads:
         up = in_order_of_halves(tensor, update.up, heads, inverse=True)
@@ -190,9 +189,9 @@ def _name(tensor: str, model: LlamaCppModel, hints: Hints, expert: int | None) -
     names = list(model.weights_of(tensor, expert))
     if not names:
         raise UnsupportedUpdate(
-            f"what transformers calls it in {model.architecture} is not known",
+            f"its name in transformers is unknown for {model.architecture}",
             where=in_weights(tensor),
-            hint="give the base as a GGUF file with --base: its names are the adapter's",
+            hint="pass the base as a GGUF file with --base: its names are the adapter's",
         )
     nested = [name.replace("model.", "model.language_model.", 1) for name in names]
     known = (name for name in (*names, *nested) if name in (hints.weights or {}))

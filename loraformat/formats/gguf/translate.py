@@ -19,8 +19,8 @@ from loraformat.naming.llama_cpp import Place
 if TYPE_CHECKING:
     from loraformat.model.tensors import Values
 
-_HEADS_UNKNOWN = "how many heads the rows of q and k are of is not known"
-_HINT = "give the base with --base: its config.json, or its GGUF file, says it"
+_HEADS_UNKNOWN = "the number of heads of q and k is unknown"
+_HINT = "pass the base with --base: its config.json or GGUF file has it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def _parts(
     (update, *others) = chain
     if others or not isinstance(update, LowRank) or not update.is_stack or update.magnitude is not None:
         raise UnsupportedUpdate(
-            "an update of stacked experts that is not low-rank alone",
+            "an update of stacked experts that is not purely low-rank",
             where=in_weights(weight),
             hint="merge the adapter into its base, and convert the merged model",
         )
@@ -96,7 +96,7 @@ def _parts(
     straight, crossed = (ins, outs) if count == 2 else (outs, ins)
     if model.width is not None and model.width not in (straight, crossed):
         raise ConfigError(
-            f"experts of {outs} x {ins}, and the model has vectors of {model.width}", where=in_weights(weight)
+            f"experts of {outs} x {ins}, but the model has hidden size {model.width}", where=in_weights(weight)
         )
     is_crossed = bool(adapter.config.transposes_square_experts) and outs == ins
     if is_crossed or (model.width is not None and straight != model.width):
@@ -136,7 +136,7 @@ def _renamed(ranks: Mapping[str, int], model: LlamaCppModel) -> dict[str, int]:
 
 def _check_free(weight: str, tensor: str, updates: Mapping[str, object]) -> None:
     if tensor in updates:
-        raise ConfigError(f"two weights of the adapter are {tensor} in llama.cpp", where=in_weights(weight))
+        raise ConfigError(f"two weights of the adapter map to {tensor} in llama.cpp", where=in_weights(weight))
 
 
 def _turned(weight: str, update: Update, place: Place) -> Update:
@@ -155,7 +155,7 @@ def _turned(weight: str, update: Update, place: Place) -> Update:
         return replace(update, value=in_order_of_halves(weight, update.value, heads))
     kind = "trained rows" if isinstance(update, Rows) else f"an update of the kind {kind_of(update).name}"
     raise UnsupportedUpdate(
-        f"{kind} of a weight whose rows llama.cpp has in another order",
+        f"{kind} of a weight whose rows llama.cpp reorders",
         where=in_weights(weight),
         hint="merge the adapter into its base, and convert the merged model",
     )
@@ -185,7 +185,7 @@ def _expert(weight: str, chain: tuple[Update, ...]) -> LowRank:
     if others or not isinstance(update, LowRank) or update.magnitude is not None or len(update.up.shape) != 2:
         kind = "several updates" if others else f"an update of the kind {kind_of(update).name}"
         raise UnsupportedUpdate(
-            f"{kind} of an expert, and llama.cpp stacks all experts of a layer",
+            f"{kind} of a single expert, but llama.cpp stacks all experts of a layer",
             where=in_weights(weight),
             hint="merge the adapter into its base, and convert the merged model",
         )

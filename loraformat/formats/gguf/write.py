@@ -1,4 +1,4 @@
-"""A GGUF adapter, Adapter to file: what llama.cpp and Ollama load beside a GGUF base.
+"""A GGUF adapter, Adapter to file: what llama.cpp and Ollama load with a GGUF base.
 
 Source: llama.cpp of llama_cpp_python 0.3.36, src/llama-adapter.cpp; convert_lora_to_gguf.py; ollama fb30760, docs of
 the Modelfile.
@@ -55,7 +55,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if unknown:
         yield unknown_scale("", unknown)
     if not adapter.updates:
-        yield unsupported_update("", "an adapter without a low-rank update", _WHOSE)
+        yield unsupported_update("", "an adapter without low-rank updates", _WHOSE)
     if not faults and not unknown and adapter.updates:
         try:
             found = _in_llama_cpp(adapter, model, options)
@@ -136,10 +136,8 @@ def _model(options: WriteOptions) -> LlamaCppModel | None:
 def _unknown_base(options: WriteOptions) -> str:
     if options.base.config or options.base.settings:
         stated = options.base.config.get("architectures") or options.base.settings.get(ARCHITECTURE_KEY)
-        return (
-            f"an adapter for {stated}, whose names in llama.cpp are not known (known are {', '.join(known_classes())}),"
-        )
-    return "an adapter without its base, whose config.json says the architecture and the heads (--base),"
+        return f"an adapter for {stated}, whose names in llama.cpp are unknown (known: {', '.join(known_classes())}),"
+    return "an adapter without its base (--base), whose config.json has the architecture and the heads,"
 
 
 def _in_llama_cpp(adapter: Adapter, model: LlamaCppModel, options: WriteOptions) -> Translated:
@@ -165,7 +163,7 @@ def _faults(adapter: Adapter, model: LlamaCppModel, options: WriteOptions) -> It
         try:
             place = Place(weight) if options.base.settings else model.place(weight)
         except LookupError:
-            yield weight, "an update of rows that are of as many heads as the base does not say"
+            yield weight, "an update whose rows belong to a number of heads that the base does not state"
             continue
         if place is None:
             yield weight, f"an update of a weight that llama.cpp has no tensor for in {model.architecture}"
@@ -175,7 +173,7 @@ def _faults(adapter: Adapter, model: LlamaCppModel, options: WriteOptions) -> It
 
 def _fault(weight: str, chain: tuple[Update, ...], model: LlamaCppModel) -> str | None:
     if model.is_tied and weight in (HEAD, EMBEDDING):
-        return f"an update of {weight}, one table with the other end of the model, which llama.cpp loads once,"
+        return f"an update of {weight}, a tied table that llama.cpp loads only once,"
     (update, *others) = chain
     if others:
         return "several updates of one weight"

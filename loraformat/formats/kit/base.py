@@ -1,4 +1,4 @@
-"""What a format is: a module with a NAME, and sniff, read, losses and write. All of it pure: no disk, no network."""
+"""The interface of a format: a module with a NAME, and sniff, read, losses and write. All pure: no disk, no network."""
 
 from __future__ import annotations
 
@@ -93,11 +93,12 @@ CONTENTS = {
     "convolution": "low-rank updates of convolutions",
     "dora": "DoRA magnitudes",
     "bias": "trained biases",
-    "full weights": "weights in the place of the base's, resized tables among them",
+    "full weights": "weights that replace the base's, including resized tables",
     "trained rows": "some rows of a table",
     "dense delta": "a matrix as large as the weight, added to it",
     "experts": "stacks of low-rank updates, one for each expert",
-    "init subtracted from the base (PiSSA, OLoRA)": "what an initialization took off the base; KaSA and OSF too",
+    "init subtracted from the base (PiSSA, OLoRA)": "what an initialization subtracted from the base; also "
+    "KaSA and OSF",
     "LoHa/LoKr": "Hadamard and Kronecker products of factors",
     "multiplicative (IA3, OFT …)": "updates that multiply the weight or are computed from it",
 }

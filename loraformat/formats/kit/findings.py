@@ -1,4 +1,4 @@
-"""What a reader may note (LF2): one function each, whose docstring is its page."""
+"""The findings of readers (LF2): one function each, whose docstring is its page."""
 
 from __future__ import annotations
 
@@ -61,22 +61,26 @@ def kind(code: str, severity: Severity, *, forgivable: bool = False) -> Callable
 
 @kind("LF201", Severity.ERROR)
 def unpaired_factor(where: Where, present: str, absent: str) -> Said:
-    """One factor of a low-rank update is there and the other is missing.
+    """A low-rank update has only one of its two factors.
 
-    ## Why is this bad?
-    The update is the product of both. Loaders that look at one name only skip the module in silence, so a part of the
-    training is lost.
+    ## Why it matters
+    The update is the product of both. Loaders that look for only one of the names skip the module without a warning, so
+    part of the training is lost.
 
     ## Example
     `model.layers.0.self_attn.q_proj.lora_A` without `model.layers.0.self_attn.q_proj.lora_B`.
 
-    ## Use instead
+    ## What to do
     Save the adapter again from the running model; the missing values cannot be computed from the others.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`: missing keys are only warned about.
     """
-    return where, f"{present} is there, {absent} is missing", "save the adapter again; nothing can replace the values"
+    return (
+        where,
+        f"{present} is present, but {absent} is missing",
+        "save the adapter again; the values cannot be reconstructed",
+    )
 
 
 def unpaired_factors(where: Where, there: Collection[str], *pairs: tuple[str, str]) -> Iterator[Finding]:
@@ -90,17 +94,17 @@ def unpaired_factors(where: Where, there: Collection[str], *pairs: tuple[str, st
 
 @kind("LF203", Severity.INFO)
 def redundant_copy(where: Where, names: list[str], original: str) -> Said:
-    """Tensors that only repeat others, or that loading ignores, were left out.
+    """Tensors that repeat others, or that loaders ignore, were left out.
 
-    ## Why is this bad?
-    It is not, but it makes files several times as large. PEFT writes a table of `modules_to_save` up to three times
-    when the vocabulary was resized, and uses the first; full state dicts repeat the base model's weights.
+    ## Why it matters
+    They only make the file several times larger. PEFT writes a table of `modules_to_save` up to three times when the
+    vocabulary was resized, and uses the first; full state dicts repeat the base model's weights.
 
     ## Example
-    `lm_head.modules_to_save.weight` and `lm_head.original_module.weight` beside `lm_head.weight`.
+    `lm_head.modules_to_save.weight` and `lm_head.original_module.weight` next to `lm_head.weight`.
 
-    ## Use instead
-    `loraformat convert` to the same format writes each tensor once.
+    ## What to do
+    Run `loraformat convert` to the same format: it writes each tensor once.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
@@ -110,102 +114,101 @@ def redundant_copy(where: Where, names: list[str], original: str) -> Said:
 
 @kind("LF221", Severity.WARNING)
 def foreign_name_part(where: Where, part: str, count: int) -> Said:
-    """Tensor names carry something that the format does not have there: a wrapper's prefix, an adapter's name.
+    """Tensor names contain parts that the format does not have: a wrapper's prefix, an adapter's name.
 
-    ## Why is this bad?
-    Loaders look names up as they are. What they do not find they skip, so the adapter loads without an error and does
-    nothing.
+    ## Why it matters
+    Loaders look for exact names and skip what they do not find, so the adapter loads without an error and does nothing.
 
     ## Example
     `_orig_mod.base_model.model.…` from torch.compile; `….lora_A.default.weight` from a state dict saved by hand.
 
-    ## Use instead
-    `loraformat convert` to the same format writes clean names.
+    ## What to do
+    Run `loraformat convert` to the same format: it writes clean names.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`: unknown keys are dropped without a word.
     """
     return (
         where,
-        f"{part} in {count} tensor names; read as if it were not there",
+        f"{part} in {count} tensor names was ignored",
         "convert to the same format to clean it",
     )
 
 
 @kind("LF222", Severity.INFO)
 def file_left_behind(where: Where, names: list[str]) -> Said:
-    """Files of the folder that are not carried along: pickles, optimizer state, weight files of no part of the format.
+    """Files of the folder are not copied to the output: pickles, optimizer state, unknown weight files.
 
-    ## Why is this bad?
-    It is not. Pickles can run code when they are loaded, and none of these belongs to the adapter; they stay where they
-    are.
+    ## Why it matters
+    Nothing is lost from the adapter. Pickles can run code when they are loaded, and none of these files belongs to the
+    adapter; they stay where they are.
 
     ## Example
     `training_args.bin`, `optimizer.pt`.
 
-    ## Use instead
-    Copy them yourself where they are needed.
+    ## What to do
+    Copy them yourself if you need them.
 
     ## Source
     docs/formats/native.md, "Other files".
     """
-    return where, f"not carried along: {listed(names)}"
+    return where, f"left out: {listed(names)}"
 
 
 @kind("LF223", Severity.WARNING)
 def not_only_tensors(where: Where, wrapper: tuple[str, ...], extras: list[str]) -> Said:
-    """A weight file holds dicts around its tensors, or other values beside them.
+    """A weight file nests its tensors in dicts, or contains values that are not tensors.
 
-    ## Why is this bad?
-    Loaders of this format expect names → tensors and fail, or find nothing. What stands beside the tensors is lost when
-    the adapter is written again.
+    ## Why it matters
+    Loaders of this format expect a flat dict of tensors and fail, or find nothing. Values that are not tensors are lost
+    when the adapter is written again.
 
     ## Example
     `torch.save({"model_state_dict": {…}, "epoch": 3}, "lora_weights.pt")`.
 
-    ## Use instead
+    ## What to do
     Save the inner dict, or convert to the same format.
 
     ## Source
     docs/formats/native.md, N4.
     """
-    faults = [f"the tensors lie under {' → '.join(wrapper)}"] if wrapper else []
-    faults += [f"other values beside the tensors: {listed(extras)}"] if extras else []
+    faults = [f"the tensors are nested under {' → '.join(wrapper)}"] if wrapper else []
+    faults += [f"values besides the tensors: {listed(extras)}"] if extras else []
     return where, f"{'; '.join(faults)}; only the tensors are read"
 
 
 @kind("LF224", Severity.WARNING)
 def undeclared_replacement(where: Where, names: list[str]) -> Said:
-    """Whole weights are in the file although the config does not say that any are replaced.
+    """The file contains whole weights although the config does not declare any as replaced.
 
-    ## Why is this bad?
-    PEFT overwrites the base model's weights with them when it loads the adapter, without saying so. If they are copies
-    of another base or another revision, the model is silently changed.
+    ## Why it matters
+    PEFT overwrites the base model's weights with them when it loads the adapter, without a warning. If they are copies
+    from another base or revision, the model is changed.
 
     ## Example
     `base_model.model.model.norm.weight` with `"modules_to_save": null`.
 
-    ## Use instead
-    Name the modules in `modules_to_save`, or leave the tensors out.
+    ## What to do
+    List the modules in `modules_to_save`, or leave the tensors out.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict`.
     """
-    return where, f"{counted(len(names), 'weight', 'is')} replaced that the config does not name: {listed(names)}"
+    return where, f"{counted(len(names), 'weight', 'is')} replaced but not named in the config: {listed(names)}"
 
 
 @kind("LF225", Severity.ERROR, forgivable=True)
 def announced_but_absent(where: Where, what: str, names: list[str]) -> Said:
-    """The config announces tensors that the file does not hold.
+    """The config announces tensors that are not in the file.
 
-    ## Why is this bad?
-    A loader fills the gap with the initial values, which are not what was trained.
+    ## Why it matters
+    A loader fills the gap with initial values instead of the trained ones.
 
     ## Example
     `"use_dora": true` without any `lora_magnitude_vector`; `"modules_to_save": ["lm_head"]` without `lm_head.weight`.
 
-    ## Use instead
-    Save the adapter again; or correct the config if the announcement is wrong.
+    ## What to do
+    Save the adapter again, or correct the config if the setting is wrong.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `load_peft_weights`.
@@ -215,16 +218,16 @@ def announced_but_absent(where: Where, what: str, names: list[str]) -> Said:
 
 @kind("LF226", Severity.WARNING)
 def unknown_setting(where: Where, names: list[str]) -> Said:
-    """The config has settings that this version does not know, with a value that is not empty.
+    """The config has non-empty settings that this version does not know.
 
-    ## Why is this bad?
+    ## Why it matters
     A setting of a newer PEFT may change what the tensors mean. Old versions of PEFT drop it and compute something else.
 
     ## Example
     `"future_config": {"a": 1}`.
 
-    ## Use instead
-    Look up what wrote it. If it changes nothing at inference, remove it.
+    ## What to do
+    Find out what wrote it. If it changes nothing at inference, remove it.
 
     ## Source
     peft 0.21.2, config.py `PeftConfigMixin.from_peft_type`.
@@ -234,16 +237,16 @@ def unknown_setting(where: Where, names: list[str]) -> Said:
 
 @kind("LF227", Severity.ERROR, forgivable=True)
 def table_too_short(where: Where, rows: int, vocab_size: int) -> Said:
-    """An embedding table has fewer rows than the config's `vocab_size` says.
+    """An embedding table has fewer rows than `vocab_size` in the config.
 
-    ## Why is this bad?
-    Tokens with a higher number have no row. Looking them up fails, on a GPU with an error far from the cause.
+    ## Why it matters
+    Tokens with higher numbers have no row. Looking them up fails; on a GPU the error appears far from the cause.
 
     ## Example
     `"vocab_size": 95` and `token_embedding.weight` of shape (90, 64).
 
-    ## Use instead
-    Save the tables after the tokens were added; or correct `vocab_size`.
+    ## What to do
+    Save the tables after adding the tokens, or correct `vocab_size`.
 
     ## Source
     docs/formats/native.md, N23.
@@ -253,63 +256,63 @@ def table_too_short(where: Where, rows: int, vocab_size: int) -> Said:
 
 @kind("LF240", Severity.WARNING)
 def base_weights_beside(where: Where, names: list[str]) -> Said:
-    """The file of a whole model holds weights beside the factors, and nothing says whether training changed them.
+    """The file contains other weights of the model next to the factors, and does not say whether they were trained.
 
-    ## Why is this bad?
-    They are taken for the base's own, since LoRA leaves them as they are, and left out. If they were trained too (an
-    embedding, the norms), that training is lost.
+    ## Why it matters
+    They are assumed to be copies of the base's, which LoRA does not change, and left out. If they were trained as well
+    (an embedding, the norms), that training is lost.
 
     ## Example
-    `{"model_state_dict": …}` of a whole model with `q_proj.lora_A` beside `model.embed_tokens.weight`.
+    `{"model_state_dict": …}` of a whole model with `q_proj.lora_A` next to `model.embed_tokens.weight`.
 
-    ## Use instead
-    `--base BASE`: each is compared with the base's, equal ones are left out, others kept.
+    ## What to do
+    Pass `--base BASE`: each weight is compared with the base's; equal ones are left out, all others are kept.
 
     ## Source
     Hu et al. 2021, arXiv 2106.09685, section 4.1: the pretrained weights are frozen.
     """
     return (
         where,
-        f"{counted(len(names), 'weight', 'is')} left out beside the factors, taken for the base's: {listed(names)}",
-        "--base compares them with the base's",
+        f"{counted(len(names), 'weight', 'is')} left out, assumed to be unchanged from the base: {listed(names)}",
+        "use --base to compare them with the base's",
     )
 
 
 @kind("LF241", Severity.WARNING)
 def scale_by_definition(where: Where, scale: float, source: str) -> Said:
-    """The file does not state the scale; the code that writes such files has it as a constant, which was used.
+    """The file does not state its scale; it was taken from the code that writes such files, where it is a constant.
 
-    ## Why is this bad?
-    It is right as long as nobody changed the constant in a copy of that code.
+    ## Why it matters
+    It is wrong if somebody changed the constant in a copy of that code.
 
     ## Example
     Adapters of mlx-examples (`adapters.npz`), whose layers multiply by 20.
 
-    ## Use instead
-    `--assume scale=S` or `--alpha A` if the training code had another value.
+    ## What to do
+    Pass `--assume scale=S` or `--alpha A` if the training code had another value.
 
     ## Source
     The page of the format in docs/formats/.
     """
     return (
         where,
-        f"the scale {scale:g} is that of {source}; the file does not state it",
-        "--assume scale=S says another",
+        f"the file does not state its scale; {scale:g} was assumed, as in {source}",
+        "use --assume scale=S to set another",
     )
 
 
 @kind("LF242", Severity.ERROR, forgivable=True)
 def transposed_factors(where: Where, names: list[str]) -> Said:
-    """All factors stand transposed under PEFT's names: `lora_A` (in, rank), `lora_B` (rank, out).
+    """All factors are transposed under PEFT's names: `lora_A` (in, rank), `lora_B` (rank, out).
 
-    ## Why is this bad?
-    PEFT refuses the file for its shapes, or, where rank and size are equal, loads something else than was trained.
+    ## Why it matters
+    PEFT rejects the file because of its shapes or, if rank and size are equal, loads wrong values.
 
     ## Example
-    `q_proj.lora_A.weight` of shape (4096, 8) at rank 8, as MLX and much hand-written code have it.
+    `q_proj.lora_A.weight` of shape (4096, 8) at rank 8, as in MLX and much hand-written code.
 
-    ## Use instead
-    `loraformat convert` to the same format turns them back (LF902).
+    ## What to do
+    Run `loraformat convert` to the same format: it transposes them back (LF902).
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `update_layer`: A (rank, in), B (out, rank).
@@ -317,87 +320,89 @@ def transposed_factors(where: Where, names: list[str]) -> Said:
     return (
         where,
         f"the factors of {counted(len(names), 'module')} are transposed: {listed(names)}",
-        "convert turns them back",
+        "convert transposes them back",
     )
 
 
 @kind("LF244", Severity.WARNING)
 def scale_of_two_versions(where: Where, taken: float, other: float, source: str) -> Said:
-    """Two versions of the program that wrote the file multiply by different factors, and the file does not say which.
+    """Two versions of the program that wrote the file use different scales, and the file does not say which.
 
-    ## Why is this bad?
-    The one that was not taken may be right: the update is then many times too strong.
+    ## Why it matters
+    If the other one is right, the update is many times too strong or too weak.
 
     ## Example
-    An adapter of mlx-vlm with tensors `A` and `B`: `alpha` multiplied as it is before March 2026, alpha / rank after.
+    An adapter of mlx-vlm with tensors `A` and `B`: before March 2026 the factor was `alpha` itself, after that alpha /
+    rank.
 
-    ## Use instead
-    `--assume scale=S` with the factor of the version that trained it; `inspect --norms` shows how strong the update is.
+    ## What to do
+    Pass `--assume scale=S` with the factor of the version that trained it; `inspect --norms` shows how strong the
+    update is.
 
     ## Source
     The page of the format in docs/formats/.
     """
     return (
         where,
-        f"the scale is {taken:g} or {other:g}, by the version of {source}; {taken:g} was taken",
-        f"--assume scale={other:g} takes the other, --assume scale={taken:g} confirms this one",
+        f"the scale depends on the version of {source}: {taken:g} was assumed, others use {other:g}",
+        f"use --assume scale={other:g} for the other, --assume scale={taken:g} to confirm this one",
     )
 
 
 @kind("LF245", Severity.WARNING)
 def trained_beside(files: list[str], names: list[str]) -> Said:
-    """Other weight files of the folder hold whole weights that were trained with the adapter; they are part of it.
+    """Other weight files in the folder contain whole weights trained with the adapter; they are read as part of it.
 
-    ## Why is this bad?
-    The trained model has these weights, so `merge` and `convert` apply them. PEFT and serving engines do not load them:
-    the code that wrote the files has to, or they run a model that nobody trained.
+    ## Why it matters
+    The trained model has these weights, so `merge` and `convert` apply them. PEFT and serving engines do not load them
+    unless the code that wrote the files does, and then run a model that nobody trained.
 
     ## Example
     `non_lora_trainables.bin` of LLaVA, with the projector between vision and language.
 
-    ## Use instead
-    `loraformat convert` to the same format, which writes one file that PEFT loads. If a file is not part of the
+    ## What to do
+    Run `loraformat convert` to the same format, which writes one file that PEFT loads. If a file is not part of the
     adapter, move it out of the folder.
 
     ## Source
     LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
     """
-    text = f"{len(names)} weights beside the adapter are read as part of it, and PEFT does not load them"
+    text = f"{len(names)} weights next to the adapter are read as part of it, but PEFT does not load them"
     return in_file(files[0]), f"{text}: {listed(names)}"
 
 
 @kind("LF246", Severity.WARNING)
 def unread_beside(where: Where, reason: str) -> Said:
-    """A weight file beside the adapter was not read.
+    """A weight file next to the adapter was not read.
 
-    ## Why is this bad?
-    If it holds weights that were trained with the adapter, what is made of the adapter lacks them.
+    ## Why it matters
+    If it contains weights that were trained with the adapter, the output lacks them.
 
     ## Example
-    `pytorch_model.bin` beside `adapter_model.safetensors`: a whole model, or the state of a training run.
+    `pytorch_model.bin` next to `adapter_model.safetensors`: a whole model, or the state of a training run.
 
-    ## Use instead
-    Move the file out of the folder if it does not belong to the adapter. If it does, save its weights alone, under the
-    names of the base, into `non_lora_trainables.bin` or any safetensors file.
+    ## What to do
+    Move the file out of the folder if it does not belong to the adapter. If it does, save only its weights, under the
+    names of the base, as `non_lora_trainables.bin` or any safetensors file.
 
     ## Source
-    loraformat's own law: nothing is dropped in silence.
+    loraformat's own principle: nothing is dropped silently.
     """
     return where, f"not read: {reason}"
 
 
 @kind("LF248", Severity.INFO)
 def found_below(where: Where, folder: str) -> Said:
-    """The folder that was named holds no adapter itself; the only one below it was taken.
+    """The folder itself does not contain an adapter; the only one in its subfolders was read.
 
-    ## Why is this bad?
-    It is not. But if another was meant, it is not there yet, or lies deeper.
+    ## Why it matters
+    If you meant another one, it does not exist yet or is nested deeper.
 
     ## Example
     `run/`, into which PEFT saved the adapter "policy" as `run/policy/`; a trainer's folder with one `checkpoint-500/`.
 
-    ## Use instead
-    Name the folder of the adapter.
+    ## What to do
+    Pass the folder of the adapter.
 
     ## Source
     peft 0.21.2, peft_model.py `save_pretrained`: an adapter that is not called "default" gets a folder of its name.
@@ -407,37 +412,37 @@ def found_below(where: Where, folder: str) -> Said:
 
 @kind("LF249", Severity.WARNING)
 def left_out(where: Where, names: list[str], reason: str) -> Said:
-    """Tensors of the file are no part of the adapter that was read: each is named.
+    """Tensors of the file were left out of the adapter; each is listed.
 
-    ## Why is this bad?
-    With `--partial`, what was trained in them is missing from everything that is made of the adapter. Without it, only
-    tensors that change no weight are left out.
+    ## Why it matters
+    With `--partial`, what was trained in them is missing from every output. Without it, only tensors that do not change
+    a weight are left out.
 
     ## Example
-    `lora_unet_double_blocks_0_img_attn_gate.lora_down.weight` beside the modules of FLUX.2, which has no such module.
+    `lora_unet_double_blocks_0_img_attn_gate.lora_down.weight` among modules of FLUX.2, which does not have this module.
 
-    ## Use instead
-    Find out what wrote them; an adapter of a newer model may need its base: `--base BASE`.
+    ## What to do
+    Find out what wrote them. An adapter of a newer model may need its base: `--base BASE`.
 
     ## Source
-    loraformat's own law: nothing is dropped in silence.
+    loraformat's own principle: nothing is dropped silently.
     """
     return where, f"left out {counted(len(names), 'tensor')}: {reason}: {', '.join(names)}"
 
 
 @kind("LF250", Severity.WARNING)
 def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
-    """Some modules of the file have a tensor that others of the same kind lack: an alpha, a DoRA magnitude, a delta.
+    """Some modules of the file lack a tensor that others of the same kind have: an alpha, a DoRA magnitude, a delta.
 
-    ## Why is this bad?
-    Each module is read with its own scale. A module without `.alpha` has the scale 1, which may be many times what was
-    trained; one without a magnitude is plain LoRA. A tool that lost a tensor on the way leaves such a file.
+    ## Why it matters
+    Each module is read with its own scale. A module without `.alpha` has scale 1, which may be many times too strong;
+    one without a magnitude is plain LoRA. A tool that lost a tensor leaves such a file behind.
 
     ## Example
-    `.alpha` for all modules but `lora_unet_double_blocks_0_img_attn_proj`.
+    `.alpha` for all modules except `lora_unet_double_blocks_0_img_attn_proj`.
 
-    ## Use instead
-    Get the file again, or from where it was trained. If it was trained so, nothing has to be done.
+    ## What to do
+    Download the file again, or save it again from the training run. If it was trained this way, there is nothing to do.
 
     ## Source
     diffusers 0.42.1 and OneTrainer 23df3832 read modules without alpha with the scale 1.
@@ -447,23 +452,27 @@ def uneven_modules(where: Where, what: str, names: list[str]) -> Said:
 
 @kind("LF251", Severity.WARNING)
 def for_residual_base(where: Where, folder: str) -> Said:
-    """The folder is one that LLaMA-Factory keeps beside a PiSSA run, and its factors do not fit the base itself.
+    """The folder is one that LLaMA-Factory saves next to a PiSSA run, and its factors do not fit the original base.
 
-    ## Why is this bad?
-    PiSSA trains factors on top of a base without its main singular values. `pissa_init` holds the factors before the
-    training and `pissa_backup` those after it; in both the config says `"init_lora_weights": true`, as if the base were
-    whole. Applied to it, they add the main singular values a second time.
+    ## Why it matters
+    PiSSA trains factors on a base without its principal singular values. `pissa_init` holds the factors before training
+    and `pissa_backup` those after it; in both the config says `"init_lora_weights": true`, as if the base were
+    complete. Applied to the original base, they add the principal singular values a second time.
 
     ## Example
     `loraformat merge BASE output/pissa_backup`.
 
-    ## Use instead
-    The folder `pissa_converted`, or the adapter in the folder of the run, whose config names PiSSA.
+    ## What to do
+    Use the folder `pissa_converted`, or the adapter in the folder of the run, whose config names PiSSA.
 
     ## Source
     LLaMA-Factory ff6d4d1, train/callbacks.py `PissaConvertCallback`.
     """
-    return where, f"{folder} holds factors for a base without its main singular values", "give pissa_converted"
+    return (
+        where,
+        f"{folder} holds factors for a base whose principal singular values were removed",
+        "use pissa_converted",
+    )
 
 
 FINDINGS = (

@@ -1,4 +1,4 @@
-"""One rank and one factor for all low-rank updates, for formats and engines that have no others; another dtype."""
+"""Folds all low-rank updates into one rank and one scale, for formats and engines that need it; changes dtypes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def multiplied(tensor: LazyTensor, factor: float) -> LazyTensor:
     if factor == 1.0:
         return tensor
     if tensor.dtype is DType.C64:
-        raise UnsupportedUpdate("a tensor holds complex numbers; they are not read")
+        raise UnsupportedUpdate("a tensor holds complex numbers, which are not supported")
 
     def read(start: int, stop: int) -> Values:
         import numpy as np

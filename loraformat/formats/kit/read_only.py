@@ -1,4 +1,4 @@
-"""What a format without a writer has in the place of one, and what it says when it is asked to write."""
+"""The writer of a read-only format, which refuses."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ LOSES = ""
 
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:  # noqa: ARG001
     """One error: there is no writer."""
-    yield unsupported_update("", "an adapter", "a format that is only read")
+    yield unsupported_update("", "an adapter", "a read-only format")
 
 
 def write(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Bundle:  # noqa: ARG001
     """Raises: UnsupportedUpdate (LF013), always."""
-    raise UnsupportedUpdate("this format is read, not written", hint="loraformat formats lists those that are written")
+    raise UnsupportedUpdate(
+        "loraformat reads this format but does not write it", hint="run loraformat formats to list those that it writes"
+    )

@@ -1,4 +1,4 @@
-"""What a conversion mends (LF9): one function each, whose docstring is its page, and the notes that turn into them."""
+"""The repairs of a conversion (LF9): a function each, whose docstring is its page, and the notes they come from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from loraformat.formats.kit.findings import (
 
 @kind("LF901", Severity.INFO)
 def cleaned_names(where: Where, message: str) -> Said:
-    """Names are written as the target format has them, without what a wrapper or a saver left in the source's.
+    """Names are written as the target format defines them, without the traces of a wrapper or saver.
 
-    ## Why is this bad?
-    It was: loaders that do not find a name skip the tensor, and the adapter does nothing. The output is clean.
+    ## Why it matters
+    Loaders that do not find a name skip the tensor, and the adapter does nothing.
 
     ## Example
     `_orig_mod.`, `module.`, `_fsdp_wrapped_module.`, a doubled or missing `base_model.model.`, `.default.` in names.
 
-    ## Use instead
-    The output; keep the source until it has been tried.
+    ## What to do
+    Use the output; keep the source until you have tried it.
 
     ## Source
     docs/formats/peft.md, "Repair".
@@ -38,16 +38,16 @@ def cleaned_names(where: Where, message: str) -> Said:
 
 @kind("LF902", Severity.WARNING)
 def transposed_back(where: Where, message: str) -> Said:
-    """Factors that stood transposed were transposed back.
+    """Transposed factors were transposed back.
 
-    ## Why is this bad?
-    It was: PEFT refuses such a file. The output has A (rank, in) and B (out, rank).
+    ## Why it matters
+    PEFT rejects the source. The output has `lora_A` (rank, in) and `lora_B` (out, rank).
 
     ## Example
     `lora_A` (4096, 8) and `lora_B` (8, 4096) at rank 8.
 
-    ## Use instead
-    The output; compare one weight with the training run, since a square layer looks right either way.
+    ## What to do
+    Use the output; compare one weight with the training run, because a square layer fits either way.
 
     ## Source
     peft 0.21.2, tuners/lora/layer.py `update_layer`.
@@ -57,16 +57,16 @@ def transposed_back(where: Where, message: str) -> Said:
 
 @kind("LF903", Severity.INFO)
 def dropped_copies(where: Where, message: str) -> Said:
-    """Tensors that repeat others, or that are equal to the base's bit for bit, are not written.
+    """Tensors that repeat others, or equal the base's bit for bit, are not written.
 
-    ## Why is this bad?
-    They made the file larger, and engines refuse some of them (`base_layer`). Nothing of the training was in them.
+    ## Why it matters
+    They make the file larger, and engines reject some of them (`base_layer`). They contain nothing that was trained.
 
     ## Example
     `embed_tokens.base_layer.weight`, equal to the base's table; `lm_head.original_module.weight`.
 
-    ## Use instead
-    The output.
+    ## What to do
+    Use the output.
 
     ## Source
     peft 0.21.2, utils/save_and_load.py `get_peft_model_state_dict`.
@@ -76,16 +76,16 @@ def dropped_copies(where: Where, message: str) -> Said:
 
 @kind("LF904", Severity.INFO)
 def whole_number(where: Where, value: float) -> Said:
-    """A number that must be an integer for some loaders, and was written with a point, is written without.
+    """A number that some loaders need as an integer was written with a decimal point, and is written without it.
 
-    ## Why is this bad?
-    Ollama and other readers take `lora_alpha` and `r` as integers and refuse `16.0`.
+    ## Why it matters
+    Ollama and other readers expect `lora_alpha` and `r` to be integers and reject `16.0`.
 
     ## Example
     `"lora_alpha": 16.0`.
 
-    ## Use instead
-    The output.
+    ## What to do
+    Use the output.
 
     ## Source
     ollama fb30760, convert/convert.go `AdapterParameters`.
@@ -95,21 +95,21 @@ def whole_number(where: Where, value: float) -> Said:
 
 @kind("LF905", Severity.WARNING)
 def renamed_modules(where: Where, count: int, before: str, after: str) -> Said:
-    """Modules have other names in the base than in the adapter, and one change of prefix makes all of them fit.
+    """Modules have other names in the base than in the adapter, and changing one prefix makes all of them match.
 
-    ## Why is this bad?
-    It was: loaders do not find such modules, and most of them say nothing.
+    ## Why it matters
+    Loaders do not find such modules, and most of them do not warn.
 
     ## Example
     `model.layers.0…` in the adapter, `model.language_model.layers.0…` in a vision-language base.
 
-    ## Use instead
-    The output, with this base.
+    ## What to do
+    Use the output with this base.
 
     ## Source
     transformers 4.52, release notes: vision-language models renamed; vllm issues 34591, 39369.
     """
-    return where, f'{counted(count, "module")} renamed as the base has them: "{before}" → "{after}"'
+    return where, f'{counted(count, "module")} renamed to match the base: "{before}" → "{after}"'
 
 
 REPAIRS = (cleaned_names, transposed_back, dropped_copies, whole_number, renamed_modules)

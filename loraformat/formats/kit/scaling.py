@@ -1,4 +1,4 @@
-"""Alpha and rank on the side of the files, one factor on the side of the hub, and the way between them."""
+"""Converts between alpha and rank in files and the single scale of an update."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def agreed(stated: T | None, hinted: T | None, what: str, where: FindingLocation
     if stated is None or hinted is None or stated == hinted:
         return stated if stated is not None else hinted
     if settings:
-        raise ConfigError(f"the file states {what} {_plain(stated)}, {settings} {_plain(hinted)}", where=where)
-    message = f"the file states {what} {_plain(stated)}, the caller {_plain(hinted)}"
+        raise ConfigError(
+            f"the file states {what} {_plain(stated)}, but {settings} states {_plain(hinted)}", where=where
+        )
+    message = f"the file states {what} {_plain(stated)}, but {_plain(hinted)} was given"
     option = "--alpha" if what == "alpha" else "--assume"
     raise AssumptionContradicted(message, where=where, hint=f"leave {option} out, or correct the file")
 

@@ -24,4 +24,4 @@ __all__ = [
 
 def sniff(bundle: Bundle) -> Match | None:
     """By the name of the weight file."""
-    return Match(certain=True, reason=f"{WEIGHTS} is there") if WEIGHTS in bundle.files else None
+    return Match(certain=True, reason=f"{WEIGHTS} is present") if WEIGHTS in bundle.files else None

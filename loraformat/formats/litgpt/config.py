@@ -83,7 +83,7 @@ def parse(bundle: Bundle, hints: Hints) -> LitConfig:
     """
     model, raw = _file(bundle, MODEL), _file(bundle, SETTINGS)
     if model is None:
-        raise MissingFile(f"{MODEL} is missing", where=bundle.uri, hint="LitGPT puts it beside the weights")
+        raise MissingFile(f"{MODEL} is missing", where=bundle.uri, hint="LitGPT saves it next to the weights")
     raw = raw or {}
     heads = as_integer(model.get("n_head"), in_file(MODEL, "n_head"), 1, _MOST_HEADS)
     groups = optional_integer(model, "n_query_groups", MODEL, 1, _MOST_HEADS) or heads
@@ -91,7 +91,9 @@ def parse(bundle: Bundle, hints: Hints) -> LitConfig:
     if size is None:
         size = as_integer(model.get("n_embd"), in_file(MODEL, "n_embd"), 1, 1 << 30) // heads
     if heads % groups:
-        raise ConfigError(f"{heads} heads cannot be shared by {groups} groups", where=in_file(MODEL, "n_query_groups"))
+        raise ConfigError(
+            f"{heads} heads cannot be divided among {groups} groups", where=in_file(MODEL, "n_query_groups")
+        )
     return LitConfig(
         raw=raw,
         family=family_of(
@@ -126,7 +128,7 @@ def _enabled(raw: Config, hints: Hints) -> tuple[bool, bool, bool] | None:
         if hints.enable_lora is None:
             return None
         if len(hints.enable_lora) != 3:
-            raise ConfigError("expected three values in enable_lora: query, key, value", where=in_file(SETTINGS))
+            raise ConfigError("expected three values in enable_lora, for query, key and value", where=in_file(SETTINGS))
         return (hints.enable_lora[0], hints.enable_lora[1], hints.enable_lora[2])
     query, key, value = (optional_boolean(raw, name, SETTINGS) or False for name in names)
     return query, key, value

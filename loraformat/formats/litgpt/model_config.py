@@ -73,13 +73,13 @@ def model_config(config: Mapping[str, Json], base_model: str | None) -> dict[str
         known = ", ".join(sorted(_NAMES))
         what = "no model_type" if kind is None else f"model_type {show(kind, 40)}"
         raise UnsupportedUpdate(
-            f"a base of {what}: LitGPT's settings are known for {known}", where=in_file(_CONFIG, "model_type")
+            f"a base of {what}: LitGPT's settings are known only for {known}", where=in_file(_CONFIG, "model_type")
         )
     for field, expected in _FIXED[kind].items():
         if config.get(field) not in expected:
             found = show(config.get(field), 40)
             raise UnsupportedUpdate(
-                f"a base with {field} {found}, which LitGPT's settings cannot say", where=in_file(_CONFIG, field)
+                f"a base with {field} {found}, which LitGPT's settings cannot express", where=in_file(_CONFIG, field)
             )
     heads, sizes = heads_of(config), sizes_of(config)
     return {
@@ -167,7 +167,7 @@ def _rope(config: Mapping[str, Json]) -> dict[str, Json]:
         return {**settings, "rope_condense_ratio": _number(stated, "factor", 1.0)}
     if kind != "llama3":
         raise UnsupportedUpdate(
-            f"a base with {name} of the type {show(kind, 40)}, which LitGPT's settings cannot say",
+            f"a base with {name} of the type {show(kind, 40)}, which LitGPT's settings cannot express",
             where=in_file(_CONFIG, name),
         )
     adjusted: dict[str, Json] = {

@@ -112,7 +112,7 @@ def _layers(pairs: Mapping[str, Pair], config: LitConfig) -> tuple[dict[str, Low
 def _name(module: str, config: LitConfig) -> str:
     name = config.family.module(module)
     if name is None:
-        raise UnsupportedUpdate("what checkpoints call this module is not known", where=in_weights(module))
+        raise UnsupportedUpdate("the name of this module in checkpoints is unknown", where=in_weights(module))
     return name
 
 
@@ -122,7 +122,7 @@ def _attention(module: str, a: LazyTensor, b: LazyTensor, config: LitConfig) -> 
     enabled = config.enabled or ((True, True, True) if a.shape[0] == 3 * rank else None)
     if enabled is None:
         raise ConfigError(
-            f"{a.shape[0] // rank} of query, key and value are adapted, and {SETTINGS}, which says which, is missing",
+            f"{a.shape[0] // rank} of query, key and value are adapted, but {SETTINGS}, which tells which, is missing",
             where=in_weights(module),
             hint="--assume enable_lora=[true,false,true] for query and value",
         )
@@ -156,11 +156,11 @@ def _gate_up(module: str, pairs: Mapping[str, Pair], config: LitConfig) -> dict[
     factors = [half.factors for half in halves if half is not None]
     if len(factors) < 2:
         raise UnsupportedUpdate(
-            "only one of fc_1 and fc_2 is adapted, which the checkpoint joins", where=in_weights(module)
+            "only one of fc_1 and fc_2 is adapted, but the checkpoint fuses them", where=in_weights(module)
         )
     if len({tensor.dtype for pair in factors for tensor in pair}) > 1:
         raise UnsupportedUpdate(
-            "fc_1 and fc_2, which the checkpoint joins, are of several dtypes", where=in_weights(module)
+            "fc_1 and fc_2, which the checkpoint fuses, have different dtypes", where=in_weights(module)
         )
     heights = [b.shape[0] for _, b in factors]
     blocks = [(factors[0][1], [(0, heights[0])]), (factors[1][1], [(heights[0], sum(heights))])]

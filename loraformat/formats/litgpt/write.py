@@ -75,7 +75,7 @@ class _Model:
 def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterator[Finding]:
     """What LitGPT cannot hold: anything but low-rank updates of linear layers, with one rank and one scale."""
     if not options.base.config:
-        what = "an adapter of an unknown base (its config.json, with --base, says which layers there are),"
+        what = "an adapter of an unknown base (pass --base: its config.json has the layers),"
         yield unsupported_update("", what, _WHOSE)
         return
     try:
@@ -88,10 +88,10 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     yield from unsupported_updates(faults, _WHOSE)
     layers = low_ranks_of(adapter)
     if not layers:
-        yield unsupported_update("", "an adapter without a low-rank update", _WHOSE)
+        yield unsupported_update("", "an adapter without low-rank updates", _WHOSE)
     if len({update.up.dtype for update in layers.values()}) > 1:
         # LitGPT's merge takes that of the first tensor for the whole model.
-        yield unsupported_update("", "an adapter in several dtypes (--dtype float32 gives it one)", _WHOSE)
+        yield unsupported_update("", "an adapter in several dtypes (--dtype float32 makes it one)", _WHOSE)
     unknown = [weight for weight, update in layers.items() if update.scale is None]
     if unknown:
         yield unknown_scale("", unknown)
@@ -110,7 +110,7 @@ def _tokenizer(adapter: Adapter) -> Iterator[Finding]:
     wanted = [] if {"tokenizer.json", "tokenizer.model"} & set(present) else ["tokenizer.json or tokenizer.model"]
     wanted += [] if "tokenizer_config.json" in present else ["tokenizer_config.json"]
     if wanted:
-        text = f"litgpt merge_lora refuses a folder without {' and '.join(wanted)}: copy the base's files into it"
+        text = f"litgpt merge_lora refuses a folder without {' and '.join(wanted)}: copy them from the base into it"
         yield unstated_in_file("", text)
 
 
@@ -128,9 +128,9 @@ def _fault(slots: Slots, expected: tuple[int, int] | None) -> str | None:
     if update.up.dtype is not update.down.dtype or update.up.dtype not in _DTYPES:
         return f"a pair in {update.up.dtype.torch_name} and {update.down.dtype.torch_name} (--dtype float32 rounds it)"
     if expected is None:
-        return "an update of a weight to which it adds no factors"
+        return "an update of a weight that it does not adapt"
     if (update.up.shape[0], update.down.shape[1]) != expected:
-        return f"an update of another shape than {expected}, which the base's config.json states,"
+        return f"an update whose shape is not {expected}, as in the base's config.json,"
     return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
 
 

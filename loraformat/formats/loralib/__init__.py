@@ -17,7 +17,7 @@ WRITES = True
 CONTAINERS: tuple[str, ...] = ("torch", "safetensors")
 READS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
 HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "bias", "full weights")
-LOSES = "one rank and one alpha for all, beside the file; the name of the base"
+LOSES = "one rank and one alpha for all, in a separate file; the name of the base"
 
 __all__ = [
     "CONTAINERS", "HOLDS", "LOSES", "NAME", "READS", "SPEC", "TITLE", "WRITES", "losses", "read", "sniff", "write",
@@ -30,7 +30,7 @@ def sniff(bundle: Bundle) -> Match | None:
     Our own writer's settings beside it are enough.
     """
     if SETTINGS in bundle.files:
-        return Match(certain=True, reason=f"{SETTINGS} is there")
+        return Match(certain=True, reason=f"{SETTINGS} is present")
     file = the_file(bundle)
     if file is None or not are_loralib(file.open().entries):
         return None

@@ -1,4 +1,4 @@
-"""What loralib's factors mean: Linear, Embedding, MergedLinear, Conv2d, told apart by shapes.
+"""The layer types of loralib's factors, by their shapes: Linear, Embedding, MergedLinear, Conv2d.
 
 Source: loralib 0.1.2, loralib/layers.py.
 """
@@ -56,9 +56,9 @@ def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int
     is_called_table = "emb" in module.rpartition(".")[2].lower() or module.rpartition(".")[2] in _TABLES
     if shape is None and is_called_table:
         raise ConfigError(
-            "whether this is an embedding, whose factors mean the transpose, only the base tells",
+            "only the base tells whether this is an embedding, whose factors mean the transpose",
             where=in_weights(module),
-            hint="give it with --base",
+            hint="pass it with --base",
         )
     if shape not in (None, straight, transposed):
         raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the weight {shape}", where=in_weights(module))
@@ -66,9 +66,9 @@ def _linear_or_table(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
     if shape == transposed != straight and hints.is_transposed(module) is None:
         raise ConfigError(
-            f"the weight {shape} is that of an embedding or of a layer that is stored as (in, out)",
+            f"the weight {shape} fits an embedding and a layer stored as (in, out)",
             where=in_weights(module),
-            hint='--assume fan_in_fan_out=true for a layer, false for an embedding, ["fc2"] for these layers',
+            hint='use --assume fan_in_fan_out=true for a layer, false for an embedding, ["fc2"] for some layers',
         )
     if shape == transposed != straight and not hints.is_transposed(module):
         return Layer(LowRank(a.T, b.T, None, is_embedding=True), rank)
@@ -83,9 +83,9 @@ def _merged(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ...] | 
     if enabled is None or sum(enabled) != count or b.shape[0] % count:
         given = "" if hints.enable_lora is None else f", enable_lora gives {sum(hints.enable_lora)}"
         raise ConfigError(
-            f"the factors are of {counted(count, 'part')} of the rows, and the file does not say of which{given}",
+            f"the factors cover {counted(count, 'part')} of the rows, but the file does not say which{given}",
             where=in_weights(module),
-            hint="--assume enable_lora=[true,false,true] for query and value of three",
+            hint="use --assume enable_lora=[true,false,true] for query and value",
         )
     height = b.shape[0] // count
     rows = height * len(enabled)
@@ -114,7 +114,7 @@ def _convolution(module: str, a: LazyTensor, b: LazyTensor, shape: tuple[int, ..
         raise ConfigError(f"A {a.shape} and B {b.shape} do not fit the convolution {shape}", where=in_weights(module))
     kernel_size = shape[2]
     if b.shape[1] % kernel_size:
-        raise ConfigError(f"B {b.shape} has no multiple of {kernel_size} columns", where=in_weights(module))
+        raise ConfigError(f"the columns of B {b.shape} are not a multiple of {kernel_size}", where=in_weights(module))
     up, down = b.reshape(out, each * b.shape[1]), _repeated(a, each)
     return Layer(LowRank(up, down, None, kernel=shape[2:]), b.shape[1] // kernel_size)
 

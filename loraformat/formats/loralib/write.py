@@ -1,4 +1,4 @@
-"""loralib, Adapter to files: a flat state dict for people with their own loaders, and what it cannot say beside it.
+"""loralib, Adapter to files: a flat state dict for custom loaders, and a file for what it cannot hold.
 
 Source: loralib 0.1.2, loralib/layers.py; loralib/utils.py `lora_state_dict`.
 """
@@ -33,7 +33,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     yield from unsupported_updates(faults_of(adapter, _fault), "loralib")
     layers = low_ranks_of(adapter)
     if not layers:
-        yield unsupported_update("", "an adapter without a low-rank update", "loralib")
+        yield unsupported_update("", "an adapter without low-rank updates", "loralib")
     unknown = [weight for weight, update in layers.items() if update.scale is None]
     if unknown:
         yield unknown_scale("", unknown)
@@ -42,7 +42,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     if layers and not unknown:
         alpha, rank = _alpha_and_rank(even)
         name = WEIGHTS[options.container or "torch"]
-        yield unstated_in_file("", f"{name} does not say lora_alpha {alpha:g} and r {rank}: {SETTINGS} does")
+        yield unstated_in_file("", f"{name} does not contain lora_alpha {alpha:g} and r {rank}; {SETTINGS} does")
     dropped = unsaid(adapter.config, container=options.container or "torch") + unstated_fields(adapter.config.raw)
     yield from lost_beside(adapter, dropped, (*WEIGHTS.values(), SETTINGS))
 
@@ -65,7 +65,7 @@ def _low_rank_fault(base_weight: str, update: LowRank) -> str | None:
     if update.magnitude is not None:
         return "a DoRA magnitude"
     if update.kernel and (len(update.kernel) != 2 or len(set(update.kernel)) > 1):
-        return "a convolution whose kernel is no square"
+        return "a convolution whose kernel is not square"
     return None if 1 <= update.rank <= MAX_RANK else f"rank {update.rank}"
 
 

@@ -27,7 +27,7 @@ def sniff(bundle: Bundle) -> Match | None:
     """By the names of the weight files; a config alone by the fields that only MLX has."""
     name = next((name for name in (WEIGHTS, ARRAYS) if name in bundle.files), None)
     if name:
-        return Match(certain=True, reason=f"{name} is there")
+        return Match(certain=True, reason=f"{name} is present")
     if looks_like_mlx(readable(bundle, CONFIG)):
         return Match(certain=True, reason=f"{CONFIG} has MLX's fields and no peft_type")
     return None

@@ -70,12 +70,12 @@ def parse(value: Json, hints: Hints = NO_HINTS) -> MlxConfig:
     raw = as_object(value, in_file(CONFIG))
     kind = optional_text(raw, "fine_tune_type", CONFIG) or "lora"
     if kind not in ("lora", "dora"):
-        why = "whole weights of the model, not an adapter" if kind == "full" else "not known"
+        why = "the weights of the whole model, not an adapter" if kind == "full" else "unknown"
         raise UnsupportedUpdate(f'fine_tune_type "{kind}" is {why}', where=in_file(CONFIG, "fine_tune_type"))
     where = in_file(CONFIG, "lora_parameters")
     if "lora_parameters" not in raw:
         if "alpha" not in raw and hints.scale is None and hints.alpha is None:
-            raise ConfigError("the field is missing", where=where, hint="give the factor itself with --assume scale=S")
+            raise ConfigError("the field is missing", where=where, hint="pass the scale itself with --assume scale=S")
         if "alpha" not in raw:
             return MlxConfig(raw=raw, is_dora=kind == "dora", base_model=optional_text(raw, "model", CONFIG))
         return MlxConfig(

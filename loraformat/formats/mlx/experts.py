@@ -51,7 +51,7 @@ def _weights(module: str, count: int, hints: Hints) -> list[str]:
         weights = [f"{owner}.experts.{number}.{name}.weight" for number in range(count)]
         if hints.weights is not None and all(weight in hints.weights for weight in weights):
             return weights
-    why = "the base has no such experts" if hints.weights is not None else "their names stand in the base"
+    why = "the base has no such experts" if hints.weights is not None else "only the base has their names"
     raise UnsupportedUpdate(
-        f"a stack of {count} experts: {why}", where=in_weights(module), hint="give the base with --base"
+        f"a stack of {count} experts: {why}", where=in_weights(module), hint="pass the base with --base"
     )

@@ -93,7 +93,7 @@ def _weights(bundle: Bundle) -> TensorFile:
     files = bundle.tensor_files()
     if bundle.is_single_file and files:
         return files[0]
-    raise MissingFile(f"neither {WEIGHTS} nor {ARRAYS} is there", where=bundle.uri)
+    raise MissingFile(f"neither {WEIGHTS} nor {ARRAYS} is present", where=bundle.uri)
 
 
 def _config(bundle: Bundle, weights: TensorFile, hints: Hints) -> MlxConfig:
@@ -102,7 +102,7 @@ def _config(bundle: Bundle, weights: TensorFile, hints: Hints) -> MlxConfig:
         return parse(file.load(), hints)
     if bundle.is_single_file or weights.name.endswith(".npz"):
         return MlxConfig(raw={})
-    hint = "it lies beside the weights; name the file alone and give --assume scale=S to do without"
+    hint = "it belongs next to the weights; to do without it, pass the file alone with --assume scale=S"
     raise MissingFile(f"{CONFIG} is missing", where=bundle.uri, hint=hint)
 
 
@@ -112,7 +112,7 @@ def _hinted(config: MlxConfig, hints: Hints) -> float | None:
     rank = agreed(config.rank, hints.rank, "rank", in_file(CONFIG))
     if rank is None:
         raise ConfigError(
-            "alpha needs the rank too", where=in_file(CONFIG), hint="--assume scale=S says the factor itself"
+            "alpha needs the rank as well", where=in_file(CONFIG), hint="use --assume scale=S to state the scale itself"
         )
     return agreed(hints.scale, hints.alpha / rank, "a scale of", in_file(CONFIG))
 
@@ -142,7 +142,7 @@ def _layer(module: str, parts: Parts, scale: float | None, config: MlxConfig, hi
         found.updates.update(experts_of(module, a, b, scale, hints))
         return
     if config.is_raw_alpha and "m" in parts:
-        raise UnsupportedUpdate("a magnitude in the layout of old mlx-vlm, which had none", where=in_weights(module))
+        raise UnsupportedUpdate("a magnitude in the layout of old mlx-vlm, which had no DoRA", where=in_weights(module))
     if len(a.shape) != 2 or len(b.shape) != 2:
         raise ConfigError(f"expected matrices, found lora_a {a.shape}, lora_b {b.shape}", where=in_weights(module))
     magnitude = Magnitude(parts["m"], axis=1) if "m" in parts else None

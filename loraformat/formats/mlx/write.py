@@ -29,10 +29,10 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     yield from unsupported_updates(faults_of(adapter, _fault), "MLX-LM")
     low_ranks = low_ranks_of(adapter)
     if not low_ranks:
-        yield unsupported_update("", "an adapter without a low-rank update", "MLX-LM")
+        yield unsupported_update("", "an adapter without low-rank updates", "MLX-LM")
     plain = [weight for weight, update in low_ranks.items() if update.magnitude is None]
     if plain and len(plain) < len(low_ranks):
-        yield unsupported_update(plain[0], "a plain update beside DoRA updates", "MLX-LM")
+        yield unsupported_update(plain[0], "a plain update among DoRA updates", "MLX-LM")
     unknown = [weight for weight, update in low_ranks.items() if update.scale is None]
     if unknown:
         yield unknown_scale("", unknown)

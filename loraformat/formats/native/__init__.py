@@ -36,4 +36,4 @@ def sniff(bundle: Bundle) -> Match | None:
     if bundle.is_single_file:
         return None
     found = next((name for name in (CONFIG, *WEIGHTS.values(), *TABLES.values()) if name in bundle.files), None)
-    return Match(certain=True, reason=f"{found} is there") if found else None
+    return Match(certain=True, reason=f"{found} is present") if found else None

@@ -79,11 +79,11 @@ def parse(value: Json, hints: Hints) -> NativeConfig:
     version = _version(raw)
     method = optional_text(raw, "method", CONFIG)
     if method != "lora" and (method is not None or version):
-        raise UnsupportedUpdate(f'method "{method}" is not read, only "lora"', where=in_file(CONFIG, "method"))
+        raise UnsupportedUpdate(f'method "{method}" is not supported, only "lora"', where=in_file(CONFIG, "method"))
     rank = optional_integer(raw, "rank", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "rank"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "rank"), hint="pass it with --assume rank=R")
     alpha = optional_number(raw, "alpha", CONFIG)
     if version:
         _check_carried(raw)
@@ -115,7 +115,7 @@ def _version(raw: Config) -> int:
     version = raw["format_version"]
     if version != 1 or isinstance(version, (bool, float)):
         raise FormatError(
-            f"format_version {version!r} is not known, this program reads 0 (no format_version) and 1",
+            f"format_version {version!r} is unknown; this version reads 0 (no format_version) and 1",
             where=in_file(CONFIG, "format_version"),
             hint="update loraformat",
         )

@@ -85,11 +85,11 @@ def _weight_files(bundle: Bundle) -> tuple[TensorFile, TensorFile | None]:
     weights = {kind: bundle.files[name] for kind, name in WEIGHTS.items() if name in bundle.files}
     tables = {kind: bundle.files[name] for kind, name in TABLES.items() if name in bundle.files}
     if not weights:
-        raise MissingFile(f"neither {WEIGHTS['safetensors']} nor {WEIGHTS['torch']} is there", where=bundle.uri)
+        raise MissingFile(f"neither {WEIGHTS['safetensors']} nor {WEIGHTS['torch']} is present", where=bundle.uri)
     if len(weights) > 1 or not tables.keys() <= weights.keys():
         names = sorted(file.name for file in (*weights.values(), *tables.values()))
-        message = f"the weight files are of two kinds, which may differ: {', '.join(names)}"
-        raise FormatError(message, where=bundle.uri, hint="leave the files of one kind")
+        message = f"there are weight files of two kinds, which may differ: {', '.join(names)}"
+        raise FormatError(message, where=bundle.uri, hint="keep only the files of one kind")
     (kind, file), table = next(iter(weights.items())), tables.get(next(iter(weights)))
     assert isinstance(file, TensorFile), kind
     assert table is None or isinstance(table, TensorFile)
@@ -134,7 +134,7 @@ def _rows(weight: str, values: LazyTensor, config: NativeConfig, *, follows_tie:
     count = values.shape[0] if values.shape else 0
     if stated is None:
         raise ConfigError(
-            f"the file has {counted(count, 'row')} for this weight, the config does not say which", where=where
+            f"the file has {counted(count, 'row')} for this weight, but the config does not say which", where=where
         )
     indices = tuple(range(stated, stated + count)) if isinstance(stated, int) else stated
     if len(indices) != count:
@@ -203,7 +203,7 @@ def _require_users(config: NativeConfig, found: _Sorted) -> None:
         for name in stated:
             if name not in there:
                 where = in_file(CONFIG, field_name, name)
-                raise ConfigError("names nothing that the weight files hold", where=where)
+                raise ConfigError("names no tensor of the weight files", where=where)
 
 
 def _hub_config(config: NativeConfig, slots: Mapping[str, Slots], hints: Hints) -> AdapterConfig:

@@ -31,7 +31,7 @@ READS: tuple[str, ...] = (
     "multiplicative (IA3, OFT …)",
 )
 HOLDS: tuple[str, ...] = ("linear", "embedding", "convolution", "dora", "bias", "full weights", "trained rows")
-LOSES = "vocabulary sizes, which tables are tied"
+LOSES = "vocabulary sizes, and which tables are tied"
 
 __all__ = [
     "CONTAINERS",
@@ -65,7 +65,7 @@ def sniff(bundle: Bundle) -> Match | None:
         return Match(certain=True, reason=f"{CONFIG} is in {', '.join(components)}")
     weights = next((name for name in WEIGHTS.values() if name in bundle.files), None)
     if weights:
-        return Match(certain=True, reason=f"{weights} is there")
+        return Match(certain=True, reason=f"{weights} is present")
     if isinstance(config, dict) and "peft_type" in config:
         return Match(certain=True, reason=f"{CONFIG} has peft_type")
     return None

@@ -39,7 +39,7 @@ class AdapterWeights:
         for file, tensors in zip(self.files[1:], others, strict=True):
             twice = next((name for name in tensors.entries if name in entries), None)
             if twice is not None:
-                raise FormatError(f"{show(twice, 200)} stands in two parts of the adapter", where=in_file(file.name))
+                raise FormatError(f"{show(twice, 200)} is in two parts of the adapter", where=in_file(file.name))
             entries.update(tensors.entries)
         return Tensors(first.container, entries, first.metadata, first.wrapper, first.extras)
 
@@ -72,8 +72,8 @@ def weights_of(bundle: Bundle) -> AdapterWeights:
             return AdapterWeights(name, (name,), (file,))
     parts = _parts(bundle)
     if not parts:
-        hint = "a training run may have left them in a checkpoint folder; a download may be incomplete"
-        raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is there", where=bundle.uri, hint=hint)
+        hint = "they may be in a checkpoint folder of the training run, or a download may be incomplete"
+        raise MissingFile(f"neither {' nor '.join(WEIGHTS.values())} is present", where=bundle.uri, hint=hint)
     found = AdapterWeights(parts[0].name, tuple(file.name for file in parts), tuple(parts))
     index = next((bundle.files[name] for name in _INDEXES if name in bundle.files), None)
     if not isinstance(index, JsonFile):
@@ -91,7 +91,9 @@ def _parts(bundle: Bundle) -> list[TensorFile]:
         if not numbers:
             continue
         if len(counts) > 1:
-            raise FormatError(f"parts of several adapters: of {counts[0]} and of {counts[1]}", where=bundle.uri)
+            raise FormatError(
+                f"parts of several adapters: some are of {counts[0]}, others of {counts[1]}", where=bundle.uri
+            )
         missing = next((number for number in range(1, counts[0] + 1) if number not in numbers), None)
         if missing is not None or len(numbers) != counts[0]:
             lost = f"adapter_model-{missing or 0:05}-of-{counts[0]:05}.{suffix}"
@@ -110,4 +112,4 @@ def _check_index(index: JsonFile, parts: list[TensorFile]) -> None:
     odd = next((name for name in sorted({*listed, *there}) if listed.get(name) != there.get(name)), None)
     if odd is not None:
         here, said = there.get(odd) or "no part", show(str(listed.get(odd) or "nothing"), 80)
-        raise FormatError(f"{show(odd, 200)} is in {here}, the index says {said}", where=in_file(index.name))
+        raise FormatError(f"{show(odd, 200)} is in {here}, but the index says {said}", where=in_file(index.name))

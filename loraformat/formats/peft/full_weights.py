@@ -54,7 +54,7 @@ def _set_aside(found: Sorted, built: Built) -> None:
     weights = [weight for weight in found.weights if any(c.startswith(_TRAINING_ONLY) for c in weight.split("."))]
     names = [found.names[weight, part] for weight in weights for part in found.weights.pop(weight)]
     if names:
-        built.notes.append(redundant_copy("", sorted(names), "only training uses them, no merge does"))
+        built.notes.append(redundant_copy("", sorted(names), "only training uses them, not merging"))
 
 
 def _is_adapters(weight: str) -> bool:

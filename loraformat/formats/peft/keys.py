@@ -164,7 +164,7 @@ def sort(entries: Mapping[str, LazyTensor], where: FindingLocation, parts: Mappi
         owner, part = meaning = key.owner, key.part
         other = found.names.setdefault(meaning, name)
         if other is not name:
-            raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="leave one of them")
+            raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="keep only one of them")
         (found.weights if part in _WHOLES else found.modules).setdefault(owner, {})[part] = tensor
     found.notes.extend(_foreign(keys, where))
     return found

@@ -171,7 +171,7 @@ def _nested_layer(
 
 
 def _take_off(weight: str, rank: int, scale: float | None, config: PeftConfig, built: Built) -> None:
-    """Adds what the initialisation took off the base's matrix; embeddings and convolutions keep theirs."""
+    """Adds what the initialization took off the base's matrix; embeddings and convolutions keep theirs."""
     update = built.low_ranks[weight]
     if config.recipe is not None and not update.is_embedding and not update.kernel and not update.is_stack:
         built.from_bases[weight] = SubtractedInit(config.recipe, rank, scale, update.shape)
@@ -186,6 +186,6 @@ def read_rows(module: str, parts: Parts, config: PeftConfig, built: Built) -> se
     indices, count = config.indices_of(module), values.shape[0] if values.shape else 0
     if indices is None or len(indices) != count:
         stated = "none" if indices is None else str(len(indices))
-        raise ConfigError(f"{module} has {count} trained rows, the config has {stated} token numbers", where=where)
+        raise ConfigError(f"{module} has {count} trained rows, but the config has {stated} token numbers", where=where)
     built.rows[f"{module}.weight"] = Rows(indices, values)
     return {"rows"}

@@ -1,4 +1,4 @@
-"""Forms of LoRA in adapter_config.json that say more than rank and alpha: replicated layers, changed bases, blocks.
+"""LoRA variants in adapter_config.json: replicated layers, initializations that change the base, blocks.
 
 Source: peft 0.21.2, tuners/lora/config.py; tuners/lora/variants.py.
 """
@@ -94,7 +94,7 @@ def layers_of(raw: Config) -> tuple[int, ...] | None:
     every = (number for pair in value for number in range(*_pair(pair, where)))
     layers = tuple(islice(every, _MAX_LAYERS + 1))
     if not 0 < len(layers) <= _MAX_LAYERS:
-        raise ConfigError(f"expected 1 to {_MAX_LAYERS} layers, found others", where=where)
+        raise ConfigError(f"expected a total of 1 to {_MAX_LAYERS} layers", where=where)
     return layers
 
 
@@ -106,7 +106,7 @@ def _pair(value: Json, where: FindingLocation) -> tuple[int, int]:
 
 
 def recipe_of(raw: Config) -> str | None:
-    """What the initialisation took off the base (see `SubtractedInit`), or None."""
+    """What the initialization took off the base (see `SubtractedInit`), or None."""
     init = raw.get("init_lora_weights")
     if raw.get("kasa_config") is not None:
         return "kasa"
@@ -139,7 +139,7 @@ def merged_parts(module: str, a: LazyTensor, b: LazyTensor, enabled: tuple[bool,
     rows, rank, _ = b.shape if len(b.shape) == 3 else (*b.shape[:2], 0)
     if len(a.shape) != 2 or a.shape[0] != rank * count or rows % count:
         raise ConfigError(
-            f"A {a.shape} and B {b.shape} are not those of the {count} parts that enable_lora names",
+            f"A {a.shape} and B {b.shape} do not fit the {count} parts that enable_lora names",
             where=in_weights(module),
         )
     flat, height = b.reshape(rows, rank), rows // count
@@ -162,5 +162,5 @@ def check_groups(module: str, a: LazyTensor, b: LazyTensor) -> None:
     if b.shape[1] != a.shape[0] and a.shape[0] % b.shape[1] == 0:
         groups = a.shape[0] // b.shape[1]
         raise UnsupportedUpdate(
-            f"LoRA on a grouped (depthwise) convolution of {groups} groups is not read", where=in_weights(module)
+            f"LoRA on a grouped (depthwise) convolution of {groups} groups is not supported", where=in_weights(module)
         )

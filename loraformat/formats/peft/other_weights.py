@@ -61,7 +61,7 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
         except ContainerError as error:
             if is_trained:
                 raise
-            found.notes.append(unread_beside(in_file(file.name), f"it is not read as tensors: {error}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it cannot be read as tensors: {error}"))
             continue
         _take(file, entries, adapted, found)
     return found
@@ -69,30 +69,32 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
 
 def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collection[str], found: Beside) -> None:
     if entries and all(name.startswith(_VALUE_HEAD) for name in entries):
-        reason = f"it is the value head of a reward model or of PPO ({len(entries)} tensors), which no model has itself"
-        found.notes.append(unread_beside(in_file(file.name), f"{reason}: copy it where it is needed"))
+        reason = (
+            f"it is the value head of a reward model or of PPO ({len(entries)} tensors), which is not part of the model"
+        )
+        found.notes.append(unread_beside(in_file(file.name), f"{reason}; copy it yourself if you need it"))
         return
     weights = {}
     rows = [name for name in entries if name in _ROWS_OF_VLLM]
     if rows:
         found.unclaimed.update({name: entries[name] for name in rows})
         tables = " and ".join(_ROWS_OF_VLLM[name] for name in rows)
-        reason = f"{' and '.join(rows)} are new rows alone, as older versions of vLLM had them"
+        reason = f"{' and '.join(rows)} are new rows only, as in older versions of vLLM"
         found.notes.append(unread_beside(file.name, f"{reason}; save the whole {tables} under that name instead"))
     for name, tensor in entries.items():
         if name in _ROWS_OF_VLLM:
             continue
         key = parse(name)
         if not is_whole(key) or "lora_" in name:
-            found.notes.append(unread_beside(in_file(file.name), f"it holds factors of an adapter: {name}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it holds adapter factors: {name}"))
             return
         if key.part == "plain" and key.owner in adapted:
-            found.notes.append(unread_beside(in_file(file.name), f"it is a model of its own, with {key.owner}"))
+            found.notes.append(unread_beside(in_file(file.name), f"it is a separate model, with {key.owner}"))
             return
         weights[key.owner] = tensor
     twice = sorted(weights.keys() & found.weights.keys())
     if twice:
-        found.notes.append(unread_beside(in_file(file.name), f"{found.files[-1]} has {twice[0]} too"))
+        found.notes.append(unread_beside(in_file(file.name), f"{found.files[-1]} also has {twice[0]}"))
         return
     if not weights:
         return
@@ -111,4 +113,4 @@ def notes_of(found: Beside, replaced: Collection[str]) -> Iterator[Finding]:
         yield trained_beside(found.files, sorted(found.weights))
     both = sorted(found.weights.keys() & set(replaced))
     if both:
-        yield unread_beside(in_file(found.files[0]), f"the adapter's own file has {both[0]} too, which counts")
+        yield unread_beside(in_file(found.files[0]), f"the adapter's own file also has {both[0]}, and takes precedence")

@@ -1,4 +1,4 @@
-"""Which modules the names and patterns of an adapter_config.json mean. Never slow, whatever they are.
+"""Which modules the names and patterns of an adapter_config.json select, in bounded time.
 
 Source: peft 0.21.2, utils/other.py `get_pattern_key`; tuners/tuners_utils.py `check_target_module_exists`.
 """
@@ -24,7 +24,7 @@ class PatternKeys:
         self._where = where
         self._keys = pattern_keys.PatternKeys(keys, budget)
         if self._keys.unread:
-            raise self._not_evaluated(self._keys.unread[0], "it could take for ever")
+            raise self._not_evaluated(self._keys.unread[0], "matching it could take forever")
 
     def _not_evaluated(self, key: str, why: str) -> ConfigError:
         where = self._where.at(show(key, 80))
@@ -38,7 +38,7 @@ class PatternKeys:
         try:
             return self._keys.first_match(module)
         except pattern_keys.OutOfSteps as error:
-            raise self._not_evaluated(error.key, "it is too large for so many or so long names") from error
+            raise self._not_evaluated(error.key, "it is too large for so many or such long names") from error
 
 
 class Ends:
@@ -92,7 +92,7 @@ class Inside:
 
     def _spend(self, steps: int) -> None:
         if not self._budget.spend(steps):
-            raise ConfigError("too many names for so many modules; they are not evaluated", where=self._where)
+            raise ConfigError("too many names for so many modules, so they are not evaluated", where=self._where)
 
 
 def lookup(values: Mapping[str, int] | Mapping[str, float], keys: PatternKeys, module: str) -> float | None:

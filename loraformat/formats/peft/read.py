@@ -83,7 +83,9 @@ def _read(bundle: Bundle, hints: Hints) -> Adapter:
     )
 
 
-_NO_CONFIG = "copy it from where the weights come from; without it: convert --from dump --alpha A --to peft -o OUT"
+_NO_CONFIG = (
+    "copy it from where the weights come from, or do without it: convert --from dump --alpha A --to peft -o OUT"
+)
 
 
 def _config(bundle: Bundle, hints: Hints) -> PeftConfig:
@@ -104,7 +106,7 @@ def _findings(config: PeftConfig, built: Built, found: Sorted, where: FindingLoc
         yield announced_but_absent(where, "the config lists them in modules_to_save", missing)
     plain = [weight for weight, update in built.low_ranks.items() if update.magnitude is None]
     if config.is_dora and plain:
-        yield announced_but_absent(where, "the config says use_dora", plain)
+        yield announced_but_absent(where, "the config sets use_dora", plain)
     if config.token_indices is not None and not built.rows:
         yield announced_but_absent(where, "the config has trainable_token_indices", ["trainable_tokens_delta"])
 

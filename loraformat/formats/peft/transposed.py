@@ -1,4 +1,4 @@
-"""Factors that stand transposed under PEFT's names: A (in, rank), B (rank, out), as other code has them."""
+"""Transposed factors under PEFT's names: A (in, rank), B (rank, out), as in other code."""
 
 from __future__ import annotations
 

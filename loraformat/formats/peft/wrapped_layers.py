@@ -74,7 +74,7 @@ def nested_layers(
             layers[path] = Nested(parameter, parameter, is_parameter=True)
     for path in found.modules:
         if _WRAPPED in path and path not in layers and f"{_WRAPPED}." in f"{path}.":
-            raise UnsupportedUpdate("an adapter layer inside a wrapped layer that is not known", where=in_weights(path))
+            raise UnsupportedUpdate("an adapter layer inside an unknown wrapped layer", where=in_weights(path))
     return layers
 
 
@@ -123,14 +123,14 @@ def _parameter(
         if len(fitting) == 1:
             return f"{module}.{fitting[0]}"
         raise UnsupportedUpdate(
-            f"several parameters of one module are targeted, and in which order it has {', '.join(sorted(names))} "
-            "is not known",
+            f"several parameters of one module are targeted, and the order of {', '.join(sorted(names))} "
+            "in it is unknown",
             where=in_weights(module),
-            hint="" if shapes else "--base tells them apart where their shapes do",
+            hint="" if shapes else "pass --base to tell them apart by their shapes",
         )
     ordered = sorted(names, key=lambda name: -_REGISTERED.index(name) if len(names) > 1 else 0)
     if depth >= len(ordered):
-        raise ConfigError(f"target_parameters does not tell what {path} is", where=in_file(CONFIG, "target_parameters"))
+        raise ConfigError(f"target_parameters does not explain {path}", where=in_file(CONFIG, "target_parameters"))
     return f"{module}.{ordered[depth]}"
 
 
@@ -202,7 +202,7 @@ def check_layout(layer: LowRank, version: str | None, where: FindingLocation) ->
     """
     if layer.is_stack and layer.shape[1] == layer.shape[2] and version == "0.19.0":
         raise UnsupportedUpdate(
-            "square experts trained with PEFT 0.19.0, which mixed up their inputs and outputs, are not read",
+            "square experts trained with PEFT 0.19.0, which swapped their inputs and outputs, are not supported",
             where=where,
         )
 

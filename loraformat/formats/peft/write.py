@@ -132,10 +132,10 @@ def _is_factor_bias(base_weight: str, delta: Dense, others: dict[str, Slots]) ->
 def _mixtures(slots: dict[str, Slots]) -> Iterator[Finding]:
     low_ranks = {weight: found.low_rank for weight, found in slots.items() if found.low_rank is not None}
     if not low_ranks:
-        yield unsupported_update("", "an adapter without a low-rank update", "PEFT")
+        yield unsupported_update("", "an adapter without low-rank updates", "PEFT")
     if len({update.magnitude is None for update in low_ranks.values()}) > 1:
         plain = next(weight for weight, update in low_ranks.items() if update.magnitude is None)
-        yield unsupported_update(plain, "a plain update beside DoRA updates", "PEFT")
+        yield unsupported_update(plain, "a plain update among DoRA updates", "PEFT")
     rows = {weight: found.rows for weight, found in slots.items() if found.rows is not None}
     for weight, each in rows.items():
         if each.follows_tie is rows_are_private(rows.values()):

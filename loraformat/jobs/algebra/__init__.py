@@ -1,4 +1,4 @@
-"""The verbs that make adapters of adapters: one function a module, named like it, returning a Report."""
+"""The verbs that make adapters from adapters: one function a module, named like it, returning a Report."""
 
 __all__ = [
     "combine",

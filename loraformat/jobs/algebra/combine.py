@@ -1,4 +1,4 @@
-"""combine: one adapter that does what several do together."""
+"""combine: several adapters as one."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def combine(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write one adapter that changes each weight by Σ w · ΔW, or by what another method makes of the ΔW.
+    """Combine adapters into one that changes each weight by Σ w · ΔW, or as another method combines the ΔW.
 
     >>> import loraformat
     >>> one = "fixtures/good/peft/tiny-llama"
@@ -128,22 +128,23 @@ def combine(
     Args:
         adapters: folders or files; each may end in "=WEIGHT".
         out: folder that does not exist yet.
-        method: "cat" (the default), "svd" (the default where a rule of ranks is given), "ties", "dare", "dare-ties",
+        method: "cat" (the default), "svd" (the default if an argument sets the rank), "ties", "dare", "dare-ties",
             "magnitude", "breadcrumbs", "della", "knots-ties" or "core-ties".
-        density: share of the values of each ΔW that stay, for the methods that drop values.
-        sign: of ties and its like: "total", the sign of the sum of all, or "frequency", that of most.
-        gamma: of breadcrumbs. epsilon: of della.
-        seed: of dare, dare-ties and della; the same seed gives the same bytes.
-        like_peft: a `combination_type` of PEFT's `add_weighted_adapter`, whose result is wanted.
+        density: share of the values of each ΔW to keep, for the methods that drop values.
+        sign: for ties and related methods: elect signs by "total", the sum of all values, or by "frequency", the
+            majority.
+        gamma: for breadcrumbs. epsilon: for della.
+        seed: for dare, dare-ties and della; the same seed gives the same bytes.
+        like_peft: a `combination_type` of PEFT's `add_weighted_adapter`, to reproduce its result.
         rank, energy, error, sv_ratio, sv_cumulative, sv_fro, size, max_rank: as for `resize`.
         dtype, to, container, base: as for `resize`.
-        alpha, assumptions: fill every adapter that does not state it.
+        alpha, assumptions: apply to every adapter that does not state it.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
-        force: let forgivable errors pass as warnings, and combine adapters of different bases or vocabularies.
+        force: downgrade forgivable errors to warnings, and combine adapters of different bases or vocabularies.
 
-    Raises: UsageError (LF021). UnsupportedUpdate (LF013): DoRA, or another update whose factors are not all of it;
-        tables that contradict each other. AdapterRefused: different bases or vocabularies; a sum of which nothing is
-        left. NonFiniteValue (LF402); StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021). UnsupportedUpdate (LF013): DoRA, or another update that its factors do not fully
+        describe; tables that contradict each other. AdapterRefused: different bases or vocabularies; a sum that is
+        zero. NonFiniteValue (LF402); StorageError, ContainerError, FormatError.
     """
     rule = checked(
         RankRule(
@@ -166,7 +167,7 @@ def combine(
     for source in sources:
         require_additive(source.adapter, source.opened.uri, "combine")
     if not sources:
-        raise UsageError("no adapter is given", where="combine")
+        raise UsageError("no adapters given", where="combine")
     findings = require_one_base(sources, force=force)
     wanted = replace(wanted, rule=_rule(wanted, sources, like_peft))
     options = OutputOptions(
@@ -209,7 +210,7 @@ def _method(method: str | None, like: str | None, rule: RankRule) -> str:
     Raises: UsageError (LF021): two methods, or one that needs a rule of ranks and has none.
     """
     if method is not None and like is not None:
-        raise UsageError("--method and --like-peft exclude each other", where="combine")
+        raise UsageError("--method and --like-peft cannot be combined", where="combine")
     if like is not None:
         require_one_of(like, (*PEFT_FACTORS, *PEFT_SPACES), "--like-peft")
         return PEFT_SPACES.get(like, "")
@@ -217,10 +218,10 @@ def _method(method: str | None, like: str | None, rule: RankRule) -> str:
     found = method or ("svd" if has_rule else "cat")
     require_one_of(found, METHODS, "--method")
     if found == "cat" and has_rule:
-        raise UsageError("cat keeps every rank", where="--method", hint="svd is the same sum at a lower rank")
+        raise UsageError("cat keeps every rank", where="--method", hint="use svd for the same sum at a lower rank")
     if found not in ("cat", *SHARED) and not has_rule:
         raise UsageError(
-            f"{found} needs a rule of ranks: its result has no rank of its own",
+            f"{found} needs an option that sets the rank",
             where="--method",
             hint="for example --rank 32 or --error 0.1",
         )
@@ -234,9 +235,9 @@ def _sparsity(
     require_one_of(sign, ("total", "frequency"), "--sign")
     is_sparse = method not in ("cat", "svd") and like != "linear"
     if is_sparse and density is None:
-        raise UsageError(f"{like or method} needs the share of the values that stay", where="--density")
+        raise UsageError(f"{like or method} needs the share of the values to keep", where="--density")
     if not is_sparse and density is not None:
-        raise UsageError(f"{like or method} drops no values", where="--density")
+        raise UsageError(f"{like or method} does not drop values", where="--density")
     if density is not None and not 0 < density <= 1:
         raise UsageError(f"expected a share above 0 and up to 1, found {density:g}", where="--density")
     if not 0 <= gamma < 1:

@@ -30,7 +30,7 @@ def require_one_base(sources: Sequence[OpenedSource], *, force: bool) -> tuple[F
         if not force:
             reason = _contradiction(one, other)
             if reason:
-                raise AdapterRefused(reason, where=other.opened.uri, hint="--force combines them in spite of it")
+                raise AdapterRefused(reason, where=other.opened.uri, hint="use --force to combine them anyway")
         has_prints = first.base_fingerprint is not None and second.base_fingerprint is not None
         if not has_prints and first.base_model and second.base_model and first.base_model != second.base_model:
             findings.append(other_base_name("", first.base_model, second.base_model))
@@ -45,10 +45,10 @@ def _contradiction(one: OpenedSource, other: OpenedSource) -> str:
         return f"it was trained on another base than {uri}: their fingerprints differ"
     sizes = first.vocab_size, second.vocab_size
     if None not in sizes and sizes[0] != sizes[1]:
-        return f"its vocabulary has {sizes[1]} tokens, that of {uri} has {sizes[0]}"
+        return f"its vocabulary has {sizes[1]} tokens, but that of {uri} has {sizes[0]}"
     files = one.adapter.tokenizer.get(_TOKENIZER), other.adapter.tokenizer.get(_TOKENIZER)
     if files[0] is not None and files[1] is not None and files[0].read() != files[1].read():
-        return f"its {_TOKENIZER} is not that of {uri}: the vocabularies differ"
+        return f"its {_TOKENIZER} differs from that of {uri}: the vocabularies differ"
     return ""
 
 
@@ -70,18 +70,18 @@ def saved_values(sources: Sequence[OpenedSource]) -> dict[str, tuple[Replace | R
             if not _are_equal(before[1], values):
                 raise UnsupportedUpdate(
                     f"the weight is replaced (modules_to_save, trained rows) by other values than in "
-                    f"{show(before[0].opened.uri, 120)}, and two tables do not add",
+                    f"{show(before[0].opened.uri, 120)}, and replaced tables cannot be added",
                     where=place,
-                    hint=f"leave one out with pick --drop {weight}",
+                    hint=f"drop one of them with pick --drop {weight}",
                 )
     for weight, (source, _) in found.items():
         owners = [each for each in sources if values_of(each.adapter.updates.get(weight, ()))]
         if len(owners) == 1 and source.weight != 1:
             raise UnsupportedUpdate(
-                f"the weight is replaced (modules_to_save, trained rows), and {source.weight:g} of that depends on the "
+                f"the weight is replaced (modules_to_save, trained rows), and {source.weight:g} of it depends on the "
                 "base",
                 where=FindingLocation(subject=source.opened.uri, tensor=weight),
-                hint=f"leave it out with pick --drop {weight}, or give the adapter the weight 1",
+                hint=f"drop it with pick --drop {weight}, or use the adapter with weight 1",
             )
     return {weight: values for weight, (_, values) in found.items()}
 
@@ -128,14 +128,16 @@ def _common_pipeline(sources: Sequence[OpenedSource]) -> Pipeline | None:
     for source in sources[1:]:
         found = source.adapter.config.pipeline
         if (found is None) is not (first is None):
-            raise AdapterRefused("it is for one model, another adapter for a pipeline", where=source.opened.uri)
+            raise AdapterRefused(
+                "it is for a single model, but another adapter is for a pipeline", where=source.opened.uri
+            )
         if found is None or first is None or common is None:
             continue
         if (found.bare, found.prefix, found.is_original) != (first.bare, first.prefix, first.is_original):
-            raise AdapterRefused("its weights have names of another kind", where=source.opened.uri, hint=_SAME_NAMES)
+            raise AdapterRefused("its weights follow another naming scheme", where=source.opened.uri, hint=_SAME_NAMES)
         families = tuple(family for family in common.families if family in found.families)
         if common.families and found.families and not families:
-            text = f"it is for {found.family}, another adapter for {common.family}"
+            text = f"it is for {found.family}, but another adapter is for {common.family}"
             raise AdapterRefused(text, where=source.opened.uri)
         components = tuple(sorted({*common.components, *found.components}))
         common = replace(common, families=families or common.families or found.families, components=components)

@@ -1,4 +1,4 @@
-"""How the changes of one weight by several adapters become one."""
+"""Methods that combine the changes of one weight by several adapters."""
 
 from __future__ import annotations
 
@@ -168,9 +168,9 @@ def like_peft(
     pairs = [term.matrices[0] for term in terms if isinstance(term.matrices[0], Product)]
     if len({pair.left.shape[1] for pair in pairs}) != 1 or len(pairs) < len(terms) or form.is_stack:
         raise UnsupportedUpdate(
-            "factors of different ranks do not add, nor do stacks of experts",
+            "factors of different ranks, or stacks of experts, cannot be added",
             where=weight,
-            hint="leave --like-peft out: cat and svd take them",
+            hint="leave --like-peft out and use cat or svd",
         )
     products = [term.weight * term.scale for term in terms]
     roots = [math.sqrt(abs(each)) for each in products]

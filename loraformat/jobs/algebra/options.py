@@ -1,4 +1,4 @@
-"""What the verbs on factors take: rules of ranks, and how the output is written."""
+"""Options of the verbs on factors: ranks, and how the output is written."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def checked(rule: RankRule) -> RankRule:
     if rule.size is not None and rule.size < 1:
         raise UsageError(f"expected a number of bytes, found {rule.size}", where="--size")
     if rule.size is not None and len(rule.names) > 1:
-        raise UsageError("a size is divided among all updates and cannot stand beside another rule", where="--size")
+        raise UsageError("--size cannot be combined with other options that set the rank", where="--size")
     return rule
 
 

@@ -1,4 +1,4 @@
-"""Adapters of other tuners as LoRA: exactly where they are one, else by the best factors of their change."""
+"""Adapters of other tuners as LoRA: exactly if they are low-rank, otherwise approximated by SVD."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def as_lora(
         chosen = max(rule.least(each) for each in found)
         if rule.error == EXACT and rank is None and chosen > max(1, min(found[0].shape) // 2):
             raise UsageError(
-                f"{weight}: the update has rank {chosen} of {min(found[0].shape)}, so LoRA of it saves nothing",
+                f"{weight}: the update has rank {chosen} of {min(found[0].shape)}, so LoRA would save nothing",
                 where="--to-lora",
-                hint="--rank N or --error F says how much of it is kept",
+                hint="use --rank N or --error F to approximate it",
             )
         kept = values_of(chain) if base is None or _is_plain(chain) else ()
         if chosen:
@@ -98,7 +98,7 @@ def _change(
     dense = delta(adapter, weight, base, dtype="float64").astype(np.float64)
     is_stack = any(form.is_stack for form in forms_of(chain))
     if dense.ndim < 2 or values_of(chain):
-        raise UnsupportedUpdate("what is done to it has no place in LoRA", where=weight)
+        raise UnsupportedUpdate("LoRA cannot express what is done to it", where=weight)
     experts = list(dense) if is_stack else [dense]
     return [leading(InMemory(each.reshape(each.shape[0], -1)), rule) for each in experts]
 

@@ -1,4 +1,4 @@
-"""An adapter that was made of others: its config, its files, its report."""
+"""Writes an adapter made from others: its config, files and report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def format_of(name: str) -> Format:
     target = formats.get(name)
     if not target.WRITES:
         known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
-        raise UsageError(f"{name} is only read, not written", where="--to", hint=f"written are {known}")
+        raise UsageError(
+            f"loraformat reads {name} but does not write it", where="--to", hint=f"writable formats: {known}"
+        )
     return target
 
 
@@ -124,7 +126,7 @@ def write(
     Raises: AdapterRefused where the format cannot express it, or with `strict` where anything is lost.
     """
     if not adapter.updates:
-        raise AdapterRefused("nothing is left to write: the output would change no weight", where=job)
+        raise AdapterRefused("nothing to write: the output would not change any weight", where=job)
     target = formats.get(result.target)
     wanted = WriteOptions(container=options.container, base=hints_of(Assumptions(), base))
     losses = tuple(target.losses(adapter, wanted))
@@ -181,7 +183,7 @@ _MADE = {
     "scale": "scaled",
     "pick": "with some of its updates",
     "extract": "extracted from a fine-tuned model",
-    "ablate": "which takes directions out of its weights",
+    "ablate": "which removes directions from its weights",
     "init": "not trained yet",
 }
 

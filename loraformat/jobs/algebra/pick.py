@@ -46,7 +46,7 @@ def pick(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write an adapter with some of the updates, bit for bit; its config names the modules that are left.
+    """Keep some of the updates of an adapter, bit for bit; its config names the remaining modules.
 
     >>> import loraformat
     >>> report = loraformat.pick("fixtures/good/peft/tiny-llama", "queries", select=["q_proj"])
@@ -62,17 +62,17 @@ def pick(
     Args:
         adapter: folder or file.
         out: folder that does not exist yet.
-        select: patterns of what stays; all where there are none.
-        drop: patterns of what goes, of that.
+        select: patterns of the updates to keep; all by default.
+        drop: patterns of those to drop, of these.
         rename: (old, new) runs of whole components of names: ("model.layers", "language_model.layers").
         to, container, base, format, alpha, assumptions: as for `resize`.
         dry_run, strict, force, overwrite, publication, announce, progress: as for `resize`.
 
     Raises: UsageError (LF021): a pattern or an old name that matches nothing, or two weights with one new name.
-        AdapterRefused: nothing is left. Else as for `resize`.
+        AdapterRefused: nothing is left. Otherwise as for `resize`.
     """
     if not (select or drop or rename):
-        raise UsageError("nothing is chosen", where="pick", hint="give --select, --drop or --rename")
+        raise UsageError("nothing to do", where="pick", hint="use --select, --drop or --rename")
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)
     source = open_source(uri_of(adapter), base=checkpoint, assumptions=known, format=format, force=force)
@@ -116,7 +116,7 @@ def _renamed(weights: Sequence[str], rename: Sequence[tuple[str, str]]) -> dict[
         whole = re.compile(rf"(?<![^.]){re.escape(old.strip('.'))}(?![^.])")
         changed = {weight: whole.sub(new.strip(".").replace("\\", r"\\"), name) for weight, name in names.items()}
         if changed == names:
-            raise UsageError(f"no name has the components {show(old, 200)}", where="--rename")
+            raise UsageError(f"no name contains the components {show(old, 200)}", where="--rename")
         names = changed
     twice = next((name for name, count in Counter(names.values()).items() if count > 1), None)
     if twice is not None:

@@ -64,43 +64,44 @@ def resize(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the adapter with each update at the least rank that meets the rules, at the least possible error.
+    """Reduce each update to the smallest rank that the arguments allow, with the smallest possible error.
 
     >>> import loraformat
     >>> report = loraformat.resize("fixtures/good/peft/rslora", "rank-1", rank=1)
     >>> [each.rank for each in report.data.weights], 0 < report.data.error < 1
     ([1, 1, 1, 1], True)
 
-    QR of the factors and a small singular value decomposition in float64; ΔW is never formed. Updates that add a matrix
-    come out as LoRA with scale 1; one whose rank the rules leave as it is keeps its factors. Replaced tables and
-    trained rows are carried over, updates that are zero are left out.
+    QR of the factors and a small singular value decomposition in float64; ΔW is never formed. Additive updates become
+    LoRA with scale 1; an update whose rank does not change keeps its factors. Replaced tables and trained rows are
+    copied, zero updates are left out.
 
     Args:
         adapter: folder or file.
         out: folder that does not exist yet.
-        rank: so many singular values σ of each update. Of several rules the largest rank holds.
-        energy: the least rank whose Σσ² is this share of ‖ΔW‖².
-        error: the least rank with ‖ΔW − kept‖ ≤ error · ‖ΔW‖.
-        sv_ratio: the singular values of at least σ₁ / sv_ratio.
-        sv_cumulative: the least rank whose Σσ is this share of that of all.
-        sv_fro: the least rank whose √Σσ² is this share of ‖ΔW‖.
-        size: most bytes of the weight file; no other rule may stand beside it.
-        max_rank: limits what the other rules ask for.
-        dtype: "float32", "bfloat16" or "float16", of the new factors.
-        to: name of the format to write; the source's own by default, PEFT where that is only read.
-        container: "safetensors" or "torch", where the format leaves the choice.
-        base: the base, where names or shapes are decided by it.
+        rank: how many singular values σ of each update to keep. If several arguments set a rank, the largest wins.
+        energy: smallest rank whose Σσ² is this share of ‖ΔW‖².
+        error: smallest rank with ‖ΔW − kept‖ ≤ error · ‖ΔW‖.
+        sv_ratio: keep singular values of at least σ₁ / sv_ratio.
+        sv_cumulative: smallest rank whose Σσ is this share of the total.
+        sv_fro: smallest rank whose √Σσ² is this share of ‖ΔW‖.
+        size: most bytes of the weight file; cannot be combined with the others.
+        max_rank: upper limit on every rank.
+        dtype: of the new factors: "float32", "bfloat16" or "float16".
+        to: name of the format to write; by default the source's, or PEFT if that format is read-only.
+        container: "safetensors" or "torch", if the format allows both.
+        base: the base, if names or shapes depend on it.
         format, alpha, assumptions: as for `convert`.
-        dry_run: report and write nothing.
-        strict: refuse where a rule is not met under `max_rank`, or anything is lost.
-        force: let forgivable errors pass as warnings (`rules.refuse`).
+        dry_run: report; write nothing.
+        strict: stop if a bound is not met with `max_rank`, or anything would be lost.
+        force: downgrade forgivable errors to warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         announce: called with findings before anything is written.
         progress: called with (bytes done, bytes in all).
 
-    Raises: UsageError (LF021): no rule. UnsupportedUpdate (LF013): DoRA, or another update whose factors are not all of
-        it. NonFiniteValue (LF402). AdapterRefused; StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): no argument sets the rank. UnsupportedUpdate (LF013): DoRA, or another update that its
+        factors do not fully describe. NonFiniteValue (LF402). AdapterRefused; StorageError, ContainerError,
+        FormatError.
     """
     rule = checked(
         RankRule(
@@ -115,9 +116,7 @@ def resize(
         )
     )
     if not rule.names and rule.max_rank is None:
-        raise UsageError(
-            "no rule says which rank is wanted", where="resize", hint="for example --rank 8 or --error 0.1"
-        )
+        raise UsageError("no option sets the rank", where="resize", hint="for example --rank 8 or --error 0.1")
     wanted = dtype_of(dtype)
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)

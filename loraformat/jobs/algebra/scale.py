@@ -49,7 +49,7 @@ def scale(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the adapter with every ΔW multiplied by a number, through alpha alone: all tensors keep their bytes.
+    """Multiply every ΔW of an adapter by a number, only through alpha: all tensors keep their bytes.
 
     >>> import loraformat
     >>> report = loraformat.scale("fixtures/good/peft/rslora", "half", weight=0.5)
@@ -60,17 +60,17 @@ def scale(
 
     Args:
         adapter: folder or file; may end in "=WEIGHT" (see `merge`).
-        weight: the number, where `adapter` does not end in it; negative and zero are numbers, too.
-        bake: multiply the factor B instead, rounded once to its dtype, for programs that read alpha in another way.
+        weight: the number, if `adapter` does not end in it; may be negative or zero.
+        bake: multiply `lora_B` instead, rounded once to its dtype, for programs that interpret alpha differently.
         out, to, container, base, format, alpha, assumptions: as for `resize`.
         dry_run, strict, force, overwrite, publication, announce, progress: as for `resize`.
 
-    Raises: UsageError (LF021): no number. UnsupportedUpdate (LF013): DoRA, replaced tables, trained rows: what they
-        change is not proportional to anything in their files. Else as for `resize`.
+    Raises: UsageError (LF021): no number. UnsupportedUpdate (LF013): DoRA, replaced tables, trained rows: their effect
+        is not proportional to any value in their files. Otherwise as for `resize`.
     """
     uri, number = with_strength(uri_of(adapter)) if weight is None else (uri_of(adapter), weight)
     if weight is None and uri == uri_of(adapter):
-        raise UsageError("by what is it multiplied?", where="scale", hint="write ADAPTER=0.5")
+        raise UsageError("the factor is missing", where="scale", hint="write ADAPTER=0.5")
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)
     source = open_source(uri, number, base=checkpoint, assumptions=known, format=format, force=force)
@@ -118,9 +118,9 @@ def _require_proportional(adapter: Adapter, uri: str) -> None:
     for name, chain in adapter.updates.items():
         if values_of(chain):
             raise UnsupportedUpdate(
-                "the weight is replaced (modules_to_save, trained rows), and a share of that depends on the base",
+                "the weight is replaced (modules_to_save, trained rows), so a share of the change depends on the base",
                 where=FindingLocation(subject=uri, tensor=name),
-                hint=f"leave it out with pick --drop {name}, or merge at that strength",
+                hint=f"drop it with pick --drop {name}, or merge at that strength",
             )
 
 

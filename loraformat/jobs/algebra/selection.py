@@ -1,4 +1,4 @@
-"""Weights that patterns on the command line mean: by the path of a module, by its end, by the number of a layer."""
+"""Weights selected by patterns on the command line: by module path, its last components, or layer number."""
 
 from __future__ import annotations
 

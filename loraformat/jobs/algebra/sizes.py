@@ -49,7 +49,7 @@ def ranks_within(
     left = rule.size - taken
     if left < min(costs.values(), default=0):
         raise UsageError(
-            f"{rule.size} bytes have no place for a single rank: {taken} are taken by names and what is carried over",
+            f"{rule.size} bytes are too few even for rank 1: names and copied tensors alone take {taken}",
             where="--size",
         )
     return ranks_of(replace(rule, size=left), spectra, costs)

@@ -1,4 +1,4 @@
-"""Adapters that are worked on by their factors, and what is refused because factors alone do not say what it means."""
+"""The source adapters of the verbs on factors; refuses updates that factors do not fully describe."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def require_additive(adapter: Adapter, uri: str, verb: str) -> None:
 def _reason(update: Update) -> tuple[str, str] | None:
     """Why an update is not a matrix that is added, and what to do; None where it is, or stays as it is."""
     if isinstance(update, LowRank) and update.magnitude is not None:
-        text = "the update is DoRA: its magnitude is of W + ΔW, so what it adds depends on the base"
+        text = "the update is DoRA, whose magnitude normalizes W + ΔW, so what it adds depends on the base"
         return text, "merge it into its base"
     if isinstance(update, SubtractedInit):
-        text = f"the factors refer to a base from which {update.recipe} took a part off, and no base is at hand"
+        text = f"the factors belong to a base from which {update.recipe} was subtracted, and no base is given"
         return text, "convert it to plain LoRA with PEFT: save_pretrained(path_initial_model_for_weight_conversion=…)"
     if isinstance(update, (Replace, Rows)) or is_additive(update):
         return None
@@ -138,7 +138,7 @@ def finite(matrix: Matrix, where: str) -> Matrix:
 
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
     if not all(np.isfinite(part).all() for part in parts):
-        raise NonFiniteValue("the update holds NaN or infinity", where=where, hint="the training run diverged")
+        raise NonFiniteValue("the update holds NaN or infinity", where=where, hint="the training run may have diverged")
     return matrix
 
 

@@ -1,4 +1,4 @@
-"""What a card says of an output, as far as its files and the run that made it tell."""
+"""The facts on a card, from the output's files and the run that made it."""
 
 from __future__ import annotations
 

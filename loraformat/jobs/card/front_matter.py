@@ -48,9 +48,9 @@ def parse(text: str) -> Card:
         blocks.setdefault(key, []).append(line)
     if set(blocks) - {""} != set(fields):
         raise InvalidYaml(
-            "the front matter is written in a form that cannot be added to",
+            "the front matter has a form that cannot be edited safely",
             where=CARD,
-            hint="write each field in a line of its own: key: value",
+            hint="write each field on a line of its own: key: value",
         )
     body = "\n".join(text.split("\n")[len(lines) + 2 :])
     return Card({name: tuple(each) for name, each in blocks.items()}, fields, body)

@@ -1,4 +1,4 @@
-"""What the verbs give to an output on the Hub: its commit, and its card."""
+"""The commit and the card of an output on the Hub."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def decoded(card: bytes, where: str) -> str:
     try:
         return card.decode("utf-8")
     except UnicodeDecodeError as error:
-        text = f"not text in UTF-8 (byte {error.start}), which a card is kept in"
+        text = f"not text in UTF-8 (byte {error.start}), as a card must be"
         raise StorageError(text, where=where, hint="save it as UTF-8, or remove it") from None
 
 
@@ -104,17 +104,17 @@ def _body(facts: Facts, name: str) -> Iterator[str]:
     yield _about(facts)
     yield ""
     if facts.origin.adapters and facts.relation != "adapter":
-        yield "## What was merged"
+        yield "## Merged adapters"
         yield ""
         yield from (f"- {_used(each)}" for each in facts.origin.adapters)
         yield ""
     notes = list(_notes(facts, name))
     if notes:
-        yield "## What is known of it"
+        yield "## Details"
         yield ""
         yield from (f"- {note}" for note in notes)
         yield ""
-    yield "## How to load it"
+    yield "## Usage"
     yield ""
     for program, language, lines in snippets(facts, name):
         yield from (f"**{program}**", "", f"```{language}", *lines.splitlines(), "```", "")
@@ -131,7 +131,7 @@ def _about(facts: Facts) -> str:
         count = len(facts.origin.adapters)
         what = "an adapter" if count == 1 else f"{count} adapters"
         return f"{link or 'A model'} with {what} merged into it: W + Σ s·ΔW, rounded once. Written by {tool}."
-    return f"A model{link and f' made of {link}'}{made}. Written by {tool}."
+    return f"A model{link and f' made from {link}'}{made}. Written by {tool}."
 
 
 def _used(adapter: UsedAdapter) -> str:
@@ -155,7 +155,7 @@ def _notes(facts: Facts, name: str) -> Iterator[str]:
         if summary.module_kinds:
             yield f"Targets: {_listed(tuple(summary.module_kinds))}"
         if facts.relation == "adapter" and origin.adapters:
-            yield f"Made of: {'; '.join(_used(each) for each in origin.adapters)}"
+            yield f"Made from: {'; '.join(_used(each) for each in origin.adapters)}"
     if origin.retained is not None:
         yield f"Retained after rounding: {origin.retained:.2%} of the update"
     if facts.scheme:

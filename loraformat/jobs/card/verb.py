@@ -30,7 +30,8 @@ def card(
     base: Location | None = None,
     name: str | None = None,
 ) -> Report:
-    """The model card of an adapter, a merged or a quantized model; into the file `out`, or as text in the report.
+    """Write the model card of an adapter, a merged or a quantized model into the file `out`, or as text into the
+    report.
 
     >>> import loraformat
     >>> report = loraformat.card("fixtures/good/peft/tiny-llama", name="acme/tiny-lora")
@@ -41,23 +42,23 @@ def card(
     base_model_relation: adapter
     library_name: peft
 
-    The front matter and a marked part are written; what a person wrote around that part, and fields that a person set,
-    stay. The same files and the same card give the same card.
+    Only the front matter and a marked part are written; text around that part, and fields that a person set, stay. The
+    same files and the same existing card give the same card.
 
     Args:
         path: folder or address of the Hub.
-        out: a file, whose text is kept around the marked part if it is there; None to write none.
-        base: the base: its address on the Hub is named, and its license, language and task are those of the card.
+        out: a file; if it exists, its text around the marked part is kept. None to write no file.
+        base: the base; the card takes over its name on the Hub, its license, language and task.
         name: "owner/name" under which others load it; by default that of the address, or of the folder.
 
-    Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the card that is there
-        cannot be read. ConfigError (LF103): it has a value that the Hub does not take. StorageError: another file than
-        a card in UTF-8 is in the place of `out`.
+    Raises: FormatError: neither a model nor an adapter. InvalidYaml (LF009): the front matter of the existing card
+        cannot be read. ConfigError (LF103): it has a value that the Hub rejects. StorageError: `out` exists and is not
+        a card in UTF-8.
     """
     uri, target = uri_of(path), uri_or_none(out)
     if target is not None and not is_local(target):
         hint = "upload it with `hf upload`" if is_hub(target) else "write a file, and copy it there"
-        raise UsageError("a card alone is written into a file of this machine", where="-o", hint=hint)
+        raise UsageError("a card alone can only be written to a local file", where="-o", hint=hint)
     store = open_store(uri)
     if target is not None:
         _check_target(target, uri, store)
@@ -98,12 +99,12 @@ def _check_target(target: str, uri: str, store: OpenedFiles) -> None:
     if not _is_file(target):
         return
     if not os.path.realpath(target).lower().endswith(".md"):
-        text = "a file is there that is not a model card: its name does not end in .md"
+        text = "the file exists and is not a model card: its name does not end in .md"
         raise StorageError(text, where=target, hint="name another file, or remove this one first")
     read = [os.path.join(uri, name) for name in store.files() if name != CARD] if is_local(uri) else []
     for path in (uri, *read):
         if os.path.exists(path) and os.path.samefile(path, target):
-            raise StorageError("the card would replace a file that it describes", where=target)
+            raise StorageError("the card would replace a file of the model it describes", where=target)
 
 
 def _is_file(target: str) -> bool:

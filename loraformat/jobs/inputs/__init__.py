@@ -1,3 +1,3 @@
-"""What the verbs are given: paths, strengths, settings of a project."""
+"""The inputs of the verbs: paths, strengths, project settings."""
 
-__all__ = ["discovery", "line_numbers", "settings", "strength", "subject", "tensor_names"]
+__all__ = ["discovery", "line_numbers", "made_by", "settings", "strength", "subject", "tensor_names"]

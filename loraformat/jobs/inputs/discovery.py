@@ -1,4 +1,4 @@
-"""Which adapters a path stands for: itself, the folder that a file belongs to, or those that lie below."""
+"""The adapters of a path: itself, the folder that a file belongs to, or those in subfolders."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _below(path: str, notes: list[str]) -> list[str]:
             loose += _weight_files(folder)
         if len(found) > MOST_ADAPTERS:
             raise StorageError(
-                f"more than {MOST_ADAPTERS} adapters below", where=path, hint="name the folders themselves"
+                f"more than {MOST_ADAPTERS} adapters below", where=path, hint="pass the folders themselves"
             )
     if not found:
         return [path]
@@ -125,6 +125,6 @@ def _weight_files(folder: Folder) -> Iterator[str]:
 def _notes(path: str, loose: Sequence[str], links: int) -> Iterable[str]:
     if loose:
         names = listed([os.path.relpath(each, path) for each in loose], _FEW)
-        yield f"{path}: not judged: {plural(len(loose), 'weight file')} outside of adapters: {names}"
+        yield f"{path}: not checked: {plural(len(loose), 'weight file')} outside of adapters: {names}"
     if links:
         yield f"{path}: not searched: {plural(links, 'link')} to folders"

@@ -1,4 +1,4 @@
-"""Where in a text file a finding lies: the line of a key of a config."""
+"""Line numbers of findings: the line of a config key in its file."""
 
 from __future__ import annotations
 

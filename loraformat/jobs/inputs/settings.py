@@ -1,4 +1,4 @@
-"""What a project says about how its adapters are checked: loraformat.toml, or [tool.loraformat] in pyproject.toml."""
+"""Project settings of `validate`: loraformat.toml, or [tool.loraformat] in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_settings(start: str, judged: Sequence[str] = ()) -> Settings:
         judged: paths of the adapters; addresses among them lie nowhere here.
 
     Raises: ConfigError (LF103): a file that is no TOML. UsageError (LF021): an unknown key or code, a value of the
-        wrong kind, a file that is no regular one or is too large, or that is a link into what is judged.
+        wrong kind, a file that is no regular one or is too large, or that is a link into the checked adapters.
     """
     theirs = [path for path in judged if is_local(path)]
     for folder in _upward(os.path.realpath(start)):
@@ -145,7 +145,9 @@ def _found(path: str, name: str, judged: Sequence[str]) -> Settings | None:
         return None
     real = os.path.realpath(path)
     if any(_is_inside(real, os.path.realpath(each)) for each in judged):
-        raise UsageError("a link into what is judged", where=path, hint="name a file with --config, or use --isolated")
+        raise UsageError(
+            "a link into the checked adapters", where=path, hint="pass a file with --config, or use --isolated"
+        )
     return _settings(table, path)
 
 
@@ -195,7 +197,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 def _require_regular(status: os.stat_result, path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise UsageError("settings are read from a regular file, this is another kind", where=path)
+        raise UsageError("settings must be in a regular file", where=path)
 
 
 def _is_stdin(status: os.stat_result) -> bool:
@@ -254,10 +256,10 @@ def _ignores(table: object, number: int, path: str) -> PathIgnores:
     codes = _codes(list(reasons), f"{where}.ignore", path)
     twice = next((code for code in codes if codes.count(code) > 1), None)
     if twice:
-        raise UsageError(f"{where}.ignore: {twice} stands there twice", where=path)
+        raise UsageError(f"{where}.ignore: {twice} appears twice", where=path)
     for code, reason in zip(codes, reasons.values(), strict=True):
         if not isinstance(reason, str) or not reason.strip():
-            raise UsageError(f"{where}.ignore.{code}: expected the reason as a text", where=path)
+            raise UsageError(f"{where}.ignore.{code}: expected the reason as a string", where=path)
     return PathIgnores(path=table["path"], reasons=dict(zip(codes, reasons.values(), strict=True)))
 
 
@@ -269,7 +271,7 @@ def _require_keys(table: Mapping[str, Any], known: set[str], path: str) -> None:
 
 def _texts(value: object, name: str, path: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise UsageError(f"{name}: expected a list of texts", where=path)
+        raise UsageError(f"{name}: expected a list of strings", where=path)
     return tuple(value)
 
 

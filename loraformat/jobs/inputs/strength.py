@@ -1,4 +1,4 @@
-"""`ADAPTER=0.7`: an adapter and how strongly it is merged."""
+"""`ADAPTER=0.7`: an adapter and its strength."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def with_strength(argument: str) -> tuple[str, float]:
     strength = number_of(text)
     if not path or strength is None:
         raise UsageError(
-            f"no such file; the strength after '=' is not a finite number: {text!r}",
+            f"no such file, and the strength after '=' is not a finite number: {text!r}",
             where=argument,
             hint="write ADAPTER=0.7",
         )

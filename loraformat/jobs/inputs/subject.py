@@ -44,7 +44,7 @@ def refuse_exchanged(base: str, adapters: Sequence[str], usage: str = "merge BAS
     kinds = ((uri, _kind(_files(uri))) for uri in adapters)
     model, kind = next(((uri, kind) for uri, kind in kinds if kind), ("", ""))
     if kind and _is_adapter(files):
-        text = f"{show(base, 200)} is an adapter and {show(model, 200)} {kind}: are the arguments exchanged?"
+        text = f"{show(base, 200)} is an adapter and {show(model, 200)} is {kind}: are the arguments swapped?"
         raise UsageError(text, where=usage.split(maxsplit=1)[0], hint=f"write {usage} -o OUT")
 
 
@@ -85,7 +85,7 @@ def require_real(adapter: Adapter, uri: str) -> None:
             role = next((role for role, tensor in tensors(update) if tensor.dtype is DType.C64), None)
             if role is not None:
                 raise UnsupportedUpdate(
-                    f"{role} holds complex numbers; they are not read",
+                    f"{role} holds complex numbers, which are not supported",
                     where=FindingLocation(subject=uri, tensor=weight),
                 )
 

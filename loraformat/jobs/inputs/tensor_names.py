@@ -1,4 +1,4 @@
-"""Names of tensors as the caller maps them (`--map`), and maps that shapes and order leave no choice about."""
+"""Renaming of tensors (`--map`), and maps suggested from shapes and layer numbers (`--propose-map`)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def _name(name: str, rules: Sequence[tuple[re.Pattern[str], str]], used: list[bool], file: str) -> str:
     if len(name) > _LONGEST_NAME:
-        raise FormatError(f"a name of {len(name)} letters: at most {_LONGEST_NAME} are mapped", where=file)
+        raise FormatError(f"a name of {len(name)} characters: --map handles at most {_LONGEST_NAME}", where=file)
     for number, (pattern, new) in enumerate(rules):
         try:
             name, count = pattern.subn(new, name)
@@ -87,7 +87,7 @@ def _name(name: str, rules: Sequence[tuple[re.Pattern[str], str]], used: list[bo
             raise UsageError(f"not a replacement: {show(new, 200)} ({error})", where="--map") from error
         used[number] = used[number] or count > 0
         if not name or len(name) > _LONGEST_NAME:
-            raise FormatError(f"--map makes a name of {len(name)} letters", where=file)
+            raise FormatError(f"--map creates a name of {len(name)} characters", where=file)
     return name
 
 
@@ -104,9 +104,9 @@ def proposed(bundle: Bundle, base: Checkpoint) -> tuple[ProposedMap, ...]:
     shapes = {module: _shape(*pair.factors) for module, pair in modules.items() if pair.a and pair.b}
     if not shapes:
         raise FormatError(
-            "no pair of factors is recognized, so there are no shapes to compare",
+            "no factor pairs found, so there are no shapes to compare",
             where=bundle.uri,
-            hint="map the ends of the names to .lora_A and .lora_B first",
+            hint="first map the name endings to .lora_A and .lora_B",
         )
     layers = CONV1D.get(str(base.config.get("model_type")), ())
     stored = {name.removesuffix(".weight"): one.shape for name, one in base.tensors.items() if len(one.shape) == 2}

@@ -29,7 +29,7 @@ def update_difference(
             lone = one if one is not None else other
             assert lone is not None
             arrow = f"{kind_of(one).name if one else 'none'} -> {kind_of(other).name if other else 'none'}"
-            yield _incomparable(weight, arrow, lone, lone, "one has more updates of it")
+            yield _incomparable(weight, arrow, lone, lone, "one adapter has more updates of it")
         else:
             yield _pair(weight, one, other, tolerance)
 
@@ -50,13 +50,13 @@ def _additive(weight: str, kind: str, one: Update, other: Update, tolerance: flo
     from loraformat.algebra import cosine, distance, frobenius, overlap
 
     if not _has_known_scale(one) or not _has_known_scale(other):
-        return _incomparable(weight, kind, one, other, "a scale is unknown, give it with --alpha")
+        return _incomparable(weight, kind, one, other, "a scale is unknown; pass it with --alpha")
     norm, norm_after, apart = frobenius(one), frobenius(other), distance(one, other)
     if apart is None:
-        return _incomparable(weight, kind, one, other, "their shapes differ, or factors do not fit")
+        return _incomparable(weight, kind, one, other, "their shapes differ, or their factors do not fit")
     magnitude = _magnitude_apart(one, other)
     if magnitude is None:
-        return _incomparable(weight, kind, one, other, "only one is DoRA, or their magnitudes are of different axes")
+        return _incomparable(weight, kind, one, other, "only one is DoRA, or their magnitudes are along different axes")
     if _same(one, other):
         apart = 0.0
     found = overlap(one, other) if apart else None

@@ -63,7 +63,7 @@ def _difference(name: str, one: BaseWeight, other: BaseWeight, tolerance: float)
         return replace(bare, reason="their shapes differ")
     if not (one.dtype.is_floating and other.dtype.is_floating):
         same = not is_resized and one.dtype == other.dtype and has_equal_values(one, other)
-        return replace(bare, status="equal") if same else replace(bare, reason="they are no real numbers and differ")
+        return replace(bare, status="equal") if same else replace(bare, reason="they differ and are not real numbers")
     sums = _summed(one, other)
     before, after, apart = (math.sqrt(value) for value in (sums.before, sums.after, sums.apart))
     is_close = apart <= tolerance * before and not sums.is_unordered

@@ -1,4 +1,4 @@
-"""The figures of every update of an adapter: norms, spectra, and what they are against the base."""
+"""Metrics of every update of an adapter: norms, spectra, and both relative to the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading an output back, to see that it changes every weight as what it was made of."""
+"""Reads an output back and checks that it changes every weight like its source."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def compare(written: Bundle, wanted: Adapter, *, to: str, hints: Hints, roundoff
         ]
     )
     if lacking:
-        raise _failed(f"{counted(len(lacking), 'weight', 'is')} changed in one and not in the other", lacking)
+        raise _failed(f"{counted(len(lacking), 'weight', 'is')} changed in only one of them", lacking)
     exact, worst = 0, 0.0
     for weight, chain in wanted.updates.items():
         compared = _chain(found.updates[weight], chain, roundoff)
         if compared is None or not all(each.holds for each in compared):
-            raise _failed("its update does not come back", [weight])
+            raise _failed("its update was lost", [weight])
         exact += all(each.is_exact for each in compared)
         worst = max([worst, *(each.error for each in compared)])
     return RoundTrip(weights=len(wanted.updates), exact=exact, worst=worst, roundoff=roundoff)

@@ -1,4 +1,4 @@
-"""Rows of tables of embeddings: how long they are before and after, and which of them change."""
+"""Rows of embedding tables: their norms before and after, and which of them change."""
 
 from __future__ import annotations
 

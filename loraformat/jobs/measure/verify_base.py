@@ -1,4 +1,4 @@
-"""What a merge copied, compared with the base that it was copied from."""
+"""Compares the copied tensors of a merge with the base."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def tensors_unlike_base(
             return "the base has no such tensor"
         if (source.dtype, source.shape) != (written.dtype, written.shape):
             found = f"{written.dtype.safetensors} {list(written.shape)}"
-            return f"it is {found}, in the base {source.dtype.safetensors} {list(source.shape)}"
-        return "" if _are_equal(source, written) else "the values are not those of the base"
+            return f"it is {found}, but in the base {source.dtype.safetensors} {list(source.shape)}"
+        return "" if _are_equal(source, written) else "the values differ from the base"
 
     for name, message in zip(copied, open_engine(jobs).map(fault, copied), strict=True):
         if message:

@@ -1,4 +1,4 @@
-"""Who computes the weight files of an output: this process, workers elsewhere, or several runs, each its share."""
+"""What computes the weight files of an output: this process, remote workers, or several runs with a share each."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def distribution(
     if world is not None and not 1 <= world <= MOST_WORLD:
         raise UsageError(f"expected 1 to {MOST_WORLD}, found {world}", where="--world")
     if finish and world is not None and rank is None:
-        hint = "the receipts of the ranks say how many there were"
-        raise UsageError("--finish takes no --world", where="--finish", hint=hint)
+        hint = "the receipts of the ranks record how many there were"
+        raise UsageError("--finish does not take --world", where="--finish", hint=hint)
     if (rank is None) != (world is None):
-        text = "--rank and --world go together: this process computes share --rank of --world"
+        text = "--rank and --world must be used together: this process computes share --rank of --world"
         raise UsageError(text, where="--rank" if world is None else "--world")
     if rank is not None and world is not None and not 0 <= rank < world:
         raise UsageError(f"expected 0 to {world - 1} of {world}, found {rank}", where="--rank")
@@ -93,8 +93,8 @@ def distribution(
     }
     for other, is_given in others.items():
         if is_divided and is_given:
-            hint = "ranks always go on where they stopped" if other == "--resume" else ""
-            raise UsageError(f"{other} does not go with {option}", where=option, hint=hint)
+            hint = "ranks always continue where they stopped" if other == "--resume" else ""
+            raise UsageError(f"{other} cannot be combined with {option}", where=option, hint=hint)
     if hasattr(engine, "run"):
         return Distribution(cast("FileEngine", engine))
     share = None if rank is None or world is None else Share(rank, world)
@@ -111,9 +111,9 @@ def require_ranks(out: str, facts: Facts) -> None:
     found = [theirs for store in unfinished(out) for theirs in facts_in(store)]
     if found and facts not in found:
         raise MergeError(
-            f"the ranks that wrote there did another run: {differences(found[-1], facts)}",
+            f"the files there belong to ranks of another run: {differences(found[-1], facts)}",
             where=out,
-            hint="give --finish the inputs and options that the ranks had",
+            hint="run --finish with the same inputs and options as the ranks",
         )
 
 

@@ -1,4 +1,4 @@
-"""A merge into a pipeline of diffusers: component by component, into one folder that appears whole or not at all."""
+"""A merge into a diffusers pipeline: component by component, into one folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def _of_component(source: AdapterSource, component: str, run: PipelineRun) -> Ad
 def _check_options(run: PipelineRun, options: Options) -> None:
     if not has_folders(run.base.store) or is_hub(run.out):
         is_out = has_folders(run.base.store)
-        hint = "write a folder, and upload it with `hf upload`" if is_out else "download it first"
-        text = "a pipeline is merged on a disk or in an object store only"
+        hint = "write a folder and upload it with `hf upload`" if is_out else "download it first"
+        text = "a pipeline can be merged only on a disk or in an object store"
         raise UsageError(text, where="-o" if is_out else "merge", hint=hint)
     strange = sorted(run.strengths.keys() - run.base.components.keys())
     if strange:
@@ -153,7 +153,7 @@ def _check_options(run: PipelineRun, options: Options) -> None:
     hint = "convert --to peft writes a folder for each component; merge that into the component's folder"
     for option, is_given in unknown.items():
         if is_given:
-            raise UsageError(f"{option}: not for a pipeline", where="merge", hint=hint)
+            raise UsageError(f"{option}: not supported for a pipeline", where="merge", hint=hint)
 
 
 def _check_complete(run: PipelineRun, names: set[str]) -> None:

@@ -179,7 +179,7 @@ def open_all(
         sources.append(adapter_source(one, said, strength, whole=whole))
     if assumptions.alpha is not None and all(source.alpha is None for source in sources):
         raise UsageError(
-            f"--alpha {assumptions.alpha:g} is given, but every adapter states its own",
+            f"--alpha {assumptions.alpha:g} was given, but every adapter states its own",
             where="merge",
             hint="leave --alpha out",
         )

@@ -62,7 +62,7 @@ def merge(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write `base` with all updates of `adapters` applied into the new folder `out`: W + Σ s·BA, rounded once.
+    """Merge `adapters` into `base`, written to the new folder `out`: W + Σ s·BA, rounded once.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/lora_adapter"]
@@ -76,46 +76,47 @@ def merge(
         base: folder with safetensors, `.bin` shards or one `.pt` file, or one weight file.
         adapters: folders or files, applied in this order; each may end in "=STRENGTH" (see `with_strength`).
         out: folder that does not exist yet.
-        alpha: fills every adapter that states none.
-        assumptions: what else the adapters' files do not say.
+        alpha: for every adapter that does not state it.
+        assumptions: what else the adapters' files do not state.
         container: "safetensors" or "torch" for the weight files; None keeps the base's.
         jobs: threads.
-        device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last place.
-        memory_nbytes: for windows; Python and the adapters come on top.
-        dtype: "float32", "bfloat16" or "float16" for every floating tensor of the output; None keeps the base's.
-        rounding: "nearest", or "stochastic" for outputs of 16 bits.
-        seed: of stochastic rounding and of dare; the same seed gives the same bytes.
+        device: "cpu", "cuda" or "cuda:N"; on a CUDA device sums may differ from the CPU's in the last bit.
+        memory_nbytes: memory for windows; Python and the adapters need more on top.
+        dtype: "float32", "bfloat16" or "float16" for every floating-point tensor of the output; None keeps the base's.
+        rounding: "nearest", or "stochastic" for 16-bit outputs.
+        seed: for stochastic rounding and dare; the same seed gives the same bytes.
         max_shard_nbytes: most bytes of tensors in a safetensors file of the output; None keeps the base's files.
-        dequantize: write all weights of a quantized base dense.
-        keep_quantized: write those weights of a quantized base dense that change, and keep the codes of all others.
-        requantize: put those weights that change into the codes of the base again, with fresh scales: NF4, FP4 and INT8
-            of bitsandbytes, FP8 in blocks. Part of the update is lost to the codes.
-        least_kept: the share of the update that must survive `requantize`; else nothing is written.
-        as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the settings of bitsandbytes with which
-            the model was loaded for training: its linear layers are quantized and decoded before they are merged into.
-        method: how the updates of several adapters become one: "ties", "dare" or "dare-ties", see `combine`; None for
-            their sum. Nothing is cut to a rank.
-        density: share of the values of each update that stay; a method needs it.
-        sign: of ties: "total", the sign of the sum of what stays, or "frequency", that of most.
+        dequantize: dequantize all weights of a quantized base.
+        keep_quantized: dequantize only the weights that change, and keep the quantized codes of all others.
+        requantize: quantize the changed weights again in the base's scheme, with new scales: NF4, FP4 and INT8 of
+            bitsandbytes, block FP8. Part of the update is lost.
+        least_kept: the share of the update that must survive `requantize`; otherwise nothing is written.
+        as_trained: "nf4", "fp4" or "int8", with ",double" and ",block=N" for the bitsandbytes settings with which the
+            model was loaded for training: its linear layers are quantized and dequantized before merging.
+        method: how to combine the updates of several adapters: "ties", "dare" or "dare-ties", see `combine`; None for
+            their sum. Ranks are not reduced.
+        density: share of the values of each update to keep; needed with a method.
+        sign: for ties: elect signs by "total", the sum of the kept values, or by "frequency", the majority.
         component_strengths: component of a pipeline, or of a checkpoint of an image model in one file → factor for its
-            updates, beside the adapter's own strength.
+            updates, in addition to the adapter's own strength.
         verify: "none", "sample" or "full": how much of the output is compared before it is moved into place.
-        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (of whole files too, as the Hub
-            has it), or "none" (of what is computed alone).
-        resume: go on where an interrupted run to `out` stopped; and keep what is done where a signal ends this one.
+        digests: "blake3" (of every byte, into loraformat.digests.json), "sha256" (also of whole files, as on the Hub),
+            or "none" (only of computed weights).
+        resume: continue an interrupted run to `out`, and keep finished files if a signal ends this one.
         engine: what writes the weight files: "threads" of this process; "ray" or "ray=HOST:PORT", workers of a Ray
             cluster; a `concurrent.futures.Executor`; or an object whose `run` takes tasks, see docs/scale.md.
-        rank, world: compute the `rank`-th of `world` shares of the weight files (from 0), and leave them unseen.
-        finish: after all ranks, with the same inputs and options: check that all shares are there, and make `out`.
-        dry_run: plan, report and write nothing.
-        force: let forgivable errors pass as warnings (`rules.refuse`).
+        rank, world: compute share `rank` (from 0) of `world` shares of the weight files, without publishing them.
+        finish: after all ranks, with the same inputs and options: check that all shares are complete, and publish
+            `out`.
+        dry_run: plan and report; write nothing.
+        force: downgrade forgivable errors to warnings (`rules.refuse`).
         overwrite: replace an existing folder.
-        publication: how an output gets onto the Hub.
+        publication: how an output is uploaded to the Hub.
         announce: called with findings before anything is written, and with those about what was written.
         progress: called with (bytes done, bytes in all).
 
-    Raises: AdapterRefused, MergeError and subclasses where the result would not be right; StorageError, ContainerError,
-        FormatError where something cannot be read or written. Nothing is left of `out` then.
+    Raises: AdapterRefused, MergeError and subclasses: the result would not be right; StorageError, ContainerError,
+        FormatError: something cannot be read or written. Then nothing is left of `out`.
     """
     base, adapters, out = uri_of(base), listed(adapters), uri_of(out)
     for value, allowed, argument in (
@@ -211,20 +212,20 @@ def dequantize(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write a quantized base with all weights dense into the new folder `out`.
+    """Write a quantized base with all of its weights dense into the new folder `out`.
 
     >>> import loraformat
     >>> report = loraformat.dequantize("fixtures/quantized/nf4", "dense")
     >>> report.data.tensors_decoded, report.data.tensors_copied
     (4, 4)
 
-    A weight is what the library of the scheme computes, rounded once to the dtype of the output. The settings of the
-    quantization leave config.json, and the files beside it that repeat them are not copied.
+    Each weight has the value that the library of its scheme computes, rounded once to the dtype of the output. The
+    quantization settings are removed from config.json, and files that repeat them are not copied.
 
     Args: as for `merge`.
 
-    Raises: UsageError (LF021): the base is not quantized. UnsupportedUpdate (LF013): its scheme is not read. Else as
-        for `merge`.
+    Raises: UsageError (LF021): the base is not quantized. UnsupportedUpdate (LF013): its scheme is not supported.
+        Otherwise as for `merge`.
     """
     return merge(
         base,
@@ -254,7 +255,7 @@ def dequantize(
 def _quantized(*, dequantize: bool, keep_quantized: bool, requantize: bool, as_trained: bool) -> str | None:
     """What `plan_merge` calls it."""
     if dequantize + keep_quantized + requantize + as_trained > 1:
-        text = "--dequantize, --keep-quantized, --requantize and --as-trained exclude each other"
+        text = "--dequantize, --keep-quantized, --requantize and --as-trained cannot be combined"
         raise UsageError(text, where="merge")
     if requantize:
         return "recoded"
@@ -273,9 +274,9 @@ def _method(method: str | None, density: float | None, sign: str) -> tuple[str, 
         return "", 1.0, sign
     require_one_of(method, COMBINATIONS, "--method")
     if method == "dare" and sign != "total":
-        raise UsageError("dare elects no signs", where="--sign", hint="dare-ties does")
+        raise UsageError("dare does not elect signs", where="--sign", hint="dare-ties does")
     if density is None:
-        raise UsageError(f"{method} needs the share of the values that stay", where="--density")
+        raise UsageError(f"{method} needs the share of the values to keep", where="--density")
     if not 0 < density <= 1:
         raise UsageError(f"expected a share above 0 and up to 1, found {density:g}", where="--density")
     return method, density, sign
@@ -291,8 +292,10 @@ def _check_codes(options: Options, least_kept: float) -> None:
     }
     for option, is_given in others.items():
         if is_given and options.quantized == "recoded":
-            raise UsageError(f"{option} does not go with --requantize", where="merge", hint=f"leave {option} out")
+            raise UsageError(
+                f"{option} cannot be combined with --requantize", where="merge", hint=f"leave {option} out"
+            )
     if least_kept != LEAST_SHARE and options.quantized != "recoded":
-        raise UsageError("only --requantize loses a part of the update to codes", where="--least-kept")
+        raise UsageError("--least-kept needs --requantize", where="--least-kept")
     if not 0 <= least_kept <= 1:
         raise UsageError(f"expected a share from 0 to 1, found {least_kept:g}", where="--least-kept")

@@ -1,4 +1,4 @@
-"""ablate: directions taken out of the weights of a model, as an adapter or merged."""
+"""ablate: removes directions from the weights of a model, as an adapter or merged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ DEFAULT_MEMORY_NBYTES = 256 << 20
 _MOST_DROPS = 12
 # Beyond it a number is a slip of the keyboard; squares and products with weights stay far from overflow below it.
 _LARGEST_STRENGTH = 1e6
-_WHOLE = "1 takes the directions out whole"
+_WHOLE = "1 removes the directions completely"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def ablate(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write what takes directions out of the selected weights: W − λ D Dᵀ W, an adapter of as many ranks as directions.
+    """Remove directions from selected weights, W − λ D Dᵀ W, as an adapter of rank = number of directions.
 
     >>> import loraformat, numpy as np
     >>> np.save("direction.npy", np.arange(64.0))
@@ -119,26 +119,26 @@ def ablate(
     Args:
         base: folder or file of a model.
         out: folder that does not exist yet.
-        direction: files of vectors, `.safetensors`, `.pt` or `.npy`, of any length but 0; "file:tensor" where a file
-            has several tensors. What several directions span is taken out.
+        direction: files of vectors, `.safetensors`, `.pt` or `.npy`, of any length except 0; "file:tensor" if a file
+            has several tensors. The span of all directions is removed.
         direction_from: pairs of files of activations (samples, features); a direction is the difference of the means.
-        select: patterns of the weights, as for `pick`.
-        drop: patterns of those that stay as they are, of these.
-        strength: λ, 1 by default: a number for all weights, or "PATTERN=λ" for some; of several the last holds.
-        side: "output": what the weights write, D over their outputs; "input": what they read, D over their inputs. Of a
-            table of embeddings the output is a row.
-        keep_norms: give every row of W its length back; ΔW then has full rank, of which `rank` is kept.
-        rank: of the update, with `keep_norms`.
-        merge: write the model with the change merged into it, in place of an adapter.
+        select: patterns of the weights to change, as for `pick`.
+        drop: patterns of those to leave unchanged, of these.
+        strength: λ, 1 by default: a number for all weights, or "PATTERN=λ" for some; the last match wins.
+        side: "output": remove D from the outputs of the weights; "input": from their inputs. The output of an embedding
+            table is a row.
+        keep_norms: restore the norm of every row of W; ΔW then has full rank and is approximated at `rank`.
+        rank: rank of the update, with `keep_norms`.
+        merge: write the changed model instead of an adapter.
         dtype, to, container: as for `resize`; `dtype` and `to` not with `merge`: a weight keeps its own.
         jobs: threads.
-        memory_nbytes: for matrices that are kept between passes.
+        memory_nbytes: memory for matrices kept between passes.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`; `strict` not with `merge`.
 
     Raises: UsageError (LF021): nothing is selected, a pattern matches nothing, a direction is zero, a strength is 0 or
-        too large, options do not go together. ShapeMismatch
-        (LF302): a direction has another length than the weight has outputs. NonFiniteValue (LF402). UnsupportedUpdate
-        (LF013): a weight that no adapter changes. StorageError, ContainerError, FormatError.
+        too large, options cannot be combined. ShapeMismatch (LF302): the length of a direction is not the number of
+        outputs of a weight. NonFiniteValue (LF402). UnsupportedUpdate (LF013): a weight that an adapter cannot change.
+        StorageError, ContainerError, FormatError.
     """
     require_one_of(side, SIDES, "--side")
     _check_choice(select, rank, keep_norms=keep_norms)
@@ -169,7 +169,7 @@ def ablate(
         if update is not None:
             updates[name] = (update,)
     if not updates:
-        raise AdapterRefused("nothing of the directions is in the selected weights", where="ablate")
+        raise AdapterRefused("the selected weights have no component along the directions", where="ablate")
     config = config_of(config_for(uri, model, layouts.values()), updates, is_fresh=True)
     adapter = Adapter(config=config, updates=updates)
     findings = tuple(doubts(model))
@@ -204,16 +204,16 @@ def _check_choice(select: Sequence[str], rank: int | None, *, keep_norms: bool) 
     if not select:
         raise UsageError("no weight is selected", where="--select", hint="for example --select '*.o_proj'")
     if keep_norms is (rank is None):
-        text = "keeps the length of every row by an update of full rank: say which rank of it is kept"
+        text = "restores the norm of every row by a full-rank update, so it needs the rank to keep"
         if not keep_norms:
-            text = "the rank is that of the directions; another one is for --keep-norms"
+            text = "the rank is the number of directions; --rank needs --keep-norms"
         raise UsageError(text, where="--keep-norms" if keep_norms else "--rank", hint="for example --rank 8")
     checked(RankRule(rank=rank))
 
 
 def _check_merge(dtype: str, to: str, *, strict: bool) -> None:
     """Raises: UsageError (LF021): an option of adapters, where a model is written."""
-    text = "is about an adapter; --merge writes a model, whose weights keep their dtype and format"
+    text = "applies to an adapter, but --merge writes a model, whose weights keep their dtype and format"
     for option, is_given in (("--dtype", dtype != "float32"), ("--to", to != "peft"), ("--strict", strict)):
         if is_given:
             raise UsageError(text, where=option, hint=f"leave {option} out")
@@ -227,14 +227,14 @@ def _layouts(model: Checkpoint, select: Sequence[str], drop: Sequence[str], *, m
         shape = model.tensors[name].shape
         layout = layout_of(name, shape, model.config, merged=merged)
         if layout is None:
-            text = f"{show(name, 200)}: no adapter changes a tensor of this name and shape"
-            hint = "--drop leaves it out"
+            text = f"{show(name, 200)}: an adapter cannot change a tensor of this name and shape"
+            hint = "use --drop to leave it out"
             if layout_of(name, shape, model.config, merged=True) is not None:
                 hint += "; PEFT refuses an adapter of it in this model, --merge writes the model"
             raise UnsupportedUpdate(text, where="--select", hint=hint)
         found[name] = layout
     if not found:
-        raise UsageError("--drop leaves nothing of the selection", where="--drop")
+        raise UsageError("--drop leaves nothing selected", where="--drop")
     return found
 
 
@@ -268,7 +268,7 @@ def _check(layouts: Mapping[str, Layout], model: Checkpoint, wanted: _Wanted) ->
     if not unfit:
         return
     length, other = sides[unfit[0]]
-    hint = "is this the model that they are of?"
+    hint = "do the directions belong to this model?"
     if len(unfit) < len(sides):
         fit = {module_of(name).rpartition(".")[2] for name in sides.keys() - set(unfit)}
         kinds = sorted({module_of(name).rpartition(".")[2] for name in unfit})
@@ -278,7 +278,7 @@ def _check(layouts: Mapping[str, Layout], model: Checkpoint, wanted: _Wanted) ->
     elif other == features:
         hint = f"it has as many on the other side: --side {'input' if wanted.side == 'output' else 'output'}"
     which = "outputs" if wanted.side == "output" else "inputs"
-    text = f"{unfit[0]} has {length} {which}, the direction {features} features"
+    text = f"{unfit[0]} has {length} {which}, but the direction has {features} features"
     raise ShapeMismatch(text, where="ablate", hint=hint)
 
 
@@ -359,7 +359,7 @@ def _words(wanted: _Wanted, strengths: Mapping[str, float]) -> str:
     if values != [1.0]:
         words.append(f"strength {values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else ""))
     if wanted.rank is not None:
-        words.append(f"norms of rows kept, rank {wanted.rank}")
+        words.append(f"row norms kept, rank {wanted.rank}")
     return ", ".join(words)
 
 

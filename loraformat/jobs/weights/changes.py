@@ -1,4 +1,4 @@
-"""Which tensors of two models differ, and what is done with those that do not become LoRA."""
+"""Which tensors of two models differ, and what to do with those that do not become LoRA."""
 
 from __future__ import annotations
 
@@ -124,11 +124,13 @@ def _names_of(base: Checkpoint, tuned: Checkpoint) -> list[str]:
         if not one & other:
             near = nearest(missing[0], sorted(other))
             known = f"; it has {', '.join(near[:3])}" if near else ""
-            text = f"no tensor has the name that it has in the base, first {show(missing[0], 200)}{known}"
+            text = f"no tensor has its name from the base, first {show(missing[0], 200)}{known}"
         else:
             verb = "is" if len(missing) == 1 else "are"
             text = f"{counted(len(missing), 'tensor')} of the base {verb} missing: {listed(missing)}"
-        raise MergeError(text, where=tuned.uri, hint="is this a fine-tuning of that base, saved with the same names?")
+        raise MergeError(
+            text, where=tuned.uri, hint="is this a fine-tuned version of that base, saved with the same names?"
+        )
     return sorted(other - copies)
 
 
@@ -151,10 +153,10 @@ def handle_rest(rest: Sequence[str], how: str) -> None:
     """Raises: UsageError (LF021): something changed that does not become LoRA, and nobody said what to do with it."""
     if not rest or how != "refuse":
         return
-    hint = "--rest save keeps their new values in the adapter, --rest drop leaves them out"
+    hint = "use --rest save to keep their new values in the adapter, --rest drop to leave them out"
     if any(map(is_vocabulary, rest)):
-        hint += "; --select adapts a table with LoRA"
-    text = f"{counted(len(rest), 'tensor')} changed and would not be part of the LoRA: {listed(rest, 6)}"
+        hint += ", or --select to adapt a table with LoRA"
+    text = f"{counted(len(rest), 'tensor')} changed but would not be part of the LoRA: {listed(rest, 6)}"
     raise UsageError(text, where="--rest", hint=hint)
 
 
@@ -176,8 +178,8 @@ def saved(rest: Sequence[str], base: Checkpoint, tuned: Checkpoint, layers: Iter
             continue
         weight = tuned.weights[name]
         if not weight.dtype.is_floating:
-            text = f"{name} changed and has the dtype {weight.dtype.safetensors}, which an adapter does not carry"
-            raise UnsupportedUpdate(text, where="--rest save", hint="--drop leaves it out")
+            text = f"{name} changed and has the dtype {weight.dtype.safetensors}, which an adapter cannot hold"
+            raise UnsupportedUpdate(text, where="--rest save", hint="use --drop to leave it out")
         found[name] = Replace(lazy_of(weight), follows_tie=module_of(name) not in wholes)
     return found
 

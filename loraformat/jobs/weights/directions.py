@@ -32,26 +32,26 @@ def directions_of(vectors: Sequence[Location], pairs: Sequence[tuple[Location, L
     import numpy as np
 
     if not vectors and not pairs:
-        raise UsageError("no direction is given", where="ablate", hint="--direction FILE or --direction-from A B")
+        raise UsageError("no direction given", where="ablate", hint="use --direction FILE or --direction-from A B")
     found: list[tuple[str, Floats]] = [(uri_of(each), _vectors(uri_of(each))) for each in vectors]
     for one, other in pairs:
         first, second = uri_of(one), uri_of(other)
         means = _mean(first), _mean(second)
         if means[0].shape != means[1].shape:
-            text = f"activations of {means[0].size} features, and of {means[1].size} in {second}"
+            text = f"activations of {means[0].size} features, but of {means[1].size} in {second}"
             raise ShapeMismatch(text, where=first)
         found.append((f"{first} − {second}", (means[0] - means[1])[None]))
     length = found[0][1].shape[1]
     for name, rows in found:
         if rows.shape[1] != length:
-            text = f"a direction of {rows.shape[1]} features, the one of {found[0][0]} has {length}"
+            text = f"a direction of {rows.shape[1]} features, but the one of {found[0][0]} has {length}"
             raise ShapeMismatch(text, where=name)
         if not np.isfinite(rows).all():
             raise NonFiniteValue("the direction holds NaN or infinity", where=name)
         if not (np.abs(rows).max(axis=1) > 0).all():
-            raise UsageError("the direction is zero", where=name, hint="a direction has a length above 0")
+            raise UsageError("the direction is zero", where=name, hint="a direction must not be zero")
         if len(rows) > length:
-            raise UsageError(f"{len(rows)} directions of {length} features are all there is", where=name)
+            raise UsageError(f"{len(rows)} directions of {length} features span the whole space", where=name)
     every = np.concatenate([rows for _, rows in found])
     # Squares of the largest and the smallest numbers would leave the range of float64.
     scaled: Floats = every / np.abs(every).max(axis=1)[:, None]
@@ -74,7 +74,7 @@ def _vectors(argument: str) -> Floats:
     return matrix_of(tensor.load().reshape(-1, shape[-1]))
 
 
-_AVERAGED = "--direction-from A B takes two files of activations and subtracts their means"
+_AVERAGED = "use --direction-from A B for the difference of the means of two files of activations"
 
 
 def _mean(argument: str) -> Floats:
@@ -108,14 +108,14 @@ def _tensor(argument: str) -> tuple[LazyTensor, str]:
             path, wanted = head, tail
     store = open_store(path)
     if not store.is_single_file:
-        raise UsageError("a folder: expected one file", where=path, hint="give FILE or FILE:TENSOR")
+        raise UsageError("a folder: expected one file", where=path, hint="pass FILE or FILE:TENSOR")
     entries = open_tensors(store, next(iter(store.files())), lone=_LONE).entries
     names = ", ".join(show(name, 60) for name in sorted(entries)[:6])
     if wanted and wanted not in entries:
         raise UsageError(f"there is no tensor {show(wanted, 100)}", where=path, hint=f"it holds {names}")
     if not wanted and len(entries) != 1:
-        text = f"{len(entries)} tensors: which one is meant?"
-        raise UsageError(text, where=path, hint=f"give FILE:TENSOR; it holds {names}" if names else "")
+        text = f"{len(entries)} tensors, expected one"
+        raise UsageError(text, where=path, hint=f"choose one with FILE:TENSOR; it holds {names}" if names else "")
     name = wanted or next(iter(entries))
     if not entries[name].dtype.is_floating:
         text = f"dtype {entries[name].dtype.torch_name}: expected floating-point numbers"

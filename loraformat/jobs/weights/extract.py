@@ -1,4 +1,4 @@
-"""extract: the LoRA that comes nearest to what a fine-tuning changed."""
+"""extract: the LoRA closest to what fine-tuning changed."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def extract(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write the LoRA that comes nearest to W' − W of every linear layer and convolution that a fine-tuning changed.
+    """Extract a LoRA: the closest to W' − W for every linear layer and convolution that fine-tuning changed.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/lora_adapter"]
@@ -98,33 +98,34 @@ def extract(
     (True, ('token_embedding.weight',))
 
     A block Krylov space finds the leading singular vectors in three passes over blocks of 256 rows; neither `jobs` nor
-    `memory_nbytes` changes a byte. The error in the report is exact: what the rank leaves out is summed as squares.
+    `memory_nbytes` changes a byte. The error in the report is exact, computed from the squares of what the rank leaves
+    out.
 
     Args:
         base, tuned: folders or files of two models with the same names.
         out: folder that does not exist yet.
-        rank, energy, error, size, max_rank: as for `resize`. Energy and error ask for no rank whose only gain is what
-            rounding left in a tuned model of 16 bits.
-        select: patterns of weights that become LoRA, as for `pick`; by default all linear layers and convolutions, no
-            tables and no heads.
-        drop: patterns of what is left out, changed or not.
-        rest: what else changed (norms, biases, tables, vocabularies that grew): "refuse", "save" in the adapter, or
-            "drop".
-        passes: over the rows of a difference, 2 to 8: 3 are within 0.6 % of the least error, 4 within 0.2 %.
-        seed: of the directions with which the search begins.
-        dtype: "float32", "bfloat16" or "float16", of the factors.
+        rank, energy, error, size, max_rank: as for `resize`. Energy and error do not raise the rank only to store the
+            rounding noise of a tuned 16-bit model.
+        select: patterns of weights to extract, as for `pick`; by default all linear layers and convolutions, without
+            tables and heads.
+        drop: patterns of weights to leave out, changed or not.
+        rest: if anything else changed (norms, biases, tables, a larger vocabulary): "refuse", "save" it in the adapter,
+            or "drop" it.
+        passes: passes over the rows of a difference, 2 to 8: 3 come within 0.6 % of the smallest error, 4 within 0.2 %.
+        seed: random seed of the randomized SVD.
+        dtype: of the factors: "float32", "bfloat16" or "float16".
         to, container: as for `resize`.
         jobs: threads, each with one weight at a time.
-        memory_nbytes: for differences that are kept between passes; others are read again.
+        memory_nbytes: memory for differences kept between passes; others are read again.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
-    Raises: UsageError (LF021): no rule, or something changed beside the layers and `rest` is "refuse".
-        MergeError (LF801): the models have other names. NonFiniteValue (LF402). UnsupportedUpdate (LF013): a pipeline
-        or a GGUF file. AdapterRefused: nothing changed. StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): no argument sets the rank, or something other than the layers changed and `rest` is
+        "refuse". MergeError (LF801): the models have different tensor names. NonFiniteValue (LF402). UnsupportedUpdate
+        (LF013): a pipeline or a GGUF file. AdapterRefused: nothing changed. StorageError, ContainerError, FormatError.
     """
     rule = checked(RankRule(rank=rank, energy=energy, error=error, size=size, max_rank=max_rank))
     if not rule.names and rule.max_rank is None:
-        raise UsageError("no rule says which rank is wanted", where="extract", hint="for example --rank 32")
+        raise UsageError("no option sets the rank", where="extract", hint="for example --rank 32")
     require_one_of(rest, RESTS, "--rest")
     if not 2 <= passes <= 8:
         raise UsageError(f"expected 2 to 8 passes, found {passes}", where="--passes")
@@ -143,7 +144,7 @@ def extract(
     handle_rest(found.rest, rest)
     if not found.layers:
         raise AdapterRefused(
-            "no linear layer and no convolution of the selection differs between the models", where="extract"
+            "none of the selected linear layers and convolutions differ between the models", where="extract"
         )
     options = OutputOptions(
         to=to,
@@ -222,7 +223,7 @@ def _extracted(
             updates[name] = update
         counter.add(nbytes_of(tuned.weights[name]))
     if not updates:
-        raise AdapterRefused("the rules leave no update a rank: nothing is left to write", where="extract")
+        raise AdapterRefused("the options reduce every update to rank 0: nothing is left to write", where="extract")
     return updates, tuple(changes)
 
 
@@ -252,7 +253,9 @@ def _decomposed(
     difference = difference_of(name, base, tuned)
     measured, source = measure(difference, wanted.held_nbytes)
     if not measured.is_finite:
-        raise NonFiniteValue("one of the models holds NaN or infinity", where=name, hint="the training run diverged")
+        raise NonFiniteValue(
+            "one of the models holds NaN or infinity", where=name, hint="the training run may have diverged"
+        )
     best = leading(
         source,
         replace(rule, floor=measured.floor),

@@ -1,4 +1,4 @@
-"""init: a fresh adapter for a base, to be trained."""
+"""init: an untrained adapter for a base."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def init(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write an adapter for a base that changes nothing yet, with the factors that PEFT would begin with.
+    """Create an untrained adapter for a base that changes nothing yet, initialized like PEFT's.
 
     >>> import loraformat
     >>> report = loraformat.init("fixtures/minigpt/base", "fresh", rank=4, alpha=8, target=["q_proj", "v_proj"])
@@ -72,19 +72,20 @@ def init(
     Args:
         base: folder or file of a model.
         out: folder that does not exist yet.
-        rank: of every update.
-        alpha: the scale is alpha / rank; by default the rank, for a scale of 1.
-        target: names of modules, or patterns as for `pick`; "all-linear" for all linear layers but the output head.
+        rank: rank of every update.
+        alpha: the scale is alpha / rank; by default alpha is the rank, for a scale of 1.
+        target: names of modules, or patterns as for `pick`; "all-linear" for all linear layers except the output head.
         init: "kaiming" (PEFT's default) or "gaussian": A random, B zero; "orthogonal": both random, BA = 0 up to
-            rounding; "pissa", "olora": a part of the weight, which PEFT takes off the base as it loads the adapter.
-        seed: of the random numbers, each of which belongs to the seed, the weight and its place.
-        dtype, to, container: as for `resize`; "pissa" and "olora" are for PEFT alone.
+            rounding; "pissa", "olora": a part of the weight, which PEFT subtracts from the base when it loads the
+            adapter.
+        seed: random seed; each random number depends only on the seed, the weight and its position.
+        dtype, to, container: as for `resize`; "pissa" and "olora" need PEFT's format.
         jobs: threads.
         dry_run, strict, overwrite, publication, announce, progress: as for `resize`.
 
-    Raises: UsageError (LF021): no target, one that matches nothing, a rank that is odd with "orthogonal" or an alpha
-        that is not above 0. ShapeMismatch (LF302): a rank above that of the weights, with
-        "pissa" and "olora". UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
+    Raises: UsageError (LF021): no target, one that matches nothing, an odd rank with "orthogonal", or an alpha of 0 or
+        below. ShapeMismatch (LF302): a rank higher than that of the weights, with "pissa" and "olora".
+        UnsupportedUpdate (LF013). StorageError, ContainerError, FormatError.
     """
     require_one_of(init, INITS, "--init")
     checked(RankRule(rank=rank))
@@ -140,13 +141,13 @@ def init(
 def _check(init: str, rank: int, alpha: float | None, target: Sequence[str], to: str) -> None:
     """Raises: UsageError (LF021): options that do not go together."""
     if not target:
-        raise UsageError("no module is named", where="--target", hint="for example --target q_proj, or all-linear")
+        raise UsageError("no target modules given", where="--target", hint="for example --target q_proj, or all-linear")
     if init == "orthogonal" and rank % 2:
         raise UsageError(f"orthogonal factors need an even rank, found {rank}", where="--rank")
     if alpha is not None and not 0 < alpha < math.inf:
         raise UsageError(f"expected a finite alpha above 0, found {alpha:g}", where="--alpha")
     if init in PARTS and to != "peft":
-        text = f"{init} begins with a part of the weight, which only PEFT takes off the base; {to} has no word for it"
+        text = f"{init} starts from a part of the weight that only PEFT subtracts from the base; {to} cannot express it"
         raise UsageError(text, where="--to")
 
 
@@ -163,7 +164,7 @@ def _layouts(model: Checkpoint, target: Sequence[str]) -> dict[str, Layout]:
     for pattern in patterns:
         chosen = chosen | _hits(pattern, known, model)
     if not chosen:
-        raise UsageError("the base has no linear layer that is known as one", where="--target")
+        raise UsageError("the base has no known linear layers", where="--target")
     return {name: layout for name, layout in known.items() if name in chosen}
 
 
@@ -187,18 +188,18 @@ def _hits(pattern: str, known: Mapping[str, Layout], model: Checkpoint) -> set[s
 def _check_parts(init: str, rank: int, model: Checkpoint, layouts: dict[str, Layout]) -> None:
     """Raises: UnsupportedUpdate (LF013), ShapeMismatch (LF302): PEFT could not begin with a part of these weights."""
     if model.quantized is not None:
-        text = f"{init} takes a part off the weights, which this base stores in codes"
-        raise UnsupportedUpdate(text, where=model.uri, hint="give the model in 16 or 32 bits")
+        text = f"{init} subtracts a part of the weights, but this base is quantized"
+        raise UnsupportedUpdate(text, where=model.uri, hint="use the model in 16 or 32 bits")
     others = [name for name, layout in layouts.items() if layout.form.is_embedding or layout.form.kernel]
     if init == "olora":
         others += [name for name, layout in layouts.items() if layout.is_transposed]
     if others:
-        text = f"{init} is for linear layers, as PEFT has it: {listed(sorted(others))}"
+        text = f"{init} supports only linear layers, as in PEFT: {listed(sorted(others))}"
         raise UnsupportedUpdate(text, where="--target")
     small = [name for name in layouts if min(model.tensors[name].shape) < rank]
     if small:
         shape = model.tensors[small[0]].shape
-        raise ShapeMismatch(f"{small[0]}: rank {rank} is above those of a {shape} matrix", where="--rank")
+        raise ShapeMismatch(f"{small[0]}: rank {rank} is larger than a {shape} matrix allows", where="--rank")
 
 
 def _first(
@@ -243,5 +244,5 @@ def _part(name: str, layout: Layout, model: Checkpoint, init: str, rank: int, sc
     try:
         return principal(values.T if layout.is_transposed else values, rank, scale)
     except ValueError as equal:
-        text = f"{name}: {equal} in float32, so which part of the weight is meant is not determined"
+        text = f"{name}: {equal} in float32, so the part of the weight to use is ambiguous"
         raise UnsupportedUpdate(text, where="--rank", hint="choose another rank") from None

@@ -1,4 +1,4 @@
-"""Models that adapters are made of: what may be opened, how a weight is adapted, what a config says of the base."""
+"""Source models of adapters: which can be opened, how a weight is adapted, how the config names the base."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def open_model(uri: str) -> Checkpoint:
     if found.components:
         names = ", ".join(sorted(found.components))
         raise UnsupportedUpdate(
-            "a pipeline of several models; adapters are made of one",
+            "a pipeline of several models; pass one of them",
             where=uri,
-            hint=f"give the folder of a component: {names}",
+            hint=f"pass the folder of a component: {names}",
         )
     if found.settings:
         raise UnsupportedUpdate(
-            "a GGUF file names its weights in llama.cpp's way, which no adapter for training does",
+            "a GGUF file has llama.cpp's tensor names, which adapters for training do not use",
             where=uri,
-            hint="give the checkpoint that it was made from",
+            hint="pass the checkpoint that it was made from",
         )
     return found
 
@@ -93,7 +93,7 @@ def refuse_others(pattern: str, model: Checkpoint, option: str) -> None:
     """Raises: UnsupportedUpdate (LF013): a pattern that matches no weight that LoRA adapts matches other tensors."""
     others = matching(pattern, [name for name, tensor in model.tensors.items() if len(tensor.shape) > 1])
     if others:
-        text = f"no adapter changes a tensor of this name and shape: {listed(sorted(others))}"
+        text = f"an adapter cannot change a tensor of this name and shape: {listed(sorted(others))}"
         raise UnsupportedUpdate(text, where=option)
 
 

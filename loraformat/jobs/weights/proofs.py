@@ -1,4 +1,4 @@
-"""What of a merged model still is what its merge wrote, and what of that is the base's: the proof without the base."""
+"""Proof of an unmerge without the base: which tensors are as the merge wrote them, and which are the base's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def doubt_of(manifest: Mapping[str, Any], merged: Checkpoint, uri: str, edited: 
     stated = set(manifest["weights"])
     doubt = _doubt_of_files(manifest, merged) or _doubt_of_ties(stated, merged)
     if not doubt and stated != set(edited):
-        doubt = "the manifest lists other changed tensors than the adapters change"
+        doubt = "the changed tensors in the manifest are not those that the adapters change"
     return doubt or _doubt_of_bytes(uri, jobs)
 
 
@@ -48,7 +48,7 @@ def _doubt_of_files(manifest: Mapping[str, Any], merged: Checkpoint) -> str:
         elif name not in found:
             return f"{name} of the base is missing"
         elif file_sha256(merged.store, name) != before[name]["sha256"]:
-            return f"{name} is not that of the base"
+            return f"{name} differs from the base"
     return ""
 
 
@@ -64,7 +64,7 @@ def _doubt_of_ties(changed: set[str], merged: Checkpoint) -> str:
         if changed & {name, other} and {name, other} <= merged.tensors.keys():
             one, two = merged.tensors[name], merged.tensors[other]
             if one.storage is None or one.storage != two.storage:
-                return f"config.json ties {name} to {other}, and the merge may have parted them"
+                return f"config.json ties {name} to {other}, and the merge may have untied them"
     return ""
 
 

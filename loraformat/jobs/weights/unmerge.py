@@ -1,4 +1,4 @@
-"""unmerge: a model without the adapters that were merged into it."""
+"""unmerge: removes adapters from a model that they were merged into."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def unmerge(
     announce: Callable[[tuple[Finding, ...]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Write a merged model without the adapters that were merged into it, and say what of it is proved.
+    """Undo a merge: write a merged model without its adapters, and report whether the result is proven.
 
     >>> import loraformat
     >>> adapters = ["fixtures/minigpt/fact_all"]
@@ -122,10 +122,10 @@ def unmerge(
     >>> report.data.proof, report.data.is_exact
     ('base', True)
 
-    W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is computed
-    once more and compared with the model, and the output has the tensors of the base, bit for bit. Without, the
-    updates are subtracted, and the report counts the values for which rounding leaves a choice. Where there is none,
-    and the manifest of the model and its digests show that these adapters made it, the output is proved to be the base.
+    W' − Δ is not always W: a merge rounds, and more than one W may give the same W'. With `base` the merge is repeated
+    and compared with the model, and the output has the tensors of the base, bit for bit. Without it, the updates are
+    subtracted, and the report counts the values that rounding makes ambiguous. If there are none, and the manifest of
+    the model and its digests show that these adapters made it, the output is proven to be the base.
 
     Args:
         merged: the model.
@@ -133,21 +133,21 @@ def unmerge(
         out: folder that does not exist yet.
         base: the model that they were merged into.
         alpha, assumptions, container, jobs, memory_nbytes, verify, resume: as for `merge`.
-        engine, rank, world, finish: as for `merge`. A rank compares and counts nothing; `finish` does it for all.
-        dry_run: count and report, write nothing.
-        strict: refuse what is not proved.
-        force: let forgivable errors pass as warnings; with `base`, ignore what else changed in the model.
+        engine, rank, world, finish: as for `merge`. Ranks do not compare and count; `finish` does it for all of them.
+        dry_run: count and report; write nothing.
+        strict: stop if the output is not proven to be the base.
+        force: downgrade forgivable errors to warnings; with `base`, ignore other changes in the model.
         overwrite, publication, announce, progress: as for `merge`.
 
-    Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and others that are no sum. MergeError
-        (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not proved. Else as
-        for `merge`.
+    Raises: UnsupportedUpdate (LF013): without `base`, DoRA, replaced tables and other updates that are not added.
+        MergeError (LF801): the model is not the base with these adapters. AdapterRefused: `strict`, and it is not
+        proven. Otherwise as for `merge`.
     """
     uri, base_uri = uri_of(merged), uri_or_none(base)
     require_one_of(verify, ("none", "sample", "full"), "verify")
     chosen = [with_strength(adapter) for adapter in all_of(adapters)]
     if not chosen:
-        raise UsageError("no adapter is given", where="unmerge")
+        raise UsageError("no adapters given", where="unmerge")
     chosen_by = distribution(engine, rank, world, finish=finish, resume=resume, dry_run=dry_run)
     refuse_exchanged(uri, [each for each, _ in chosen], "unmerge MERGED ADAPTER")
     run = _Run(
@@ -166,7 +166,9 @@ def unmerge(
     if announce is not None:
         announce(findings)
     if strict and not run.is_share and not undone.is_exact:
-        raise AdapterRefused(_not_proved(undone), where=uri, hint="--base BASE compares all of it", findings=findings)
+        raise AdapterRefused(
+            _not_proved(undone), where=uri, hint="use --base BASE to compare all of it", findings=findings
+        )
     if dry_run:
         return _report(run, undone, findings, "")
     met: list[Finding] = []
@@ -197,16 +199,16 @@ def _opened(uri: str) -> Checkpoint:
     found = open_checkpoint(uri)
     if found.components:
         raise UnsupportedUpdate(
-            "a pipeline of several models", where=uri, hint="give the folder of the component that was merged into"
+            "a pipeline of several models", where=uri, hint="pass the folder of the component that was merged into"
         )
     return found
 
 
 def _not_proved(undone: _Undone) -> str:
     if undone.doubt:
-        return f"the model is not proved to be what its merge wrote: {undone.doubt}"
+        return f"cannot prove that the model is what its merge wrote: {undone.doubt}"
     if undone.proof == "none":
-        return "nothing shows that the model was made with these adapters alone"
+        return "nothing proves that only these adapters made the model"
     unknown = sum(each.unknown + each.unlike for each in undone.weights)
     return f"{counted(unknown, 'value')} of {sum(each.values for each in undone.weights)} cannot be known"
 
@@ -272,10 +274,10 @@ def _refuse_codes(run: _Run, names: Sequence[str]) -> None:
     if not found or run.merged.quantized is None:
         return
     raise UnsupportedUpdate(
-        f"{counted(len(found), 'weight', 'is')} in codes ({run.merged.quantized.scheme}) that the adapters change, "
-        f"first {found[0]}: merged weights were put into codes again, so that nothing can be subtracted from them",
+        f"the adapters change {counted(len(found), 'quantized weight')} ({run.merged.quantized.scheme}), first "
+        f"{found[0]}: they were quantized again after the merge, so the updates cannot be subtracted",
         where=run.uri,
-        hint="the base of the merge is what you want: keep or download it",
+        hint="keep or download the original base instead",
     )
 
 
@@ -285,9 +287,9 @@ def _require_sum(opened: Opened) -> None:
     for weight, chain in opened.adapter.updates.items():
         if any(isinstance(update, (Replace, Rows)) for update in chain):
             raise UnsupportedUpdate(
-                "the adapter replaces values of this weight, and what stood there before is not in the merged model",
+                "the adapter replaces values of this weight, and the merged model no longer has the original ones",
                 where=FindingLocation(subject=opened.uri, tensor=weight),
-                hint="--base BASE gives it back",
+                hint="use --base BASE to restore them",
             )
 
 
@@ -333,15 +335,15 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
         if far:
             worst = max(far, key=lambda name: likeness[name].apart)
             parts.append(
-                f"{likeness[worst].unequal} of {likeness[worst].values} values of {worst} are not what merging gives, "
-                "by more than rounding" + (f", and {len(far) - 1} more weights are not" if len(far) > 1 else "")
+                f"{likeness[worst].unequal} of {likeness[worst].values} values of {worst} differ from those of a "
+                "merge by more than rounding" + (f", and so do {len(far) - 1} more weights" if len(far) > 1 else "")
             )
         if others:
             parts.append(f"{counted(len(others), 'tensor')} changed that no adapter changes: {listed(others)}")
         raise MergeError(
             f"the model is not the base with {counted(len(opened), 'adapter')}: {'; '.join(parts)}",
             where=run.uri,
-            hint="are base, adapters and strengths those of the merge? --force writes the base whatever changed",
+            hint="check base, adapters and strengths; use --force to write the base anyway",
         )
     copied = planned(base, (), (), run.options, ())
     return _Undone(
@@ -375,7 +377,7 @@ def _likeness(run: _Run, prepared: Prepared, adapters: Sequence[Any]) -> dict[st
     for edit in prepared.plan.edits:
         weight = run.merged.weights.get(edit.tensor)
         if weight is None or weight.shape != edit.shape or not weight.dtype.is_floating:
-            state = "is missing" if weight is None else f"is {weight.shape}, a merge makes it {edit.shape}"
+            state = "is missing" if weight is None else f"is {weight.shape}, but a merge makes it {edit.shape}"
             raise MergeError(f"{edit.tensor} {state}", where=run.uri, hint="is the model the result of this merge?")
         each = Repetition(replace(edit, dtype=weight.dtype.safetensors), inputs, prepared.plan.arithmetic)
         rows = weight.as_matrix(edit.row_axes)

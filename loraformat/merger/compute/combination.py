@@ -40,7 +40,7 @@ def sparsity_of(edit: Edit, inputs: Inputs, arithmetic: Arithmetic) -> Sparsity 
         )
     if len({term.adapter for term in edit.terms}) == 1 and all(isinstance(one, (Replace, Rows)) for one in updates):
         return None
-    text = "a change that depends on the base, or values that replace it, cannot be combined with others"
+    text = "updates that depend on the base or replace its values cannot be combined with others"
     hint = "leave --method out, or leave this module out with pick"
     raise UnsupportedUpdate(f"{text} by {arithmetic.method}", where=edit.terms[0].weight, hint=hint)
 

@@ -1,8 +1,8 @@
-"""Which values of a base a merge may have made a value from: what taking an update out again can know, value by value.
+"""Which base values a merged value may come from: what `unmerge` can know, value by value.
 
 A merge adds D in float64 and rounds once. That is monotone in the base's value, so the values of the base's dtype that
 give one merged value stand side by side: the value that subtraction gives is the only one where neither of its
-neighbours would have become the same.
+neighbors would have become the same.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Reversal:
         after = read_window(self._inputs, self._edit, start, stop)
         wanted = nearest_bits(after, dtype)
         found = _merged(self._back, wanted, dtype, start)
-        above, below = _neighbours(found)
+        above, below = _neighbors(found)
         before = values_of(found, dtype)
         is_finite = np.isfinite(after) & np.isfinite(before)
         unlike = (_merged(self._forth, found, dtype, start) != wanted) & is_finite
@@ -205,7 +205,7 @@ def _sum(steps: Steps, values: Floats, start: int) -> Floats:
     return apply(values.copy(), start, *steps.get())
 
 
-def _neighbours(bits: Bits) -> tuple[Bits, Bits]:
+def _neighbors(bits: Bits) -> tuple[Bits, Bits]:
     """The next number above and below each, -0 and 0 apart."""
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""From float64 to the output's dtype up or down by chance that can be repeated."""
+"""Stochastic rounding from float64 to the output's dtype, reproducible by a seed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def keep_unchanged(raw: Block, written: Block, base: Floats, update: Floats) -> 
 
 
 class Chance:
-    """Rounds up with the probability with which a value is nearer to the upper neighbour: errors cancel on average.
+    """Rounds up with the probability with which a value is nearer to the upper neighbor: errors cancel on average.
 
     The number drawn for an element depends on the seed, the tensor's name and the element's place in it alone.
     """
@@ -69,7 +69,7 @@ class Chance:
         self._key = int.from_bytes(digest[:16], "little")
 
     def bits(self, values: Floats, dtype: DType, first: int) -> Bits:
-        """Values rounded to one of their neighbours in `dtype`, as unsigned integers of its size.
+        """Values rounded to one of their neighbors in `dtype`, as unsigned integers of its size.
 
         Outputs wider than 16 bits are rounded to the nearest.
 
@@ -85,14 +85,14 @@ class Chance:
             unit = unit_in_last_place(values, dtype)
             steps = size / unit
             below = np.floor(steps)
-            steps -= below  # which part of the way to the upper neighbour, exactly
+            steps -= below  # which part of the way to the upper neighbor, exactly
             below += self._uniform(first, values.size).reshape(values.shape) < steps
             below *= unit
         drawn = np.copysign(below, values, out=below)
         is_inside = size <= _LARGEST[dtype]
         if is_inside.all():
             return _bits_of(drawn.astype(dtype.numpy), dtype)
-        # What is beyond the largest number, infinite or no number has no two neighbours.
+        # What is beyond the largest number, infinite or no number has no two neighbors.
         return nearest_bits(np.where(is_inside, drawn, values), dtype)
 
     def _uniform(self, first: int, count: int) -> Floats:

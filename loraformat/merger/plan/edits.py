@@ -127,14 +127,16 @@ def _operand(update: Update, matching: Matching, base: Checkpoint) -> Operand | 
     weight, shape = named(update)
     landings = matching.landings.get(weight, ())
     if not landings:
-        raise UnmatchedUpdate(f"{weight}: the base has no such weight, from which a bias is computed", where="merge")
+        raise UnmatchedUpdate(
+            f"{weight}: a bias is computed from this weight, but the base does not have it", where="merge"
+        )
     landing, *others = landings
     if others or landing.part != WHOLE or landing.tensor not in base.tensors:
-        text = f"{weight}: the base stores it in parts, first {landing.tensor}, and a bias is computed from it"
+        text = f"{weight}: a bias is computed from this weight, but the base stores it in parts, first {landing.tensor}"
         raise UnsupportedUpdate(text, where="merge")
     stored = base.tensors[landing.tensor].shape
     if (shape[::-1] if landing.transposed else shape) != stored:
-        raise ShapeMismatch(f"{weight}: the update is {shape}, the base weight {stored}", where="merge")
+        raise ShapeMismatch(f"{weight}: the update is {shape}, but the base weight is {stored}", where="merge")
     return Operand(landing.tensor, landing.transposed)
 
 
@@ -173,7 +175,7 @@ def _landed(adapter: Adapter, base: Checkpoint, number: int) -> Matching:
     if found.misfits:
         bad = found.misfits[0]
         raise ShapeMismatch(
-            f"{bad.weight}: the update is {bad.update_shape}, the base weight {bad.stored_shape}"
+            f"{bad.weight}: the update is {bad.update_shape}, but the base weight is {bad.stored_shape}"
             + (f", and {len(found.misfits) - 1} more do not fit" if len(found.misfits) > 1 else ""),
             where=where,
             hint="is this the base that the adapter was trained on?",
@@ -188,7 +190,7 @@ def _refuse_quantized(adapter: Adapter, base: Checkpoint, where: str) -> None:
     if quantization is not None and names:
         text = (
             f"the base is quantized ({quantization.scheme}, says {quantization.where}): {len(names)} of "
-            f"{counted(len(adapter.updates), 'update', 'is')} for weights that it stores in codes, first {names[0]}"
+            f"{counted(len(adapter.updates), 'update', 'is')} for quantized weights, first {names[0]}"
         )
         raise UnsupportedUpdate(text, where=where, hint=_UNQUANTIZED)
 
@@ -252,7 +254,10 @@ def edit_of(name: str, source: str, terms: Sequence[Term], base: Checkpoint, ada
     """
     stored = base.tensors[source]
     if not stored.dtype.is_floating:
-        text = f"{source}: a weight of dtype {stored.dtype.safetensors} cannot be merged into: it holds no real numbers"
+        text = (
+            f"{source}: cannot merge into a weight of dtype {stored.dtype.safetensors}, which does not hold "
+            "real numbers"
+        )
         raise UnsupportedUpdate(text, where="merge", hint=_UNQUANTIZED)
     shape = stored.shape
     is_stack = False
@@ -287,7 +292,7 @@ def _rows_after(name: str, rows: int, update: Rows) -> int:
     added = sorted(index for index in update.indices if index >= rows)
     if added != list(range(rows, rows + len(added))):
         raise ShapeMismatch(
-            f"{name}: the adapter has row {added[0]}, but the table has {rows} rows and the rows between are missing",
+            f"{name}: the adapter has row {added[0]}, but the table has {rows} rows and those in between are missing",
             where="merge",
         )
     return rows + len(added)

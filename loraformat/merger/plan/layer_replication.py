@@ -1,4 +1,4 @@
-"""The base as it will be written: its layers repeated, the head of a task in it, and what config.json then says."""
+"""The base as it will be written: with replicated layers or a task head, and the resulting config.json."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def _repeated(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
         raise MergeError("the adapters were trained on different stacks of layers (layer_replication)", where="merge")
     listed = [key for _, level in levels_of(base.config) for key in level if key == "layer_types"]
     if listed:
-        raise MergeError("config.json lists layer_types, and the layers are repeated", where="merge")
+        raise MergeError(
+            "config.json lists layer_types, which cannot be extended to the replicated layers", where="merge"
+        )
     return replicated(base, stacks.pop())
 
 

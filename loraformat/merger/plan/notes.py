@@ -1,4 +1,4 @@
-"""What a plan has to say before it is carried out: findings about it, from names and shapes."""
+"""Findings about a plan before it is executed, from names and shapes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def findings_of(plan: MergePlan, base: Checkpoint, adapters: Sequence[Adapter]) 
         yield head_tied_by_transformers_4(FindingLocation(subject=plan.base), head)
     if base.layers:
         layers = counted(len(base.layers), "separate layer", "is")
-        text = f"{layers} written; PEFT adds the updates of all copies of a layer up"
+        text = f"{layers} written; PEFT would add up the updates of all copies of a layer"
         yield unlike_peft(base_uri, text)
     yield from _unlike_peft(plan, adapters)
     sizes = [nbytes for edit in plan.edits if (nbytes := _whole_nbytes(edit, adapters))]
@@ -77,7 +77,7 @@ def _unlike_peft(plan: MergePlan, adapters: Sequence[Adapter]) -> Iterator[Findi
     is_untied = any(path[-1] in TIE_KEYS for path, _ in plan.config_patch)
     added = [e.tensor for e in plan.edits if is_embedding(e.source) and any(_adds(t, adapters) for t in e.terms)]
     if is_untied and added:
-        yield unlike_peft(added[0], "embedding and head are parted; PEFT adds the update of one of them to both")
+        yield unlike_peft(added[0], "embedding and head are untied; PEFT would add the update of one of them to both")
     for source, adapter in zip(plan.adapters, adapters, strict=True):
         experts = [weight for weight in adapter.updates if _EXPERT.search(weight)]
         if experts and adapter.config.raw.get("use_rslora") is True:

@@ -152,9 +152,9 @@ def _shard(
     _check_convertible(file, wanted)
     if file.has_extras and found.edits:
         raise MergeError(
-            f"{file.name}: holds more than tensors, which the merged file would lose",
+            f"{file.name}: holds more than tensors, and the merged file would lose the rest",
             where="merge",
-            hint="save its state dict alone, or use --container safetensors" if wanted == file.container else "",
+            hint="save only its state dict, or use --container safetensors" if wanted == file.container else "",
         )
     names = [name for name in file.names if name in base.tensors]
     new = [edit.tensor for edit in at_home if not edit.parts and edit.tensor not in base.tensors]
@@ -183,16 +183,16 @@ def _shard(
 def _check_divisible(base: Checkpoint) -> None:
     """Raises: UsageError (LF021): a GGUF file is not divided."""
     if base.settings:
-        hint = "divide the merged file with llama-gguf-split"
-        raise UsageError("a GGUF file is not divided into shards", where="--max-shard-size", hint=hint)
+        hint = "split the merged file with llama-gguf-split"
+        raise UsageError("a GGUF output cannot be split into shards", where="--max-shard-size", hint=hint)
 
 
 def _check_convertible(file: WeightFile, wanted: str) -> None:
     """Raises: UsageError (LF021): names and settings of a GGUF file are other ones than in other containers."""
     if wanted != file.container and "gguf" in (wanted, file.container):
-        text = f"{file.name} cannot be written as {wanted}: GGUF has names and settings of its own"
+        text = f"{file.name} cannot be written as {wanted}: GGUF has its own names and settings"
         raise UsageError(
-            text, where="--container", hint="leave --container out; llama.cpp's own converter makes GGUF files"
+            text, where="--container", hint="leave --container out; to make GGUF files use llama.cpp's own converter"
         )
 
 

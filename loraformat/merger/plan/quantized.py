@@ -1,4 +1,4 @@
-"""What becomes of the weights of a quantized base, and what the files beside them must say then."""
+"""What happens to the weights of a quantized base, and the resulting settings files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from loraformat.model.tensors import DType
 
 _CONFIG = "config.json"
 _DTYPE_KEYS = ("dtype", "torch_dtype")
-_STAYS = "weights cannot stay in codes where layers are replicated or the head of a task is added"
-_DENSE = "--dequantize writes all weights dense, --keep-quantized only those that change"
+_STAYS = "weights cannot stay quantized if layers are replicated or a task head is added"
+_DENSE = "use --dequantize (all weights dense) or --keep-quantized (only those that change)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,8 @@ def quantized_output(base: Checkpoint, found: Edits, wanted: str | None) -> Deco
     touched = {code for edit in found.edits.values() if (code := base.tensors[edit.source].encoded)}
     if wanted is None and touched:
         raise UnsupportedUpdate(
-            f"the base is quantized ({base.quantized.scheme}), and {counted(len(touched), 'weight', 'is')} merged "
-            f"into that it stores in codes, first {min(touched)}",
+            f"the base is quantized ({base.quantized.scheme}), and {counted(len(touched), 'weight', 'is')} "
+            f"changed but stored quantized, first {min(touched)}",
             where="merge",
             hint=_DENSE,
         )
@@ -121,14 +121,14 @@ def _recoded_output(base: Checkpoint, found: Edits) -> Decoded:
     if base.layers or base.task is not None:
         raise MergeError(_STAYS, where="merge", hint="use --dequantize")
     if any(file.container != "safetensors" for file in base.files.values()):
-        raise MergeError("only weights of safetensors files are quantized again", where="merge", hint=_DENSE)
+        raise MergeError("only weights in safetensors files can be quantized again", where="merge", hint=_DENSE)
     edits = dict(found.edits)
     for name, edit in found.edits.items():
         code = base.tensors[edit.source].encoded
         if not code:
             continue
         if name != code or edit.shape != base.quantized.weights[code].shape:
-            text = f"{name}: an update changes its shape or its place, and it is in codes"
+            text = f"{name}: it is quantized, and an update changes its shape or its position"
             raise MergeError(text, where="merge", hint=_DENSE)
         parts = encoder_of(base.quantized, code).parts
         planned = tuple(PlannedTensor(part.name, part.dtype.safetensors, part.shape) for part in parts)
@@ -171,14 +171,14 @@ def _check_not_wanted(base: Checkpoint, wanted: str | None, *, is_merge: bool) -
     if quantization is None:
         settings = left_over(base)
         if settings is not None:
-            hint = f"its weights are dense; remove what {settings.where} says of a quantization ({settings.scheme})"
+            hint = f"its weights are dense; remove the quantization settings ({settings.scheme}) from {settings.where}"
         else:
             others = "--dequantize, --keep-quantized and --requantize"
-            hint = f"leave {others} out" if is_merge else "its weights are dense as they are"
+            hint = f"leave {others} out" if is_merge else "its weights are already dense"
         raise UsageError("the base is not quantized", where=base.uri, hint=hint)
     if wanted == "dense":
         raise UnsupportedUpdate(
-            f"the base is quantized ({quantization.scheme}, says {quantization.where}), and this scheme is not read",
+            f"the base is quantized ({quantization.scheme}, says {quantization.where}), which is not supported",
             where=base.uri,
             hint="use the 16-bit checkpoint that it was made from",
         )

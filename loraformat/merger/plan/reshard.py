@@ -20,7 +20,7 @@ def resharded(shards: Sequence[ShardPlan], most_nbytes: int) -> tuple[tuple[Shar
         raise UsageError(f"expected at least 1 byte, found {most_nbytes}", where="--max-shard-size")
     if any(CONTAINERS[shard.container].shares_storage for shard in shards):
         raise MergeError(
-            "only safetensors files are divided anew", where="--max-shard-size", hint="add --container safetensors"
+            "only safetensors outputs can be split", where="--max-shard-size", hint="add --container safetensors"
         )
     groups = list(_groups([tensor for shard in shards for tensor in shard.tensors], most_nbytes))
     edits = {edit.tensor: edit for shard in shards for edit in shard.edits}

@@ -1,4 +1,4 @@
-"""What a merge cannot do to an update: refused by name while it is planned."""
+"""Updates that cannot be merged, refused while the merge is planned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def check_strength(weight: str, update: Update, strength: float) -> None:
         raise UnsupportedUpdate(
             f"{weight}: {kind.noun} cannot be merged at a strength of {strength:g}",
             where="merge",
-            hint="it is no sum that could be weakened; merge its adapter without a strength",
+            hint="it is not an addition that can be scaled; merge its adapter without a strength",
         )
 
 
@@ -30,7 +30,7 @@ def check_part(weight: str, update: Update, landing: Landing) -> None:
     if landing.part == WHOLE or kind.by_rows(update, landing.transposed):
         return
     raise UnsupportedUpdate(
-        f"{weight}: the base stores it in parts, first {landing.tensor}, into which an update of the kind {kind.name} "
-        "cannot be cut",
+        f"{weight}: the base stores it in parts, first {landing.tensor}, and an update of the kind {kind.name} "
+        "cannot be split",
         where="merge",
     )

@@ -1,4 +1,4 @@
-"""Whether names that share a table may go separate ways, and what each of them gets then."""
+"""Whether tied tables can be untied, and what each of them gets."""
 
 from __future__ import annotations
 
@@ -48,14 +48,12 @@ def check_may_untie(base: Checkpoint, tie: Tie) -> None:
     if architecture is None or parts_cleanly(base.config):
         return
     known = tied_names(base.config) is not None
-    why = (
-        "shares its tables among more than one embedding and one head" if known else "is a class that is not known here"
-    )
+    why = "shares its table among more than one embedding and one head" if known else "is an unknown class"
     others = ", ".join(tie.names[1:])
     raise UnsupportedUpdate(
-        f"{tie.names[0]}: the update would part it from {others}, and {architecture} {why}",
+        f"{tie.names[0]}: the update would untie it from {others}, but {architecture} {why}",
         where="merge",
-        hint="give the base separate tables first, with tie_word_embeddings false in config.json",
+        hint="first give the base separate tables, with tie_word_embeddings false in config.json",
     )
 
 
@@ -80,7 +78,7 @@ def check_tie_is_known(name: str, updates: Iterable[Update], base: Checkpoint) -
     ):
         return
     raise MergeError(
-        f"{name}: config.json does not deny that embeddings are tied, and which head it must leave alone is not known",
+        f"{name}: config.json leaves tie_word_embeddings unset and the tied output head cannot be identified",
         where="merge",
         hint='name the class in "architectures" of config.json, or set tie_word_embeddings to false there',
     )
@@ -93,10 +91,10 @@ def _check_gguf_table(name: str, updates: Iterable[Update], base: Checkpoint) ->
     if all(isinstance(update, (Replace, Rows)) and update.follows_tie for update in updates):
         return
     raise MergeError(
-        f"{name}: the file has no {HEAD}, so that llama.cpp uses the table as the head too, which the update must not "
+        f"{name}: the file has no {HEAD}, so llama.cpp also uses the table as output head, which the update must not "
         "change",
         where="merge",
-        hint="merge into the base that the file was made from, which gives the head a table of its own",
+        hint="merge into the base that the file was made from, so that the head gets its own table",
     )
 
 
@@ -128,9 +126,9 @@ def check_resized(base: Checkpoint, resized: Mapping[str, tuple[int, int]]) -> N
         ]
         if behind:
             raise MergeError(
-                f"{name} has {new} rows with the update, {behind[0]} keeps {old}",
+                f"{name} has {new} rows with the update, but {behind[0]} keeps {old}",
                 where="merge",
-                hint="the adapter must bring both tables: save it with save_embedding_layers=True",
+                hint="the adapter must contain both tables: save it with save_embedding_layers=True",
             )
 
 
@@ -144,9 +142,9 @@ def check_untied(edits: Mapping[str, Edit], untied: Iterable[tuple[str, ...]]) -
         if len(rows) > 1:
             (one, first), (other, second), *_ = sorted(rows.items())
             raise MergeError(
-                f"{second} has {other} rows with the update, {first} keeps {one}",
+                f"{second} has {other} rows with the update, but {first} keeps {one}",
                 where="merge",
-                hint="the adapter must bring both tables: save it with save_embedding_layers=True",
+                hint="the adapter must contain both tables: save it with save_embedding_layers=True",
             )
 
 

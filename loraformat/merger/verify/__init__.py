@@ -1,4 +1,4 @@
-"""The output of a merge against what it must be."""
+"""Verification of a merge's output."""
 
 from loraformat.merger.verify.check import check_output
 

@@ -147,7 +147,7 @@ def _recoded_checks(compared: _Compared, inputs: Inputs, output: Store) -> Itera
     written = checkpoint_of_store(output, output.uri).quantized
     for name in names:
         if written is None or name not in written.weights:
-            raise MergeError(f"{name}: the output does not have it in codes", where=output.uri)
+            raise MergeError(f"{name}: it is not quantized in the output", where=output.uri)
         computed = Computed(compared.changed[name], compared.reference, inputs)
         yield from recoded_checks(computed, written, None if compared.full else _some_rows(computed))
 
@@ -165,7 +165,7 @@ def _hash_check(output: Store, stored: StoredTensor, digest: str, name: str) -> 
     def check() -> None:
         if stored.strides is None and digest_of_range(output, stored.file, *stored.span) != digest:
             raise MergeError(
-                f"{name}: the bytes in the file are not those that were written",
+                f"{name}: the bytes in the file differ from those that were written",
                 where=stored.file,
                 hint="the disk or the memory of this machine may be faulty",
             )

@@ -53,9 +53,10 @@ def compare_rows(
             row, column = (int(number) for number in bad[0])
             raise MergeError(
                 f"{expected.name}: row {start + low + row}, column {column} is {float(found[low + row, column])!r} in "
-                f"the file, by the reference it is {float(exact[low + row, column])!r}",
+                f"the file, but the independent computation gives {float(exact[low + row, column])!r}",
                 where=stored.file,
-                hint="the disk or the memory of this machine may be faulty; else please report an error of loraformat",
+                hint="the disk or the memory of this machine may be faulty; otherwise please report a bug in "
+                "loraformat",
             )
 
 

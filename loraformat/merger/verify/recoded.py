@@ -1,4 +1,4 @@
-"""Weights that were put into codes again, read back from the output and compared with what they must mean."""
+"""Weights that were quantized again, read back from the output and compared."""
 
 from __future__ import annotations
 
@@ -51,10 +51,12 @@ def recoded_checks(computed: Computed, written: Quantized, rows: list[int] | Non
             row, column, value = found
             wanted = float(exact[row - start * lines, column])
             raise MergeError(
-                f"{expected.name}: row {row}, column {column} means {value!r} in the file, by the reference it is "
-                f"{wanted!r} before it is put into codes",
+                f"{expected.name}: row {row}, column {column} means {value!r} in the file, but the independent "
+                "computation gives "
+                f"{wanted!r} before quantization",
                 where=written.stored.tensors[weight.parts[0]].file,
-                hint="the disk or the memory of this machine may be faulty; else please report an error of loraformat",
+                hint="the disk or the memory of this machine may be faulty; otherwise please report a bug in "
+                "loraformat",
             )
 
     for start in sorted(starts):

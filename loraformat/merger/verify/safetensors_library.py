@@ -51,7 +51,7 @@ def check_with_library(output: Store, shard: ShardPlan, tensors: Mapping[str, St
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
             found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
             if found != {name: (tensor.dtype.safetensors, tensor.shape) for name, tensor in tensors.items()}:
-                raise MergeError("the safetensors library reads other tensors than we do", where=shard.target)
+                raise MergeError("the safetensors library reads other tensors than loraformat", where=shard.target)
             begin = output.size(shard.target) - sum(tensor.span.nbytes for tensor in tensors.values())
             for name in _order(file, tensors):
                 _compare_row(output, name, tensors[name], slices[name], begin)
@@ -84,7 +84,9 @@ def _compare_row(output: LocalStore, name: str, tensor: StoredTensor, theirs: _S
         other = output.read(tensor.file, begin + row * len(ours), len(ours))
     if other != ours:
         where = tensor.file
-        raise MergeError(f"{name}: the safetensors library reads other values than we do in row {row}", where=where)
+        raise MergeError(
+            f"{name}: the safetensors library reads other values than loraformat in row {row}", where=where
+        )
 
 
 def _place(row: int, leading: Sequence[int]) -> tuple[slice, ...]:

@@ -1,4 +1,4 @@
-"""Receipts of ranks: what each process of a divided run has written, left beside the files for whoever finishes."""
+"""Receipts of ranks: what each process of a divided run has written, stored next to its files for `--finish`."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ class Receipts:
             raise MergeError(f"{who} not written all of its share; {left}", where=self._where, hint=_AGAIN)
         kinds = sorted({entry.processor for entry in found.values()})
         if len(kinds) > 1:
-            text = f"ranks computed on {listed(kinds)}, whose sums may differ in the last bit"
-            raise MergeError(text, where=self._where, hint="run those again that had another --device")
+            text = f"the ranks ran on {listed(kinds)}, whose sums may differ in the last bit"
+            raise MergeError(text, where=self._where, hint="run all ranks with the same --device")
         return found
 
     def check_bytes(self, entries: Mapping[str, Entry], each: Map = map) -> None:
@@ -153,7 +153,10 @@ class Receipts:
         ):
             if not is_sound:
                 rank, world = entries[target].rank, entries[target].world
-                text = f"the file was touched since rank {rank} of {world} wrote it, and no digests prove its bytes"
+                text = (
+                    f"the file was modified after rank {rank} of {world} wrote it, and there are no digests "
+                    "to check its bytes"
+                )
                 raise MergeError(text, where=target, hint=f"remove it and run rank {rank} again")
 
     @property
@@ -222,7 +225,7 @@ def differences(theirs: object, ours: Facts) -> str:
     version = "the version of loraformat"
     if version in found:
         return f"loraformat {show(known.get(version), 30)} wrote it, this is {ours[version]}"
-    return f"{' and '.join(found) or 'what they were given'} differed"
+    return f"{' and '.join(found) or 'the inputs or options'} differed"
 
 
 def _identities(store: OpenedFiles, names: Sequence[str]) -> list[Any]:

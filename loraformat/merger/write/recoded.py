@@ -1,4 +1,4 @@
-"""One weight computed and put into codes again: all of its windows in turn, since the last one settles its scales."""
+"""Computes one weight and quantizes it again: all of its windows in turn, because the last one decides its scales."""
 
 from __future__ import annotations
 
@@ -97,7 +97,10 @@ class _Weight:
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             row, column = (int(number) for number in bad[0])
-            text = f"the merged value at row {start + row}, column {column} is NaN or infinite, which codes cannot hold"
+            text = (
+                f"the merged value at row {start + row}, column {column} is NaN or infinite, which quantized "
+                "weights cannot hold"
+            )
             raise NonFiniteValue(text, where=self._edit.tensor)
         return values.reshape(-1, values.shape[1] // self.lines)
 

@@ -1,4 +1,4 @@
-"""A merge from its plan to a checked folder: weight files, other files, manifest, journal."""
+"""Executes a merge plan up to a verified folder: weight files, other files, manifest, journal."""
 
 from __future__ import annotations
 
@@ -189,11 +189,11 @@ def check_kept(plan: MergePlan, written: Written, trust: Trust) -> None:
         return
     if abs(1 - share) > 1 - trust.least_kept:
         raise MergeError(
-            f"{share:.1%} of the update is kept after its weights are quantized again, expected from "
+            f"{share:.1%} of the update survives quantizing the weights again, expected "
             f"{trust.least_kept:.1%} to {2 - trust.least_kept:.1%}; "
-            f"the codes add an error of {error:.3g} times the update",
+            f"quantization adds an error of {error:.3g} times the update",
             where="merge",
-            hint="--dequantize or --keep-quantized keep all of it; --least-kept SHARE allows less",
+            hint="use --dequantize or --keep-quantized to keep all of it, or --least-kept SHARE to allow less",
         )
 
 

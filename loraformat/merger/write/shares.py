@@ -1,4 +1,4 @@
-"""A merge that several processes do: each writes its share of the weight files, one then finishes the output."""
+"""A merge by several processes: each writes its share of the weight files, and one finishes the output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pieces of work that write into one output file: what is copied, and the place where rows of a tensor go."""
+"""Pieces of work that write into one output file: byte ranges to copy, and positions of the rows of a tensor."""
 
 from __future__ import annotations
 

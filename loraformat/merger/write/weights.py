@@ -1,4 +1,4 @@
-"""A plan carried out: files copied, windows of rows computed and written in place, memory bounded."""
+"""Executes a plan: copies files, computes windows of rows and writes them in place, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and shapes of a model's weights from its config.json alone, for decoders that many adapters are made for."""
+"""Names and shapes of a model's weights, only from its config.json, for common decoder models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["KNOWN", "blueprint"]
 
 KNOWN = tuple(sorted({*FAMILIES, *GPTS}))
 
-_WAY_OUT = "give the folder of the checkpoint, or one of its files: headers are enough"
+_WAY_OUT = "pass the folder of the checkpoint or one of its files: only headers are read"
 
 
 def blueprint(config: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:
@@ -27,13 +27,13 @@ def blueprint(config: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:
     """
     fields, model_type = Fields(config), config.get("model_type")
     if not isinstance(model_type, str) or model_type not in KNOWN:
-        message = f"weights cannot be told from model_type {model_type!r} alone, only from those of {', '.join(KNOWN)}"
+        message = f"the weights cannot be derived from model_type {model_type!r}, only from {', '.join(KNOWN)}"
         raise FormatError(message, where=in_file("config.json"), hint=_WAY_OUT)
     if model_type in GPTS:
         return dict(GPTS[model_type](fields))
     family = FAMILIES[model_type]
     strange = next((name for name in family.unknown if fields.flag(name)), None)
     if strange is not None:
-        message = f"{strange}: with it, the weights of {model_type} cannot be told from config.json alone"
+        message = f"{strange}: with this field, the weights of {model_type} cannot be derived from config.json alone"
         raise FormatError(message, where=in_file("config.json"), hint=_WAY_OUT)
     return dict(decoder(fields, family))

@@ -44,7 +44,7 @@ class Fields:
         layers = self.count(*names)
         if layers * weights > _MOST_WEIGHTS:
             raise ConfigError(
-                f"{names[0]}: {layers} layers make more weights than any model has", where=in_file("config.json")
+                f"{names[0]}: {layers} layers would have more weights than any model", where=in_file("config.json")
             )
         return layers
 

@@ -1,4 +1,4 @@
-"""Decoders in the manner of Llama: projections of attention, an MLP or experts, norms, the same in every layer."""
+"""Decoders like Llama: attention projections, an MLP or experts, norms, the same in every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regular expressions out of configs, matched in linear time."""
+"""Regular expressions from configs, matched in linear time."""
 
 from loraformat.model.patterns.matching import fullmatch
 

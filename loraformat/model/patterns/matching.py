@@ -1,4 +1,4 @@
-r"""Regular expressions out of a config, matched in linear time or not at all: nothing in a file can make us hang.
+r"""Regular expressions from a config, matched in linear time or not evaluated, so that no file can make a run hang.
 
 Supported is what names of modules need: literals, `.`, character classes, `\d \w \s`, groups, `|`, `^ $`, and the
 quantifiers `* + ? {m,n}`, lazy or greedy. Look-around, back references, flags and `\b` are not.

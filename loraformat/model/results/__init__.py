@@ -1,3 +1,3 @@
-"""What the verbs find out, as data: all that a renderer knows."""
+"""The results of the verbs, as data for the renderers."""
 
 __all__ = ["differences", "estimates", "factor_changes", "plot_data", "validation", "verbs", "weight_figures"]

@@ -1,4 +1,4 @@
-"""What two adapters, or two checkpoints, differ in, as data."""
+"""The result of `diff`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loraformat.model.results.weight_figures import module_kind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldDifference:
-    """A field of the config, by its dotted path; values as JSON text, "" where the field is absent."""
+    """A field of the config, by its dotted path; values as JSON text, "" if the field is absent."""
 
     field: str
     before: str
@@ -22,8 +22,8 @@ class WeightDifference:
 
     Attributes:
         weight: its name.
-        status: "equal", "changed", "resized" (figures are of the rows that both have), or "incomparable" (other kinds
-            of update, other shapes, values that are no real numbers and differ).
+        status: "equal", "changed", "resized" (measured on the rows that both have), or "incomparable" (different kinds
+            of update or shapes, or differing values that are not real numbers).
         reason: why it is incomparable; "" otherwise.
         kind: of update, "low-rank" or "low-rank -> dora"; "" for tensors.
         shape, shape_after: of the first and of the second.
@@ -33,11 +33,11 @@ class WeightDifference:
         cosine: of the two as vectors; None where either is zero.
         changed: share of the elements that differ; None for updates.
         largest: max |D|; None for updates.
-        effective_rank, rank_90, rank_99: of D: exp of the entropy of its normalised singular values, and the least rank
-            that holds that share of ‖D‖². None where they were not computed, or are above MOST_RANK. Of a stack of
+        effective_rank, rank_90, rank_99: of D: exp of the entropy of its normalized singular values, and the smallest
+            rank that holds that share of ‖D‖². None if they were not computed, or are above MOST_RANK. Of a stack of
             experts the medians (of two in the middle the larger) over those that differ.
-        experts: how many experts of a stack differ; None where it is no stack, or no rank was computed.
-        rank_90_most, rank_99_most: the largest of any expert; None as for `experts`, and where it is above MOST_RANK.
+        experts: how many experts of a stack differ; None if it is not a stack, or no rank was computed.
+        rank_90_most, rank_99_most: the largest of any expert; None as for `experts`, and if it is above MOST_RANK.
         overlap_outputs, overlap_inputs, overlap_dimensions: of the leading subspaces of two updates.
     """
 
@@ -82,14 +82,13 @@ class DiffResult:
         subject_kind: "adapters" or "checkpoints".
         formats: names of the formats of both; ("", "") for checkpoints.
         fields: of the configs.
-        only_before, only_after: weights that one of them lacks, sorted.
+        only_before, only_after: weights that only one of them has, sorted.
         weights: all others, sorted by name.
-        distance, relative, cosine: over all weights that both have and that compare.
-        has_equal_values: whether both have the same weights and all of them are equal, within the tolerance that was
-            given.
-        has_equal_metadata: whether no field of the configs differs; of two formats, none of those that both can say.
+        distance, relative, cosine: over all comparable weights that both have.
+        has_equal_values: whether both have the same weights and all of them are equal within the tolerance.
+        has_equal_metadata: whether all fields of the configs are equal; for two formats, those that both can express.
         is_equal: both.
-        grouping: how text shows the weights: "module", "layer", "none" or "auto".
+        grouping: how text output groups the weights: "module", "layer", "none" or "auto".
     """
 
     before: str

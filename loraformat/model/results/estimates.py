@@ -1,4 +1,4 @@
-"""What an adapter that is not there yet would cost, as data."""
+"""The result of `estimate`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TargetEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that training holds for weights and optimizer; activations come on top.
+    """Bytes of weights, gradients and optimizer in training; activations need more on top.
 
     Attributes:
         method: "full", "lora" or "qlora".
-        weights: of the base and of the trained parameters as they compute, 2 bytes each; with QLoRA, linear weights in
-            4 bits and their constants.
+        weights: the base and the trained parameters, 2 bytes each; with QLoRA, linear weights in 4 bits plus their
+            constants.
         gradients: of the trained parameters, 2 bytes each.
         optimizer: float32 master copy and both moments of Adam, 12 bytes for each trained parameter.
     """
@@ -48,7 +48,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateResult:
-    """What `estimate` says.
+    """The result of `estimate`.
 
     Attributes:
         source: "config" or "headers": where the shapes come from.
@@ -56,7 +56,7 @@ class EstimateResult:
         base_parameters: of the base, every table once.
         modules: by module kind and shape, sorted.
         parameters: of the adapter.
-        parameters_by_layer: layer → parameters; what belongs to no numbered layer is left out.
+        parameters_by_layer: layer → parameters, without modules outside numbered layers.
         share: parameters / (base_parameters + parameters).
         nbytes: dtype name → size of the adapter's tensors.
         memory: one for each method.

@@ -1,4 +1,4 @@
-"""What the verbs that write adapters of adapters or of models did to each update."""
+"""The results of the verbs that make adapters from adapters or models."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ NOISE_MARGIN = 1.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactorChange:
-    """What became of the update of one weight. All norms are Frobenius norms, ΔW what the update was to be.
+    """How the update of one weight changed. All norms are Frobenius norms; ΔW is the exact update.
 
     Attributes:
         weight: name of the base weight.
         rank_before: rank of the update, or of all that were combined together.
-        rank: as written; 0 where it was left out.
+        rank: as written; 0 if it was left out.
         norm: ‖ΔW‖.
-        spectral_norm: σ₁ of ΔW; None where it was not computed.
-        error: ‖ΔW − written‖ / ‖ΔW‖, of the factors as they are written.
-        optimum: the least such error of any factors of this rank; None where it is not known.
-        energy: share of ‖ΔW‖² that this rank can hold; None where it is not known.
-        conflicts: where values are combined one by one, the share of places at which two of them have opposite signs.
-        cross_terms: of PEFT's combinations of factors, ‖Σ w·ΔW − written‖ / ‖Σ w·ΔW‖.
-        floor: of `extract`, the share of ‖ΔW‖ that is expected to be rounding of the tuned model; an error below it
-            loses nothing.
-        retained: of `extract`, the share of the update that is left where it is merged back into the base and rounded.
+        spectral_norm: σ₁ of ΔW; None if it was not computed.
+        error: ‖ΔW − written‖ / ‖ΔW‖, for the factors as written.
+        optimum: the smallest such error of any factors of this rank; None if unknown.
+        energy: share of ‖ΔW‖² that this rank can hold; None if unknown.
+        conflicts: for methods that combine value by value, the share of values with opposite signs.
+        cross_terms: for PEFT's combinations of factors, ‖Σ w·ΔW − written‖ / ‖Σ w·ΔW‖.
+        floor: for `extract`, the share of ‖ΔW‖ that is expected to be rounding noise of the tuned model; an error below
+            it loses nothing.
+        retained: for `extract`, the share of the update that survives merging it into the base and rounding.
     """
 
     weight: str
@@ -47,19 +47,20 @@ class FactorResult:
     """What `resize`, `combine`, `scale`, `pick`, `extract`, `ablate` or `init` wrote, or would write.
 
     Attributes:
-        method: in the words of the verb: "rank 8", "cat", "alpha".
+        method: such as "rank 8", "cat", "alpha".
         target: format of the output.
-        adapters: (URI, weight) of each adapter; none where it is made of models.
+        adapters: (URI, weight) of each source adapter; empty if the sources are models.
         weights: one for each update of a weight, sorted by name.
-        kept: weights that are replaced or have trained rows, carried over as they are.
-        left_out: weights of the sources that the output does not change; of `extract`, those that changed.
+        kept: weights that are replaced or have trained rows, copied unchanged.
+        left_out: weights of the sources that the output does not change; for `extract`, changed weights that were left
+            out.
         norm: of all updates together.
         error, optimum, energy, conflicts, cross_terms, floor, retained: as in FactorChange, of all updates together.
-        dropped: share of the sources' Σ‖ΔW‖² that stands in `left_out`.
-        unchanged: of `extract`, how many tensors are equal in both models.
-        vocabulary: of `extract`, how many tokens the tables in `kept` have, where the base has another number: the
-            model that loads the adapter in PEFT needs `resize_token_embeddings` first.
-        models: URIs of the models that it is made of.
+        dropped: share of the sources' Σ‖ΔW‖² that is in `left_out`.
+        unchanged: for `extract`, how many tensors are equal in both models.
+        vocabulary: for `extract`, the number of tokens of the tables in `kept`, if it differs from the base's: a model
+            that loads the adapter in PEFT needs `resize_token_embeddings` first.
+        models: URIs of the source models.
         cosines: of each pair of adapters that were combined: (first, second, cosine or None).
         bytes_before, bytes_written: of the tensors of the sources, and of the files; of the plan in a dry run.
         files: names of the output files, sorted.

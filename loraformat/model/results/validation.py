@@ -1,4 +1,4 @@
-"""What the rules find out, as data: apart from the other results, so that `validate` starts without them."""
+"""The result of `validate`, separate from the others so that `validate` starts without them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A check that was not made, and why."""
+    """A check that did not run, and why."""
 
     code: str
     name: str
@@ -16,7 +16,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class IgnoredFinding:
-    """A finding that the project's settings leave out, and why."""
+    """A finding that the project's settings ignore, and why."""
 
     code: str
     where: str
@@ -25,13 +25,13 @@ class IgnoredFinding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidateResult:
-    """What `validate` did beside the findings.
+    """What `validate` did besides the findings.
 
     Attributes:
-        checked: codes of the rules that ran, ascending. Those that did not stand in the report's `skipped`.
-        ignored: what the rules found and the settings leave out.
-        file: the weight file that findings about tensors are about; "" where there is none.
-        base: URI of the base, with the commit where it is on the Hub; "" where none was given.
+        checked: codes of the rules that ran, ascending. The report's `skipped` has the others.
+        ignored: findings that the settings ignore.
+        file: the weight file of findings about tensors; "" if there is none.
+        base: URI of the base, with the commit if it is on the Hub; "" if none was given.
     """
 
     checked: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the jobs find out, as data: all that a renderer knows."""
+"""The results of the other verbs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ class InspectResult:
 
     Attributes:
         weights: one record for each update, in the order asked for.
-        layer_norms: layer → root of the sum of squared norms of its weights; empty where norms were not asked for.
-        total_norm: the same over all weights but those that are replaced, whose change stands in `tables`.
-        total_relative_norm: ‖W' - W‖_F / ‖W‖_F over the weights that the adapter changes and does not replace; None
-            where the base's values were not read.
+        layer_norms: layer → root of the sum of squared norms of its weights; empty unless norms were requested.
+        total_norm: the same over all weights except replaced ones, whose change is in `tables`.
+        total_relative_norm: ‖W' - W‖_F / ‖W‖_F over the weights that the adapter changes without replacing them; None
+            if the base's values were not read.
         retained_bf16, retained_fp16: share of all of W' - W that would survive rounding to that dtype; likewise None.
-        tables: tables of embeddings, where the base's values were read.
+        tables: embedding tables, if the base's values were read.
         share: adapter parameters / (base + adapter parameters); None without a base.
-        base_scheme: by which the base is quantized; None where it is not, or by none that is read.
-        grouping: how text shows the weights: "module", "layer", "none", or "auto" (by module where they are many).
-        has_heat: whether text shows a row of each module kind over the layers.
-        training: what the header of the weights says about the training: "resolution" → "(512, 512)".
-        metadata: the whole header, where it was asked for.
+        base_scheme: quantization scheme of the base; None if it is not quantized, or with an unsupported scheme.
+        grouping: how text output groups the weights: "module", "layer", "none", or "auto" (by module if there are
+            many).
+        has_heat: whether text output has a heat map, module × layer.
+        training: facts about the training from the header of the weights: "resolution" → "(512, 512)".
+        metadata: the whole header, if requested.
     """
 
     weights: tuple[WeightRecord, ...]
@@ -51,13 +52,13 @@ class InspectResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundTrip:
-    """How an output that was read back compares with what it was made of.
+    """How an output, read back, compares with its source.
 
     Attributes:
         weights: how many were compared.
         exact: how many of them agree bit for bit.
-        worst: largest difference of the others, as a share of what rounding may do.
-        roundoff: relative error of each rounded value; 0 where none was.
+        worst: largest difference of the others, relative to the bound on rounding.
+        roundoff: relative error of each rounded value; 0 if none was rounded.
     """
 
     weights: int
@@ -81,14 +82,14 @@ class RenamedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposedMap:
-    r"""A map for the modules whose names differ in numbers alone.
+    r"""A map for all modules whose names differ only in numbers.
 
     >>> import loraformat
     >>> loraformat.ProposedMap(before=r"^h\.(\d+)\.wq", after="", candidates=("layers.N.q", "layers.N.o")).candidates
     ('layers.N.q', 'layers.N.o')
 
     Attributes:
-        before, after: as for `--map`; `after` is "" where the shapes leave more than one choice, or none.
+        before, after: as for `--map`; `after` is "" if several names of the base fit, or none.
         candidates: the names of the base that fit, with N for a number.
     """
 
@@ -104,13 +105,13 @@ class ConvertResult:
     Attributes:
         source, target: names of the formats.
         weights: base weights that the written adapter has updates for.
-        bytes_written: of all files; 0 in a dry run.
+        bytes_written: total of all files; 0 in a dry run.
         files: names of the files written, or to be written in a dry run, sorted.
         is_dry_run: whether nothing was written.
-        roundtrip: where it was asked for.
+        roundtrip: the comparison after reading back, if requested.
         renamed: tensors whose names `--map` changes.
         idle_maps: patterns of `--map` that match no name; only in a dry run.
-        proposed: maps from the adapter's modules to the base's, where they were asked for.
+        proposed: maps from the adapter's modules to the base's, if requested.
     """
 
     source: str
@@ -130,9 +131,9 @@ class MergedAdapter:
     """One adapter of a merge.
 
     Attributes:
-        uri, format: where it came from and what it was read as.
-        applied, modules: modules that landed on a weight, of how many.
-        strength: by which its updates were multiplied.
+        uri, format: its path or address, and its format.
+        applied, modules: how many modules were applied, of how many.
+        strength: the factor of its updates.
     """
 
     uri: str
@@ -167,14 +168,14 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What of an output was compared before it was moved into place.
+    """How much of an output was compared before it was moved into place.
 
     Attributes:
-        changed: tensors that are no copies.
-        followed: of how many of them the reference can tell what they must be.
-        compared: how many of them were compared with it, in all or in some rows.
-        copied, copies_compared: copies, and how many were compared with the base, in all or in part.
-        unscaled: updates whose factor no formula of their format gives, so that the reader's was taken for right.
+        changed: tensors that are not copies.
+        followed: how many of them the independent computation can predict.
+        compared: how many of them were compared with it, entirely or in some rows.
+        copied, copies_compared: copies, and how many were compared with the base, entirely or in part.
+        unscaled: updates whose format defines no formula for the scale, so the reader's was trusted.
     """
 
     changed: int
@@ -214,23 +215,23 @@ class MergeResult:
 
     Attributes:
         base: URI of the base.
-        tensors_touched, tensors_copied, tensors_decoded: tensors of the output that differ in origin, together all of
-            them: changed by an update; as the base stores them; dense without an update, and in codes in the base.
+        tensors_touched, tensors_copied, tensors_decoded: the tensors of the output: changed by an update; copied from
+            the base; or dequantized without an update.
         parameters_touched: elements of the touched tensors.
-        bytes_written: of the weight files; of the plan where nothing was written.
+        bytes_written: total of the weight files; the planned total if nothing was written.
         files: names of the output files, sorted.
-        is_dry_run: whether nothing was written on purpose.
-        plan: the whole plan as JSON values, where nothing was written.
-        retained: the share of all updates together that survived rounding; None where nothing was added or written.
+        is_dry_run: whether it was a dry run.
+        plan: the whole plan as JSON values, if nothing was written.
+        retained: the share of all updates together that survived rounding; None if nothing was added or written.
         retention: the same for each touched weight that is not replaced, sorted by name.
         verified: how the output was compared before it was moved into place: "none", "sample" or "full".
-        checked: how much of it was compared; None where nothing was.
-        as_trained: settings of bitsandbytes with which the base was quantized and decoded first; "" where it was not.
-        recoded: quantized weights that were put into codes again; each is several of the touched tensors.
-        code_error: ‖W' - (W + D)‖ / ‖D‖ over those; None where there are none.
-        base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: how much larger the difference to a merge into the
-            base as it is stored is than the update; None where there is none, or files of an earlier run were taken.
-        share: the part that this process computed of an output that another run finishes; None for all of it.
+        checked: how much of it was compared; None if nothing was.
+        as_trained: bitsandbytes settings with which the base was quantized and dequantized first; "" if it was not.
+        recoded: weights that were quantized again; each consists of several of the touched tensors.
+        code_error: ‖W' - (W + D)‖ / ‖D‖ over those; None if there are none.
+        base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: the difference to a merge into the stored base,
+            relative to the update; None if there is none, or if files of an earlier run were reused.
+        share: the files that this process computed, if the output is divided among ranks; otherwise None.
     """
 
     base: str
@@ -262,8 +263,8 @@ class VerifyResult:
         files: files that the manifest lists.
         weights: computed weights that it lists.
         bytes_read: bytes of the output that were compared with a digest, a checksum or the base, each counted once.
-        bytes_total: bytes of all files of the output that are there.
-        tensors_of_base: copied tensors that were compared with the base's; None where no base was given.
+        bytes_total: bytes of all existing files of the output.
+        tensors_of_base: copied tensors that were compared with the base's; None if no base was given.
     """
 
     files: int
@@ -278,7 +279,7 @@ class CardResult:
     """What `card` wrote.
 
     Attributes:
-        relation: of the output to its base: "adapter", "merge" or "quantized"; "" for none of the Hub's words.
+        relation: of the output to its base, in the Hub's terms: "adapter", "merge" or "quantized"; "" for none of them.
         text: of the card.
     """
 
@@ -288,12 +289,12 @@ class CardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlotResult:
-    """What `plot` drew.
+    """What `plot` wrote.
 
     Attributes:
         form: "html", "svg", "png" or "pdf".
-        adapters: in the order of the drawing.
-        steps: of a run's checkpoints; () where they are none.
+        adapters: in the order of the plot.
+        steps: of a run's checkpoints; () if they are not checkpoints of one run.
         weights: records of the last adapter.
         nbytes: size of the file.
     """
@@ -307,15 +308,14 @@ class PlotResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoneWeight:
-    """A weight out of which `unmerge` took updates.
+    """A weight from which `unmerge` removed updates.
 
     Attributes:
         weight: name of the tensor.
         values: how many it has.
-        unknown: values that rounding left more than one choice for, and those that are not finite; 0 where the base is
-            given.
-        unlike: values that merging these adapters does not give, bit for bit.
-        bound: how far an unknown value may be from the base's, where it is finite.
+        unknown: values that rounding made ambiguous, and those that are not finite; 0 if the base was given.
+        unlike: values that merging these adapters does not reproduce, bit for bit.
+        bound: how far an unknown, finite value may be from the base's.
         not_finite: NaN and infinity among the unknown values.
     """
 
@@ -333,17 +333,17 @@ class UnmergeResult:
 
     Attributes:
         merged: URI of the model.
-        adapters: those that were taken out, with the strengths at which they had been merged.
+        adapters: the removed adapters, with the strengths at which they had been merged.
         proof: "base": the base was given, and merging the adapters into it gives the model; "manifest": the manifest of
-            the model says that they were merged into it last, all files are as they were written, and the base's
-            beside the weights did not change; "none": nothing shows it.
-        doubt: what of that does not hold, where the manifest names these adapters; else "".
-        is_exact: whether the output is proved to have the base's very tensors, byte for byte. Without the base,
-            tokenizer files that the merge took from an adapter stay.
+            the model says that they were merged last, all files are as written, and the base's other files did not
+            change; "none": nothing proves it.
+        doubt: which of these conditions fails, if the manifest names these adapters; otherwise "".
+        is_exact: whether the output is proven to have the base's tensors, byte for byte. Without the base, tokenizer
+            files that the merge took from an adapter stay.
         weights: one for each tensor that was merged into, sorted by name.
-        bytes_written: of the weight files, or of the plan in a dry run.
+        bytes_written: total of the weight files; the planned total in a dry run.
         files: names of the output files, sorted.
-        share: the part that this process computed of an output that another run finishes; None for all of it.
+        share: the files that this process computed, if the output is divided among ranks; otherwise None.
     """
 
     merged: str

@@ -1,4 +1,4 @@
-"""What is known of single weights: one record for each update, one for each table of embeddings."""
+"""Records of single weights: one for each update, one for each embedding table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loraformat.model.updates import kind_of, rank_of, scale_of, tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRecord:
-    """One update of one base weight. A figure is None where it was not asked for or has no meaning.
+    """One update of one base weight. A metric is None if it was not requested or has no meaning.
 
     Attributes:
         weight: name of the base weight.
@@ -25,14 +25,14 @@ class WeightRecord:
             magnitude; kinds that replace or multiply have a norm only with the base.
         spectral_norm: the largest singular value of it; of a stack of experts the largest of any expert.
         stable_rank: ‖ΔW‖_F² / σ₁²; of a stack the median of its experts.
-        effective_rank: exp of the entropy of the normalised singular values; of a stack the median.
-        rank_90: the least rank that holds 90 % of ‖ΔW‖_F².
+        effective_rank: exp of the entropy of the normalized singular values; of a stack the median.
+        rank_90: the smallest rank that holds 90 % of ‖ΔW‖_F².
         singular_values: descending, at most MOST_VALUES; of a stack the root mean squares.
         base_norm: ‖W‖_F of the base weight.
         relative_norm: ‖W' - W‖_F / ‖W‖_F by all updates of the weight together.
         retained_bf16, retained_fp16: share of W' - W that would survive rounding W' to that dtype.
-        is_outlier: whether the norm stands out among the weights of the same module kind.
-        block: of an image or video model, as its users call it: "IN04", "double 7"; "" for none.
+        is_outlier: whether the norm is an outlier among the weights of the same module kind.
+        block: block of an image or video model, as its users call it: "IN04", "double 7"; "" for none.
     """
 
     weight: str
@@ -66,7 +66,7 @@ MOST_VALUES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRecord:
-    """A table of embeddings whose rows are replaced or added. Norms are Euclidean, of rows.
+    """An embedding table with replaced or added rows. Norms are Euclidean norms of rows.
 
     Attributes:
         weight: name of the table.
@@ -74,8 +74,7 @@ class TableRecord:
         changed: rows of the base whose values change.
         norm_before: median over the base's rows.
         norm_changed: median over the changed rows, after the change; None for none.
-        norm_new, norm_new_least, norm_new_most: median, least and largest over the rows that the base lacks; None for
-            none.
+        norm_new, norm_new_least, norm_new_most: median, smallest and largest over the added rows; None for none.
     """
 
     weight: str

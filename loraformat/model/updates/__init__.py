@@ -1,4 +1,4 @@
-"""What an adapter does to one weight: the kinds of update, each a class, and one table with a line for each.
+"""The kinds of update, each a class, and one table with a line for each.
 
 Nothing here checks shapes; the rules do. A new kind has a class in one of these modules and a line in KINDS, its
 arithmetic in `merger/compute/kinds/`, and its formula in `merger/verify/reference/kinds/`.
@@ -231,7 +231,7 @@ def no_line(update: type[object], table: str) -> UnsupportedUpdate:
     return UnsupportedUpdate(
         f"updates of the class {update.__name__} have no line in {table}",
         where="update",
-        hint="this is an error of loraformat: please report it",
+        hint="this is a bug in loraformat: please report it",
     )
 
 

@@ -19,7 +19,7 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class SubtractedInit:
-    """ΔW = −part(W): a part of the base's own matrix is taken off, as an initialisation did before training.
+    """ΔW = −part(W): the part of the base weight that an initialization (PiSSA, OLoRA) subtracted before training.
 
     It is computed from the whole un-merged matrix, in Linear orientation but for "olora", and needs no tensors.
 
@@ -27,7 +27,7 @@ class SubtractedInit:
         recipe: "pissa": the `rank` largest singular components; "kasa", "osf": the `rank` smallest of them; "olora":
             scale · Q[:, :rank] @ R[:rank] of the QR decomposition of the matrix as it is stored.
         rank: at least 1.
-        scale: of the low-rank update beside it; None where nobody stated it.
+        scale: of the accompanying low-rank update; None if unknown.
         shape: of the weight.
 
     Source: peft 0.21.2, tuners/lora/layer.py `pissa_init`, `olora_init`; tuners/lora/variants.py `KasaLinearVariant`;
@@ -74,7 +74,7 @@ class BlockAffine:
 
 @dataclass(frozen=True, slots=True)
 class WeightNetwork:
-    """ΔW = scale · up @ f(down @ W), with W as it is in the base, before any update.
+    """ΔW = scale · up @ f(down @ W), with W from the base, before any update.
 
     f is the identity where there is no activation. Else it is a network: h = a(down @ W); for each encoder h = a(E h);
     for each decoder h = a(D h) + what the encoder that it answers, the last one first, was given.
@@ -107,7 +107,7 @@ class WeightNetwork:
 
 @dataclass(frozen=True, slots=True)
 class FRoD:
-    """ΔW = U core - W, where W = U diag(λ) basisᵀ and the columns of U have the length 1.
+    """ΔW = U core - W, where W = U diag(λ) basisᵀ and the columns of U have norm 1.
 
     W is that of the base, before any update. A column of U that would be shorter than 1e-12 is zero; a basis that
     cannot be inverted is inverted as far as it goes, singular values below a millionth of the greatest left out. U is
@@ -134,7 +134,7 @@ class FRoD:
 
 @dataclass(frozen=True, slots=True)
 class BiasFromWeight:
-    """Δb = W c: what a change of the inputs by c would do to the outputs, W as it is in the base.
+    """Δb = W c: the effect on the outputs of shifting the inputs by c, with W from the base.
 
     Attributes:
         weight: the base weight that is W.

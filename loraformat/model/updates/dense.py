@@ -10,7 +10,7 @@ from loraformat.model.updates.base import is_shape
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """ΔW = scale · delta, dense: a trained bias of `lora_B`, say."""
+    """ΔW = scale · delta, a dense matrix or vector, such as a trained bias of `lora_B`."""
 
     delta: LazyTensor
     scale: float | None = 1.0

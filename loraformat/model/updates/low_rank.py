@@ -33,7 +33,7 @@ class LowRank:
         up: (rows, rank): (out, rank); for an embedding (vocabulary, rank); for stacked experts (experts, rows, rank).
         down: (rank, cols): (rank, in); for an embedding (rank, dim); for a convolution (rank, in · prod(kernel)); for
             stacked experts (experts, rank, cols).
-        scale: the factor really applied, alpha / rank or alpha / sqrt(rank). None: nobody stated it.
+        scale: the factor that is applied, alpha / rank or alpha / sqrt(rank); None if unknown.
         magnitude: DoRA's vector, or None.
         kernel: () for a matrix; (k,), (kh, kw), (kd, kh, kw) for a convolution, whose update is (rows, in, *kernel).
         is_embedding: whether the weight is an embedding table, so that writers can spell it as their format does.

@@ -12,7 +12,7 @@ from loraformat.model.updates.base import size
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """W' = rows ⊙ W ⊙ cols: each output, each input or both by a factor of its own.
+    """W' = rows ⊙ W ⊙ cols: each output, each input or both have their own factor.
 
     Attributes:
         rows: (out,): factors of the first axis, or None.
@@ -88,7 +88,7 @@ class Rotated:
 
 @dataclass(frozen=True, slots=True)
 class Multiplied:
-    """W' = W (I + up @ down): a chain of reflections, say; a convolution is flattened to (out, in · prod(kernel)).
+    """W' = W (I + up @ down), such as a chain of reflections; a convolution is flattened to (out, in · prod(kernel)).
 
     Attributes: up: (in, rank); down: (rank, in).
     Source: peft 0.21.2, tuners/hra/layer.py.
@@ -109,7 +109,7 @@ class Multiplied:
 
 @dataclass(frozen=True, slots=True)
 class ElementwiseScale:
-    """HiRA: ΔW = W ∘ (up @ down), with W as it is in the base: each value times one more than a factor of its own.
+    """HiRA: ΔW = W ∘ (up @ down), with W from the base: each value has its own factor.
 
     Attributes: up: (out, rank); down: (rank, in), for a convolution (rank, in · prod(kernel)).
     Source: peft 0.21.2, tuners/hira/layer.py `_merge`; tuners/glora/layer.py.

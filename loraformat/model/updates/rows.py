@@ -9,7 +9,7 @@ from loraformat.model.tensors import LazyTensor
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows are replaced, or appended where they stand at or after the end of the table.
+    """Some rows of a table are replaced, or appended if they are beyond its end.
 
     Attributes:
         indices: row numbers in the order of `values`, each at most once.

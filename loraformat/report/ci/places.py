@@ -1,4 +1,4 @@
-"""Where a finding is, for reports that want a file and a line rather than words."""
+"""Files and lines of findings, for reports that need them."""
 
 from __future__ import annotations
 

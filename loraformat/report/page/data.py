@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.results.plot_data import Picture, Subject
 from loraformat.report.cells import Grid, Row, margin_label, steps_of
 
@@ -14,6 +15,10 @@ SCHEMA = "loraformat.plot/1"
 COLUMNS = (
     "weights", "kind", "shape", "rank", "scale", "parameters", "norm", "spectral_norm", "stable_rank", "effective_rank",
     "rank_90", "base_norm", "relative_norm", "retained_bf16", "retained_fp16", "is_outlier",
+)  # fmt: skip
+# Of an adapter that another verb of ours made.
+COLUMNS_OF_MADE = (
+    "rank_before", "error", "optimum", "energy", "conflicts", "cross_terms", "floor", "retained",
 )  # fmt: skip
 _MANY = 2000  # rows, above which single spectra are left out and figures have four digits, as the table shows them
 _DIGITS = 5
@@ -46,18 +51,19 @@ def _view(subject: Subject, rows: Sequence[Row], grid: Grid) -> dict[str, object
     names: dict[str, int] = {}
     spelled = [_spelled(row.record.weight, names) for row in rows]
     digits = _DIGITS if len(rows) <= _MANY else 4
-    figures = [_figures(row, digits) for row in rows]
+    columns = COLUMNS if subject.made is None else (*COLUMNS[:-1], *COLUMNS_OF_MADE, COLUMNS[-1])
+    figures = [_figures(row, columns[3:-1], digits) for row in rows]
     constants = {
         column: figures[0][at]
-        for at, column in enumerate(COLUMNS)
+        for at, column in enumerate(columns)
         if figures and all(own[at] == figures[0][at] for own in figures)
     }
-    varying = [at for at, column in enumerate(COLUMNS) if column not in constants]
+    varying = [at for at, column in enumerate(columns) if column not in constants]
     figures = [[own[at] for at in varying] for own in figures]
     has_spectra = len(rows) <= _MANY
     return {
         "names": list(names),
-        "columns": list(COLUMNS),
+        "columns": list(columns),
         "constants": constants,
         "weights": [[*name, *own] for name, own in zip(spelled, figures, strict=True)],
         "spectra": [[_short(v) for v in row.record.singular_values] for row in rows] if has_spectra else [],
@@ -80,7 +86,35 @@ def _subject(subject: Subject) -> dict[str, object]:
         "relative_norm": _short(result.total_relative_norm),
         "cosine_to_last": _short(subject.cosine),
         "layer_norms": {str(layer): _short(norm) for layer, norm in result.layer_norms.items()},
+        "components": [
+            {
+                "component": each.component,
+                "weights": each.weights,
+                "ranks": {str(rank): count for rank, count in each.ranks.items()},
+                "parameters": each.parameters,
+                "norm": _short(each.norm),
+                "relative_norm": _short(each.relative_norm),
+            }
+            for each in subject.components
+        ],
+        "made": None if subject.made is None else _made(subject.made_by, subject.made),
         "findings": [f"{each.code} {each.where}: {each.message}" for each in subject.findings],
+    }
+
+
+def _made(verb: str, made: FactorResult) -> dict[str, object]:
+    """What the verb reported of the whole adapter; the figures of its weights are columns."""
+    return {
+        "verb": verb,
+        "method": made.method,
+        "adapters": [[uri, weight] for uri, weight in made.adapters],
+        "models": list(made.models),
+        "kept": list(made.kept),
+        "left_out": list(made.left_out),
+        "cosines": [[first, second, _short(cosine)] for first, second, cosine in made.cosines],
+        "bytes_before": made.bytes_before,
+        "bytes_written": made.bytes_written,
+        **{name: _short(getattr(made, name)) for name in ("norm", "dropped", *COLUMNS_OF_MADE[1:])},
     }
 
 
@@ -91,9 +125,9 @@ def _spelled(name: str, names: dict[str, int]) -> tuple[int, str]:
     return names.setdefault(template, len(names)), ".".join(numbers)
 
 
-def _figures(row: Row, digits: int) -> list[object]:
+def _figures(row: Row, names: Sequence[str], digits: int) -> list[object]:
     record = row.record
-    figures = [_short(getattr(record, name), digits) for name in COLUMNS[3:-1]]
+    figures = [_short(getattr(record, name), digits) for name in names]
     return [row.weights, record.kind, "×".join(map(str, record.shape)), *figures, int(record.is_outlier)]
 
 

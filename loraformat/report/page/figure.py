@@ -26,7 +26,7 @@ def require_matplotlib() -> None:
         import matplotlib as mpl
     except ImportError as error:
         raise MissingExtra(
-            "this form needs matplotlib", where="plot", hint="pip install 'loraformat[plot]', or write .html"
+            "this format needs matplotlib", where="plot", hint="pip install 'loraformat[plot]', or write .html"
         ) from error
     del mpl
 
@@ -147,7 +147,7 @@ def _spectra(axes: Axes, subject: Subject) -> None:
     axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     more = len(every) - len(_MARKERS)
-    axes.set_xlabel(f"index   ({more} more module kinds are not drawn)" if more > 0 else "index")
+    axes.set_xlabel(f"index   ({more} more module kinds are not shown)" if more > 0 else "index")
     axes.set_ylabel("singular value (median)")
     axes.legend(ncols=2, fontsize=7)
 

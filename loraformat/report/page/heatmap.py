@@ -11,6 +11,7 @@ from loraformat.report.page.svg import drawing, text
 from loraformat.report.words import number
 
 _LABELLED = 60  # columns, above which cells are too narrow for a sign
+_WIDE = 900  # pixels, within which every column is as wide as the longest label
 _TOP = 22
 UNTRAINED = ", untrained: the update is zero"
 
@@ -19,8 +20,12 @@ UNTRAINED = ", untrained: the update is zero"
 class _Layout:
     """Where cells stand, in pixels."""
 
-    columns: int
+    labels: Sequence[str]
     left: int
+
+    @property
+    def columns(self) -> int:
+        return len(self.labels)
 
     @property
     def has_signs(self) -> bool:
@@ -28,7 +33,10 @@ class _Layout:
 
     @property
     def width(self) -> int:
-        return 22 if self.has_signs else 7
+        if not self.has_signs:
+            return 7
+        wanted = max(22, 4 + 7 * max(map(len, self.labels), default=0))
+        return wanted if wanted * self.columns <= _WIDE else 22
 
     @property
     def height(self) -> int:
@@ -38,12 +46,12 @@ class _Layout:
     def right(self) -> int:
         return self.left + self.width * self.columns
 
-    def labels(self, columns: Sequence[str]) -> str:
-        wanted = max((len(label) for label in columns), default=1) * 7 / self.width
+    def label_row(self) -> str:
+        wanted = max((len(label) for label in self.labels), default=1) * 7 / self.width
         every = next((step for step in (1, 2, 4, 8, 16, 32, 64, 128) if step >= wanted), 256)
         return "".join(
             f'<text class="label" x="{self._middle(at):g}" y="16" text-anchor="middle">{text(label)}</text>'
-            for at, label in enumerate(columns)
+            for at, label in enumerate(self.labels)
             if at % every == 0
         )
 
@@ -77,9 +85,9 @@ def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
     map is read without colour; where there is no weight there is no cell. Beside each row stand its median and largest
     figure.
     """
-    layout = _Layout(len(grid.columns), 8 + 7 * max((len(row) for row in grid.rows), default=0))
+    layout = _Layout(grid.columns, 8 + 7 * max((len(row) for row in grid.rows), default=0))
     scale = grid.scale_of(metric)
-    parts = [layout.labels(grid.columns)]
+    parts = [layout.label_row()]
     for row, kind in enumerate(grid.rows):
         parts += [layout.row_label(row, kind), layout.margin(row, margin_label(grid.margins[metric.name][row]))]
     for index, (place, cell) in enumerate(grid.cells.items()):
@@ -99,8 +107,8 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: Sequence[Mapping
     found = [value for row in values for value in row.values() if value > 0]
     ends = (min(found), max(found)) if found else (0.0, 0.0)
     metric, scale = Metric("", title, "log", max, ""), Scale(*ends, *ends)
-    layout = _Layout(len(columns), 8 + 7 * max(len(row) for row in rows))
-    parts = [layout.labels(columns)]
+    layout = _Layout(columns, 8 + 7 * max(len(row) for row in rows))
+    parts = [layout.label_row()]
     for at, (row, cells) in enumerate(zip(rows, values, strict=True)):
         parts.append(layout.row_label(at, row))
         for column, label in enumerate(columns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +17,7 @@ from loraformat.model.results.plot_data import Picture, Subject
 from loraformat.report.cells import Grid, Row, bands_of, grid_of, rows_of
 from loraformat.report.page.data import page_data
 from loraformat.report.page.heatmap import heat, matrix
+from loraformat.report.page.made import Made, component_rows, made_of
 from loraformat.report.page.svg import curve, histogram, spectra
 from loraformat.report.weights import by_module
 from loraformat.report.words import amount, nbytes, number, parameters, percent, plural
@@ -62,11 +64,13 @@ class _View:
 
     Attributes:
         suffix: of the names of its elements; "" for the last adapter.
+        name: for the title: the label, or of a step the last part of its path.
     """
 
     suffix: str
     uri: str
     label: str
+    name: str
     format: str
     cards: Sequence[_Card]
     subject: Subject
@@ -79,6 +83,8 @@ class _View:
     histogram: str
     kept: str
     tables: Sequence[Sequence[str]]
+    components: Sequence[Sequence[str]]
+    made: Made | None
     modules: _Table
     config: str
 
@@ -92,6 +98,7 @@ def _view(subject: Subject, number: int) -> _View:
         suffix=f"-{number}" if number else "",
         uri=show(subject.uri),
         label=show(subject.label),
+        name=show(subject.label if subject.step is None else os.path.basename(os.path.normpath(subject.uri))),
         format=subject.format,
         cards=_cards(subject),
         subject=subject,
@@ -104,6 +111,8 @@ def _view(subject: Subject, number: int) -> _View:
         histogram=histogram(subject.base_bins, subject.update_bins),
         kept=_kept(subject),
         tables=_tables(subject),
+        components=component_rows(subject.components),
+        made=made_of(subject.made_by, subject.made),
         modules=_modules(subject),
         config=_config(subject),
     )
@@ -185,6 +194,10 @@ def _cards(main: Subject) -> list[_Card]:
         cards.append(_Card(percent(result.total_relative_norm), "‖ΔW‖ / ‖W‖"))
     if result.retained_bf16 is not None:
         cards.append(_Card(percent(result.retained_bf16), "kept if merged in bfloat16", is_lost(result.retained_bf16)))
+    if main.made is not None:
+        cards.append(
+            _Card(percent(main.made.error), f"of ‖ΔW‖ lost by {show(main.made_by)} ({show(main.made.method)})")
+        )
     errors = sum(finding.severity is Severity.ERROR for finding in main.findings)
     outliers = sum(record.is_outlier for record in result.weights)
     cards.append(_Card(amount(outliers), "weight stands out" if outliers == 1 else "weights stand out"))

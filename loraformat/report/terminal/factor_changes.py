@@ -1,4 +1,4 @@
-"""What the verbs that write adapters of adapters or of models did, for people."""
+"""Text reports of the verbs that make adapters from adapters or models."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.unchanged:
         page.say(Styled("equal   ", "dim"), plural(result.unchanged, "tensor"))
     if result.kept:
-        text = "with new values" if result.models else "as it is"
+        text = "with new values" if result.models else "unchanged"
         page.say(Styled("kept    ", "dim"), f"{plural(len(result.kept), 'weight')} {text}: {cut(result.kept)}")
     if result.vocabulary is not None:
         call = f"model.resize_token_embeddings({result.vocabulary})"
-        page.say(Styled("tokens  ", "dim"), f"another number than the base has: PEFT needs {call} before it loads this")
+        page.say(
+            Styled("tokens  ", "dim"), f"their number differs from the base's: PEFT needs {call} before it loads this"
+        )
     if result.left_out:
         text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"
         page.say(Styled("left out", "dim"), f" {text}: {cut(result.left_out)}")
@@ -59,12 +61,12 @@ def _say_cosines(page: Page, result: FactorResult) -> None:
 def _say_floor(page: Page, result: FactorResult) -> None:
     """What of the difference is rounding of the tuned model, and what merging the adapter back would keep."""
     assert result.floor is not None
-    text = f"{number(result.floor)} of ‖ΔW‖ is rounding of the tuned model"
+    text = f"{number(result.floor)} of ‖ΔW‖ is rounding in the tuned model"
     if result.error <= result.floor * NOISE_MARGIN:
-        text += ": the error is about that, and a larger rank would store rounding"
+        text += ": the error is about as large, so a larger rank would only store rounding"
     page.say(Styled("noise   ", "dim"), text)
     if result.retained is not None:
-        page.say(Styled("merging ", "dim"), f"back into the base keeps {percent(result.retained)} of the update")
+        page.say(Styled("merging ", "dim"), f"into the base retains {percent(result.retained)} of the update")
 
 
 def _say_ranks(page: Page, result: FactorResult) -> None:
@@ -82,7 +84,7 @@ def _say_errors(page: Page, result: FactorResult) -> None:
     if result.energy is not None:
         parts.append(f"energy {percent(result.energy)}")
     if result.conflicts is not None:
-        parts.append(f"opposite signs at {percent(result.conflicts)} of the places")
+        parts.append(f"opposite signs in {percent(result.conflicts)} of the values")
     if result.cross_terms is not None:
         parts.append(f"off Σ w·ΔW by {percent(result.cross_terms)}")
     page.say(Styled("error   ", "dim"), ", ".join(parts))

@@ -50,7 +50,7 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     if summary.base_fingerprint:
         facts.append(("stamp", shorten(summary.base_fingerprint, _LONGEST_STAMP)))
     if summary.family is not None:
-        facts.append(("model", summary.family or "not in the tables"))
+        facts.append(("model", summary.family or "unknown names"))
         facts.append(("components", ", ".join(f"{name} {amount(count)}" for name, count in summary.components.items())))
     if summary.task:
         facts.append(("task", summary.task))
@@ -66,7 +66,9 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     total = f" = {amount(summary.parameters)}" if len(summary.parameters_by_kind) > 1 else ""
     facts.append(("parameters", parameters(summary) + total + share))
     if result.base_scheme is not None:
-        facts.append(("quantized", f"the base, by {result.base_scheme}; shapes and figures are of the decoded weights"))
+        facts.append(
+            ("quantized", f"the base, by {result.base_scheme}; shapes and values are those of the decoded weights")
+        )
     facts.extend(_vocabulary(summary))
     facts.extend(result.training.items())
     facts.extend((f"header {name}", value) for name, value in result.metadata.items())

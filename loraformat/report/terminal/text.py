@@ -52,7 +52,7 @@ def render(report: Report, *, width: int | None = None, color: bool = False) -> 
 
     Args:
         width: columns of the terminal; None for a pipe or file, where nothing is cut.
-        color: whether ANSI colours are wanted.
+        color: whether ANSI colors are wanted.
     """
     page = Page(width)
     match report.data:
@@ -99,7 +99,7 @@ def _say_result(page: Page, report: Report) -> None:
         case CardResult():
             page.say(Styled("wrote  ", "dim"), Styled(", ".join(report.written), "bold"))
         case _:
-            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'nothing to say'}")
+            page.say(Styled(report.subject, "bold"), f": {counts(report.findings) or 'no findings'}")
 
 
 def render_together(reports: Sequence[Report], *, width: int | None = None, color: bool = False) -> str:
@@ -255,25 +255,25 @@ def _say_proposal(page: Page, result: ConvertResult) -> None:
         if not each.after:
             fits = f"one of {', '.join(each.candidates)}"
             if len(each.candidates) == 1:
-                fits = f"{each.candidates[0]}, which other names fit too"
+                fits = f"{each.candidates[0]}, though other names fit as well"
             if not each.candidates:
-                fits = "nothing in the base has its shapes under the same numbers"
+                fits = "nothing in the base has these shapes in the same layers"
             page.say(Styled(f"# {each.before}: {fits}", "dim"))
 
 
 def _roundtrip(found: RoundTrip) -> str:
     counted = plural(found.weights, "weight")
     if found.exact == found.weights:
-        return f"{counted} read back, all bit for bit"
+        return f"{counted} read back, all bit-identical"
     bound = f"values rounded by up to {found.roundoff:.1e}" if found.roundoff else "values not rounded, sums in float64"
     worst = f"the others within {found.worst:.0%} of the bound ({bound})"
-    return f"{counted} read back, {found.exact} bit for bit, {worst}"
+    return f"{counted} read back, {found.exact} bit-identical, {worst}"
 
 
 def _say_verification(page: Page, report: Report, data: VerifyResult) -> None:
     missed = data.bytes_total - data.bytes_read
     verdict = Styled(
-        counts(report.findings) or ("nothing differs in what was compared" if missed else "OK"),
+        counts(report.findings) or ("no differences in what was compared" if missed else "OK"),
         STYLES[Severity.ERROR] if not report.ok else "bold" if missed else "bold green",
     )
     compared = f"{plural(data.files, 'file')}, {plural(data.weights, 'computed weight')}"
@@ -351,13 +351,13 @@ def _checked(found: Checked) -> str:
     """What was compared before the output was moved into place, and what could not be."""
     copies = "1 copy" if found.copied == 1 else f"{amount(found.copied)} copies"
     told = (
-        f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against a reference computed anew, "
+        f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against an independent computation, "
         f"{amount(found.copies_compared)} of {copies} against the base"
     )
     unknown = found.changed - found.followed
-    told += f"; of {amount(unknown)} the reference cannot tell where their updates land" if unknown else ""
+    told += f"; for {amount(unknown)} it cannot tell where the updates belong" if unknown else ""
     return told + (
-        f"; {plural(found.unscaled, 'scale')} taken as read: the format states no formula" if found.unscaled else ""
+        f"; {plural(found.unscaled, 'scale')} taken as read: the format defines no formula" if found.unscaled else ""
     )
 
 

@@ -1,4 +1,4 @@
-"""What `unmerge` took out, and what of it is proved, for people."""
+"""The text report of `unmerge`."""
 
 from __future__ import annotations
 
@@ -38,34 +38,40 @@ def say_share(page: Page, share: FileShare) -> None:
     files = (
         f"{plural(len(share.files), 'weight file')}, {nbytes(share.nbytes)}"
         if share.files
-        else "no file: there are fewer than ranks"
+        else "no file: there are fewer files than ranks"
     )
     page.say(Styled("share   ", "dim"), Styled(f"rank {share.rank} of {share.world}", "bold"), f": {files}")
-    page.say(Styled("next    ", "dim"), "when all ranks are done, the same command with --finish makes the output")
+    page.say(
+        Styled("next    ", "dim"), "when all ranks are done, run the same command with --finish to publish the output"
+    )
 
 
 def _proof(result: UnmergeResult) -> list[str]:
     values, unlike = sum(each.values for each in result.weights), sum(each.unlike for each in result.weights)
     if result.proof == "base":
         if not unlike:
-            return ["the base with these adapters gives the model, bit for bit; the output is the base"]
+            return ["merging these adapters into the base gives the model, bit for bit; the output is the base"]
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
-        return [f"the base with these adapters gives the model, but for rounding of {share}; the output is the base"]
+        return [
+            f"merging these adapters into the base gives the model but for rounding in {share}; the output is the base"
+        ]
     if result.is_exact:
         return [
-            "the manifest and its digests say that these adapters made the model; the output has the base's tensors"
+            "the manifest and its digests show that these adapters made the model; the output has the base's tensors"
         ]
     if result.proof == "manifest":
-        return ["the manifest and its digests say that these adapters made the model; what rounding lost is below"]
-    lines = ["none: nothing shows that the model is a base with these adapters; --base BASE would"]
+        return [
+            "the manifest and its digests show that these adapters made the model; losses by rounding are listed below"
+        ]
+    lines = ["none: nothing shows that these adapters made the model; use --base BASE to prove it"]
     if result.doubt:
         lines = [
             f"none: {result.doubt}",
-            "the manifest names these adapters, but the output is not proved; --base BASE compares all of it",
+            "the manifest names these adapters, but the output is not proven; use --base BASE to compare all of it",
         ]
     if unlike:
         share = f"{amount(unlike)} of {amount(values)} values ({percent(unlike / values)})"
-        lines.append(f"{share} are not what one rounding of a base with these adapters gives")
+        lines.append(f"{share} are not what merging these adapters into a base and rounding once gives")
     return lines
 
 

@@ -1,3 +1,3 @@
-"""Family 5: what is said about the adapter, its card and its tokens."""
+"""Family 5: metadata, the model card and the tokenizer."""
 
 __all__ = ["card", "statements", "vocabulary"]

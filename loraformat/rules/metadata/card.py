@@ -32,16 +32,16 @@ _CREDENTIALS = (
 
 @rule("LF502", Severity.INFO, since="0.1.0")
 def card_without_base(subject: Subject) -> Iterator[Hit]:
-    """The model card names no `base_model`.
+    """The model card does not name a `base_model`.
 
-    ## Why is this bad?
-    The Hub links an adapter to its base, and people find it there, only by that field.
+    ## Why it matters
+    Only with that field does the Hub link an adapter to its base, where people find it.
 
     ## Example
-    README.md whose front matter has `license:` and no `base_model:`.
+    README.md with `license:` but no `base_model:` in its front matter.
 
-    ## Use instead
-    `base_model: meta-llama/Llama-3.1-8B` between the lines `---` at the top.
+    ## What to do
+    Write `base_model: meta-llama/Llama-3.1-8B` between the `---` lines at the top, or run `loraformat card`.
 
     ## Source
     huggingface/hub-docs, model-cards.md, "Specifying a base model".
@@ -53,16 +53,16 @@ def card_without_base(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF503", Severity.INFO, since="0.1.0")
 def card_without_license(subject: Subject) -> Iterator[Hit]:
-    """The model card states no license.
+    """The model card does not state a license.
 
-    ## Why is this bad?
-    Without one nobody may use the adapter, strictly speaking; and it is bound by the license of its base anyway.
+    ## Why it matters
+    Strictly speaking, nobody may use the adapter without one; the license of its base applies anyway.
 
     ## Example
     README.md whose front matter has no `license:`.
 
-    ## Use instead
-    `license: apache-2.0`, or the license of the base model.
+    ## What to do
+    Write `license: apache-2.0`, or the license of the base model.
 
     ## Source
     huggingface/hub-docs, model-cards.md, "Specifying a license".
@@ -74,16 +74,16 @@ def card_without_license(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF507", Severity.WARNING, since="0.1.0", publishing=True)
 def card_disagreement(subject: Subject) -> Iterator[Hit]:
-    """The model card names another base model than the config.
+    """The model card names a different base model than the config.
 
-    ## Why is this bad?
-    One of the two is wrong, and programs follow the config while people follow the card.
+    ## Why it matters
+    One of the two is wrong; programs follow the config while people follow the card.
 
     ## Example
     `base_model: meta-llama/Llama-3.1-8B-Instruct` and `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"`.
 
-    ## Use instead
-    The model that the adapter was trained on, in both places.
+    ## What to do
+    Write the model that the adapter was trained on in both places.
 
     ## Source
     huggingface/hub-docs, model-cards.md; peft 0.21.2, peft_model.py `create_or_update_model_card`.
@@ -92,22 +92,22 @@ def card_disagreement(subject: Subject) -> Iterator[Hit]:
     card, named = front_matter(subject.bundle) or {}, subject.adapter.config.base_model
     stated = first_text(card.get("base_model"))
     if named and stated and stated.lower() != named.lower():
-        yield Hit(in_file(CARD, "base_model"), f'the card says "{stated}", the config "{named}"')
+        yield Hit(in_file(CARD, "base_model"), f'the card names "{stated}", but the config "{named}"')
 
 
 @rule("LF512", Severity.WARNING, since="0.1.0", publishing=True)
 def card_metadata(subject: Subject) -> Iterator[Hit]:
-    """The front matter of the model card is not valid YAML, or a field has a value that the Hub does not take.
+    """The front matter of the model card is not valid YAML, or a field has a value that the Hub rejects.
 
-    ## Why is this bad?
-    The Hub refuses the commit, or shows the repository without its base model, its license and its library.
+    ## Why it matters
+    The Hub rejects the commit, or shows the repository without its base model, license and library.
 
     ## Example
     `base_model: ./llama`, which is a path, or `base_model_relation: lora`.
 
-    ## Use instead
-    `base_model: owner/name`; `base_model_relation` is adapter, merge, quantized or finetune; `tags` is a list.
-    `loraformat card` writes all of them.
+    ## What to do
+    Write `base_model: owner/name`; `base_model_relation` must be adapter, merge, quantized or finetune, and `tags` a
+    list. `loraformat card` writes all of them.
 
     ## Source
     huggingface/hub-docs, model-cards.md and its modelcard.md; huggingface_hub 2.4.0, `ModelCardData`.
@@ -126,15 +126,15 @@ def card_metadata(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF508", Severity.INFO, since="0.1.0")
 def personal_path(subject: Subject) -> Iterator[Hit]:
-    """Files or metadata hold the path of somebody's home folder.
+    """Files or metadata contain the path of somebody's home folder.
 
-    ## Why is this bad?
-    It publishes a user name and the layout of a machine, and whatever reads the path finds nothing.
+    ## Why it matters
+    It publishes a user name and the layout of a machine, and the path does not exist anywhere else.
 
     ## Example
     `"ss_train_data_dir": "/home/ana/photos"` in the metadata of a safetensors file.
 
-    ## Use instead
+    ## What to do
     Remove it before publishing.
 
     ## Source
@@ -148,15 +148,16 @@ def personal_path(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF509", Severity.WARNING, since="0.1.0", publishing=True)
 def leaked_credential(subject: Subject) -> Iterator[Hit]:
-    """A file or the metadata holds something that looks like an access token.
+    """A file or the metadata contains what looks like an access token.
 
-    ## Why is this bad?
-    Whoever can read the adapter can use the token. It stays in the history of a repository when the file is removed.
+    ## Why it matters
+    Whoever can read the adapter can use the token. It stays in the history of a repository even after the file is
+    removed.
 
     ## Example
     `hf_…` in a training argument that a trainer wrote into the metadata.
 
-    ## Use instead
+    ## What to do
     Revoke the token now, then remove it from the file.
 
     ## Source
@@ -171,17 +172,17 @@ def leaked_credential(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF510", Severity.WARNING, since="0.1.0")
 def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
-    """added_tokens.json and tokenizer.json give one token two numbers.
+    """added_tokens.json and tokenizer.json give one token different numbers.
 
-    ## Why is this bad?
-    Slow and fast tokenizers read different files, so the same text becomes different numbers, one of them without a
+    ## Why it matters
+    Slow and fast tokenizers read different files, so the same text gets different token numbers, one of them without a
     trained row.
 
     ## Example
-    `"<tool>": 32001` in added_tokens.json, 32000 in tokenizer.json.
+    `"<tool>": 32001` in added_tokens.json, but 32000 in tokenizer.json.
 
-    ## Use instead
-    Both files from one `tokenizer.save_pretrained(…)`.
+    ## What to do
+    Save both files with one `tokenizer.save_pretrained(…)`.
 
     ## Source
     transformers 5.23.0, tokenization_utils_base.py `added_tokens.json`.
@@ -192,7 +193,7 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
     full = added_numbers(subject.bundle, "tokenizer.json") if added else {}
     for token, number in sorted(added.items()):
         if full.get(token, number) != number:
-            yield Hit(in_file("added_tokens.json", token), f"{number}, in tokenizer.json {full[token]}")
+            yield Hit(in_file("added_tokens.json", token), f"{number}, but {full[token]} in tokenizer.json")
             return
 
 
@@ -266,10 +267,10 @@ def faults_of(fields: Mapping[str, Json]) -> Iterator[tuple[str, str]]:
             yield key, f"expected a name, or a list of names, found {show(json.dumps(value), 60)}"
     for key in ("library_name", "pipeline_tag", "license_name", "license_link"):
         if key in fields and not isinstance(fields[key], str):
-            yield key, f"expected a text, found {show(json.dumps(fields[key]), 60)}"
+            yield key, f"expected a string, found {show(json.dumps(fields[key]), 60)}"
     tags = fields.get("tags", [])
     if not (isinstance(tags, list) and all(isinstance(each, str) for each in tags)):
-        yield "tags", f"expected a list of texts, found {show(json.dumps(tags), 60)}"
+        yield "tags", f"expected a list of strings, found {show(json.dumps(tags), 60)}"
     relation = fields.get("base_model_relation")
     if "base_model_relation" in fields and relation not in _RELATIONS:
         yield "base_model_relation", f"expected {', '.join(_RELATIONS)}, found {show(json.dumps(relation), 60)}"

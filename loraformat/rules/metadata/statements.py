@@ -1,4 +1,4 @@
-"""Family 5: what is said about the adapter, and its tokens."""
+"""Family 5: metadata and tokenizer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _TOKENIZER_FILES = frozenset(
 
 @rule("LF501", Severity.WARNING, since="0.1.0", needs="base")
 def base_model_disagreement(subject: Subject) -> Iterator[Hit]:
-    """The adapter names another base model than the one that it is used with.
+    """The adapter names a different base model than the one in use.
 
-    ## Why is this bad?
-    Shapes and names agree between many models of one family; an adapter fits all of them and is right for one.
+    ## Why it matters
+    Many models of one family have the same shapes and names, so an adapter fits all of them but is right for only one.
 
     ## Example
     `"base_model_name_or_path": "meta-llama/Llama-3.1-8B"` used with a checkpoint whose config says
     `"_name_or_path": "meta-llama/Llama-3.1-8B-Instruct"`.
 
-    ## Use instead
-    The base that the adapter names, or the adapter that was trained on this base.
+    ## What to do
+    Use the base that the adapter names, or the adapter that was trained on this base.
 
     ## Source
     peft 0.21.2, config.py `base_model_name_or_path`; transformers 5.23.0, configuration_utils.py `_name_or_path`.
@@ -45,7 +45,7 @@ def base_model_disagreement(subject: Subject) -> Iterator[Hit]:
     given = on_the_hub[1] if on_the_hub else subject.base.config.get("_name_or_path")
     named = subject.adapter.config.base_model
     if isinstance(named, str) and isinstance(given, str) and _differ(named, given):
-        yield Hit(config_at(subject), f'the adapter is for "{named}", the base is "{given}"')
+        yield Hit(config_at(subject), f'the adapter is for "{named}", but the base is "{given}"')
 
 
 def _differ(named: str, given: str) -> bool:
@@ -56,15 +56,16 @@ def _differ(named: str, given: str) -> bool:
 
 @rule("LF504", Severity.WARNING, since="0.1.0")
 def tokens_without_tokenizer(subject: Subject) -> Iterator[Hit]:
-    """The adapter brings rows for new tokens, but no tokenizer that says which tokens they are.
+    """The adapter has rows for new tokens, but no tokenizer that defines these tokens.
 
-    ## Why is this bad?
-    The new rows are reached by number. With the base's tokenizer they never are; with another one, by the wrong words.
+    ## Why it matters
+    The new rows are addressed by token number. With the base's tokenizer they are never used; with another one, by the
+    wrong words.
 
     ## Example
-    `embedding_weights.safetensors` with 95 rows for a base of 77, and no `tokenizer.json` beside it.
+    `embedding_weights.safetensors` with 95 rows for a base of 77, but no `tokenizer.json`.
 
-    ## Use instead
+    ## What to do
     Save the tokenizer with the adapter: `tokenizer.save_pretrained(adapter_folder)`.
 
     ## Source
@@ -74,7 +75,7 @@ def tokens_without_tokenizer(subject: Subject) -> Iterator[Hit]:
     if not subject.adapter.tokenizer:
         new = max(_new_rows(subject), default=0)
         if new > 0:
-            yield Hit("", f"{new} new embedding rows, and no tokenizer file", "put tokenizer.json beside the adapter")
+            yield Hit("", f"{new} new embedding rows, but no tokenizer file", "put tokenizer.json next to the adapter")
 
 
 def _new_rows(subject: Subject) -> Iterator[int]:
@@ -91,16 +92,17 @@ def _new_rows(subject: Subject) -> Iterator[int]:
 
 @rule("LF505", Severity.ERROR, since="0.1.0", forgivable=True)
 def malformed_tokenizer(subject: Subject) -> Iterator[Hit]:
-    """A tokenizer.json cannot be what it claims to be: no JSON, no vocabulary, wrong or shared numbers.
+    """A tokenizer.json is invalid: not JSON, no vocabulary, wrong or shared token numbers.
 
-    ## Why is this bad?
-    It is copied beside the merged model, and the libraries that load it fail, some of them with a crash of the process.
+    ## Why it matters
+    It would be copied next to the merged model, and the libraries that load it fail, some of them by crashing the
+    process.
 
     ## Example
     Two tokens share the number 3.
 
-    ## Use instead
-    The tokenizer as its library saved it: `tokenizer.save_pretrained(…)`.
+    ## What to do
+    Save the tokenizer with its library: `tokenizer.save_pretrained(…)`.
 
     ## Source
     tokenizers 0.22, tokenizers/src/tokenizer/serialization.rs, models/bpe/model.rs, normalizers/precompiled.rs.
@@ -112,17 +114,17 @@ def malformed_tokenizer(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF511", Severity.WARNING, since="0.1.0")
 def unreadable_tokenizer_file(subject: Subject) -> Iterator[Hit]:
-    """A tokenizer file beside the adapter is a folder, or is not JSON although its name says so.
+    """A tokenizer file is a folder, or is not JSON although its name says so.
 
-    ## Why is this bad?
-    A folder is not copied, and a file that does not parse makes the tokenizer's library fail: what was merged or
-    converted then has no tokenizer, or one that does not load.
+    ## Why it matters
+    A folder is not copied, and a file that does not parse breaks the tokenizer: the merged or converted model then has
+    no tokenizer, or one that cannot be loaded.
 
     ## Example
     `tokenizer_config.json` that was cut short by a full disk.
 
-    ## Use instead
-    The tokenizer as its library saved it: `tokenizer.save_pretrained(…)`.
+    ## What to do
+    Save the tokenizer with its library: `tokenizer.save_pretrained(…)`.
 
     ## Source
     transformers 5.23.0, tokenization_utils_base.py `from_pretrained`.
@@ -147,15 +149,15 @@ def unreadable_tokenizer_file(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF506", Severity.WARNING, since="0.1.0", needs="base")
 def tokens_without_rows(subject: Subject) -> Iterator[Hit]:
-    """The adapter's tokenizer has more tokens than the base has embedding rows, and the adapter brings none.
+    """The adapter's tokenizer has more tokens than the base has embedding rows, but the adapter adds no rows.
 
-    ## Why is this bad?
+    ## Why it matters
     The first text with one of those tokens reads past the end of the table.
 
     ## Example
     A tokenizer with an added `<pad>` as number 32000, a base with 32000 rows, and no embedding in the adapter.
 
-    ## Use instead
+    ## What to do
     Train and save the embeddings with the adapter (`modules_to_save` or `trainable_token_indices`), or drop the tokens.
 
     ## Source
@@ -169,4 +171,4 @@ def tokens_without_rows(subject: Subject) -> Iterator[Hit]:
         return
     for name, rows in sorted(tables.items()):
         if tokens > rows:
-            yield Hit(name, f"the tokenizer needs {tokens} rows, the base's table has {rows}")
+            yield Hit(name, f"the tokenizer needs {tokens} rows, but the base's table has {rows}")

@@ -1,4 +1,4 @@
-"""What a tokenizer.json says about its tokens, read as plain data: no tokenizer is ever built."""
+"""The vocabulary of a tokenizer.json, read as plain data without building a tokenizer."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _added(tokens: object) -> tuple[int | None, tuple[str, ...]]:
     contents = [token.get("content") for token in tokens]
     rows, faults = _numbered(((str(token.get("content")), token.get("id")) for token in tokens), "added_tokens")
     twice = _first_repeated(contents)
-    return rows, faults if twice is None else (*faults, f'added_tokens: "{twice}" stands there twice')
+    return rows, faults if twice is None else (*faults, f'added_tokens: "{twice}" appears twice')
 
 
 def _numbered(items: Iterable[tuple[str, object]], where: str) -> tuple[int | None, tuple[str, ...]]:
@@ -99,7 +99,7 @@ def _numbered(items: Iterable[tuple[str, object]], where: str) -> tuple[int | No
     seen: dict[int, str] = {}
     for token, number in items:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= _GREATEST_ID:
-            return None, (f'{where}["{token}"]: expected a number of a token, found {number!r}',)
+            return None, (f'{where}["{token}"]: expected a token number, found {number!r}',)
         if number in seen and seen[number] != token:
             return None, (f'{where}: "{seen[number]}" and "{token}" share the number {number}',)
         seen[number] = token

@@ -1,3 +1,3 @@
-"""Family 6: what programs that load adapters do with this one."""
+"""Family 6: how programs that load adapters handle this one."""
 
 __all__ = ["exports", "images", "loading", "serving"]

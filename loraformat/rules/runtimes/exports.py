@@ -1,4 +1,4 @@
-"""Family 2, fourth part: what programs that export adapters are known to get wrong."""
+"""Family 2, fourth part: known faults of programs that export adapters."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ _INTERLEAVED = frozenset({"llama", "mistral", "gemma"})
 
 @rule("LF243", Severity.ERROR, since="0.1.0", forgivable=True)
 def torchtune_export(subject: Subject) -> Iterator[Hit]:
-    """Torchtune exported the adapter to PEFT, and its export is right for Llama's order of rows in q and k only.
+    """Torchtune exported the adapter to PEFT, but its export has the right order of rows in q and k only for Llama.
 
-    ## Why is this bad?
-    The export turns the rows of q_proj and k_proj back from an interleaved order, for every model. Qwen's were never
-    interleaved: their rows are now in a wrong order, shapes are the same, and the model is silently worse. DoRA
-    magnitudes are not turned back for any model.
+    ## Why it matters
+    For every model the export reorders the rows of q_proj and k_proj from an interleaved order. Qwen's were never
+    interleaved, so their rows are now in the wrong order: the shapes are the same, and the model is silently worse.
+    DoRA magnitudes are not reordered for any model.
 
     ## Example
-    `adapter_model.safetensors` and `adapter_model.pt` of torchtune beside each other, for a Qwen2 base, read with
-    `--from peft`.
+    torchtune's `adapter_model.safetensors` next to `adapter_model.pt`, for a Qwen2 base, read with `--from peft`.
 
-    ## Use instead
-    Leave `--from peft` out and give the base: `adapter_model.pt` beside it is then read, whose order of rows is known
-    for every base that torchtune trains. For a Llama, Mistral or Gemma base the export is right too, where it has no
-    magnitudes.
+    ## What to do
+    Leave `--from peft` out and pass the base: then `adapter_model.pt` is read, whose row order is known for every base
+    that torchtune trains. For a Llama, Mistral or Gemma base the export is right too, if it has no magnitudes.
 
     ## Source
     torchtune 0.6.1, models/convert_weights.py `tune_to_peft_adapter_weights`.
@@ -51,9 +49,9 @@ def torchtune_export(subject: Subject) -> Iterator[Hit]:
     has_magnitudes = any(isinstance(update, LowRank) and update.magnitude is not None for update in chain)
     if kind in _INTERLEAVED and not has_magnitudes:
         return
-    of_base = "no base says what it is for" if kind is None else f"the base is {kind}"
-    what = "magnitudes are in another order than their rows" if has_magnitudes else "rows may be in a wrong order"
-    yield Hit(first_of(turned), f"exported by torchtune ({own} lies beside it), and {of_base}: {what}")
+    of_base = "no base is given" if kind is None else f"the base is {kind}"
+    what = "magnitudes and rows are in different orders" if has_magnitudes else "rows may be in the wrong order"
+    yield Hit(first_of(turned), f"exported by torchtune ({own} is next to it), and {of_base}: {what}")
 
 
 def _torchtune_file(subject: Subject) -> str | None:

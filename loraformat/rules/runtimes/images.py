@@ -1,4 +1,4 @@
-"""Family 6, third part: what programs that run image and video models do with the spelling of a file (`--target`)."""
+"""Family 6, third part: how programs for image and video models handle the names in a file (`--target`)."""
 
 from __future__ import annotations
 
@@ -100,17 +100,17 @@ def _hit(target: Target, verdict: str, message: str, where: str, what: str) -> H
 
 @rule("LF622", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unread_spelling(subject: Subject) -> Iterator[Hit]:
-    """The program refuses the file for the names that it has, or loads nothing of it and says so nowhere.
+    """The program rejects the file because of its tensor names, or silently loads none of it.
 
-    ## Why is this bad?
-    Each trainer calls the modules of a model in its own way, and no program knows all of them. Some programs raise an
+    ## Why it matters
+    Each trainer names the modules of a model in its own way, and no program knows all of them. Some programs raise an
     error; others load an adapter without any module, and the images are those of the base.
 
     ## Example
     FLUX.1 with `diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight` in diffusers, which loads 0 modules.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to diffusers -o OUT`, or `--to comfy` for ComfyUI.
+    ## What to do
+    Run `loraformat convert ADAPTER --to diffusers -o OUT`, or `--to comfy` for ComfyUI.
 
     ## Source
     loraformat/rules/runtimes/diffusers.json, made by running diffusers (tests/derive_diffusers.py).
@@ -123,7 +123,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
         if line.refuses:
             yield _hit(one.target, "refuses", line.refuses, "", what)
         elif line.ignores_all:
-            yield _hit(one.target, "ignores", "no module is loaded, and nothing says so", "", what)
+            yield _hit(one.target, "ignores", "no module is loaded, without a warning", "", what)
         for original, message in line.refuses_modules.items():
             names = one.named((original,))
             if names:
@@ -132,7 +132,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
         if lacking:
             yield _hit(one.target, "refuses", line.refuses_parts, "", f"{lacking}, among {what}")
         if line.ignores and set(line.ignores).issuperset(place.module.original for place in one.modules.values()):
-            yield _hit(one.target, "ignores", "none of its modules is loaded", "", what)
+            yield _hit(one.target, "ignores", "none of its modules are loaded", "", what)
     yield from _unread_encoders(subject)
 
 
@@ -170,17 +170,17 @@ def _unread_encoders(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF623", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def left_out_module(subject: Subject) -> Iterator[Hit]:
-    """The program loads the adapter and leaves some of its modules out, without an error.
+    """The program loads the adapter but ignores some of its modules, without an error.
 
-    ## Why is this bad?
-    Part of what was trained has no effect, and nothing but a line of a log says so.
+    ## Why it matters
+    Part of what was trained has no effect, and only a line in a log mentions it.
 
     ## Example
     A file of sd-scripts for FLUX.1 that adapts `final_layer.linear`, in diffusers. T5 of FLUX.1, and both transformers
     of Wan 2.2 in one file, which diffusers never loads.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to diffusers -o OUT` where the names are the reason; else the merged model:
+    ## What to do
+    If the names are the reason, run `loraformat convert ADAPTER --to diffusers -o OUT`; otherwise use the merged model:
     `loraformat merge BASE ADAPTER -o OUT`.
 
     ## Source
@@ -191,7 +191,7 @@ def left_out_module(subject: Subject) -> Iterator[Hit]:
         names = [] if one.line is None else one.named(one.line.ignores)
         if names:
             kinds = one.kinds(names)
-            message = f"{listed(kinds)}; nothing says so"
+            message = f"{listed(kinds)}, without a warning"
             what = f"{counted(len(names), 'weight')} in {counted(len(kinds), 'module')} spelled as {one.spelling}"
             yield _hit(one.target, "ignores", message, names[0], what)
         biases = [name for name in one.modules if name.endswith(".bias")]
@@ -210,7 +210,7 @@ def _left_out_components(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         for component, name in sorted(first.items()):
             if component.startswith("text_encoder") and not _reads_encoder(target, pipeline, component):
-                message = "no adapter of it is loaded in this spelling, and nothing says so"
+                message = "no adapter of it is loaded in this spelling, and there is no warning"
                 yield _hit(target, "ignores", message, name, f"updates of {component}")
                 continue
             second = "" if target.spellings is None else target.spellings.second_transformer
@@ -227,17 +227,17 @@ def _reads_encoder(target: Target, pipeline: Pipeline, component: str) -> bool:
 
 @rule("LF624", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def misread_module(subject: Subject) -> Iterator[Hit]:
-    """The program loads a module of the adapter with other values than it has.
+    """The program loads a module of the adapter with wrong values.
 
-    ## Why is this bad?
+    ## Why it matters
     The layer gets an update that nobody trained, or none, and the images are worse than without the adapter.
 
     ## Example
-    `final_layer.adaLN_modulation.1` of FLUX.2 in ai-toolkit's names: diffusers' own checkpoint converter exchanges the
-    halves of this layer, its converter for LoRA does not.
+    `final_layer.adaLN_modulation.1` of FLUX.2 in ai-toolkit's names: diffusers' checkpoint converter swaps the halves
+    of this layer, but its LoRA converter does not.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to diffusers -o OUT`.
+    ## What to do
+    Run `loraformat convert ADAPTER --to diffusers -o OUT`.
 
     ## Source
     loraformat/rules/runtimes/diffusers.json, made by running diffusers (tests/derive_diffusers.py).
@@ -246,22 +246,23 @@ def misread_module(subject: Subject) -> Iterator[Hit]:
         names = one.named(one.line.misreads) if one.line is not None else []
         if names:
             what = f"{listed(one.kinds(names))} spelled as {one.spelling}"
-            yield Hit(names[0], f"{what}; {one.target.label} loads other values than the file has", one.target.convert)
+            yield Hit(
+                names[0], f"{what}; {one.target.label} loads values that differ from the file", one.target.convert
+            )
 
 
 @rule("LF625", Severity.INFO, since="0.1.0", needs="target")
 def untried_spelling(subject: Subject) -> Iterator[Hit]:
-    """Nobody tried what the program makes of a file with such names, or of two spellings in one file.
+    """How the program handles a file with such names, or with two naming schemes, is untested.
 
-    ## Why is this bad?
-    It need not be: a program may load all of such a file, a part, or none. `validate --target` says nothing of what it
-    does not know.
+    ## Why it matters
+    The program may load all, part or none of such a file. `validate --target` makes no claim about it.
 
     ## Example
-    `transformer.` before the names of diffusers for Wan in ComfyUI.
+    `transformer.` as prefix of diffusers' names for Wan, in ComfyUI.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to diffusers -o OUT` for diffusers, `--to comfy` for ComfyUI.
+    ## What to do
+    Run `loraformat convert ADAPTER --to diffusers -o OUT` for diffusers, `--to comfy` for ComfyUI.
 
     ## Source
     loraformat/rules/runtimes/diffusers.json and loraformat/rules/runtimes.json, `spellings`.
@@ -270,8 +271,8 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
     for one in _spelled(subject):
         if one.line is None:
             what = f"modules of {one.family or 'an unknown model'} spelled as {one.spelling}"
-            help_ = "give the base with --base" if " or " in one.family else one.target.convert
-            yield Hit("", f"{what}; what {one.target.label} makes of them is not known", help_)
+            help_ = "pass the base with --base" if " or " in one.family else one.target.convert
+            yield Hit("", f"{what}; how {one.target.label} handles them is unknown", help_)
         dense = [
             name
             for name in one.modules
@@ -280,21 +281,21 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
         ]
         if dense and one.target.spellings is not None and one.target.spellings.doubts_dense:
             what = f"dense deltas or whole weights of {counted(len(dense), 'module')}"
-            yield Hit(dense[0], f"{what}; what {one.target.label} makes of them is not known", "the merged model")
+            yield Hit(dense[0], f"{what}; how {one.target.label} handles them is unknown", "the merged model")
 
 
 @rule("LF626", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_header(subject: Subject) -> Iterator[Hit]:
-    """The scale stands in the header of the file alone, and the program does not read it.
+    """The scale is only in the header of the file, which the program does not read.
 
-    ## Why is this bad?
-    The adapter is applied with another strength than it was trained with, and nothing says so.
+    ## Why it matters
+    The adapter is applied with a different strength than in training, without a warning.
 
     ## Example
     A file that diffusers saved with `lora_alpha` 8 and rank 16, in ComfyUI, which applies it twice as strongly.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to comfy -o OUT` writes `.alpha` for every module, or folds the scale in.
+    ## What to do
+    Run `loraformat convert ADAPTER --to comfy -o OUT`, which writes `.alpha` for every module, or folds the scale in.
 
     ## Source
     ComfyUI issue 12191.
@@ -315,5 +316,5 @@ def ignored_header(subject: Subject) -> Iterator[Hit]:
     ]
     for target in subject.targets:
         if target.spellings is not None and target.spellings.ignores_header and scaled:
-            what = f"the scale of {counted(len(scaled), 'weight')} stands in lora_adapter_metadata alone"
-            yield _hit(target, "ignores", "the scale is 1", scaled[0], what)
+            what = f"the scale of {counted(len(scaled), 'weight')} is only in lora_adapter_metadata"
+            yield _hit(target, "ignores", "the scale becomes 1", scaled[0], what)

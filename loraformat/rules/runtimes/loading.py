@@ -1,6 +1,6 @@
-"""Family 6: what a runtime would do with the adapter (`--target`), as far as its headers and config tell.
+"""Family 6: how a runtime would load the adapter (`--target`), judging by headers and config.
 
-Each rule finds one feature; which runtimes refuse it or leave it out in silence stands in runtimes.json.
+Each rule finds one feature; runtimes.json lists the runtimes that refuse or silently ignore it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def highest_rank(subject: Subject) -> int:
 
 @rule("LF601", Severity.WARNING, since="0.1.0", needs="target")
 def rank_above_default(subject: Subject) -> Iterator[Hit]:
-    """The rank is greater than what the runtime allows unless it is told otherwise.
+    """The rank is higher than the runtime allows by default.
 
-    ## Why is this bad?
-    The server refuses the adapter when it is loaded, which may be long after it was started.
+    ## Why it matters
+    The server rejects the adapter when it loads it, which may be long after it started.
 
     ## Example
     Rank 64; vLLM allows 16 by default.
 
-    ## Use instead
-    `--max-lora-rank 64` when the server is started. Give the same to `loraformat validate`, and it checks against it.
+    ## What to do
+    Start the server with `--max-lora-rank 64`. Pass the same option to `loraformat validate` to check against it.
 
     ## Source
     vllm 0.33.0, lora/peft_helper.py:193 and config/lora.py:27; vllm issue 2847.
@@ -64,16 +64,16 @@ def rank_above_default(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF602", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
-    """The adapter replaces whole weights, and the runtime cannot.
+    """The adapter replaces whole weights, which the runtime does not support.
 
-    ## Why is this bad?
-    `modules_to_save`, resized embeddings and trained tokens are part of what was trained. Without them the model is
-    another one.
+    ## Why it matters
+    `modules_to_save`, resized embeddings and trained tokens are part of what was trained. Without them it is a
+    different model.
 
     ## Example
     `"modules_to_save": ["lm_head"]` in vLLM.
 
-    ## Use instead
+    ## What to do
     Merge the adapter and serve the merged model.
 
     ## Source
@@ -94,15 +94,15 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF603", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_dora(subject: Subject) -> Iterator[Hit]:
-    """The adapter is a DoRA, and the runtime does not know its magnitudes.
+    """The adapter is a DoRA, whose magnitudes the runtime does not support.
 
-    ## Why is this bad?
+    ## Why it matters
     Without the magnitudes the update has another direction and strength.
 
     ## Example
-    `"use_dora": true` in vLLM, which refuses it; in TGI, which does not look.
+    `"use_dora": true` in vLLM, which refuses it, or in TGI, which ignores it.
 
-    ## Use instead
+    ## What to do
     Merge the adapter and serve the merged model.
 
     ## Source
@@ -116,15 +116,15 @@ def unsupported_dora(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF604", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_bias(subject: Subject) -> Iterator[Hit]:
-    """The adapter trains biases, and the runtime does not read them.
+    """The adapter has trained biases, which the runtime does not read.
 
-    ## Why is this bad?
+    ## Why it matters
     Part of what was trained is refused or left out.
 
     ## Example
     `"bias": "all"`.
 
-    ## Use instead
+    ## What to do
     Merge the adapter and serve the merged model.
 
     ## Source
@@ -144,14 +144,14 @@ def unsupported_bias(subject: Subject) -> Iterator[Hit]:
 def unsupported_module(subject: Subject) -> Iterator[Hit]:
     """The adapter changes a kind of module that the runtime does not adapt.
 
-    ## Why is this bad?
-    The upload is refused, or the module is left out.
+    ## Why it matters
+    The upload is rejected, or the module is ignored.
 
     ## Example
-    `embed_tokens` on a host that adapts the projections of attention and MLP only.
+    `embed_tokens` on a host that adapts only the projections of attention and MLP.
 
-    ## Use instead
-    Train the modules that the runtime knows; or serve the merged model.
+    ## What to do
+    Train only modules that the runtime supports, or serve the merged model.
 
     ## Source
     loraformat/rules/runtimes.json, `targets`.
@@ -167,16 +167,17 @@ def unsupported_module(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF606", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_rslora(subject: Subject) -> Iterator[Hit]:
-    """The scale is alpha / sqrt(rank), and the runtime computes alpha / rank.
+    """The scale is alpha / sqrt(rank), but the runtime computes alpha / rank.
 
-    ## Why is this bad?
-    The update is applied sqrt(rank) times too weakly, eight times at rank 64, and nothing says so.
+    ## Why it matters
+    The update is applied too weakly by a factor of sqrt(rank), eight at rank 64, without a warning.
 
     ## Example
     `"use_rslora": true` in SGLang.
 
-    ## Use instead
-    alpha · sqrt(rank) as `lora_alpha` with `use_rslora` false; or the merged model.
+    ## What to do
+    Set `lora_alpha` to alpha · sqrt(rank) and `use_rslora` to false (`loraformat convert --plain`), or serve the merged
+    model.
 
     ## Source
     Kalajdzievski 2023, arXiv 2312.03732; loraformat/rules/runtimes.json, the lines LF606.
@@ -187,16 +188,16 @@ def ignored_rslora(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF607", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
-    """Some modules have an alpha of their own, and the runtime applies one alpha to all.
+    """Some modules have their own alpha, but the runtime applies one alpha to all.
 
-    ## Why is this bad?
-    Those modules are applied too strongly or too weakly, and nothing says so.
+    ## Why it matters
+    Those modules are applied too strongly or too weakly, without a warning.
 
     ## Example
     `"alpha_pattern": {"q_proj": 32}` in llama.cpp.
 
-    ## Use instead
-    The factor folded into `lora_B` of those modules; or the merged model.
+    ## What to do
+    Fold the factor into `lora_B` of those modules (`loraformat convert --plain`), or serve the merged model.
 
     ## Source
     loraformat/rules/runtimes.json, the lines LF607; sglang issue 40835.
@@ -209,16 +210,16 @@ def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF608", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
-    """Some modules have a rank of their own, and the runtime expects one rank.
+    """Some modules have their own rank, but the runtime expects a single rank.
 
-    ## Why is this bad?
-    It refuses the tensors when they are first used, or divides alpha by the wrong rank.
+    ## Why it matters
+    It rejects the tensors when they are first used, or divides alpha by the wrong rank.
 
     ## Example
     `"rank_pattern": {"q_proj": 32}` in SGLang.
 
-    ## Use instead
-    All modules padded with zeros to one rank, and alpha adapted; or the merged model.
+    ## What to do
+    Pad all modules with zeros to one rank and adapt alpha (`loraformat convert --plain`), or serve the merged model.
 
     ## Source
     loraformat/rules/runtimes.json, the lines LF608.
@@ -231,17 +232,17 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF609", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
-    """The initialisation changed the base's weights, and the runtime applies the adapter to the weights as they were.
+    """The initialization changed the base's weights, but the runtime applies the adapter to the original weights.
 
-    ## Why is this bad?
-    PiSSA, OLoRA, CorDA and LoftQ take a part out of the base before training. On the base as published that part is
-    there twice.
+    ## Why it matters
+    PiSSA, OLoRA, CorDA and LoftQ subtract a part from the base before training. On the published base that part is
+    counted twice.
 
     ## Example
     `"init_lora_weights": "pissa"`.
 
-    ## Use instead
-    The adapter converted to plain LoRA: `save_pretrained(path_initial_model_for_weight_conversion=…)` in PEFT.
+    ## What to do
+    Convert the adapter to plain LoRA: `save_pretrained(path_initial_model_for_weight_conversion=…)` in PEFT.
 
     ## Source
     Meng et al. 2024, arXiv 2404.02948; vllm 0.33.0, lora/peft_helper.py:70.
@@ -253,16 +254,16 @@ def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF610", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_container(subject: Subject) -> Iterator[Hit]:
-    """The weights lie in a pickle, and the runtime reads safetensors only.
+    """The weights are in a pickle, but the runtime reads only safetensors.
 
-    ## Why is this bad?
-    The adapter is not found.
+    ## Why it matters
+    The runtime does not find the adapter.
 
     ## Example
     `adapter_model.bin` in TGI.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to peft -o OUT`.
+    ## What to do
+    Run `loraformat convert ADAPTER --to peft -o OUT`.
 
     ## Source
     loraformat/rules/runtimes.json, the lines LF610.
@@ -274,16 +275,16 @@ def unsupported_container(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF611", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_key(subject: Subject) -> Iterator[Hit]:
-    """Tensor names carry a wrapper's prefix or an adapter's name, and the runtime wants them plain.
+    """Tensor names contain a wrapper's prefix or an adapter's name, which the runtime does not expect.
 
-    ## Why is this bad?
-    The runtime refuses such a name or finds nothing under the one it looks for.
+    ## Why it matters
+    The runtime rejects such names, or does not find the ones that it looks for.
 
     ## Example
     `….q_proj.lora_A.default.weight`.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to peft -o OUT` writes plain names.
+    ## What to do
+    Run `loraformat convert ADAPTER --to peft -o OUT`, which writes plain names.
 
     ## Source
     vllm 0.33.0, lora/utils.py:233; loraformat/rules/runtimes.json, the lines LF611.

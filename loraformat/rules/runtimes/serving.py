@@ -1,4 +1,4 @@
-"""Family 6, second part: what a runtime expects of the adapter as a whole."""
+"""Family 6, second part: requirements of a runtime on the adapter as a whole."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from loraformat.rules.shapes import updates_of
 
 @rule("LF612", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
-    r"""`target_modules` is a regular expression, and the runtime wants a list.
+    r"""`target_modules` is a regular expression, but the runtime needs a list.
 
-    ## Why is this bad?
-    The adapter is refused, although its tensors are fine.
+    ## Why it matters
+    The adapter is rejected, although its tensors are fine.
 
     ## Example
     `"target_modules": ".*\\.(q|v)_proj"` in SGLang.
 
-    ## Use instead
-    `"target_modules": ["q_proj", "v_proj"]`.
+    ## What to do
+    Write `"target_modules": ["q_proj", "v_proj"]`.
 
     ## Source
     sglang 0.5.23, srt/lora/lora_config.py.
@@ -37,16 +37,16 @@ def unsupported_target_expression(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF613", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_kind(subject: Subject) -> Iterator[Hit]:
-    """The adapter is of a kind that the runtime does not have.
+    """The runtime does not support this kind of adapter.
 
-    ## Why is this bad?
-    It is refused, or loaded as if it were empty.
+    ## Why it matters
+    It is rejected, or loaded as if it were empty.
 
     ## Example
     `"peft_type": "LOHA"` in vLLM; `"MISS"` in PEFT 0.13.
 
-    ## Use instead
-    Merge the adapter and serve the merged model; for PEFT, a version that knows the kind.
+    ## What to do
+    Merge the adapter and serve the merged model; for PEFT, use a version that supports the kind.
 
     ## Source
     loraformat/rules/runtimes.json, the lines LF613 and `kinds`.
@@ -63,16 +63,16 @@ def unsupported_kind(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF614", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def fractional_setting(subject: Subject) -> Iterator[Hit]:
-    """`r` or `lora_alpha` is written as a fraction or with a decimal point, and the runtime wants an integer.
+    """`r` or `lora_alpha` has a fraction or a decimal point, but the runtime needs an integer.
 
-    ## Why is this bad?
-    Its JSON reader refuses the file.
+    ## Why it matters
+    Its JSON reader rejects the file.
 
     ## Example
     `"lora_alpha": 16.0` in Ollama.
 
-    ## Use instead
-    `"lora_alpha": 16`. A true fraction has to be folded into `lora_B`.
+    ## What to do
+    Write `"lora_alpha": 16`. A true fraction has to be folded into `lora_B`.
 
     ## Source
     ollama fb30760, convert/convert_llama_adapter.go.
@@ -80,22 +80,23 @@ def fractional_setting(subject: Subject) -> Iterator[Hit]:
     for field in ("r", "lora_alpha"):
         value = peft_config(subject).get(field)
         if isinstance(value, float):
-            yield from hits_for_targets(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is no integer")
+            yield from hits_for_targets(subject, "LF614", in_file(PEFT_FILE, field), f"{value!r} is not an integer")
 
 
 @rule("LF615", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unknown_to_version(subject: Subject) -> Iterator[Hit]:
     """The config has settings that this version of PEFT does not know.
 
-    ## Why is this bad?
-    Before 0.14, PEFT refuses any unknown setting, even null. From then on it drops them with a warning, and with one
-    that has a value it builds another model.
+    ## Why it matters
+    Before 0.14, PEFT rejects every unknown setting, even null. Since then it drops them with a warning and, if they
+    have a value, builds a different model.
 
     ## Example
     `"target_parameters": ["mlp.experts.down_proj"]` in PEFT 0.15; `"eva_config": null` in PEFT 0.13.
 
-    ## Use instead
-    The PEFT that wrote it, or newer; settings that are null can be removed.
+    ## What to do
+    Use the PEFT that wrote it, or a newer one; settings that are null can be removed (`loraformat convert
+    --peft-version`).
 
     ## Source
     peft 0.13.2 and 0.14.0, config.py `from_peft_type`; peft issues 2275 and 1979.
@@ -114,15 +115,15 @@ def unknown_to_version(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF616", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
-    """The adapter has LoRA factors for an embedding or the head, and the runtime does not read them.
+    """The adapter has LoRA factors for an embedding or the output head, which the runtime does not read.
 
-    ## Why is this bad?
-    Part of what was trained is left out.
+    ## Why it matters
+    Part of what was trained is ignored.
 
     ## Example
     `lora_embedding_A` of `embed_tokens` in TGI.
 
-    ## Use instead
+    ## What to do
     Merge the adapter and serve the merged model.
 
     ## Source
@@ -137,15 +138,15 @@ def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF617", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unsupported_experts(subject: Subject) -> Iterator[Hit]:
-    """The factors are stacks of experts, and the runtime wants a matrix for each expert, or none.
+    """The factors are stacks of experts, but the runtime needs one matrix per expert, or does not support experts.
 
-    ## Why is this bad?
-    Three-dimensional tensors are refused, or their experts are taken in another order.
+    ## Why it matters
+    Three-dimensional tensors are rejected, or their experts are read in another order.
 
     ## Example
     `"target_parameters": ["mlp.experts.gate_up_proj"]`.
 
-    ## Use instead
+    ## What to do
     Merge the adapter and serve the merged model.
 
     ## Source
@@ -160,16 +161,16 @@ def unsupported_experts(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF618", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def unpaired_projection(subject: Subject) -> Iterator[Hit]:
-    """`q_proj` is adapted without `v_proj` in some layer, and the runtime stacks the two.
+    """`q_proj` is adapted without `v_proj` in some layer, but the runtime fuses the two.
 
-    ## Why is this bad?
+    ## Why it matters
     It fails with a KeyError when the adapter is loaded.
 
     ## Example
     `"target_modules": ["q_proj", "o_proj"]` in SGLang.
 
-    ## Use instead
-    Train `q_proj`, `k_proj` and `v_proj` together; or serve the merged model.
+    ## What to do
+    Train `q_proj`, `k_proj` and `v_proj` together, or serve the merged model.
 
     ## Source
     sglang 0.5.23, srt/lora/lora.py.
@@ -178,7 +179,7 @@ def unpaired_projection(subject: Subject) -> Iterator[Hit]:
     names = {module_of(name) for name in subject.adapter.updates}
     for name in sorted(names):
         if name.endswith(".q_proj") and f"{name.removesuffix('q_proj')}v_proj" not in names:
-            yield from hits_for_targets(subject, "LF618", name, "no v_proj beside q_proj")
+            yield from hits_for_targets(subject, "LF618", name, "no v_proj next to q_proj")
             return
 
 
@@ -186,14 +187,14 @@ def unpaired_projection(subject: Subject) -> Iterator[Hit]:
 def foreign_format(subject: Subject) -> Iterator[Hit]:
     """The runtime does not read adapters of this format.
 
-    ## Why is this bad?
-    It finds no adapter in the folder.
+    ## Why it matters
+    It does not find an adapter in the folder.
 
     ## Example
-    A PEFT adapter for MLX-LM, whose factors are transposed and named otherwise.
+    A PEFT adapter for MLX-LM, where factors are transposed and have other names.
 
-    ## Use instead
-    `loraformat convert ADAPTER --to FORMAT -o OUT`; the hint names the format.
+    ## What to do
+    Run `loraformat convert ADAPTER --to FORMAT -o OUT`; the hint names the format.
 
     ## Source
     loraformat/rules/runtimes.json, `reads` and the lines LF619.
@@ -206,16 +207,16 @@ def foreign_format(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF620", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def rank_above_limit(subject: Subject) -> Iterator[Hit]:
-    """The rank is greater than the runtime can be told to allow, or than `--max-lora-rank` says.
+    """The rank is higher than the runtime can be configured to allow, or than `--max-lora-rank`.
 
-    ## Why is this bad?
-    The adapter is refused when it is loaded.
+    ## Why it matters
+    The adapter is rejected when it is loaded.
 
     ## Example
     Rank 128 and `--max-lora-rank 64`; rank 1024 in vLLM, which ends at 512.
 
-    ## Use instead
-    A lower rank, a server with a higher limit, or the merged model.
+    ## What to do
+    Use a lower rank (`loraformat resize`), a server with a higher limit, or the merged model.
 
     ## Source
     vllm 0.33.0, config/lora.py:34; docs.fireworks.ai, fine-tuning/fine-tuned-import.
@@ -224,21 +225,21 @@ def rank_above_limit(subject: Subject) -> Iterator[Hit]:
     for target in subject.targets:
         limits = [limit for limit in (subject.max_rank, target.most_rank) if limit is not None]
         if limits and rank > min(limits):
-            yield Hit("", f"rank {rank} is above {min(limits)}, the limit of {target.label}", "a lower rank")
+            yield Hit("", f"rank {rank} is above {min(limits)}, the limit of {target.label}", "use a lower rank")
 
 
 @rule("LF621", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
 def uneven_layers(subject: Subject) -> Iterator[Hit]:
-    """A kind of module is adapted in some layers only, and the runtime then leaves it out in all of them.
+    """A kind of module is adapted only in some layers, so the runtime ignores it in all of them.
 
-    ## Why is this bad?
-    The kind has no effect at all, and nothing says so.
+    ## Why it matters
+    These modules have no effect at all, and there is no warning.
 
     ## Example
     `down_proj` in the upper half of the layers, in TGI.
 
-    ## Use instead
-    Factors of zeros for the other layers; or the merged model.
+    ## What to do
+    Add all-zero factors for the other layers, or serve the merged model.
 
     ## Source
     text-generation-inference db931fc, adapters/lora.py:45.

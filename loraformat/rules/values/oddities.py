@@ -1,4 +1,4 @@
-"""Family 4, third part: values that are legal and hardly ever meant (`--deep`)."""
+"""Family 4, third part: values that are legal but hardly ever intended (`--deep`)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from loraformat.rules.values.stored import blocks
 
 @rule("LF407", Severity.WARNING, since="0.1.0", slow=True)
 def repeated_update(subject: Subject) -> Iterator[Hit]:
-    """Two modules have the very same factors, bit for bit.
+    """Two modules have identical factors, bit for bit.
 
-    ## Why is this bad?
-    Training never gives that. The file was written from a loop that saved one module under several names, or tensors
-    that shared memory were copied.
+    ## Why it matters
+    Training never produces that. A loop saved one module under several names, or tensors that shared memory were
+    copied.
 
     ## Example
     `layers.0.self_attn.q_proj` and `layers.1.self_attn.q_proj` with equal `lora_A` and `lora_B`.
 
-    ## Use instead
+    ## What to do
     Save the adapter again from the model; compare with `torch.equal`.
 
     ## Source
@@ -43,16 +43,16 @@ def repeated_update(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF408", Severity.INFO, since="0.1.0", slow=True)
 def unused_component(subject: Subject) -> Iterator[Hit]:
-    """Components of an update are zero: columns of `up` or rows of `down`.
+    """Components of an update are zero: columns of `lora_B` or rows of `lora_A`.
 
-    ## Why is this bad?
-    They do nothing and take room. An adapter that was padded to a rank that an engine allows looks like this.
+    ## Why it matters
+    They do nothing and take up space. An adapter padded to a rank that an engine supports looks like this.
 
     ## Example
-    Rank 16, of which 8 columns of `lora_B` are zero throughout.
+    Rank 16, with 8 all-zero columns of `lora_B`.
 
-    ## Use instead
-    Nothing, if the padding was meant; else a lower rank.
+    ## What to do
+    Nothing, if the padding was intended; otherwise use a lower rank.
 
     ## Source
     vllm 0.33.0, config/lora.py: ranks of 1, 8, 16, 32, 64, 128, 256, 320 and 512 only.
@@ -72,15 +72,15 @@ def unused_component(subject: Subject) -> Iterator[Hit]:
 def odd_magnitude(subject: Subject) -> Iterator[Hit]:
     """A DoRA magnitude is zero or negative.
 
-    ## Why is this bad?
-    Magnitudes are norms of rows: zero switches an output of the layer off, a negative one turns its sign. Both say that
-    training went wrong, or that the vector was not initialised.
+    ## Why it matters
+    Magnitudes are norms of rows: zero turns an output of the layer off, a negative one flips its sign. Both mean that
+    training went wrong, or that the vector was not initialized.
 
     ## Example
     `lora_magnitude_vector` of zeros.
 
-    ## Use instead
-    An earlier checkpoint, or the adapter saved again.
+    ## What to do
+    Use an earlier checkpoint, or save the adapter again.
 
     ## Source
     Liu et al. 2024, arXiv 2402.09353, equation 2.
@@ -96,17 +96,18 @@ def odd_magnitude(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF410", Severity.WARNING, since="0.1.0", slow=True)
 def empty_row(subject: Subject) -> Iterator[Hit]:
-    """A row of an embedding table is zero throughout.
+    """A row of an embedding table is all zero.
 
-    ## Why is this bad?
-    A token with such a row means nothing to the model, and as a row of the head it can be the likeliest of all. New
-    rows that were never initialised or trained look like this.
+    ## Why it matters
+    A token with such a row means nothing to the model, and in the output head it can become the most likely token. New
+    rows that were never initialized or trained look like this.
 
     ## Example
     The last 3 rows of a resized `embed_tokens.weight` are zero.
 
-    ## Use instead
-    Initialise new rows, with the mean of the others say, and train them; drop the tokens if nobody uses them.
+    ## What to do
+    Initialize new rows, for example with the mean of the others, and train them; or drop the tokens if nobody uses
+    them.
 
     ## Source
     transformers 5.23.0, modeling_utils.py `resize_token_embeddings`, `mean_resizing`.

@@ -1,4 +1,4 @@
-"""Family 4, second part: what the values of an update amount to (`--deep`)."""
+"""Family 4, second part: norms and spectra of updates (`--deep`)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _MOST_ELEMENTS = 1 << 26  # of a factor that is taken into memory whole
 
 @rule("LF403", Severity.WARNING, since="0.1.0", slow=True)
 def collapsed_rank(subject: Subject) -> Iterator[Hit]:
-    """An update has a far lower rank than its factors have columns.
+    """The effective rank of an update is far below its nominal rank.
 
-    ## Why is this bad?
-    Most of the factors is without effect: training has collapsed to one or two directions, or the adapter was made from
-    one of lower rank. It costs memory at serving time for nothing.
+    ## Why it matters
+    Most of the factors has no effect: training collapsed to one or two directions, or the adapter was made from one of
+    lower rank. It only costs memory when serving.
 
     ## Example
-    Rank 16, of whose singular values 13 are below a ten-thousandth of the greatest.
+    Rank 16, with 13 singular values below a ten-thousandth of the largest.
 
-    ## Use instead
-    A lower rank; or a look at the training: learning rate, `use_rslora`, gradient clipping.
+    ## What to do
+    Use a lower rank (`loraformat resize`), or check the training: learning rate, `use_rslora`, gradient clipping.
 
     ## Source
     Kalajdzievski 2023, arXiv 2312.03732, on the collapse of gradients at higher ranks.
@@ -57,17 +57,17 @@ def collapsed_rank(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF404", Severity.WARNING, since="0.1.0", slow=True)
 def norm_outlier(subject: Subject) -> Iterator[Hit]:
-    """The norm of one update lies far from those of the same module in the other layers.
+    """The norm of an update is far from those of the same module in the other layers.
 
-    ## Why is this bad?
-    Training diverged in one place, or the file was put together from different runs. In the merged model that layer
-    drowns the others.
+    ## Why it matters
+    Training diverged in one layer, or the file was combined from different runs. In the merged model that layer drowns
+    the others.
 
     ## Example
     ‖s·BA‖ of about 2 in 31 layers, and 900 in one.
 
-    ## Use instead
-    An earlier checkpoint; `loraformat inspect --norms` shows all of them.
+    ## What to do
+    Use an earlier checkpoint; `loraformat inspect --norms` shows all norms.
 
     ## Source
     Iglewicz and Hoaglin 1993, the modified z-score above 3.5, of the logarithm of the norm; `inspect` marks the same.
@@ -79,21 +79,21 @@ def norm_outlier(subject: Subject) -> Iterator[Hit]:
     norms = {name: (update, frobenius(update)) for name, update in _plain(subject)}
     found = outliers((name, (module_kind(name), update.shape), norm) for name, (update, norm) in norms.items())
     for name, middle in found.items():
-        yield Hit(name, f"norm {norms[name][1]:.3g}, the median of its kind is {middle:.3g}")
+        yield Hit(name, f"norm {norms[name][1]:.3g}, but the median of its kind is {middle:.3g}")
 
 
 @rule("LF405", Severity.WARNING, since="0.1.0", slow=True)
 def float16_overflow(subject: Subject) -> Iterator[Hit]:
-    """An update has values beyond the range of float16.
+    """An update has values outside the range of float16.
 
-    ## Why is this bad?
-    Loaded or merged in float16, those values become infinite, and with them everything that the layer computes.
+    ## Why it matters
+    Loaded or merged in float16, those values become infinite, and so does everything that the layer computes.
 
     ## Example
-    A product with an element of 70,000; the greatest number of float16 is 65,504.
+    A product with an element of 70,000; the largest number of float16 is 65,504.
 
-    ## Use instead
-    bfloat16 or float32 for merging and serving. Such values mostly mean that training diverged.
+    ## What to do
+    Merge and serve in bfloat16 or float32. Such values usually mean that training diverged.
 
     ## Source
     IEEE 754, binary16.
@@ -102,25 +102,25 @@ def float16_overflow(subject: Subject) -> Iterator[Hit]:
     for name, update in _plain(subject):
         largest = _largest_element(update)
         if largest > _FLOAT16_MAX and math.isfinite(largest):
-            yield Hit(name, f"an element of the update is {largest:.4g}, float16 ends at {_FLOAT16_MAX:g}")
+            yield Hit(name, f"an element of the update is {largest:.4g}, but float16 ends at {_FLOAT16_MAX:g}")
 
 
 @rule("LF406", Severity.WARNING, since="0.1.0", needs="base", slow=True)
 def lost_to_rounding(subject: Subject) -> Iterator[Hit]:
-    """Merged in the base's element type, less than nine tenths of the update would survive rounding.
+    """Merged in the base's dtype, less than nine tenths of the update would survive rounding.
 
-    ## Why is this bad?
-    The update is small against the distance between neighbouring values of the weight's type, so many elements round
-    back to where they were. Measured on up to 64 rows of each weight: <W' - W, D> / <D, D>.
+    ## Why it matters
+    The update is small compared with the distance between neighboring values of the weight's dtype, so many elements
+    round back to their old value. Measured on up to 64 rows of each weight: <W' - W, D> / <D, D>.
 
     ## Example
     An update of 0.1 % of the weight's norm and a base in bfloat16.
 
-    ## Use instead
-    Serve the adapter without merging; or `loraformat merge --dtype float32` or `--rounding stochastic`.
+    ## What to do
+    Serve the adapter without merging it, or use `loraformat merge --dtype float32` or `--rounding stochastic`.
 
     ## Source
-    Rounding to nearest of IEEE 754; LF803 measures the same of a merge that was made.
+    Rounding to nearest of IEEE 754; LF803 measures the same after a merge.
     """
     assert subject.adapter is not None
     assert subject.base is not None

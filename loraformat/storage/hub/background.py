@@ -1,4 +1,4 @@
-"""Calls into a library whose waits no signal ends: made by a thread, so that the one that asked for them can stop."""
+"""Calls into a library that ignores signals while it waits: made in a thread, so that the caller can stop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_background(call: Callable[[], T], patience_s: float | None = None) -> T:
     with _quiet():
         threading.Thread(target=run, name="loraformat-hub", daemon=True).start()
         if not done.wait(patience_s):
-            raise StorageError(f"the Hub gave no answer within {patience_s:.0f} s", hint="try again later")
+            raise StorageError(f"the Hub did not answer within {patience_s:.0f} s", hint="try again later")
     if errors:
         raise errors[0]
     return results[0]

@@ -1,4 +1,4 @@
-"""A repository as it lies in the cache of huggingface_hub, for work without the Hub."""
+"""A repository in the cache of huggingface_hub, for offline work."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class CachedRepository(LocalStore):
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> NoReturn:
         """Raises: StorageError, always."""
         del size, copies
-        raise StorageError("nothing is written into the cache of the Hub", where=f"{self.uri}/{path}")
+        raise StorageError("the Hub cache is never written to", where=f"{self.uri}/{path}")
 
     def remove(self, path: str) -> NoReturn:
         """Raises: StorageError, always."""
-        raise StorageError("nothing is removed from the cache of the Hub", where=f"{self.uri}/{path}")
+        raise StorageError("nothing is ever removed from the Hub cache", where=f"{self.uri}/{path}")
 
 
 def _snapshot(address: Address) -> str:
@@ -45,6 +45,8 @@ def _snapshot(address: Address) -> str:
         found = snapshot_download(repository, revision=revision, local_files_only=True, library_name="loraformat")
     except errors.LocalEntryNotFoundError as error:
         asked = repository if revision is None else f"{repository} --revision {revision}"
-        message = "HF_HUB_OFFLINE is set, and the cache does not have all of this repository (offline)"
-        raise StorageError(message, hint=f"hf download {asked}, or unset it, or give a local folder") from error
+        message = "HF_HUB_OFFLINE is set, but the cache does not have all of this repository (offline)"
+        raise StorageError(
+            message, hint=f"run hf download {asked}, unset HF_HUB_OFFLINE, or pass a local folder"
+        ) from error
     return str(found)

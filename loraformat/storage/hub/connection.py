@@ -1,4 +1,4 @@
-"""Questions to the Hub: what a repository holds at a revision, and ranges of its files.
+"""Requests to the Hub: the files of a repository at a revision, and ranges of them.
 
 huggingface_hub is imported when the first repository is opened, and nowhere else.
 """
@@ -116,8 +116,8 @@ class Connection:
             _check_range(answer, start, nbytes, size)
         elif nbytes != size or len(answer.body) != nbytes:
             is_page = answer.headers.get("content-type", "").startswith("text/html")
-            page = "a web page came in the place of the file: the login page of a proxy?"
-            raise StorageError(page if is_page else "the server does not serve parts of files")
+            page = "got a web page instead of the file, perhaps the login page of a proxy"
+            raise StorageError(page if is_page else "the server does not support range requests")
         return answer.body
 
 
@@ -127,7 +127,7 @@ def check_token() -> None:
 
     token = get_token()
     if token is not None and _TOKEN.fullmatch(token) is None:
-        text = "the access token holds something else than printing ASCII characters without spaces"
+        text = "the access token contains spaces or characters that are not printable ASCII"
         raise StorageError(text, hint="set HF_TOKEN again, or log in again with `hf auth login`")
 
 
@@ -140,11 +140,11 @@ def check_status(answer: Answer, repository: str) -> None:
 def state_of(answer: Answer) -> State:
     """What an answer about a repository says. Raises: StorageError: it cannot be read."""
     if answer.headers.get("content-type", "").startswith("text/html"):
-        raise StorageError("a web page came in the place of the Hub's answer: the login page of a proxy?")
+        raise StorageError("got a web page instead of the Hub's answer, perhaps the login page of a proxy")
     try:
         info = strict_json.parse(answer.body, "the Hub's answer", limit=_MOST_INFO_NBYTES)
     except InvalidJson as error:
-        raise StorageError(f"the Hub's answer is not strict JSON: {error.message}") from error
+        raise StorageError(f"the Hub's answer is not valid JSON: {error.message}") from error
     fields = info if isinstance(info, dict) else {}
     commit, siblings = fields.get("sha"), fields.get("siblings")
     if not isinstance(commit, str) or _COMMIT.fullmatch(commit) is None:
@@ -166,10 +166,8 @@ def _check_range(answer: Answer, start: int, nbytes: int, size: int) -> None:
     found = _RANGE.fullmatch(stated)
     wanted = f"bytes {start}-{start + nbytes - 1}/{size}"
     if found is None or (int(found[1]), int(found[2])) != (start, start + nbytes - 1):
-        raise StorageError(
-            f"{wanted} were asked for, the server sent {show(stated, 80) or 'some that it does not name'}"
-        )
+        raise StorageError(f"{wanted} were requested, but the server sent {show(stated, 80) or 'an unnamed range'}")
     if found[3] != "*" and int(found[3]) != size:
-        raise StorageError(f"the Hub listed {size} bytes, the server says {int(found[3])}")
+        raise StorageError(f"the Hub listed {size} bytes, but the server says {int(found[3])}")
     if len(answer.body) != nbytes:
-        raise StorageError(f"{nbytes} bytes were asked for, {len(answer.body)} came")
+        raise StorageError(f"{nbytes} bytes were requested, but {len(answer.body)} came")

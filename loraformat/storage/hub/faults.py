@@ -1,4 +1,4 @@
-"""What the Hub and the libraries below say, in our words; their texts are repeated where they tell what to do."""
+"""Errors of the Hub and its libraries as StorageError; their texts are repeated if they say what to do."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def refusal(status: int, headers: Mapping[str, str], repository: str) -> Storage
     if code == "GatedRepo":
         page = f"https://huggingface.co/{repository}"
         hint = f"accept its terms on {page}, then log in with `hf auth login` or set HF_TOKEN"
-        return StorageError(f"no access: its owner gives access on request only ({said})", hint=hint)
+        return StorageError(f"no access: its owner grants access only on request ({said})", hint=hint)
     if code == "RevisionNotFound":
         return StorageError(f"the repository has no such branch, tag or commit ({said})")
     if code == "DisabledRepo":
         return StorageError(f"the Hub has disabled this repository ({said})")
     if status == 401 and not code:
         hint = "log in again with `hf auth login`, or set another HF_TOKEN"
-        return StorageError(f"the Hub does not accept the access token: it is wrong or expired ({said})", hint=hint)
+        return StorageError(f"the Hub rejected the access token: it is wrong or expired ({said})", hint=hint)
     if status in (401, 403, 404):
         return StorageError(f"no such repository or revision, or no access to it ({said})", hint=_LOGIN)
     return StorageError(f"the Hub cannot be read ({said})")

@@ -1,4 +1,4 @@
-"""GET requests that come to an end: bounded in bytes and in time, and made again where that helps.
+"""GET requests, bounded in bytes and time, and retried if that helps.
 
 The session is that of huggingface_hub, of httpx or of requests by its version; both are known here.
 """
@@ -154,7 +154,7 @@ def _received(response: Any, status: int, most: int, least: int, given_up: threa
         return Answer(status, headers, b"")
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise StorageError(f"the server sent the bytes encoded as {show(encoding, 40)}, which was not asked for")
+        raise StorageError(f"the server sent the bytes encoded as {show(encoding, 40)}, which was not requested")
     announced = headers.get("content-length", "")
     if announced.isascii() and announced.isdigit() and int(announced[:20]) > most:
         return Answer(status, headers, b"")  # of no use, and it may be gigabytes
@@ -162,11 +162,11 @@ def _received(response: Any, status: int, most: int, least: int, given_up: threa
     for chunk in _chunks(response):
         body += chunk
         if len(body) > most:
-            raise StorageError(f"the server sends more than the {most} bytes that were asked for")
+            raise StorageError(f"the server sent more than the {most} bytes that were requested")
         if given_up.is_set():
             break
     if status == 206 and len(body) < least:
-        raise _CutError(f"{len(body)} of {least} bytes came")
+        raise _CutError(f"only {len(body)} of {least} bytes arrived")
     return Answer(status, headers, bytes(body))
 
 

@@ -1,4 +1,4 @@
-"""An output for the Hub: files collected on this machine, and those that the Hub will copy by itself."""
+"""An output for the Hub: files collected on this machine, and those that the Hub copies."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ class HubOutput(HiddenFolder):
         if store is None or path not in store.files():
             return None
         if store.size(path) > _MOST_PREVIOUS_NBYTES:
-            text = f"it has {store.size(path)} bytes, and at most {_MOST_PREVIOUS_NBYTES} are read to be kept"
-            raise StorageError(text, where=f"{self.uri}/{path}", hint="--no-card leaves it alone")
+            text = f"it has {store.size(path)} bytes, but at most {_MOST_PREVIOUS_NBYTES} can be updated"
+            raise StorageError(text, where=f"{self.uri}/{path}", hint="use --no-card to leave it alone")
         return store.read(path)
 
     def replaces(self, path: str) -> bool:
@@ -182,9 +182,9 @@ class CopyWriter:
             return
         nbytes = self._copy.nbytes
         if self._count < nbytes:
-            raise StorageError(f"{nbytes} bytes were announced, {self._count} were written", where=self._where)
+            raise StorageError(f"expected {nbytes} bytes, but {self._count} were written", where=self._where)
         if self._position == nbytes and self._hash.hexdigest() != self._copy.sha256:
-            raise StorageError("the bytes are not those whose SHA-256 the Hub has", where=str(self._copy.address))
+            raise StorageError("the bytes do not have the SHA-256 that the Hub lists", where=str(self._copy.address))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See Writer."""
@@ -202,7 +202,7 @@ class CopyWriter:
     def copy_from(self, source: Source, path: str, source_offset: int, offset: int, nbytes: int) -> None:
         """See Writer. Raises: StorageError: not a range of the file that was announced."""
         if (source, path, source_offset) != (self._copy.source, self._copy.path, offset):
-            raise StorageError("other bytes than those that were announced", where=self._where)
+            raise StorageError("the bytes differ from those that were announced", where=self._where)
         checked_range(path, self._copy.nbytes, offset, nbytes)
         self._add(nbytes)
 

@@ -1,4 +1,4 @@
-"""Files to the Hub: uploaded where they are new, copied there where they are a base's, and one commit for all."""
+"""Publishes files on the Hub: uploads new ones, has the Hub copy those of a base, and makes one commit."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Publisher:
         ignored = [each.path_in_repo for each in additions if getattr(each, "_should_ignore", False)]
         if ignored:
             raise StorageError(
-                f"the repository's .gitignore leaves {show(ignored[0], 100)} out",
+                f"the repository's .gitignore excludes {show(ignored[0], 100)}",
                 where=str(address),
                 hint="remove the line from it, or write to another repository",
             )
@@ -196,7 +196,7 @@ class Publisher:
             more: dict[str, Any] = {}
             if source.repository.casefold() != self._address.repository.casefold():
                 if "src_repo_id" not in {field.name for field in fields(CommitOperationCopy)}:
-                    raise CopyRejected("this version of huggingface_hub copies inside one repository only")
+                    raise CopyRejected("this version of huggingface_hub copies only within one repository")
                 more = {"src_repo_id": source.repository, "src_repo_type": "model"}
             target = self._address.inside(name)
             found.append(CommitOperationCopy(source.folder, target, src_revision=source.revision, **more))

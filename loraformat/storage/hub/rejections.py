@@ -1,4 +1,4 @@
-"""Why the Hub does not take something, and requests made again where that helps."""
+"""Why the Hub rejected a request, and retries if that helps."""
 
 from __future__ import annotations
 
@@ -84,25 +84,25 @@ def _rejection(error: Exception, where: str) -> StorageError:
     answer = _answer(error)
     if answer is None:
         if isinstance(error, ValueError):  # what the library says of files that the Hub does not take
-            return StorageError(f"the Hub does not take it: {_plain(str(error))}")
+            return StorageError(f"the Hub rejected it: {_plain(str(error))}")
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         return StorageError(f"the Hub cannot be written to ({type(cause).__name__})", hint="try again later")
     status, text = int(answer.status_code), _text(error)
     if status == 412:
-        hint = "somebody else has written there: look at it, then run the command again"
-        return StorageError("the branch has moved since this run looked at it; nothing is committed", hint=hint)
+        hint = "somebody else has written to it; check what changed, then run the command again"
+        return StorageError("the branch has moved since this run started; nothing was committed", hint=hint)
     if status == 409:
         hint = "run the command again"
         return StorageError(f"the Hub reports a conflict: somebody else is writing there{text}", hint=hint)
     if status in (402, 403, 413, 507):
-        hint = f"use a token that may write there, or make room; {_LOGIN}"
-        return StorageError(f"the Hub does not let this token write there, or a quota is used up{text}", hint=hint)
+        hint = f"use a token with write access, or free some of the quota; {_LOGIN}"
+        return StorageError(f"this token has no write access, or a quota is used up{text}", hint=hint)
     if status in BUSY:
         return StorageError(f"the Hub is busy, tried several times (status {status})", hint="try again later")
     if status in (401, 404):
         headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
         return refusal(status, headers, where)
-    return StorageError(f"the Hub does not take it (status {status}){text}")
+    return StorageError(f"the Hub rejected it (status {status}){text}")
 
 
 def _of_a_copy(error: Exception) -> str | None:

@@ -131,7 +131,7 @@ class HubStore:
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> AbstractContextManager[Writer]:
         """Raises: StorageError, always."""
         del size, copies
-        raise StorageError("an opened repository is only read", where=self._where(path))
+        raise StorageError("an opened repository is read-only", where=self._where(path))
 
     def size(self, path: str) -> int:
         """See Store."""

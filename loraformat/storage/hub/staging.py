@@ -1,4 +1,4 @@
-"""An output on the Hub: there in one commit, or not at all."""
+"""An output on the Hub, published in one commit or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loraformat.storage.local.staging import require_space as require_local_spac
 from loraformat.storage.publication import Publication, Publishing
 
 _SCHEME = "hf://"
-_NO_RANKS = "let them write a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
+_NO_RANKS = "let them write to a folder or bucket that all of them see, finish it, then upload it with `hf upload`"
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def stage(
     del permissions, on_cleared
     if word is not None:
         raise StorageError(
-            "there is no unfinished output of several processes on the Hub", where=target, hint=_NO_RANKS
+            "several processes cannot share an unfinished output on the Hub", where=target, hint=_NO_RANKS
         )
     chosen = publishing or Publishing(Publication())
     address = parsed(target, chosen.options, resume=resume)
@@ -99,7 +99,7 @@ def require_space(target: str, nbytes: int) -> None:
         require_local_space(os.path.join(folder, "loraformat"), nbytes)
     except StorageError as error:
         text = f"{error.message} in {folder}, where the files wait for the commit"
-        raise StorageError(text, where=target, hint="TMPDIR names another folder") from error
+        raise StorageError(text, where=target, hint="set TMPDIR to another folder") from error
 
 
 def _is_on_the_hub(inputs: Sequence[str]) -> bool:
@@ -110,7 +110,7 @@ def _new_folder(target: str) -> str:
     try:
         return tempfile.mkdtemp(prefix="loraformat-hub-")
     except OSError as error:
-        raise StorageError("no folder for temporary files can be made", where=target, hint="set TMPDIR") from error
+        raise StorageError("cannot create a folder for temporary files", where=target, hint="set TMPDIR") from error
 
 
 def _remove_tree(path: str) -> None:

@@ -1,4 +1,4 @@
-"""The place of an output on the Hub, looked at before anything is computed: who may write, and what is there."""
+"""The target of an output on the Hub, checked before anything is computed: write access and existing files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_THE_HUB = frozenset([".gitattributes"])
 _CARD = "README.md"  # in which people write
 _WEIGHTS = (*WEIGHT_SUFFIXES, ".index.json")
 _MOST_ANSWER_NBYTES = 1 << 20
-_OTHER_BRANCH = "hf://owner/name@branch writes another branch; git keeps what was there"
+_OTHER_BRANCH = "use hf://owner/name@branch to write to another branch; git keeps the previous files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def parsed(target: str, options: Publication, *, resume: bool) -> Address:
         raise StorageError(f"{what} cannot be written to", where=target, hint=hint)
     if resume:
         hint = "leave --resume out, or write a folder and upload it with `hf upload`"
-        raise UsageError("an interrupted output on the Hub leaves nothing to go on with", where="--resume", hint=hint)
+        raise UsageError("an interrupted output on the Hub cannot be continued", where="--resume", hint=hint)
     if options.create_pr and address.branch != BRANCH:
         raise UsageError("the Hub takes pull requests to the main branch only", where="--create-pr")
     return address
@@ -80,29 +80,27 @@ def check_owner(connection: Connection, place: Place, options: Publication) -> N
     from huggingface_hub import get_token
 
     if get_token() is None:
-        hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+        hint = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
         raise StorageError("writing to the Hub needs an access token", hint=hint)
     answer = connection.client.get(f"{connection.endpoint}/api/whoami-v2", {}, most=_MOST_ANSWER_NBYTES)
     check_status(answer, place.address.repository)
     try:
         value = strict_json.parse(answer.body, "the Hub's answer", limit=_MOST_ANSWER_NBYTES)
     except InvalidJson as error:
-        raise StorageError(f"the Hub's answer is not strict JSON: {error.message}") from error
+        raise StorageError(f"the Hub's answer is not valid JSON: {error.message}") from error
     if _role(value) == "read":
-        hint = "make one that may write on https://huggingface.co/settings/tokens"
-        raise StorageError("the access token may only read", hint=hint)
+        hint = "create one with write access on https://huggingface.co/settings/tokens"
+        raise StorageError("the access token is read-only", hint=hint)
     if place.state is not None and options.private and not place.state.is_private:
-        hint = "make it private in its settings first, or name another one"
-        raise StorageError(
-            "the repository is there, and everybody can see it: --private does not change that", hint=hint
-        )
+        hint = "first make it private in its settings, or use another one"
+        raise StorageError("the repository exists and is public; --private does not change that", hint=hint)
     owner, owners = place.address.repository.partition("/")[0], _owners(value)
     if place.state is None and options.create_pr:
         raise StorageError("there is no repository to open a pull request in", hint="leave --create-pr out")
     if place.state is None and owners and owner.casefold() not in {each.casefold() for each in owners}:
         raise StorageError(
-            f"no such repository, and the token makes none for {owner}",
-            hint=f"it does for {show(', '.join(owners), 200)}",
+            f"the repository does not exist, and the token may not create one for {owner}",
+            hint=f"it may for {show(', '.join(owners), 200)}",
         )
 
 
@@ -133,8 +131,8 @@ def refuse_moved(place: Place, inputs: Sequence[str]) -> None:
         one, other = (f"{each.folder}/".lstrip("/") for each in (source, place.address))
         is_same = source.repository.casefold() == place.address.repository.casefold()
         if is_same and source.branch != BRANCH and (one.startswith(other) or other.startswith(one)):
-            text = f"the output may replace the input {show(given)}: both are in one repository"
-            hint = f"name a branch that is not there yet: hf://{place.address.repository}@branch"
+            text = f"the output may replace the input {show(given)}: both are in the same repository"
+            hint = f"use a new branch: hf://{place.address.repository}@branch"
             raise StorageError(text, where=str(place.address), hint=hint)
 
 
@@ -173,7 +171,7 @@ def check_stale(place: Place, names: Collection[str], ours: Collection[str]) -> 
     if stale:
         more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
         raise StorageError(
-            f"{show(stale[0], 100)}{more} would stay beside the new weights, and programs may load the old ones",
+            f"{show(stale[0], 100)}{more} would stay next to the new weights, and programs may load the old ones",
             where=str(place.address),
-            hint=f"remove it from the repository first, or write to another place: {_OTHER_BRANCH}",
+            hint=f"remove it from the repository first, or write elsewhere: {_OTHER_BRANCH}",
         )

@@ -1,3 +1,3 @@
-"""Files of this machine: read, written whole or not at all."""
+"""Local files: read, and written completely or not at all."""
 
 __all__ = ["folders", "interrupts", "spool", "staging", "store", "targets", "through"]

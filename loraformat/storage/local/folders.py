@@ -11,7 +11,7 @@ from loraformat.errors import StorageError
 from loraformat.storage.faults import as_storage_error
 
 MOST_FOLDERS = 100_000
-_HINT = "name the folders themselves"
+_HINT = "pass the folders themselves"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def folders_below(path: str, *, depth: int) -> Iterator[Folder]:
         folder, inner = _listed(here)
         yield folder
         if inner and level == depth:
-            raise StorageError(f"there are folders more than {depth} levels down", where=path, hint=_HINT)
+            raise StorageError(f"folders are nested more than {depth} levels deep", where=path, hint=_HINT)
         count += len(inner)
         if count > MOST_FOLDERS:
             raise StorageError(f"more than {MOST_FOLDERS} folders", where=path, hint=_HINT)

@@ -1,4 +1,4 @@
-"""The right to write to an output: for one process alone, or for all those that write its files together."""
+"""Locks of an output: for one process, or shared by all that write its files together."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _is_last(fd: int) -> bool:
 
 
 def _no_lock(target: str, lock: str) -> StorageError:
-    return StorageError("something else stands where its lock must be", where=target, hint=f"remove {show(lock)}")
+    return StorageError("another file is in the place of its lock", where=target, hint=f"remove {show(lock)}")
 
 
 def _is_lock(fd: int) -> bool:

@@ -1,4 +1,4 @@
-"""Bytes that are put aside until they are written: in a file without a name, which nothing can leave behind."""
+"""Bytes kept in an unnamed temporary file, which cannot be left behind, until they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An output folder that is there whole, or not at all."""
+"""An output folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def join(
             _mark(partial, path, permissions)
             _restrict(partial, permissions)
         if not _belongs_to(partial, path):
-            raise StorageError("an unfinished output of another name is there", where=partial, hint="remove it")
+            raise StorageError("there is an unfinished output of another name", where=partial, hint="remove it")
         with signals.delivered():
             yield SharedFolder(partial, permissions)
 
@@ -155,7 +155,7 @@ def _unfinished(
         partial = _sibling(path, _short(word))
         if os.path.islink(partial) or not os.path.isdir(partial) or not _belongs_to(partial, path):
             hint = "run every rank first, with the same inputs and options"
-            raise StorageError("no rank of this run has left anything there", where=target, hint=hint)
+            raise StorageError("no rank of this run has written anything there", where=target, hint=hint)
         return partial
     left = _left_beside(path)
     alone = [one for one, is_shared in left.items() if not is_shared]

@@ -210,8 +210,8 @@ class LocalStore:
             text = f"{show(other)} stands there, and this file system does not tell the two names apart"
             raise StorageError(text, where=target, hint="write to a file system that does, or rename one of the two")
         if kind != "a file":
-            text = f"the output is a file, and {kind} stands there: it is not replaced"
-            raise StorageError(text, where=target, hint="give another name, or remove it yourself")
+            text = f"the output is a file, but {kind} exists there, which is not replaced"
+            raise StorageError(text, where=target, hint="use another name, or remove it yourself")
 
     def _name_to_write(self, path: str) -> str:
         """The name under which a file is made before it gets the name `path`."""
@@ -323,7 +323,7 @@ class LocalStore:
 
     def _check_progress(self, name: str, count: int, offset: int) -> None:
         if count <= 0:
-            raise StorageError(f"the file ends at byte {offset}, it was longer before", where=self._path(name))
+            raise StorageError(f"the file ends at byte {offset}, but was longer before", where=self._path(name))
 
     @contextmanager
     def descriptor(self, name: str) -> Iterator[int]:
@@ -445,7 +445,7 @@ def _remove_folder(path: str) -> None:
 
 
 def _leaves(path: str) -> StorageError:
-    hint = "copy the file into the folder, if it is meant"
+    hint = "copy the file into the folder if you want to use it"
     return StorageError("a symbolic link that leaves the folder; it is not followed", where=path, hint=hint)
 
 

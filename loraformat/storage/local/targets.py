@@ -1,4 +1,4 @@
-"""What an output may be written to: what stands there, what may be replaced, and who may read the result."""
+"""Where an output may be written: what exists there, what may be replaced, and who may read the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraformat.storage.local.store import LocalStore
 from loraformat.storage.platform import platform
 
 ANYONE = 0o777
-_REMOVE = "give another name, or remove it yourself"
+_REMOVE = "use another name, or remove it yourself"
 _GROUP = 0o070
 _OTHERS = ((stat.S_IRGRP, stat.S_IXGRP, _GROUP), (stat.S_IROTH, stat.S_IXOTH, 0o007))
 
@@ -29,7 +29,7 @@ def resolved(target: str) -> str:
     if not name:
         raise StorageError("this is the root of the file system: it is never written to", where=target)
     if not os.path.isdir(parent):
-        raise StorageError("the folder that should contain it does not exist", where=target, hint=f"create {parent}")
+        raise StorageError("its parent folder does not exist", where=target, hint=f"create {parent}")
     return os.path.join(os.path.realpath(parent), name)
 
 
@@ -66,7 +66,7 @@ def refuse_existing_folder(
             raise StorageError("the output exists already", where=target, hint=hint)
         if kind != "a folder":
             raise StorageError(
-                f"the output is a folder, and {kind} stands there: it is not replaced", where=target, hint=_REMOVE
+                f"the output is a folder, but {kind} exists there, which is not replaced", where=target, hint=_REMOVE
             )
         found = _listed(path, {name.partition("/")[0] for name in names if "/" in name})
     known = names if written is None else {*names, *written(path)}
@@ -75,9 +75,9 @@ def refuse_existing_folder(
         return
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     raise StorageError(
-        f"the folder holds {show(others[0], 100)}{more}, which no earlier run wrote there: it is not replaced",
+        f"the folder holds {show(others[0], 100)}{more}, which no earlier run wrote, so it is not replaced",
         where=target,
-        hint="--overwrite replaces an earlier output; give another name, or remove the folder yourself",
+        hint="--overwrite replaces only earlier outputs; use another name, or remove the folder yourself",
     )
 
 
@@ -135,9 +135,9 @@ def is_restricted(permissions: int) -> bool:
 def _refuse_places(target: str, path: str) -> None:
     real = os.path.realpath(path)
     if os.path.ismount(path):
-        raise StorageError("the output is a mount point: it is not replaced", where=target)
+        raise StorageError("the output is a mount point, which is not replaced", where=target)
     if any(_is_in(os.path.realpath(kept), real) for kept in (os.curdir, os.path.expanduser("~"))):
-        raise StorageError("the output contains the current or the home folder: it is not replaced", where=target)
+        raise StorageError("the output contains the current or the home folder, so it is not replaced", where=target)
 
 
 def _listed(path: str, folders: Collection[str]) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""Files of a report: a regular one appears whole or not at all, anything else is written through, never replaced."""
+"""Report files: a regular file appears complete or not at all, anything else is written through, never replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_to(path: str, data: bytes) -> None:
         with as_storage_error(path):
             _write_through(path, data, status)
     else:  # a block device is a disk
-        raise StorageError(f"{kind_of(status.st_mode)} stands there: it is not written to", where=path)
+        raise StorageError(f"{kind_of(status.st_mode)} exists there, which is not written to", where=path)
 
 
 def is_own_stream(path: str) -> bool:
@@ -49,7 +49,7 @@ def _write_through(path: str, data: bytes, status: os.stat_result) -> None:
     fd = os.open(path, WRITE_FLAGS)
     try:
         if not os.path.samestat(os.fstat(fd), status):
-            raise StorageError("what is there changed while it was opened", where=path)
+            raise StorageError("the file changed while it was opened", where=path)
         if stat.S_ISREG(status.st_mode):
             os.ftruncate(fd, 0)
         _write_all(fd, data)

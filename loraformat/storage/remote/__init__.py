@@ -1,3 +1,3 @@
-"""Files that are read over a network, whatever the service."""
+"""Files that are read over a network, from any service."""
 
 __all__ = ["filesystems", "whole_files"]

@@ -56,7 +56,7 @@ class FilesystemStore:
         folders = [_name(one) for one in entries if one.get("type") == "directory"]
         self._folders = tuple(sorted(name for name in folders if name and not name.startswith(".")))
         if not self._files and not self._folders:
-            raise StorageError("no files there", where=show_address(self.uri))
+            raise StorageError("no files found", where=show_address(self.uri))
 
     @property
     def is_single_file(self) -> bool:
@@ -113,7 +113,7 @@ class FilesystemStore:
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> AbstractContextManager[Writer]:
         """Raises: StorageError, always."""
         del size, copies
-        raise StorageError("nothing is written there", where=self._where(path), hint="write a folder or s3://")
+        raise StorageError("cannot write there", where=self._where(path), hint="write to a folder or s3://")
 
     def _where(self, path: str) -> str:
         return f"{self.uri}/{show(path)}"
@@ -134,8 +134,8 @@ class FilesystemStore:
                 if len(data) == nbytes:
                     return data
                 if len(data) > nbytes or attempt + 1 == _ATTEMPTS:
-                    text = f"bytes {start} to {start + nbytes} were asked for, {len(data)} bytes came"
-                    raise StorageError(f"{text}: the service does not serve parts of files", where=where)
+                    text = f"bytes {start} to {start + nbytes} were requested, but {len(data)} bytes came"
+                    raise StorageError(f"{text}: the service does not support range requests", where=where)
             time.sleep(_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")
 

@@ -1,4 +1,4 @@
-"""s3://bucket/prefix: what it means, in one spelling."""
+"""s3://bucket/prefix addresses, normalized."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def parsed(uri: str) -> Address:
     rest = uri[len(SCHEME) :]
     bucket, _, path = rest.partition("/")
     if bucket.lower().startswith("arn:") and "@" not in bucket:
-        hint = "give the name of the bucket, or the alias of the access point"
+        hint = "use the name of the bucket, or the alias of the access point"
         raise StorageError("ARNs of access points are not supported", where=f"{SCHEME}arn:…", hint=hint)
     if "@" in bucket or ":" in bucket:
         raise StorageError(
-            "an address has no place for credentials",
+            "an address must not contain credentials",
             where=SCHEME + "…",
-            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and treat these as disclosed",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and treat these as leaked",
         )
     if _BUCKET.fullmatch(bucket) is None:
         raise StorageError(f'"{show(bucket, 80)}" is not the name of a bucket', where=show(uri), hint=_FORM)
@@ -66,7 +66,7 @@ def parsed(uri: str) -> Address:
         text = 'a prefix with an empty part, "." or ".." in it, which object stores do not resolve'
         raise StorageError(text, where=show(uri), hint=_FORM)
     if len(path.encode("utf-8", "surrogateescape")) > _MOST_KEY_NBYTES or not _is_text(path):
-        raise StorageError("not a prefix: too long, or not text", where=show(uri), hint=_FORM)
+        raise StorageError("not a valid prefix: too long, or not valid text", where=show(uri), hint=_FORM)
     return Address(bucket, path)
 
 

@@ -1,4 +1,4 @@
-"""Requests to an S3 service through boto3, and what its errors mean in our words.
+"""Requests to an S3 service through boto3, and its errors as StorageError.
 
 boto3 is imported when the first address is opened, and nowhere else.
 """
@@ -21,7 +21,7 @@ _CONNECT_S = 10
 _SILENCE_S, _COPY_SILENCE_S = 20, 300
 _MOST_CONNECTIONS = 96
 
-_CREDENTIALS = "boto3's chain is used: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
+_CREDENTIALS = "boto3 looks for AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role"
 _REFUSED = frozenset(
     {
         *("SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"),
@@ -187,9 +187,9 @@ def _translated(error: Exception, where: str) -> StorageError:
     if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
         return StorageError(f"no credentials ({kind})", where=where, hint=_CREDENTIALS)
     if isinstance(error, ValueError):
-        text = "boto3 cannot send the request: its address, or a credential with a line break in it"
+        text = "boto3 cannot send the request: check its address, and the credentials for line breaks"
         return StorageError(f"{text} ({kind})", where=where)
-    return StorageError(f"the store cannot be reached ({kind})", where=where, hint="AWS_ENDPOINT_URL names the service")
+    return StorageError(f"the store cannot be reached ({kind})", where=where, hint="check AWS_ENDPOINT_URL")
 
 
 def _of_service(code: str, where: str) -> StorageError:
@@ -201,7 +201,7 @@ def _of_service(code: str, where: str) -> StorageError:
     if code in _CHANGED:
         return StorageError(f"the object changed while it was in use ({said})", where=where)
     if code in _REFUSED:
-        return StorageError(f"the service does not accept the credentials ({said})", where=where, hint=_CREDENTIALS)
+        return StorageError(f"the service rejected the credentials ({said})", where=where, hint=_CREDENTIALS)
     if code in _DENIED:
         return StorageError(f"access denied ({said})", where=where, hint=_CREDENTIALS)
     if code in _BUSY:

@@ -1,4 +1,4 @@
-"""What runs have left at an output that they did not finish: found by its names, and removed."""
+"""Leftovers of unfinished runs at an output: found by their names, and removed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def look(client: Client, address: Address) -> Left:
                     left.files[path] = known
                 count += 1
             if count > _MOST_OBJECTS:
-                raise StorageError(f"more than {_MOST_OBJECTS} objects: not the output of a run", where=address.uri)
+                raise StorageError(
+                    f"more than {_MOST_OBJECTS} objects, so it is not the output of a run", where=address.uri
+                )
     # Runs that have folders note their output at the top.
     for word in [word for word, paths in left.own.items() if all(_split(path)[0] for path in paths)]:
         del left.own[word]
@@ -79,8 +81,12 @@ def refuse_inner(address: Address, left: Left) -> None:
     """Raises: StorageError: below a prefix lies an output that another run is making, or has left unfinished."""
     if left.inner:
         folder, name = _split(left.inner[0])
-        text = "in use, or unfinished, by a run of its own" if name == LOCK else "an unfinished output of another run"
-        hint = f"finish that one, or remove {show(name, 60)} there; outputs do not contain each other"
+        text = (
+            "in use by another run, or left unfinished by one"
+            if name == LOCK
+            else "an unfinished output of another run"
+        )
+        hint = f"finish that one, or remove {show(name, 60)} there; outputs cannot be nested"
         raise StorageError(text, where=address.below(folder.rstrip("/")).uri, hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""The right to write to an output: an object that only one run can make, and that a run which is alive renews."""
+"""Locks of an output: an object that only one run can create, and that a running one renews."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Lock:
                 raise _in_use(found, self._uri)
             if self._put(IfMatch=found.etag):
                 return
-        raise StorageError("another run takes the lock at the same time", hint="try again later")
+        raise StorageError("another run is taking the lock at the same time", hint="try again later")
 
     def _put(self, **condition: str) -> bool:
         self._count += 1
@@ -93,14 +93,14 @@ class Lock:
         """Raises: StorageError: the lock is not ours. Where the service ignores conditions, the last one has it."""
         found = self.look()
         if found is None or found.owner.get("word") != self._word:
-            raise StorageError("another run takes the lock at the same time", hint="try again later")
+            raise StorageError("another run is taking the lock at the same time", hint="try again later")
 
     def check(self) -> None:
         """Raises: StorageError: another run has taken the lock, since this one did not renew it in time."""
         with as_storage_error(self._uri):
             found = self.look()
         if found is None or found.owner.get("word") != self._word:
-            text = "another run has taken the lock, since this one could not renew it for minutes"
+            text = "another run has taken the lock because this one could not renew it for minutes"
             raise StorageError(text, where=self._uri, hint="run it again")
 
     def release(self) -> None:
@@ -211,7 +211,7 @@ def _is_stale(found: _Found) -> bool:
 def _in_use(found: _Found, uri: str) -> StorageError:
     name, pid = show(found.owner.get("name", "another machine"), 60), show(found.owner.get("pid", "unknown"), 20)
     left = max(0, round(_STALE_S - found.age_s))
-    hint = f"if that run is gone, its lock ends in {left} s"
+    hint = f"if that run has died, its lock expires in {left} s"
     return StorageError(f"in use by pid {pid} on {name}", where=uri, hint=hint)
 
 

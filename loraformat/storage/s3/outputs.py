@@ -1,4 +1,4 @@
-"""An output under a prefix while it is made: large files as uploads that nobody sees, small ones in memory."""
+"""An unfinished output under a prefix: large files as invisible uploads, small ones in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file is cut into the parts of an upload: ranges that the store copies, and ranges that are sent."""
+"""Splits a file into the parts of an upload: ranges that the store copies, and ranges that are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of an output: all files completed, put in place in an order in which nobody takes a part for the whole."""
+"""Publishes an output: completes all files in an order in which nobody can mistake a part for the whole."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class PublishedOutput:
             is_placed = path in found and found[path].etag == self.record.files.get(path)  # by a run that was killed
             if found.get(path) != expected.get(path) and not is_placed:
                 uri = f"{self._address.uri}/{show(path)}"
-                raise StorageError("somebody else made, changed or removed this object meanwhile", where=uri)
+                raise StorageError("somebody else created, changed or removed this object in the meantime", where=uri)
 
     def _uploaded(self) -> Iterator[tuple[str, S3Output, str]]:
         for folder, output in each_folder(self.output):

@@ -1,4 +1,4 @@
-"""What a run keeps beside its output while it is unfinished: names of its own objects, and what it knows of an upload.
+"""Records of an unfinished run: names of its own objects, and the state of its uploads.
 
 Every object of a run carries the word of that run, so that a run recognizes its own and those of earlier ones:
 `.loraformat-WORD-upload-NAME`, `-file-NAME`, `-new-NAME`, `-alive-NAME` and `-output`.

@@ -1,4 +1,4 @@
-"""Single requests that make, complete and remove objects, each mended where its answer may be lost."""
+"""Requests that create, complete and remove objects, and recover if the answer is lost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def put_new(client: Client, bucket: str, key: str, data: bytes) -> str:
             fetch(client, bucket, key, found, 0, memoryview(made))
             if made == data:
                 return found.etag
-        raise StorageError("somebody else made this object meanwhile", where=where) from None
+        raise StorageError("somebody else created this object in the meantime", where=where) from None
 
 
 def create_upload(client: Client, bucket: str, key: str) -> str:
@@ -119,7 +119,7 @@ def complete(client: Client, bucket: str, key: str, record: UploadRecord, *, is_
             if found is not None and record.etag and found == Listed(record.nbytes, record.etag):
                 return found
             if found is not None:
-                raise StorageError("somebody else made this object meanwhile", where=where)
+                raise StorageError("somebody else created this object in the meantime", where=where)
         try:
             etag = _complete(client, bucket, key, record, is_new=is_new)
         except Exception as error:
@@ -130,13 +130,15 @@ def complete(client: Client, bucket: str, key: str, record: UploadRecord, *, is_
             if found is not None and record.etag and found == Listed(record.nbytes, record.etag):
                 return found
             if is_conflict(error):
-                raise StorageError("somebody else made this object meanwhile", where=where) from None
+                raise StorageError("somebody else created this object in the meantime", where=where) from None
             raise StorageError("the upload is gone: another run removed it", where=where) from None
         found = head(client, bucket, key, where)
     # Where a store encrypts with keys of its own, ETags are others than the documented ones: its answer says which.
     known = {etag.strip('"') or record.etag.strip('"'), record.etag.strip('"')} - {""}
     if found is None or found.nbytes != record.nbytes or (known and found.etag.strip('"') not in known):
-        raise StorageError("the object is not the one that was sent", where=where, hint="does another run write there?")
+        raise StorageError(
+            "the stored object differs from what was sent", where=where, hint="check whether another run writes there"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""An output under a prefix that is there whole, or not at all."""
+"""An output under a prefix that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from loraformat.storage.s3.requests import put_object
 from loraformat.storage.s3.store import Listed
 
 _WORD_CHARACTERS = 16
-_REMOVE = "give another name, or remove it yourself"
+_REMOVE = "use another name, or remove it yourself"
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def reopened(location: str) -> S3Output:
     (address, word), client = parsed_location(location), connected()
     record = record_of(client, address, look(client, address), word)
     if record is None:
-        raise StorageError("no unfinished output is there", where=address.uri)
+        raise StorageError("there is no unfinished output", where=address.uri)
     return S3Output(address, _making(client, word, record, (), is_shared=True, resumes=False), 0o777)
 
 
@@ -210,9 +210,9 @@ def _existing(
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise StorageError(
-            f"the prefix holds {show(others[0], 100)}{more}, which no earlier run wrote there: it is not replaced",
+            f"the prefix holds {show(others[0], 100)}{more}, which no earlier run wrote, so it is not replaced",
             where=address.uri,
-            hint=f"--overwrite replaces an earlier output; {_REMOVE}",
+            hint=f"--overwrite replaces only earlier outputs; {_REMOVE}",
         )
     return found
 
@@ -234,7 +234,7 @@ def _kept(client: Client, address: Address, left: Left, old: Collection[str], *,
         short = _short(word)
         if record_of(client, address, left, short) is None:
             hint = "run every rank first, with the same inputs and options"
-            raise StorageError("no rank of this run has left anything there", where=address.uri, hint=hint)
+            raise StorageError("no rank of this run has written anything there", where=address.uri, hint=hint)
         return short
     for each in sorted(left.own) if resume else ():
         record = record_of(client, address, left, each)

@@ -124,7 +124,7 @@ class S3Store:
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> AbstractContextManager[Writer]:
         """Raises: StorageError, always: objects are made by a `stage`."""
         del size, copies
-        raise StorageError("this opening is for reading", where=self._where(path))
+        raise StorageError("it was opened for reading only", where=self._where(path))
 
     def key(self, path: str) -> str:
         """The key of a file."""
@@ -170,7 +170,7 @@ def fetch(client: Client, bucket: str, key: str, known: Listed, offset: int, vie
                 return
             idle = 0 if came > _BLOCK_NBYTES else idle + 1
             if idle >= _BODY_ATTEMPTS or time.monotonic() > deadline:
-                text = f"the answer is too slow, or broke off, last at byte {offset + done} of {known.nbytes}"
+                text = f"the answer was too slow or broke off, last at byte {offset + done} of {known.nbytes}"
                 raise StorageError(text, hint="try again later")
             time.sleep(_PAUSE_S * 2**idle)
 
@@ -206,7 +206,7 @@ def _check_answer(answer: Mapping[str, Any], known: Listed, start: int, last: in
     found = _RANGE.fullmatch(stated)
     if found is None or stated != wanted or answer.get("ContentLength") != last - start + 1:
         said = show(stated, 80) or f"{answer.get('ContentLength')} bytes without a range"
-        raise StorageError(f"{wanted} were asked for, the server sent {said}: it does not serve parts of objects")
+        raise StorageError(f"{wanted} were requested, but the server sent {said}: it does not support range requests")
 
 
 def head(client: Client, bucket: str, key: str, where: str) -> Listed | None:

@@ -1,4 +1,4 @@
-"""One file of an output as an upload of several parts: ranges that the store copies at once, parts that are sent."""
+"""One output file as a multipart upload: ranges that the store copies, and parts that are sent."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Upload:
         """See Writer. Bytes that the store copies, or that are fetched when their part is sent, are left out."""
         view = memoryview(data).cast("B")
         if offset + view.nbytes > self._size:
-            raise StorageError(f"{self._size} bytes were announced, more are written", where=self._where)
+            raise StorageError(f"expected {self._size} bytes, but more were written", where=self._where)
         for index in self._indices(offset, offset + view.nbytes):
             buffer = self._buffers[index]
             if buffer is None:
@@ -252,7 +252,7 @@ class Upload:
         self._raise_failed()
         missing = sum(buffer.missing for buffer in self._buffers if buffer is not None)
         if missing:
-            text = f"{self._size} bytes were announced, {self._size - missing} were written"
+            text = f"expected {self._size} bytes, but {self._size - missing} were written"
             raise StorageError(text, where=self._where)
         sent = sorted(
             [*self._done.values(), *(future.result() for future in self._futures)], key=lambda part: part.number
@@ -273,7 +273,7 @@ class Upload:
 
     def abandon(self) -> None:
         """Give the file up, and wait until nothing of it is under way."""
-        self._failed.append(StorageError("the upload was given up", where=self._where))
+        self._failed.append(StorageError("the upload was aborted", where=self._where))
         wait([future for future in self._futures if not future.cancel()])
         for buffer in self._buffers:
             if buffer is not None:

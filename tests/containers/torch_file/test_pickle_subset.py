@@ -101,7 +101,7 @@ FAULTS = {
     "two values": b"\x80\x02}}.",
     "no value": b"\x80\x02.",
     "a mark": b"\x80\x02(.",
-    "value across a mark": b"\x80\x02}(R.",
+    "value past a mark": b"\x80\x02}(R.",
     "tuple across a mark": b"\x80\x02N(N\x86.",
     "tuple without a mark": b"\x80\x02Nt.",
     "pop of nothing": b"\x80\x02\x85.",
@@ -234,7 +234,7 @@ def test_a_number_and_its_text_are_two_keys_and_no_json() -> None:
     data = b"\x80\x02}(" + text("5") + b"K\x01K\x05K\x02u."
     found = read_pickle(data, "x")
     assert found == {"5": 1, IntegerKey.of(5): 2}
-    with pytest.raises(UnsafePickle, match="as a number and as a text"):
+    with pytest.raises(UnsafePickle, match="as a number and as a string"):
         find_state_dict({"a": found}, "x")
 
 

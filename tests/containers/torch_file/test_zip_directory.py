@@ -34,16 +34,16 @@ ZIP_FAULTS: dict[str, tuple[Callable[[dict[str, bytes]], None], type[ContainerEr
     "no record": (lambda r: r.pop(f"{TOP}/data/0") and None, ContainerError, 'a: its record "data/0" is missing'),
     "short record": (lambda r: r.update({f"{TOP}/data/0": b"x"}), ContainerError, "4 elements, but .* has 1 bytes"),
     "long record": (lambda r: r.update({f"{TOP}/data/0": bytes(17)}), ContainerError, "has 17 bytes"),
-    "big-endian": (lambda r: r.update({f"{TOP}/byteorder": b"big"}), ContainerError, "byte order b'big'"),
+    "big-endian": (lambda r: r.update({f"{TOP}/byteorder": b"big"}), ContainerError, "b'big'-endian file"),
     "version 99": (lambda r: r.update({f"{TOP}/version": b"99\n"}), ContainerError, "versions 1 to 10"),
     "version in words": (lambda r: r.update({f"{TOP}/version": b"new"}), ContainerError, "versions 1 to 10"),
     "TorchScript": (lambda r: r.update({f"{TOP}/constants.pkl": b""}), ContainerError, "TorchScript"),
     "code": (lambda r: r.update({f"{TOP}/code/x.py": b""}), ContainerError, "TorchScript"),
     "another folder": (lambda r: r.update({"other/x": b""}), InvalidHeader, "several folders"),
-    "no folder": (lambda r: r.update({"x": b""}), InvalidHeader, '"x" is no name'),
-    "traversal": (lambda r: r.update({f"{TOP}/../x": b""}), InvalidHeader, "is no name"),
-    "absolute": (lambda r: r.update({"/etc/x": b""}), InvalidHeader, "is no name"),
-    "backslash": (lambda r: r.update({f"{TOP}/..\\x": b""}), InvalidHeader, "is no name"),
+    "no folder": (lambda r: r.update({"x": b""}), InvalidHeader, '"x" is not a valid record name'),
+    "traversal": (lambda r: r.update({f"{TOP}/../x": b""}), InvalidHeader, "is not a valid record name"),
+    "absolute": (lambda r: r.update({"/etc/x": b""}), InvalidHeader, "is not a valid record name"),
+    "backslash": (lambda r: r.update({f"{TOP}/..\\x": b""}), InvalidHeader, "is not a valid record name"),
 }
 
 

@@ -11,7 +11,7 @@ from loraformat.formats.kit import findings
 from loraformat.formats.kit.findings import FINDINGS, Kind
 from loraformat.rules import RULES
 
-HEADINGS = ["## Why is this bad?", "## Example", "## Use instead", "## Source"]
+HEADINGS = ["## Why it matters", "## Example", "## What to do", "## Source"]
 
 
 @pytest.mark.parametrize("kind", FINDINGS, ids=lambda kind: kind.code)
@@ -31,7 +31,7 @@ def test_the_list_is_complete_and_codes_are_unique() -> None:
 def test_an_occurrence_carries_code_and_name() -> None:
     found = findings.unpaired_factor("m.q", "lora_A", "lora_B")
     assert (found.code, found.name, found.severity) == ("LF201", "unpaired-factor", Severity.ERROR)
-    assert (found.where, found.message) == ("m.q", "lora_A is there, lora_B is missing")
+    assert (found.where, found.message) == ("m.q", "lora_A is present, but lora_B is missing")
     assert found.hint
 
 

@@ -38,7 +38,7 @@ def test_what_is_stated_wins_over_silence_only() -> None:
     assert agreed(None, 3, "alpha", "here") == 3
     assert agreed(3, None, "alpha", "here") == 3
     assert agreed(3, 3.0, "alpha", "here") == 3
-    with pytest.raises(AssumptionContradicted, match="here: the file states alpha 3, the caller 4"):
+    with pytest.raises(AssumptionContradicted, match="here: the file states alpha 3, but 4 was given"):
         agreed(3, 4, "alpha", "here")
 
 

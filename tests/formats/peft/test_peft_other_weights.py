@@ -119,7 +119,7 @@ def test_two_files_with_one_weight_are_told(both: Any, tmp_path: Path) -> None:
         save_file({NORM: torch.ones(16)}, tmp_path / "adapter" / name)
     notes = open_adapter(str(tmp_path / "adapter")).adapter.notes
     (told,) = [note.message for note in notes if note.code == "LF246"]
-    assert told == "not read: a.safetensors has model.norm.weight too"
+    assert told == "not read: a.safetensors also has model.norm.weight"
 
 
 def test_rows_alone_are_refused_with_what_to_save_instead(both: Any, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_parameters_of_unknown_order_are_refused() -> None:
     tensors = {**layer("m.e.base_layer", 5, 5, rank=6), **layer("m.e", 5, 5, rank=6)}
     with pytest.raises(UnsupportedUpdate, match="v1, w1"):
         read(tensors, target_parameters=["e.w1", "e.v1"])
-    with pytest.raises(ConfigError, match="does not tell"):
+    with pytest.raises(ConfigError, match="does not explain"):
         read(tensors, target_parameters=["e.w1"])
 
 

@@ -101,7 +101,7 @@ def test_what_peft_cannot_hold_is_refused_before_writing() -> None:
     table = Replace(lazy(9, 4), follows_tie=False)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"a.weight": (layer, layer)}, "sequence of updates"),
-        ({"a.weight": (layer,), "b.weight": (dora,)}, "plain update beside DoRA"),
+        ({"a.weight": (layer,), "b.weight": (dora,)}, "plain update among DoRA"),
         ({"a.weight": (layer,), "b.bias": (Dense(lazy(7)),)}, "dense delta"),
         ({"a.weight": (layer,), "a.bias": (Dense(lazy(7), 1.0),)}, "dense delta"),
         ({"a.weight": (table, layer)}, "saved as a whole"),
@@ -110,11 +110,11 @@ def test_what_peft_cannot_hold_is_refused_before_writing() -> None:
             "tied partner does not share",
         ),
         ({"a.weight": (layer,), "e.weight": (table, Rows((1,), lazy(1, 4)))}, "another update of the table"),
-        ({"e.weight": (table,)}, "without a low-rank update"),
+        ({"e.weight": (table,)}, "without low-rank updates"),
         ({"a.dense.weight": (layer,), "a.weight": (table,)}, "inside the saved module"),
         ({"a.in_proj_weight": (layer,)}, "not called weight"),
         ({"a.weight": (replace(layer, magnitude=Magnitude(lazy(5), 0)),)}, "other axis"),
-        ({"a.weight": (replace(layer, scale=None),)}, "no alpha is stated"),
+        ({"a.weight": (replace(layer, scale=None),)}, "state no alpha"),
     ]
     for updates, fault in cases:
         found = list(peft.losses(Adapter(config=AdapterConfig(), updates=updates)))

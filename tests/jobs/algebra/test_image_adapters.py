@@ -71,8 +71,8 @@ def test_one_by_itself(tmp_path: Path, family: str, target: str) -> None:
 def test_families_and_plain_models_do_not_mix(tmp_path: Path) -> None:
     one, _ = save(tmp_path / "a", "sdxl", "kohya")
     other, _ = save(tmp_path / "b", "wan", "kohya")
-    with pytest.raises(AdapterRefused, match="it is for wan, another adapter for sdxl"):
+    with pytest.raises(AdapterRefused, match="it is for wan, but another adapter is for sdxl"):
         loraformat.combine([one, other], tmp_path / "o")
-    with pytest.raises(AdapterRefused, match="for one model, another adapter for a pipeline"):
+    with pytest.raises(AdapterRefused, match="for a single model, but another adapter is for a pipeline"):
         loraformat.combine([one, "fixtures/good/peft/tiny-llama"], tmp_path / "o")
     assert not (tmp_path / "o").exists()

@@ -76,7 +76,7 @@ def test_a_rank_is_kept_and_what_it_costs_is_told(tmp_path: Path) -> None:
     report = loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", to_lora=True, rank=4)
     (finding,) = (each for each in report.findings if each.code == "LF713")
     found = error(tmp_path, merged_by_peft(tmp_path, tmp_path / "out", case), exact)
-    assert f"{found:.3g} of their norm" in finding.message
+    assert f"{found:.3g} of the norm" in finding.message
     assert set(loraformat.inspect(tmp_path / "out").summary.ranks) == {4}
     with pytest.raises(AdapterRefused, match="only approximated"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "no", to="peft", to_lora=True, rank=4, strict=True)
@@ -86,6 +86,6 @@ def test_full_rank_needs_a_rule_and_a_rule_needs_the_option(tmp_path: Path) -> N
     make(Case("LoHaConfig", {"target_modules": TARGETS, "r": 4}), tmp_path)
     with pytest.raises(UsageError, match="of 24"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", to_lora=True)
-    with pytest.raises(UsageError, match="for --to-lora"):
+    with pytest.raises(UsageError, match="need --to-lora"):
         loraformat.convert(tmp_path / "adapter", tmp_path / "out", to="peft", rank=3)
     assert not (tmp_path / "out").exists()

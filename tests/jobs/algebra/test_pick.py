@@ -93,10 +93,10 @@ def test_names_change_by_whole_components(adapter: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({}, "nothing is chosen"),
+        ({}, "nothing to do"),
         ({"select": ["upp"]}, "did you mean up"),
         ({"drop": ["nothing.*"]}, "no weight"),
-        ({"rename": [("layer", "x")]}, "no name has the components"),
+        ({"rename": [("layer", "x")]}, "no name contains the components"),
         ({"rename": [("0", "1")]}, "two weights would be called"),
         ({"rename": [("", "1")]}, "OLD=NEW"),
     ],
@@ -110,7 +110,7 @@ def test_slips_are_usage_errors(
 
 
 def test_an_adapter_of_nothing_is_not_written(adapter: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterRefused, match="nothing is left"):
+    with pytest.raises(AdapterRefused, match="nothing to write"):
         loraformat.pick(adapter, tmp_path / "out", drop=["*"])
     done = CliRunner().invoke(main, ["pick", str(adapter), "--rename", "a", "-o", str(tmp_path / "out")])
     assert done.exit_code == 2

@@ -83,9 +83,9 @@ def test_a_size_is_kept_and_used(adapter: Path, tmp_path: Path) -> None:
         assert size > before * share - 4096
         assert all(each.rank <= each.rank_before for each in report.data.weights)
         deltas(out)
-    with pytest.raises(UsageError, match="no place for a single rank"):
+    with pytest.raises(UsageError, match="too few even for rank 1"):
         loraformat.resize(adapter, tmp_path / "none", size=2000)
-    with pytest.raises(UsageError, match="cannot stand beside"):
+    with pytest.raises(UsageError, match="cannot be combined"):
         loraformat.resize(adapter, tmp_path / "none", size=2_000_000, rank=2)
     assert not (tmp_path / "none").exists()
 
@@ -125,7 +125,7 @@ def test_a_limit_that_breaks_a_bound_is_a_warning_and_strict_refuses(adapter: Pa
     report = loraformat.resize(adapter, tmp_path / "out", error=0.1, max_rank=2)
     assert "LF711" in {each.code for each in report.findings}
     assert report.ok
-    with pytest.raises(AdapterRefused, match="not met"):
+    with pytest.raises(AdapterRefused, match="does not meet the bound"):
         loraformat.resize(adapter, tmp_path / "strict", error=0.1, max_rank=2, strict=True)
     assert not (tmp_path / "strict").exists()
     met = loraformat.resize(adapter, tmp_path / "met", error=0.99, max_rank=2)

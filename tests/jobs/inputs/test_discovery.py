@@ -102,7 +102,7 @@ def test_what_is_passed_over_is_said_in_numbers(tmp_path: Path) -> None:
     told = discover([str(tmp_path)])
     assert told.adapters == (str(tmp_path / "adapters" / "one"),)
     assert told.notes == (
-        f"{tmp_path}: not judged: 1 weight file outside of adapters: base/model.pt",
+        f"{tmp_path}: not checked: 1 weight file outside of adapters: base/model.pt",
         f"{tmp_path}: not searched: 1 link to folders",
     )
 
@@ -132,7 +132,7 @@ def test_folders_deeper_than_the_bound_are_an_error_never_ok(verb: str, tmp_path
     told = run(verb, tmp_path / "one", tmp_path / "two", "--format", "json")
     assert told.exit_code == 3
     first, second = json.loads(told.stdout)["reports"]
-    assert first["findings"][0]["message"] == "there are folders more than 16 levels down"
+    assert first["findings"][0]["message"] == "folders are nested more than 16 levels deep"
     assert second["ok"]
 
 

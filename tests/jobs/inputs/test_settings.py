@@ -104,7 +104,7 @@ def test_settings_that_are_a_link_into_what_is_judged_are_refused(tmp_path: Path
     (project / "adapter" / "mine.toml").write_text(TEXT)
     (project / "loraformat.toml").symlink_to(project / "adapter" / "mine.toml")
     assert find_settings(str(project)).target == ("vllm",)
-    with pytest.raises(UsageError, match="a link into what is judged"):
+    with pytest.raises(UsageError, match="a link into the checked adapters"):
         find_settings(str(project), [str(project / "adapter")])
 
 
@@ -160,7 +160,7 @@ def test_without_a_file_there_are_defaults(tmp_path: Path) -> None:
         ('[[validate.per-path]]\npath = "a"\nignore = { LF105 = "" }\n', "reason"),
         ('[[validate.per-path]]\npath = "a"\nignore = ["LF105"]\n', "ignore"),
         ("validate = 3\n", "expected a table"),
-        ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 stands there twice"),
+        ('[[validate.per-path]]\npath = "a"\nignore = { LF1 = "x", lf1 = "y" }\n', "LF1 appears twice"),
     ],
     ids=lambda value: value[:40],
 )
@@ -184,7 +184,7 @@ def test_an_unknown_code_is_named_with_the_nearest(tmp_path: Path, place: str, c
     with pytest.raises(UsageError) as caught:
         read_settings(str(path))
     assert f'found "{code}"' in caught.value.message
-    assert f"the nearest is {nearest}" in caught.value.hint
+    assert f"did you mean {nearest}" in caught.value.hint
 
 
 def test_codes_are_the_same_in_any_case(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_dry_run_of_an_adapter_that_is_refused_lists_the_names(fault: str, tmp
         ([(r"net\.h\.\d", "m")], FormatError, "two tensors the name"),
         ([("(net", "m")], UsageError, "not a regular expression"),
         ([("net", r"\7")], UsageError, "not a replacement"),
-        ([(".*", "")], FormatError, "a name of 0 letters"),
-        ([(".", "x" * 100)], FormatError, "a name of .* letters"),
+        ([(".*", "")], FormatError, "a name of 0 characters"),
+        ([(".", "x" * 100)], FormatError, "a name of .* characters"),
     ],
 )
 def test_maps_that_cannot_be_used_are_refused(
@@ -143,7 +143,7 @@ def test_two_families_of_one_shape_are_not_both_given_the_same_name(tmp_path: Pa
 
 
 def test_without_factors_there_is_nothing_to_compare(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="no pair of factors"):
+    with pytest.raises(FormatError, match="no factor pairs"):
         loraformat.propose_map(adapter(tmp_path, {"a": torch.zeros(2, 2)}), base(tmp_path))
 
 

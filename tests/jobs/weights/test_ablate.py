@@ -1,4 +1,4 @@
-"""ablate: what is left has nothing of the directions, in PEFT and merged; bad directions are one error each."""
+"""ablate: what is left has no component along the directions, in PEFT and merged; bad directions are one error each."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_bad_directions(tmp_path: Path, tensors: Tensors) -> None:
     base, out = write(tmp_path / "base", tensors), tmp_path / "out"
     good = saved(tmp_path / "good.npy", vectors()[0])
     cases: list[tuple[str, Any, type[LoraFormatError], str]] = [
-        ("long.npy", vectors(features=33)[0], ShapeMismatch, "has 32 outputs, the direction 33"),
+        ("long.npy", vectors(features=33)[0], ShapeMismatch, "has 32 outputs, but the direction has 33"),
         ("zero.pt", torch.zeros(32), UsageError, "zero"),
         ("nan.safetensors", torch.full((32,), float("nan")), NonFiniteValue, "NaN"),
         ("whole.npy", torch.arange(32), UnsupportedUpdate, "int64"),
@@ -207,7 +207,7 @@ def test_bad_directions(tmp_path: Path, tensors: Tensors) -> None:
     assert "expected a number" in refused(base, out, direction=[good], strength=["o_proj=x"]).message
     assert "--rank" in refused(base, out, direction=[good], rank=3).where
     assert (
-        "no adapter changes"
+        "an adapter cannot change"
         in refused(
             write(tmp_path / "stack", {**tensors, "experts": torch.ones(2, 32, 32)}),
             out,
@@ -297,7 +297,7 @@ def test_a_direction_that_is_not_there(tmp_path: Path, tensors: Tensors) -> None
     changed[weight][5] = 0
     base, unit = write(tmp_path / "base", changed), torch.zeros(32)
     unit[5] = 1
-    with pytest.raises(AdapterRefused, match="nothing of the directions"):
+    with pytest.raises(AdapterRefused, match="no component along the directions"):
         loraformat.ablate(
             base, tmp_path / "out", direction=[saved(tmp_path / "d.npy", unit)], select=["layers.0.self_attn.o_proj"]
         )

@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, name: str, update
 
 def test_a_bias_from_a_weight_that_is_not_there_is_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", base_weights(), config())
-    with pytest.raises(UnmatchedUpdate, match="no such weight"):
+    with pytest.raises(UnmatchedUpdate, match="the base does not have it"):
         merge(base, tmp_path / "out", adapter({BIAS: BiasFromWeight("model.other.weight", lazy(24), 130)}))
 
 
@@ -168,7 +168,7 @@ def test_a_part_between_equal_singular_values_is_refused(tmp_path: Path) -> None
     base = save_base(tmp_path / "base", {"q_proj.weight": turn * values @ turn.T}, {})
     for rank in (4, 12, 2):  # a border between values that differ, or all of which are zero
         merge(base, tmp_path / f"out{rank}", adapter({"q_proj.weight": SubtractedInit("osf", rank, None, (24, 24))}))
-    with pytest.raises(MergeError, match="not determined"):
+    with pytest.raises(MergeError, match="ambiguous"):
         merge(base, tmp_path / "out", adapter({"q_proj.weight": SubtractedInit("osf", 7, None, (24, 24))}))
 
 
@@ -187,7 +187,7 @@ def test_a_base_that_is_not_finite_is_named_as_what_it_is(
     name, kind = ("h.0.attn.c_attn.weight", "gpt2") if is_transposed else (Q, "llama")
     tensors = {name: stored.T.contiguous() if is_transposed else stored}
     base = save_base(tmp_path / "base", tensors, config() | {"model_type": kind})
-    with pytest.raises(NonFiniteValue, match="the base weight holds NaN or infinity"):
+    with pytest.raises(NonFiniteValue, match="the base weight, which holds NaN or infinity"):
         merge(base, tmp_path / "out", adapter({name: update}))
 
 
@@ -195,5 +195,5 @@ def test_a_bias_from_a_weight_that_is_not_finite_is_refused(tmp_path: Path) -> N
     tensors = base_weights()
     tensors[UP][129, 0] = float("nan")
     base = save_base(tmp_path / "base", tensors, config())
-    with pytest.raises(NonFiniteValue, match="the base weight holds NaN or infinity"):
+    with pytest.raises(NonFiniteValue, match="the base weight, which holds NaN or infinity"):
         merge(base, tmp_path / "out", adapter({UP: low_rank(130, 24), BIAS: BiasFromWeight(UP, lazy(24), 130)}))

@@ -75,7 +75,7 @@ def test_a_device_that_is_not_there_is_refused_and_nothing_written(tmp_path: Pat
     arguments = ["merge", "base", "adapter", "-o", str(tmp_path / "out"), "--device", "cuda:1"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code != 0
-    assert "cuda:1 is not there: torch finds no CUDA device" in result.output
+    assert "cuda:1 is not available: torch finds no CUDA device" in result.output
     assert os.listdir(tmp_path) == []
 
 

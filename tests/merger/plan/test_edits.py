@@ -89,7 +89,7 @@ def test_a_stack_that_is_a_view_of_a_larger_one_is_merged(tmp_path: Path, memory
 
 def test_a_stack_whose_rows_stand_at_other_distances_is_refused(tmp_path: Path) -> None:
     base = torch_base(tmp_path / "base", {"e.w": random(3, 20, 75).transpose(1, 2)})
-    with pytest.raises(UnsupportedUpdate, match="a stack of experts that is stored with gaps"):
+    with pytest.raises(UnsupportedUpdate, match="a stack of experts that is not stored contiguously"):
         merge(base, tmp_path / "out", adapter({"e.w": stack(3, 75, 20)}), container="safetensors")
 
 
@@ -217,7 +217,7 @@ def test_rows_behind_the_end_of_a_table_are_without_gaps(tmp_path: Path, rows: t
     base = save_base(tmp_path / "base", weights(), config())
     change = adapter({"model.embed_tokens.weight": Rows(rows, LazyTensor.of(random(len(rows), 24)))})
     first = min(row for row in rows if row >= 70)
-    with pytest.raises(ShapeMismatch, match=f"the adapter has row {first}, but the table has 70 rows and the rows"):
+    with pytest.raises(ShapeMismatch, match=f"the adapter has row {first}, but the table has 70 rows and those"):
         merge(base, tmp_path / "out", change)
 
 
@@ -228,7 +228,9 @@ def test_what_lands_nowhere_or_does_not_fit_is_counted_and_named(tmp_path: Path)
         UnmatchedUpdate, match=r"matches 2 of 3 updates, first model\.layers\.8.*; nearest in the base: "
     ):
         merge(base, tmp_path / "out", adapter({Q: right, **{Q.replace("0", n): right for n in ("8", "9")}}))
-    with pytest.raises(ShapeMismatch, match=r"q_proj\.weight: the update is \(24, 25\), the base weight \(24, 24\) \("):
+    with pytest.raises(
+        ShapeMismatch, match=r"q_proj\.weight: the update is \(24, 25\), but the base weight is \(24, 24\) \("
+    ):
         merge(base, tmp_path / "out", adapter({Q: wide}))
     with pytest.raises(ShapeMismatch, match=r"^merge: adapter 2: .*\(24, 24\), and 1 more do not fit"):
         merge(base, tmp_path / "out", adapter({Q: right}), adapter({Q: wide, Q.replace("0", "1"): wide}))

@@ -103,7 +103,7 @@ def test_another_update_is_named_with_the_right_one(
 ) -> None:
     with pytest.raises(MergeError) as error:
         check_plan(with_terms(right[0], change), right[1])
-    assert f"{Q}: {message} (this is an error of loraformat" in str(error.value)
+    assert f"{Q}: {message} (this is a bug in loraformat" in str(error.value)
 
 
 @pytest.mark.parametrize("rows", [(0, 23), (0, 25), (0, 0)])

@@ -107,7 +107,12 @@ def test_a_flipped_sign_of_the_scale_is_found(
         monkeypatch.setattr(prepared, "is_plain", lambda *_: False)
         stated = sums.stated_scale
         monkeypatch.setattr(sums, "stated_scale", lambda *given: -stated(*given))
-    refused(*inputs, tmp_path / "out", r"(q|up)_proj\.weight: row \d+, column \d+ is .* by the reference", verify=mode)
+    refused(
+        *inputs,
+        tmp_path / "out",
+        r"(q|up)_proj\.weight: row \d+, column \d+ is .* the independent computation",
+        verify=mode,
+    )
 
 
 @MODES
@@ -116,7 +121,7 @@ def test_a_dropped_strength_is_found(
 ) -> None:
     real = products._oriented
     monkeypatch.setattr(products, "_oriented", lambda term, opened: real(replace(term, strength=1.0), opened))
-    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
+    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "the independent computation", verify=mode)
 
 
 @MODES
@@ -125,7 +130,7 @@ def test_a_strength_that_the_steps_drop_is_found(
 ) -> None:
     monkeypatch.setattr(prepared, "is_plain", lambda *_: False)
     monkeypatch.setitem(ARITHMETIC, LowRank, lambda update, place: sums.low_rank(update, replace(place, strength=1.0)))
-    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "by the reference", verify=mode)
+    refused(inputs[0], f"{inputs[1]}=0.5", tmp_path / "out", "the independent computation", verify=mode)
 
 
 @MODES
@@ -168,7 +173,7 @@ def test_a_wrong_factor_of_dora_is_found(
     base = save_base(tmp_path / "base", weights(dtype=torch.bfloat16), config())
     merge_and_tell(base, tmp_path / "right", adapter({Q: dora(24, 24)}))
     monkeypatch.setattr(apply, "_add", wrong)
-    with pytest.raises(MergeError, match=r"q_proj\.weight: row \d+, column \d+ is .* by the reference"):
+    with pytest.raises(MergeError, match=r"q_proj\.weight: row \d+, column \d+ is .* the independent computation"):
         merge_and_tell(base, tmp_path / "out", adapter({Q: dora(24, 24)}))
 
 
@@ -465,7 +470,7 @@ def test_a_value_two_units_away_is_found_by_its_value_alone(
         tensor.view(torch.int16)[101, 7] += ulps
 
     changed(tmp_path / "out", UP, move)
-    with pytest.raises(MergeError, match=rf"{UP}: row 101, column 7 is .* by the reference"):
+    with pytest.raises(MergeError, match=rf"{UP}: row 101, column 7 is .* the independent computation"):
         checked()
 
 

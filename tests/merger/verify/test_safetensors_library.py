@@ -50,7 +50,7 @@ def test_tensors_that_we_exchange_are_found(tmp_path: Path, shard: ShardPlan, dt
     tensors = dict(open_weights(store, [shard.target])[1])
     one, other = (tensors[name] for name in NAMES)
     tensors |= {NAMES[0]: replace(one, span=other.span), NAMES[1]: replace(other, span=one.span)}
-    with pytest.raises(MergeError, match=r"weight: the safetensors library reads other values than we do in row"):
+    with pytest.raises(MergeError, match=r"weight: the safetensors library reads other values than loraformat in row"):
         check_with_library(store, shard, tensors)
 
 
@@ -63,7 +63,7 @@ def test_another_dtype_or_shape_or_name_is_found(tmp_path: Path, shard: ShardPla
         {**right, NAMES[0]: replace(first, shape=(4, 6, 3))},
         {name: tensor for name, tensor in right.items() if name != "c.bias"},
     ):
-        with pytest.raises(MergeError, match="reads other tensors than we do"):
+        with pytest.raises(MergeError, match="reads other tensors than loraformat"):
             check_with_library(store, shard, wrong)
 
 

@@ -87,7 +87,7 @@ def test_a_merge_that_fails_leaves_no_object(
 
 
 def test_an_output_is_not_written_where_nothing_can_be(base: Path, change: Path) -> None:
-    with pytest.raises(LoraFormatError, match="outputs are not written there"):
+    with pytest.raises(LoraFormatError, match="outputs cannot be written there"):
         loraformat.merge(str(base), [str(change)], "az://container/out")
     with pytest.raises(LoraFormatError, match="ftp:// is not supported"):
         loraformat.merge(str(base), [str(change)], "ftp://host/out")

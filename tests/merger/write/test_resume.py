@@ -303,7 +303,7 @@ def test_a_plain_run_says_what_it_cleared_and_resume_that_there_is_nothing(
 ) -> None:
     base, change = inputs
     interrupted(inputs, tmp_path / "out")
-    assert "was removed" in codes(merge(base, [change], str(tmp_path / "out")))["LF813"]
+    assert "removed the unfinished output" in codes(merge(base, [change], str(tmp_path / "out")))["LF813"]
     assert "nothing to resume" in codes(merge(base, [change], str(tmp_path / "other"), resume=True))["LF812"]
     assert "LF813" not in codes(merge(base, [change], str(tmp_path / "third")))
 

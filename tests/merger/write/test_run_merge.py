@@ -248,7 +248,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     """Twelve shards that take a while, an adapter, and what the merge of them is."""
     folder = tmp_path_factory.mktemp("large")
     g = torch.Generator().manual_seed(0)
-    shape = (2048, 3072)
+    shape = (1024, 2048)
     tensors = {f"model.layers.{n}.q_proj.weight": torch.randn(shape, generator=g).bfloat16() for n in range(12)}
     base = save_base(folder / "base", tensors, config(), shards=12)
     change = adapter_folder(folder / "adapter", dict.fromkeys(tensors, shape))

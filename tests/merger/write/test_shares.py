@@ -130,7 +130,7 @@ def test_a_store_of_objects_gets_the_same(run: Run, bucket: Bucket, tmp_path: Pa
 
 
 def test_a_share_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no rank of this run has left anything there"):
+    with pytest.raises(StorageError, match="no rank of this run has written anything there"):
         run(finish=True)
     run(rank=1, world=3)
     missing = [name for name in FILES if name not in os.listdir(left_in(tmp_path))]
@@ -181,7 +181,7 @@ def test_shares_of_another_run_are_refused_by_what_differs(
         touch_values(change / "adapter_model.safetensors")
     if changed == "base":
         touch_values(base / FILES[1])
-    with pytest.raises(MergeError, match=f"did another run: .*{expected}"):
+    with pytest.raises(MergeError, match=f"belong to ranks of another run: .*{expected}"):
         loraformat.merge(base, adapters, tmp_path / "out", finish=True, **options)
     assert not (tmp_path / "out").exists()
     assert left_in(tmp_path).is_dir()
@@ -245,7 +245,7 @@ def test_bytes_that_a_rank_did_not_write_are_refused(run: Run, tmp_path: Path, v
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file was touched since rank \d of 2 wrote it"):
+    with pytest.raises(MergeError, match=rf"{FILES[1]}: the file was modified after rank \d of 2 wrote it"):
         run(finish=True, verify=verify)
     assert not (tmp_path / "out").exists()
     for rank in range(2):
@@ -280,7 +280,7 @@ def test_a_rank_that_runs_again_writes_nothing_again(run: Run, tmp_path: Path) -
     met: list[str] = []
     run(rank=0, world=1, announce=lambda findings: met.extend(one.message for one in findings))
     assert {path.name: path.stat().st_mtime_ns for path in left_in(tmp_path).iterdir()} == before
-    assert any("3 complete files of an unfinished output were taken over" in message for message in met)
+    assert any("3 complete files of an unfinished output were reused" in message for message in met)
 
 
 def test_one_that_resumes_alone_does_not_use_what_ranks_left(run: Run, tmp_path: Path) -> None:

@@ -159,14 +159,14 @@ def test_a_trained_copy_of_one_end_leaves_the_old_table_at_the_other(tmp_path: P
 def test_an_embedding_whose_tied_head_is_unknown_is_refused(tmp_path: Path) -> None:
     settings = {"tie_word_embeddings": True}
     base = save_base(tmp_path / "base", weights(tied=True), settings)
-    with pytest.raises(MergeError, match="which head it must leave alone is not known"):
+    with pytest.raises(MergeError, match="the tied output head cannot be identified"):
         merge(base, tmp_path / "out", adapter({EMBED: Replace(table(70), follows_tie=False)}))
 
 
 def test_a_model_whose_halves_share_a_table_is_not_untied(tmp_path: Path) -> None:
     settings = {"model_type": "marian", "architectures": ["MarianMTModel"], "tie_word_embeddings": True}
     base = save_base(tmp_path / "base", weights(tied=True), settings)
-    with pytest.raises(UnsupportedUpdate, match="MarianMTModel shares its tables"):
+    with pytest.raises(UnsupportedUpdate, match="MarianMTModel shares its table"):
         merge(base, tmp_path / "out", adapter({HEAD: low_rank(70, 24)}))
 
 
@@ -182,7 +182,7 @@ def test_rows_are_replaced_and_appended(tmp_path: Path) -> None:
 
 def test_rows_with_a_gap_are_refused(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(), config())
-    with pytest.raises(ShapeMismatch, match="rows between are missing"):
+    with pytest.raises(ShapeMismatch, match="those in between are missing"):
         merge(base, tmp_path / "out", adapter({EMBED: Rows((72,), table(1))}))
 
 

@@ -58,9 +58,9 @@ def test_a_huge_number_costs_nothing() -> None:
         ([], "expected an object"),
         ({}, "model: expected an object"),
         (word_level(3), "model.vocab: expected"),
-        (word_level({"a": "0"}), 'model.vocab["a"]: expected a number'),
-        (word_level({"a": True}), 'model.vocab["a"]: expected a number'),
-        (word_level({"a": -1}), 'model.vocab["a"]: expected a number'),
+        (word_level({"a": "0"}), 'model.vocab["a"]: expected a token number'),
+        (word_level({"a": True}), 'model.vocab["a"]: expected a token number'),
+        (word_level({"a": -1}), 'model.vocab["a"]: expected a token number'),
         (word_level({"a": 0, "b": 0}), '"a" and "b" share the number 0'),
         (word_level({"a": 0}, added_tokens={}), "added_tokens: expected a list"),
         (
@@ -69,7 +69,7 @@ def test_a_huge_number_costs_nothing() -> None:
         ),
         (
             word_level({"a": 0}, added_tokens=[{"content": "x", "id": 1}, {"content": "x", "id": 2}]),
-            "stands there twice",
+            "appears twice",
         ),
         ({"model": {"vocab": {"a": 0, "b": 1}, "merges": [["a", "b"]]}}, 'needs "ab"'),
         ({"model": {"vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}, 'needs "ab"'),

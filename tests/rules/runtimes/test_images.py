@@ -52,7 +52,7 @@ def test_blocks_that_lack_a_module_are_refused_by_a_reader_that_counts_on_all(tm
 def test_of_another_version_nothing_is_claimed(target: str, tmp_path: Path) -> None:
     (one,) = found(wan(tmp_path / "lora.safetensors", {1: WAN}), target)
     assert one.code == "LF625"
-    assert "is not known" in one.message
+    assert "is unknown" in one.message
     assert parse(target).version in one.message
 
 

@@ -138,7 +138,7 @@ def test_finishing_sweeps_what_other_words_left(tmp_path: Path) -> None:
 
 def test_a_word_that_nobody_joined_cannot_be_finished(tmp_path: Path) -> None:
     put(tmp_path / "out", "a", "theirs", OTHER)
-    with pytest.raises(StorageError, match="no rank of this run has left anything there"):
+    with pytest.raises(StorageError, match="no rank of this run has written anything there"):
         finish(tmp_path / "out")
     assert unfinished(tmp_path) == [".out.loraformat-fedcba9876543210.partial"]
 

@@ -253,7 +253,7 @@ def test_a_file_replaces_nothing_but_a_file(tmp_path: Path, monkeypatch: pytest.
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind("out")
     before, names = identity(target), sorted(os.listdir(tmp_path))
-    with pytest.raises(StorageError, match=f"{kind} stands there"), LocalStore(str(tmp_path)).create("out") as writer:
+    with pytest.raises(StorageError, match=f"{kind} exists there"), LocalStore(str(tmp_path)).create("out") as writer:
         writer.write(b"new")
     assert identity(target) == before
     assert sorted(os.listdir(tmp_path)) == names

@@ -144,7 +144,7 @@ def test_an_earlier_output_is_replaced_and_nothing_else_with_it(tmp_path: Path, 
             write_text(store, "a", "new")
 
     if others:
-        with pytest.raises(StorageError, match="holds notes, which no earlier run wrote there"):
+        with pytest.raises(StorageError, match="holds notes, which no earlier run wrote"):
             replaced()
     else:
         replaced()
@@ -501,7 +501,7 @@ def test_what_is_no_lock_is_neither_emptied_nor_removed(tmp_path: Path, kind: st
     else:
         lock.write_text("what somebody wrote, and a lock is not")
     before = os.lstat(lock)
-    with pytest.raises(StorageError, match="stands where its lock must be"):
+    with pytest.raises(StorageError, match="in the place of its lock"):
         write(tmp_path / "out")
     assert os.lstat(lock) == before
     assert kept.read_text() == "1"

@@ -1,3 +1,3 @@
-"""The commands that make adapters of adapters or of models."""
+"""The commands that make adapters from adapters or from models."""
 
 __all__ = ["ablate", "combine", "extract", "init", "pick", "resize", "scale", "shared", "unmerge"]

@@ -17,7 +17,7 @@ from loraformat.cli.commands.algebra import shared
     multiple=True,
     metavar="FILE[:TENSOR]",
     shell_complete=completers.paths,
-    help="A vector, or vectors as rows, in .safetensors, .pt or .npy. Repeatable: what they span is taken out.",
+    help="A vector, or vectors as rows, in .safetensors, .pt or .npy. Repeatable; their span is removed.",
 )
 @click.option(
     "--direction-from",
@@ -26,24 +26,24 @@ from loraformat.cli.commands.algebra import shared
     metavar="A B",
     help="Two files of activations (samples, features): the direction is the difference of their means.",
 )
-@shared.select("The weights. Repeatable.")
-@shared.drop("Those that stay as they are, of these. Repeatable.")
+@shared.select("Weights to change. Repeatable.")
+@shared.drop("Of these, weights to leave unchanged. Repeatable.")
 @click.option(
     "--strength",
     multiple=True,
     metavar="[GLOB=]F",
-    help="How much of the directions goes, 1 by default; GLOB=F for some weights. Repeatable, the last holds.",
+    help="How much of the directions to remove, 1 by default; GLOB=F for some weights. Repeatable; the last wins.",
 )
 @click.option(
     "--side",
     type=options.Choice(["output", "input"]),
     default="output",
     show_default=True,
-    help="Directions of what the weights write, or of what they read.",
+    help="Remove the directions from the outputs of the weights, or from their inputs.",
 )
-@click.option("--keep-norms", is_flag=True, help="Give every row of a weight its length back; needs --rank.")
-@click.option("--rank", type=int, metavar="N", help="Of the update, with --keep-norms.")
-@click.option("--merge", is_flag=True, help="Write the model without the directions, in place of an adapter.")
+@click.option("--keep-norms", is_flag=True, help="Restore the norm of every row of a weight; needs --rank.")
+@click.option("--rank", type=int, metavar="N", help="With --keep-norms: rank of the update.")
+@click.option("--merge", is_flag=True, help="Write the changed model instead of an adapter.")
 @shared.dtype
 @shared.jobs
 @shared.output_of_models
@@ -55,7 +55,7 @@ def ablate(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write what takes directions out of the selected weights of BASE: W − λ·D·Dᵀ·W, an adapter of a small rank."""
+    """Remove directions from the selected weights of BASE, W − λ·D·Dᵀ·W, and write the change as an adapter."""
     from loraformat.jobs.weights.ablate import ablate as run
     from loraformat.report.terminal.text import progress
 

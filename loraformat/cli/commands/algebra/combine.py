@@ -21,15 +21,15 @@ _PEFT = [
 @click.option(
     "--method",
     type=options.Choice(_METHODS),
-    help="cat by default: the exact sum, ranks add up; svd where a rule of ranks is given.",
+    help="How to combine the updates. Default: cat (exact sum, ranks add up), or svd if an option limits the rank.",
 )
-@click.option("--density", type=options.finite, metavar="F", help="Share of the values of each ΔW that stay.")
+@click.option("--density", type=options.finite, metavar="F", help="Share of the values of each ΔW to keep.")
 @click.option(
     "--sign",
     type=options.Choice(["total", "frequency"]),
     default="total",
     show_default=True,
-    help="Who elects the sign of a value in ties and its like: the sum of all, or most of them.",
+    help="How ties and related methods elect the sign of a value: by the sum, or by majority.",
 )
 @click.option(
     "--gamma",
@@ -37,7 +37,7 @@ _PEFT = [
     default="0.01",
     show_default=True,
     metavar="F",
-    help="Of breadcrumbs: share of the largest values that goes.",
+    help="For breadcrumbs: share of the largest values to drop.",
 )
 @click.option(
     "--epsilon",
@@ -45,14 +45,14 @@ _PEFT = [
     default="0.1",
     show_default=True,
     metavar="F",
-    help="Of della: how far the chance of a value to stay may be from the density.",
+    help="For della: how far the probability of keeping a value may deviate from the density.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of dare, dare-ties and della.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of dare, dare-ties and della.")
 @click.option(
     "--like-peft",
     type=options.Choice(_PEFT),
     metavar="TYPE",
-    help="What PEFT's add_weighted_adapter makes by this combination_type: linear, ties, ties_svd …",
+    help="Reproduce PEFT's add_weighted_adapter with this combination_type: linear, ties, ties_svd …",
 )
 @shared.ranks
 @shared.dtype
@@ -65,9 +65,9 @@ def combine(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write one adapter that changes each weight by Σ WEIGHT · ΔW, or by what another method makes of the ΔW.
+    """Combine adapters into one that changes each weight by Σ WEIGHT · ΔW, or as another method combines the ΔW.
 
-    A path that exists is taken as it is, and has the weight 1.
+    An argument that is an existing path is taken whole, with weight 1.
     """
     from loraformat.jobs.algebra.combine import combine as run
     from loraformat.report.terminal.text import progress

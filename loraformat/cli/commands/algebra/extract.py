@@ -13,28 +13,30 @@ from loraformat.cli.commands.algebra import shared
 @click.command("extract")
 @click.argument("base", shell_complete=completers.paths)
 @click.argument("tuned", shell_complete=completers.paths)
-@click.option("--rank", type=int, metavar="N", help="So many singular values of each difference.")
-@click.option("--energy", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖².")
-@click.option("--error", type=options.finite, metavar="F", help="The least rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖.")
-@click.option("--size", type=options.size, metavar="SIZE", help="Ranks for which all factors take at most SIZE.")
-@click.option("--max-rank", type=int, metavar="N", help="No rank above N, whatever the other rules ask for.")
-@shared.select("What becomes LoRA; by default all linear layers and convolutions. Repeatable.")
-@shared.drop("What is left out. Repeatable.")
+@click.option("--rank", type=int, metavar="N", help="Keep N singular values of each difference.")
+@click.option("--energy", type=options.finite, metavar="F", help="Smallest rank that keeps this share of ‖ΔW‖².")
+@click.option("--error", type=options.finite, metavar="F", help="Smallest rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖.")
+@click.option(
+    "--size", type=options.size, metavar="SIZE", help="Choose ranks so that all factors together take at most SIZE."
+)
+@click.option("--max-rank", type=int, metavar="N", help="Limit every rank to N, whatever the other options ask for.")
+@shared.select("Weights to extract; default: all linear layers and convolutions. Repeatable.")
+@shared.drop("Of these, weights to leave out. Repeatable.")
 @click.option(
     "--rest",
     type=options.Choice(["refuse", "save", "drop"]),
     default="refuse",
     show_default=True,
-    help="What else changed (norms, biases, tables, new tokens): stop, save it in the adapter, or leave it out.",
+    help="If anything else changed (norms, biases, tables, new tokens): stop, save it in the adapter, or leave it out.",
 )
 @click.option(
     "--passes",
     type=click.IntRange(2, 8),
     default=3,
     show_default=True,
-    help="Over each difference: 3 are within 0.6 % of the least error, 4 within 0.2 %.",
+    help="Passes over each difference: 3 come within 0.6 % of the smallest error, 4 within 0.2 %.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the directions with which the search begins.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the randomized SVD.")
 @shared.dtype
 @shared.jobs
 @click.option(
@@ -44,7 +46,7 @@ from loraformat.cli.commands.algebra import shared
     metavar="SIZE",
     default="256MiB",
     show_default=True,
-    help="For differences that are kept between passes; larger ones are read again.",
+    help="Memory for differences kept between passes; larger ones are read again.",
 )
 @shared.output_of_models
 def extract(
@@ -56,7 +58,7 @@ def extract(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write the LoRA that comes nearest to what TUNED, a fine-tuning of BASE, changed.
+    """Extract the LoRA closest to what changed from BASE to TUNED, a fine-tuned version of it.
 
     Both are folders or files of models with the same names; shards, containers and quantization may differ.
     """

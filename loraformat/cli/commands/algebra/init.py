@@ -12,23 +12,25 @@ from loraformat.cli.commands.algebra import shared
 
 @click.command("init")
 @click.argument("base", shell_complete=completers.paths)
-@click.option("--rank", type=int, required=True, metavar="N", help="Of every update.")
-@click.option("--alpha", type=options.finite, metavar="F", help="The scale is alpha / rank; by default the rank.")
+@click.option("--rank", type=int, required=True, metavar="N", help="Rank of every update.")
+@click.option(
+    "--alpha", type=options.finite, metavar="F", help="lora_alpha: the scale is alpha / rank. Default: the rank."
+)
 @click.option(
     "--target",
     multiple=True,
     required=True,
     metavar="NAME",
-    help="Modules by name or GLOB; all-linear for all linear layers but the output head. Repeatable.",
+    help="Modules by name or GLOB; all-linear for all linear layers except the output head. Repeatable.",
 )
 @click.option(
     "--init",
     type=options.Choice(["kaiming", "gaussian", "orthogonal", "pissa", "olora"]),
     default="kaiming",
     show_default=True,
-    help="The first factors, as PEFT draws them; pissa and olora are a part of the weight.",
+    help="How to initialize the factors, as PEFT does; pissa and olora derive them from the weight.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @shared.dtype
 @shared.jobs
 @shared.output_of_models
@@ -40,7 +42,7 @@ def init(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write an adapter for BASE that changes nothing yet, to be trained."""
+    """Create an untrained adapter for BASE: it changes nothing yet."""
     from loraformat.jobs.weights.init import init as run
     from loraformat.report.terminal.text import progress
 

@@ -20,14 +20,14 @@ def _names(value: str) -> tuple[str, str]:
 
 @click.command("pick")
 @click.argument("adapter", shell_complete=completers.paths)
-@click.option("--select", multiple=True, metavar="GLOB", help="What stays; by default all. Repeatable.")
-@click.option("--drop", multiple=True, metavar="GLOB", help="What goes, of that. Repeatable.")
+@click.option("--select", multiple=True, metavar="GLOB", help="Updates to keep; default: all. Repeatable.")
+@click.option("--drop", multiple=True, metavar="GLOB", help="Of these, updates to drop. Repeatable.")
 @click.option(
     "--rename",
     type=_names,
     multiple=True,
     metavar="OLD=NEW",
-    help="Other components in all names: model.layers=language_model.layers. Repeatable, in order.",
+    help="Rename components in all names: model.layers=language_model.layers. Repeatable, applied in order.",
 )
 @options.source_format
 @shared.output
@@ -40,9 +40,9 @@ def pick(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write some of the updates of ADAPTER, bit for bit; the config names the modules that are left.
+    """Keep some of the updates of ADAPTER, bit for bit; the config names the remaining modules.
 
-    GLOB is over the path of a module, its last components, or the name of a weight, and * matches dots too:
+    GLOB matches the path of a module, its last components, or the name of a weight, and * matches dots too:
     'model.layers.1.*', q_proj, 'self_attn.*'. layers=0-7,12 means layers by number.
     """
     from loraformat.jobs.algebra.pick import pick as run

@@ -25,9 +25,10 @@ def resize(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write ADAPTER with each update at the least rank that meets the rules, at the least possible error.
+    """Reduce each update of ADAPTER to the smallest rank that the options allow, with the smallest possible error.
 
-    The factors are decomposed, never ΔW. Of several rules the largest rank holds; --size stands alone.
+    Only the factors are decomposed, never ΔW. If several options set a rank, the largest wins; --size must be the only
+    one.
     """
     from loraformat.jobs.algebra.resize import resize as run
     from loraformat.report.terminal.text import progress

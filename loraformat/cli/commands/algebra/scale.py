@@ -13,7 +13,9 @@ from loraformat.cli.commands.algebra import shared
 @click.command("scale")
 @click.argument("adapter", shell_complete=completers.paths, metavar="ADAPTER=WEIGHT")
 @click.option(
-    "--bake", is_flag=True, help="Multiply the factor B and leave alpha, for programs that read it otherwise."
+    "--bake",
+    is_flag=True,
+    help="Multiply lora_B and leave alpha unchanged, for programs that interpret alpha differently.",
 )
 @options.source_format
 @shared.output
@@ -26,7 +28,7 @@ def scale(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write an adapter whose ΔW are multiplied by WEIGHT, through alpha: all tensors keep their bytes."""
+    """Multiply the updates of an adapter by WEIGHT through alpha, so that all tensors keep their bytes."""
     from loraformat.jobs.algebra.scale import scale as run
     from loraformat.report.terminal.text import progress
 

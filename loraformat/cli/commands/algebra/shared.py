@@ -1,4 +1,4 @@
-"""Options of the commands that make adapters of adapters."""
+"""Options of the commands that make adapters from adapters."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ to = click.option(
     "--to",
     metavar="FORMAT",
     shell_complete=completers.formats,
-    help="Format to write; by default that of the source, PEFT where that is only read.",
+    help="Format to write; default: the source's, or PEFT if that format is read-only.",
 )
 dtype = click.option(
     "--dtype",
     type=options.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="Of the new factors.",
+    help="Dtype of the new factors.",
 )
-dry_run = click.option("--dry-run", is_flag=True, help="Compute and report, write nothing.")
-strict = click.option("--strict", is_flag=True, help="Refuse where a bound is not met or anything would be lost.")
+dry_run = click.option("--dry-run", is_flag=True, help="Compute and report; write nothing.")
+strict = click.option("--strict", is_flag=True, help="Stop if a bound is not met or anything would be lost.")
 
 # What every one of them takes, in the order of the help.
 output = _stacked(
@@ -67,20 +67,29 @@ output = _stacked(
 )
 
 ranks = _stacked(
-    click.option("--rank", type=int, metavar="N", help="So many singular values of each update."),
-    click.option("--energy", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖²."),
-    click.option("--error", type=options.finite, metavar="F", help="The least rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖."),
-    click.option("--sv-ratio", type=options.finite, metavar="F", help="Singular values of at least σ₁/F."),
+    click.option("--rank", type=int, metavar="N", help="Keep N singular values of each update."),
+    click.option("--energy", type=options.finite, metavar="F", help="Smallest rank that keeps this share of ‖ΔW‖²."),
+    click.option("--error", type=options.finite, metavar="F", help="Smallest rank with ‖ΔW − kept‖ ≤ F·‖ΔW‖."),
+    click.option("--sv-ratio", type=options.finite, metavar="F", help="Keep singular values of at least σ₁/F."),
     click.option(
-        "--sv-cumulative", type=options.finite, metavar="F", help="The least rank that keeps this share of Σσ."
+        "--sv-cumulative", type=options.finite, metavar="F", help="Smallest rank that keeps this share of Σσ."
     ),
-    click.option("--sv-fro", type=options.finite, metavar="F", help="The least rank that keeps this share of ‖ΔW‖."),
-    click.option("--size", type=options.size, metavar="SIZE", help="Ranks for which all tensors take at most SIZE."),
-    click.option("--max-rank", type=int, metavar="N", help="No rank above N, whatever the other rules ask for."),
+    click.option("--sv-fro", type=options.finite, metavar="F", help="Smallest rank that keeps this share of ‖ΔW‖."),
+    click.option(
+        "--size", type=options.size, metavar="SIZE", help="Choose ranks so that all tensors together take at most SIZE."
+    ),
+    click.option(
+        "--max-rank", type=int, metavar="N", help="Limit every rank to N, whatever the other options ask for."
+    ),
 )
 
 _to_peft = click.option(
-    "--to", metavar="FORMAT", default="peft", show_default=True, shell_complete=completers.formats, help="To write."
+    "--to",
+    metavar="FORMAT",
+    default="peft",
+    show_default=True,
+    shell_complete=completers.formats,
+    help="Format to write.",
 )
 
 # What those take that make an adapter of models.
@@ -91,5 +100,5 @@ jobs = click.option(
     "--jobs",
     type=click.IntRange(1, options.MOST_JOBS),
     default=None,
-    help="Threads; by default as many as processors that the command may use.",
+    help="Threads; default: one per CPU that the process may use.",
 )

@@ -18,7 +18,7 @@ from loraformat.cli.commands.algebra import shared
     "--base",
     metavar="BASE",
     shell_complete=completers.paths,
-    help="The model that they were merged into: the merge is repeated and compared, and OUT is BASE, bit for bit.",
+    help="The original base: repeat the merge, compare it with MERGED, and write BASE, bit for bit.",
 )
 @options.alpha
 @options.assume
@@ -31,19 +31,19 @@ from loraformat.cli.commands.algebra import shared
     metavar="SIZE",
     default="64MiB",
     show_default=True,
-    help="For windows of the model; Python and the adapters come on top.",
+    help="Memory for windows of the model; Python and the adapters need more on top.",
 )
 @click.option(
     "--verify",
     type=options.Choice(["none", "sample", "full"]),
     default="sample",
     show_default=True,
-    help="How much of the output is compared with a reference before it is moved into place.",
+    help="How much of the output to compare with an independent computation before moving it into place.",
 )
-@click.option("--resume", is_flag=True, help="Go on where an interrupted run to OUT stopped.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run to OUT.")
 @options.distribution
-@click.option("--dry-run", is_flag=True, help="Count what is known and report, write nothing.")
-@click.option("--strict", is_flag=True, help="Refuse where the output is not proved to be the base.")
+@click.option("--dry-run", is_flag=True, help="Report how many values can be recovered; write nothing.")
+@click.option("--strict", is_flag=True, help="Stop unless the output is proven to be the base.")
 @options.force
 @options.overwrite
 @options.output_format
@@ -62,10 +62,10 @@ def unmerge(
     output_format: str,
     **chosen: Any,  # noqa: ANN401 - as the function of the library has them
 ) -> None:
-    """Write MERGED without every ADAPTER that was merged into it, and say what of it is proved.
+    """Undo a merge: write MERGED without every ADAPTER, and report whether the result is proven.
 
-    ADAPTER=0.7 was merged at that strength. Without --base the updates are subtracted, and the values are counted that
-    rounding leaves a choice for.
+    ADAPTER=0.7 was merged at that strength. Without --base the updates are subtracted, and the values that rounding
+    made ambiguous are counted.
     """
     from loraformat.jobs.weights.unmerge import unmerge as run
     from loraformat.report.terminal.text import progress

@@ -1,6 +1,6 @@
-"""A dense base as QLoRA trains on it: its linear layers quantized by bitsandbytes on loading, and decoded.
+"""A dense base as QLoRA trains on it: its linear layers quantized as by bitsandbytes on loading, and decoded.
 
-It is read like a base that is stored in codes, each of whose weights has one part, the dense tensor.
+It is read like a quantized base in which each weight has one part, the dense tensor.
 """
 
 from loraformat.containers.quantized.as_trained.loading import (

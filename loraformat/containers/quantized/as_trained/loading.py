@@ -1,4 +1,4 @@
-"""Which weights of a base bitsandbytes quantizes on loading, and what they are then."""
+"""Which weights of a base bitsandbytes quantizes on loading, and their values afterwards."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def as_trained(base: Checkpoint, quantizer: Quantizer) -> Checkpoint:
         UnsupportedUpdate (LF013): layers are stored transposed; or nothing says whether experts are quantized.
     """
     if base.quantized is not None or quantization_of(base) is not None:
-        text = "the base is quantized, and --as-trained is for a base in 16 or 32 bits"
+        text = "--as-trained needs a base in 16 or 32 bits, but this base is already quantized"
         raise UsageError(text, where=base.uri, hint="use --dequantize")
     if base.config.get("model_type") in CONV1D:
-        text = f"layers of {base.config['model_type']} are stored transposed, which --as-trained does not quantize"
+        text = f"layers of {base.config['model_type']} are stored transposed, which --as-trained cannot quantize"
         raise UnsupportedUpdate(text, where=base.uri)
     layout = _Layout(quantizer)
     found = {
@@ -104,7 +104,7 @@ def _linear_layers(base: Checkpoint, quantizer: Quantizer) -> Iterator[str]:
             if quantizer.skip and "experts" in quantizer.skip:
                 continue
             raise UnsupportedUpdate(
-                f"{show(module, 200)}: whether experts are quantized on loading depends on the version of transformers",
+                f"{show(module, 200)}: the version of transformers decides whether experts are quantized on loading",
                 where=base.uri,
                 hint="add ,experts (as transformers 4 did) or ,skip=experts,skip=lm_head (as transformers 5 does)",
             )

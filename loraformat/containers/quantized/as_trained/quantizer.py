@@ -58,7 +58,7 @@ class Quantizer:
         """Settings out of "nf4,double,block=64,skip=lm_head,experts". Raises: UsageError (LF021)."""
         kind, *rest = text.split(",")
         if kind not in KINDS:
-            raise _error(f"{kind!r:.40} is not a kind of bitsandbytes, expected {', '.join(KINDS)}")
+            raise _error(f"{kind!r:.40} is not a quantization of bitsandbytes, expected {', '.join(KINDS)}")
         found: dict[str, object] = {}
         skip: list[str] = []
         for word in rest:
@@ -71,10 +71,10 @@ class Quantizer:
                 skip.append(value)
             else:
                 sizes = ", ".join(map(str, BLOCKS))
-                hint = f"expected double, block=N (N one of {sizes}), skip=MODULE or experts, each once but skip"
+                hint = f"expected double, block=N (N one of {sizes}), skip=MODULE or experts; only skip may repeat"
                 raise _error(f"{word!r:.60} is not a setting", hint)
         if kind == "int8" and found.keys() & {"double", "block"}:
-            raise _error("int8 has one scale a row: neither double nor block belongs to it")
+            raise _error("int8 has one scale per row, so double and block do not apply")
         return cls(kind, skip=tuple(skip), **found)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

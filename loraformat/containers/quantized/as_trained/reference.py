@@ -1,4 +1,4 @@
-"""The same weights by other code, for `--verify`: from the place of each in the flat weight, roundings written out."""
+"""The same weights by independent code, for `--verify`: from the position of each value in the flat weight."""
 
 from __future__ import annotations
 

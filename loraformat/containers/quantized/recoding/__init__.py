@@ -1,4 +1,4 @@
-"""Weights put into the codes of their base's scheme again: only where that needs no data but the weights."""
+"""Quantizing merged weights again in their base's scheme, for schemes that need no calibration data."""
 
 from loraformat.containers.quantized.recoding.encoder import RECODED, Encoder, Part, encoder_of
 from loraformat.containers.quantized.recoding.reference import decoded_rows, parts_of, rows_together, strayed

@@ -1,4 +1,4 @@
-"""Codes of float8 in blocks of rows and columns, with fresh scales: the largest value of a block gets the largest code.
+"""Block FP8 codes with new scales: the largest value of a block gets the largest code.
 
 Source: transformers 5.23.0, integrations/finegrained_fp8.py `Fp8Quantize`; DeepSeek-V3 (deepseek-ai/DeepSeek-V3 at
 9b4e978), inference/kernel.py `act_quant_kernel`, for powers of two.

@@ -1,4 +1,4 @@
-"""What puts a weight into codes, window by window; which schemes have one."""
+"""Encoders, which quantize a weight window by window, and the schemes that have one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Scheme → the module beside this one that puts its weights into codes.
 _MODULES = {"bitsandbytes": "bitsandbytes", "FP8": "block_fp8"}
-RECODED = "bitsandbytes (NF4, FP4, INT8) and FP8 in blocks"
+RECODED = "bitsandbytes (NF4, FP4, INT8) and block FP8"
 """The schemes whose codes follow from the weights alone, for messages; others are calibrated with data."""
 
 
@@ -75,7 +75,10 @@ def encoder_of(quantized: Quantized, name: str) -> Encoder:
         scheme = cast("_Recoding", import_module(f"{__package__}.{module}"))
         found = scheme.encoder(quantized.stored, weight)
     if found is None:
-        text = f"{show(name, 200)} ({quantized.scheme}) cannot be quantized again without data: only {RECODED} can"
-        hint = "--dequantize writes all weights dense, --keep-quantized only those that change"
+        text = (
+            f"{show(name, 200)} ({quantized.scheme}) cannot be quantized again without calibration data: only "
+            f"{RECODED} can"
+        )
+        hint = "use --dequantize (all weights dense) or --keep-quantized (only those that change)"
         raise UnsupportedUpdate(text, where="merge", hint=hint)
     return found

@@ -1,4 +1,4 @@
-"""Whether written codes are those that a merged weight must have, for `--verify`: worked out from the values alone.
+"""Checks for `--verify` that the written codes are right, computed only from the merged values.
 
 Nothing here is shared with the encoders but the layout of the tensors. A scale must be the one that the largest value
 of its block asks for, and a value must lie as near to the number that its code means as to any other.

@@ -98,7 +98,7 @@ def _larger(one: float | None, other: float | None) -> float | None:
 def _in_order(chain: Sequence[Update]) -> Sequence[Update]:
     """The updates, where the order in which readers apply them is theirs: a new weight before what is added to it."""
     if any(isinstance(update, Replace) for update in chain[1:]):
-        raise Fault("a weight that is replaced after an update of it")
+        raise Fault("a weight that is both updated and replaced")
     return chain
 
 

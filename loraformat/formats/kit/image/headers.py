@@ -1,4 +1,4 @@
-"""What a file says of itself in its header: the trainers' notes that readers look for, ModelSpec, diffusers' settings.
+"""Headers to write: the trainers' fields that readers look for, ModelSpec, diffusers' settings.
 
 Source: sd-scripts 48d368fa, library/sai_model_spec.py and networks/lora.py; Stability AI, ModelSpec 1.0.1; diffusers
 0.42.1, loaders/lora_base.py `_pack_dict_with_prefix`.

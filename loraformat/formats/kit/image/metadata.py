@@ -1,4 +1,4 @@
-"""What stands in the header of a file of weights: diffusers' `lora_adapter_metadata`, trainers' notes, ModelSpec.
+"""Headers that are read: diffusers' `lora_adapter_metadata`, trainers' fields, ModelSpec.
 
 Source: diffusers 0.42.1, loaders/lora_base.py `LORA_ADAPTER_METADATA_KEY`; Stability AI, ModelSpec 1.0.1.
 """
@@ -46,7 +46,7 @@ class StatedScales:
             value = strict_json.parse(text.encode("utf-8", "surrogatepass"), KEY, limit=_LIMIT)
         except InvalidJson as error:
             raise ConfigError(
-                f"{KEY} is not valid JSON, so the scale that it states is unknown: {error.message}", where=self._where
+                f"{KEY} is not valid JSON, so the scale in it is unknown: {error.message}", where=self._where
             ) from error
         if not isinstance(value, dict):
             raise ConfigError(f"{KEY}: expected an object", where=self._where)
@@ -91,13 +91,15 @@ class StatedScales:
         keys = self._patterns.setdefault((component, patterns), PatternKeys(list(found), self._budget))
         if keys.unread:
             raise ConfigError(
-                f"the pattern {keys.unread[0][:80]!r} is not evaluated: it could take for ever",
+                f"the pattern {keys.unread[0][:80]!r} is not evaluated: matching it could take forever",
                 where=self._at(component, patterns),
             )
         try:
             key = keys.first_match(path)
         except OutOfSteps as error:
-            raise ConfigError("too many patterns for so many names", where=self._at(component, patterns)) from error
+            raise ConfigError(
+                "too many patterns to match against so many names", where=self._at(component, patterns)
+            ) from error
         where = self._at(component, setting if key is None else patterns)
         value: object = self._fields[component].get(setting, 8) if key is None else found[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value == 0:

@@ -1,4 +1,4 @@
-"""The tensors of one module, put together: LoRA with all its relatives, LoHa, LoKr, dense deltas.
+"""The tensors of one module combined into updates: LoRA and its variants, LoHa, LoKr, dense deltas.
 
 Source: sd-scripts 48d368fa, networks/lora.py; lycoris_lora 4.1.3, lycoris/modules and functional; ComfyUI 0.26.1,
 comfy/lora.py and comfy/weight_adapter.
@@ -46,11 +46,11 @@ def chains_of(module: RawModule, stated: Callable[[RawModule, int], float | None
     parts = module.parts
     foreign = next((role.partition(":")[2] for role in parts if role.startswith("foreign:")), None)
     if foreign is not None:
-        raise UnsupportedUpdate(f"an update of {foreign} is not read", where=in_weights(module.name))
+        raise UnsupportedUpdate(f"updates of {foreign} are not supported", where=in_weights(module.name))
     weight: list[Update] = []
     bias: list[Update] = []
     if "reshape_weight" in parts:
-        raise UnsupportedUpdate("a weight that grows (reshape_weight) is not read", where=in_weights(module.name))
+        raise UnsupportedUpdate("weights that grow (reshape_weight) are not supported", where=in_weights(module.name))
     if "set_weight" in parts:
         weight.append(Replace(parts["set_weight"]))
     product = _product(module, _Scale(module, stated, hints))
@@ -65,7 +65,7 @@ def chains_of(module: RawModule, stated: Callable[[RawModule, int], float | None
     if "diff_b" in parts:
         bias.append(Dense(parts["diff_b"]))
     if not weight and not bias:
-        raise Incomplete(f"{', '.join(sorted(parts))} alone")
+        raise Incomplete(f"{', '.join(sorted(parts))} without other tensors of the module")
     return {name: tuple(chain) for name, chain in ((WEIGHT, weight), (BIAS, bias)) if chain}
 
 
@@ -88,9 +88,11 @@ class _Scale:
             raise ConfigError(f"alpha: expected a finite number, found {value}", where=where)
         if value == 0:
             # sd-scripts 48d368fa, networks/lora.py: `alpha = self.lora_dim if alpha is None or alpha == 0`.
-            hint = "write the alpha of training into the file"
+            hint = "write the alpha used in training into the file"
             raise ConfigError(
-                "alpha is 0: sd-scripts takes it for the rank, others for no update", where=where, hint=hint
+                "alpha is 0, which sd-scripts replaces by the rank and other programs take as no update",
+                where=where,
+                hint=hint,
             )
         return value
 
@@ -104,7 +106,7 @@ class _Scale:
         if own is not None and stated is not None and not math.isclose(own, stated, rel_tol=4e-3):
             # alpha is stored in the dtype of the file: bfloat16 rounds by 2⁻⁸
             raise ConfigError(
-                f"alpha {alpha:g} makes a scale of {own:g}, lora_adapter_metadata one of {stated:g}", where=where
+                f"alpha {alpha:g} gives a scale of {own:g}, but lora_adapter_metadata states {stated:g}", where=where
             )
         if own is None and stated is not None:
             hinted = self._hints.scale if self._hints.alpha is None else self._hints.alpha / rank
@@ -153,7 +155,7 @@ def _product(module: RawModule, scale: _Scale) -> LowRank | Hadamard | Kronecker
             raise Incomplete("a DoRA magnitude without factors")
         return None
     if there != ["LoRA"] and ("dora_scale" in parts or "magnitude" in parts):
-        raise UnsupportedUpdate(f"DoRA of {there[0]} is not read", where=in_weights(module.name))
+        raise UnsupportedUpdate(f"DoRA of {there[0]} is not supported", where=in_weights(module.name))
     return _BUILDERS[there[0]](parts, scale)
 
 
@@ -163,7 +165,7 @@ def _low_rank(parts: Parts, scale: _Scale) -> LowRank:
         raise Incomplete(f"{missing[0]} is missing")
     down, up = parts["down"], parts["up"]
     if len(down.shape) < 2 or len(up.shape) < 2 or not down.numel or not up.numel:
-        raise Incomplete(f"lora_down {down.shape} and lora_up {up.shape} are no factors")
+        raise Incomplete(f"lora_down {down.shape} and lora_up {up.shape} are not a factor pair")
     if up.shape[1] != (parts["mid"].shape[:1] or (0,))[0] if "mid" in parts else up.shape[1] != down.shape[0]:
         raise Incomplete(f"lora_down {down.shape} does not fit lora_up {up.shape}")
     factor = scale.of(down.shape[0])
@@ -172,7 +174,7 @@ def _low_rank(parts: Parts, scale: _Scale) -> LowRank:
         return _with_core(parts, factor, magnitude)
     found = factors.linear(down, up, factor)
     if len(found.down.shape) != 2 or len(found.up.shape) != 2:
-        raise Incomplete(f"lora_down {down.shape} and lora_up {up.shape} are of no linear layer and no convolution")
+        raise Incomplete(f"lora_down {down.shape} and lora_up {up.shape} fit neither a linear layer nor a convolution")
     return LowRank(found.up, found.down, factor, magnitude, found.kernel)
 
 
@@ -223,7 +225,7 @@ def _hadamard(parts: Parts, scale: _Scale) -> Hadamard:
 def _hada_side(parts: Parts, number: int) -> tuple[LazyTensor, LazyTensor]:
     a, b, core = parts[f"hada_w{number}_a"], parts[f"hada_w{number}_b"], parts.get(f"hada_t{number}")
     if len(a.shape) != 2 or len(b.shape) != 2:
-        raise Incomplete(f"hada_w{number}_a {a.shape} and hada_w{number}_b {b.shape} are no matrices")
+        raise Incomplete(f"hada_w{number}_a {a.shape} and hada_w{number}_b {b.shape} are not matrices")
     if core is None:
         return a, b
     if len(core.shape) not in (3, 4, 5) or core.shape[:2] != (a.shape[0], b.shape[0]):
@@ -246,14 +248,14 @@ def _lokr_side(parts: Parts, name: str, core: LazyTensor | None) -> tuple[LazyTe
     whole, a, b = parts.get(name), parts.get(f"{name}_a"), parts.get(f"{name}_b")
     if whole is not None:
         if a is not None or b is not None or core is not None:
-            raise Incomplete(f"{name} beside its own factors")
+            raise Incomplete(f"{name} together with its own factors")
         if len(whole.shape) < 2 or not whole.numel:
             raise Incomplete(f"{name} {whole.shape} is not a matrix")
         return (whole.reshape(whole.shape[0], math.prod(whole.shape[1:])),)
     if a is None or b is None:
         raise Incomplete(f"{name} is missing")
     if len(a.shape) < 2 or len(b.shape) < 2 or not a.numel or not b.numel:
-        raise Incomplete(f"{name}_a {a.shape} and {name}_b {b.shape} are no factors")
+        raise Incomplete(f"{name}_a {a.shape} and {name}_b {b.shape} are not a factor pair")
     if core is None:
         return a.reshape(a.shape[0], math.prod(a.shape[1:])), b.reshape(b.shape[0], math.prod(b.shape[1:]))
     if len(core.shape) not in (3, 4, 5) or core.shape[:2] != (a.shape[0], b.shape[0]) or len(a.shape) != 2:

@@ -1,4 +1,4 @@
-"""What stands before a module's name, by component: kohya's numbers of text encoders, ComfyUI's names for them.
+"""Prefixes of module names by component: kohya's numbers of text encoders, ComfyUI's names for them.
 
 Source: sd-scripts 48d368fa, networks/lora.py, lora_sd3.py and lora_flux.py; ComfyUI 0.26.1, comfy/lora.py
 `model_lora_keys_clip`.

@@ -33,7 +33,7 @@ from loraformat.model.updates import Dense, LowRank, Update
 from loraformat.naming.families import ORIGINAL, Family, family_named, spelled
 
 WEIGHTS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_PARTIAL = "convert --partial reads the rest and names what it leaves out"
+_PARTIAL = "use convert --partial to read the rest; it lists what it leaves out"
 
 
 @dataclass(slots=True)
@@ -50,7 +50,8 @@ class _Built:
             if parameter in there:
                 other = self.sources[component, module]
                 raise FormatError(
-                    f"{show(other, 100)} and {show(source.name, 100)} are both {component}.{module}: one is a leftover",
+                    f"{show(other, 100)} and {show(source.name, 100)} both map to {component}.{module}, so one "
+                    "is a leftover",
                     hint="remove the tensors of one of them",
                 )
             there[parameter] = chain
@@ -78,10 +79,8 @@ def _joined(first: Adapter, second: Adapter, where: str) -> Adapter:
     """The files for two experts as one adapter. Raises: FormatError (LF012): the base is one of the experts."""
     both = first.updates.keys() & second.updates.keys()
     if both:
-        text = (
-            f"the folder has a file for each of two transformers, and the base is one: both have {show(min(both), 100)}"
-        )
-        raise FormatError(text, where=in_file(where), hint="give the file that is meant")
+        text = f"the folder has one file for each of two transformers: both have {show(min(both), 100)}"
+        raise FormatError(text, where=in_file(where), hint="pass the one that is for this base")
     one, other = first.config.pipeline, second.config.pipeline
     assert one is not None
     assert other is not None
@@ -107,7 +106,7 @@ def _read_file(bundle: Bundle, file: TensorFile, hints: Hints, pair: Sequence[st
     where = in_file(file.name)
     if raw.twice:
         one, other = raw.twice[0]
-        raise FormatError(f"{show(one, 100)} and {show(other, 100)} are the same tensor of a module", where=where)
+        raise FormatError(f"{show(one, 100)} and {show(other, 100)} are the same tensor of one module", where=where)
     base = None if hints.weights is None else BaseNames(hints.weights, hints.components, hints.config)
     stated = StatedScales(tensors.metadata, file.name, hints.budget)
     question = Question(base, hints_of_model(tensors.metadata), hints.component or "", file.name)
@@ -122,7 +121,7 @@ def _read_file(bundle: Bundle, file: TensorFile, hints: Hints, pair: Sequence[st
     if faults and (not hints.is_partial or not built.modules):
         raise _refusal(faults, resolved, where, can_be_partial=bool(built.modules))
     if not built.modules:
-        raise FormatError("no update in the file", where=where)
+        raise FormatError("the file contains no updates", where=where)
     pipeline, updates = _named(built, resolved, base)
     pipeline = replace(pipeline, spellings=_spellings_of(resolved.targets))
     return Adapter(
@@ -191,7 +190,7 @@ def weights_of(bundle: Bundle) -> TensorFile:
     if file is None:
         names = [each.name for each in bundle.tensor_files()]
         text = f"several files of tensors: {listed(names)}" if names else "no file of tensors"
-        raise MissingFile(text, where=bundle.uri, hint="give the one that you mean" if names else "")
+        raise MissingFile(text, where=bundle.uri, hint="pass the file that you mean" if names else "")
     return file
 
 
@@ -202,7 +201,7 @@ Faults = list[tuple[list[str], str]]
 
 def _unnamed(raw: RawModules) -> Faults:
     return [
-        ([name], f"{show(name, 100)}: no tensor of an update is called so")
+        ([name], f"{show(name, 100)}: not a tensor name of any known update")
         for name in raw.unknown
         if not name.startswith(_EMBEDDING)
     ]
@@ -343,9 +342,9 @@ def _notes(raw: RawModules, faults: Faults, where: FindingLocation) -> Iterable[
         yield left_out(where, names, reason)
     embeddings = [name for name in raw.unknown if name.startswith(_EMBEDDING)]
     if embeddings:
-        yield left_out(where, embeddings, "trained embeddings of tokens, which are no update of a weight")
+        yield left_out(where, embeddings, "trained token embeddings, which do not update a weight")
     if raw.auxiliary:
-        yield left_out(where, raw.auxiliary, "bookkeeping of a tool for sliders, which changes no weight")
+        yield left_out(where, raw.auxiliary, "metadata of a slider tool, which does not change a weight")
 
 
 def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Finding]:

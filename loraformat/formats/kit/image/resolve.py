@@ -328,7 +328,7 @@ def _half(modules: list[RawModule], equal: list[Explanation], component: str, re
     Where several explain as many, a module that they call differently is a fault too.
     """
     if not equal:
-        resolved.faults += [(module, "no known model has such a module") for module in modules]
+        resolved.faults += [(module, "no known model has this module") for module in modules]
         return
     family, naming, places = equal[0]
     resolved.families = _distinct(equal)
@@ -336,7 +336,9 @@ def _half(modules: list[RawModule], equal: list[Explanation], component: str, re
     other = ORIGINAL if naming == DIFFUSERS else DIFFUSERS
     for number, (module, place) in enumerate(zip(modules, places, strict=True)):
         if place is not None and _differ([(each, said, [found[number]]) for each, said, found in equal]):
-            resolved.faults.append((module, f"{titles} have it under different names, and no base tells which it is"))
+            resolved.faults.append(
+                (module, f"{titles} name it differently, and there is no base to tell which model this is")
+            )
             continue
         if place is not None:
             resolved.targets.append(Target(module, _component(module, component), place, naming, place.diffusers))
@@ -345,7 +347,7 @@ def _half(modules: list[RawModule], equal: list[Explanation], component: str, re
         is_mixed = family.find(spelled(module.path, separator), other, separator) is not None
         why = f"no module of {titles} has this name"
         if is_mixed:
-            why = f"it has the {other} name, and the other modules of the file have {naming} names"
+            why = f"it has the {other} name, but the other modules of the file have {naming} names"
         resolved.faults.append((module, why))
 
 
@@ -361,9 +363,9 @@ def _likely(whole: list[Explanation], modules: Sequence[RawModule], question: Qu
     if _differ(fitting):
         titles = " and ".join(dict.fromkeys(family.title for family, _, _ in fitting))
         raise FormatError(
-            f"the names are those of {titles}, which mean different weights by them",
+            f"the names fit {titles}, where they mean different weights",
             where=question.file,
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     return fitting
 
@@ -410,8 +412,8 @@ def _denoiser_of(modules: Sequence[RawModule], family: Family | None, question: 
     named = expert_of(question.file) if usual == "transformer" and (family is None or family.name == "wan") else ""
     if question.component:
         if named and named != question.component and "transformer_2" in (*components, question.component):
-            text = f"component={question.component} is assumed, and the name of the file is that of {named}"
-            raise AssumptionContradicted(text, where=question.file, hint="rename the file, or leave the assumption out")
+            text = f"component={question.component} was given with --assume, but the file is named like {named}"
+            raise AssumptionContradicted(text, where=question.file, hint="rename the file, or leave --assume out")
         return question.component
     if usual != "transformer" or (family is not None and family.name != "wan"):
         return usual
@@ -419,9 +421,9 @@ def _denoiser_of(modules: Sequence[RawModule], family: Family | None, question: 
         return named
     if "transformer_2" in components:
         raise FormatError(
-            "the base has two transformers, and neither the names nor the file's own name says which is meant",
+            "the base has two transformers, and neither the tensor names nor the file name tells which one this is for",
             where=question.file,
-            hint="say --component transformer (high noise) or --component transformer_2 (low noise)",
+            hint="use --component transformer (high noise) or --component transformer_2 (low noise)",
         )
     return usual
 
@@ -446,7 +448,7 @@ def _resolve_encoder(slot: str, modules: list[RawModule], question: Question, re
         if names:
             resolved.targets.append(Target(module, component, place, DIFFUSERS, names, exact is not None))
         else:
-            resolved.faults.append((module, "neither CLIP nor T5 has such a module, and no base tells"))
+            resolved.faults.append((module, "neither CLIP nor T5 has this module, and no base is given"))
 
 
 def _encoder_place(family: Family, module: RawModule) -> Place | None:
@@ -461,9 +463,10 @@ def _encoder_of(slot: str, question: Question, resolved: Resolved) -> str:
     likely = resolved.families[0].name if resolved.families else ""
     if not likely and slot in _IN_DOUBT:
         raise FormatError(
-            f"{slot} is the second text encoder of FLUX.1 and the third of Stable Diffusion 3; nothing tells which",
+            f"{slot} is the second text encoder of FLUX.1 and the third of Stable Diffusion 3; the file does "
+            "not tell which",
             where=question.file,
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     component = component_of_slot(slot, likely)
     base = question.base

@@ -1,6 +1,6 @@
-"""Some rows of an update, its halves exchanged, several updates one below the other: fused modules, split and made.
+"""Selecting rows of an update, swapping its halves, stacking updates: splitting and fusing modules.
 
-All of it is exact but where it says so.
+All of it is exact unless noted.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def select(update: Update, spans: Sequence[Span]) -> Update:
         elif magnitude is not None and sorted(spans) != _covering(spans, whole[1]):
             raise UnsupportedUpdate(
                 "a DoRA magnitude for each input of a fused module cannot be split: its norms run over all rows",
-                hint="give a base that has the module in one piece",
+                hint="pass a base in which the module is not split",
             )
         return replace(update, up=_selected(update.up, spans), magnitude=magnitude)
     if isinstance(update, Hadamard):

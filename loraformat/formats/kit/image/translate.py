@@ -1,4 +1,4 @@
-"""From the names of an original to those of diffusers and back: fused modules split and made, halves exchanged."""
+"""Translates names of original models to those of diffusers and back: splits and fuses modules, swaps halves."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def _exchanged(module: Module, chains: Chains, inputs: int | None, where: str) -
     rows = {rows_of(update) for chain in chains.values() for update in chain}
     if inputs is None and "{}" in module.original:
         raise FormatError(
-            "whether it is the module of the last block, whose halves stand in another order, only its weight tells",
+            "only the base weight tells whether this is the module of the last block, whose halves are swapped",
             where=in_weights(where),
-            hint="give the base with --base",
+            hint="pass the base with --base",
         )
     if inputs is not None and rows != {2 * inputs}:
         return chains
@@ -167,7 +167,7 @@ def _absent_rows(
     if len(set(units)) == 1:
         return next(rows_of(update) for update in updates if update is not None)
     raise UnsupportedUpdate(
-        f"how many rows {place.diffusers[number]} has only the base tells",
+        f"only the base tells how many rows {place.diffusers[number]} has",
         where=in_weights(place.original),
-        hint="give it with --base",
+        hint="pass it with --base",
     )

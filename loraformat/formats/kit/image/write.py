@@ -1,4 +1,4 @@
-"""An adapter of an image or video model as a file of one dialect: what the four writers have in common."""
+"""Writes an adapter of an image or video model: what the four formats have in common."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def plan_of(adapter: Adapter, dialect: Dialect) -> Plan:
     plan = Plan()
     pipeline = pipeline_of(adapter)
     if pipeline is None:
-        plan.faults.append(("", "an adapter of no image or video model that is known"))
+        plan.faults.append(("", "an adapter that fits no known image or video model"))
         return plan
     try:
         found = canonical(adapter, pipeline)
@@ -94,7 +94,7 @@ def plan_of(adapter: Adapter, dialect: Dialect) -> Plan:
         plan.faults.append(("", f"{' and '.join(sorted(denoisers))} in one file"))
         return plan
     if denoisers == ["transformer_2"] and not dialect.has_experts:
-        text = f"only the name of the file, {dialect.stem}{LOW_NOISE}.safetensors, says that it is for transformer_2"
+        text = f"only the file name, {dialect.stem}{LOW_NOISE}.safetensors, shows that it is for transformer_2"
         plan.notes.append(unstated_in_file("", text))
     plan.family = _family(found, dialect, plan)
     if not plan.faults:
@@ -118,7 +118,7 @@ def _family(found: Canonical, dialect: Dialect, plan: Plan) -> Family | None:
         spelled.setdefault((naming, names), family)
     if len(spelled) > 1 and modules:
         titles = " or ".join(each.title for each in found.families)
-        plan.faults.append(("", f"an adapter whose names are those of {titles}, without --base to tell which,"))
+        plan.faults.append(("", f"an adapter whose names fit {titles}, without --base to tell which,"))
         return None
     return next(iter(spelled.values()), None)
 
@@ -152,7 +152,7 @@ def _add(component: str, modules: Mapping[str, Chains], dialect: Dialect, plan: 
             plan.faults.append((f"{component}.{next(iter(modules))}", error.message))
             return
     elif not is_encoder and plan.family is None and dialect.is_flat:
-        plan.faults.append((f"{component}.{next(iter(modules))}", "an update of a model whose names no table has"))
+        plan.faults.append((f"{component}.{next(iter(modules))}", "an update of a model whose names are unknown"))
         return
     plan.components[component] = dict(written)
     names = {}

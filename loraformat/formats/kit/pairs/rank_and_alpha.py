@@ -1,4 +1,4 @@
-"""Rank and alpha that stand beside the tensors of a file: in its dicts, or in the metadata of a safetensors header."""
+"""Rank and alpha stored with the tensors of a file: in its dicts, or in the metadata of a safetensors header."""
 
 from __future__ import annotations
 

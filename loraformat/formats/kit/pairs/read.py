@@ -70,7 +70,7 @@ def read_pairs(bundle: Bundle, dialect: Dialect, hints: Hints) -> Adapter:
     """
     file = the_file(bundle)
     if file is None:
-        raise MissingFile("expected exactly one tensor file", where=bundle.uri, hint="name the file")
+        raise MissingFile("expected exactly one tensor file", where=bundle.uri, hint="pass the path of the file")
     tensors, where = file.open(), in_file(file.name)
     _require_distinct(tensors, where)
     pairs, copies = pairs_of(tensors.entries, dialect.spellings)
@@ -118,7 +118,7 @@ def _require_distinct(tensors: Tensors, where: FindingLocation) -> None:
     for name in tensors.entries:
         other = seen.setdefault(clean(name), name)
         if other != name:
-            raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="leave one of them")
+            raise FormatError(f"{name} and {other} mean the same tensor", where=where, hint="keep only one of them")
 
 
 def _scales(
@@ -149,7 +149,7 @@ def _notes(pairs: Mapping[str, Pair], copies: Mapping[str, str], where: FindingL
             present, absent = ("B", "A") if pair.a is None else ("A", "B")
             notes.append(unpaired_factor(in_weights(module, file=where.file), present, absent))
     if copies:
-        notes.append(redundant_copy(where, sorted(copies), "copies of the weights that the factors adapt"))
+        notes.append(redundant_copy(where, sorted(copies), "copies of the adapted weights"))
     return notes
 
 

@@ -36,16 +36,16 @@ READ_TYPES = ("LORA", "LOHA", "LOKR")
 MAX_ROW = 2**31 - 1
 
 REFUSED_FIELDS = {
-    "alora_invocation_tokens": "aLoRA, which is active for some tokens only",
+    "alora_invocation_tokens": "aLoRA, which applies only to some tokens",
     "arrow_config": "Arrow routing",
     "use_qalora": "QA-LoRA with grouped inputs",
 }
 
 REFUSED_INITS = {
-    "pissa_niter": "a randomized decomposition of the base, which cannot be computed again",
-    "corda": "a decomposition by data that the adapter does not hold",
-    "loftq": "a quantization of the base, which PEFT computes anew on every load",
-    "lora_ga": "gradients that the adapter does not hold",
+    "pissa_niter": "a randomized decomposition of the base, which cannot be reproduced",
+    "corda": "a decomposition by data that the adapter does not contain",
+    "loftq": "a quantization of the base, which PEFT recomputes on every load",
+    "lora_ga": "gradients that the adapter does not contain",
 }
 
 KNOWN_FIELDS = frozenset(
@@ -77,7 +77,7 @@ class PeftConfig:
         targets: names, or one regular expression, or None.
         parameters: `target_parameters`.
         layers: `layer_replication`: which layer of the base each layer copies.
-        recipe: how the initialisation changed the base (see SubtractedInit), or None.
+        recipe: how the initialization changed the base (see SubtractedInit), or None.
         blocks: which factors are block-diagonal (`use_bdlora`), or None.
         enabled: `enable_lora` of PEFT before 0.3: which parts of a joined layer are adapted.
         version: `peft_version`.
@@ -148,7 +148,7 @@ def parse(value: Json, hints: Hints) -> PeftConfig:
     rank = optional_integer(raw, "r", CONFIG, 1, MAX_RANK)
     rank = agreed(rank, hints.rank, "rank", in_file(CONFIG, "r"))
     if rank is None:
-        raise ConfigError("the rank is missing", where=in_file(CONFIG, "r"), hint="give it with --assume rank=R")
+        raise ConfigError("the rank is missing", where=in_file(CONFIG, "r"), hint="pass it with --assume rank=R")
     ranks = {
         key: as_integer(item, in_file(CONFIG, "rank_pattern", key), 1, MAX_RANK)
         for key, item in _object(raw, "rank_pattern").items()
@@ -201,7 +201,7 @@ def _peft_type(raw: Config) -> str:
     name = as_text(stated, where)
     if name not in READ_TYPES and name not in TUNERS:
         why = f": {REFUSED[name]}" if name in REFUSED else ""
-        raise UnsupportedUpdate(f"adapters of the type {show(name, 40)} are not read{why}", where=where)
+        raise UnsupportedUpdate(f"adapters of type {show(name, 40)} are not supported{why}", where=where)
     return name
 
 
@@ -214,7 +214,7 @@ def _refuse(raw: Config) -> None:
     reason = next((why for start, why in REFUSED_INITS.items() if name.lower().startswith(start)), None)
     if reason is not None:
         raise UnsupportedUpdate(
-            f'the initialisation "{show(name, 40)}" changed the base by {reason}; it is not read',
+            f'the initialization "{show(name, 40)}" changed the base by {reason}; it is not supported',
             where=in_file(CONFIG, "init_lora_weights"),
             hint="convert it to plain LoRA with PEFT: save_pretrained(path_initial_model_for_weight_conversion=…)",
         )

@@ -1,4 +1,4 @@
-"""The adapter_config.json that says what the updates are.
+"""Builds the adapter_config.json that describes the updates.
 
 Source: peft 0.21.2, tuners/lora/config.py; utils/other.py `get_pattern_key`.
 """

@@ -1,4 +1,4 @@
-"""What older versions of PEFT know, and a config that they read and compute the same with.
+"""Fields known to older versions of PEFT, and configs with which they compute the same.
 
 Source: tags v0.5.0 to v0.21.2 of huggingface/peft, tuners/lora/config.py, tuners/lora/layer.py, tuners/lora/model.py.
 """
@@ -141,6 +141,6 @@ def _keys(settings: Mapping[str, Json], name: str) -> list[str]:
 
 
 def downgraded(settings: Mapping[str, Json], version: Version) -> dict[str, Json]:
-    """The settings that this version knows; the initialisation, which no loader needs, is the plain one."""
+    """The settings that this version knows; the initialization, which no loader needs, is the plain one."""
     kept = {name: value for name, value in settings.items() if is_known(name, version)}
     return {**kept, "init_lora_weights": True}

@@ -1,4 +1,4 @@
-"""The tuners of PEFT beside LoRA, LoHa and LoKr: which are read, by what, and why the others are not."""
+"""The tuners of PEFT other than LoRA, LoHa and LoKr: their readers, and why the others are not supported."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class _Tuners(Mapping[str, Tuner]):
 
 TUNERS: Mapping[str, Tuner] = _Tuners()
 
-_PROMPT = "it changes the input of the model, so there is no weight to merge it into"
-_ROUTED = "what it adds depends on the input, so there is no one weight to merge it into"
-_SIGNS = "it turns singular vectors of the base weight, which are computed anew and whose signs no file holds"
-_CLUSTERS = "which rows of the weight an update belongs to is found by clustering at each start, and is in no file"
+_PROMPT = "it changes the model's input, so there is no weight to merge it into"
+_ROUTED = "what it adds depends on the input, so it cannot be merged into a weight"
+_SIGNS = "it rotates singular vectors of the base weight, which are recomputed and whose signs are in no file"
+_CLUSTERS = "the rows that an update belongs to are found by clustering at each start, and are in no file"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"), _PROMPT),

@@ -1,4 +1,4 @@
-"""What a tuner of PEFT is to the reader: names of tensors, and a function from the tensors of a module to updates."""
+"""The interface of a PEFT tuner: its tensor names, and a function from the tensors of a module to updates."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ class Source:
     def _stored(self, module: str) -> tuple[int, int]:
         if self.weights is None:
             raise UnsupportedUpdate(
-                "the shape of the update stands in the base only",
+                "only the base has the shape of the update",
                 where=in_weights(module),
-                hint="give the base with --base",
+                hint="pass the base with --base",
             )
         name = f"{module}.weight"
         shape = self.weights.get(name)

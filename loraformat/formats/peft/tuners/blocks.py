@@ -30,7 +30,7 @@ def _miss(source: Source, module: str, parts: Parts) -> Chains:
     require(len(block.shape) == 2 and block.numel > 0, module, f"a block of shape {block.shape} is not a matrix")
     rank, columns = block.shape
     out, into = source.shape(module, out=None if variant == "mini" else columns)
-    require(out % columns == 0, module, f"a block of {columns} outputs is not repeated over {out}")
+    require(out % columns == 0, module, f"a block of {columns} outputs does not divide {out}")
     up = computed((out, rank), lambda: _repeated(float64_of(block).T, out // columns))
     return {f"{module}.weight": (LowRank(up, computed((rank, into), lambda: _cyclic(rank, into)), 1.0),)}
 
@@ -38,7 +38,7 @@ def _miss(source: Source, module: str, parts: Parts) -> Chains:
 def _bat(module: str, blocks: LazyTensor) -> Chains:
     """Every tile T of the base becomes T + (T + I) M."""
     is_square = len(blocks.shape) == 3 and blocks.shape[1] == blocks.shape[2]
-    require(is_square, module, f"blocks of shape {blocks.shape} are no square matrices, as the variant bat has them")
+    require(is_square, module, f"blocks of shape {blocks.shape} are not square matrices, which the variant bat needs")
     return {f"{module}.weight": (BlockAffine(blocks),)}
 
 

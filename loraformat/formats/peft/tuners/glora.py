@@ -38,7 +38,7 @@ def _pair(module: str, parts: Parts, path: str) -> tuple[LazyTensor, LazyTensor]
     up, down = parts.get(f"glora_{path}.Xd"), parts.get(f"glora_{path}.Xu")
     if up is None or down is None:
         return None
-    require(up.shape[1] == down.shape[0], module, f"glora_{path}: {up.shape} and {down.shape} are no factors")
+    require(up.shape[1] == down.shape[0], module, f"glora_{path}: {up.shape} and {down.shape} are not a factor pair")
     return up, down
 
 
@@ -78,7 +78,7 @@ def _from_weight(source: Source, module: str, parts: Parts) -> tuple[Update, ...
     pair, values = _pair(module, parts, "C"), parts.get("glora_C.X")
     if pair is not None:
         up, down = pair
-        require(down.shape[1] == 1, module, f"glora_C {up.shape}, {down.shape} is no column")
+        require(down.shape[1] == 1, module, f"glora_C {up.shape}, {down.shape} is not a column")
         vector = exact((up.shape[0],), lambda: multiply(float64_of(up), float64_of(down))[:, 0])
     elif values is not None:
         vector = values.reshape(values.numel)

@@ -31,7 +31,7 @@ def _deft(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     method = source.text("decomposition_method", "relu")
     if method not in ("qr", "relu"):
-        raise UnsupportedUpdate(f"DEFT is not read with {method}", where=in_file(CONFIG, "decomposition_method"))
+        raise UnsupportedUpdate(f"DEFT with {method} is not supported", where=in_file(CONFIG, "decomposition_method"))
     out, rank = directions.shape
     up = down = directions
     if method == "qr":
@@ -67,7 +67,7 @@ def _orthonormal(columns: Floats, module: str, *, has_signs: bool) -> Floats:
     cosines = multiply(found.T, orthonormal(columns.astype(np.float32)).astype(np.float64))
     if not np.abs((cosines if has_signs else np.abs(cosines)) - np.eye(len(cosines))).max() < _SAME:
         raise UnsupportedUpdate(
-            "the QR decomposition of deft_P is not determined by its values in float32, in which PEFT computes it",
+            "the QR decomposition of deft_P in float32, as PEFT computes it, is ambiguous",
             where=in_weights(module),
         )
     return found
@@ -94,7 +94,8 @@ def _peanut(source: Source, module: str, parts: Parts) -> Chains:
     activation = source.text("act_fn", "relu")
     if activation not in ACTIVATIONS:
         raise UnsupportedUpdate(
-            f"PEANuT is not read with the activation {activation}: it is not known, or has parameters in no file",
+            f"PEANuT with the activation {activation} is not supported: it is unknown, or its parameters are in "
+            "no file",
             where=in_file(CONFIG, "act_fn"),
         )
     rank = down.shape[0]

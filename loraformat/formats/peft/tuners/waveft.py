@@ -30,7 +30,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     has_transform, family = source.flag("use_idwt", default=True), source.text("wavelet_family", "db1")
     if has_transform and family != "db1":
         raise UnsupportedUpdate(
-            f"WaveFT is not read with the wavelet {family}", where=in_file(CONFIG, "wavelet_family")
+            f"WaveFT with the wavelet {family} is not supported", where=in_file(CONFIG, "wavelet_family")
         )
     out, into = source.shape(module)
     count, seed = spectrum.numel, source.integer("random_loc_seed", 777, low=0)

@@ -24,7 +24,7 @@ _LEAST_SINGULAR = 1e-6
 
 
 def part_of_base(update: SubtractedInit, stored: Floats, *, transposed: bool, where: str) -> LowRank:
-    """What an initialisation took off a base matrix, as the low-rank update that takes it off again.
+    """What an initialization took off a base matrix, as the low-rank update that takes it off again.
 
     Args:
         stored: the un-merged matrix as it is stored.
@@ -44,11 +44,13 @@ def part_of_base(update: SubtractedInit, stored: Floats, *, transposed: bool, wh
 
     rank = update.rank
     if rank > min(stored.shape):
-        raise ShapeMismatch(f"rank {rank} is above those of a {stored.shape} matrix", where=where)
+        raise ShapeMismatch(f"rank {rank} is larger than a {stored.shape} matrix allows", where=where)
     _check_finite(stored, where)
     if update.recipe == "olora":
         if update.scale is None:
-            raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
+            raise MergeError(
+                "the scale is unknown because no alpha was stated", where=where, hint="pass it with --alpha A"
+            )
         left, factor = orthonormal(stored[:, :rank]), -update.scale
         right = multiply(left.T, stored)
     else:
@@ -70,7 +72,7 @@ def _check_border(values: Floats, border: int, where: str) -> None:
     if float(values[border]) > least and float(values[border - 1] - values[border]) <= least:
         raise MergeError(
             f"singular values {border} and {border + 1} of the base weight are equal in float32, so the part that the "
-            "adapter replaces is not determined",
+            "adapter replaces is ambiguous",
             where=where,
         )
 
@@ -211,7 +213,7 @@ def _check_finite(values: Floats, where: str) -> None:
     import numpy as np
 
     if not np.isfinite(values).all():
-        text = "the base weight holds NaN or infinity, and the update is computed from all of its values"
+        text = "the update is computed from the base weight, which holds NaN or infinity"
         raise NonFiniteValue(text, where=where)
 
 

@@ -93,11 +93,11 @@ def finite(value: Values, where: str) -> Floats:
 
 def not_finite(where: str) -> NonFiniteValue:
     """The error about an adapter's value that is NaN or infinite."""
-    return NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run diverged")
+    return NonFiniteValue("the adapter holds NaN or infinity", where=where, hint="the training run may have diverged")
 
 
 def stated_scale(scale: float | None, where: str) -> float:
     """The scale; raises MergeError (LF206) where it is unknown."""
     if scale is None:
-        raise MergeError("the scale is unknown: nobody stated alpha", where=where, hint="give it with --alpha A")
+        raise MergeError("the scale is unknown because no alpha was stated", where=where, hint="pass it with --alpha A")
     return scale

@@ -1,4 +1,4 @@
-"""What config.json and the index of an output must say about its weights; what is missing there makes another model.
+"""What config.json and the index of an output must say about its weights.
 
 Source: transformers 5.23.0, configuration_utils.py, for the keys and for what is meant where one is not there.
 """
@@ -40,7 +40,7 @@ def check_described(
         _check_codes(inputs.base.quantized, output, reference)
     for name in output.files():
         if name.endswith(_INDEX) and _object(output, name).get("weight_map") != found:
-            raise _error(name, "it does not name the files in which the tensors are")
+            raise _error(name, "it does not name the files that hold the tensors")
     if inputs.base.config:
         written, wanted = _object(output, _CONFIG), dict(_wanted(plan, inputs, reference))
         for path, value in wanted.items():
@@ -68,7 +68,10 @@ def _check_codes(quantized: Quantized, output: OpenedFiles, reference: Reference
     }
     if found != kept or (written is None) is not (not kept):
         differ = sorted(name for name in found.keys() | kept.keys() if found.get(name) != kept.get(name))
-        raise _error(differ[0] if differ else _CONFIG, "the output's config and its weights differ in what is in codes")
+        raise _error(
+            differ[0] if differ else _CONFIG,
+            "the output's config and weights disagree about which weights are quantized",
+        )
 
 
 def _wanted(plan: MergePlan, inputs: Inputs, reference: Reference) -> Iterator[tuple[tuple[str, ...], Json]]:

@@ -33,7 +33,7 @@ from loraformat.model.checkpoint import StoredTensor
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import LowRank, Replace, Rows, Update
 
-HINT = "this is an error of loraformat: please report it"
+HINT = "this is a bug in loraformat: please report it"
 
 _BLOCK_NBYTES = 4 << 20
 # Two ways to make a factor of alpha and rank round at most once each.
@@ -242,7 +242,7 @@ def _renaming(adapter: Adapter, sites: Sites, inputs: Inputs) -> Renaming:
         return renaming_of(adapter, sites)
     strange = next((weight for weight in adapter.origin.updates if not is_followed(weight)), None)
     if strange is not None:
-        raise NotFollowed(f"where llama.cpp has {strange} is not known to the reference")
+        raise NotFollowed(f"the independent computation does not know the position of {strange} in llama.cpp")
     check_translation(adapter, inputs.base.settings)
     return Renaming()
 

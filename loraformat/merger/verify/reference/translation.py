@@ -21,8 +21,8 @@ from loraformat.model.updates import LowRank, Update, tensors
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
-_HINT = "this is an error of loraformat: please report it"
-# Architectures whose rotation takes neighbouring rows: src/llama-model.cpp `llama_model_rope_type`, ROPE_TYPE_NORM.
+_HINT = "this is a bug in loraformat: please report it"
+# Architectures whose rotation takes neighboring rows: src/llama-model.cpp `llama_model_rope_type`, ROPE_TYPE_NORM.
 _NEIGHBOURS = {"llama", "granite", "smollm3", "arcee", "olmo"}
 _TABLES = {"embed_tokens": "token_embd", "lm_head": "output"}
 _LEAVES = {
@@ -74,7 +74,7 @@ def check_translation(adapter: Adapter, settings: Mapping[str, Json]) -> None:
         name, expert = home
         found = adapter.updates.get(name)
         if found is None or (expert is None and len(found) != len(chain)):
-            raise MergeError(f"{weight}: its update is missing, or is several, at {name}", where="verify", hint=_HINT)
+            raise MergeError(f"{weight}: expected exactly one update at {name}", where="verify", hint=_HINT)
         heads = _heads(name, settings)
         for before, after in zip(chain, found, strict=expert is None):
             _check(weight, before, after, expert, heads)
@@ -88,7 +88,7 @@ def _check_joined(weight: str, chain: Sequence[Update], layer: str, leaf: str, a
     (before,) = chain
     found = [adapter.updates.get(f"blk.{layer}.{name}.weight", ()) for name in names]
     if not isinstance(before, LowRank) or any(len(one) != 1 or not isinstance(one[0], LowRank) for one in found):
-        raise MergeError(f"{weight}: its update is missing, or is several", where="verify", hint=_HINT)
+        raise MergeError(f"{weight}: expected exactly one update", where="verify", hint=_HINT)
     after = [one for (one,) in found if isinstance(one, LowRank)]
     for expert in range(before.up.shape[0]):
         wanted = _scale(before) * _of_expert(before.up, expert) @ _of_expert(before.down, expert)
@@ -120,7 +120,7 @@ def _home(weight: str) -> tuple[str, int | None] | None:
 
 
 def _heads(name: str, settings: Mapping[str, Json]) -> int:
-    """How many heads the rows of a tensor are of, where neighbours are rotated together; else 0."""
+    """How many heads the rows of a tensor are of, where neighbors are rotated together; else 0."""
     architecture = settings.get("general.architecture")
     part = name.split(".")[-2]
     if architecture not in _NEIGHBOURS or part not in ("attn_q", "attn_k"):

@@ -32,7 +32,8 @@
         : name !== "is_outlier" && rows.some((row) => row.cells[at] !== null)));
     const labels = { weights: "weights", parameters: "parameters", norm: "‖ΔW‖", spectral_norm: "σ₁", stable_rank: "stable",
       effective_rank: "eff. rank", rank_90: "rank 90 %", base_norm: "‖W‖", relative_norm: "‖ΔW‖/‖W‖",
-      retained_bf16: "kept bf16", retained_fp16: "kept fp16" };
+      retained_bf16: "kept bf16", retained_fp16: "kept fp16", rank_before: "rank before", optimum: "least error",
+      energy: "energy kept", conflicts: "opposite signs", cross_terms: "off Σ w·ΔW", floor: "noise", retained: "kept if merged back" };
     const outlier = columns.indexOf("is_outlier");
     const order = { column: "weight", down: false };
     let wanted = "";

@@ -30,7 +30,7 @@ def _read(source: Source, module: str, parts: Parts) -> Chains:
     if basis is None or places is None:
         raise UnsupportedUpdate(
             f"FRoD without its projections (frod_V.{category}): they are singular vectors of the base's weights, whose "
-            "signs are nobody's choice",
+            "signs are arbitrary",
             where=in_file(CONFIG, "save_projection"),
             hint="save it again with save_projection=True",
         )

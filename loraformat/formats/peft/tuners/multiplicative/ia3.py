@@ -30,7 +30,7 @@ def _is_feedforward(source: Source, module: str, shape: tuple[int, ...]) -> bool
     if source.feedforward is not None:
         matches = source.feedforward.fullmatch(module)
         if matches is None:
-            message = f"the pattern is not evaluated for {show(module)}, so which side it scales is not known"
+            message = f"the pattern is not evaluated for {show(module)}, so the side that it scales is unknown"
             where = in_file(CONFIG, "feedforward_modules")
             raise ConfigError(message, where=where, hint="write full module names")
         return matches

@@ -33,11 +33,19 @@ def _oft(source: Source, module: str, parts: Parts) -> Chains:
     if stored is None:
         return {}
     if "oft_block_size" not in source.raw:
-        raise UnsupportedUpdate("OFT as PEFT wrote it before 0.14 is not read", where=in_file(CONFIG, "oft_block_size"))
+        raise UnsupportedUpdate(
+            "OFT as written by PEFT before 0.14 is not supported", where=in_file(CONFIG, "oft_block_size")
+        )
     count, size = stored.shape[0], (1 + math.isqrt(1 + 8 * stored.shape[1])) // 2
-    require(size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} holds no triangles of a matrix")
+    require(
+        size * (size - 1) // 2 == stored.shape[1], module, f"oft_R {stored.shape} does not hold triangles of a matrix"
+    )
     is_shared = source.flag("block_share")
-    require(count == 1 or not is_shared, module, f"oft_R {stored.shape} holds {count} blocks, block_share means one")
+    require(
+        count == 1 or not is_shared,
+        module,
+        f"oft_R {stored.shape} holds {count} blocks, but block_share needs exactly one",
+    )
     terms = (
         source.integer("num_cayley_neumann_terms", 5, high=_MOST_TERMS)
         if source.flag("use_cayley_neumann", default=True)
@@ -123,9 +131,9 @@ def _boft(_source: Source, module: str, parts: Parts) -> Chains:
     if stored is None or factors is None:
         return {}
     levels, count, size, width = stored.shape
-    require(size == width, module, f"boft_R {stored.shape} holds no square blocks")
+    require(size == width, module, f"boft_R {stored.shape} does not hold square blocks")
     has_butterflies = levels == 1 or (size % 2 == 0 and count % 2 ** (levels - 1) == 0)
-    require(has_butterflies, module, f"boft_R {stored.shape} makes no butterflies of {levels} levels")
+    require(has_butterflies, module, f"boft_R {stored.shape} does not fit a butterfly of {levels} levels")
     rotations = []
     for level in range(levels):
         blocks = computed((count, size, size), _butterfly_blocks(stored, level))
@@ -211,10 +219,10 @@ def _road(source: Source, module: str, parts: Parts) -> Chains:
         return {}
     variant, group = source.text("variant", "road_1"), source.integer("group_size", 64)
     if variant not in _ROAD_VALUES:
-        raise UnsupportedUpdate(f"RoAd is not read in the variant {variant}", where=in_file(CONFIG, "variant"))
+        raise UnsupportedUpdate(f"RoAd variant {variant} is not supported", where=in_file(CONFIG, "variant"))
     out = round(theta.numel / _ROAD_VALUES[variant])
     fits = theta.numel == alpha.numel and out % group == 0 and group % 2 == 0
-    require(fits, module, f"road_theta {theta.shape} and road_alpha {alpha.shape} make no groups of {group}")
+    require(fits, module, f"road_theta {theta.shape} and road_alpha {alpha.shape} do not form groups of {group}")
     blocks = computed((out // group, group, group), lambda: _road_blocks(variant, group, theta, alpha))
     weight = Rotated(blocks, "left")
     return {f"{module}.weight": (weight,), f"{module}.bias": (Rotated(blocks, "left", is_bias=True),)}

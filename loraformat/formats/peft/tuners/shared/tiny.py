@@ -49,7 +49,7 @@ def _picked(vector: LazyTensor, module: str, parts: Parts, side: str) -> tuple[L
 def _check_unilora(source: Source) -> None:
     if not source.flag("save_indices"):
         raise UnsupportedUpdate(
-            f"UniLoRA without save_indices: which value of its vector stands where {_ORDER}",
+            f"UniLoRA without save_indices: the position of each value of its vector {_ORDER}",
             where=in_file("adapter_config.json"),
             hint="save it again with save_indices=True",
         )
@@ -76,7 +76,7 @@ def _tinylora(source: Source, module: str, parts: Parts) -> Chains:
 def _check_tinylora(source: Source) -> None:
     if source.number("weight_tying", 0.0) != 1.0:
         raise UnsupportedUpdate(
-            f"TinyLoRA with several vectors (weight_tying below 1): which one belongs to which module {_ORDER}",
+            f"TinyLoRA with several vectors (weight_tying below 1): the assignment of vectors to modules {_ORDER}",
             where=in_file("adapter_config.json"),
         )
     if not source.flag("save_projection", default=True):

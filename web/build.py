@@ -1,0 +1,168 @@
+"""Builds the page of the site on which a browser runs inspect and validate. Run: python web/build.py FOLDER.
+
+What cannot be built ends it; with --optional a page that says so takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.metadata import distribution
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+KEPT = ROOT / "build" / "browser"
+
+# The runtime: CPython as WebAssembly, and its standard library. npm states the digest beside the version.
+PYODIDE = "314.0.7"
+INTEGRITY = "sha512-0YvXxEhfEdpLfb/XkM2BFAeMROq0iMUX2bzzH9pOttyMcWkwq+HbE5uyuGD82LN7y2q+SNvi/6V5JEsOlD2R1A=="
+RUNTIME = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
+LOCK = "pyodide-lock.json"
+# What the verbs import of others when they read headers; no compiled module is among it.
+VENDORED = {"click": "click", "pyyaml": "yaml"}
+PAGE = ("index.html", "page.css", "page.js", "files.js", "results.js", "worker.js")
+_SLOWEST_S = 300
+
+
+class CannotBuild(Exception):
+    """Why there is no page."""
+
+
+def build(target: Path) -> None:
+    """Write the page into a folder. Raises: CannotBuild."""
+    runtime = from_package(package())
+    core = core_zip()
+    name = f"core-{hashlib.sha256(core).hexdigest()[:16]}.zip"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    files = {**runtime, name: core, "licenses.txt": licenses().encode()}
+    files |= {each: (HERE / each).read_bytes() for each in PAGE}
+    parts = {"core": name, "sizes": {each: len(data) for each, data in sorted(files.items())}}
+    files["parts.json"] = json.dumps(parts, indent=1).encode()
+    for each, data in files.items():
+        (target / each).write_bytes(data)
+
+
+def replace_by_notice(target: Path, reason: str) -> None:
+    """Write a page that says why the real one is not there."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    (target / "index.html").write_text((HERE / "absent.html").read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"{target}: only a notice: {reason}", file=sys.stderr)
+
+
+def package() -> bytes:
+    """The package of the runtime as npm has it; it is downloaded once and kept."""
+    kept = KEPT / f"pyodide-{PYODIDE}.tgz"
+    if not kept.is_file() or not _is_sound(kept.read_bytes()):
+        KEPT.mkdir(parents=True, exist_ok=True)
+        npm = shutil.which("npm")
+        if npm is None:
+            raise CannotBuild("npm is not installed, which downloads the runtime (pyodide)")
+        print(f"npm downloads pyodide {PYODIDE}, 6.5 MB, into {KEPT.relative_to(ROOT)}", file=sys.stderr)
+        command = [npm, "pack", f"pyodide@{PYODIDE}", "--silent", "--fetch-retries=1", "--fetch-timeout=60000"]
+        try:
+            subprocess.run(command, cwd=KEPT, check=True, capture_output=True, text=True, timeout=_SLOWEST_S)
+        except subprocess.TimeoutExpired as error:
+            raise CannotBuild(f"npm pack pyodide@{PYODIDE} took longer than {_SLOWEST_S} s") from error
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr or "no reason given").strip().splitlines()[-1][:200]
+            raise CannotBuild(f"npm pack pyodide@{PYODIDE} failed: {said}") from error
+    data = kept.read_bytes()
+    if not _is_sound(data):
+        kept.unlink()
+        raise CannotBuild(f"pyodide {PYODIDE} from npm does not have the digest that web/build.py states")
+    return data
+
+
+def _is_sound(data: bytes) -> bool:
+    return f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}" == INTEGRITY
+
+
+def from_package(data: bytes) -> dict[str, bytes]:
+    """The files of the runtime; its list of packages is emptied, for none is loaded."""
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for name in (*RUNTIME, LOCK):
+            member = archive.extractfile(f"package/{name}")
+            assert member is not None
+            found[name] = member.read()
+    lock = json.loads(found[LOCK])
+    found[LOCK] = json.dumps({"info": lock["info"], "packages": {}}).encode()
+    return found
+
+
+def core_zip() -> bytes:
+    """All of loraformat, what it imports of others, and judge.py: the same bytes for the same files."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in sorted(core_files().items()):
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def core_files() -> Mapping[str, bytes]:
+    """Files of the checker by their path. Raises: CannotBuild: the validators were not generated."""
+    if not (ROOT / "loraformat" / "_validators").is_dir():
+        raise CannotBuild("the validators of the schemas are generated by an installation: make demo")
+    found = {"judge.py": (HERE / "judge.py").read_bytes()}
+    for path in (ROOT / "loraformat").rglob("*"):
+        if path.suffix in (".py", ".json"):
+            found[path.relative_to(ROOT).as_posix()] = path.read_bytes()
+    for path in (ROOT / "schemas").glob("*.schema.json"):
+        found[f"loraformat/schemas/{path.name}"] = path.read_bytes()
+    for project, module in VENDORED.items():
+        found |= dict(_pure_files(project, module))
+    return found
+
+
+def _pure_files(project: str, module: str) -> Iterator[tuple[str, bytes]]:
+    """The Python files of an installed project."""
+    for file in distribution(project).files or ():
+        if file.parts[0] == module and file.suffix == ".py":
+            yield file.as_posix(), file.locate().read_bytes()
+
+
+def licenses() -> str:
+    """What the page is made of, and under which terms."""
+    own = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    parts = [
+        f"Pyodide {PYODIDE}: Mozilla Public License 2.0, source at https://github.com/pyodide/pyodide\n",
+        "CPython, in Pyodide: PSF License Version 2, https://docs.python.org/3/license.html\n",
+        *(f"{project} {distribution(project).version}\n\n{_license(project)}" for project in VENDORED),
+        f"loraformat\n\n{own}",
+    ]
+    return f"\n{'-' * 80}\n".join(parts)
+
+
+def _license(project: str) -> str:
+    texts = [file for file in distribution(project).files or () if file.name.upper().startswith("LICENSE")]
+    return "\n".join(file.locate().read_text(encoding="utf-8") for file in texts)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--optional", action="store_true", help="write a notice where the page cannot be built")
+    chosen = parser.parse_args()
+    try:
+        build(chosen.folder)
+    except CannotBuild as error:
+        if not chosen.optional:
+            sys.exit(f"{chosen.folder}: not built: {error}")
+        replace_by_notice(chosen.folder, str(error))
+
+
+if __name__ == "__main__":
+    main()
