@@ -31,7 +31,7 @@ LOCK = "pyodide-lock.json"
 # What the verbs import of others when they read headers; no compiled module is among it.
 VENDORED = {"click": "click", "pyyaml": "yaml"}
 PAGE = ("index.html", "page.css", "page.js", "files.js", "results.js", "worker.js")
-_SLOWEST_S = 300
+_SLOWEST_S = 120
 
 
 class CannotBuild(Exception):

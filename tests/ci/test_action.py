@@ -175,6 +175,23 @@ def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path)
     assert not list(trap.rglob("PWNED"))
 
 
+@pytest.mark.parametrize(("runs", "is_complete"), [('exec {python} "$@"', "true"), ("exit 1", "false")])
+def test_an_environment_out_of_the_cache_is_used_if_it_runs(
+    action: dict[str, Any], workspace: Path, runs: str, is_complete: str
+) -> None:
+    names = [step.get("name") for step in action["runs"]["steps"]]
+    python = workspace.parent / "runner" / "loraformat-abc" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{runs.format(python=sys.executable)}\n")
+    python.chmod(0o755)
+    making = names.index("Make an environment outside the checkout")
+    printed = in_the_checkout(action, making, workspace, LF_DIGEST="abc")
+    assert printed.split() == [f"python={python}", f"is-complete={is_complete}"]
+    if is_complete == "true":
+        printed = in_the_checkout(action, names.index("Install loraformat"), workspace, LF_IS_COMPLETE=is_complete)
+        assert printed == "", "something was installed"
+
+
 def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
     (step,) = (step for step in action["runs"]["steps"] if step.get("name") == "Install loraformat")
     assert 'versions="$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
