@@ -116,7 +116,7 @@ def confusable_file_name(subject: Subject) -> Iterator[Hit]:
 
 
 @rule("LF034", Severity.INFO, since="0.1.0", needs="bundle")
-def code_beside_weights(subject: Subject) -> Iterator[Hit]:
+def python_files(subject: Subject) -> Iterator[Hit]:
     """The adapter's folder contains Python source.
 
     ## Why it matters

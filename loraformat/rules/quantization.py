@@ -15,7 +15,7 @@ _CHOICES = "merge with --dequantize (all weights dense) or --keep-quantized (onl
 
 
 @rule("LF309", Severity.WARNING, since="0.1.0", needs="base")
-def quantised_base(subject: Subject) -> Iterator[Hit]:
+def quantized_base(subject: Subject) -> Iterator[Hit]:
     """The base is quantized with an unsupported scheme.
 
     ## Why it matters

@@ -327,7 +327,7 @@ def newer_writer(subject: Subject) -> Iterator[Hit]:
 
 
 @rule("LF115", Severity.WARNING, since="0.1.0")
-def quantised_base_name(subject: Subject) -> Iterator[Hit]:
+def quantized_base_name(subject: Subject) -> Iterator[Hit]:
     """The config or the card names a quantized copy of a model as the base.
 
     ## Why it matters

@@ -115,7 +115,7 @@ def test_other_kinds_are_computed_from_the_base(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("recipe", ["pissa", "olora"])
-def test_what_an_initialisation_took_off_the_base(recipe: str, tmp_path: Path) -> None:
+def test_what_an_initialization_took_off_the_base(recipe: str, tmp_path: Path) -> None:
     tensors = base_weights()
     base = loraformat.open_checkpoint(save_base(tmp_path / "base", tensors, config()))
     one = adapter({UP: (SubtractedInit(recipe, 3, 0.5, (130, 24)), low_rank(130, 24))})

@@ -134,11 +134,11 @@ def test_nothing_from_a_file_reaches_the_terminal_as_it_was(job: str, renderer: 
 
 
 @pytest.mark.parametrize("job", RESULTS)
-def test_colour_changes_nothing_but_the_colours(job: str) -> None:
+def test_color_changes_nothing_but_the_colors(job: str) -> None:
     one = report(job, findings=(finding(Severity.WARNING),))
-    coloured = render(one, width=100, color=True)
-    assert "\x1b[" in coloured
-    assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == render(one, width=100)
+    colored = render(one, width=100, color=True)
+    assert "\x1b[" in colored
+    assert re.sub(r"\x1b\[[0-9;]*m", "", colored) == render(one, width=100)
 
 
 @pytest.mark.parametrize("job", RESULTS)

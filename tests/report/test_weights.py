@@ -138,7 +138,7 @@ def test_the_grid_of_an_image_model_has_its_blocks_as_columns() -> None:
     assert grid_of(records(3)).word == "layer"
 
 
-def test_an_outlier_is_marked_without_colour_and_explained() -> None:
+def test_an_outlier_is_marked_without_color_and_explained() -> None:
     lines = said(result(records(6, is_outlier=True)))
     assert all(" !" in line for line in lines[1:13])
     assert "outlier" in lines[-1]

@@ -255,7 +255,7 @@ def table_too_short(where: Where, rows: int, vocab_size: int) -> Said:
 
 
 @kind("LF240", Severity.WARNING)
-def base_weights_beside(where: Where, names: list[str]) -> Said:
+def base_weights_in_file(where: Where, names: list[str]) -> Said:
     """The file contains other weights of the model next to the factors, and does not say whether they were trained.
 
     ## Why it matters
@@ -350,7 +350,7 @@ def scale_of_two_versions(where: Where, taken: float, other: float, source: str)
 
 
 @kind("LF245", Severity.WARNING)
-def trained_beside(files: list[str], names: list[str]) -> Said:
+def trained_weight_files(files: list[str], names: list[str]) -> Said:
     """Other weight files in the folder contain whole weights trained with the adapter; they are read as part of it.
 
     ## Why it matters
@@ -372,7 +372,7 @@ def trained_beside(files: list[str], names: list[str]) -> Said:
 
 
 @kind("LF246", Severity.WARNING)
-def unread_beside(where: Where, reason: str) -> Said:
+def unread_weight_file(where: Where, reason: str) -> Said:
     """A weight file next to the adapter was not read.
 
     ## Why it matters
@@ -485,12 +485,12 @@ FINDINGS = (
     announced_but_absent,
     unknown_setting,
     table_too_short,
-    base_weights_beside,
+    base_weights_in_file,
     scale_by_definition,
     transposed_factors,
     scale_of_two_versions,
-    trained_beside,
-    unread_beside,
+    trained_weight_files,
+    unread_weight_file,
     found_below,
     left_out,
     uneven_modules,

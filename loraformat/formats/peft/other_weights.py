@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loraformat.diagnostics import Finding, in_file
 from loraformat.errors import ContainerError
-from loraformat.formats.kit.findings import trained_beside, unread_beside
+from loraformat.formats.kit.findings import trained_weight_files, unread_weight_file
 from loraformat.formats.kit.folder import is_training_state
 from loraformat.formats.peft.keys import is_whole, parse
 from loraformat.model.bundle import Bundle, TensorFile
@@ -61,7 +61,7 @@ def read_beside(bundle: Bundle, adapted: Collection[str]) -> Beside:
         except ContainerError as error:
             if is_trained:
                 raise
-            found.notes.append(unread_beside(in_file(file.name), f"it cannot be read as tensors: {error}"))
+            found.notes.append(unread_weight_file(in_file(file.name), f"it cannot be read as tensors: {error}"))
             continue
         _take(file, entries, adapted, found)
     return found
@@ -72,7 +72,7 @@ def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collecti
         reason = (
             f"it is the value head of a reward model or of PPO ({len(entries)} tensors), which is not part of the model"
         )
-        found.notes.append(unread_beside(in_file(file.name), f"{reason}; copy it yourself if you need it"))
+        found.notes.append(unread_weight_file(in_file(file.name), f"{reason}; copy it yourself if you need it"))
         return
     weights = {}
     rows = [name for name in entries if name in _ROWS_OF_VLLM]
@@ -80,21 +80,21 @@ def _take(file: TensorFile, entries: Mapping[str, LazyTensor], adapted: Collecti
         found.unclaimed.update({name: entries[name] for name in rows})
         tables = " and ".join(_ROWS_OF_VLLM[name] for name in rows)
         reason = f"{' and '.join(rows)} are new rows only, as in older versions of vLLM"
-        found.notes.append(unread_beside(file.name, f"{reason}; save the whole {tables} under that name instead"))
+        found.notes.append(unread_weight_file(file.name, f"{reason}; save the whole {tables} under that name instead"))
     for name, tensor in entries.items():
         if name in _ROWS_OF_VLLM:
             continue
         key = parse(name)
         if not is_whole(key) or "lora_" in name:
-            found.notes.append(unread_beside(in_file(file.name), f"it holds adapter factors: {name}"))
+            found.notes.append(unread_weight_file(in_file(file.name), f"it holds adapter factors: {name}"))
             return
         if key.part == "plain" and key.owner in adapted:
-            found.notes.append(unread_beside(in_file(file.name), f"it is a separate model, with {key.owner}"))
+            found.notes.append(unread_weight_file(in_file(file.name), f"it is a separate model, with {key.owner}"))
             return
         weights[key.owner] = tensor
     twice = sorted(weights.keys() & found.weights.keys())
     if twice:
-        found.notes.append(unread_beside(in_file(file.name), f"{found.files[-1]} also has {twice[0]}"))
+        found.notes.append(unread_weight_file(in_file(file.name), f"{found.files[-1]} also has {twice[0]}"))
         return
     if not weights:
         return
@@ -110,7 +110,9 @@ def notes_of(found: Beside, replaced: Collection[str]) -> Iterator[Finding]:
     """
     yield from found.notes
     if found.files:
-        yield trained_beside(found.files, sorted(found.weights))
+        yield trained_weight_files(found.files, sorted(found.weights))
     both = sorted(found.weights.keys() & set(replaced))
     if both:
-        yield unread_beside(in_file(found.files[0]), f"the adapter's own file also has {both[0]}, and takes precedence")
+        yield unread_weight_file(
+            in_file(found.files[0]), f"the adapter's own file also has {both[0]}, and takes precedence"
+        )

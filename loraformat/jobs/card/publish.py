@@ -7,7 +7,7 @@ from functools import partial
 
 from loraformat.diagnostics import Finding, FindingLocation
 from loraformat.jobs.card.facts import Origin, facts_of, name_of
-from loraformat.merger.plan.findings import copies_refused, kept_beside, published, replaced
+from loraformat.merger.plan.findings import copies_refused, kept_files, published, replaced
 from loraformat.model.bundle import CARD
 from loraformat.storage import Output, Publication, Published, Publishing, check_publication, is_hub
 
@@ -50,7 +50,7 @@ def _findings(found: Published, out: str) -> tuple[Finding, ...]:
     if found.removed:
         several.append(replaced(where, found.removed))
     if found.kept:
-        several.append(kept_beside(where, found.kept))
+        several.append(kept_files(where, found.kept))
     return tuple(several)
 
 

@@ -443,7 +443,7 @@ def replaced(out: Where, names: Sequence[str]) -> Said:
 
 
 @kind("LF833", Severity.INFO)
-def kept_beside(out: Where, names: Sequence[str]) -> Said:
+def kept_files(out: Where, names: Sequence[str]) -> Said:
     """Files that loraformat did not write stay in the repository next to the output.
 
     ## Why it matters
@@ -482,5 +482,5 @@ FINDINGS = (
     published,
     copies_refused,
     replaced,
-    kept_beside,
+    kept_files,
 )

@@ -106,7 +106,7 @@ def _heat(figure: Figure, axes: Axes, grid: Grid) -> None:
 
 
 def _mark(axes: Axes, place: tuple[int, int], cell: Cell, value: float | None) -> None:
-    """A sign where the colour does not say it: an outlier, an untrained weight, a weight whose figure is unknown."""
+    """A sign where the color does not say it: an outlier, an untrained weight, a weight whose figure is unknown."""
     from matplotlib.patches import Rectangle
 
     if value:
@@ -121,7 +121,7 @@ def _mark(axes: Axes, place: tuple[int, int], cell: Cell, value: float | None) -
 
 
 def _matrix(grid: Grid, metric: Metric) -> list[list[float]]:
-    """Figures by row and column; NaN, which is not coloured, where there is none or where the scale has no place."""
+    """Figures by row and column; NaN, which is not colored, where there is none or where the scale has no place."""
     missing = float("nan")
     return [
         [

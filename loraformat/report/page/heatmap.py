@@ -1,4 +1,4 @@
-"""Heat maps as SVG text: module kinds by layers, and steps of a run by layers. Signs say what colours say."""
+"""Heat maps as SVG text: module kinds by layers, and steps of a run by layers. Signs say what colors say."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def heat(grid: Grid, metric: Metric, records: Sequence[WeightRecord]) -> str:
     """Rows of module kinds, columns of layers or blocks; each cell has a class of its step, a sign and a title.
 
     The sign is the step, 0 to 9, "!" for an outlier, "∅" for an untrained weight, which changes nothing, so that the
-    map is read without colour; where there is no weight there is no cell. Beside each row stand its median and largest
+    map is read without color; where there is no weight there is no cell. Beside each row stand its median and largest
     figure.
     """
     layout = _Layout(grid.columns, 8 + 7 * max((len(row) for row in grid.rows), default=0))
@@ -129,7 +129,7 @@ def cell_title(grid: Grid, place: tuple[int, int], cell: Cell, metric: Metric, r
     value = cell.values.get(metric.name)
     several = f", {metric.word} of {len(cell.records)} weights" if len(cell.records) > 1 else ""
     name = records[cell.records[0]].weight if len(cell.records) == 1 else grid.rows[place[0]]
-    mark = ", stands out among its kind" if cell.is_outlier else ""
+    mark = ", an outlier among its kind" if cell.is_outlier else ""
     figure = "unknown" if value is None else number(value)
     mark += UNTRAINED if value == 0 and metric.is_log else ""
     label = grid.columns[place[1]]

@@ -200,7 +200,7 @@ def _cards(main: Subject) -> list[_Card]:
         )
     errors = sum(finding.severity is Severity.ERROR for finding in main.findings)
     outliers = sum(record.is_outlier for record in result.weights)
-    cards.append(_Card(amount(outliers), "weight stands out" if outliers == 1 else "weights stand out"))
+    cards.append(_Card(amount(outliers), "outlier" if outliers == 1 else "outliers"))
     cards.append(_Card(amount(len(main.findings)), "finding" if len(main.findings) == 1 else "findings", errors > 0))
     return cards
 

@@ -72,12 +72,12 @@ def _errors(made: FactorResult) -> Iterator[tuple[str, str]]:
     if made.energy is not None:
         yield "energy", f"{percent(made.energy)} of ‖ΔW‖² fits these ranks"
     if made.conflicts is not None:
-        yield "opposite signs", f"at {percent(made.conflicts)} of the places"
+        yield "opposite signs", f"at {percent(made.conflicts)} of the entries"
     if made.cross_terms is not None:
         yield "cross terms", f"the output is {percent(made.cross_terms)} off Σ w·ΔW"
     if made.floor is not None:
         is_noise = made.error <= made.floor * NOISE_MARGIN
-        advice = ": the error is about that, so that a larger rank would store rounding" if is_noise else ""
+        advice = "; the error is about as large, so a larger rank would only store rounding" if is_noise else ""
         yield "noise", f"{number(made.floor)} of ‖ΔW‖ is rounding of the tuned model{advice}"
     if made.retained is not None:
         yield "merging back", f"into the base keeps {percent(made.retained)} of the update"

@@ -231,7 +231,7 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
 
 
 @rule("LF609", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
-def unconverted_initialisation(subject: Subject) -> Iterator[Hit]:
+def unconverted_initialization(subject: Subject) -> Iterator[Hit]:
     """The initialization changed the base's weights, but the runtime applies the adapter to the original weights.
 
     ## Why it matters

@@ -115,7 +115,7 @@ FAULTS = {
     "global of builtins": b"\x80\x02cbuiltins\neval\n.",
     "dtype of nowhere": b"\x80\x02ctorch\nqint8\n.",
     "bytearray": b"\x80\x02c__builtin__\nbytearray\nK\x05\x85R.",
-    "quantised tensor": b"\x80\x02ctorch._utils\n_rebuild_qtensor\n.",
+    "quantized tensor": b"\x80\x02ctorch._utils\n_rebuild_qtensor\n.",
     "dotted name": b"\x80\x02ctorch\n_utils._rebuild_tensor_v2\n.",
     "call of a string": b"\x80\x02X\x01\0\0\0a)R.",
     "call with a list": b"\x80\x02ccollections\nOrderedDict\n]R.",

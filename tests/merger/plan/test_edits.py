@@ -133,7 +133,7 @@ def test_a_bias_of_a_cut_weight_is_cut_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("recipe", ["pissa", "kasa", "olora"])
-def test_what_an_initialisation_took_off_is_taken_off_again(tmp_path: Path, recipe: str, transposed: bool) -> None:
+def test_what_an_initialization_took_off_is_taken_off_again(tmp_path: Path, recipe: str, transposed: bool) -> None:
     weight = random(30, 70)
     settings = {"model_type": "gpt2"} if transposed else config()
     name = "h.0.attn.c_attn.weight" if transposed else Q

@@ -9,7 +9,7 @@ from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
 from loraformat.errors import FormatError, MissingFile
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.findings import (
-    base_weights_beside,
+    base_weights_in_file,
     foreign_name_part,
     redundant_copy,
     scale_by_definition,
@@ -167,7 +167,7 @@ class _Beside:
     left_out: list[str] = field(default_factory=list)
 
     def notes(self, where: FindingLocation) -> list[Finding]:
-        return [base_weights_beside(where, sorted(self.left_out))] if self.left_out else []
+        return [base_weights_in_file(where, sorted(self.left_out))] if self.left_out else []
 
 
 def _beside(

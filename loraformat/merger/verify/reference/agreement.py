@@ -39,7 +39,7 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
         if planned[name] != (one.dtype.safetensors, one.shape):
             raise _error(name, f"planned as {planned[name]}, expected {(one.dtype.safetensors, one.shape)}")
         if bool(name in edits and edits[name].parts) is not (name in reference.recoded):
-            raise _error(name, f"it must {'' if name in reference.recoded else 'not '}be quantized again")
+            raise _error(name, f"expected {'' if name in reference.recoded else 'not '}to be quantized again")
         if (name not in edits) is not (one.is_copy and name == one.origin):
             fault = "a change, expected a copy" if name in edits else "a copy, expected a change"
             raise _error(name, f"planned as {fault}")
@@ -50,7 +50,7 @@ def check_plan(plan: MergePlan, reference: Reference) -> frozenset[str]:
 
 def _check_edit(name: str, edit: Edit, one: Expected) -> None:
     if edit.row_axes != one.axes and one.shares:
-        raise _error(name, f"its rows are counted along {edit.row_axes} axes, expected {one.axes}")
+        raise _error(name, f"its rows span {edit.row_axes} axes, expected {one.axes}")
     said, must = [_told(term) for term in edit.terms], [_must(share) for share in one.shares]
     if said != must:
         number = next(
