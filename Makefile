@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # Tests start the command line hundreds of times, and each start would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
-SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch])
+SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildcard schemas/*) $(wildcard loraformat/arithmetic/*.[ch] loraformat/arithmetic/*/*.h)
 
 .PHONY: demo test check docs browser bench fuzz mutants
 .PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp

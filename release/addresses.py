@@ -45,7 +45,7 @@ TABLE = (
         (".github/workflows/release.yml",),
     ),
     Missing(
-        "proof that pypa/gh-action-pypi-publish v1.13.0 is the commit in release.yml, as workflows of others have it: "
+        "confirmation that the commit of pypa/gh-action-pypi-publish in release.yml is v1.13.0: "
         "git ls-remote https://github.com/pypa/gh-action-pypi-publish v1.13.0",
         "",
         (".github/workflows/release.yml",),

@@ -24,7 +24,7 @@ def surface() -> ModuleType:
 def test_the_package_has_what_the_list_says(surface: ModuleType) -> None:
     gone, new = surface.differences((ROOT / "docs" / "surface.md").read_text(encoding="utf-8"), surface.page())
     told = "".join(f"\n- {line}" for line in gone) + "".join(f"\n+ {line}" for line in new)
-    assert not gone, f"users may rely on what is gone: put it back and deprecate it first (docs/stability.md){told}"
+    assert not gone, f"gone or changed; what is removed must be deprecated first (docs/stability.md){told}"
     assert not new, f"new: run `python docs/surface.py`, and add a line to CHANGELOG.md{told}"
 
 

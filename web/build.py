@@ -76,7 +76,7 @@ def package() -> bytes:
         except subprocess.TimeoutExpired as error:
             raise CannotBuild(f"npm pack pyodide@{PYODIDE} took longer than {_SLOWEST_S} s") from error
         except subprocess.CalledProcessError as error:
-            said = (error.stderr or "no reason given").strip().splitlines()[-1][:200]
+            said = (error.stderr.strip() or "no reason given").splitlines()[-1][:200]
             raise CannotBuild(f"npm pack pyodide@{PYODIDE} failed: {said}") from error
     data = kept.read_bytes()
     if not _is_sound(data):

@@ -1,6 +1,7 @@
 // Dropped or chosen files, each with the path that a terminal would show. Nothing is read here.
 
 export const MOST_FILES = 2000;
+const MOST_FOLDERS = 2000;
 const DEEPEST = 16;
 const LONGEST_NAME = 255;
 // Where files that were chosen one by one stand together, because one describes the others.
@@ -14,7 +15,8 @@ export async function ofDrop(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.length) throw new Refused("That was not a file. Drop a folder or files from your file manager.");
   const found = [];
-  for (const entry of entries) await walk(entry, "", 0, found);
+  const folders = { left: MOST_FOLDERS };
+  for (const entry of entries) await walk(entry, "", 0, found, folders);
   if (!found.length) throw new Refused(`The folder ${shown(entries[0].name)} has no files.`);
   return found;
 }
@@ -53,7 +55,7 @@ export function shown(name) {
   return plain.length > 120 ? `${plain.slice(0, 117)}…` : plain;
 }
 
-async function walk(entry, before, depth, found) {
+async function walk(entry, before, depth, found, folders) {
   const path = before + entry.name;
   if (entry.isFile) {
     if (found.length >= MOST_FILES) throw tooMany();
@@ -64,13 +66,14 @@ async function walk(entry, before, depth, found) {
     return;
   }
   if (depth >= DEEPEST) throw new Refused(`Folders are nested more than ${DEEPEST} deep at ${shown(path)}.`);
+  if (folders.left-- <= 0) throw new Refused(`There are more than ${MOST_FOLDERS} folders.`);
   const reader = entry.createReader();
   for (;;) {
     const some = await new Promise((resolve, reject) => {
       reader.readEntries(resolve, () => reject(new Refused(`The browser cannot list ${shown(path)}.`)));
     });
     if (!some.length) return;
-    for (const each of some) await walk(each, `${path}/`, depth + 1, found);
+    for (const each of some) await walk(each, `${path}/`, depth + 1, found, folders);
   }
 }
 

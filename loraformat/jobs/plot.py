@@ -24,6 +24,7 @@ from loraformat.model.results.plot_data import ComponentRecord, Picture, Subject
 from loraformat.model.results.verbs import PlotResult
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.model.summary import summarize
+from loraformat.model.updates import LowRank
 from loraformat.report import Report
 from loraformat.report.words import plural
 from loraformat.storage import LocalStore, Location, listed, permissions_for, uri_of, uri_or_none
@@ -81,6 +82,9 @@ def plot(
         counts = f"{plural(len(adapters), 'adapter')} and {plural(len(reports), 'report')}"
         text = f"{counts}: expected one --made-by for each adapter"
         raise UsageError(text, where="plot")
+    if reports and form != "html":
+        text = f"--made-by is drawn on pages (.html), not in a figure ({os.path.splitext(out)[1]})"
+        raise UsageError(text, where=out)
     made = [read_made_by(report) for report in reports]
     names: list[tuple[str, int | None]] = [(uri, None) for uri in adapters] if made else _steps_of(adapters)
     checkpoint = None if base is None else open_checkpoint(base)
@@ -106,7 +110,8 @@ def plot(
         ]
     picture = _picture(base, studied)
     if made:
-        subjects = zip(picture.subjects, made, reports, strict=True)
+        adapters_of = (one.opened.adapter for _, _, one in studied)
+        subjects = zip(picture.subjects, made, reports, adapters_of, strict=True)
         picture = replace(picture, subjects=tuple(_with_made(*each) for each in subjects))
     data = _drawn(picture, form)
     name = os.path.basename(out)
@@ -132,11 +137,21 @@ def plot(
     )
 
 
-def _with_made(subject: Subject, made: tuple[str, FactorResult], report: str) -> Subject:
+def _with_made(subject: Subject, made: tuple[str, FactorResult], report: str, adapter: Adapter) -> Subject:
     """The subject with what the verb that wrote it reported."""
     verb, result = made
-    weights = with_made(subject.result.weights, result, report, subject.uri)
+    weights = with_made(subject.result.weights, result, report, subject.uri, _fused(adapter))
     return replace(subject, result=replace(subject.result, weights=weights), made_by=verb, made=result)
+
+
+def _fused(adapter: Adapter) -> set[str]:
+    """Weights that have a factor in common with another: q, k and v of a fused projection share one."""
+    users: dict[object, set[str]] = {}
+    for weight, chain in adapter.updates.items():
+        for update in chain:
+            if isinstance(update, LowRank):
+                users.setdefault((update.down.read, update.down.shape), set()).add(weight)
+    return {weight for group in users.values() if len(group) > 1 for weight in group}
 
 
 def _permissions(studied: Sequence[tuple[str, int | None, Studied]], out: str) -> int:

@@ -262,9 +262,7 @@ class Windows(Plain):
     """Locks beyond those of `Plain`, with which a run knows the unfinished output of another from one to remove."""
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
-        """See Platform. Windows' C library has no shared locks: such a lock does nothing."""
-        if shared:
-            return
+        """See Platform. Windows' C library has no shared locks: such a lock is taken and given back."""
         import msvcrt
 
         with self._position:
@@ -275,6 +273,9 @@ class Windows(Plain):
                 if error.errno in _LOCKED:
                     raise BlockingIOError(error.errno, error.strerror) from error
                 raise
+            if shared:
+                os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
+                msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
 
 
 PLATFORM: Platform = Windows() if os.name == "nt" else Posix()

@@ -23,9 +23,9 @@ INLINE singles read_singles(const uint8_t *from, enum type type) {
 INLINE halves rounded(singles value, enum type out) {
     ints bits = (ints)value, nan = (ints){0} + NAN_SINGLE, is_nan = (ints)(value != value);
     if (out == F16) return halves_of((singles)((bits & ~is_nan) | (nan & is_nan)));
-    bits += 0x7fff + ((ints)((words)bits >> 16) & 1);
-    bits = (bits & ~is_nan) | (nan & is_nan);
-    return __builtin_convertvector((words)bits >> 16, halves);
+    words nearest = (words)bits + 0x7fff + ((words)bits >> 16 & 1);
+    nearest = (nearest & (words)~is_nan) | (words)(nan & is_nan);
+    return __builtin_convertvector(nearest >> 16, halves);
 }
 
 /* The same for every type, written; gives back whether all are finite. */

@@ -39,7 +39,8 @@ class Codes:
         scales: (rows, groups) float32.
         run: columns that share a scale, one group after the other.
         first: the place of the first column in its group.
-        index: the group of each column, int32, where groups are no runs; each less than the number of groups.
+        index: the group of each column, int32, where groups are no runs; each less than the number of groups. Not for
+            ACROSS.
         zeros: (rows, groups) float32; None for zero.
         factor: float32, by which all are multiplied last.
     """
@@ -110,6 +111,8 @@ class CodedRows:
         """
         import numpy as np
 
+        if dtype.itemsize != 2 or written.readonly:
+            raise ValueError(f"expected memory for numbers of 16 bits that can be written, found {dtype.safetensors}")
         if written.nbytes != self.codes.rows * self.codes.cols * dtype.itemsize:
             raise ValueError(
                 f"expected room for {self.codes.rows} x {self.codes.cols} numbers, found {written.nbytes} bytes"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from loraformat.model.results.plot_data import MadeRecord
 from loraformat.model.results.weight_figures import WeightRecord
 from loraformat.storage import open_store
 
-_MOST_NBYTES = 256 << 20
+_MOST_NBYTES = 32 << 20  # of some 50,000 weights
 _HOW = "pass the JSON report of `resize`, `combine`, `extract` or another verb that writes adapters (--format json)"
 _FROM_CHANGE = tuple(
     field.name for field in fields(MadeRecord) if field.name not in {each.name for each in fields(WeightRecord)}
@@ -49,27 +50,32 @@ def read_made_by(uri: str) -> tuple[str, FactorResult]:
 
 def _result(data: dict[str, Any]) -> FactorResult:
     """What the schema has checked, as it was before it became JSON."""
-    finite = {key: 0.0 for key in ("norm", "error", "dropped") if data[key] is None}
+    unknown = {key: math.nan for key in ("norm", "error", "dropped") if data[key] is None}
     weights = tuple(
-        FactorChange(**{**each, **{key: 0.0 for key in ("norm", "error") if each[key] is None}})
+        FactorChange(**{**each, **{key: math.nan for key in ("norm", "error") if each[key] is None}})
         for each in data["weights"]
     )
     adapters = tuple((str(uri), float(weight)) for uri, weight in data["adapters"])
     cosines = tuple((int(first), int(second), cosine) for first, second, cosine in data["cosines"])
     lists = {key: tuple(data[key]) for key in ("kept", "left_out", "models", "files")}
-    return FactorResult(**{**data, **finite, **lists, "weights": weights, "adapters": adapters, "cosines": cosines})
+    return FactorResult(**{**data, **unknown, **lists, "weights": weights, "adapters": adapters, "cosines": cosines})
 
 
-def with_made(records: Sequence[WeightRecord], made: FactorResult, uri: str, where: str) -> tuple[MadeRecord, ...]:
-    """The weights of an adapter with what the report says of each.
+def with_made(
+    records: Sequence[WeightRecord], made: FactorResult, uri: str, where: str, fused: Collection[str] = ()
+) -> tuple[MadeRecord, ...]:
+    """The weights of an adapter with what the report says about each.
 
     Args:
         uri: of the report.
         where: the adapter.
+        fused: weights that share factors in the file, whose ranks add up there.
 
-    Raises: UsageError (LF021): the report is that of another adapter: other weights or other ranks.
+    Raises: UsageError (LF021): the report is about another adapter: other weights or other ranks.
     """
     written = {each.weight: each for each in made.weights if each.rank}
+    if len(written) < sum(each.rank > 0 for each in made.weights):
+        raise ConfigError("two entries about one weight", where=uri, hint=_HOW)
     carried = set(made.kept)
     low_rank = {record.weight for record in records if record.rank is not None and record.weight not in carried}
     for names, text in (
@@ -80,10 +86,11 @@ def with_made(records: Sequence[WeightRecord], made: FactorResult, uri: str, whe
             raise _of_another(uri, where, f"{show(min(names))}, {text} ({len(names)} such weights)")
     for record in records:
         change = written.get(record.weight)
-        if change is not None and record.rank is not None and record.rank != change.rank:
+        differs = change is not None and record.rank not in (None, change.rank)
+        if change is not None and differs and record.weight not in fused:
             text = f"{show(record.weight)}, of rank {change.rank} in the report and {record.rank} in the adapter"
             raise _of_another(uri, where, text)
-    return tuple(_made(record, written.get(record.weight)) for record in records)
+    return tuple(_made(record, None if record.rank is None else written.get(record.weight)) for record in records)
 
 
 def _of_another(uri: str, where: str, what: str) -> UsageError:
@@ -93,4 +100,7 @@ def _of_another(uri: str, where: str, what: str) -> UsageError:
 
 def _made(record: WeightRecord, change: FactorChange | None) -> MadeRecord:
     own = {field.name: getattr(record, field.name) for field in fields(WeightRecord)}
-    return MadeRecord(**own, **{} if change is None else {name: getattr(change, name) for name in _FROM_CHANGE})
+    figures = {} if change is None else {name: getattr(change, name) for name in _FROM_CHANGE}
+    return MadeRecord(
+        **own, **{name: value for name, value in figures.items() if value is None or math.isfinite(value)}
+    )

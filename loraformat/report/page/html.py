@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,7 +195,7 @@ def _cards(main: Subject) -> list[_Card]:
         cards.append(_Card(percent(result.total_relative_norm), "‖ΔW‖ / ‖W‖"))
     if result.retained_bf16 is not None:
         cards.append(_Card(percent(result.retained_bf16), "kept if merged in bfloat16", is_lost(result.retained_bf16)))
-    if main.made is not None:
+    if main.made is not None and math.isfinite(main.made.error):
         cards.append(
             _Card(percent(main.made.error), f"of ‖ΔW‖ lost by {show(main.made_by)} ({show(main.made.method)})")
         )

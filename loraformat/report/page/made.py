@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def _facts(verb: str, made: FactorResult) -> Iterator[tuple[str, str]]:
 
 def _errors(made: FactorResult) -> Iterator[tuple[str, str]]:
     least = "" if made.optimum is None else f"; the least possible at these ranks is {number(made.optimum)}"
-    yield "error", f"{number(made.error)} of ‖ΔW‖{least}"
+    yield "error", f"{number(made.error)} of ‖ΔW‖{least}" if math.isfinite(made.error) else "not a finite number"
     if made.energy is not None:
         yield "energy", f"{percent(made.energy)} of ‖ΔW‖² fits these ranks"
     if made.conflicts is not None:

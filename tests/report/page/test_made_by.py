@@ -155,6 +155,48 @@ def test_what_is_not_the_report_of_this_adapter_is_refused(
     assert "1 adapter and 2 reports: expected one --made-by for each adapter" in done.output
 
 
+@pytest.mark.parametrize("name", ["kohya", "comfy"])
+def test_weights_that_a_format_fuses_keep_their_errors(name: str, tmp_path: Path) -> None:
+    """The ranks of q, k and v add up in the file."""
+    source = FIXTURES / "good" / name / "tiny-flux" / "lora.safetensors"
+    report = loraformat.resize(source, tmp_path / "out", rank=1)
+    out = next((tmp_path / "out").glob("*.safetensors")) if (tmp_path / "out").is_dir() else tmp_path / "out"
+    loraformat.plot([out], tmp_path / "page.html", made_by=[saved(report, tmp_path / "report.json")])
+    data = embedded((tmp_path / "page.html").read_text())
+    shown = [pair for pair in zip(names_of(data), column(data, "error"), strict=True) if pair[1] is not None]
+    wanted = [(each.weight, pytest.approx(each.error, rel=1e-3, abs=1e-6)) for each in report.data.weights]
+    assert sorted(shown) == sorted(wanted, key=lambda pair: pair[0])
+
+
+def test_a_replaced_table_has_no_error_of_the_factors_beside_it(tmp_path: Path) -> None:
+    source = FIXTURES / "good" / "peft" / "embedding"
+    report = loraformat.resize(source, tmp_path / "out", rank=1)
+    loraformat.plot([tmp_path / "out"], tmp_path / "page.html", made_by=[saved(report, tmp_path / "report.json")])
+    data = embedded((tmp_path / "page.html").read_text())
+    rows = zip(column(data, "rank"), column(data, "error"), column(data, "rank_before"), strict=True)
+    for rank, error, before in rows:
+        assert (error is None) is (rank is None)
+        assert (before is None) is (rank is None)
+
+
+def test_an_error_that_is_not_finite_is_not_shown_as_none(small: tuple[Path, Path], tmp_path: Path) -> None:
+    value = json.loads(small[1].read_text())
+    value["data"]["error"] = None
+    value["data"]["weights"][0]["error"] = None
+    (tmp_path / "unknown.json").write_text(json.dumps(value))
+    loraformat.plot([small[0]], tmp_path / "page.html", made_by=[tmp_path / "unknown.json"])
+    page = (tmp_path / "page.html").read_text()
+    assert "not a finite number" in text_of(page)
+    assert "lost by" not in text_of(page)
+    assert column(embedded(page), "error").count(None) == 1
+
+
+def test_figures_refuse_a_report(small: tuple[Path, Path], tmp_path: Path) -> None:
+    done = run(small[0], "--made-by", small[1], "-o", tmp_path / "figure.svg")
+    assert (done.exit_code, (tmp_path / "figure.svg").exists()) == (2, False)
+    assert "--made-by is drawn on pages" in done.output
+
+
 def test_hostile_text_of_a_report_stays_text(small: tuple[Path, Path], tmp_path: Path) -> None:
     value = json.loads(small[1].read_text())
     nasty = "</script><script>alert(1)</script>{{7*7}}\x1b]0;"
