@@ -14,6 +14,7 @@ import loraformat
 from loraformat.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
+GUIDES = ROOT / "docs" / "guides"
 
 
 def test_the_first_page_is_short() -> None:
@@ -21,13 +22,32 @@ def test_the_first_page_is_short() -> None:
 
 
 def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the examples in the console, whose outputs it must not replace."""
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for output in outputs(text):
+        Path(output).mkdir()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     known: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), known)
     assert known["report"].ok
-    assert (tmp_path / "minigpt-merged" / "model.pt").is_file()
+    assert (tmp_path / "python-merged" / "model.pt").is_file()
+
+
+def outputs(page: str) -> list[str]:
+    """What the commands in blocks of a page write when they are typed in order, placeholders like OUT left out."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    blocks = [body for language, body in fences if language in ("", "console", "bash", "sh")]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "loraformat" in line]
+    wanted = [line for line in lines if not re.search(r"--(dry-run|overwrite|resume)\b", line)]
+    return [name for line in wanted for name in re.findall(r" -o ([a-z][\w./-]*)", line)]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/guides/{path.name}" for path in sorted(GUIDES.glob("*.md")))])
+def test_the_commands_of_a_page_write_different_outputs(page: str) -> None:
+    written = outputs((ROOT / page).read_text(encoding="utf-8"))
+    assert len(written) == len(set(written)), written
 
 
 def example(sign: str) -> Any:
