@@ -65,11 +65,12 @@ def test_the_commands_of_a_page_write_different_outputs(page: str) -> None:
 def test_the_commands_of_every_page_have_the_options_that_they_need(folder: str) -> None:
     """Parsed, not run: click refuses unknown options, and missing or extra arguments."""
     pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).glob("*.md"))]
+    parent = Context(main, info_name="loraformat", **main.context_settings)
     for name, *arguments in (each for page in pages for each in commands(page)):
-        command = main.get_command(Context(main), name)
+        command = main.get_command(parent, name)
         assert command is not None, name
         with suppress(Exit):  # --help, --version
-            command.make_context(name, arguments).close()
+            command.make_context(name, arguments, parent).close()
 
 
 def example(sign: str) -> Any:
