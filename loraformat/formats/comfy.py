@@ -17,7 +17,7 @@ from loraformat.model.adapter import Adapter
 from loraformat.model.bundle import Bundle
 
 NAME = "comfy"
-TITLE = "ComfyUI: diffusion_model.… in one file; names of the original without a prefix too"
+TITLE = "ComfyUI: diffusion_model.… in one file; also the original model's names without diffusion_model."
 SPEC = "docs/formats/comfy.md"
 WRITES = True
 CONTAINERS: tuple[str, ...] = ("safetensors",)

@@ -1,19 +1,24 @@
-"""What the README says of CI, against the files that it is about."""
+"""The README against the files that it is about, and the commands of all pages against the options that they name."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click import Context
+from click.exceptions import Exit
 from click.testing import CliRunner
 
 import loraformat
 from loraformat.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
+GUIDES = ROOT / "docs" / "guides"
 
 
 def test_the_first_page_is_short() -> None:
@@ -21,13 +26,51 @@ def test_the_first_page_is_short() -> None:
 
 
 def test_the_example_in_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the examples in the console, whose outputs it must not replace."""
     (tmp_path / "fixtures").symlink_to(ROOT / "fixtures")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for output in outputs("README.md"):
+        Path(output).mkdir()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     known: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), known)
     assert known["report"].ok
-    assert (tmp_path / "minigpt-merged" / "model.pt").is_file()
+    assert (tmp_path / "python-merged" / "model.pt").is_file()
+
+
+def commands(page: str) -> list[list[str]]:
+    """The arguments of each loraformat command that starts a line of a block, redirections left out."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = [body.replace("\\\n", " ") for language, body in fences if language in ("", "console", "bash", "sh")]
+    lines = [line for block in blocks for line in re.findall(r"^(?:\$ )?loraformat (.*)", block, re.MULTILINE)]
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines]
+
+
+def outputs(page: str) -> list[str]:
+    """What the commands of a page write when they are typed in order, placeholders like OUT left out."""
+    wanted = [each for each in commands(page) if not {"--dry-run", "--overwrite", "--resume"} & set(each)]
+    targets = [each[each.index("-o") + 1].rstrip("/") for each in wanted if "-o" in each]
+    return [name for name in targets if not name.isupper()]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/guides/{path.name}" for path in sorted(GUIDES.glob("*.md")))])
+def test_the_commands_of_a_page_write_different_outputs(page: str) -> None:
+    written = outputs(page)
+    assert len(written) == len(set(written)), written
+
+
+@pytest.mark.parametrize("folder", [".", "docs", "docs/guides"])
+def test_the_commands_of_every_page_have_the_options_that_they_need(folder: str) -> None:
+    """Parsed, not run: click refuses unknown options, and missing or extra arguments."""
+    pages = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).glob("*.md"))]
+    parent = Context(main, info_name="loraformat", **main.context_settings)
+    for name, *arguments in (each for page in pages for each in commands(page)):
+        command = main.get_command(parent, name)
+        assert command is not None, name
+        with suppress(Exit):  # --help, --version
+            command.make_context(name, arguments, parent).close()
 
 
 def example(sign: str) -> Any:
