@@ -89,8 +89,8 @@ def test_two_spellings_in_one_file_are_not_judged(tmp_path: Path) -> None:
     save_file(load_file(tmp_path / "one.safetensors") | tensors, tmp_path / "two.safetensors")
     (one,) = found(tmp_path / "two.safetensors", "diffusers")
     assert one.code == "LF625"
-    assert "diffusion_model. original lora_A" in one.message
-    assert "lora_unet_ original lora_down" in one.message
+    assert "diffusion_model.… (original module names; lora_A" in one.message
+    assert "lora_unet_… (original module names; lora_down" in one.message
 
 
 def test_the_page_of_a_program_lists_what_it_reads() -> None:
