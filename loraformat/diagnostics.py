@@ -198,11 +198,13 @@ def did_you_mean(text: str, names: Iterable[str]) -> str:
     return f"did you mean {near}? " if near else ""
 
 
-def closest(text: str, names: Iterable[str]) -> str:
+def closest(text: str, names: Iterable[str], least: float = 0.5) -> str:
     """The one of `names` that is most like a text, its case ignored; "" where none is.
 
     >>> closest("ggml", ["gguf", "mlx"]), closest("frobnicate", ["ablate", "merge"])
     ('gguf', '')
+
+    Args: least: how much alike they must be, from 0 to 1.
 
     Who mistypes a name seldom mistypes its first letter: names with another one must be much more like it.
     """
@@ -211,7 +213,7 @@ def closest(text: str, names: Iterable[str]) -> str:
     asked = text[:_LONGEST_ASKED].lower()
     every = {name.lower(): name for name in names}
     same = [name for name in every if name[:1] == asked[:1]]
-    near = get_close_matches(asked, same, 1, 0.5) or get_close_matches(asked, list(every), 1, 0.7)
+    near = get_close_matches(asked, same, 1, least) or get_close_matches(asked, list(every), 1, 0.7)
     return every[near[0]] if near else ""
 
 

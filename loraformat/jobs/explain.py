@@ -82,7 +82,7 @@ def nearest_to(text: str) -> str:
     spelled = {page.name: page.code for page in known.values()} | {each: each for each in known}
     # Nobody means a code by its number: of one with another number only the beginning says something.
     is_code = re.fullmatch(r"(?i)lf\d+", text[:_LONGEST]) is not None
-    near = text[:_CODE_LENGTH].upper() if is_code else closest(text[:_LONGEST].replace("_", "-"), spelled)
+    near = text[:_CODE_LENGTH].upper() if is_code else closest(text[:_LONGEST].replace("_", "-"), spelled, 0.65)
     meant = spelled.get(near, "")
     return f"did you mean {meant} ({known[meant].name})?" if meant else ""
 

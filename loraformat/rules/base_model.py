@@ -90,11 +90,11 @@ def _other_model(subject: Subject, unmatched: Mapping[str, Sequence[str]]) -> Hi
 
     first = next(iter(unmatched))
     same = next((near[0] for name, near in unmatched.items() if near and is_namesake(name, near[0])), "")
-    hint = f"the base has {same}" if same else _named(subject)
+    named = _named(subject)
+    hint = f"{named}; " if named else ""
+    hint += "probably the base is another model" + (f"; a similar weight of it is {same}" if same else "")
     text = f"none of the {counted(len(unmatched), 'update')} matches a weight of the base, first {first}"
-    return Hit(
-        "", text, "; ".join(part for part in (hint, "" if same else "probably another model is the base") if part)
-    )
+    return Hit("", text, hint)
 
 
 def _pick_others(subject: Subject, absent: Mapping[str, int]) -> str:

@@ -42,7 +42,8 @@ def test_one_error_and_several_are_counted_as_such(tmp_path: Path) -> None:
         (["x.q_proj.weight"], "1 error ["),
         (["x.q_proj.weight", "y.q_proj.weight"], "2 errors, first ["),
     ):
-        change = adapter_folder(tmp_path / str(len(names)), dict.fromkeys(names, (24, 24)))
+        shapes = dict.fromkeys(["model.layers.0.q_proj.weight", *names], (24, 24))
+        change = adapter_folder(tmp_path / str(len(names)), shapes)
         with pytest.raises(AdapterRefused) as error:
             loraformat.merge(base, [change], tmp_path / "out")
         assert said in str(error.value)
