@@ -187,12 +187,34 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return f"{words} {verb if count == 1 else _VERBS[verb]}"
 
 
+def counted_of(count: int, total: int, noun: str, verb: str = "is") -> str:
+    """A part of a number of things, and a verb that agrees with it: "1 of 2 rows is", "2 of 2 rows are"."""
+    return f"{count} of {counted(total, noun)} {verb if count == 1 else _VERBS[verb]}"
+
+
 def did_you_mean(text: str, names: Iterable[str]) -> str:
     """`did you mean peft? `, the one of `names` that is most like a text; "" where none is."""
+    near = closest(text, names)
+    return f"did you mean {near}? " if near else ""
+
+
+def closest(text: str, names: Iterable[str], least: float = 0.5) -> str:
+    """The one of `names` that is most like a text, its case ignored; "" where none is.
+
+    >>> closest("ggml", ["gguf", "mlx"]), closest("frobnicate", ["ablate", "merge"])
+    ('gguf', '')
+
+    Args: least: how much alike they must be, from 0 to 1.
+
+    Who mistypes a name seldom mistypes its first letter: names with another one must be much more like it.
+    """
     from difflib import get_close_matches
 
-    near = get_close_matches(text[:_LONGEST_ASKED].lower(), list(names), 1, 0.5)
-    return f"did you mean {near[0]}? " if near else ""
+    asked = text[:_LONGEST_ASKED].lower()
+    every = {name.lower(): name for name in names}
+    same = [name for name in every if name[:1] == asked[:1]]
+    near = get_close_matches(asked, same, 1, least) or get_close_matches(asked, list(every), 1, 0.7)
+    return every[near[0]] if near else ""
 
 
 def json_text(value: object, *, indent: int | None = None, is_compact: bool = False) -> str:

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent / "upstream"))
 from tiny_pipelines import MODELS, model_of, pipeline_of
 
 from loraformat.naming.families import DIFFUSERS, ORIGINAL, Place, family_named, spelled
+from loraformat.rules.targets import ENCODER_AND_DENOISER
 
 OUTPUT = "encoder without out_proj"
 TABLE = Path(__file__).parents[1] / "loraformat" / "rules" / "runtimes" / "diffusers.json"
@@ -331,7 +332,7 @@ def encoders_of(family: str, model: Any, layers: list[Layer]) -> dict[str, list[
                 every |= {stem + end: tensor for end, tensor in zip(PAIRS[tensors], pair, strict=True)}
                 every |= {f"{stem}.alpha": torch.tensor(ALPHA)} if extras else {}
             for component in loaded_encoders(family, model, File(spelling, layers[:1]).tensors | every):
-                found.setdefault(component, []).append(f"{before} beside {spelling.key}")
+                found.setdefault(component, []).append(before + ENCODER_AND_DENOISER + spelling.key)
     return found
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraformat import validate
-from loraformat.diagnostics import NOWHERE, FindingLocation, Severity, counted, in_file, in_weights, show
+from loraformat.diagnostics import NOWHERE, FindingLocation, Severity, counted, counted_of, in_file, in_weights, show
 
 BAD = Path(__file__).parent.parent / "fixtures" / "bad"
 
@@ -48,6 +48,12 @@ def test_severities_have_an_order() -> None:
 )
 def test_a_count_agrees_with_its_noun_and_verb(count: int, verb: str, said: str) -> None:
     assert counted(count, "weight", verb) == said
+
+
+def test_a_part_of_a_number_agrees_with_its_verb() -> None:
+    assert counted_of(1, 2, "row") == "1 of 2 rows is"
+    assert counted_of(2, 2, "row", "has") == "2 of 2 rows have"
+    assert counted_of(1, 1, "row") == "1 of 1 row is"
 
 
 @pytest.mark.parametrize("case", sorted(BAD.iterdir()), ids=lambda case: case.name)

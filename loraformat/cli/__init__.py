@@ -170,6 +170,9 @@ class LazyGroup(click.Group):
             with _signals():
                 return super().invoke(ctx)
         except click.UsageError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if error.ctx is None and command is not None:  # click's parser does not know of which command it is
+                error.ctx = click.Context(command, ctx, ctx.invoked_subcommand)
             raise _Fault(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

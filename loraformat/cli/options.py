@@ -72,7 +72,8 @@ def finite(value: str) -> float:
 
     number = number_of(value)
     if number is None:
-        raise click.BadParameter(f"{value!r}: expected a finite number")
+        reason = " (the option before it needs a value)" if value.startswith("-") else ""
+        raise click.BadParameter(f"{value!r}: expected a finite number{reason}")
     return number
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from loraformat import errors, rules
-from loraformat.diagnostics import Severity, show
+from loraformat.diagnostics import Severity, closest, show
 from loraformat.errors import UsageError
 from loraformat.formats.kit import findings, losses, repairs
 from loraformat.merger.plan.findings import FINDINGS as MERGER_FINDINGS
 from loraformat.rules import targets
 
 _LONGEST = 40
+_CODE_LENGTH = 5  # LF105
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,10 @@ def nearest_to(text: str) -> str:
     """The code most similar to a text, "did you mean LF105 (missing-base-model)?", by code or name; "" for none."""
     known = pages()
     spelled = {page.name: page.code for page in known.values()} | {each: each for each in known}
-    asked = text[:_LONGEST].lower().replace("_", "-")
-    near = get_close_matches(asked, [each.lower() for each in spelled], 1, 0.5)
-    found = next((each for each in spelled if each.lower() in near), "")
-    meant = spelled.get(found, "")
+    # Nobody means a code by its number: of one with another number only the beginning says something.
+    is_code = re.fullmatch(r"(?i)lf\d+", text[:_LONGEST]) is not None
+    near = text[:_CODE_LENGTH].upper() if is_code else closest(text[:_LONGEST].replace("_", "-"), spelled, 0.65)
+    meant = spelled.get(near, "")
     return f"did you mean {meant} ({known[meant].name})?" if meant else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -12,7 +12,7 @@ from typing import Any, cast
 from loraformat import schema
 from loraformat.containers import checkpoint_of_store, open_weights, strict_json
 from loraformat.containers.fingerprints import checked_spans, header_sha256
-from loraformat.diagnostics import Finding, FindingLocation, in_file, in_weights
+from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, in_weights
 from loraformat.engine import open_engine
 from loraformat.errors import ConfigError, ContainerError, FormatError, MissingFile
 from loraformat.jobs.measure.verify_base import tensors_unlike_base
@@ -25,6 +25,7 @@ from loraformat.model.results.verbs import VerifyResult
 from loraformat.report import Report
 from loraformat.storage import (
     ALGORITHM,
+    WEIGHT_SUFFIXES,
     LocalStore,
     Location,
     Run,
@@ -102,14 +103,15 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
     kinds = store.kinds() if isinstance(store, LocalStore) else dict.fromkeys(store.files(), "a file")
     findings += _strangers(kinds, outputs)
     sizes = {name: nbytes for name, nbytes in store.files().items() if name in outputs and kinds[name] == "a file"}
-    findings += [output_changed(in_file(name), "the file is missing") for name in sorted(outputs.keys() - kinds.keys())]
+    gone = sorted(outputs.keys() - kinds.keys())
+    findings += [output_changed(in_file(name), "the file is missing") for name in gone]
     runs, faults = _runs(store)
     findings += faults
     seen, tensors = _Seen(), _Tensors(store)
     for name, nbytes in sizes.items():
         is_covered = not uncovered([(run.offset, run.end) for run in runs.get(name, ())], nbytes)
         findings.extend(_file_findings(store, outputs[name], nbytes, seen, tensors, is_covered=is_covered))
-    findings.extend(_missing_weights(manifest, tensors))
+    findings.extend(_missing_weights(manifest, tensors, gone))
     checks, overlapping = _checks(manifest, runs, sizes, tensors.found)
     findings += overlapping
     findings.extend(_compared(store, checks, tensors.found, seen, jobs))
@@ -121,7 +123,7 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
         findings.extend(tensors_unlike_base(store, tensors.found, copied, checkpoint, **changes, jobs=jobs))
         for name in copied:
             seen.add(tensors.found[name].file, tensors.found[name].span.offset, tensors.found[name].span.end)
-    total = sum(sizes.values())
+    total, lost = sum(sizes.values()), sum(outputs[name]["nbytes"] for name in gone)
     return Report(
         job="verify",
         subject=out,
@@ -129,7 +131,7 @@ def verify(out: Location, *, base: Location | None = None, jobs: int = 1) -> Rep
             files=len(outputs),
             weights=len(manifest["weights"]),
             bytes_read=total - seen.missed(sizes),
-            bytes_total=total,
+            bytes_total=total + lost,
             tensors_of_base=None if base is None else len(copied),
         ),
         findings=tuple(findings),
@@ -223,12 +225,17 @@ def _file_findings(
         yield output_changed(in_file(name), f"the file is damaged: {error.message}")
 
 
-def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors) -> Iterator[Finding]:
-    """Computed weights that are not there; where a file cannot be read, how many those are that it may have held."""
+def _missing_weights(manifest: Mapping[str, Any], tensors: _Tensors, gone: Sequence[str]) -> Iterator[Finding]:
+    """Computed weights that are not there; where a file cannot be read, how many those are that it may have held.
+
+    Args: gone: missing files, whose findings stand for the weights that they held.
+    """
     missing = sorted(manifest["weights"].keys() - tensors.found.keys())
     if missing and tensors.unreadable:
-        count = f"{len(missing)} computed weights" if len(missing) > 1 else "1 computed weight"
-        yield output_changed(in_file(tensors.unreadable[0]), f"cannot be read, and {count} were not found elsewhere")
+        count = counted(len(missing), "computed weight", "was")
+        yield output_changed(in_file(tensors.unreadable[0]), f"cannot be read, and {count} not found elsewhere")
+        return
+    if any(name.lower().endswith(WEIGHT_SUFFIXES) for name in gone):
         return
     for name in missing:
         yield output_changed(name, "the weight is missing")

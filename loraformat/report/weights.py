@@ -208,11 +208,15 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
     low, high = (min(placed), max(placed)) if placed else (0.0, 0.0)
     label = max(len(module) for module in cells)
     bins = _binned(range(len(columns)), None if page.width is None else max(8, page.width - label - 4))
+    gaps = _gaps(bins, columns)
+    if page.width is not None and len(bins) + sum(gaps) > page.width - label - 4:
+        gaps = [0] * len(bins)
     word = "block" if any(record.block for record in weights) else "layer"
     page.say("")
-    page.say("  ", Styled(f"{word:<{label}}", "dim"), "  ", Styled(_ruler(bins, columns), "dim"))
+    page.say("  ", Styled(f"{word:<{label}}", "dim"), "  ", Styled(_ruler(bins, columns, gaps), "dim"))
     for module, row in sorted(cells.items()):
-        page.say("  ", f"{module:<{label}}", "  ", "".join(_sign(row, some, low, high) for some in bins))
+        signs = (_sign(row, some, low, high) + " " * gap for some, gap in zip(bins, gaps, strict=True))
+        page.say("  ", f"{module:<{label}}", "  ", "".join(signs))
     many = f"; {len(bins[0])} {word}s per character, showing the largest" if len(bins[0]) > 1 else ""
     ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
@@ -229,15 +233,30 @@ def _binned(layers: Sequence[int], most: int | None) -> list[Sequence[int]]:
     return [layers[at : at + size] for at in range(0, len(layers), size)]
 
 
-def _ruler(bins: Sequence[Sequence[int]], columns: Sequence[str]) -> str:
+def _gaps(bins: Sequence[Sequence[int]], columns: Sequence[str]) -> list[int]:
+    """How many blanks follow each column, so that the name of a kind of block fits above its columns."""
+    kinds = [_kind_of(columns[bin_[0]]) for bin_ in bins]
+    gaps, start = [0] * len(bins), 0
+    for at in range(1, len(bins)):
+        if kinds[at] != kinds[at - 1]:
+            gaps[at - 1] = max(0, len(columns[bins[start][0]]) + 1 - (at - start))
+            start = at
+    return gaps
+
+
+def _kind_of(label: str) -> str:
+    return label.rstrip("0123456789 ")
+
+
+def _ruler(bins: Sequence[Sequence[int]], columns: Sequence[str], gaps: Sequence[int]) -> str:
     """The number of every eighth layer above its column, or the name of the first of each kind of block."""
-    text, last = "", ""
+    text, last, place = "", "", 0
     for at, bin_ in enumerate(bins):
         label = columns[bin_[0]]
-        kind = label.rstrip("0123456789 ")
+        kind = _kind_of(label)
         if (kind and kind != last) or (not kind and at % 8 == 0):
-            text = text.ljust(at)[:at] + label
-        last = kind
+            text = text.ljust(place)[:place] + label
+        last, place = kind, place + 1 + gaps[at]
     return text
 
 

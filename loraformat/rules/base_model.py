@@ -61,20 +61,49 @@ def absent_module(subject: Subject) -> Iterator[Hit]:
         base = "pipeline" if subject.base.components else "base"
         text = f"the {base} has no weights of this component, but the adapter has {counted(count, 'update')} for it"
         known = f"components with weights: {', '.join(subject.base.components)}"
-        yield Hit(component, text, known if subject.base.components else _PICK)
+        yield Hit(component, text, known if subject.base.components else _pick_others(subject, absent))
     other = _other_family(subject)
+    unmatched = {
+        name: nearest
+        for name, nearest in subject.matching.unmatched.items()
+        if name not in in_codes and name.partition(".")[0] not in absent
+    }
     if other is not None:
         yield other
+        return
+    if len(unmatched) > 1 and not subject.matching.landings and not absent and not in_codes:
+        yield _other_model(subject, unmatched)
+        return
     ends = _last_blocks(subject.base)
-    for base_weight, nearest in subject.matching.unmatched.items():
-        if other is not None or base_weight in in_codes or base_weight.partition(".")[0] in absent:
-            continue
+    for base_weight, nearest in unmatched.items():
         beyond = _beyond(base_weight, ends)
         if beyond:
             yield Hit(base_weight, "the base has no such weight", beyond)
             continue
         headless = why_headless(base_weight, subject.base, subject.adapter)
         yield Hit(base_weight, "the base has no such weight", headless or _instead(base_weight, nearest))
+
+
+def _other_model(subject: Subject, unmatched: Mapping[str, Sequence[str]]) -> Hit:
+    """One hit where no update has a place: a hint for each of them would name weights that have nothing in common."""
+    from loraformat.matching import is_namesake
+
+    first = next(iter(unmatched))
+    same = next((near[0] for name, near in unmatched.items() if near and is_namesake(name, near[0])), "")
+    named = _named(subject)
+    hint = f"{named}; " if named else ""
+    hint += "probably the base is another model" + (f"; a similar weight of it is {same}" if same else "")
+    text = f"none of the {counted(len(unmatched), 'update')} matches a weight of the base, first {first}"
+    return Hit("", text, hint)
+
+
+def _pick_others(subject: Subject, absent: Mapping[str, int]) -> str:
+    """The command that keeps the updates of a component of the adapter that the base may have."""
+    assert subject.adapter is not None
+    components = {subject.adapter.component_of(name) for name in subject.adapter.updates} - {""}
+    left = sorted(components - absent.keys()) or sorted(components)
+    text = "writes the updates of one component only"
+    return f"loraformat pick ADAPTER --select '{left[0]}.*' -o OUT {text}" if left else ""
 
 
 def _other_family(subject: Subject) -> Hit | None:
@@ -131,9 +160,6 @@ def _absent_components(subject: Subject) -> dict[str, int]:
         if component not in there and weight.startswith(f"{component}."):
             absent[component] = absent.get(component, 0) + 1
     return absent
-
-
-_PICK = "loraformat pick ADAPTER --select 'unet.*' -o OUT writes the updates of one component only"
 
 
 def _instead(weight: str, nearest: Sequence[str]) -> str:

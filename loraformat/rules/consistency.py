@@ -136,7 +136,7 @@ def tensor_outside_targets(subject: Subject) -> Iterator[Hit]:
     else:
         outside = [name for name in outside if not is_one_of(module_of(name), targets)]
     if outside:
-        yield Hit(config_at(subject, "target_modules"), f"does not cover {_some(outside)}")
+        yield Hit(config_at(subject, "target_modules"), f"target_modules does not cover {_some(outside)}")
 
 
 @rule("LF210", Severity.ERROR, since="0.1.0", forgivable=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity, in_file, listed
+from loraformat.diagnostics import Severity, counted, in_file, listed
 from loraformat.model.adapter import module_of
 from loraformat.model.updates import LowRank, Replace
 from loraformat.rules.base import Hit, Subject, rule
@@ -37,7 +37,7 @@ def lands_in_part(subject: Subject) -> Iterator[Hit]:
     parts = [name for name, pieces in landings.items() if any(piece.part != WHOLE for piece in pieces)]
     if parts:
         tensor = landings[parts[0]][0].tensor
-        yield Hit(parts[0], f"{len(parts)} updates apply to parts of tensors, this one to {tensor}")
+        yield Hit(parts[0], f"{counted(len(parts), 'update')} of parts of tensors, this one of {tensor}")
 
 
 @rule("LF307", Severity.WARNING, since="0.1.0", needs="base")
@@ -112,7 +112,7 @@ def tied_table(subject: Subject) -> Iterator[Hit]:
         ]
         if changed and len(set(changed)) < len(tie.names):
             other = next(name for name in tie.names if name not in changed)
-            yield Hit(changed[0], f"is tied to {other} in the base")
+            yield Hit(changed[0], f"this weight is tied to {other} in the base")
 
 
 @rule("LF310", Severity.INFO, since="0.1.0", needs="base")
@@ -134,7 +134,7 @@ def base_without_config(subject: Subject) -> Iterator[Hit]:
     """
     assert subject.base is not None
     if not subject.base.config and not subject.base.settings:
-        yield Hit(in_file("config.json"), "expected next to the base's weights, found none")
+        yield Hit(in_file("config.json"), "the base has no config.json")
 
 
 def _last(name: str) -> str:

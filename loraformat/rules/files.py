@@ -89,7 +89,7 @@ def second_weight_file(subject: Subject) -> Iterator[Hit]:
     """
     for first, second in _PAIRS:
         if first in subject.bundle.files and second in subject.bundle.files:
-            yield Hit(in_file(second), f"never opened, because {first} takes precedence", "remove the outdated one")
+            yield Hit(in_file(second), f"ignored, because {first} takes precedence", "remove the outdated one")
 
 
 @rule("LF033", Severity.WARNING, since="0.1.0", needs="bundle")

@@ -254,7 +254,9 @@ def undeclared_magnitude(subject: Subject) -> Iterator[Hit]:
     updates = ((group.update, len(group.weights)) for group in subject.adapter.update_groups)
     found = sum(count for update, count in updates if isinstance(update, LowRank) and update.magnitude is not None)
     if found:
-        yield Hit(in_file(PEFT_FILE, "use_dora"), f"expected true, because {found} modules have magnitudes")
+        yield Hit(
+            in_file(PEFT_FILE, "use_dora"), f"expected true, because {counted(found, 'module', 'has')} magnitudes"
+        )
 
 
 def _side(update: LowRank) -> str:

@@ -26,7 +26,7 @@ _LONGEST_PATTERN = 10_000  # characters; compiling takes time in proportion
 _TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 _USUAL_LIBRARIES = ("transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm", "__main__")
 _TRAINED_ON_CODES = (
-    "for the model that was trained, merge into it with --dequantize, or, for bitsandbytes, into the 16-bit model "
+    "to reproduce the trained model, merge into it with --dequantize, or, for bitsandbytes, into the 16-bit model "
     "with --as-trained"
 )
 _TRAINED_ON_AWQ = "merge into it with --dequantize; the update does not fit the 16-bit model"
@@ -235,7 +235,7 @@ def ambiguous_pattern(subject: Subject) -> Iterator[Hit]:
             ambiguous = next(_ambiguous(keys, patterns, modules), None)
         except OutOfSteps:
             of = counted(len(modules), "module")
-            told = f"{len(patterns)} patterns were not compared with {of} because that would take too long"
+            told = f"{counted(len(patterns), 'pattern', 'was')} not compared with {of} because that would take too long"
             subject.budget.leave_out(in_file(PEFT_FILE, field), told)
             continue
         if ambiguous is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted
 from loraformat.model.adapter import Adapter, UpdateGroup
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, Replace, Rows, Update, products_of, tensors
 from loraformat.rules.base import Hit, Subject, rule
@@ -202,7 +202,7 @@ def no_factors(subject: Subject) -> Iterator[Hit]:
     is_of_factors = subject.format == "peft" and config.raw.get("peft_type") in ("LORA", "ADALORA", "LOHA", "LOKR")
     updates = [update for _, update in updates_of(subject.adapter)]
     if is_of_factors and config.targets and updates and all(isinstance(update, Replace) for update in updates):
-        yield Hit("", f"expected factor pairs, found only {len(updates)} full weights")
+        yield Hit("", f"expected factor pairs, found only {counted(len(updates), 'full weight')}")
 
 
 @rule("LF214", Severity.ERROR, since="0.1.0", forgivable=True)

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+# In the table of a program's spellings: between how a text encoder is spelled and how the denoiser is.
+ENCODER_AND_DENOISER = " + "
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -69,7 +72,7 @@ class Spellings:
 
     Attributes:
         lines: family → spelling → line.
-        encoders: family → text encoder → how it may be spelled, beside which spelling of the denoiser; None where no
+        encoders: family → text encoder → how it may be spelled + with which spelling of the denoiser; None where no
             text encoder is left out.
         encoder_without_output: its message for a text encoder in kohya's names without `out_proj`; "" for none.
         second_transformer: what becomes of updates of Wan's second transformer.
@@ -95,7 +98,7 @@ class Spellings:
         """
         if self.encoders is None or any(self.of(family, spelling) is None for spelling in beside):
             return True
-        pairs = [each.split(" next to ") for each in self.encoders.get(family, {}).get(component, ())]
+        pairs = [each.split(ENCODER_AND_DENOISER) for each in self.encoders.get(family, {}).get(component, ())]
         firsts = {spelling.partition(" ")[0] for spelling in beside}
         known = {before for before, denoiser in pairs if not firsts or denoiser.partition(" ")[0] in firsts}
         return {spelling.partition(" ")[0] for spelling in spellings} <= known

@@ -55,6 +55,12 @@ def run(*arguments: object) -> Result:
         (["explain", "vlm"], "Did you mean vllm?"),
         (["inpsect", ADAPTER], "Did you mean inspect?"),
         (["help", "mrege"], "Did you mean merge?"),
+        (["convert", ADAPTER, "-o", "out", "--to", "ggml"], "did you mean gguf?"),
+        (["frobnicate"], "'frobnicate' is not a command.\n"),
+        (["explain", "LF999"], "LF999 is not a code. `loraformat explain` lists them."),
+        (["explain", "nonsense"], "nonsense is not a code. `loraformat explain` lists them."),
+        (["merge", BASE, ADAPTER, "--alpha", "-o", "out"], "the option before it needs a value"),
+        (["validate", ADAPTER, "--base"], "validate --help' for help."),
         (["hf://owner/name"], "Did you mean loraformat inspect hf://owner/name?"),
     ],
 )

@@ -131,7 +131,11 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
         InvalidHeader,
         "32 bytes between the header",
     ),
-    "data cut short": (gguf([], [ONE, TWO], bytes(39)), TruncatedFile, "the data end at byte"),
+    "data cut short": (
+        gguf([], [ONE, TWO], bytes(39)),
+        TruncatedFile,
+        "the file has 135 bytes, but its header needs 136",
+    ),
     "infos cut short": (gguf([], [ONE])[:52], TruncatedFile, "needs"),
     "bytes after the data": (gguf([], [ONE], bytes(33)), InvalidHeader, "1 bytes follow the last tensor"),
     "bytes after a header without tensors": (gguf() + bytes(64), InvalidHeader, "bytes follow"),

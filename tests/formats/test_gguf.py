@@ -162,6 +162,7 @@ def test_a_table_stands_as_the_engine_looks_it_up() -> None:
 PLAIN = LowRank(lazy(16, 2), lazy(2, 8), 1.5)
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no base": ({Q: PLAIN}, {}, "without its base"),
+    "no class": ({Q: PLAIN}, {"model_type": "MiniGPT"}, "whose base states no architecture"),
     "unknown class": ({Q: PLAIN}, {"architectures": ["FooForCausalLM"]}, "are unknown"),
     "no heads": ({Q: PLAIN}, {"architectures": ["LlamaForCausalLM"]}, "a number of heads that the base does not state"),
     "DoRA": ({Q: LowRank(lazy(16, 2), lazy(2, 8), 1.5, Magnitude(lazy(16)))}, QWEN, "a DoRA magnitude"),

@@ -181,7 +181,7 @@ def test_a_joined_weight_is_cut_and_its_rows_put_in_order() -> None:
         (Q, LowRank(lazy(8, 2), lazy(2, 8), 1.0, Magnitude(lazy(8))), "a DoRA magnitude"),
         (Q, LowRank(lazy(9, 2), lazy(2, 8), 1.0), r"whose shape is not \(8, 8\)"),
         ("model.layers.2.self_attn.q_proj.weight", LowRank(lazy(8, 2), lazy(2, 8), 1.0), "it does not adapt"),
-        ("model.norm.weight", Replace(lazy(8)), "a replaced weight"),
+        ("model.norm.weight", Replace(lazy(8)), "a full weight"),
     ],
 )
 def test_what_it_has_no_place_for_is_refused(weight: str, update: Any, message: str) -> None:

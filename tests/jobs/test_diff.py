@@ -308,6 +308,8 @@ def test_equal_tensors_that_are_used_otherwise_are_not_equal(one: Update, other:
 def test_an_unknown_scale_is_said_to_be_the_reason() -> None:
     text = run(MINIGPT / "fact_all", MINIGPT / "lora_adapter").stdout
     assert "incomparable: a scale is unknown; pass it with --alpha" in text
+    assert "values incomparable, metadata" in run(MINIGPT / "fact_all", MINIGPT / "fact_all").stdout
+    assert "together" not in text
     assert "8 changed" in run(MINIGPT / "fact_all", MINIGPT / "lora_adapter", "--alpha", 1).stdout
 
 

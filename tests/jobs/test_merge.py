@@ -12,6 +12,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 
 import loraformat
 from loraformat.errors import AdapterRefused, NonFiniteValue, UsageError
+from loraformat.report import render
 
 
 def test_a_base_that_holds_an_adapter_too_gives_a_model(tmp_path: Path) -> None:
@@ -24,13 +25,25 @@ def test_a_base_that_holds_an_adapter_too_gives_a_model(tmp_path: Path) -> None:
     tiny.check_merged(tmp_path / "out", "LlamaForCausalLM", both)
 
 
+def test_tensors_of_which_only_the_dtype_changes_are_no_copies(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", weights(), config())
+    change = adapter_folder(tmp_path / "change", {"model.layers.0.q_proj.weight": (24, 24)})
+    report = loraformat.merge(base, [change], tmp_path / "out", dtype="bfloat16", dry_run=True)
+    others = len(weights()) - 1
+    assert (report.data.tensors_touched, report.data.tensors_copied, report.data.tensors_cast) == (1, 0, others)
+    assert f"0 copied, {others} only cast" in render(report, "text")
+    report = loraformat.merge(base, [change], tmp_path / "out", dtype="bfloat16")
+    assert f"of {len(weights())} computed tensors against" in render(report, "text")
+
+
 def test_one_error_and_several_are_counted_as_such(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", weights(), config())
     for names, said in (
         (["x.q_proj.weight"], "1 error ["),
         (["x.q_proj.weight", "y.q_proj.weight"], "2 errors, first ["),
     ):
-        change = adapter_folder(tmp_path / str(len(names)), dict.fromkeys(names, (24, 24)))
+        shapes = dict.fromkeys(["model.layers.0.q_proj.weight", *names], (24, 24))
+        change = adapter_folder(tmp_path / str(len(names)), shapes)
         with pytest.raises(AdapterRefused) as error:
             loraformat.merge(base, [change], tmp_path / "out")
         assert said in str(error.value)

@@ -116,13 +116,12 @@ def test_blocks_of_an_image_model_are_lines_and_columns_in_the_order_of_the_mode
     lines = [line.strip() for line in said(result(of_unet()[::-1], grouping="block", has_heat=True))]
     assert [line[: line.index("  ")] for line in lines[1:6]] == ["te1 0", "IN04", "MID", "OUT05", "none"]
     head = next(line for line in lines if line.startswith("block") and "weights" not in line)
-    at = head.index("t", 5)
+    assert head.split() == ["block", "te1", "0", "IN04", "MID", "OUT05"]
     to_q = next(line for line in lines if line.startswith("to_q"))
-    assert to_q[at] == " "  # the text encoder has none
-    signs = [RAMP.index(sign) for sign in to_q[at + 1 :]]
-    assert len(signs) == 3
+    assert to_q[head.index("te1")] == " "  # the text encoder has none
+    signs = [RAMP.index(to_q[head.index(block)]) for block in ("IN04", "MID", "OUT05")]
+    assert len(to_q.split("to_q")[1].split()) == 3
     assert signs == sorted(signs)
-    assert "OUT05" in head
 
 
 def test_blocks_of_another_model_are_its_layers() -> None:

@@ -33,6 +33,23 @@ def test_another_module_is_not_said_to_be_it(tmp_path: Path) -> None:
     assert said == f"the most similar name in the base is {base}; if it is the same weight, rename the tensors"
 
 
+def test_where_no_update_matches_one_finding_names_the_base_that_was_meant() -> None:
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    report = validate(fixtures / "good" / "peft" / "tiny-llama", base=fixtures / "minigpt" / "base")
+    (found,) = (finding for finding in report.findings if finding.code == "LF301")
+    assert "none of the 9 updates matches" in found.message
+    assert found.hint.startswith("the adapter names loraformat/tiny-llama; probably the base is another model")
+    assert "lm_head" not in found.hint
+
+
+def test_the_hint_about_an_absent_component_selects_one_that_the_adapter_has() -> None:
+    fixtures = Path(__file__).parents[2] / "fixtures"
+    report = validate(fixtures / "good" / "kohya" / "tiny-flux", base=fixtures / "minigpt" / "base")
+    hints = [finding.hint for finding in report.findings if finding.code == "LF301"]
+    assert any("--select 'transformer.*'" in each for each in hints)
+    assert not any("unet" in each for each in hints)
+
+
 def test_a_layer_beyond_the_last_one_is_said_to_be_that(tmp_path: Path) -> None:
     said = hint("model.layers.9.self_attn.q_proj", "model.layers.1.self_attn.q_proj.weight", tmp_path)
     assert said == "the base's model.layers end with 1, so it is a smaller or a different model"

@@ -81,7 +81,7 @@ def test_targets_without_tensors(targets: Any, missed: list[str]) -> None:
 def test_tensors_outside_the_targets(targets: Any, raw: dict[str, Any], outside: str | None) -> None:
     whole = Replace(zeros(4, 4))  # a weight outside the target modules is not missed
     found = hits(consistency.tensor_outside_targets, {**TWO, "model.norm.weight": whole}, targets=targets, raw=raw)
-    assert [hit.message for hit in found] == ([f"does not cover {outside}"] if outside else [])
+    assert [hit.message for hit in found] == ([f"target_modules does not cover {outside}"] if outside else [])
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])

@@ -130,7 +130,7 @@ def _strengths(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     metavar="S",
     default=0.9,
     show_default=True,
-    help="With --requantize: the share S of the update that must survive; below S or above 2 - S nothing is written.",
+    help="With --requantize: the share S of the update that must survive; less than S or more than 2 - S stops it.",
 )
 @click.option(
     "--as-trained",
@@ -194,7 +194,7 @@ def command(
 ) -> None:
     """Merge every ADAPTER into BASE: W + Σ s·BA, in windows of rows, rounded once.
 
-    ADAPTER=0.7 merges an adapter at that strength; an argument that is an existing path is taken whole.
+    ADAPTER=0.7 merges an adapter at that strength; an existing path is never split at "=".
 
     BASE is a folder with safetensors, .bin shards or one .pt file, or a diffusers pipeline. The output keeps its
     files, names and container.

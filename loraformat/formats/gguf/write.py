@@ -47,7 +47,11 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
     """What llama.cpp cannot hold, and what one alpha for all changes."""
     model = _model(options)
     if model is None:
-        yield unsupported_update("", _unknown_base(options), _WHOSE)
+        what = _unknown_base(options)
+        if what:
+            yield unsupported_update("", what, _WHOSE)
+        else:
+            yield unsupported_update("", "an adapter without its base", _WHOSE, hint="pass the base with --base BASE")
         return
     faults = list(_faults(adapter, model, options))
     yield from unsupported_updates(faults, _WHOSE)
@@ -134,10 +138,13 @@ def _model(options: WriteOptions) -> LlamaCppModel | None:
 
 
 def _unknown_base(options: WriteOptions) -> str:
+    """What is not known of the base; "" where none was given."""
     if options.base.config or options.base.settings:
         stated = options.base.config.get("architectures") or options.base.settings.get(ARCHITECTURE_KEY)
+        if not stated:
+            return "an adapter whose base states no architecture in its config.json"
         return f"an adapter for {stated}, whose names in llama.cpp are unknown (known: {', '.join(known_classes())}),"
-    return "an adapter without its base (--base), whose config.json has the architecture and the heads,"
+    return ""
 
 
 def _in_llama_cpp(adapter: Adapter, model: LlamaCppModel, options: WriteOptions) -> Translated:

@@ -130,7 +130,7 @@ def foreign_name_part(where: Where, part: str, count: int) -> Said:
     """
     return (
         where,
-        f"{part} in {count} tensor names was ignored",
+        f"{part} in {counted(count, 'tensor name')} was ignored",
         "convert to the same format to clean it",
     )
 
@@ -367,7 +367,7 @@ def trained_weight_files(files: list[str], names: list[str]) -> Said:
     ## Source
     LLaVA issue 1592; LLaVA 1.2, train.py `get_peft_state_non_lora_maybe_zero_3`.
     """
-    text = f"{len(names)} weights next to the adapter are read as part of it, but PEFT does not load them"
+    text = f"{counted(len(names), 'weight', 'is')} next to the adapter and read as part of it, but not loaded by PEFT"
     return in_file(files[0]), f"{text}: {listed(names)}"
 
 

@@ -32,8 +32,11 @@ def folded_scale(where: Where, names: list[str], error: float) -> Said:
     )
 
 
+_ELSEWHERE = "merge the adapter into its base, or convert it to another format"
+
+
 @kind("LF702", Severity.ERROR)
-def unsupported_update(where: Where, what: str, format_name: str, more: int = 0) -> Said:
+def unsupported_update(where: Where, what: str, format_name: str, more: int = 0, hint: str = _ELSEWHERE) -> Said:
     """The target format cannot express this kind of update.
 
     ## Why it matters
@@ -49,7 +52,7 @@ def unsupported_update(where: Where, what: str, format_name: str, more: int = 0)
     The page of the format in docs/formats/.
     """
     others = f"; the same holds for {counted(more, 'more weight')}" if more else ""
-    return where, f"{what} cannot be written as {format_name}{others}"
+    return where, f"{what} cannot be written as {format_name}{others}", hint
 
 
 @kind("LF703", Severity.INFO)

@@ -117,7 +117,7 @@ def _tokenizer(adapter: Adapter) -> Iterator[Finding]:
 def _fault(slots: Slots, expected: tuple[int, int] | None) -> str | None:
     update = slots.low_rank
     if update is None or slots.updates() != (update,):
-        kinds = {"replace": "a replaced weight", "rows": "trained rows", "dense": "a dense delta"}
+        kinds = {"replace": "a full weight", "rows": "trained rows", "dense": "a dense delta"}
         return next(words for name, words in kinds.items() if getattr(slots, name) is not None)
     if update.is_embedding:
         return "a low-rank update of an embedding"

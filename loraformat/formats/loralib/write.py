@@ -53,9 +53,9 @@ def _fault(base_weight: str, slots: Slots) -> str | None:
     if slots.dense is not None:
         return "a dense delta"
     if slots.replace is not None and not slots.replace.follows_tie:
-        return "a replaced weight that a tied partner does not share"
+        return "a full weight that a tied partner does not share"
     if slots.replace is not None and slots.low_rank is not None:
-        return "a replaced weight with another update"
+        return "a full weight with another update"
     return None if slots.low_rank is None else _low_rank_fault(base_weight, slots.low_rank)
 
 

@@ -43,7 +43,7 @@ def losses(adapter: Adapter, options: WriteOptions = DEFAULT_OPTIONS) -> Iterato
 def _fault(base_weight: str, slots: Slots) -> str | None:
     update = slots.low_rank
     if update is None or slots.updates() != (update,):
-        kinds = {"replace": "a replaced weight", "rows": "trained rows", "dense": "a dense delta"}
+        kinds = {"replace": "a full weight", "rows": "trained rows", "dense": "a dense delta"}
         return next(words for name, words in kinds.items() if getattr(slots, name) is not None)
     if not base_weight.endswith(".weight"):
         return "a low-rank update of a parameter that is not called weight"

@@ -44,7 +44,11 @@ def read_wholes(found: Sorted, config: PeftConfig, built: Built) -> None:
         if not is_saved and chosen == "plain" and not _is_expected(weight, parts[chosen], config):
             undeclared.append(weight)
     if copies:
-        built.notes.append(redundant_copy("", sorted(copies), "PEFT loads the tensor without that part of the name"))
+        built.notes.append(
+            redundant_copy(
+                "", sorted(copies), "PEFT ignores these copies too, and loads the tensor with the plain name"
+            )
+        )
     if undeclared:
         built.notes.append(undeclared_replacement(in_file(CONFIG), sorted(undeclared)))
 

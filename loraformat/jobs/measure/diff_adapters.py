@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from loraformat.model.floats import float64_of, quietly
-from loraformat.model.results.differences import WeightDifference
+from loraformat.model.results.differences import UNKNOWN_SCALE, WeightDifference
 from loraformat.model.tensors import LazyTensor
 from loraformat.model.updates import LowRank, Replace, Update, kind_of, scale_of, settings, tensors
 
@@ -50,7 +50,7 @@ def _additive(weight: str, kind: str, one: Update, other: Update, tolerance: flo
     from loraformat.algebra import cosine, distance, frobenius, overlap
 
     if not _has_known_scale(one) or not _has_known_scale(other):
-        return _incomparable(weight, kind, one, other, "a scale is unknown; pass it with --alpha")
+        return _incomparable(weight, kind, one, other, UNKNOWN_SCALE)
     norm, norm_after, apart = frobenius(one), frobenius(other), distance(one, other)
     if apart is None:
         return _incomparable(weight, kind, one, other, "their shapes differ, or their factors do not fit")

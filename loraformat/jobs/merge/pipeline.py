@@ -395,6 +395,7 @@ def _report(
             tensors_touched=sum(one.tensors_touched for one in several),
             tensors_copied=sum(one.tensors_copied for one in several),
             tensors_decoded=0,
+            tensors_cast=sum(one.tensors_cast for one in several),
             parameters_touched=sum(one.parameters_touched for one in several),
             bytes_written=sum(one.bytes_written for one in several) if mine is None else mine.nbytes,
             files=tuple(names),

@@ -376,9 +376,11 @@ def report_of(
     edited = {name for edit in plan.edits if edit.terms for name in edit.written}
     recoded = {edit.tensor: edit.matrix for edit in plan.edits if edit.parts}
     parts = {part.name for edit in plan.edits for part in edit.parts}
+    bare = {edit.tensor for edit in plan.edits if not edit.terms}
     codes = {edit.tensor for edit in plan.edits if not edit.terms and prepared.base.tensors[edit.source].encoded}
     touched = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in edited]
     decoded = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in codes]
+    cast = [name for shard in plan.shards for name in _names(shard) if shard.aliases.get(name, name) in bare - codes]
     tensors = sum(len(_names(shard)) for shard in plan.shards)
     sizes = {tensor.name: tensor.shape for shard in plan.shards for tensor in shard.tensors}
     tallies = outcome.tallies if outcome is not None and share is None else {}
@@ -413,8 +415,9 @@ def report_of(
                 for number, (one, count) in enumerate(zip(opened, modules, strict=True))
             ),
             tensors_touched=len(touched),
-            tensors_copied=tensors - len(touched) - len(decoded),
+            tensors_copied=tensors - len(touched) - len(decoded) - len(cast),
             tensors_decoded=len(decoded),
+            tensors_cast=len(cast),
             parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes and name not in parts)
             + sum(math.prod(shape) for shape in recoded.values()),
             bytes_written=weight_nbytes(plan) if share is None else share.nbytes,

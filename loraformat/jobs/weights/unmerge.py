@@ -24,6 +24,7 @@ from loraformat.merger import (
     Arithmetic,
     Inputs,
     Likeness,
+    MergePlan,
     Preimages,
     Repetition,
     Resources,
@@ -329,7 +330,7 @@ def _replaced(run: _Run, base: Checkpoint, uri: str) -> _Undone:
     _refuse_codes(run, [edit.tensor for edit in prepared.plan.edits if edit.terms])
     likeness = {} if run.is_share else _likeness(run, prepared, [one.adapter for one in opened])
     far = [name for name, one in likeness.items() if not one.holds]
-    others = [] if run.is_share else _others_that_changed(run, base, {edit.tensor for edit in prepared.plan.edits})
+    others = [] if run.is_share else _others_that_changed(run, base, prepared.plan)
     if (far or others) and not run.force:
         parts = []
         if far:
@@ -398,14 +399,20 @@ def _matrix(rows: BaseWeight, start: int, stop: int) -> Any:  # noqa: ANN401 - a
     return rows.read(start, stop).astype(np.float64).reshape(stop - start, -1)
 
 
-def _others_that_changed(run: _Run, base: Checkpoint, edited: set[str]) -> list[str]:
-    """Tensors that no adapter changes and that are not those of the base."""
+def _others_that_changed(run: _Run, base: Checkpoint, plan: MergePlan) -> list[str]:
+    """Tensors that no adapter changes and that are not those of the base.
+
+    A tied table that shares its bytes with a computed one is the other's values under a second name.
+    """
+    edited = {edit.tensor for edit in plan.edits}
+    shared = {name: other for shard in plan.shards for name, other in shard.aliases.items() if other in edited}
     names = sorted((base.tensors.keys() | run.merged.tensors.keys()) - edited)
 
     def differs(name: str) -> bool:
-        if name not in base.tensors or name not in run.merged.tensors:
+        original = run.merged.weights.get(shared[name]) if name in shared else base.weights.get(name)
+        if original is None or name not in run.merged.weights:
             return True
-        return not is_unchanged(base.weights[name], run.merged.weights[name])
+        return not is_unchanged(original, run.merged.weights[name])
 
     changed = open_engine(run.limits.jobs).map(differs, names)
     return [name for name, is_other in zip(names, changed, strict=True) if is_other]

@@ -71,6 +71,8 @@ class WeightDifference:
 
 
 MOST_RANK = 256
+# The reason where nothing says that two updates differ.
+UNKNOWN_SCALE = "a scale is unknown; pass it with --alpha"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

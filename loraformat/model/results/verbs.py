@@ -215,8 +215,8 @@ class MergeResult:
 
     Attributes:
         base: URI of the base.
-        tensors_touched, tensors_copied, tensors_decoded: the tensors of the output: changed by an update; copied from
-            the base; or dequantized without an update.
+        tensors_touched, tensors_copied, tensors_decoded, tensors_cast: the tensors of the output: changed by an update;
+            copied from the base; dequantized without an update; or only in another dtype.
         parameters_touched: elements of the touched tensors.
         bytes_written: total of the weight files; the planned total if nothing was written.
         files: names of the output files, sorted.
@@ -239,6 +239,7 @@ class MergeResult:
     tensors_touched: int
     tensors_copied: int
     tensors_decoded: int = 0
+    tensors_cast: int = 0
     parameters_touched: int
     bytes_written: int
     files: tuple[str, ...]

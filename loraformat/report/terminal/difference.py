@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loraformat.model.results.differences import DiffResult, WeightDifference
+from loraformat.model.results.differences import UNKNOWN_SCALE, DiffResult, WeightDifference
 from loraformat.model.summary import layer_of
 from loraformat.report.lines import Page, Styled
 from loraformat.report.weights import MOST_ROWS
@@ -29,13 +29,21 @@ def say_difference(page: Page, result: DiffResult) -> None:
             page.fact(label, f"{amount(len(names))}: {cut(list(names))}")
     if result.subject_kind == "checkpoints":
         _say_trained(page, result.weights)
-    if result.distance is not None:
+    unknown = any(weight.reason == UNKNOWN_SCALE for weight in result.weights)
+    if result.distance is not None and not unknown:
         cosine = "" if result.cosine is None else f", cosine {result.cosine:.4f}"
         page.fact("together", f"|B - A| {number(result.distance)}, {percent(result.relative)} of |A|{cosine}")
     _say_weights(page, result)
-    values = _verdict(result.has_equal_values)
+    values = Styled("incomparable", "bold yellow") if _is_open(result) else _verdict(result.has_equal_values)
     fields = "" if result.has_equal_metadata else f" ({plural(len(result.fields), 'field')})"
     page.say("values ", values, ", metadata ", _verdict(result.has_equal_metadata), fields)
+
+
+def _is_open(result: DiffResult) -> bool:
+    """Whether nothing is known to differ, but some scales are unknown."""
+    apart = [weight for weight in result.weights if weight.status != "equal"]
+    named_apart = result.only_before or result.only_after
+    return bool(apart) and not named_apart and all(weight.reason == UNKNOWN_SCALE for weight in apart)
 
 
 def _verdict(is_equal: bool) -> Styled:

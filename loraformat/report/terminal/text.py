@@ -318,7 +318,10 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
     if result.adapters:
         _say_changes(page, result)
     if result.checked is not None:
-        page.say(Styled("checked ", "dim"), _checked(result.checked))
+        page.say(
+            Styled("checked ", "dim"),
+            _checked(result.checked, "computed" if result.tensors_cast or result.tensors_decoded else "changed"),
+        )
     size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
         page.say(Styled("nothing written", "bold"), f" (dry run): {size}")
@@ -327,10 +330,13 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
 
 
 def _say_changes(page: Page, result: MergeResult) -> None:
+    decoded = result.tensors_decoded if result.as_trained else 0
+    counts = ((decoded, "quantized and decoded"), (result.tensors_cast, "cast"))
+    others = "".join(f", {amount(count)} only {how}" for count, how in counts if count)
     page.say(
         Styled("merge   " if result.is_dry_run else "merged  ", "dim"),
         f"{plural(result.tensors_touched, 'tensor')} changed ({amount(result.parameters_touched)} parameters), "
-        f"{amount(result.tensors_copied)} copied",
+        f"{amount(result.tensors_copied)} copied{others}",
     )
     _say_retention(page, result)
 
@@ -347,11 +353,14 @@ def _say_retention(page: Page, result: MergeResult) -> None:
     page.table(["least kept", "kept", "unchanged", "largest"], rows)
 
 
-def _checked(found: Checked) -> str:
-    """What was compared before the output was moved into place, and what could not be."""
+def _checked(found: Checked, how: str) -> str:
+    """What was compared before the output was moved into place, and what could not be.
+
+    Args: how: what the tensors are that are not copies: changed, or computed, where some were only cast.
+    """
     copies = "1 copy" if found.copied == 1 else f"{amount(found.copied)} copies"
     told = (
-        f"{amount(found.compared)} of {plural(found.changed, 'changed tensor')} against an independent computation, "
+        f"{amount(found.compared)} of {plural(found.changed, f'{how} tensor')} against an independent computation, "
         f"{amount(found.copies_compared)} of {copies} against the base"
     )
     unknown = found.changed - found.followed

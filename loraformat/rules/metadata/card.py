@@ -143,7 +143,7 @@ def personal_path(subject: Subject) -> Iterator[Hit]:
     for where, text in _texts(subject):
         found = _PATH.search(text)
         if found:
-            yield Hit(where, f'the path "{found[0]}"', "remove it before publishing")
+            yield Hit(where, f'contains the personal path "{found[0]}"', "remove it before publishing")
 
 
 @rule("LF509", Severity.WARNING, since="0.1.0", publishing=True)
@@ -193,7 +193,7 @@ def added_tokens_disagreement(subject: Subject) -> Iterator[Hit]:
     full = added_numbers(subject.bundle, "tokenizer.json") if added else {}
     for token, number in sorted(added.items()):
         if full.get(token, number) != number:
-            yield Hit(in_file("added_tokens.json", token), f"{number}, but {full[token]} in tokenizer.json")
+            yield Hit(in_file("added_tokens.json", token), f"id {number} here, but id {full[token]} in tokenizer.json")
             return
 
 

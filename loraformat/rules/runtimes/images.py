@@ -24,13 +24,14 @@ class _Spelled:
     """The denoiser of an adapter in one spelling, and what a target says of that.
 
     Attributes:
+        spellings: as in the table, one unless the file has several.
         line: None where nobody tried it, or the file has several spellings.
         modules: name of a weight → its module in the family.
     """
 
     target: Target
     family: str
-    spelling: str
+    spellings: Sequence[str]
     line: SpellingLine | None
     modules: Mapping[str, Place]
 
@@ -38,9 +39,21 @@ class _Spelled:
         """The weights whose modules are among these of the original."""
         return [name for name, place in self.modules.items() if place.module.original in originals]
 
+    @property
+    def naming(self) -> str:
+        """Its spellings in words: `lora_unet_…` with the original's module names and tensors `lora_down`, `alpha`."""
+        return " and ".join(map(_in_words, self.spellings))
+
     def kinds(self, names: Iterable[str]) -> list[str]:
         """What the original calls the modules of these weights, blocks without their numbers."""
         return sorted({self.modules[name].module.original.replace("{}", "N") for name in names})
+
+
+def _in_words(spelling: str) -> str:
+    """`lora_unet_ original lora_down alpha` as lora_unet_… (original module names; lora_down, alpha)."""
+    prefix, names, *tensors = spelling.split()
+    before = "no prefix" if prefix == "bare" else f"{prefix}…"
+    return f"{before} ({names} module names; {', '.join(tensors)})"
 
 
 def _spelled(subject: Subject) -> Iterator[_Spelled]:
@@ -59,9 +72,7 @@ def _spelled(subject: Subject) -> Iterator[_Spelled]:
         # Without a base the names may be those of several families, of which the program reads one.
         line = lines[0] if all(each == lines[0] for each in lines) else None
         family, modules = next(iter(places.items()))
-        yield _Spelled(
-            target, family if line is not None else " or ".join(places), " and ".join(spellings), line, modules
-        )
+        yield _Spelled(target, family if line is not None else " or ".join(places), spellings, line, modules)
 
 
 def _line(table: Spellings, family: str, spellings: Sequence[str], modules: Mapping[str, Place]) -> SpellingLine | None:
@@ -94,8 +105,8 @@ def _places(subject: Subject, pipeline: Pipeline, name: str) -> dict[str, Place]
     return found
 
 
-def _hit(target: Target, verdict: str, message: str, where: str, what: str) -> Hit:
-    return hit_of(target, Line("", verdict, message, target.convert, ""), where, what)
+def _hit(target: Target, verdict: str, message: str, where: str, what: str, *, pronoun: str = "them") -> Hit:
+    return hit_of(target, Line("", verdict, message, target.convert, ""), where, what, pronoun=pronoun)
 
 
 @rule("LF622", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -119,7 +130,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
         line = one.line
         if line is None:
             continue
-        what = f"modules of {one.family} spelled as {one.spelling}"
+        what = f"modules of {one.family} named as {one.naming}"
         if line.refuses:
             yield _hit(one.target, "refuses", line.refuses, "", what)
         elif line.ignores_all:
@@ -130,7 +141,7 @@ def unread_spelling(subject: Subject) -> Iterator[Hit]:
                 yield _hit(one.target, "refuses", message, names[0], f"{original.replace('{}', 'N')} among {what}")
         lacking = _incomplete(one, line.needs) if line.refuses_parts else ""
         if lacking:
-            yield _hit(one.target, "refuses", line.refuses_parts, "", f"{lacking}, among {what}")
+            yield _hit(one.target, "refuses", line.refuses_parts, "", f"{lacking}, among {what}", pronoun="it")
         if line.ignores and set(line.ignores).issuperset(place.module.original for place in one.modules.values()):
             yield _hit(one.target, "ignores", "none of its modules are loaded", "", what)
     yield from _unread_encoders(subject)
@@ -165,7 +176,9 @@ def _unread_encoders(subject: Subject) -> Iterator[Hit]:
         for target in subject.targets:
             message = "" if target.spellings is None else target.spellings.encoder_without_output
             if message and names and _reads_encoder(target, pipeline, component):
-                yield _hit(target, "refuses", message, names[0], f"{component} in kohya's names without out_proj")
+                yield _hit(
+                    target, "refuses", message, names[0], f"{component} in kohya's names without out_proj", pronoun="it"
+                )
 
 
 @rule("LF623", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -192,12 +205,19 @@ def left_out_module(subject: Subject) -> Iterator[Hit]:
         if names:
             kinds = one.kinds(names)
             message = f"{listed(kinds)}, without a warning"
-            what = f"{counted(len(names), 'weight')} in {counted(len(kinds), 'module')} spelled as {one.spelling}"
-            yield _hit(one.target, "ignores", message, names[0], what)
+            what = f"{counted(len(names), 'weight')} in {counted(len(kinds), 'module')} named as {one.naming}"
+            yield _hit(one.target, "ignores", message, names[0], what, pronoun="it" if len(names) == 1 else "them")
         biases = [name for name in one.modules if name.endswith(".bias")]
         if one.line is not None and one.line.ignores_biases and biases:
-            what = f"{counted(len(biases), 'module')} with a trained bias, spelled as {one.spelling}"
-            yield _hit(one.target, "ignores", "diff_b is not read", biases[0], what)
+            what = f"{counted(len(biases), 'module')} with a trained bias, named as {one.naming}"
+            yield _hit(
+                one.target,
+                "ignores",
+                "diff_b is not read",
+                biases[0],
+                what,
+                pronoun="it" if len(biases) == 1 else "them",
+            )
     yield from _left_out_components(subject)
 
 
@@ -245,7 +265,7 @@ def misread_module(subject: Subject) -> Iterator[Hit]:
     for one in _spelled(subject):
         names = one.named(one.line.misreads) if one.line is not None else []
         if names:
-            what = f"{listed(one.kinds(names))} spelled as {one.spelling}"
+            what = f"{listed(one.kinds(names))} named as {one.naming}"
             yield Hit(
                 names[0], f"{what}; {one.target.label} loads values that differ from the file", one.target.convert
             )
@@ -270,7 +290,7 @@ def untried_spelling(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for one in _spelled(subject):
         if one.line is None:
-            what = f"modules of {one.family or 'an unknown model'} spelled as {one.spelling}"
+            what = f"modules of {one.family or 'an unknown model'} named as {one.naming}"
             help_ = "pass the base with --base" if " or " in one.family else one.target.convert
             yield Hit("", f"{what}; how {one.target.label} handles them is unknown", help_)
         dense = [

@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from loraformat.rules.targets import Line, Target
 
 
-def hits_for_targets(subject: Subject, code: str, where: str | FindingLocation, what: str) -> Iterator[Hit]:
+def hits_for_targets(
+    subject: Subject, code: str, where: str | FindingLocation, what: str, *, pronoun: str = "it"
+) -> Iterator[Hit]:
     """A hit for each target that has a line about the feature."""
     for target in subject.targets:
         for line in target.lines_for(code, subject.format):
-            yield hit_of(target, line, where, what)
+            yield hit_of(target, line, where, what, pronoun=pronoun)
 
 
-def hit_of(target: Target, line: Line, where: str | FindingLocation, what: str) -> Hit:
-    """The feature `what`, and what the table says that the runtime does with it."""
-    verdict = f'refuses it: "{line.message}"' if line.verdict == "refuses" else f"ignores it: {line.message}"
+def hit_of(target: Target, line: Line, where: str | FindingLocation, what: str, *, pronoun: str = "it") -> Hit:
+    """The feature `what`, and what the table says that the runtime does with it.
+
+    Args: pronoun: "them" where `what` is several things.
+    """
+    message = f'"{line.message}"' if line.verdict == "refuses" else line.message
+    verdict = f"{line.verdict} {pronoun}: {message}"
     return Hit(where, f"{what}; {target.label} {verdict}", line.help)
 
 
@@ -89,7 +95,8 @@ def unsupported_replacement(subject: Subject) -> Iterator[Hit]:
         for line in target.lines_for("LF602", subject.format):
             names = [name for name in replaced if not set(name.split(".")) & set(line.allowed)]
             if names:
-                yield hit_of(target, line, names[0], f"{counted(len(names), 'weight', 'is')} replaced")
+                them = "it" if len(names) == 1 else "them"
+                yield hit_of(target, line, names[0], f"{counted(len(names), 'weight', 'is')} replaced", pronoun=them)
 
 
 @rule("LF603", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -204,7 +211,7 @@ def ignored_alpha_pattern(subject: Subject) -> Iterator[Hit]:
     """
     if peft_config(subject).get("alpha_pattern"):
         yield from hits_for_targets(
-            subject, "LF607", in_file(PEFT_FILE, "alpha_pattern"), "modules with an alpha of their own"
+            subject, "LF607", in_file(PEFT_FILE, "alpha_pattern"), "modules with an alpha of their own", pronoun="them"
         )
 
 
@@ -226,7 +233,7 @@ def ignored_rank_pattern(subject: Subject) -> Iterator[Hit]:
     """
     if peft_config(subject).get("rank_pattern"):
         yield from hits_for_targets(
-            subject, "LF608", in_file(PEFT_FILE, "rank_pattern"), "modules with a rank of their own"
+            subject, "LF608", in_file(PEFT_FILE, "rank_pattern"), "modules with a rank of their own", pronoun="them"
         )
 
 

@@ -110,7 +110,9 @@ def unknown_to_version(subject: Subject) -> Iterator[Hit]:
         for line in target.lines_for("LF615", subject.format):
             names = [name for name in unknown if line.verdict == "refuses" or (raw[name] and name != "peft_version")]
             if names:
-                yield hit_of(target, line, f"{PEFT_FILE}: {names[0]}", f"unknown settings: {', '.join(names[:8])}")
+                them = "it" if len(names) == 1 else "them"
+                what = f"unknown setting{'s' if len(names) > 1 else ''}: {', '.join(names[:8])}"
+                yield hit_of(target, line, f"{PEFT_FILE}: {names[0]}", what, pronoun=them)
 
 
 @rule("LF616", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)
@@ -132,7 +134,7 @@ def unsupported_embedding(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for name, update in updates_of(subject.adapter):
         if isinstance(update, LowRank) and (update.is_embedding or module_of(name).endswith("lm_head")):
-            yield from hits_for_targets(subject, "LF616", name, "factors of an embedding or head")
+            yield from hits_for_targets(subject, "LF616", name, "factors of an embedding or head", pronoun="them")
             return
 
 

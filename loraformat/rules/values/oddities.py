@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted_of
 from loraformat.model.tensors import bytes_of
 from loraformat.model.updates import LowRank, Replace, Rows
 from loraformat.rules.base import Hit, Subject, first_of, rule
@@ -63,7 +63,7 @@ def unused_component(subject: Subject) -> Iterator[Hit]:
         if isinstance(update, LowRank) and len(update.up.shape) == len(update.down.shape) == 2:
             count = _zero_components(update)
             if 0 < count < update.up.shape[1]:
-                found.setdefault(name, f"{count} of {update.up.shape[1]} components are zero")
+                found.setdefault(name, f"{counted_of(count, update.up.shape[1], 'component')} zero")
     if found:
         yield Hit(first_of(list(found)), next(iter(found.values())))
 
@@ -91,7 +91,7 @@ def odd_magnitude(subject: Subject) -> Iterator[Hit]:
             vector = update.magnitude.vector
             count = sum(int((block <= 0).sum()) for block in blocks(vector))
             if count:
-                yield Hit(name, f"{count} of {vector.numel} magnitudes are not positive")
+                yield Hit(name, f"{counted_of(count, vector.numel, 'magnitude')} not positive")
 
 
 @rule("LF410", Severity.WARNING, since="0.1.0", slow=True)
@@ -119,7 +119,7 @@ def empty_row(subject: Subject) -> Iterator[Hit]:
             continue
         count = sum(int((~block.any(axis=1)).sum()) for block in blocks(table))
         if 0 < count < table.shape[0]:
-            yield Hit(name, f"{count} of {table.shape[0]} rows are zero")
+            yield Hit(name, f"{counted_of(count, table.shape[0], 'row')} zero")
 
 
 def _print(update: LowRank) -> bytes | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from loraformat.diagnostics import Severity
+from loraformat.diagnostics import Severity, counted_of
 from loraformat.model.tensors import LazyTensor, row_blocks
 from loraformat.model.updates import LowRank, tensors
 from loraformat.rules.base import Hit, Subject, rule
@@ -66,7 +66,7 @@ def non_finite_value(subject: Subject) -> Iterator[Hit]:
             if tensor.dtype.is_floating:
                 bad = sum(int((~np.isfinite(block)).sum()) for block in blocks(tensor))
                 if bad:
-                    yield Hit(base_weight, f"{name_of(role)}: {bad} of {tensor.numel} values are NaN or infinite")
+                    yield Hit(base_weight, f"{name_of(role)}: {counted_of(bad, tensor.numel, 'value')} NaN or infinite")
 
 
 def blocks(tensor: LazyTensor) -> Iterator[Values]:

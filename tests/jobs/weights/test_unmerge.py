@@ -173,6 +173,22 @@ def test_the_base_gives_back_its_bytes(tmp_path: Path) -> None:
     assert loraformat.verify(tmp_path / "out", base=base).ok
 
 
+def test_a_head_that_shares_its_bytes_with_a_merged_embedding_is_that_embedding(tmp_path: Path) -> None:
+    fixtures = Path(__file__).parents[3] / "fixtures" / "minigpt"
+    base, one = fixtures / "base", fixtures / "lora_adapter"
+    loraformat.merge(base, [one], tmp_path / "merged", alpha=1.0)
+    report = loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "out", alpha=1.0, base=base)
+    assert (report.data.proof, report.data.is_exact) == ("base", True)
+    original = torch.load(base / "model.pt", weights_only=True)
+    found = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    assert all(torch.equal(found[name], value) for name, value in original.items())
+    merged = torch.load(tmp_path / "merged" / "model.pt", weights_only=True)
+    merged["lm_head.weight"] = merged["lm_head.weight"] + 1
+    torch.save(merged, tmp_path / "merged" / "model.pt")
+    with pytest.raises(MergeError, match=r"no adapter changes: lm_head\.weight"):
+        loraformat.unmerge(tmp_path / "merged", [one], tmp_path / "again", alpha=1.0, base=base)
+
+
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     return llama()

@@ -128,6 +128,19 @@ def test_verify_checks_the_records_of_a_torch_file_that_has_no_digests(inputs: t
     assert tensor.file in {one.where for one in verify(str(out)).findings}
 
 
+def test_a_missing_file_is_one_finding_and_its_bytes_were_not_compared(inputs: tuple[str, str], tmp_path: Path) -> None:
+    base, adapter = inputs
+    merge(base, [adapter], str(tmp_path / "out"))
+    gone = min((tmp_path / "out").glob("*.safetensors"))
+    nbytes = gone.stat().st_size
+    gone.unlink()
+    report = verify(str(tmp_path / "out"))
+    assert [(finding.location.file, finding.message) for finding in report.findings] == [
+        (gone.name, "the file is missing")
+    ]
+    assert report.data.bytes_total - report.data.bytes_read == nbytes
+
+
 def test_verify_names_what_was_added(inputs: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge(inputs[0], [inputs[1]], str(out))

@@ -13,6 +13,7 @@ from loraformat.jobs.explain import explain_target
 from loraformat.jobs.validate import validate
 from loraformat.rules.targets import parse
 
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "good"
 WAN = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v")
 WHOLE = (*WAN, "cross_attn.o", "ffn.0", "ffn.2")
 
@@ -56,6 +57,30 @@ def test_of_another_version_nothing_is_claimed(target: str, tmp_path: Path) -> N
     assert parse(target).version in one.message
 
 
+def test_each_spelling_of_a_text_encoder_in_the_table_is_read_and_no_other() -> None:
+    spellings = parse("diffusers").spellings
+    assert spellings is not None
+    assert spellings.encoders is not None
+    rows = [
+        (family, component, row)
+        for family, encoders in spellings.encoders.items()
+        for component, several in encoders.items()
+        for row in several
+    ]
+    assert len({family for family, _, _ in rows}) >= 5
+    for family, component, row in rows:
+        encoder, _, denoiser = row.split(" ", 2)
+        assert spellings.of(family, denoiser) is not None, row
+        assert spellings.reads_encoder(family, component, [encoder], [denoiser]), row
+        assert not spellings.reads_encoder(family, component, ["lora_te9_"], [denoiser]), row
+
+
+def test_a_text_encoder_without_out_proj_next_to_a_denoiser_is_refused() -> None:
+    (one,) = found(FIXTURES / "kohya" / "tiny-flux" / "lora.safetensors", "diffusers")
+    assert one.code == "LF622"
+    assert "text_encoder in kohya's names without out_proj" in one.message
+
+
 def test_two_spellings_in_one_file_are_not_judged(tmp_path: Path) -> None:
     wan(tmp_path / "one.safetensors", {0: WHOLE})
     tensors = {f"diffusion_model.blocks.1.self_attn.q.lora_{side}.weight": torch.ones(8, 8) for side in "AB"}
@@ -64,8 +89,8 @@ def test_two_spellings_in_one_file_are_not_judged(tmp_path: Path) -> None:
     save_file(load_file(tmp_path / "one.safetensors") | tensors, tmp_path / "two.safetensors")
     (one,) = found(tmp_path / "two.safetensors", "diffusers")
     assert one.code == "LF625"
-    assert "diffusion_model. original lora_A" in one.message
-    assert "lora_unet_ original lora_down" in one.message
+    assert "diffusion_model.… (original module names; lora_A" in one.message
+    assert "lora_unet_… (original module names; lora_down" in one.message
 
 
 def test_the_page_of_a_program_lists_what_it_reads() -> None:

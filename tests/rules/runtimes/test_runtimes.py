@@ -55,6 +55,13 @@ def test_versions_choose_lines() -> None:
     assert not old.lacks("")
 
 
+def test_what_a_runtime_does_with_several_things_is_said_of_them() -> None:
+    found = validate(GOOD.with_name("patterns"), target=["sglang", "llama.cpp"]).findings
+    said = [one.message for one in found if one.code in ("LF607", "LF608")]
+    assert len(said) == 3
+    assert all("ignores them: " in each or "refuses them: " in each for each in said)
+
+
 def test_a_plain_adapter_loads_in_every_runtime_that_reads_its_format() -> None:
     for name in names():
         if "peft" in parse(name).reads:

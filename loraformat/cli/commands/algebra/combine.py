@@ -67,7 +67,7 @@ def combine(
 ) -> None:
     """Combine adapters into one that changes each weight by Σ WEIGHT · ΔW, or as another method combines the ΔW.
 
-    An argument that is an existing path is taken whole, with weight 1.
+    An existing path is never split at "=" and has weight 1.
     """
     from loraformat.jobs.algebra.combine import combine as run
     from loraformat.report.terminal.text import progress

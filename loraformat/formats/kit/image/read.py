@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from loraformat.diagnostics import Finding, FindingLocation, counted, in_file, listed, show
+from loraformat.diagnostics import Finding, FindingLocation, counted, counted_of, in_file, listed, show
 from loraformat.errors import FormatError, MissingFile, UnsupportedUpdate
 from loraformat.formats.kit.base import NO_HINTS, Hints, Match
 from loraformat.formats.kit.findings import announced_but_absent, left_out, not_only_tensors, uneven_modules
@@ -354,7 +354,9 @@ def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Findin
         pairs = scaled if role == "alpha" else [module for module in scaled if "down" in module.parts]
         without = [module.name for module in pairs if role not in module.parts]
         if without and len(without) < len(pairs):
-            yield uneven_modules(where, f"{len(pairs) - len(without)} of {len(pairs)} modules have {word}", without)
+            yield uneven_modules(
+                where, f"{counted_of(len(pairs) - len(without), len(pairs), 'module', 'has')} {word}", without
+            )
     by_layer: dict[tuple[str, str], list[RawModule]] = {}
     for module in modules:
         by_layer.setdefault((module.slot, _NUMBERS.sub("#", module.path)), []).append(module)
@@ -363,9 +365,8 @@ def _uneven(modules: list[RawModule], where: FindingLocation) -> Iterable[Findin
         for role in sorted(every) if len(several) > 1 else ():
             without = [module.name for module in several if role not in module.parts]
             if without:
-                yield uneven_modules(
-                    where, f"{len(several) - len(without)} of {len(several)} blocks have {role}", without
-                )
+                having = counted_of(len(several) - len(without), len(several), "block", "has")
+                yield uneven_modules(where, f"{having} {role}", without)
 
 
 # Of each algorithm a tensor that has a scale; LoKr of two whole sides has none.
