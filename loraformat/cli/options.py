@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loraformat.cli import completers
-from loraformat.cli.refusals import COMMAND, PRINTED
+from loraformat.cli.refusals import ANNOUNCED, COMMAND, PRINTED
 from loraformat.model.assumptions import KEYS, USAGE, parse_value
 
 if TYPE_CHECKING:
@@ -425,6 +425,9 @@ def announce(findings: tuple[Finding, ...]) -> None:
         return
     from loraformat.report.terminal.text import render_findings
 
+    ctx = click.get_current_context(silent=True)
+    if ctx is not None:
+        ctx.meta[ANNOUNCED] = (*ctx.meta.get(ANNOUNCED, ()), *findings)
     color = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     sys.stderr.write(render_findings(findings, color=color))
     sys.stderr.flush()

@@ -39,6 +39,8 @@ LONGEST_FAULT = 2000
 WANTS_JSON = "loraformat.wants_json"
 PRINTED = "loraformat.printed"
 COMMAND = "loraformat.command"
+# The findings that stderr has already.
+ANNOUNCED = "loraformat.announced"
 
 
 def exit_code_of(error: BaseException) -> int | None:
@@ -136,9 +138,17 @@ def say_errors(errors: Sequence[LoraFormatError]) -> None:
 
 
 def say_error(error: LoraFormatError) -> None:
-    """An error in a line on stderr, safe to print."""
+    """An error in a line on stderr, safe to print; a finding that was announced is not repeated."""
     from loraformat.diagnostics import show
 
+    ctx = click.get_current_context(silent=True)
+    announced = () if ctx is None else ctx.meta.get(ANNOUNCED, ())
+    if isinstance(error, AdapterRefused) and error.findings:
+        worst = max(error.findings, key=lambda finding: finding.severity)
+        if worst in announced:
+            reason = f"refused because of {worst.code} above"
+            click.echo(f"error[{error.code}] {show(error.where, LONGEST_FAULT)}: {reason}", err=True)
+            return
     click.echo(f"error[{error.code}] {show(error, LONGEST_FAULT)}", err=True)
 
 

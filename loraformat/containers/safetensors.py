@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 from loraformat.containers import strict_json
 from loraformat.containers.rows import read_raw_rows, read_rows
 from loraformat.containers.sniff import HEAD_NBYTES, MOST_HEADER_NBYTES, looks_like_safetensors, refuse_foreign
-from loraformat.diagnostics import show
+from loraformat.diagnostics import counted, show
 from loraformat.errors import ContainerError, InvalidHeader, InvalidJson, TruncatedFile
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import StoredTensor
@@ -209,14 +209,16 @@ def _check_cover(entries: Mapping[str, Entry], data_start: int, nbytes: int, whe
     for name, entry in entries.items():
         gap = entry.span.offset - position
         if gap > 0:
-            raise InvalidHeader(f"{gap} bytes between {_short(previous)} and {_short(name)} are unused", where=where)
+            raise InvalidHeader(
+                f"{counted(gap, 'byte', 'is')} unused between {_short(previous)} and {_short(name)}", where=where
+            )
         if gap < 0:
             raise InvalidHeader(f"{_short(previous)} and {_short(name)} overlap by {-gap} bytes", where=where)
         position, previous = entry.span.end, name
     if position > nbytes:
         raise TruncatedFile(f"the file has {nbytes} bytes, but its header needs {position}", where=where)
     if position < nbytes:
-        raise InvalidHeader(f"{nbytes - position} bytes follow the last tensor", where=where)
+        raise InvalidHeader(f"{counted(nbytes - position, 'byte', 'is')} left after the last tensor", where=where)
 
 
 def _kind(value: Json) -> str:

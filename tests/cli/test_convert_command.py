@@ -65,3 +65,10 @@ def test_a_repair_is_told_before_the_output(tmp_path: Path) -> None:
     assert "info[LF901] the adapter name default in 8 tensor names" in done.stderr
     again = run("convert", tmp_path / "out", "--to", "peft", "-o", tmp_path / "again")
     assert again.stderr == ""
+
+
+def test_a_loss_that_stops_a_conversion_is_told_once(tmp_path: Path) -> None:
+    done = run("convert", GOOD / "peft" / "tiny-llama", "--to", "gguf", "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert done.stderr.count("an adapter without its base cannot be written") == 1
+    assert "error[LF800] convert to gguf: refused because of LF702 above\n" in done.stderr

@@ -125,11 +125,15 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
         "offset 8 is not a mult",
     ),
     "overlap": (gguf([], [ONE, info("b", [2], F32_TENSOR, 0)], bytes(8)), InvalidHeader, "b begins 32 bytes before"),
-    "gap": (gguf([], [ONE, info("b", [2], F32_TENSOR, 64)], bytes(72)), InvalidHeader, "32 bytes between a and b"),
+    "gap": (
+        gguf([], [ONE, info("b", [2], F32_TENSOR, 64)], bytes(72)),
+        InvalidHeader,
+        "32 bytes are unused between a and b",
+    ),
     "gap at the start": (
         gguf([], [info("a", [2], F32_TENSOR, 32)], bytes(40)),
         InvalidHeader,
-        "32 bytes between the header",
+        "32 bytes are unused between the header",
     ),
     "data cut short": (
         gguf([], [ONE, TWO], bytes(39)),
@@ -137,8 +141,8 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
         "the file has 135 bytes, but its header needs 136",
     ),
     "infos cut short": (gguf([], [ONE])[:52], TruncatedFile, "needs"),
-    "bytes after the data": (gguf([], [ONE], bytes(33)), InvalidHeader, "1 bytes follow the last tensor"),
-    "bytes after a header without tensors": (gguf() + bytes(64), InvalidHeader, "bytes follow"),
+    "bytes after the data": (gguf([], [ONE], bytes(33)), InvalidHeader, "1 byte is left after the last tensor"),
+    "bytes after a header without tensors": (gguf() + bytes(64), InvalidHeader, "bytes are left"),
 }
 
 

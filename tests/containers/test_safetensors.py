@@ -90,11 +90,15 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "three offsets": (with_header(entry(data_offsets=[0, 8, 8])), InvalidHeader, "expected two integers"),
     "float offset": (with_header(entry(data_offsets=[0, 8.0])), InvalidHeader, "expected two integers"),
     "offsets reversed": (with_header(entry(data_offsets=[8, 0])), InvalidHeader, "end 0 is before begin 8"),
-    "starts late": (with_header(entry(data_offsets=[4, 12]), bytes(12)), InvalidHeader, "4 bytes between the header"),
+    "starts late": (
+        with_header(entry(data_offsets=[4, 12]), bytes(12)),
+        InvalidHeader,
+        "4 bytes are unused between the header",
+    ),
     "hole": (
         with_header({"a": F32, "b": {**F32, "data_offsets": [12, 20]}}, bytes(20)),
         InvalidHeader,
-        "4 bytes between a and b are unused",
+        "4 bytes are unused between a and b",
     ),
     "overlap": (
         with_header({"a": F32, "b": {**F32, "data_offsets": [4, 12]}}, bytes(12)),
@@ -107,8 +111,8 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
         TruncatedFile,
         "the file has .* bytes, but its header needs.*fetch the file again",
     ),
-    "trailing bytes": (with_header({"a": F32}, bytes(9)), InvalidHeader, "1 bytes follow the last tensor"),
-    "trailing zip": (with_header({"a": F32}, bytes(8) + b"PK\x05\x06"), InvalidHeader, "4 bytes follow"),
+    "trailing bytes": (with_header({"a": F32}, bytes(9)), InvalidHeader, "1 byte is left after the last tensor"),
+    "trailing zip": (with_header({"a": F32}, bytes(8) + b"PK\x05\x06"), InvalidHeader, "4 bytes are left"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid x\n", GitLfsPointer, "git lfs pull"),
     "HTML": (b"\n<!DOCTYPE html><html>", WebPage, "an HTML or XML page.*download it again"),
     "JSON": (b'{"error":"Repository not found"}', NotATensorFile, "a JSON document"),

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias, Union
 
 from loraformat.containers.gguf.types import BY_CODE, VALUE_BY_CODE, ElementType, ValueType
 from loraformat.containers.sniff import HEAD_NBYTES, refuse_foreign
-from loraformat.diagnostics import show
+from loraformat.diagnostics import counted, show
 from loraformat.errors import InvalidHeader, NotATensorFile, TruncatedFile
 from loraformat.model.tensors import Span
 from loraformat.storage.base import Source
@@ -312,7 +312,7 @@ def _placed(listed: list[_Listed], alignment: int, data_start: int, where: str) 
             text = f"{_short(name)} begins {position - offset} bytes before the end of {_short(previous)}"
             raise InvalidHeader(text, where=where)
         if offset > position:
-            text = f"{offset - position} bytes between {_short(previous)} and {_short(name)} are unused"
+            text = f"{counted(offset - position, 'byte', 'is')} unused between {_short(previous)} and {_short(name)}"
             raise InvalidHeader(text, where=where)
         nbytes = kind.nbytes_of(shape)
         found[name] = TensorInfo(kind, shape, Span(data_start + offset, nbytes))
@@ -326,7 +326,9 @@ def _check_end(tensors: Mapping[str, TensorInfo], alignment: int, data_start: in
     if last > nbytes:
         raise TruncatedFile(f"the file has {nbytes} bytes, but its header needs {last}", where=where)
     if nbytes > _padded(last, alignment):
-        raise InvalidHeader(f"{nbytes - _padded(last, alignment)} bytes follow the last tensor", where=where)
+        raise InvalidHeader(
+            f"{counted(nbytes - _padded(last, alignment), 'byte', 'is')} left after the last tensor", where=where
+        )
 
 
 def _padded(position: int, alignment: int) -> int:

@@ -299,4 +299,4 @@ def unsupported_key(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     for note in subject.adapter.notes:
         if note.code == "LF221":
-            yield from hits_for_targets(subject, "LF611", note.location, note.message.partition(";")[0])
+            yield from hits_for_targets(subject, "LF611", note.location, note.message)
