@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -139,7 +140,15 @@ def finite(matrix: Matrix, where: str) -> Matrix:
     parts = (matrix.left, matrix.right) if isinstance(matrix, Product) else (matrix,)
     if not all(np.isfinite(part).all() for part in parts):
         raise NonFiniteValue("the update holds NaN or infinity", where=where, hint="the training run may have diverged")
+    sizes = [float(np.abs(part).max(initial=0.0)) * math.sqrt(part.size) for part in parts]
+    if math.prod(sizes) > _LARGEST:
+        raise NonFiniteValue(
+            "the update is too large for float64", where=where, hint="the training run may have diverged"
+        )
     return matrix
+
+
+_LARGEST = 1e300  # a bound of ‖ΔW‖, so that no product or rotation of it overflows
 
 
 def nbytes_of(adapter: Adapter) -> int:

@@ -209,6 +209,14 @@ def test_values_that_are_not_finite_are_refused(adapter: Path, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_factors_whose_product_is_beyond_float64_are_refused(adapter: Path, tmp_path: Path) -> None:
+    tensors = {name: value.double() * 1e200 for name, value in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    with pytest.raises(NonFiniteValue, match="too large for float64"):
+        loraformat.resize(adapter, tmp_path / "out", rank=2)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
