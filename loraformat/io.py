@@ -251,7 +251,8 @@ def save_adapter(
         progress: called with (bytes done, bytes in all).
         check: called with the written files before they are moved into place; if it raises, there is no output.
 
-    Raises: AdapterRefused: the format cannot express an update; StorageError: the output cannot be written.
+    Raises: UsageError: no such format is written; AdapterRefused: the format cannot express an update; StorageError:
+        the output cannot be written.
     """
     publishing = None if publication is None else Publishing(publication)
     written = write_adapter(
@@ -304,7 +305,7 @@ def write_adapter(
         raise UsageError(text, where="adapter", hint="make one with load_adapter(PATH)")
     if container is not None:
         require_one_of(container, sorted(CONTAINERS), "container")
-    chosen = formats.get(to)
+    chosen = formats.writable(to)
     opened = open_checkpoint(base) if base is not None and not isinstance(base, Checkpoint) else base
     known = hints_of(Assumptions(), opened)
     options = WriteOptions(container=container, peft_version=peft_version, base=known, modelfile=modelfile)

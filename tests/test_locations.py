@@ -105,6 +105,12 @@ def test_what_is_saved_is_an_adapter_in_a_container_that_exists(tmp_path: Path) 
         loraformat.save_adapter(path, tmp_path / "out", to="native")
     with pytest.raises(UsageError, match="container: expected one of gguf, safetensors, torch, found pickle"):
         loraformat.save_adapter(loraformat.load_adapter(GOOD), tmp_path / "out", to="native", container="pickle")
+    for name, text in (
+        ("ggml", r"no format \"ggml\" \(did you mean gguf"),
+        ("tinker", "does not write it \\(writable"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            loraformat.save_adapter(loraformat.load_adapter(GOOD), tmp_path / "out", to=name)
     assert not (tmp_path / "out").exists()
 
 

@@ -146,7 +146,7 @@ def say_error(error: LoraFormatError) -> None:
     if isinstance(error, AdapterRefused) and error.findings:
         worst = max(error.findings, key=lambda finding: finding.severity)
         if worst in announced:
-            reason = f"refused because of {worst.code} above"
+            reason = f"refused because of {worst.code} above; nothing was written"
             click.echo(f"error[{error.code}] {show(error.where, LONGEST_FAULT)}: {reason}", err=True)
             return
     click.echo(f"error[{error.code}] {show(error, LONGEST_FAULT)}", err=True)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     _IMAGE: tuple[Format, ...] = (diffusers, kohya, comfy, lycoris, xlabs)
     _HAND_WRITTEN: tuple[Format, ...] = (loralib, minlora, raschka, minimind, dump)
 
-__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "native", "peft"]
+__all__ = ["FORMATS", "detect", "foreign", "get", "gguf", "kit", "native", "peft", "writable"]
 
 
 class _Formats:
@@ -63,6 +63,18 @@ def get(name: str) -> Format:
         return _imported(name)
     hint = f"{did_you_mean(name, NAMES)}the formats are {', '.join(NAMES)}"
     raise UsageError(f'there is no format "{show(name, 40)}"', hint=hint)
+
+
+def writable(name: str) -> Format:
+    """The format called `name`, for `--to`. Raises UsageError (LF021) where it does not exist or is only read."""
+    if name in NAMES and _imported(name).WRITES:
+        return _imported(name)
+    names = [each.NAME for each in FORMATS if each.WRITES]
+    known = f"writable formats: {', '.join(names)}"
+    if name in NAMES:
+        raise UsageError(f"loraformat reads {name} but does not write it", where="--to", hint=known)
+    hint = f"{did_you_mean(name, names)}{known}"
+    raise UsageError(f'there is no format "{show(name, 40)}"', where="--to", hint=hint)
 
 
 def detect(bundle: Bundle) -> tuple[Format, Match]:

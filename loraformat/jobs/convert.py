@@ -128,7 +128,7 @@ def convert(
         ContainerError, FormatError.
     """
     source, out, base = uri_of(source), uri_of(out), uri_or_none(base)
-    target, options = formats.get(to), _write_options(to, container, peft_version, modelfile)
+    target, options = formats.writable(to), _write_options(to, container, peft_version, modelfile)
     checkpoint = open_base(base)
     options = replace(options, base=hints_of(Assumptions(), checkpoint))
     known = with_alpha(alpha, assumptions)
@@ -317,13 +317,8 @@ def _as_lora(
 
 def _write_options(to: str, container: str | None, peft_version: str | None, modelfile: str) -> WriteOptions:
     """Raises: UsageError (LF021): an option that the format does not have."""
-    target: Format = formats.get(to)
-    if not target.WRITES:
-        known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
-        raise UsageError(
-            f"loraformat reads {to} but does not write it", where="--to", hint=f"writable formats: {known}"
-        )
-    if container is not None and target.WRITES and container not in target.CONTAINERS:
+    target: Format = formats.writable(to)
+    if container is not None and container not in target.CONTAINERS:
         raise UsageError(f"{to} has only the container {target.CONTAINERS[0]}", where="command line")
     version = None if peft_version is None else _version(peft_version)
     if version is not None and to != "peft":

@@ -17,8 +17,9 @@ from loraformat.report.words import amount, figure, histogram, kind_name, known,
 # More rows than a screen has are grouped; the JSON lists every weight.
 MOST_ROWS = 40
 
-# Without ":" and "#", which are escaped where two stand together: they begin commands of CI services.
-RAMP = ".~-=+*&%@"
+# Without ":" and "#", which are escaped where two stand together (they begin commands of CI services), and without "-",
+# which means "none" in tables.
+RAMP = ".~=+*&%@"
 _ZERO, _UNKNOWN = "0", "?"
 # What a narrow terminal does without, in this order; the first column is cut before.
 _DISPENSABLE = ("stable", "shape", "update", "scale", "layers", "fp16", "parameters", "bf16", "sigma", "rank")
@@ -218,7 +219,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
         signs = (_sign(row, some, low, high) + " " * gap for some, gap in zip(bins, gaps, strict=True))
         page.say("  ", f"{module:<{label}}", "  ", "".join(signs))
     many = f"; {len(bins[0])} {word}s per character, showing the largest" if len(bins[0]) > 1 else ""
-    ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
+    ends = f"{RAMP} from {number(low)} to {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
     unknown = f"{_UNKNOWN} unknown   " if None in values else ""
     page.flow("  ", Styled(f"{ends}{zero}{unknown}({figure}, log scale{many})", "dim"))

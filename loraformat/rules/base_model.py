@@ -91,8 +91,8 @@ def _other_model(subject: Subject, unmatched: Mapping[str, Sequence[str]]) -> Hi
     first = next(iter(unmatched))
     same = next((near[0] for name, near in unmatched.items() if near and is_namesake(name, near[0])), "")
     named = _named(subject)
-    hint = f"{named}; " if named else ""
-    hint += "probably the base is another model" + (f"; a similar weight of it is {same}" if same else "")
+    hint = f"{named}; this base is probably another model" if named else "the base is probably another model"
+    hint += f": its names look like {same}" if same else ""
     text = f"none of the {counted(len(unmatched), 'update')} matches a weight of the base, first {first}"
     return Hit("", text, hint)
 
@@ -351,4 +351,4 @@ def _named(subject: Subject) -> str:
     assert subject.adapter is not None
     config = subject.adapter.config
     revision = f"@{config.base_revision}" if config.base_revision else ""
-    return f"the adapter names {config.base_model}{revision}" if config.base_model else ""
+    return f"the adapter names {config.base_model}{revision} as its base" if config.base_model else ""

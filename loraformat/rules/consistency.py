@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from loraformat.budget import Budget
@@ -13,6 +14,9 @@ from loraformat.model.updates import Hadamard, Kronecker, LowRank, kind_of, rank
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_at, config_file
 from loraformat.rules.shapes import is_exchanged, updates_of, weights_where
+
+# The end of the name of a low-rank factor: `.lora_A.weight`, `.lora_embedding_B`, `.lora.A`, `.lora_a`.
+_FACTOR = re.compile(r"\.lora(?:_|_embedding_|\.)[ab](?:\.|\Z)", re.IGNORECASE).search
 
 
 @rule("LF204", Severity.ERROR, since="0.1.0", forgivable=True)
@@ -158,10 +162,12 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict` returns such keys as `unexpected_keys`.
     """
     assert subject.adapter is not None
-    unclaimed = list(subject.adapter.unclaimed)
+    unpaired = {note.location.tensor for note in subject.adapter.notes if note.code == "LF201"}
+    unclaimed = [name for name in subject.adapter.unclaimed if not _is_half(name, unpaired)]
     if unclaimed:
         message = f"not part of any update: {_some(unclaimed, noun='tensor')}; that training would be lost"
-        yield Hit("", message, "rename them to match the base and pass --base, or remove them")
+        it = "it" if len(unclaimed) == 1 else "them"
+        yield Hit("", message, f"rename {it} to match the base and pass --base, or remove {it}")
 
 
 @rule("LF211", Severity.WARNING, since="0.1.0")
@@ -308,6 +314,16 @@ def _suffixes(module: str) -> Iterator[str]:
     parts = module.split(".")
     # Targets name the last few components of a path; more would only cost a hostile path's square.
     return (".".join(parts[start:]) for start in range(max(0, len(parts) - 40), len(parts)))
+
+
+def _is_half(name: str, unpaired: Collection[str]) -> bool:
+    """Whether a tensor is the one factor of an update whose other is missing, which LF201 reports."""
+    factor = _FACTOR(name)
+    if factor is None:
+        return False
+    parts = name[: factor.start()].removesuffix(".weight").split(".")
+    modules = (".".join(parts[at:]) for at in range(len(parts)))  # without a prefix that its format puts before
+    return any(module in unpaired or f"{module}.weight" in unpaired for module in modules)
 
 
 def _some(names: list[str], noun: str = "weight") -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from loraformat.diagnostics import Severity, counted, in_file
 from loraformat.model.adapter import Adapter, module_of
@@ -13,6 +14,9 @@ from loraformat.model.updates import LowRank, scale_of
 from loraformat.rules.base import Hit, Subject, first_of, rule
 from loraformat.rules.config import PEFT_FILE, config_at
 from loraformat.rules.shapes import is_exchanged
+
+if TYPE_CHECKING:
+    from loraformat.naming.families import Module, Place
 
 _MOST_LAYERS = 10_000
 _LONG_NUMBER = re.compile("[0-9]{5}")  # no shorter one is beyond _MOST_LAYERS
@@ -297,15 +301,31 @@ def half_fused_group(subject: Subject) -> Iterator[Hit]:
     assert subject.adapter is not None
     pipeline = subject.adapter.config.pipeline
     family = None if pipeline is None else families().get(pipeline.family)
-    groups: dict[str, tuple[set[int], str, int]] = {}
+    groups: dict[str, tuple[str, Place, set[int]]] = {}
     for name in subject.adapter.updates if family is not None and pipeline is not None else ():
         component = pipeline.component_of(name) if pipeline is not None else ""
         path = spelled(module_of(name.removeprefix(f"{component}.")))
         place = None if family is None else family.find(path, DIFFUSERS)
         if place is not None and place.part is not None and len(place.module.diffusers) > 1:
             group = f"{component}.{place.original}"
-            groups.setdefault(group, (set(), name, len(place.module.diffusers)))[0].add(place.part)
-    half = [(name, group) for group, (parts, name, count) in groups.items() if len(parts) < count]
+            groups.setdefault(group, (name, place, set()))[2].add(place.part)
+    half = [group for group, (_, place, parts) in groups.items() if len(parts) < len(place.module.diffusers)]
     if half:
-        text = f"{counted(len(half), 'joined module')} with updates for only some parts, first {half[0][1]}"
-        yield Hit(half[0][0], text)
+        name, place, parts = groups[half[0]]
+        there, absent = _leaves(place.module, parts)
+        verbs = ["has" if len(leaves) == 1 else "have" for leaves in (there, absent)]
+        text = f"{half[0]} is fused in the original model; {_and(there)} {verbs[0]} updates, "
+        text += f"{_and(absent)} {verbs[1]} none"
+        more = len(half) - 1
+        yield Hit(name, text + (f"; {counted(more, 'more such module')}" if more else ""))
+
+
+def _leaves(module: Module, parts: Collection[int]) -> tuple[list[str], list[str]]:
+    """The last part of the names in diffusers of some parts of a module, and of the others."""
+    leaves = [name.rpartition(".")[2] for name in module.diffusers]
+    names = leaves if len(set(leaves)) == len(leaves) else module.diffusers
+    return [names[at] for at in sorted(parts)], [name for at, name in enumerate(names) if at not in parts]
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

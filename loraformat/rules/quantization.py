@@ -50,7 +50,7 @@ def quantized_base(subject: Subject) -> Iterator[Hit]:
 
 @rule("LF311", Severity.INFO, since="0.1.0", needs="base")
 def decoded_base(subject: Subject) -> Iterator[Hit]:
-    """The base is quantized; its weights were decoded for reading.
+    """The base is quantized; its weights were dequantized for reading.
 
     ## Why it matters
     Shapes, norms and values are those of the dense weights. A merge needs an option that says what to do with the
@@ -209,7 +209,8 @@ def trained_on_codes(subject: Subject) -> Iterator[Hit]:
 
     ## What to do
     For bitsandbytes use `merge --as-trained nf4` (with `,double` if `bnb_4bit_use_double_quant` was set; `fp4`,
-    `int8`), which quantizes and decodes the base as on loading. For all others use the named base with `--dequantize`.
+    `int8`), which quantizes and dequantizes the base as on loading. For all others use the named base with
+    `--dequantize`.
 
     ## Source
     Dettmers et al. 2023, arXiv 2305.14314; docs/quantized.md has figures.

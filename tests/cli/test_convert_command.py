@@ -71,4 +71,4 @@ def test_a_loss_that_stops_a_conversion_is_told_once(tmp_path: Path) -> None:
     done = run("convert", GOOD / "peft" / "tiny-llama", "--to", "gguf", "-o", tmp_path / "out")
     assert done.exit_code == 1
     assert done.stderr.count("an adapter without its base cannot be written") == 1
-    assert "error[LF800] convert to gguf: refused because of LF702 above\n" in done.stderr
+    assert "error[LF800] convert to gguf: refused because of LF702 above; nothing was written\n" in done.stderr

@@ -55,7 +55,12 @@ def run(*arguments: object) -> Result:
         (["explain", "vlm"], "Did you mean vllm?"),
         (["inpsect", ADAPTER], "Did you mean inspect?"),
         (["help", "mrege"], "Did you mean merge?"),
-        (["convert", ADAPTER, "-o", "out", "--to", "ggml"], "did you mean gguf?"),
+        (
+            ["convert", ADAPTER, "-o", "out", "--to", "ggml"],
+            "did you mean gguf? writable formats: native, peft, mlx, gguf, loralib, litgpt, diffusers, kohya, comfy",
+        ),
+        (["resize", ADAPTER, "-o", "out"], "no rank is given (pass for example --rank 8 or --error 0.1)"),
+        (["extract", BASE, BASE, "-o", "out"], "no rank is given (pass for example --rank 32)"),
         (["frobnicate"], "'frobnicate' is not a command.\n"),
         (["explain", "LF999"], "LF999 is not a code. `loraformat explain` lists them."),
         (["explain", "nonsense"], "nonsense is not a code. `loraformat explain` lists them."),

@@ -102,6 +102,16 @@ def test_the_schema_and_its_examples_are_valid() -> None:
         jsonschema.Draft202012Validator(SCHEMA).validate(example)
 
 
+def test_a_merge_into_what_was_trained_on_says_how_large_the_quantization_error_is() -> None:
+    merged = replace(MERGED, as_trained="nf4", tensors_decoded=4, base_change=0.8123)
+    lines = render(report("merge", data=merged), "text").splitlines()
+    trained = "nf4: linear layers quantized and dequantized; the quantization error is 0.812 of the update"
+    assert any(line.endswith(trained) for line in lines)
+    assert any(line.endswith("30 copied, 4 only quantized and dequantized") for line in lines)
+    plain = render(report("merge", data=replace(merged, as_trained="")), "text")
+    assert "4 quantized weights dequantized\n" in plain
+
+
 def test_a_plan_is_part_of_the_json() -> None:
     dry = replace(MERGED, is_dry_run=True, plan={"version": 1, "shards": [{"name": "x", "sizes": [1, 2]}]})
     document = json.loads(render(report("merge", data=dry), "json"))

@@ -153,7 +153,9 @@ def test_heat_rises_with_the_norm_and_shows_gaps() -> None:
     signs = [RAMP.index(sign) for sign in q_row if sign != " "]
     assert signs == sorted(signs)
     assert q_row[-1] == RAMP[-1]
-    assert "log scale" in lines[-1]
+    norms = [record.norm for record in odd if record.norm is not None]
+    assert lines[-1] == f"  {RAMP} from {min(norms):.4g} to {max(norms):.4g}   (norm, log scale)"
+    assert "-" not in RAMP
 
 
 def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> None:
@@ -161,7 +163,7 @@ def test_heat_of_more_layers_than_columns_takes_the_largest_of_each_bin() -> Non
     say_heat(page, records(126))
     lines = ["".join(piece.text for piece in line) for line in page.lines]
     assert all(columns_of(line) <= 40 for line in lines)
-    assert "layers per character" in " ".join(lines)
+    assert "5 layers per character, showing the largest" in " ".join(" ".join(lines).split())
 
 
 def test_heat_tells_the_untrained_the_unknown_and_the_absent_apart() -> None:

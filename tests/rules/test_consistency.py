@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 from rules.subjects import hits, pair, zeros
 
+from loraformat.diagnostics import in_weights
+from loraformat.formats.kit.findings import unpaired_factor
+from loraformat.model.adapter import Adapter, AdapterConfig
+from loraformat.model.bundle import Bundle
 from loraformat.model.updates import Hadamard, Replace
-from loraformat.rules import consistency
+from loraformat.rules import Subject, consistency
 
 TWO = {"model.layers.0.attn.q_proj.weight": pair(), "model.layers.0.attn.v_proj.weight": pair()}
 
@@ -124,3 +128,23 @@ def test_names_are_the_ends_of_paths_from_a_dot_on() -> None:
         assert consistency.is_one_of(path, {name})
     for name in ("proj", "layers.0", "", "k_proj", "xmodel.layers.0.q_proj"):
         assert not consistency.is_one_of(path, {name})
+
+
+@pytest.mark.parametrize(
+    ("name", "is_told"),
+    [
+        ("base_model.model.m.q.lora_A.weight", False),
+        ("m.q.lora_embedding_A", False),
+        ("m.q.weight.lora_a", False),
+        ("m.q.lora.A", False),
+        ("m.q.lora_mystery.weight", True),
+        ("m.k.lora_A.weight", True),
+        ("xm.q.lora_A.weight", True),
+        ("m.q.sub.lora_A.weight", True),
+    ],
+)
+def test_half_an_update_is_not_told_again_as_a_tensor_of_none(name: str, is_told: bool) -> None:
+    note = unpaired_factor(in_weights("m.q"), "lora_A", "lora_B")
+    adapter = Adapter(config=AdapterConfig(), updates={}, unclaimed={name: zeros(2, 4)}, notes=(note,))
+    found = list(consistency.unclaimed_tensor.check(Subject(bundle=Bundle("", {}), format="peft", adapter=adapter)))
+    assert [hit.hint for hit in found] == ["rename it to match the base and pass --base, or remove it"] * is_told

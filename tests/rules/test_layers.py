@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import pytest
 from rules.subjects import hits, pair
 
+from loraformat.model.adapter import Pipeline
 from loraformat.model.tensors import DType
-from loraformat.model.updates import LowRank
+from loraformat.model.updates import LowRank, Update
 from loraformat.rules import layers
 
 
@@ -144,3 +145,22 @@ def test_magnitudes_that_the_config_does_not_declare(format_name: str, raw: dict
     found = hits(layers.undeclared_magnitude, updates, format_name, raw=raw)
     assert [hit.message for hit in found] == (["expected true, because 2 modules have magnitudes"] if is_told else [])
     assert hits(layers.undeclared_magnitude, {"c.weight": pair()}, format_name, raw=raw) == []
+
+
+@pytest.mark.parametrize(
+    ("blocks", "there", "text"),
+    [
+        ([0], ["to_k"], "to_k has updates, to_q and to_v have none"),
+        ([0], ["to_q", "to_v"], "to_q and to_v have updates, to_k has none"),
+        ([0, 1], ["to_q", "to_v"], "to_q and to_v have updates, to_k has none; 1 more such module"),
+        ([0, 1], ["to_q", "to_k", "to_v"], None),
+    ],
+)
+def test_a_fused_module_with_updates_for_some_parts(blocks: list[int], there: list[str], text: str | None) -> None:
+    updates: dict[str, Update] = {
+        f"transformer.transformer_blocks.{block}.attn.{name}.weight": pair() for block in blocks for name in there
+    }
+    pipeline = Pipeline(families=("flux",), components=("transformer",))
+    found = hits(layers.half_fused_group, updates, "diffusers", pipeline=pipeline)
+    module = "transformer.double_blocks.0.img_attn.qkv is fused in the original model"
+    assert [hit.message for hit in found] == ([f"{module}; {text}"] if text else [])

@@ -62,7 +62,7 @@ def said(file: upstream.File, folder: Path) -> str:
     found = {one.code: one.message for one in report.findings if one.code.startswith("LF6")}
     assert "LF625" not in found, found
     if "LF622" in found:
-        return "refuses" if "refuses it" in found["LF622"] else "loads nothing"
+        return "refuses" if "refuses" in found["LF622"] else "loads nothing"
     parts = "loads a part" if "LF623" in found else "loads all"
     return f"{parts}, misreads" if "LF624" in found else parts
 

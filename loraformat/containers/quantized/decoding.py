@@ -47,7 +47,7 @@ def decoded(stored: Checkpoint) -> Checkpoint:
         _check_parts(stored, weights)
         _check_others(stored, weights, found)
     except (FormatError, InvalidJson) as error:
-        text = f"the base is quantized ({found}) and cannot be decoded: {error.message}"
+        text = f"the base is quantized ({found}) and cannot be dequantized: {error.message}"
         raise FormatError(text, where=error.location, hint=error.hint) from error
     return of_scheme(replace(stored, quantized=Quantized(found, stored, weights)))
 

@@ -10,7 +10,7 @@ from functools import partial
 from loraformat import formats
 from loraformat.containers import sources_of
 from loraformat.diagnostics import Finding, FindingLocation, counted
-from loraformat.errors import AdapterRefused, UsageError
+from loraformat.errors import AdapterRefused
 from loraformat.formats.kit.base import Format, WriteOptions
 from loraformat.io import hints_of, refuse_losses, write_adapter
 from loraformat.jobs.algebra.options import OutputOptions
@@ -62,19 +62,8 @@ def with_updates(source: Adapter, updates: Mapping[str, tuple[Update, ...]], *, 
 def target_of(options: OutputOptions, source: OpenedSource) -> Format:
     """The format to write: the one that was asked for, else the source's own, else PEFT."""
     if options.to is not None:
-        return format_of(options.to)
+        return formats.writable(options.to)
     return source.opened.format if source.opened.format.WRITES else formats.get("peft")
-
-
-def format_of(name: str) -> Format:
-    """A format that is written. Raises: UsageError (LF021): it is only read; and as `formats.get`."""
-    target = formats.get(name)
-    if not target.WRITES:
-        known = ", ".join(each.NAME for each in formats.FORMATS if each.WRITES)
-        raise UsageError(
-            f"loraformat reads {name} but does not write it", where="--to", hint=f"writable formats: {known}"
-        )
-    return target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

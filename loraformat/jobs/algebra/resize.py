@@ -116,7 +116,7 @@ def resize(
         )
     )
     if not rule.names and rule.max_rank is None:
-        raise UsageError("no option sets the rank", where="resize", hint="for example --rank 8 or --error 0.1")
+        raise UsageError("no rank is given", where="resize", hint="pass for example --rank 8 or --error 0.1")
     wanted = dtype_of(dtype)
     checkpoint = open_base(uri_or_none(base))
     known = with_alpha(alpha, assumptions)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from loraformat import formats
 from loraformat.algebra.decomposition import stored
 from loraformat.algebra.norms import norm_of
 from loraformat.algebra.rank_rules import RankRule
@@ -31,11 +32,10 @@ from loraformat.errors import (
     UsageError,
     require_one_of,
 )
-from loraformat.formats import get
 from loraformat.io import read_bundle
 from loraformat.jobs.algebra.factoring import low_rank_of, tensor_of, together
 from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
-from loraformat.jobs.algebra.output import config_of, format_of, write
+from loraformat.jobs.algebra.output import config_of, write
 from loraformat.jobs.algebra.selection import chosen_of, hits_of
 from loraformat.jobs.inputs.strength import number_of
 from loraformat.jobs.merge.prepare import Options, adapter_source, planned, report_of
@@ -145,7 +145,7 @@ def ablate(
     if merge:
         _check_merge(dtype, to, strict=strict)
     uri, known_dtype = uri_of(base), dtype_of(dtype)
-    target = format_of(to)
+    target = formats.writable(to)
     basis = span_of(directions_of(direction, direction_from))
     model = open_model(uri)
     layouts = _layouts(model, select, drop, merged=merge)
@@ -387,7 +387,7 @@ def _merged(
 ) -> Report:
     """The model with an adapter merged into it that is in memory alone."""
     store = MemoryStore(uri="directions")
-    save_bundle(get("peft").write(adapter), store)
+    save_bundle(formats.get("peft").write(adapter), store)
     opened = replace(read_bundle(bundle_of_store(store, store.uri), format="peft"), uri="directions")
     source = adapter_source(opened, Assumptions(), 1.0, whole=False)
     options = Options(container, None, Arithmetic(), None, None, None)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from loraformat import formats
 from loraformat.algebra.decomposition import Decomposition
 from loraformat.algebra.factors import Product, values_of
 from loraformat.algebra.rank_rules import RankRule
@@ -17,7 +18,7 @@ from loraformat.engine import open_engine
 from loraformat.errors import AdapterRefused, NonFiniteValue, UsageError, require_one_of
 from loraformat.jobs.algebra.factoring import low_rank_of, together
 from loraformat.jobs.algebra.options import OutputOptions, checked, described, dtype_of
-from loraformat.jobs.algebra.output import config_of, format_of, write
+from loraformat.jobs.algebra.output import config_of, write
 from loraformat.jobs.algebra.sizes import not_met, ranks_within
 from loraformat.jobs.weights.changes import (
     RESTS,
@@ -125,7 +126,7 @@ def extract(
     """
     rule = checked(RankRule(rank=rank, energy=energy, error=error, size=size, max_rank=max_rank))
     if not rule.names and rule.max_rank is None:
-        raise UsageError("no option sets the rank", where="extract", hint="for example --rank 32")
+        raise UsageError("no rank is given", where="extract", hint="pass for example --rank 32")
     require_one_of(rest, RESTS, "--rest")
     if not 2 <= passes <= 8:
         raise UsageError(f"expected 2 to 8 passes, found {passes}", where="--passes")
@@ -137,7 +138,7 @@ def extract(
         held_nbytes=memory_nbytes // max(1, jobs),
         jobs=jobs,
     )
-    target, uris = format_of(to), (uri_of(base), uri_of(tuned))
+    target, uris = formats.writable(to), (uri_of(base), uri_of(tuned))
     before, after = (open_model(uri) for uri in uris)
     counter = _Counter(sum(nbytes_of(weight) for weight in after.weights.values()), progress)
     found = changed(before, after, select, drop, jobs, counter.add)

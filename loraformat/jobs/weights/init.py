@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from loraformat import formats
 from loraformat.algebra.decomposition import stored
 from loraformat.algebra.factors import Product
 from loraformat.algebra.norms import norm_of
@@ -23,7 +24,7 @@ from loraformat.engine import open_engine
 from loraformat.errors import NonFiniteValue, ShapeMismatch, UnsupportedUpdate, UsageError, require_one_of
 from loraformat.jobs.algebra.factoring import tensor_of
 from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
-from loraformat.jobs.algebra.output import config_of, format_of, write
+from loraformat.jobs.algebra.output import config_of, write
 from loraformat.jobs.algebra.selection import hits_of, matching
 from loraformat.jobs.weights.models import Layout, config_for, layout_of, open_model, origin_of_models, refuse_others
 from loraformat.matching import is_linear, ties_of
@@ -90,7 +91,7 @@ def init(
     require_one_of(init, INITS, "--init")
     checked(RankRule(rank=rank))
     _check(init, rank, alpha, target, to)
-    uri, known_dtype, form = uri_of(base), dtype_of(dtype), format_of(to)
+    uri, known_dtype, form = uri_of(base), dtype_of(dtype), formats.writable(to)
     model = open_model(uri)
     layouts = _layouts(model, target)
     if init in PARTS:

@@ -153,7 +153,7 @@ class Retention:
         unchanged: share of the elements that are as they were.
         norm: Frobenius norm of D.
         largest: max |D|.
-        base_change: ‖W - decoded W‖ / ‖D‖ where the base was quantized and decoded first; else None.
+        base_change: ‖W - dequantized W‖ / ‖D‖ where the base was quantized and dequantized first; else None.
         code_error: ‖W' - (W + D)‖ / ‖D‖ where the result was quantized again; else None.
     """
 
@@ -229,7 +229,7 @@ class MergeResult:
         as_trained: bitsandbytes settings with which the base was quantized and dequantized first; "" if it was not.
         recoded: weights that were quantized again; each consists of several of the touched tensors.
         code_error: ‖W' - (W + D)‖ / ‖D‖ over those; None if there are none.
-        base_change: ‖W - decoded W‖ / ‖D‖ over all touched weights: the difference to a merge into the stored base,
+        base_change: ‖W - dequantized W‖ / ‖D‖ over all touched weights: the difference to a merge into the stored base,
             relative to the update; None if there is none, or if files of an earlier run were reused.
         share: the files that this process computed, if the output is divided among ranks; otherwise None.
     """

@@ -67,7 +67,7 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
     facts.append(("parameters", parameters(summary) + total + share))
     if result.base_scheme is not None:
         facts.append(
-            ("quantized", f"the base, by {result.base_scheme}; shapes and values are those of the decoded weights")
+            ("quantized", f"the base, by {result.base_scheme}; shapes and values are those of the dequantized weights")
         )
     facts.extend(_vocabulary(summary))
     facts.extend(result.training.items())

@@ -304,11 +304,12 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         say_share(page, result.share)
         return
     if result.as_trained:
-        change = "" if result.base_change is None else f"; ‖W - decoded W‖/‖Δ‖ = {result.base_change:.3g}"
-        text = f"{result.as_trained}: linear layers quantized and decoded{change}"
+        base_change = result.base_change
+        change = "" if base_change is None else f"; the quantization error is {base_change:.3g} of the update"
+        text = f"{result.as_trained}: linear layers quantized and dequantized{change}"
         page.say(Styled("trained ", "dim"), text)
     elif result.tensors_decoded:
-        text = f"{plural(result.tensors_decoded, 'quantized weight')} decoded"
+        text = f"{plural(result.tensors_decoded, 'quantized weight')} dequantized"
         page.say(
             Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"
         )
@@ -331,7 +332,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
 
 def _say_changes(page: Page, result: MergeResult) -> None:
     decoded = result.tensors_decoded if result.as_trained else 0
-    counts = ((decoded, "quantized and decoded"), (result.tensors_cast, "cast"))
+    counts = ((decoded, "quantized and dequantized"), (result.tensors_cast, "cast"))
     others = "".join(f", {amount(count)} only {how}" for count, how in counts if count)
     page.say(
         Styled("merge   " if result.is_dry_run else "merged  ", "dim"),

@@ -176,9 +176,8 @@ def _unread_encoders(subject: Subject) -> Iterator[Hit]:
         for target in subject.targets:
             message = "" if target.spellings is None else target.spellings.encoder_without_output
             if message and names and _reads_encoder(target, pipeline, component):
-                yield _hit(
-                    target, "refuses", message, names[0], f"{component} in kohya's names without out_proj", pronoun="it"
-                )
+                what = f"{component} has kohya's names but no out_proj module, by which {target.label} recognizes them"
+                yield Hit(names[0], f'{what}; it refuses the file: "{message}"', target.convert)
 
 
 @rule("LF623", Severity.ERROR, since="0.1.0", needs="target", forgivable=True)

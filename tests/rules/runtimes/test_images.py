@@ -78,7 +78,9 @@ def test_each_spelling_of_a_text_encoder_in_the_table_is_read_and_no_other() -> 
 def test_a_text_encoder_without_out_proj_next_to_a_denoiser_is_refused() -> None:
     (one,) = found(FIXTURES / "kohya" / "tiny-flux" / "lora.safetensors", "diffusers")
     assert one.code == "LF622"
-    assert "text_encoder in kohya's names without out_proj" in one.message
+    assert "text_encoder has kohya's names but no out_proj module, by which diffusers" in one.message
+    assert '; it refuses the file: "ValueError' in one.message
+    assert "convert ADAPTER --to diffusers" in one.hint
 
 
 def test_two_spellings_in_one_file_are_not_judged(tmp_path: Path) -> None:
