@@ -67,7 +67,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import Publication, is_hub, is_restricted, join, require_space, stage
+from loraformat.storage import Publication, check_output, is_hub, is_restricted, join, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -333,6 +333,11 @@ def write(
             meet((copies_streamed(FindingLocation(subject=out), output.refused),))
         write_card(output, out, publishing, lambda: _origin(prepared, written))
         return written
+
+
+def check_place(out: str, sources: Sequence[str], *, overwrite: bool) -> None:
+    """Raises: StorageError: `write` would refuse to write to `out`."""
+    check_output(out, overwrite=overwrite, inputs=sources, written=names_written)
 
 
 def written_names(plan: MergePlan, outcome: Written | None) -> tuple[str, ...]:
