@@ -218,7 +218,7 @@ def say_heat(page: Page, weights: Sequence[WeightRecord]) -> None:
         signs = (_sign(row, some, low, high) + " " * gap for some, gap in zip(bins, gaps, strict=True))
         page.say("  ", f"{module:<{label}}", "  ", "".join(signs))
     many = f"; {len(bins[0])} {word}s per character, showing the largest" if len(bins[0]) > 1 else ""
-    ends = f"{RAMP[0]} {number(low)}   {RAMP[-1]} {number(high)}   " if placed else ""
+    ends = f"{number(low)} {RAMP} {number(high)}   " if placed else ""
     zero = f"{_ZERO} untrained   " if 0 in values else ""
     unknown = f"{_UNKNOWN} unknown   " if None in values else ""
     page.flow("  ", Styled(f"{ends}{zero}{unknown}({figure}, log scale{many})", "dim"))

@@ -9,6 +9,7 @@ from loraformat.budget import Budget
 from loraformat.diagnostics import FindingLocation, Severity, counted
 from loraformat.model.adapter import module_of
 from loraformat.model.patterns.keys import OutOfSteps, PatternKeys
+from loraformat.model.unpaired import without_unpaired
 from loraformat.model.updates import Hadamard, Kronecker, LowRank, kind_of, rank_of, scale_of
 from loraformat.rules.base import Hit, Subject, rule
 from loraformat.rules.config import config_at, config_file
@@ -158,10 +159,11 @@ def unclaimed_tensor(subject: Subject) -> Iterator[Hit]:
     peft 0.21.2, utils/save_and_load.py `set_peft_model_state_dict` returns such keys as `unexpected_keys`.
     """
     assert subject.adapter is not None
-    unclaimed = list(subject.adapter.unclaimed)
+    unclaimed = without_unpaired(subject.adapter.unclaimed, subject.adapter.notes)
     if unclaimed:
         message = f"not part of any update: {_some(unclaimed, noun='tensor')}; that training would be lost"
-        yield Hit("", message, "rename them to match the base and pass --base, or remove them")
+        them = "it" if len(unclaimed) == 1 else "them"
+        yield Hit("", message, f"rename {them} to match the base and pass --base, or remove {them}")
 
 
 @rule("LF211", Severity.WARNING, since="0.1.0")

@@ -153,6 +153,7 @@ def test_heat_rises_with_the_norm_and_shows_gaps() -> None:
     signs = [RAMP.index(sign) for sign in q_row if sign != " "]
     assert signs == sorted(signs)
     assert q_row[-1] == RAMP[-1]
+    assert f" {RAMP} " in lines[-1]  # every sign, in order
     assert "log scale" in lines[-1]
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rules.subjects import hits, pair, zeros
+from safetensors.torch import load_file, save_file
 
+from loraformat.diagnostics import Severity
+from loraformat.jobs.validate import validate
 from loraformat.model.updates import Hadamard, Replace
 from loraformat.rules import consistency
 
@@ -124,3 +129,22 @@ def test_names_are_the_ends_of_paths_from_a_dot_on() -> None:
         assert consistency.is_one_of(path, {name})
     for name in ("proj", "layers.0", "", "k_proj", "xmodel.layers.0.q_proj"):
         assert not consistency.is_one_of(path, {name})
+
+
+def test_a_factor_without_its_partner_is_not_reported_twice(tmp_path: Path) -> None:
+    """LF201 says what is wrong with it; LF210 remains for the others of the same module."""
+    source = Path(__file__).parents[2] / "fixtures" / "bad" / "LF201-unpaired-factor" / "adapter"
+    folder = shutil.copytree(source, tmp_path / "adapter")
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    half = next(name for name in tensors if "q_proj.lora_A" in name)
+    assert codes_of(folder) == {"LF201": "lora_A is present, but lora_B is missing"}
+    for name in (half.replace("lora_A", "lora_mystery"), half.replace("q_proj", "up_proj").replace("_A", "_extra")):
+        save_file({**tensors, name: tensors[half].clone()}, weights)
+        found = codes_of(folder)
+        assert found.keys() == {"LF201", "LF210"}
+        assert found["LF210"] == f"not part of any update: {name}; that training would be lost"
+
+
+def codes_of(folder: Path) -> dict[str, str]:
+    return {each.code: each.message for each in validate(folder).findings if each.severity is Severity.ERROR}

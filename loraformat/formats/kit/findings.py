@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, ParamSpec, TypeAlias
 
 from loraformat.diagnostics import Finding, FindingLocation, Severity, counted, in_file, in_weights, listed
+from loraformat.model.unpaired import PRESENT
 
 P = ParamSpec("P")
 
@@ -78,7 +79,7 @@ def unpaired_factor(where: Where, present: str, absent: str) -> Said:
     """
     return (
         where,
-        f"{present} is present, but {absent} is missing",
+        f"{present}{PRESENT}{absent} is missing",
         "save the adapter again; the values cannot be reconstructed",
     )
 
