@@ -13,5 +13,6 @@ __all__ = [
     "results",
     "summary",
     "tensors",
+    "unpaired",
     "updates",
 ]
