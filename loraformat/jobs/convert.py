@@ -40,7 +40,7 @@ from loraformat.model.tensors import DType
 from loraformat.model.updates import tensors
 from loraformat.naming.llama_cpp import is_tensor_name
 from loraformat.report import Report
-from loraformat.storage import Location, Publication, is_restricted, permissions_for, uri_of, uri_or_none
+from loraformat.storage import Location, Publication, check_output, is_restricted, permissions_for, uri_of, uri_or_none
 
 # Findings about what the source calls its base, which `base_model` replaces.
 _ABOUT_THE_NAME = ("LF105", "LF501")
@@ -170,8 +170,10 @@ def convert(
         roundtrips.append(roundtrip.compare(written, read, to=to, hints=hints, roundoff=bound))
 
     sizes: dict[str, int] = {}
+    inputs = [path for path in (source, base) if path is not None]
     if dry_run:
         files = tuple(target.write(adapter, options).files)
+        check_output(out, overwrite=overwrite, inputs=inputs, names=files)
     else:
         publishing = publishing_of(publication, out, meet)
         sizes = write_adapter(
@@ -183,7 +185,7 @@ def convert(
             base=checkpoint,
             modelfile=options.modelfile,
             overwrite=overwrite,
-            inputs=[path for path in (source, base) if path is not None],
+            inputs=inputs,
             permissions=permissions,
             progress=progress,
             check=check if check_roundtrip else None,

@@ -102,7 +102,7 @@ RULES: tuple[Rule, ...] = (
     coverage.tied_table,
     quantization.quantized_base,
     coverage.base_without_config,
-    quantization.decoded_base,
+    quantization.dequantized_base,
     quantization.leftover_quantization,
     quantization.codes_without_settings,
     quantization.doubtful_settings,

@@ -49,7 +49,7 @@ def quantized_base(subject: Subject) -> Iterator[Hit]:
 
 
 @rule("LF311", Severity.INFO, since="0.1.0", needs="base")
-def decoded_base(subject: Subject) -> Iterator[Hit]:
+def dequantized_base(subject: Subject) -> Iterator[Hit]:
     """The base is quantized; its weights were dequantized for reading.
 
     ## Why it matters

@@ -24,7 +24,16 @@ from loraformat.storage.members import MemberStore
 from loraformat.storage.memory import MemoryStore
 from loraformat.storage.publication import Publication, Published, Publishing, check_publication
 from loraformat.storage.remote.whole_files import WholeFiles
-from loraformat.storage.schemes import check_target, is_hub, is_local, join_of, refuse_inputs, scheme_of, stage_of
+from loraformat.storage.schemes import (
+    check_of,
+    check_target,
+    is_hub,
+    is_local,
+    join_of,
+    refuse_inputs,
+    scheme_of,
+    stage_of,
+)
 from loraformat.storage.tar import TarStore
 
 __all__ = [
@@ -54,6 +63,7 @@ __all__ = [
     "Writer",
     "address_of",
     "base",
+    "check_output",
     "check_publication",
     "check_target",
     "copy_blocks",
@@ -162,6 +172,24 @@ def stage(
         on_cleared=on_cleared,
         word=word,
     )
+
+
+def check_output(
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+) -> None:
+    """What `stage` checks before it writes, for a dry run: the output may be written, and replaces only what it may.
+
+    Raises: StorageError: as `stage`; what stands in a repository of the Hub is not compared.
+    """
+    refuse_inputs(target, inputs)
+    check = check_of(target)
+    if check is not None:
+        check(target, overwrite=overwrite, inputs=inputs, names=names, written=written)
 
 
 def join(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from loraformat.diagnostics import show
@@ -75,3 +75,39 @@ def checked_total(where: str, size: int | None, written: int) -> None:
 def kind_of(mode: int) -> str:
     """What an `st_mode` of lstat is, as a noun: "a file", "a folder", "a symbolic link", "a FIFO" ..."""
     return next((noun for is_kind, noun in _KINDS if is_kind(mode)), "something else")
+
+
+def refuse_existing(
+    where: str,
+    noun: str,
+    others: Sequence[str],
+    *,
+    overwrite: bool,
+    names: Collection[str],
+    written: object,
+) -> None:
+    """Refuse an output that exists, unless the run may replace it.
+
+    Args:
+        noun: what stands there, "folder" or "prefix".
+        others: names of files there that are not the run's to replace.
+        names: of the files that the run will write; empty where it replaces nothing without `written`.
+        written: as of `stage`.
+
+    Raises: StorageError: it may not be replaced, with the reason.
+    """
+    remove = f"use another name, or remove the {noun} yourself"
+    if not overwrite and not names and written is None:
+        raise StorageError("the output exists already", where=where, hint=remove)
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        whose = "this run does not write" if written is None else "no earlier run of this command wrote"
+        held = f"holds {show(others[0], 100)}{more}, which {whose}, so"
+        if not overwrite:
+            text = f"the output exists already; the {noun} {held} --overwrite would not replace it"
+            raise StorageError(text, where=where, hint=remove)
+        only = "the files that the run writes" if written is None else "earlier outputs of the same command"
+        hint = f"--overwrite replaces only {only}; {remove}"
+        raise StorageError(f"the {noun} {held} it is not replaced", where=where, hint=hint)
+    if not overwrite:
+        raise StorageError("the output exists already", where=where, hint="replace it with --overwrite")

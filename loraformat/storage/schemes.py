@@ -18,6 +18,7 @@ from loraformat.storage.local.staging import require_space as _require_space
 from loraformat.storage.local.staging import stage as _stage_folder
 from loraformat.storage.local.staging import unfinished as _unfinished_folders
 from loraformat.storage.local.store import LocalStore
+from loraformat.storage.local.targets import checked as _check_folder
 from loraformat.storage.publication import Publication, Publishing, check_publication
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -30,6 +31,8 @@ class Scheme:
     Attributes:
         open: the files at a URI. Raises StorageError: there are none.
         stage: makes an output at a URI; None where nothing can be written.
+        check: raises StorageError where `stage` would refuse an output at a URI, given the same arguments; None where
+            only the run itself finds out.
         require_space: raises StorageError where so many bytes have no room at a URI.
         modes: whether files there have mode bits that keep others from reading them.
         join: opens an unfinished output that several processes write; None where that is not possible.
@@ -41,6 +44,7 @@ class Scheme:
 
     open: Callable[[str], Store]
     stage: Stage | None = None
+    check: Callable[..., object] | None = None
     require_space: Callable[[str, int], None] = lambda uri, nbytes: None  # noqa: ARG005
     modes: bool = False
     join: Join | None = None
@@ -91,6 +95,12 @@ def _stage_prefix(target: str, **options: Any) -> AbstractContextManager[Output]
     return stage(target, **options)
 
 
+def _check_prefix(target: str, **options: Any) -> None:  # noqa: ANN401 - those of `stage`
+    from loraformat.storage.s3.staging import check
+
+    check(target, **options)
+
+
 def _join_prefix(target: str, word: str, **options: Any) -> AbstractContextManager[Output]:  # noqa: ANN401 - of Join
     from loraformat.storage.s3.staging import join
 
@@ -126,6 +136,7 @@ SCHEMES: dict[str, Scheme] = {
     "": Scheme(
         _open_local,
         _stage_folder,
+        _check_folder,
         _require_space,
         modes=True,
         join=_join_folder,
@@ -135,12 +146,13 @@ SCHEMES: dict[str, Scheme] = {
     "hf": Scheme(
         _open_repository,
         _stage_repository,
-        _require_space_for_repository,
+        require_space=_require_space_for_repository,
         normalized=_normalized_repository,
     ),
     "s3": Scheme(
         _open_prefix,
         _stage_prefix,
+        _check_prefix,
         join=_join_prefix,
         normalized=_normalized_prefix,
         unfinished=_unfinished_prefixes,
@@ -185,6 +197,15 @@ def stage_of(uri: str, publishing: Publishing | None = None) -> Stage:
             "outputs cannot be written there", where=show_address(uri), hint="write to a folder, s3:// or hf://"
         )
     return stage
+
+
+def check_of(uri: str) -> Callable[..., object] | None:
+    """How an output at a URI is checked before anything is written there; None where only writing it shows.
+
+    Raises: StorageError: nothing can be written there.
+    """
+    stage_of(uri)
+    return scheme_of(uri).check
 
 
 def check_target(uri: str, options: Publication) -> None:

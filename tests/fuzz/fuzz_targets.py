@@ -246,7 +246,7 @@ def quantized_base(data: bytes) -> None:
                 wanted = reference_rows(base.quantized, base.tensors[name], 0, weight.rows)
             assert np.array_equal(found, wanted, equal_nan=True), name
         try:
-            dequantize(str(folder), str(folder / "out"), dry_run=True)
+            dequantize(str(folder), f"{folder}-out", dry_run=True)
         except UsageError:
             assert base.quantized is None
 

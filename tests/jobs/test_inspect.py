@@ -224,3 +224,22 @@ def test_threads_do_not_change_a_figure(folders: tuple[Path, Path]) -> None:
     adapter, base = folders
     one, three = (inspect(str(adapter), base=str(base), norms=True, jobs=jobs).data for jobs in (1, 3))
     assert one == three
+
+
+def test_the_numbers_of_an_adapter_with_fused_modules_are_explained() -> None:
+    """Three weights share one factor of 16 values, and the file has three alphas beside its six factors."""
+    source = Path(__file__).parents[2] / "fixtures" / "good" / "kohya" / "tiny-flux"
+    names = load_file(source / "lora.safetensors")
+    alphas = sum(name.endswith(".alpha") for name in names)
+    text = run(source).stdout
+    assert f"has {len(names)} tensors in the names of kohya, {alphas} of them alphas" in text
+    assert "fused modules split into their parts" in text
+    values = sum(tensor.numel() for name, tensor in names.items() if not name.endswith(".alpha"))
+    rows = [
+        int(line.split()[-1]) for line in text.splitlines() if line.startswith("  transformer.") or "q_proj.w" in line
+    ]
+    assert f"parameters {values} LoRA; tables add up to {sum(rows)}" in text
+    assert sum(rows) == values + 2 * 16
+    plain = run(source.parents[1] / "peft" / "tiny-llama").stdout
+    assert "add up to" not in plain
+    assert "fused" not in plain

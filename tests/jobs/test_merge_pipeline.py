@@ -176,7 +176,7 @@ def test_overwrite_replaces_what_an_earlier_merge_wrote_and_nothing_else(tmp_pat
         (out / mine).parent.mkdir(exist_ok=True)
         (out / mine).write_text("kept")
         half = files_of(out)
-        with pytest.raises(StorageError, match="which no earlier run wrote"):
+        with pytest.raises(StorageError, match="which no earlier run of this command wrote"):
             loraformat.merge(base, [adapter(case)], out, overwrite=True)
         assert files_of(out) == half
         (out / mine).unlink()

@@ -17,7 +17,7 @@ PLANNED = """
 import resource, sys
 import loraformat
 report = loraformat.dequantize(sys.argv[1], sys.argv[1] + "-out", dry_run=True)
-print(report.data.tensors_decoded, report.data.bytes_written, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(report.data.tensors_dequantized, report.data.bytes_written, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 

@@ -283,7 +283,7 @@ def test_without_an_adapter(tmp_path: Path) -> None:
         assert not out.exists()
         report = loraformat.dequantize(str(base), str(out), verify="full")
         assert planned.data.bytes_written == report.data.bytes_written
-        assert (report.data.tensors_decoded, report.data.tensors_copied) == (len(MODULES), 2)
+        assert (report.data.tensors_dequantized, report.data.tensors_copied) == (len(MODULES), 2)
         found = load(out)
         for module, one in weights.items():
             assert same(found[f"{module}.weight"], once(one.values, one.dtype))

@@ -103,7 +103,7 @@ def test_the_schema_and_its_examples_are_valid() -> None:
 
 
 def test_a_merge_into_what_was_trained_on_says_how_large_the_quantization_error_is() -> None:
-    merged = replace(MERGED, as_trained="nf4", tensors_decoded=4, base_change=0.8123)
+    merged = replace(MERGED, as_trained="nf4", tensors_dequantized=4, base_change=0.8123)
     lines = render(report("merge", data=merged), "text").splitlines()
     trained = "nf4: linear layers quantized and dequantized; the quantization error is 0.812 of the update"
     assert any(line.endswith(trained) for line in lines)

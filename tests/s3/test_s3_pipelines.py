@@ -60,8 +60,9 @@ def test_a_pipeline_is_merged_in_a_bucket(pipeline: Path, empty: S3Server) -> No
 def test_it_is_replaced_whole_or_not_at_all(pipeline: Path, empty: S3Server) -> None:
     base, out = "s3://models/base", "s3://models/out"
     loraformat.merge(base, ["s3://models/adapter"], out, alpha=4.0)
-    with pytest.raises(StorageError, match="exists already"):
-        loraformat.merge(base, ["s3://models/adapter=0.5"], out, alpha=4.0)
+    for dry_run in (True, False):
+        with pytest.raises(StorageError, match="exists already"):
+            loraformat.merge(base, ["s3://models/adapter=0.5"], out, alpha=4.0, dry_run=dry_run)
     loraformat.merge(pipeline / "base", [f"{pipeline}/adapter=0.5"], pipeline / "out", alpha=4.0)
     loraformat.merge(base, ["s3://models/adapter=0.5"], out, alpha=4.0, overwrite=True)
     found = {key.removeprefix("out/"): empty.get("models", key) for key in empty.objects("models", "out/")}

@@ -26,7 +26,7 @@ from loraformat.model.results.factor_changes import FactorResult
 from loraformat.model.summary import summarize
 from loraformat.model.updates import LowRank, Update
 from loraformat.report import Report
-from loraformat.storage import is_hub, is_restricted, permissions_for
+from loraformat.storage import check_output, is_hub, is_restricted, permissions_for
 
 # Settings of PEFT that say how training made or split the factors, which are others now.
 _OF_THE_OLD_FACTORS = frozenset(
@@ -129,6 +129,7 @@ def write(
     met: list[Finding] = []
     if options.dry_run:
         made = target.write(adapter, wanted)
+        check_output(out, overwrite=options.overwrite, inputs=origin.inputs, names=made.files)
         files, nbytes = tuple(sorted(made.files)), summarize(adapter).nbytes
     else:
         publishing = publishing_of(options.publication, out, partial(_meet, met, options.announce))

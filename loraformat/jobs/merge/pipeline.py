@@ -46,6 +46,7 @@ from loraformat.storage import (
     Copy,
     Output,
     Store,
+    check_output,
     has_folders,
     is_hub,
     is_restricted,
@@ -118,6 +119,13 @@ def merge_pipeline(
         run.announce(found)
     copies = {name: open_store(os.path.join(run.base.uri, name)) for name in run.base.folders if name not in parts}
     if dry_run:
+        check_output(
+            run.out,
+            overwrite=run.overwrite,
+            inputs=(run.base.uri, *(uri for uri, _ in adapters)),
+            names=_replaceable(run, parts, copies),
+            written=_written_before(run),
+        )
         return _report(run, found, parts, {}, _names(run, parts, copies))
     met: list[Finding] = []
 
@@ -203,6 +211,11 @@ def _written_before(run: PipelineRun) -> Callable[[str], Collection[str]]:
     return names
 
 
+def _replaceable(run: PipelineRun, parts: Mapping[str, Prepared], copies: Mapping[str, Store]) -> tuple[str, ...]:
+    """Names of files and folders that a run may replace in an output that exists."""
+    return (*_names(run, parts, copies), *(f"{name}/" for name in run.base.folders))
+
+
 def _write(
     run: PipelineRun,
     adapters: Sequence[str],
@@ -219,7 +232,7 @@ def _write(
         meet((kept_private(where, permissions),))
     facts = {name: facts_of_merge(one.plan, _inputs(one), _used(one), run.trust) for name, one in parts.items()}
     word = word_of({f"{name}: {what}": value for name, known in facts.items() for what, value in known.items()})
-    inputs, names = (run.base.uri, *adapters), (*_names(run, parts, copies), *(f"{n}/" for n in run.base.folders))
+    inputs, names = (run.base.uri, *adapters), _replaceable(run, parts, copies)
     if run.distribution.share is not None:
         with join(
             run.out,
@@ -394,7 +407,7 @@ def _report(
             adapters=_adapters(several),
             tensors_touched=sum(one.tensors_touched for one in several),
             tensors_copied=sum(one.tensors_copied for one in several),
-            tensors_decoded=0,
+            tensors_dequantized=0,
             tensors_cast=sum(one.tensors_cast for one in several),
             parameters_touched=sum(one.parameters_touched for one in several),
             bytes_written=sum(one.bytes_written for one in several) if mine is None else mine.nbytes,

@@ -67,7 +67,7 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import Publication, is_hub, is_restricted, join, require_space, stage
+from loraformat.storage import Publication, check_output, is_hub, is_restricted, join, require_space, stage
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -335,6 +335,11 @@ def write(
         return written
 
 
+def check_place(out: str, sources: Sequence[str], *, overwrite: bool) -> None:
+    """Raises: StorageError: `write` would refuse to write to `out`."""
+    check_output(out, overwrite=overwrite, inputs=sources, written=names_written)
+
+
 def written_names(plan: MergePlan, outcome: Written | None) -> tuple[str, ...]:
     """The files of an output, as far as known before it is written."""
     lists = (DIGESTS,) if outcome is None or outcome.has_list else ()
@@ -416,7 +421,7 @@ def report_of(
             ),
             tensors_touched=len(touched),
             tensors_copied=tensors - len(touched) - len(decoded) - len(cast),
-            tensors_decoded=len(decoded),
+            tensors_dequantized=len(decoded),
             tensors_cast=len(cast),
             parameters_touched=sum(math.prod(sizes[name]) for name in touched if name in sizes and name not in parts)
             + sum(math.prod(shape) for shape in recoded.values()),

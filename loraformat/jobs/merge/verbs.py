@@ -14,7 +14,7 @@ from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
 from loraformat.jobs.merge.distribution import Engine, distribution, resources
 from loraformat.jobs.merge.pipeline import PipelineRun, merge_pipeline
-from loraformat.jobs.merge.prepare import Options, prepare, report_of, write
+from loraformat.jobs.merge.prepare import Options, check_place, prepare, report_of, write
 from loraformat.merger import COMBINATIONS, Arithmetic, Trust
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.report import Report
@@ -161,7 +161,9 @@ def merge(
     prepared = prepare(checkpoint, chosen, known, options, strengths=strengths, force=force, whole=dry_run)
     if announce is not None:
         announce(prepared.findings)
+    inputs = (base, *(uri for uri, _ in chosen))
     if dry_run:
+        check_place(out, inputs, overwrite=overwrite)
         return report_of(prepared, base)
     trust = Trust(verify=verify, digests=digests, resume=resume, least_kept=least_kept)
     met: list[Finding] = []
@@ -176,7 +178,7 @@ def merge(
         out,
         limits,
         trust,
-        (base, *(uri for uri, _ in chosen)),
+        inputs,
         meet,
         overwrite=overwrite,
         progress=progress,
@@ -216,7 +218,7 @@ def dequantize(
 
     >>> import loraformat
     >>> report = loraformat.dequantize("fixtures/quantized/nf4", "dense")
-    >>> report.data.tensors_decoded, report.data.tensors_copied
+    >>> report.data.tensors_dequantized, report.data.tensors_copied
     (4, 4)
 
     Each weight has the value that the library of its scheme computes, rounded once to the dtype of the output. The

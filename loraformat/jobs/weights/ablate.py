@@ -38,7 +38,7 @@ from loraformat.jobs.algebra.options import OutputOptions, checked, dtype_of
 from loraformat.jobs.algebra.output import config_of, write
 from loraformat.jobs.algebra.selection import chosen_of, hits_of
 from loraformat.jobs.inputs.strength import number_of
-from loraformat.jobs.merge.prepare import Options, adapter_source, planned, report_of
+from loraformat.jobs.merge.prepare import Options, adapter_source, check_place, planned, report_of
 from loraformat.jobs.merge.prepare import write as write_model
 from loraformat.jobs.weights.changes import nbytes_of
 from loraformat.jobs.weights.directions import directions_of
@@ -395,6 +395,7 @@ def _merged(
     if run.announce is not None:
         run.announce(prepared.findings)
     if dry_run:
+        check_place(run.out, (run.uri,), overwrite=overwrite)
         return replace(report_of(prepared, run.uri), job="ablate")
     met: list[Finding] = []
 

@@ -17,7 +17,7 @@ from loraformat.jobs.algebra.sources import require_additive
 from loraformat.jobs.inputs.strength import with_strength
 from loraformat.jobs.inputs.subject import refuse_exchanged
 from loraformat.jobs.merge.distribution import Engine, distribution
-from loraformat.jobs.merge.prepare import Options, Prepared, open_all, planned, write, written_names
+from loraformat.jobs.merge.prepare import Options, Prepared, check_place, open_all, planned, write, written_names
 from loraformat.jobs.weights.changes import is_unchanged
 from loraformat.jobs.weights.proofs import doubt_of
 from loraformat.merger import (
@@ -171,6 +171,7 @@ def unmerge(
             _not_proved(undone), where=uri, hint="use --base BASE to compare all of it", findings=findings
         )
     if dry_run:
+        check_place(uri_of(out), undone.inputs, overwrite=overwrite)
         return _report(run, undone, findings, "")
     met: list[Finding] = []
 

@@ -215,8 +215,8 @@ class MergeResult:
 
     Attributes:
         base: URI of the base.
-        tensors_touched, tensors_copied, tensors_decoded, tensors_cast: the tensors of the output: changed by an update;
-            copied from the base; dequantized without an update; or only in another dtype.
+        tensors_touched, tensors_copied, tensors_dequantized, tensors_cast: the tensors of the output: changed by an
+            update; copied from the base; dequantized without an update; or only in another dtype.
         parameters_touched: elements of the touched tensors.
         bytes_written: total of the weight files; the planned total if nothing was written.
         files: names of the output files, sorted.
@@ -238,7 +238,7 @@ class MergeResult:
     adapters: tuple[MergedAdapter, ...]
     tensors_touched: int
     tensors_copied: int
-    tensors_decoded: int = 0
+    tensors_dequantized: int = 0
     tensors_cast: int = 0
     parameters_touched: int
     bytes_written: int

@@ -64,7 +64,7 @@ def _facts(verb: str, made: FactorResult) -> Iterator[tuple[str, str]]:
     if made.left_out:
         yield "left out", f"{percent(made.dropped)} of Σ‖ΔW‖²: {_names(made.left_out)}"
     if made.bytes_before:
-        yield "size", f"{nbytes(made.bytes_before)} → {nbytes(made.bytes_written)}"
+        yield "size", f"files of {nbytes(made.bytes_written)}, made from tensors of {nbytes(made.bytes_before)}"
 
 
 def _errors(made: FactorResult) -> Iterator[tuple[str, str]]:

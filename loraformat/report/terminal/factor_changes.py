@@ -43,12 +43,21 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
     if result.left_out:
         text = f"{plural(len(result.left_out), 'weight')} with {percent(result.dropped)} of Σ‖ΔW‖²"
         page.say(Styled("left out", "dim"), f" {text}: {cut(result.left_out)}")
-    size = f"as {result.target}: {plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
+    _say_size(page, report, result, written)
+
+
+def _say_size(page: Page, report: Report, result: FactorResult, written: str) -> None:
+    """The files, and the bytes of the tensors before and after: files hold settings and a header beside them."""
+    size = f"as {result.target}: {plural(len(result.files), 'file')}"
+    if not result.is_dry_run:
+        size += f", {nbytes(result.bytes_written)}"
+    if report.summary is not None:
+        before = f", from {nbytes(result.bytes_before)}" if result.bytes_before else ""
+        size += f"; tensors {nbytes(report.summary.nbytes)}{before}"
     if result.is_dry_run:
         page.say(Styled("nothing written", "bold"), f" (dry run) {size}")
     else:
-        before = f", from {nbytes(result.bytes_before)}" if result.bytes_before else ""
-        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}{before}")
+        page.say(Styled("wrote   ", "dim"), Styled(written, "bold"), f" {size}")
 
 
 def _say_cosines(page: Page, result: FactorResult) -> None:

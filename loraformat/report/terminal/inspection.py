@@ -43,6 +43,14 @@ def say_inspection(page: Page, report: Report, result: InspectResult) -> None:
         page.flow("  ", Styled("not measured against the base: ", "bold"), skipped.reason)
 
 
+def _shared(summary: Summary) -> str:
+    """Why the parameters in the tables add up to more than the number of the adapter's."""
+    more = sum(summary.parameters_by_weight.values()) - summary.parameters
+    if more <= 0:
+        return ""
+    return f"; tables add up to {amount(summary.parameters + more)}: they count a factor for each weight that shares it"
+
+
 def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tuple[str, str]]:
     facts = [("read as", f"{report.format} ({report.reason})")] if report.reason else []
     revision = f", revision {summary.base_revision}" if summary.base_revision else ""
@@ -54,7 +62,9 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
         facts.append(("components", ", ".join(f"{name} {amount(count)}" for name, count in summary.components.items())))
     if summary.task:
         facts.append(("task", summary.task))
-    facts.append(("updates", updates(summary)))
+    # Only the fused modules of image models are read as several weights with one factor in common.
+    is_split = bool(summary.family) and _shared(summary)
+    facts.append(("updates", updates(summary) + (", fused modules split into their parts" if is_split else "")))
     if summary.ranks:
         facts.append(("rank", histogram(summary.ranks)))
     if summary.scales:
@@ -64,7 +74,7 @@ def _facts(report: Report, summary: Summary, result: InspectResult) -> list[tupl
         facts.append(("targets", _targets(summary.targets)))
     share = "" if result.share is None else f" ({result.share:.2%} of base and adapter)"
     total = f" = {amount(summary.parameters)}" if len(summary.parameters_by_kind) > 1 else ""
-    facts.append(("parameters", parameters(summary) + total + share))
+    facts.append(("parameters", parameters(summary) + total + share + _shared(summary)))
     if result.base_scheme is not None:
         facts.append(
             ("quantized", f"the base, by {result.base_scheme}; shapes and values are those of the dequantized weights")

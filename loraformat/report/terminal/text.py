@@ -308,8 +308,8 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
         change = "" if base_change is None else f"; the quantization error is {base_change:.3g} of the update"
         text = f"{result.as_trained}: linear layers quantized and dequantized{change}"
         page.say(Styled("trained ", "dim"), text)
-    elif result.tensors_decoded:
-        text = f"{plural(result.tensors_decoded, 'quantized weight')} dequantized"
+    elif result.tensors_dequantized:
+        text = f"{plural(result.tensors_dequantized, 'quantized weight')} dequantized"
         page.say(
             Styled("dense   ", "dim"), text if result.adapters else f"{text}, {amount(result.tensors_copied)} copied"
         )
@@ -321,7 +321,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
     if result.checked is not None:
         page.say(
             Styled("checked ", "dim"),
-            _checked(result.checked, "computed" if result.tensors_cast or result.tensors_decoded else "changed"),
+            _checked(result.checked, "computed" if result.tensors_cast or result.tensors_dequantized else "changed"),
         )
     size = f"{plural(len(result.files), 'file')}, {nbytes(result.bytes_written)}"
     if result.is_dry_run:
@@ -331,7 +331,7 @@ def _say_merge(page: Page, report: Report, result: MergeResult) -> None:
 
 
 def _say_changes(page: Page, result: MergeResult) -> None:
-    decoded = result.tensors_decoded if result.as_trained else 0
+    decoded = result.tensors_dequantized if result.as_trained else 0
     counts = ((decoded, "quantized and dequantized"), (result.tensors_cast, "cast"))
     others = "".join(f", {amount(count)} only {how}" for count, how in counts if count)
     page.say(

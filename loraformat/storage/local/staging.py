@@ -14,7 +14,7 @@ from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.locks import locked
 from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore, SharedFolder, nbytes_below
-from loraformat.storage.local.targets import ANYONE, refuse_existing_folder, refuse_inputs, resolved
+from loraformat.storage.local.targets import ANYONE, checked, refuse_existing_folder, refuse_inputs, resolved
 from loraformat.storage.platform import NEW_FLAGS, NO_FOLLOW, platform
 
 # In a folder that a run has not finished, or in which it keeps an old output for a moment: the name of the output.
@@ -58,9 +58,7 @@ def stage(
 
     Raises: StorageError: any of these, another run is writing to `target`, or no output of this word is there.
     """
-    path = resolved(target)
-    refuse_inputs(target, path, inputs)
-    refuse_existing_folder(target, path, overwrite, names, written)
+    path = checked(target, overwrite=overwrite, inputs=inputs, names=names, written=written)
     with Deferral() as signals, locked(target, _sibling(path, "lock")):
         partial = _unfinished(target, path, word, resume=resume, on_cleared=on_cleared)
         refuse_existing_folder(target, path, overwrite, names, written)

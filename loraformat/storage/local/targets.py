@@ -6,9 +6,8 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from loraformat.diagnostics import show
 from loraformat.errors import StorageError
-from loraformat.storage.faults import as_storage_error, kind_of
+from loraformat.storage.faults import as_storage_error, kind_of, refuse_existing
 from loraformat.storage.local.store import LocalStore
 from loraformat.storage.platform import platform
 
@@ -31,6 +30,24 @@ def resolved(target: str) -> str:
     if not os.path.isdir(parent):
         raise StorageError("its parent folder does not exist", where=target, hint=f"create {parent}")
     return os.path.join(os.path.realpath(parent), name)
+
+
+def checked(
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+) -> str:
+    """The path of an output that a run may write; see `stage` for the arguments.
+
+    Raises: StorageError: it may not.
+    """
+    path = resolved(target)
+    refuse_inputs(target, path, inputs)
+    refuse_existing_folder(target, path, overwrite, names, written)
+    return path
 
 
 def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
@@ -60,10 +77,6 @@ def refuse_existing_folder(
     _refuse_places(target, path)
     with as_storage_error(target):
         kind = kind_of(os.lstat(path).st_mode)
-        if not overwrite and kind in ("a file", "a folder"):
-            can_replace = bool(names) or written is not None
-            hint = "replace it with --overwrite" if can_replace else _REMOVE
-            raise StorageError("the output exists already", where=target, hint=hint)
         if kind != "a folder":
             raise StorageError(
                 f"the output is a folder, but {kind} exists there, which is not replaced", where=target, hint=_REMOVE
@@ -71,14 +84,7 @@ def refuse_existing_folder(
         found = _listed(path, {name.partition("/")[0] for name in names if "/" in name})
     known = names if written is None else {*names, *written(path)}
     others = sorted(name for name, is_file in found.items() if name not in known or not is_file)
-    if not others:
-        return
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    raise StorageError(
-        f"the folder holds {show(others[0], 100)}{more}, which no earlier run wrote, so it is not replaced",
-        where=target,
-        hint="--overwrite replaces only earlier outputs; use another name, or remove the folder yourself",
-    )
+    refuse_existing(target, "folder", others, overwrite=overwrite, names=names, written=written)
 
 
 def permissions_for(sources: Iterable[tuple[object, Iterable[str]]], target: str) -> int:

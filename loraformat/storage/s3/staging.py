@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from loraformat.diagnostics import show
 from loraformat.errors import LoraFormatError, StorageError
+from loraformat.storage.faults import refuse_existing
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.s3.address import SCHEME, Address, parsed, parsed_location
 from loraformat.storage.s3.client import Client, as_storage_error, connected, suppress_conflict
@@ -30,7 +30,6 @@ from loraformat.storage.s3.requests import put_object
 from loraformat.storage.s3.store import Listed
 
 _WORD_CHARACTERS = 16
-_REMOVE = "use another name, or remove it yourself"
 
 
 @contextmanager
@@ -59,8 +58,8 @@ def stage(
     Raises: StorageError: something stands there that may not be replaced, another run is writing there, or nothing
         can be written there.
     """
+    check(target, overwrite=overwrite, names=names, written=written)
     address, client = _output_address(target), connected()
-    _existing(client, address, look(client, address), overwrite, names, written)
     with Deferral() as signals, locked(client, address) as lock:
         left = look(client, address)
         _refuse_alive(client, address, left)
@@ -167,6 +166,19 @@ def _short(word: str) -> str:
     return word[:_WORD_CHARACTERS]
 
 
+def check(
+    target: str,
+    *,
+    overwrite: bool,
+    inputs: Sequence[str] = (),  # noqa: ARG001 - compared as addresses, see `storage.refuse_inputs`
+    names: Collection[str] = (),
+    written: Callable[[str], Collection[str]] | None = None,
+) -> None:
+    """Raises: StorageError: something stands at `target` that a run with these arguments may not replace."""
+    address, client = _output_address(target), connected()
+    _existing(client, address, look(client, address), overwrite, names, written)
+
+
 def _making(
     client: Client, word: str, record: OutputRecord, inputs: Sequence[str], *, is_shared: bool, resumes: bool
 ) -> Making:
@@ -197,23 +209,13 @@ def _existing(
     found = {name: known for name, known in left.files.items() if name not in unfinished}
     if not found:
         return {}
-    if not overwrite:
-        can_replace = bool(names) or written is not None
-        hint = "replace it with --overwrite" if can_replace else _REMOVE
-        raise StorageError("the output exists already", where=address.uri, hint=hint)
     ours = set() if written is None else set(written(address.uri))
     known = {*names, *ours}
     for word in left.own:
         record = record_of(client, address, left, word)
         known |= set() if record is None else {*record.old, *record.files}
     others = sorted(name for name in found if name not in known and (not ours or "/" in name))
-    if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise StorageError(
-            f"the prefix holds {show(others[0], 100)}{more}, which no earlier run wrote, so it is not replaced",
-            where=address.uri,
-            hint=f"--overwrite replaces only earlier outputs; {_REMOVE}",
-        )
+    refuse_existing(address.uri, "prefix", others, overwrite=overwrite, names=names, written=written)
     return found
 
 

@@ -18,6 +18,8 @@ import loraformat
 from loraformat.cli import main
 from loraformat.errors import AdapterRefused, NonFiniteValue, UnsupportedUpdate, UsageError
 from loraformat.model.updates import Dense, LowRank
+from loraformat.report import render
+from loraformat.report.words import nbytes
 
 ROOT = Path(__file__).parents[3]
 WEIGHTS = "adapter_model.safetensors"
@@ -259,6 +261,19 @@ def test_other_kinds_come_out_as_lora(tmp_path: Path) -> None:
     before, after = deltas(folder), deltas(tmp_path / "out")
     assert before.keys() == after.keys()
     assert all(after[name] == pytest.approx(before[name], abs=1e-6) for name in before)
+
+
+def test_sizes_before_and_after_are_of_the_tensors(adapter: Path, tmp_path: Path) -> None:
+    """Files hold settings and a header beside them, which would make an adapter of the same size look larger."""
+    wet = loraformat.resize(adapter, tmp_path / "out", rank=2)
+    dry = loraformat.resize(adapter, tmp_path / "none", rank=2, dry_run=True)
+    before, after = (
+        sum(tensor.nbytes for tensor in load_file(folder / "adapter_model.safetensors").values())
+        for folder in (adapter, tmp_path / "out")
+    )
+    assert after < before
+    for report in (wet, dry):
+        assert f"; tensors {nbytes(after)}, from {nbytes(before)}" in render(report)
 
 
 def test_a_dry_run_reports_the_same_and_writes_nothing(adapter: Path, tmp_path: Path) -> None:

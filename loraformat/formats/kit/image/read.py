@@ -156,7 +156,11 @@ def match_of(bundle: Bundle, format_name: str) -> Match | None:
         return None
     file = files[0]
     names = [name for each in files for name in each.open().entries]
-    return Match(certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {format_name}")
+    alphas = sum(name.endswith(".alpha") for name in names)
+    factors = f", {alphas} of them alphas" if alphas else ""
+    return Match(
+        certain=True, reason=f"{file.name} has {counted(len(names), 'tensor')} in the names of {format_name}{factors}"
+    )
 
 
 def _dialect_of(file: TensorFile) -> str:
