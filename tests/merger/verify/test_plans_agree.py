@@ -153,7 +153,7 @@ def test_rows_that_are_counted_along_other_axes_are_named(tmp_path: Path) -> Non
     up, down = LazyTensor.of(torch.ones(3, 8, 2)), LazyTensor.of(torch.ones(3, 2, 6))
     plan, wanted = planned(tmp_path, {"e": torch.ones(3, 8, 6)}, {}, adapter({"e": LowRank(up, down, 1.0)}))
     assert check_plan(plan, wanted) == {"e"}
-    with pytest.raises(MergeError, match="e: its rows are counted along 1 axes, expected 2"):
+    with pytest.raises(MergeError, match="e: its rows span 1 axes, expected 2"):
         check_plan(edited(plan, "e", lambda edit: replace(edit, row_axes=1)), wanted)
 
 
