@@ -216,7 +216,7 @@ def _check_cover(entries: Mapping[str, Entry], data_start: int, nbytes: int, whe
             raise InvalidHeader(f"{_short(previous)} and {_short(name)} overlap by {-gap} bytes", where=where)
         position, previous = entry.span.end, name
     if position > nbytes:
-        raise TruncatedFile(f"the file has {nbytes} bytes, but its header needs {position}", where=where)
+        raise TruncatedFile(f"the file has {nbytes} bytes, but by its header it should have {position}", where=where)
     if position < nbytes:
         raise InvalidHeader(f"{counted(nbytes - position, 'byte', 'is')} left after the last tensor", where=where)
 

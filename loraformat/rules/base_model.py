@@ -93,7 +93,7 @@ def _other_model(subject: Subject, unmatched: Mapping[str, Sequence[str]]) -> Hi
     named = _named(subject)
     hint = f"{named}; this base is probably another model" if named else "the base is probably another model"
     hint += f": its names look like {same}" if same else ""
-    text = f"none of the {counted(len(unmatched), 'update')} matches a weight of the base, first {first}"
+    text = f"none of the {counted(len(unmatched), 'update')} matches a weight of the base; the first is {first}"
     return Hit("", text, hint)
 
 

@@ -138,7 +138,7 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "data cut short": (
         gguf([], [ONE, TWO], bytes(39)),
         TruncatedFile,
-        "the file has 135 bytes, but its header needs 136",
+        "the file has 135 bytes, but by its header it should have 136",
     ),
     "infos cut short": (gguf([], [ONE])[:52], TruncatedFile, "needs"),
     "bytes after the data": (gguf([], [ONE], bytes(33)), InvalidHeader, "1 byte is left after the last tensor"),

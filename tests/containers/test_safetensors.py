@@ -109,7 +109,7 @@ FAULTS: dict[str, tuple[bytes, type[ContainerError], str]] = {
     "data cut short": (
         with_header({"a": F32}, bytes(7)),
         TruncatedFile,
-        "the file has .* bytes, but its header needs.*fetch the file again",
+        "the file has .* bytes, but by its header it should have.*fetch the file again",
     ),
     "trailing bytes": (with_header({"a": F32}, bytes(9)), InvalidHeader, "1 byte is left after the last tensor"),
     "trailing zip": (with_header({"a": F32}, bytes(8) + b"PK\x05\x06"), InvalidHeader, "4 bytes are left"),

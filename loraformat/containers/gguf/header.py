@@ -324,7 +324,7 @@ def _check_end(tensors: Mapping[str, TensorInfo], alignment: int, data_start: in
     """The file ends with the last tensor, or with the padding after it; without tensors, with the header."""
     last = max((info.span.end for info in tensors.values()), default=min(data_start, nbytes))
     if last > nbytes:
-        raise TruncatedFile(f"the file has {nbytes} bytes, but its header needs {last}", where=where)
+        raise TruncatedFile(f"the file has {nbytes} bytes, but by its header it should have {last}", where=where)
     if nbytes > _padded(last, alignment):
         raise InvalidHeader(
             f"{counted(nbytes - _padded(last, alignment), 'byte', 'is')} left after the last tensor", where=where
