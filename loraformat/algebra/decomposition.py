@@ -95,7 +95,7 @@ def decomposed(matrix: Matrix, vectors: int | None = None) -> Decomposition:
     import numpy as np
 
     if isinstance(matrix, Product):
-        # The orthonormal columns of factors whose columns are many more than rows are no more than the rows.
+        # The orthonormal columns of factors whose columns are many more than rows are not more than the rows.
         q_left, r_left = np.linalg.qr(matrix.left)
         q_right, r_right = np.linalg.qr(matrix.right.T)
         left, values, right = np.linalg.svd(r_left @ r_right.T, full_matrices=False)

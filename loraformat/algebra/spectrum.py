@@ -169,7 +169,7 @@ class Overlap:
 def overlap(one: Update, other: Update, dimensions: int = 8) -> Overlap | None:
     """The overlap of the leading subspaces of two updates; of stacks the mean over the experts.
 
-    None where either is no additive update of the same shape, is zero, or is not finite.
+    None where either is not an additive update of the same shape, is zero, or is not finite.
     """
     pairs = list(zip(matrices_of(one), matrices_of(other), strict=False))
     found = [_overlap(left, right, dimensions) for left, right in pairs if tuple(left.shape) == tuple(right.shape)]

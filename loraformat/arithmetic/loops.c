@@ -554,7 +554,7 @@ static void finish(const struct finish *f, int in, int to) {
         for (int64_t col = 0; col < f->cols; col += COLS) {
             int64_t at = row * f->cols + col, there = f->cols - col < COLS ? f->cols - col : COLS;
             doubles delta[DOUBLE_PARTS] = {{0}}, sum[DOUBLE_PARTS] = {{0}};
-            /* Of a size that is known, so that it is no call. */
+            /* Of a size that is known, so that it is not a call. */
             memcpy(delta, f->update + at, there == COLS ? COLS * sizeof(double) : there * sizeof(double));
             memcpy(sum, f->result + at, there == COLS ? COLS * sizeof(double) : there * sizeof(double));
             finish_columns(delta, sum, f->raw + at * size_of(in), in, f->out + at * size_of(to), to, there, &sums);

@@ -94,7 +94,7 @@ class Terminated(BaseException):
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called, and whose errors are told in one line."""
+    """A group whose commands are imported when they are called, and whose errors are reported in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of COMMANDS."""

@@ -44,7 +44,7 @@ class Container:
     Attributes:
         name: as WeightFile.container and ShardPlan.container have it.
         file_name: the name of a file in this container, from its name in another.
-        index_name: of the index over several files; None where such a checkpoint is not divided anew.
+        index_name: of the index over several files; None where such a checkpoint is not divided again.
         holds: whether a file is of this container.
         open: headers of a file: (store, name, bytes). Raises ContainerError and its subclasses.
         plan_file: see PlanFile.

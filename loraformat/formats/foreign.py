@@ -45,7 +45,7 @@ _EXPECTED = "expected an adapter here"
 
 
 def described(bundle: Bundle) -> tuple[str, str]:
-    """(what a bundle is that is no adapter, what to do); "" and "" where nobody can tell."""
+    """(what a bundle is that is not an adapter, what to do); "" and "" where that is unknown."""
     pipeline = readable(bundle, PIPELINE)
     if isinstance(pipeline, Mapping):
         of = _named(pipeline.get("_class_name"))

@@ -35,7 +35,7 @@ class _Choice:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def sift(self, findings: Sequence[Finding]) -> tuple[tuple[Finding, ...], tuple[IgnoredFinding, ...]]:
-        """The findings that are told, sorted, and those that are ignored for a reason."""
+        """The findings that are reported, sorted, and those that are ignored for a reason."""
         told: list[Finding] = []
         ignored: list[IgnoredFinding] = []
         for finding in in_order(findings):

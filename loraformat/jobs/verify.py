@@ -61,7 +61,7 @@ class _Check:
     """Bytes of a file that must have a digest; `message` is said at `where` if they have another.
 
     Attributes:
-        names_tensors: whether the tensors that have bytes there are told too.
+        names_tensors: whether the tensors that have bytes there are named too.
     """
 
     file: str

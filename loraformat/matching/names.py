@@ -249,7 +249,7 @@ class _Prefix:
 def _one_prefix(updates: Mapping[str, tuple[Update, ...]], base: Checkpoint, atlas: _Atlas) -> _Prefix:
     """The prefix that makes *all* names land, where the adapter was made on a bare or on a wrapped model.
 
-    Only where no name lands as it stands, one prefix serves all of them, and it is the only one that does.
+    Only where no name lands unchanged, one prefix serves all of them, and it is the only one that does.
     """
     chains = {name: chain for name, chain in updates.items() if not is_optional(chain)}
     if not chains or any(atlas.find(name) is not None for name in chains):

@@ -94,7 +94,7 @@ def _is_dense(base: Checkpoint) -> bool:
 def quantized_weights(base: Checkpoint, weights: Iterable[str]) -> frozenset[str]:
     """Those of some weights that the base stores in codes, by their own names or by ones with another prefix.
 
-    Side tensors of their modules are there, or their values are no floats. None where the base is not quantized.
+    Side tensors of their modules are there, or their values are not floats. None where the base is not quantized.
     """
     if quantization_of(base) is None:
         return frozenset()

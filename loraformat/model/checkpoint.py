@@ -236,7 +236,7 @@ class Checkpoint:
 
     @property
     def as_stored(self) -> Checkpoint:
-        """Every tensor that can be copied, as it stands in the files.
+        """Every tensor that can be copied, as in the files.
 
         A base with other layers or another head than its files has no quantized weight that could be copied.
         """

@@ -39,7 +39,7 @@ class Codes:
         scales: (rows, groups) float32.
         run: columns that share a scale, one group after the other.
         first: the place of the first column in its group.
-        index: the group of each column, int32, where groups are no runs; each less than the number of groups. Not for
+        index: the group of each column, int32, where groups are not runs; each less than the number of groups. Not for
             ACROSS.
         zeros: (rows, groups) float32; None for zero.
         factor: float32, by which all are multiplied last.

@@ -339,7 +339,7 @@ def _grid_rows(
 
 
 def _index(stored: Checkpoint, layout: _Layout) -> NDArray[np.int32] | None:
-    """The group of each input, where groups are no runs of inputs."""
+    """The group of each input, where groups are not runs of inputs."""
     import numpy as np
 
     if "indices" not in layout.parts:

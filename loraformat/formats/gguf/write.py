@@ -37,7 +37,7 @@ FILE = "adapter.gguf"
 MODELFILE = "Modelfile"
 _DTYPES = (DType.F32, DType.F16, DType.BF16)
 _WHOSE = "a GGUF adapter"
-# Settings of a source that is GGUF which say what this writer says anew.
+# Settings of a source that is GGUF which this writer states itself.
 _OWN = (ARCHITECTURE_KEY, "general.type", "adapter.type", ALPHA_KEY, "general.alignment", "general.file_type")
 _ALORA = "adapter.alora.invocation_tokens"
 _MOST_NAME_NBYTES = 63
@@ -126,7 +126,7 @@ def _even(updates: Mapping[str, LowRank]) -> _Even:
 
 
 def _model(options: WriteOptions) -> LlamaCppModel | None:
-    """The model of the base; whether its head is its input embedding is told by config.json, else by its tensors."""
+    """The model of the base; whether its head is the embedding is read from config.json, else from its tensors."""
     weights = options.base.weights or {}
     if options.base.settings:
         found = model_of_settings(options.base.settings)

@@ -52,7 +52,7 @@ class Nested(NamedTuple):
 def nested_layers(
     found: Sorted, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Nested]:
-    """Module path as it stands in the file → what it means, for all that are no plain layers.
+    """Module path as in the file → what it means, for all that are not plain layers.
 
     Args:
         shapes: of the base's tensors, which tell several parameters of one module apart.

@@ -72,7 +72,7 @@ def find_settings(start: str, judged: Sequence[str] = ()) -> Settings:
         judged: paths of the adapters; addresses among them lie nowhere here.
 
     Raises: ConfigError (LF103): a file that is no TOML. UsageError (LF021): an unknown key or code, a value of the
-        wrong kind, a file that is no regular one or is too large, or that is a link into the checked adapters.
+        wrong kind, a file that is not regular or is too large, or that is a link into the checked adapters.
     """
     theirs = [path for path in judged if is_local(path)]
     for folder in _upward(os.path.realpath(start)):

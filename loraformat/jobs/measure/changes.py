@@ -212,7 +212,7 @@ class _Track:
         if self.rows is not None:
             self.rows.add(start, base, result)
         if self.whole is not None:
-            # Rows that an update adds are no change of anything.
+            # Rows that an update adds do not change anything.
             end = max(start, min(start + update.shape[0], self.preview.rows_stored))
             self.whole[start:end] = update[: end - start]
 

@@ -70,7 +70,7 @@ def layout_of(
     """How LoRA adapts a weight; None where it does not: a vector, a stack of experts, a parameter of another name.
 
     Nor a convolution of each channel for itself, (C, 1, …): PEFT's factors have its groups, which must divide the rank,
-    and are no product of matrices. Source: peft 0.21.2, tuners/lora/layer.py `_ConvNd.update_layer`.
+    and are not a product of matrices. Source: peft 0.21.2, tuners/lora/layer.py `_ConvNd.update_layer`.
 
     Args:
         merged: whether the update goes into the model, so that PEFT need not load an adapter of it.

@@ -34,7 +34,7 @@ def apply(window: Floats, start: int, steps: Sequence[Step], column_norms: Seque
     import numpy as np
 
     stop, height = start + window.shape[0], strip_of(window.shape[1], start + window.shape[0], steps)
-    with np.errstate(all="ignore"):  # a value that is not finite is told by its place when it is written
+    with np.errstate(all="ignore"):  # a value that is not finite is reported with its place when it is written
         for low, high in blocks_of(start, stop, height):
             _apply(window[low - start : high - start], low, steps, column_norms)
     return window

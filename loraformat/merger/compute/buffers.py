@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A matrix in writable memory, row-major without gaps, as it stands in a file."""
+    """A matrix in writable memory, row-major without gaps, as in a file."""
 
     data: memoryview
     dtype: DType

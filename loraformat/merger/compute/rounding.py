@@ -44,7 +44,7 @@ def values_of(bits: Bits, dtype: DType) -> Floats:
 
 
 def keep_unchanged(raw: Block, written: Block, base: Floats, update: Floats) -> None:
-    """Put the base's very bits where nothing is added to them, or where they are no number.
+    """Put the base's very bits where nothing is added to them, or where they are not a number.
 
     -0, and what a NaN carries, would not come through an addition.
 

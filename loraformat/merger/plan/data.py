@@ -165,7 +165,7 @@ class ShardPlan:
     """One output file.
 
     Attributes:
-        source: the base's file whose tensors it holds; the first of them where files are divided anew.
+        source: the base's file whose tensors it holds; the first of them where files are divided again.
         target: its name in the output.
         container: "safetensors", "torch" or "gguf".
         verbatim: whether header and offsets of `source` are kept byte for byte.
@@ -202,7 +202,7 @@ class MergePlan:
         base: URI of the base.
         config_patch: changes to config.json, as paths of keys: (("text_config", "vocab_size"), 95).
         config_removed: paths of keys that config.json must not have any more.
-        settings: JSON files beside config.json that are written anew: (name, all that they say).
+        settings: JSON files next to config.json that are rewritten: (name, all that they say).
         index: name of the index to write anew, None where there is none or the base's is copied.
         left_out: what is not taken over from the base: other weight files, which would be stale, and subfolders.
         base_files: what the base's files were when the plan was made.

@@ -8,7 +8,7 @@ from loraformat.model.updates import Update, kind_of
 
 
 def check_strength(weight: str, update: Update, strength: float) -> None:
-    """Refuse a strength other than 1 where an update is no sum.
+    """Refuse a strength other than 1 where an update is not a sum.
 
     Raises: UnsupportedUpdate (LF013).
     """

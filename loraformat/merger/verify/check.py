@@ -49,7 +49,7 @@ def check_output(
     jobs: int = 1,
     reads_copies: bool = True,
 ) -> Checked:
-    """Compare the weight files of an output with a reference that is computed anew, in blocks, by `jobs` threads.
+    """Compare the weight files of an output with an independent reference, in blocks, by `jobs` threads.
 
     Which tensors change, and by which rows of which updates, is compared for all of them. Computed values may differ
     from the reference by what rounding to the output's dtype does; copied ones must be equal. A sample is some rows of

@@ -46,7 +46,7 @@ class Journal:
         self._files: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """Begin anew in an empty folder."""
+        """Begin again in an empty folder."""
         self._files = {}
         self._write()
 

@@ -23,7 +23,7 @@ def blueprint(config: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:
 
     Raises:
         FormatError (LF012): the architecture is none of KNOWN, or has a setting with which its weights are others.
-        ConfigError (LF103): a field is missing or is no positive integer.
+        ConfigError (LF103): a field is missing or not a positive integer.
     """
     fields, model_type = Fields(config), config.get("model_type")
     if not isinstance(model_type, str) or model_type not in KNOWN:

@@ -57,7 +57,7 @@ class PatternKeys:
                 self._patterns.append(order)
             else:
                 self.unread.append(key)
-        # Made when a module is asked for: the matcher is imported for keys that are no plain text only.
+        # Made when a module is asked for: the matcher is imported only for keys that are not plain text.
         self._matchers: dict[int, _Matches] = {}
 
     def first_match(self, module: str) -> str | None:
@@ -149,7 +149,7 @@ class _Table:
 
 
 class _Matches:
-    """A key that is no plain text, as a function of modules."""
+    """A key that is not plain text, as a function of modules."""
 
     def __init__(self, key: str, budget: Budget) -> None:
         from loraformat.model.patterns.matching import Matcher

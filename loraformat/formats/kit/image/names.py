@@ -33,7 +33,7 @@ _ROLES = {
     **{f"hada_{role}": f"hada_{role}" for role in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")},
     **{f"lokr_{role}": f"lokr_{role}" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
-# Algorithms that are no sum of matrices, by a role that only they have.
+# Algorithms that are not sums of matrices, by a role that only they have.
 FOREIGN = {
     **dict.fromkeys(("oft_blocks", "oft_diag", "oft_R.weight", "oft_R"), "OFT"),
     "boft_R": "BOFT",

@@ -243,7 +243,7 @@ _EXTRAS = ("alpha", "diff_b")
 def _spellings_of(targets: Iterable[Target]) -> dict[str, tuple[str, ...]]:
     """Component → the spellings of its modules: what stands before them, whose names they have, what their tensors are.
 
-    Dense deltas beside factors are no spelling of their own.
+    Dense deltas next to factors are not a spelling of their own.
     """
     found: dict[str, set[str]] = {}
     extras: dict[str, set[str]] = {}

@@ -65,7 +65,7 @@ class Plan:
         faults: (weight, why it cannot be written).
         unknown: weights whose scale nobody stated.
         folded: (weight, bound of the relative error) of scales that were worked into tensors.
-        notes: losses that are no faults.
+        notes: losses that are not faults.
     """
 
     family: Family | None = None

@@ -26,7 +26,7 @@ def base_rows(inputs: Inputs, stored: StoredTensor, start: int, stop: int) -> Fl
     """Rows of a tensor of the base in float64, trailing axes flattened.
 
     Those of a quantized weight are decoded by the reference of its scheme, which shares no arithmetic with what the
-    merge reads. Which stored tensors belong to a weight, and its shape, are told by the scheme once for both.
+    merge reads. Which stored tensors belong to a weight, and its shape, are given by the scheme once for both.
     """
     if stored.encoded:
         assert inputs.base.quantized is not None

@@ -1,6 +1,6 @@
 """An adapter in llama.cpp's names compared with what it was: the same updates, their rows where llama.cpp has them.
 
-Nothing is shared with what translated it: names are told by their last parts, and rows put in order by a reshape.
+Nothing is shared with what translated it: names are recognized by their last parts, and rows put in order by a reshape.
 
 Source: llama.cpp of llama_cpp_python 0.3.36, conversion/llama.py `LlamaModel.permute`; src/llama-arch.cpp for names.
 """

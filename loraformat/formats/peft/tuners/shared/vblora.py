@@ -72,7 +72,7 @@ def _mix(source: Source, module: str, parts: Parts, side: str, vectors: int) -> 
 
 
 def _chosen(logits: LazyTensor, top: int) -> tuple[NDArray[np.int64], Floats]:
-    """(indices, softmax weights) of the largest logits. NaN counts as the largest, so that it shows in the result."""
+    """(indices, softmax weights) of the largest logits. NaN is taken as the largest, so that it shows in the result."""
     import numpy as np
 
     values = float64_of(logits)
