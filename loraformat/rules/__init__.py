@@ -239,11 +239,16 @@ def refuse(findings: Sequence[Finding], where: str, *, force: bool = False) -> t
     judged = tuple(_forgiven(finding) if force and finding.forgivable else finding for finding in findings)
     errors = tuple(finding for finding in judged if finding.severity is Severity.ERROR)
     if errors:
-        first = f"{errors[0].where}: {errors[0].message}" if errors[0].where else errors[0].message
+        shown = min(errors, key=_family)  # what the adapter lacks itself comes before what it is to a base
+        first = f"{shown.where}: {shown.message}" if shown.where else shown.message
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors, first"
-        hint = errors[0].hint or f"loraformat explain {errors[0].code}"
-        raise AdapterRefused(f"{count} [{errors[0].code}] {first}", where=where, hint=hint, findings=errors)
+        hint = shown.hint or f"loraformat explain {shown.code}"
+        raise AdapterRefused(f"{count} [{shown.code}] {first}", where=where, hint=hint, findings=errors)
     return judged
+
+
+def _family(finding: Finding) -> str:
+    return finding.code[:3]
 
 
 def _forgiven(finding: Finding) -> Finding:

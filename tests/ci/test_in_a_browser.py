@@ -236,7 +236,7 @@ def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
     with served(tmp_path / "site") as (address, _), opened(f"{address}/index.html", tmp_path) as tab:
         tab.wait("document.documentElement.dataset.state === 'failed'")
         said = tab.run("document.getElementById('notice').textContent")
-        assert said == "The checker could not be loaded: python_stdlib.zip is not there (404)."
+        assert said == "The checker could not be loaded: python_stdlib.zip could not be loaded (404)."
         assert tab.run("document.getElementById('retry').checkVisibility()")
 
 

@@ -171,3 +171,10 @@ def test_what_is_left_out_is_told_where_that_rule_was_not_asked_for_too() -> Non
     (left_out,) = skipped
     assert left_out.code == "LF216"
     assert "target_modules: the pattern was not compared with 50 of 50 modules" in left_out.reason
+
+
+def test_a_refusal_names_what_the_adapter_lacks_itself_first() -> None:
+    """That no weight matches a base may follow from it."""
+    errors = [finding_with(code) for code in ("LF301", "LF201", "LF206")]
+    with pytest.raises(AdapterRefused, match=r"3 errors, first \[LF201\]"):
+        refuse(errors, "adapter")
