@@ -76,6 +76,9 @@ os.rename = rename
 
 class Entry:
     "As os.scandir has it on Windows: without the identity of the file."
+    def is_junction(self):  # asked for by shutil.rmtree since Python 3.12
+        return False
+
     def __init__(self, entry):
         self._entry, self.name, self.path = entry, entry.name, entry.path
         self.is_file, self.is_dir, self.is_symlink = entry.is_file, entry.is_dir, entry.is_symlink
