@@ -204,7 +204,7 @@ def closest(text: str, names: Iterable[str], least: float = 0.5) -> str:
     >>> closest("ggml", ["gguf", "mlx"]), closest("frobnicate", ["ablate", "merge"])
     ('gguf', '')
 
-    Args: least: how much alike they must be, from 0 to 1.
+    Args: least: how similar they must be, from 0 to 1.
 
     Who mistypes a name seldom mistypes its first letter: names with another one must be much more like it.
     """

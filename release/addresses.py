@@ -24,7 +24,7 @@ class Missing(NamedTuple):
 
     Attributes:
         what: in words.
-        placeholder: what stands for it; empty where it is no text of the repository.
+        placeholder: what stands for it; empty if it is not a text in the repository.
         files: where.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from scripts import script
 
 import loraformat
 
@@ -23,11 +23,7 @@ def generate() -> ModuleType:
     """docs/generate.py as a module. After a change of the source: python docs/generate.py."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.syspath_prepend(ROOT / "docs")
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("docs/generate.py")
     monkeypatch.undo()
     return module
 

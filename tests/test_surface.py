@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def surface() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("surface", ROOT / "docs" / "surface.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/surface.py")
 
 
 def test_the_package_has_what_the_list_says(surface: ModuleType) -> None:

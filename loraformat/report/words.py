@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
@@ -10,6 +11,7 @@ from loraformat.diagnostics import Finding, Severity
 from loraformat.model.updates import kind_named
 
 if TYPE_CHECKING:
+    from loraformat.model.results.factor_changes import FactorChange
     from loraformat.model.summary import Summary
 
 _Key = TypeVar("_Key")
@@ -91,6 +93,15 @@ def histogram(counts: Mapping[_Key, int]) -> str:
     if len(names) == 1:
         return next(iter(names))
     return ", ".join(f"{name} ({amount(count)})" for name, count in names.items()) or "-"
+
+
+def rank_change(weights: Sequence[FactorChange]) -> str:
+    """The ranks before and after: "8 → 3 (17), 4 (39)"."""
+    before, after = (
+        histogram(dict(sorted(Counter(ranks).items())))
+        for ranks in ([each.rank_before for each in weights], [each.rank for each in weights])
+    )
+    return f"{before} → {after}"
 
 
 def _value(key: object) -> str:

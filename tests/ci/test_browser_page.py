@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -15,6 +14,7 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
+from scripts import script
 
 from loraformat.cli import main
 
@@ -24,18 +24,9 @@ FIXTURES = ROOT / "fixtures"
 SCRIPTS = sorted(PAGE.glob("*.js"))
 
 
-def module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, PAGE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    return module("build")
+    return script("web/build.py")
 
 
 class Elements(HTMLParser):
@@ -70,8 +61,8 @@ def test_the_policy_stands_before_everything_that_loads() -> None:
 
 
 def test_no_script_makes_elements_of_text() -> None:
-    for script in SCRIPTS:
-        text = script.read_text(encoding="utf-8")
+    for each in SCRIPTS:
+        text = each.read_text(encoding="utf-8")
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text)
     assert not [found for _, found in ELEMENTS if any(name.startswith("on") or name == "style" for name in found)]
 
@@ -94,7 +85,7 @@ def test_every_control_has_a_name() -> None:
     "name", ["good/peft/tiny-llama", "bad/LF004-truncated-file", "bad/LF501-base-model-disagreement"]
 )
 def test_the_page_says_what_the_command_line_says(verb: str, name: str) -> None:
-    judge = module("judge")
+    judge = script("web/judge.py")
     folder = FIXTURES / name
     answer = json.loads(judge.judge(verb, [folder.name], str(folder.parent), {}))
     shown = CliRunner().invoke(main, [verb, str(folder)])
@@ -107,7 +98,7 @@ def test_the_page_says_what_the_command_line_says(verb: str, name: str) -> None:
 
 
 def test_several_adapters_keep_their_findings_apart(tmp_path: Path) -> None:
-    judge = module("judge")
+    judge = script("web/judge.py")
     names = ["LF004-truncated-file", "LF204-rank-against-config"]
     answer = json.loads(judge.judge("validate", names, str(FIXTURES / "bad"), {}))
     assert answer["exit"] == 1
@@ -116,7 +107,7 @@ def test_several_adapters_keep_their_findings_apart(tmp_path: Path) -> None:
 
 
 def test_more_than_a_page_can_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = module("judge")
+    judge = script("web/judge.py")
     monkeypatch.setattr(judge, "MOST_FINDINGS", 1)
     monkeypatch.setattr(judge, "MOST_CHARACTERS", 10)
     names = ["LF004-truncated-file", "LF204-rank-against-config"]
@@ -127,7 +118,7 @@ def test_more_than_a_page_can_hold_is_counted(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_mistake_in_an_option_is_an_answer() -> None:
-    judge = module("judge")
+    judge = script("web/judge.py")
     answer = json.loads(judge.judge("validate", ["peft"], str(FIXTURES / "good"), {"alpha": "much"}))
     assert answer["exit"] == 2
     assert "'much'" in answer["text"]

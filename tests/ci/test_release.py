@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scripts import script
 
 import compile_loops
 
@@ -22,12 +22,7 @@ TEXT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def addresses() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("addresses", ROOT / "release" / "addresses.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("release/addresses.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 
 
-def module_of(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def check() -> ModuleType:
-    return module_of("check")
+    return script("docs/check.py")
 
 
 def test_a_site_whose_links_lead_somewhere_has_no_problems(check: ModuleType, tmp_path: Path) -> None:
@@ -65,7 +56,7 @@ def test_every_guide_and_page_of_a_command_is_in_the_index() -> None:
 @pytest.mark.parametrize(("page", "up"), [("index", ""), ("guides/browser", "../")])
 def test_on_the_site_the_page_in_the_browser_is_the_one_that_was_built(page: str, up: str) -> None:
     text = [(ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")]
-    module_of("conf")._outward(None, page, text)
+    script("docs/conf.py")._outward(None, page, text)
     assert f'<a href="{up}browser/index.html">' in text[0]
     assert "web/index.html" not in text[0]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loraformat.diagnostics import show
 from loraformat.model.results.factor_changes import NOISE_MARGIN, FactorResult
 from loraformat.model.results.plot_data import ComponentRecord
-from loraformat.report.words import amount, histogram, nbytes, number, percent, plural
+from loraformat.report.words import amount, histogram, nbytes, number, percent, plural, rank_change
 
 _MOST_ADAPTERS = 20  # that are listed and whose cosines are drawn
 _MOST_NAMES = 20
@@ -57,7 +57,7 @@ def _facts(verb: str, made: FactorResult) -> Iterator[tuple[str, str]]:
         yield "adapters", f"{amount(len(made.adapters) - _MOST_ADAPTERS)} more"
     for role, uri in zip(("base", "tuned"), made.models, strict=False):
         yield role, show(uri)
-    yield "ranks", f"{_ranks(made, is_before=True)} → {_ranks(made, is_before=False)}"
+    yield "ranks", rank_change(made.weights)
     yield from _errors(made)
     if made.kept:
         yield "carried over", _names(made.kept)
@@ -82,14 +82,6 @@ def _errors(made: FactorResult) -> Iterator[tuple[str, str]]:
         yield "noise", f"{number(made.floor)} of ‖ΔW‖ is rounding of the tuned model{advice}"
     if made.retained is not None:
         yield "merging back", f"into the base keeps {percent(made.retained)} of the update"
-
-
-def _ranks(made: FactorResult, *, is_before: bool) -> str:
-    counts: dict[int, int] = {}
-    for each in made.weights:
-        rank = each.rank_before if is_before else each.rank
-        counts[rank] = counts.get(rank, 0) + 1
-    return histogram(dict(sorted(counts.items())))
 
 
 def _names(names: Sequence[str]) -> str:

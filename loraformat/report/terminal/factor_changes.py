@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from loraformat.model.results.factor_changes import NOISE_MARGIN, FactorChange, FactorResult
 from loraformat.report.base import Report
 from loraformat.report.lines import Page, Styled
-from loraformat.report.words import cut, histogram, nbytes, number, percent, plural
+from loraformat.report.words import cut, nbytes, number, percent, plural, rank_change
 
 _WORST = 8
 _FEW_PAIRS = 3
@@ -25,7 +23,7 @@ def say_factors(page: Page, report: Report, result: FactorResult, written: str) 
         page.say(Styled(f"{role:<8}", "dim"), Styled(uri, "bold"))
     page.say(Styled(f"{report.job:<8}", "dim"), result.method)
     if report.job in ("resize", "combine", "extract", "ablate"):
-        _say_ranks(page, result)
+        page.say(Styled("ranks   ", "dim"), rank_change(result.weights))
         _say_errors(page, result)
     _say_cosines(page, result)
     if result.floor is not None:
@@ -76,14 +74,6 @@ def _say_floor(page: Page, result: FactorResult) -> None:
     page.say(Styled("noise   ", "dim"), text)
     if result.retained is not None:
         page.say(Styled("merging ", "dim"), f"into the base retains {percent(result.retained)} of the update")
-
-
-def _say_ranks(page: Page, result: FactorResult) -> None:
-    before, after = (
-        histogram(dict(sorted(Counter(ranks).items())))
-        for ranks in ([each.rank_before for each in result.weights], [each.rank for each in result.weights])
-    )
-    page.say(Styled("ranks   ", "dim"), f"{before} → {after}")
 
 
 def _say_errors(page: Page, result: FactorResult) -> None:
