@@ -199,9 +199,7 @@ def _step(uri: str, state: object) -> int | None:
         try:
             value = state.load()
         except LoraFormatError:
-            value = (
-                None  # a damaged trainer state is not a fault of the adapter; the name of the folder may have the step
-            )
+            value = None  # not a fault of the adapter, and the name of the folder may have the step
         step = value.get("global_step") if isinstance(value, Mapping) else None
         if isinstance(step, int) and not isinstance(step, bool) and step >= 0:
             return step
