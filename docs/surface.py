@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "surface.md"
 HEAD = """# The public surface
 
-What the promises of [stability](stability.md) are about, as a list. Written by `python docs/surface.py`; a test
-compares it with the package, so that nothing here changes by accident. `?` marks what may be left out, `…` what can be
-repeated.
+Everything that [stability](stability.md) makes promises about. `python docs/surface.py` writes this page; a test
+compares it with the package, so that nothing here changes by accident. `?` marks what may be left out, `…` what can
+be repeated. Arguments in Python are numbered if they may be passed by position.
 """
 
 
@@ -98,12 +98,14 @@ def exit_codes() -> Iterator[str]:
 
 
 def codes() -> Iterator[str]:
-    """Each code, its name and its severity."""
-    return (f"{code} {each.name}: {each.severity.value}" for code, each in sorted(pages().items()))
+    """Each code with its name, below it its severity."""
+    for code, each in sorted(pages().items()):
+        yield f"{code} {each.name}"
+        yield f"    {each.severity.value}"
 
 
 def schemas() -> Iterator[str]:
-    """Each schema of the JSON that is written or read: its identity, below it the names of all properties."""
+    """Each schema of the JSON that is written or read: its identity, below it each property with its type."""
     for path in sorted((ROOT / "schemas").glob("*.schema.json")):
         if path.name.startswith("peft-"):  # PEFT's, not ours
             continue
@@ -122,16 +124,31 @@ def _properties(schema: object, where: str = "") -> Iterator[str]:
         for each in schema:
             yield from _properties(each, where)
     elif isinstance(schema, dict):
-        names, required = schema.get("properties"), set(schema.get("required", ()))
-        if names:
-            shown = ", ".join(f"{name}{'' if name in required else '?'}" for name in sorted(names))
-            yield f"{where or '/'}: {shown}"
+        required = set(schema.get("required", ()))
+        for name, value in sorted(schema.get("properties", {}).items()):
+            yield f"{where}/{name}{'' if name in required else '?'}: {_type(value)}"
         for key, value in sorted(schema.items()):
             if key in _NAMED:
                 for name in sorted(value):
                     yield from _properties(value[name], _NAMED[key].format(where, name))
             elif key not in ("examples", "enum", "const", "default", "required"):
                 yield from _properties(value, where)
+
+
+def _type(schema: object) -> str:
+    """What a value may be: its types or values, or the definition that says so."""
+    if not isinstance(schema, dict):
+        return "anything"
+    if "$ref" in schema:
+        return f"#{schema['$ref'].rpartition('/')[2]}"
+    if values := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return "|".join(sorted(map(json.dumps, values)))
+    for key in ("anyOf", "oneOf", "allOf"):
+        if key in schema:
+            return (" & " if key == "allOf" else " | ").join(map(_type, schema[key]))
+    types = schema.get("type", "anything")
+    items = f"array of {_type(schema['items'])}" if "items" in schema else "array"
+    return " | ".join(items if each == "array" else each for each in ([types] if isinstance(types, str) else types))
 
 
 def settings() -> Iterator[str]:
@@ -170,13 +187,15 @@ def ci() -> Iterator[str]:
 
 
 def python() -> Iterator[str]:
-    """Each public name with its signature, below a class its fields, methods and properties."""
+    """Each public name, below a function its arguments, below a class those of its construction and its members."""
     for name in loraformat.__all__:
         value = getattr(loraformat, name)
         if inspect.isclass(value):
             yield from _class(name, value)
         elif inspect.isfunction(value):
-            yield f"{name}{_signature(value)}"
+            yield f"{name}()"
+            yield from (f"    {each}" for each in _arguments(value))
+            yield f"    -> {_annotation(inspect.signature(value).return_annotation)}"
         elif get_args(value):
             yield f"{name} = {' | '.join(each.__name__ for each in get_args(value))}"
         else:
@@ -190,14 +209,15 @@ def _class(name: str, value: type) -> Iterator[str]:
     elif issubclass(value, enum.Enum):
         yield f"class {name}: {', '.join(each.name for each in value)}"
     else:
-        yield f"class {name}{_signature(value)}"
+        yield f"class {name}"
+        yield from (f"    {each}" for each in _arguments(value))
     for member, each in sorted(_members(value).items()):
         if isinstance(each, property):
-            yield f"    {member}"
+            yield f"    .{member}: {_annotation(inspect.signature(each.fget).return_annotation) if each.fget else ''}"
         elif isinstance(each, (classmethod, staticmethod)):
-            yield f"    {member}{_signature(each.__func__, skip=isinstance(each, classmethod))}"
+            yield f"    .{member}{_signature(each.__func__, skip=isinstance(each, classmethod))}"
         elif inspect.isfunction(each):
-            yield f"    {member}{_signature(each, skip=True)}"
+            yield f"    .{member}{_signature(each, skip=True)}"
 
 
 def _members(value: type) -> dict[str, object]:
@@ -210,18 +230,32 @@ def _members(value: type) -> dict[str, object]:
 
 
 def _signature(value: object, *, skip: bool = False) -> str:
-    """Names, kinds and whether there is a default; each Python spells annotations and defaults in its own way."""
     assert callable(value)
-    parameters = list(inspect.signature(value).parameters.values())[1 if skip else 0 :]
-    found, has_star = [], False
-    for each in parameters:
-        if each.kind is each.KEYWORD_ONLY and not has_star:
-            found.append("*")
-            has_star = True
+    result = _annotation(inspect.signature(value).return_annotation)
+    return f"({', '.join(_arguments(value, skip=skip))}) -> {result}"
+
+
+def _arguments(value: object, *, skip: bool = False) -> Iterator[str]:
+    """Each argument with its type and default: a number before those that may be passed by position."""
+    assert callable(value)
+    for number, each in enumerate(list(inspect.signature(value).parameters.values())[1 if skip else 0 :], 1):
+        place = f"{number} " if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD) else ""
         stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
-        has_star = has_star or stars == "*"
-        found.append(f"{stars}{each.name}{'' if each.default is each.empty else '?'}")
-    return f"({', '.join(found)})"
+        name = f"{place}{stars}{each.name}{'' if each.default is each.empty else '?'}"
+        yield f"{name}: {_annotation(each.annotation)}{_value(each.default)}"
+
+
+def _value(default: object) -> str:
+    """A default that every Python spells in the same way."""
+    plain = default is None or isinstance(default, (bool, int, float, str))
+    return f" = {default!r}" if plain and not isinstance(default, enum.Enum) else ""
+
+
+def _annotation(annotation: object) -> str:
+    """As the source has it, in one line."""
+    if annotation is inspect.Parameter.empty:
+        return "anything"
+    return " ".join(annotation.split()) if isinstance(annotation, str) else getattr(annotation, "__name__", "anything")
 
 
 def differences(committed: str, now: str) -> tuple[list[str], list[str]]:

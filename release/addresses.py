@@ -1,10 +1,11 @@
 """Addresses and names that the project does not have yet, in one table, and the command that fills them in.
 
     python release/addresses.py                     what is missing, and where it stands
-    python release/addresses.py --owner ACCOUNT     fill in the account that holds the repository
+    python release/addresses.py --owner ACCOUNT     fill in the account that holds the repository, and take out of the
+                                                    pages what only holds before the first release
 
-`make release-check` names what is missing; the release of a tag stops there. tests/ci/test_release.py holds that no
-file beside those listed has one.
+`make release-check` names what is missing; with a tag it stops at the first address. tests/ci/test_release.py holds
+that no file beside those listed has one.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ TABLE = (
 )
 
 
-_EXPLAINED = " `OWNER` in both examples stands for the account that holds this repository."
+# Around what a page says only until the first release: comments that no reader sees.
+_BEFORE = re.compile(r"<!-- before the first release -->.*?<!-- end -->\n?", re.DOTALL)
 
 
 def placed(root: Path = ROOT) -> dict[str, list[str]]:
@@ -66,9 +68,11 @@ def placed(root: Path = ROOT) -> dict[str, list[str]]:
     for missing in TABLE:
         if missing.placeholder:
             command = ["git", "-C", str(root), "grep", "--name-only", "--fixed-strings", missing.placeholder]
-            paths = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode > 1:  # 1: nothing found
+                raise SystemExit(f"git grep: exit {done.returncode}: {done.stderr.strip()}")
             own = ("release/", "tests/", "CHANGELOG.md")
-            found[missing.placeholder] = sorted(path for path in paths if not path.startswith(own))
+            found[missing.placeholder] = sorted(path for path in done.stdout.splitlines() if not path.startswith(own))
     return found
 
 
@@ -77,11 +81,19 @@ def fill_in(owner: str, root: Path = ROOT) -> list[str]:
     if not re.fullmatch(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){0,38}", owner):
         raise SystemExit(f"not the name of an account: {owner!r}")
     ((placeholder, paths),) = placed(root).items()
-    for path in paths:
+    changed = sorted({*paths, *early(root)})
+    for path in changed:
         text = (root / path).read_text(encoding="utf-8")
-        text = text.replace(placeholder, f"{owner}/loraformat").replace(_EXPLAINED, "")
+        text = _BEFORE.sub("", text).replace(placeholder, f"{owner}/loraformat")
         (root / path).write_text(text, encoding="utf-8")
-    return paths
+    return changed
+
+
+def early(root: Path = ROOT) -> list[str]:
+    """The pages that say something about the time before the first release."""
+    pages = (root / "README.md", *sorted((root / "docs").rglob("*.md")))
+    found = (path for path in pages if path.is_file() and _BEFORE.search(path.read_text(encoding="utf-8")))
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def main() -> int:

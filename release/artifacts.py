@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT))
 from compile_loops import TARGETS  # noqa: E402 - it lies beside this folder and is not installed
 
 SUMS = "SHA256SUMS"
+# The wheels, as hatch_build.py has them in LORAFORMAT_WHEEL.
+KINDS = ("pure", *TARGETS)
 
 
 class Failed(Exception):
@@ -72,7 +74,7 @@ def wheel(source: Path, folder: Path, kind: str, **environment: str) -> Path:
 
 def wheels(source: Path, folder: Path) -> list[Path]:
     """The wheel without a library, and one for each platform."""
-    return [wheel(source, folder, kind) for kind in ("pure", *TARGETS)]
+    return [wheel(source, folder, kind) for kind in KINDS]
 
 
 def sums(paths: Iterable[Path]) -> str:

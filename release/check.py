@@ -1,34 +1,35 @@
 """All that a release needs, shown without publishing anything: `make release-check`.
 
     python release/check.py [--tag v0.1.0] [--python python3.12 …] [--dist FOLDER]
+    python release/check.py --published FOLDER      only look at files that others built
 
 Builds the source archive from this checkout and all wheels from the archive, looks into them, installs them into fresh
-environments, and leaves them with their hashes in dist/. A tag makes it stricter: it must be the version, the changelog
-must have its date, and no address may be missing.
+environments, and leaves them with their hashes in dist/. A tag, from the option or from the variable TAG, makes it
+stricter: it must be the version, the changelog must have its date, no address may be missing, and every library must
+run that an emulator can run.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import addresses
 import artifacts
 import contents
+import libraries
 from artifacts import ROOT, Failed, run
 
-PYTHONS = ("python3.10", "python3.11", "python3.12", "python3.13", "python3.14")
 # Compiled a second time from nothing; the others take Zig minutes, since it compiles the C library of their system too.
 TWICE = ("pure", "manylinux-x86_64", "macos-arm64")
-# What no machine but its own can run; the release workflow runs it there.
-NOT_RUN = ("macos-arm64", "macos-x86_64", "windows-x86_64", "musllinux on Alpine")
+# What needs its own system; the release workflow runs it there.
+NOT_RUN = ("the macOS wheels", "Python on Windows", "Python on Alpine")
 
 
 class Release:
@@ -52,7 +53,7 @@ class Release:
             ("a wheel as pip makes it", self.build_as_users_do),
             ("what is in them", self.check_contents),
             ("auditwheel", self.check_platforms),
-            ("aarch64 under qemu", self.check_aarch64),
+            ("libraries of other systems", self.check_libraries),
             ("installations", self.check_installations),
             ("hashes", self.write_sums),
         ]
@@ -70,11 +71,13 @@ class Release:
         return f"{version}; CHANGELOG.md: {newest} {date}".rstrip()
 
     def check_addresses(self) -> str:
-        """None is missing, where a tag is released."""
+        """No address is missing if a tag is released; what no program can confirm is listed."""
         missing = [f"{name} in {', '.join(files)}" for name, files in addresses.placed().items() if files]
+        missing += [f"what holds before the first release in {path}" for path in addresses.early()]
         if missing and self.tag:
             raise Failed(f"{'; '.join(missing)}: python release/addresses.py --owner ACCOUNT")
-        return f"to be filled in before a release: {'; '.join(missing)}" if missing else "complete"
+        confirm = [f"only the publisher can confirm: {each.what}" for each in addresses.TABLE if not each.placeholder]
+        return "\n".join([*(f"to be filled in before a release: {each}" for each in missing), *confirm])
 
     def check_surface(self) -> str:
         """The committed list is what the package has."""
@@ -130,17 +133,13 @@ class Release:
         linux = [path for path in self.wheels if "linux" in path.name]
         return "\n".join(f"{path.name}: {contents.audit(path)}" for path in linux)
 
-    def check_aarch64(self) -> str:
-        """The library of that wheel gives the bytes of the library of this machine."""
-        if missing := [each for each in ("qemu-aarch64", "aarch64-linux-gnu-gcc") if shutil.which(each) is None]:
-            return f"not run: no {' and no '.join(missing)}"
-        (path,) = (path for path in self.wheels if "manylinux" in path.name and "aarch64" in path.name)
-        with zipfile.ZipFile(path) as archive:
-            library = archive.extract(contents.KERNEL, self.scratch / "aarch64")
-        folder = ROOT / "tests" / "arithmetic"
-        tests = [folder / "test_compiled.py", folder / "test_codes.py"]  # the others need PyTorch
-        command = (sys.executable, "-m", "pytest", "-q", "-rs", *tests, "-k", "aarch64")
-        return run(*command, LORAFORMAT_NEON_LIBRARY=library).strip().splitlines()[-1]
+    def check_libraries(self) -> str:
+        """Each library gives the bytes of the library of this machine, where this machine can run it."""
+        with_library = [(kind, path) for kind, path in zip(artifacts.KINDS, self.wheels, strict=True) if kind != "pure"]
+        said = [libraries.check(kind, path, self.scratch / "run" / kind) for kind, path in with_library]
+        if self.tag and (missing := [each for each in said if "not run" in each and not each.startswith("macos")]):
+            raise Failed("\n".join(missing))
+        return "\n".join(said)
 
     def check_installations(self) -> str:
         """Fresh environments of every Python at hand, from the wheel for this machine: the core alone, every verb."""
@@ -156,15 +155,17 @@ class Release:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tag", default="", help="what is released: v and the version")
+    parser.add_argument("--tag", default=os.environ.get("TAG", ""), help="what is released: v and the version")
+    parser.add_argument("--published", type=Path, help="a folder with the files that are about to be uploaded")
     parser.add_argument("--python", action="append", help="an interpreter; those on the PATH unless given")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="a folder, which is emptied first")
     options = parser.parse_args()
+    if options.published is not None:
+        return _check_published(options.published)
     shutil.rmtree(options.dist, ignore_errors=True)
     options.dist.mkdir(parents=True)
-    pythons = options.python or [name for name in PYTHONS if _runs(name)]
     with tempfile.TemporaryDirectory(prefix="loraformat-release-") as name:
-        release = Release(options.dist.resolve(), Path(name), options.tag, pythons)
+        release = Release(options.dist.resolve(), Path(name), options.tag, options.python or [])
         began = time.monotonic()
         for title, step in release.steps():
             start = time.monotonic()
@@ -178,12 +179,19 @@ def main() -> int:
     return 0
 
 
-def _runs(python: str) -> bool:
-    """Whether an interpreter is there; a name on the PATH may only stand for one that is not installed."""
-    return (
-        shutil.which(python) is not None
-        and not subprocess.run([python, "-V"], capture_output=True, check=False).returncode
-    )
+def _check_published(folder: Path) -> int:
+    """The files that the machines of the release workflow built."""
+    paths = sorted(path for path in folder.iterdir() if path.name != artifacts.SUMS)
+    try:
+        contents.check_set(paths)
+        for path in paths:
+            (contents.check_wheel if path.suffix == ".whl" else contents.check_sdist)(path)
+        run("twine", "check", "--strict", *paths)
+    except Failed as failed:
+        print(f"FAILED {failed}", flush=True)
+        return 1
+    print(f"{len(paths)} files, as they must be")
+    return 0
 
 
 def _indented(text: str) -> str:

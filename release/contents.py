@@ -45,7 +45,7 @@ def check_wheel(path: Path) -> None:
     """Raises: Failed: a tag that PyPI refuses, files that are missing or too many, a wrong library, bad metadata."""
     with zipfile.ZipFile(path) as archive:
         files = {info.filename: archive.read(info) for info in archive.infolist() if not info.is_dir()}
-    platforms = path.stem.rpartition("-")[2].split(".")
+    platforms = tags_of(path.name)
     if refused := [each for each in platforms if not _PLATFORMS.fullmatch(each)]:
         raise Failed(f"{path.name}: PyPI does not take {', '.join(refused)}")
     _check_names(path, set(files), has_library=platforms != ["any"])
@@ -111,6 +111,22 @@ def _check_library(path: Path, platform: str, library: bytes) -> None:
             raise Failed(f"{path.name}: the library names a folder of the machine that built it: {folder.decode()}")
 
 
+def check_set(paths: list[Path]) -> None:
+    """Raises: Failed: they are not one source archive, one wheel without a library, and one for each platform."""
+    found = sorted(_kind_of(path.name) for path in paths)
+    wanted = sorted(["source archive", "wheel without a library", *map(" ".join, _LIBRARIES)])
+    if found != wanted:
+        raise Failed(f"expected {', '.join(wanted)}; found {', '.join(found)}")
+
+
+def _kind_of(name: str) -> str:
+    if not name.endswith(".whl"):
+        return "source archive" if name == f"loraformat-{version()}.tar.gz" else name
+    tag = tags_of(name)[-1]
+    kinds = (" ".join(kind) for kind in _LIBRARIES if tag.startswith(kind[0]) and tag.endswith(kind[1]))
+    return "wheel without a library" if tag == "any" else next(kinds, name)
+
+
 def audit(path: Path) -> str:
     """What a Linux wheel is found to be. Raises: Failed: it needs a newer system than its tag says.
 
@@ -121,11 +137,33 @@ def audit(path: Path) -> str:
         if needed - {"libc.so"}:
             raise Failed(f"{path.name}: needs {', '.join(sorted(needed))}")
         return f"needs {', '.join(sorted(needed)) or 'nothing'}"
-    said = " ".join(run("auditwheel", "show", path).split())
-    found = re.search(r'consistent with the following platform tag: "(\w+)"', said)
+    return needed_system(path.name, run("auditwheel", "show", path))
+
+
+def needed_system(name: str, said: str) -> str:
+    """The platform that auditwheel finds a wheel to need, from what it says.
+
+    Raises: Failed: it says nothing, or that is newer than all that the name of the wheel promises.
+    """
+    found = re.search(r'consistent\s+with\s+the\s+following\s+platform\s+tag:\s+"(\w+)"', said)
     if found is None:
-        raise Failed(f"{path.name}: {said}")
+        raise Failed(f"{name}: {' '.join(said.split())}")
+    machine, needed = _glibc(found[1])
+    promised = [version for where, version in map(_glibc, tags_of(name)) if where == machine]
+    if not needed or needed > max(promised, default=()):
+        raise Failed(f"{name}: needs {found[1]}")
     return found[1]
+
+
+def tags_of(name: str) -> list[str]:
+    """The platforms in the name of a wheel."""
+    return name.removesuffix(".whl").rpartition("-")[2].split(".")
+
+
+def _glibc(tag: str) -> tuple[str, tuple[int, ...]]:
+    """The machine of a platform tag and the oldest glibc that it asks for; no numbers where it names none."""
+    found = re.fullmatch(r"manylinux_(\d+)_(\d+)_(\w+)", tag)
+    return ("", ()) if found is None else (found[3], (int(found[1]), int(found[2])))
 
 
 def needed_by(path: Path) -> set[str]:

@@ -4,8 +4,8 @@
 
 `make test-core` runs it, and `make release-check` with the wheels of a release. It makes virtual environments in a
 temporary folder and installs the package as a user would, so it takes minutes and a package index; the suite leaves it
-out. Fails where an installation is larger than stated,
-where a verb ends otherwise than expected, or where a merged value is not what a formula in float64 gives.
+out. Fails if an installation is larger than stated, a verb ends otherwise than expected, a merged value is not what a
+formula in float64 gives, or no Python was found.
 """
 
 from __future__ import annotations
@@ -41,12 +41,19 @@ def main() -> int:
     options = parser.parse_args()
     if options.inside:
         return inside(has_torch=options.torch)
-    found = options.python or [name for name in PYTHONS if shutil.which(name)]
+    found = options.python or [name for name in PYTHONS if runs(name)]
     failed = [name for name in found if not install_and_try(name, options.wheel_from)]
     for name in [] if options.python else [name for name in PYTHONS if name not in found]:
         print(f"{name}: skipped, it is not on the PATH")
     print(f"{len(found) - len(failed)} of {len(found)} passed" + "".join(f", {name} failed" for name in failed))
-    return 1 if failed else 0
+    return 1 if failed or not found else 0
+
+
+def runs(python: str) -> bool:
+    """Whether an interpreter is there; a name on the PATH may only stand for one that is not installed."""
+    if shutil.which(python) is None:
+        return False
+    return subprocess.run([python, "-V"], capture_output=True, check=False).returncode == 0
 
 
 def install_and_try(python: str, wheels: str | None) -> bool:

@@ -9,6 +9,10 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#endif
 
 int loraformat_kernel_width(void);
 void loraformat_kernel_window(int, const void *, int, void *, int, const double *, int64_t, const double *, int64_t,
@@ -47,6 +51,9 @@ static void converted(int width, const int64_t *head) {
 
 int main(void) {
     int64_t head[8];
+#ifdef _WIN32
+    _setmode(0, _O_BINARY), _setmode(1, _O_BINARY);
+#endif
     int width = loraformat_kernel_width();
     if (!width) return 2;
     while (fread(head, sizeof *head, 8, stdin) == 8) {

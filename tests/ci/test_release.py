@@ -25,6 +25,18 @@ def addresses() -> ModuleType:
     return script("release/addresses.py")
 
 
+@pytest.fixture
+def contents(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "release"))
+    return script("release/contents.py")
+
+
+@pytest.fixture
+def libraries(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "release"))
+    return script("release/libraries.py")
+
+
 @pytest.fixture(scope="module")
 def workflow() -> dict[str, Any]:
     return yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
@@ -38,17 +50,76 @@ def test_addresses_that_are_missing_stand_only_where_the_table_says(addresses: M
     assert {name: files for name, files in addresses.placed().items() if files} in ({}, stated)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
 def test_the_owner_is_filled_in_everywhere(addresses: ModuleType, tmp_path: Path) -> None:
-    for path in addresses.TABLE[0].files:
+    """In copies of the files themselves, which then say nothing more about the time before the first release."""
+    pages = {*addresses.TABLE[0].files, "docs/index.md"}
+    for path in pages:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(f"Both.{addresses._EXPLAINED}\n- uses: OWNER/loraformat@v1\n")
+        shutil.copyfile(ROOT / path, tmp_path / path)
     for command in (["init", "--quiet"], ["add", "."]):
         subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
     with pytest.raises(SystemExit, match="not the name of an account"):
         addresses.fill_in("no/owner", tmp_path)
-    assert addresses.fill_in("some-one", tmp_path) == sorted(addresses.TABLE[0].files)
+    is_missing = bool(addresses.placed(tmp_path)["OWNER/loraformat"])
+    assert addresses.fill_in("some-one", tmp_path) == (sorted(pages) if is_missing else [])
     assert addresses.placed(tmp_path) == {"OWNER/loraformat": []}
-    assert (tmp_path / "README.md").read_text() == "Both.\n- uses: some-one/loraformat@v1\n"
+    assert addresses.early(tmp_path) == []
+    for path in pages:
+        text = (tmp_path / path).read_text(encoding="utf-8")
+        assert not re.search(r"\bOWNER\b(?!:)|not on PyPI yet|<!-- (before|end)", text), path
+    assert "pip install loraformat" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_git_cannot_search_is_an_error(addresses: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="git grep"):
+        addresses.placed(tmp_path)
+
+
+SHOWN = 'is consistent with\nthe following platform tag: "{}".\n\nThe wheel references external versioned symbols'
+
+
+@pytest.mark.parametrize(
+    ("tag", "found", "is_taken"),
+    [
+        ("manylinux2014_x86_64.manylinux_2_17_x86_64", "manylinux_2_17_x86_64", True),
+        ("manylinux2014_x86_64.manylinux_2_17_x86_64", "manylinux_2_5_x86_64", True),
+        ("manylinux2014_x86_64.manylinux_2_17_x86_64", "manylinux_2_34_x86_64", False),
+        ("manylinux2014_aarch64.manylinux_2_17_aarch64", "manylinux_2_17_x86_64", False),
+        ("manylinux2014_x86_64.manylinux_2_17_x86_64", "linux_x86_64", False),
+        ("linux_x86_64", "manylinux_2_17_x86_64", False),
+    ],
+)
+def test_a_wheel_that_needs_a_newer_system_than_its_name_says(
+    contents: ModuleType, tag: str, found: str, *, is_taken: bool
+) -> None:
+    name = f"loraformat-0.1.0-py3-none-{tag}.whl"
+    if is_taken:
+        assert contents.needed_system(name, SHOWN.format(found)) == found
+    else:
+        with pytest.raises(contents.Failed, match=f"needs {found}"):
+            contents.needed_system(name, SHOWN.format(found))
+
+
+def test_what_is_uploaded_is_complete_and_nothing_else(contents: ModuleType, tmp_path: Path) -> None:
+    version = contents.version()
+    tags = [target.platform for target in compile_loops.TARGETS.values()]
+    whole = [Path(f"loraformat-{version}-py3-none-{tag}.whl") for tag in ("any", *tags)]
+    whole.append(Path(f"loraformat-{version}.tar.gz"))
+    contents.check_set(whole)
+    for paths in (whole[1:], whole[:-1], [*whole, whole[2]], [*whole, tmp_path / "notes.txt"]):
+        with pytest.raises(contents.Failed, match="expected macosx arm64"):
+            contents.check_set(paths)
+
+
+def test_a_library_is_not_run_where_its_system_is_missing(libraries: ModuleType) -> None:
+    assert set(libraries.SYSTEMS) <= set(compile_loops.TARGETS)
+    assert {target for target in compile_loops.TARGETS if "macos" in target} == {
+        target for target in compile_loops.TARGETS if libraries.why_not(target) == "no emulator of its system"
+    }
+    for target in libraries.SYSTEMS:
+        if target != "manylinux-x86_64":
+            assert libraries.why_not(target, which=lambda _: None)
 
 
 def test_every_platform_of_the_issue_has_a_target() -> None:
@@ -81,8 +152,11 @@ def test_only_the_job_that_publishes_may_ask_for_an_identity(workflow: dict[str,
     assert asking == {"publish"}
     publish = workflow["jobs"]["publish"]
     assert publish["environment"]["name"] == "pypi"
-    assert publish["if"] == "github.ref_type == 'tag'"
-    assert set(publish["needs"]) == {"check", "wheels"}
+    assert (
+        publish["if"] == workflow["jobs"]["announce"]["if"] == "github.event_name == 'push' && github.ref_type == 'tag'"
+    )
+    assert set(publish["needs"]) == {"published"}
+    assert set(workflow["jobs"]["published"]["needs"]) == {"check", "wheels"}
     assert "password" not in str(workflow)
 
 
@@ -106,8 +180,12 @@ def test_versions_of_python_are_the_same_everywhere() -> None:
     assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', TEXT) == wanted
     ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert ci["jobs"]["test"]["strategy"]["matrix"]["python"] == wanted
-    core = (ROOT / "tests" / "core_install.py").read_text(encoding="utf-8")
-    assert re.findall(r'"python(3\.\d+)"', core.partition("\n\n\n")[0]) == wanted
+    assert [f"python{each}" for each in wanted] == list(script("tests/core_install.py").PYTHONS)
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))
+    (set_up,) = (step for step in release["jobs"]["check"]["steps"] if "setup-python" in step.get("uses", ""))
+    assert sorted(set_up["with"]["python-version"].split()) == sorted(wanted)
+    built = re.findall(r"cp(3)(\d+)-", TEXT.partition("[tool.cibuildwheel]")[2].partition("\n[tool.")[0])
+    assert [f"{major}.{minor}" for major, minor in built] == [wanted[0], wanted[-1]]
     assert f'requires-python = ">={wanted[0]}"' in TEXT
 
 
