@@ -272,7 +272,7 @@ def _sums(base: Floats, update: Floats) -> Change:
     import numpy as np
 
     base = np.ascontiguousarray(base)
-    raw, result, written = memoryview(base.reshape(-1)).cast("B"), base + update, memoryview(bytearray(2 * base.size))
+    raw, result, written = base.reshape(-1).view(np.uint8).data, base + update, memoryview(bytearray(2 * base.size))
     bf16, fp16 = (sum(finish(raw, DType.F64, result, update, written, dtype), Tally()) for dtype in _DTYPES)
     return Change(base=float(np.vdot(base, base)), update=bf16.whole, kept=(bf16.kept, fp16.kept))
 
