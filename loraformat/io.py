@@ -36,7 +36,6 @@ from loraformat.model.bundle import Bundle, TensorFile, Tensors
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.format_files import CONFIGS, weights_beside
 from loraformat.model.tensors import LazyTensor
-from loraformat.naming import TASKS
 from loraformat.storage import (
     ANYONE,
     Location,
@@ -176,6 +175,8 @@ def _with_task(adapter: Adapter, task: str | None) -> Adapter:
     stated = adapter.config.task
     if task is None or stated == task:
         return adapter
+    from loraformat.naming import TASKS
+
     if stated in TASKS:
         raise ConfigError(f"the adapter states {stated}, but --assume states task={task}", where="command line")
     return replace(adapter, config=replace(adapter.config, task=task))

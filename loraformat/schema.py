@@ -9,10 +9,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loraformat.diagnostics import json_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Place: TypeAlias = "tuple[str | int, ...]"
 
@@ -125,6 +127,8 @@ def _paths(rest: str, value: object, wanted: object) -> Iterator[Place]:
 
 def _folder() -> Path:
     """Inside the package where it is installed, beside it in a checkout."""
+    from pathlib import Path
+
     package = Path(__file__).parent
     inside = package / "schemas"
     return inside if inside.is_dir() else package.parent / "schemas"

@@ -53,6 +53,29 @@ def test_json_about_a_peft_folder_needs_neither_torch_nor_rich(verb: str) -> Non
     assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "rich"}
 
 
+# Half of what a command takes to start is the making of classes that it never uses.
+UNUSED = (
+    *("algebra", "arithmetic", "containers.quantized", "matching", "merger", "model.patterns.program", "naming"),
+    *("storage.hub", "storage.s3"),
+)
+UNUSED_LIBRARIES = {"concurrent", "ctypes", "decimal", "difflib", "pathlib", "tempfile", "urllib"}
+EVERY_MODULE = PROBE.replace('{name.partition(".")[0] for name in sys.modules}', "set(sys.modules) - before").replace(
+    "import json, sys", "import json, sys, click; before = set(sys.modules)"
+)
+
+
+@pytest.mark.parametrize("verb", ["validate", "inspect"])
+def test_headers_of_a_plain_adapter_need_nothing_that_computes_or_matches(verb: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EVERY_MODULE, verb, str(FIXTURES / "good" / "peft" / "rslora"), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    code, modules = json.loads(done.stderr.splitlines()[-1])
+    assert code == 0
+    assert f"loraformat.jobs.{verb}" in modules
+    rooms = tuple(f"loraformat.{name}" for name in UNUSED)
+    assert [name for name in modules if name.startswith(rooms)] == []
+    assert {name.partition(".")[0] for name in modules} & UNUSED_LIBRARIES == set()
+
+
 def test_text_about_a_pt_folder_needs_no_torch() -> None:
     found = modules_after("inspect", str(FIXTURES / "minigpt" / "lora_adapter"))
     assert not found & {"torch", "numpy", "huggingface_hub", "transformers", "peft", "jinja2"}

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from loraformat.containers.base_weights import BaseWeights, ComponentWeights
 from loraformat.containers.bundles import load_json
-from loraformat.containers.quantized import decoded
 from loraformat.containers.weight_files import container_of
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, FormatError, MissingFile
@@ -89,6 +88,8 @@ def checkpoint_of_store(store: Source, uri: str) -> Checkpoint:
         opened=store,
         settings=_settings(store, files),
     )
+    from loraformat.containers.quantized import decoded
+
     return decoded(stored)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from loraformat.diagnostics import show_address
 from loraformat.engine.devices import open_device
 from loraformat.engine.local import LocalEngine
 from loraformat.errors import UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 __all__ = ["Engine", "TaskEngine", "open_device", "open_engine", "open_task_engine", "resources"]
 
@@ -44,7 +46,7 @@ def open_task_engine(name: str | Executor, *, is_opened: bool = True) -> TaskEng
 
     Raises: UsageError (LF021): there is none of this name; and as `RayEngine.open`.
     """
-    if isinstance(name, Executor) or not isinstance(name, str):
+    if not isinstance(name, str):
         from loraformat.engine.executors import ExecutorEngine
 
         return ExecutorEngine(name) if is_opened else None

@@ -13,7 +13,6 @@ from loraformat.formats.kit.image.training import training_facts
 from loraformat.io import Opened
 from loraformat.jobs.inputs.subject import open_base, open_subject, require_real
 from loraformat.jobs.measure.figures import SORT_KEYS, figures_of, layer_norms, root_of_squares, sorted_by
-from loraformat.matching import match
 from loraformat.model.adapter import Adapter
 from loraformat.model.assumptions import Assumptions, with_alpha
 from loraformat.model.checkpoint import Checkpoint
@@ -236,6 +235,8 @@ def _new_rows(adapter: Adapter, base: Checkpoint) -> int | None:
     """Rows that the adapter's embedding tables have beyond the base's; None where no table replaces one of the base."""
     if adapter.config.vocab_size is None:
         return None
+    from loraformat.matching import match
+
     for weight, (landing, *_) in match(adapter, base).landings.items():
         rows = [update.shape[0] for update in adapter.updates[weight] if isinstance(update, (Replace, Rows))]
         if rows and max(rows) == adapter.config.vocab_size and landing.is_stored:

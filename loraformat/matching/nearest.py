@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 
@@ -42,10 +41,12 @@ class Nearest:
                 break
         if found:
             return tuple(found)[:count]
+        from difflib import get_close_matches
+
         kind = parts[-1]
         pool = self._by_kind.get((kind, *_numbers(name))) or self._by_kind.get((kind,), [])
         close = {other[-_MOST_CHARACTERS:]: other for other in pool}
-        best = difflib.get_close_matches(name[-_MOST_CHARACTERS:], close, n=count, cutoff=_LEAST_RATIO)
+        best = get_close_matches(name[-_MOST_CHARACTERS:], close, n=count, cutoff=_LEAST_RATIO)
         return tuple(close[text] for text in best)
 
 

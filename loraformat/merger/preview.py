@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loraformat.arithmetic import Tally, convert, takes, window
 from loraformat.matching import RowMap
-from loraformat.merger.compute.apply import apply
+from loraformat.merger.compute.apply import apply, blocks_of
 from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.windows import Resources, read_window, windows
@@ -18,10 +19,13 @@ from loraformat.merger.plan.edits import edits_of
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
+from loraformat.model.tensors import DType
 from loraformat.model.updates import LowRank, Update
 
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
+
+_PIECE = 1 << 16  # values
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,29 @@ class Opened:
         steps, norms = self._steps.get()
         return apply(base.copy(), start, steps, norms)
 
+    def survey(self, start: int, stop: int, dtypes: Sequence[DType]) -> tuple[float, list[Tally]] | None:
+        """Σ W² of rows, and what each dtype would keep of a product that goes to all of them: from the stored bytes.
+
+        None where they are no plain floats, or where something else than such a product is added: `product` and
+        `merged` tell what, more slowly.
+
+        Args:
+            start: a multiple of TILE.
+        """
+        weight = self._inputs.base.weights[self._edit.source].as_matrix(self._edit.row_axes)
+        can_read = weight.read_into is not None and stop <= weight.rows and takes(weight.dtype, *dtypes)
+        if weight.read_into is None or not (can_read and self._steps.is_plain):
+            return None
+        rows, cols = stop - start, self._edit.matrix[1]
+        raw, written = bytearray(rows * cols * weight.dtype.itemsize), bytearray(rows * cols * 4)
+        weight.read_into(start, stop, memoryview(raw))
+        tallies = []
+        for dtype in dtypes:
+            target = memoryview(written)[: rows * cols * dtype.itemsize]
+            found = window(self._steps.packed(), start, stop, memoryview(raw), weight.dtype, target, dtype)
+            tallies.append(sum(found, Tally()))
+        return _squares(memoryview(raw), weight.dtype, memoryview(written)), tallies
+
     def product(self, low: int, high: int) -> Floats:
         """What is added to rows `low:high` of a tensor that `is_product`; no row of a span's border is between them."""
         total: Floats | None = None
@@ -101,6 +128,19 @@ class Opened:
                 total = delta if total is None else total + delta
         assert total is not None
         return total
+
+
+def _squares(raw: memoryview, dtype: DType, scratch: memoryview) -> float:
+    """Σ x² of stored values, in pieces that stay in the processor's caches."""
+    import numpy as np
+
+    total = 0.0
+    for low, high in blocks_of(0, raw.nbytes // dtype.itemsize, _PIECE):
+        wide = scratch[: (high - low) * 4]
+        convert(raw[low * dtype.itemsize : high * dtype.itemsize], dtype, wide, DType.F32)
+        values = np.frombuffer(wide, np.float32).astype(np.float64)
+        total += float(np.vdot(values, values))
+    return total
 
 
 def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 from loraformat.diagnostics import Finding, Severity
@@ -54,6 +53,8 @@ def known(values: Iterable[float | None]) -> list[float]:
 
 def middle(values: Iterable[float | None]) -> float | None:
     """The median of the values that are known; None for none."""
+    from statistics import median
+
     found = known(values)
     return median(found) if found else None
 

@@ -302,6 +302,8 @@ def selected_by(pattern: str, modules: Iterable[str], budget: Budget, where: Fin
 
 def is_one_of(module: str, names: Collection[str]) -> bool:
     """Whether one of the names is the end of a module path, from a dot or the start on."""
+    if not names:
+        return False
     return module.rpartition(".")[2] in names or any(suffix in names for suffix in _suffixes(module))
 
 

@@ -296,14 +296,16 @@ def half_fused_group(subject: Subject) -> Iterator[Hit]:
     ## Source
     diffusers 0.42.1, loaders/single_file_utils.py; docs/formats/README.md, the models whose modules are joined.
     """
-    from loraformat.naming.families import DIFFUSERS, families, spelled
-
     assert subject.adapter is not None
     pipeline = subject.adapter.config.pipeline
-    family = None if pipeline is None else families().get(pipeline.family)
+    if pipeline is None:
+        return
+    from loraformat.naming.families import DIFFUSERS, families, spelled
+
+    family = families().get(pipeline.family)
     groups: dict[str, tuple[str, Place, set[int]]] = {}
-    for name in subject.adapter.updates if family is not None and pipeline is not None else ():
-        component = pipeline.component_of(name) if pipeline is not None else ""
+    for name in subject.adapter.updates if family is not None else ():
+        component = pipeline.component_of(name)
         path = spelled(module_of(name.removeprefix(f"{component}.")))
         place = None if family is None else family.find(path, DIFFUSERS)
         if place is not None and place.part is not None and len(place.module.diffusers) > 1:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TypeAlias, Union
-from urllib.parse import unquote
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError, UsageError
@@ -55,6 +54,8 @@ def uri_of(location: Location) -> str:
 
 def _path_of(text: str, *, has_drives: bool = os.name == "nt") -> str:
     """The path that a file: address means. Raises: UsageError: it names another machine."""
+    from urllib.parse import unquote
+
     host, slash, path = text[7:].partition("/") if text.startswith("//", 5) else ("", "/", text[6:])
     if host not in ("", "localhost") or not slash:
         raise UsageError("a file: address of another machine", where=show(text), hint="file:///path")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
 from loraformat.model.floats import float64_of
 from loraformat.model.tensors import DType, LazyTensor, rounded
 from loraformat.model.updates import LowRank, Magnitude
@@ -85,6 +84,8 @@ def folded_core(core: LazyTensor, down: LazyTensor) -> LazyTensor:
 
     def read(start: int, stop: int) -> Values:
         import numpy as np
+
+        from loraformat.arithmetic import multiply
 
         with np.errstate(all="ignore"):  # infinities and NaN are judged by whoever reads
             # (rank · kernel, inner) times (inner, in)

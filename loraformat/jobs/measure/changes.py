@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
+from loraformat.arithmetic import Tally, finish
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.measure.tables import Rows, table_record
@@ -18,7 +19,7 @@ from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.floats import quietly
 from loraformat.model.results.validation import Skipped
 from loraformat.model.results.weight_figures import TableRecord
-from loraformat.model.tensors import DType, rounded
+from loraformat.model.tensors import DType
 from loraformat.model.updates import Replace, Update, kind_of, scale_of
 from loraformat.model.updates import Rows as SomeRows
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from loraformat.model.floats import Floats
     from loraformat.model.tensors import Values
 
+_DTYPES = (DType.BF16, DType.F16)
 _STRIP = 64
 _SAMPLED = 16  # one strip in so many goes into the histograms
 _BINS = 256  # of the exponents of float32
@@ -187,6 +189,12 @@ class _Track:
     def _measure(self, start: int, stop: int) -> list[tuple[str, Change]]:
         opened, spans = self.opened, self.preview.spans
         assert opened is not None
+        if len(spans) == 1 and self.preview.is_product and not self.with_histograms:
+            (weight, _, last), stop = spans[0], min(stop, self.preview.rows_stored)
+            surveyed = opened.survey(start, stop, _DTYPES) if last >= stop > start else None
+            if surveyed is not None:
+                squares, (bf16, fp16) = surveyed
+                return [(weight, Change(base=squares, update=bf16.whole, kept=(bf16.kept, fp16.kept)))]
         base = opened.base(start, stop)
         update: Floats | None = None
         if not self.preview.is_product:
@@ -261,17 +269,12 @@ def _strips(start: int, stop: int, spans: Sequence[tuple[str, int, int]]) -> Ite
 
 
 def _sums(base: Floats, update: Floats) -> Change:
-    result, kept = base + update, []
-    for dtype in (DType.BF16, DType.F16):
-        written = rounded(result, dtype) - base
-        kept.append(_dot(written, update))
-    return Change(base=_dot(base, base), update=_dot(update, update), kept=(kept[0], kept[1]))
-
-
-def _dot(one: Floats, other: Floats) -> float:
     import numpy as np
 
-    return float(np.vdot(one, other))
+    base = np.ascontiguousarray(base)
+    raw, result, written = base.reshape(-1).view(np.uint8).data, base + update, memoryview(bytearray(2 * base.size))
+    bf16, fp16 = (sum(finish(raw, DType.F64, result, update, written, dtype), Tally()) for dtype in _DTYPES)
+    return Change(base=float(np.vdot(base, base)), update=bf16.whole, kept=(bf16.kept, fp16.kept))
 
 
 def _bins(values: Floats) -> tuple[int, ...]:

@@ -1,5 +1,3 @@
 """Regular expressions from configs, matched in linear time."""
 
-from loraformat.model.patterns.matching import fullmatch
-
-__all__ = ["fullmatch", "keys", "matching"]
+__all__ = ["keys", "matching"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from loraformat.model.tensors import LazyTensor
@@ -115,7 +116,12 @@ def is_shape(update: tuple[int, ...], weight: tuple[int, ...]) -> bool:
 
 
 def _values(update: DataclassInstance) -> Iterator[tuple[str, object]]:
-    return ((field.name, getattr(update, field.name)) for field in fields(update))
+    return ((name, getattr(update, name)) for name in _names(type(update)))
+
+
+@cache
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def _holds_tensors(value: object) -> TypeGuard[tuple[LazyTensor, ...]]:

@@ -5,13 +5,13 @@ The table is made by tests/derive_families.py; tests/upstream/test_families.py h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
-from importlib.resources import files
 from typing import Any, NamedTuple
+
+from loraformat.naming.tables import table
 
 DIFFUSERS, ORIGINAL = "diffusers", "original"
 
@@ -155,8 +155,7 @@ class Family:
 @cache
 def families() -> Mapping[str, Family]:
     """All families by name, those of the denoisers first."""
-    text = files("loraformat.naming.families").joinpath("families.json").read_text(encoding="utf-8")
-    return {name: _family(name, each) for name, each in json.loads(text).items()}
+    return {name: _family(name, each) for name, each in table("families/families.json").items()}
 
 
 def denoisers() -> tuple[Family, ...]:

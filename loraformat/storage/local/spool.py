@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
@@ -46,6 +45,8 @@ def open_spool(out: str) -> Iterator[Spool]:
 
     Raises: StorageError: no file can be made there.
     """
+    import tempfile
+
     parent = os.path.dirname(os.path.abspath(out))
     with ExitStack() as stack:
         with as_storage_error(out):

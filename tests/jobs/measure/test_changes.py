@@ -76,15 +76,21 @@ def test_norms_and_spectra_of_the_change(tmp_path: Path, kind: str, jobs: int) -
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-2, 1e-3, 1e-4])
-def test_what_survives_rounding_is_what_a_merge_would_keep(tmp_path: Path, size: float) -> None:
-    base, tensors = base_of(tmp_path, torch.bfloat16)
-    update = low_rank(ROWS, COLS, scale=size)
-    found = changes_of(open_checkpoint(str(base)), adapter({UP: update})).weights[UP]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("with_histograms", [False, True])
+def test_what_survives_rounding_is_what_a_merge_would_keep(
+    tmp_path: Path, size: float, dtype: torch.dtype, *, with_histograms: bool
+) -> None:
+    base, tensors = base_of(tmp_path, dtype)
+    update, opened = low_rank(ROWS, COLS, scale=size), open_checkpoint(str(base))
+    found = changes_of(opened, adapter({UP: update}), with_histograms=with_histograms).weights[UP]
     before = tensors[UP].double()
     exact = merged(tensors[UP], [update])
     change = exact - before
-    for which, dtype in enumerate((torch.bfloat16, torch.float16)):
-        kept = float(((exact.to(dtype).double() - before) * change).sum() / change.square().sum())
+    assert found.base == pytest.approx(float(before.square().sum()), rel=1e-9)
+    assert found.update == pytest.approx(float(change.square().sum()), rel=1e-6)
+    for which, narrow in enumerate((torch.bfloat16, torch.float16)):
+        kept = float(((exact.to(narrow).double() - before) * change).sum() / change.square().sum())
         assert found.retained(which) == pytest.approx(kept, abs=2e-3)  # float32 sums may round another way
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import multiply
 from loraformat.formats.kit import factors
 from loraformat.formats.peft.tuners.base import Parts, computed, require
 from loraformat.model.floats import float64_of
@@ -48,6 +47,8 @@ def _line(left: tuple[LazyTensor, ...], right: LazyTensor) -> LazyTensor:
     shape = (rows * c, cols * d, k)
 
     def value() -> Floats:
+        from loraformat.arithmetic import multiply
+
         sides = [float64_of(factor) for factor in left]
         whole = multiply(*sides) if len(sides) > 1 else sides[0]
         return (whole[None, :, None, :, None] * float64_of(right)[:, None, :, None, :]).reshape(shape)
