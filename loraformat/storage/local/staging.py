@@ -190,7 +190,7 @@ def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
     fd = os.open(begun, NEW_FLAGS, 0o600)
     try:
         os.write(fd, os.fsencode(os.path.basename(path)))
-        os.fsync(fd)
+        platform().sync(fd)
     finally:
         os.close(fd)
     os.replace(begun, marker)

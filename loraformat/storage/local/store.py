@@ -157,7 +157,7 @@ class LocalStore:
                     yield writer
                     checked_total(target, size, writer.written)
                 with as_storage_error(target):
-                    os.fsync(fd)
+                    platform().sync(fd)
             finally:
                 os.close(fd)  # Windows neither renames nor removes a file that is open
             if partial != target:
