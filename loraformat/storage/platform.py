@@ -46,6 +46,9 @@ class Platform(Protocol):
     removes_open_files: bool
     """Whether a file that is open can be removed."""
 
+    reserves_names: bool
+    """Whether names can be those of devices, drives or streams inside files, as on Windows."""
+
     def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
         """Read bytes at a place, from any thread; fewer than asked for, and none at the end of the file."""
 
@@ -99,6 +102,7 @@ class Posix:
     """Linux and its relatives; each call is there or does nothing."""
 
     removes_open_files = True
+    reserves_names = False
 
     def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
         """See Platform."""
@@ -212,6 +216,7 @@ class Plain:
     """A system of which nothing is known but that files can be read, written, renamed and made durable."""
 
     removes_open_files = False
+    reserves_names = False
 
     def __init__(self) -> None:
         self._position = threading.Lock()  # of a file, which its readers and writers share
@@ -282,7 +287,9 @@ class Plain:
 
 
 class Windows(Plain):
-    """`Plain` with locks, by which a run knows that an unfinished output is in use."""
+    """`Plain` with locks, by which a run knows that an unfinished output is in use, and with reserved names."""
+
+    reserves_names = True
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform. Windows' C library has no shared locks: such a lock is taken and given back."""

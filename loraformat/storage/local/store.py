@@ -14,7 +14,7 @@ from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
-from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
+from loraformat.storage.faults import as_storage_error, checked_local_name, checked_range, checked_total, kind_of
 from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class LocalStore:
         Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
         """
         del copies  # the kernel copies any run
-        target = self._path(checked_name(path, self.uri))
+        target = self._path(checked_local_name(path, self.uri))
         self.check_target(path)
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
@@ -174,7 +174,7 @@ class LocalStore:
     @contextmanager
     def subfolder(self, name: str) -> Iterator[LocalStore]:
         """See Output."""
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         with as_storage_error(path):
             os.makedirs(path, mode=0o777 & self._permissions, exist_ok=True)
         yield HiddenFolder(path, self._permissions)
@@ -183,13 +183,13 @@ class LocalStore:
 
     def below(self, name: str) -> LocalStore:
         """A subfolder, for reading. Raises: StorageError: there is none."""
-        return LocalStore(self._path(checked_name(name, self.uri)))
+        return LocalStore(self._path(checked_local_name(name, self.uri)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
         import shutil
 
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         with as_storage_error(path):
             shutil.rmtree(path)
 
@@ -200,7 +200,7 @@ class LocalStore:
 
     def check_target(self, path: str) -> None:
         """Raises: StorageError: a link, a folder, a device or the like stands where a file is to be written."""
-        target = self._path(checked_name(path, self.uri))
+        target = self._path(checked_local_name(path, self.uri))
         if not os.path.lexists(target):
             return
         with as_storage_error(target):
@@ -240,7 +240,7 @@ class LocalStore:
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         with as_storage_error(full), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(full).st_mode):
                 _remove_folder(full)
@@ -254,7 +254,7 @@ class LocalStore:
     def is_own(self, path: str) -> bool:
         """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
         with as_storage_error(self._path(path)):
-            status = os.lstat(self._path(checked_name(path, self.uri)))
+            status = os.lstat(self._path(checked_local_name(path, self.uri)))
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
     def identity(self, path: str) -> tuple[str | int, ...]:
@@ -272,7 +272,7 @@ class LocalStore:
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         if self._only is None and os.path.islink(full) and not self._is_inside(full):
             raise _leaves(full)
 
@@ -281,7 +281,7 @@ class LocalStore:
 
         Raises: StorageError: there is none.
         """
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         with as_storage_error(full):
             return [os.stat(os.path.dirname(os.path.realpath(full)))], os.stat(full)
 
@@ -291,7 +291,7 @@ class LocalStore:
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[int, int]]:
         """A descriptor for reading, and the size of the file."""
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
         if os.path.islink(path) and not self._may_follow(path):
