@@ -187,11 +187,9 @@ class LocalStore:
 
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
-        import shutil
-
         path = self._path(checked_local_name(name, self.uri))
         with as_storage_error(path):
-            shutil.rmtree(path)
+            _remove_folder(path)
 
     def nbytes(self) -> int:
         """Bytes of all files in the folder and below it."""
