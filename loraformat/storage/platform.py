@@ -12,7 +12,7 @@ import stat
 import sys
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
@@ -59,13 +59,16 @@ class Platform(Protocol):
         """Write bytes at a place, from any thread; how many were."""
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
-        """Lock a file for as long as it is open; nothing where there are no locks.
+        """Lock a file until it is unlocked and closed; nothing where there are no locks.
 
         A lock that is `shared` stands beside others of its kind. A second call changes the kind of the lock; where
         that raises, the first lock may be gone.
 
         Raises: BlockingIOError: another descriptor has it locked.
         """
+
+    def unlock(self, fd: int) -> None:
+        """Unlock a file that is closed next; nothing where closing it does so at once."""
 
     def clone(self, fd: int, source: int) -> bool:
         """Let a new file share all blocks of another; False where that is not possible."""
@@ -131,6 +134,9 @@ class Posix:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+
+    def unlock(self, fd: int) -> None:
+        """See Platform."""
 
     def clone(self, fd: int, source: int) -> bool:
         """See Platform."""
@@ -242,6 +248,9 @@ class Plain:
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
 
+    def unlock(self, fd: int) -> None:
+        """See Platform."""
+
     def clone(self, fd: int, source: int) -> bool:
         """See Platform."""
         del fd, source
@@ -307,6 +316,17 @@ class Windows(Plain):
                 os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
                 msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
 
+    def unlock(self, fd: int) -> None:
+        """See Platform. Windows frees the byte of a closed file late, so that the next run would find it locked.
+
+        Source: Microsoft, LockFile, "Remarks".
+        """
+        import msvcrt
+
+        with self._position, suppress(OSError):  # a shared lock was given back when it was taken
+            os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+
 
 PLATFORM: Platform = Windows() if os.name == "nt" else Posix()
 
@@ -314,6 +334,14 @@ PLATFORM: Platform = Windows() if os.name == "nt" else Posix()
 def platform() -> Platform:
     """The operating system of this process."""
     return PLATFORM
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two statuses are known to be of one file.
+
+    On Windows NUL, the console and pipes have device and inode 0, as do files on some network drives.
+    """
+    return bool(one.st_dev or one.st_ino) and os.path.samestat(one, other)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 import loraformat
 from loraformat.errors import StorageError
 from loraformat.storage import LocalStore, platform, stage
-from loraformat.storage.platform import Plain, Posix
+from loraformat.storage.platform import Plain, Posix, is_same_file
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
 
@@ -174,3 +174,15 @@ def test_a_file_that_the_disk_does_not_take_is_an_error(
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == getattr(errno, name)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_has_no_identity_is_the_same_as_nothing(tmp_path: Path) -> None:
+    """NUL, the console and pipes of Windows."""
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    os.link(tmp_path / "a", tmp_path / "other name")
+    a, b, other = (os.stat(tmp_path / name) for name in ("a", "b", "other name"))
+    nothing = os.stat_result((stat.S_IFCHR, *[0] * 9))
+    assert is_same_file(a, other)
+    assert not is_same_file(a, b)
+    assert not is_same_file(nothing, nothing)

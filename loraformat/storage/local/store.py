@@ -15,7 +15,7 @@ from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
 from loraformat.storage.faults import as_storage_error, checked_local_name, checked_range, checked_total, kind_of
-from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
+from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, is_same_file, platform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -461,7 +461,7 @@ def _other_spelling(folder: str, name: str) -> str | None:
     if name in names:
         return None
     status = os.lstat(os.path.join(folder, name))
-    same = (each for each in sorted(names) if os.path.samestat(os.lstat(os.path.join(folder, each)), status))
+    same = (each for each in sorted(names) if is_same_file(os.lstat(os.path.join(folder, each)), status))
     return next(same, None)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from loraformat.errors import StorageError
 from loraformat.storage.faults import as_storage_error, checked_local_name, kind_of, refuse_existing
 from loraformat.storage.local.store import LocalStore
-from loraformat.storage.platform import platform
+from loraformat.storage.platform import is_same_file, platform
 
 ANYONE = 0o777
 _REMOVE = "use another name, or remove it yourself"
@@ -184,6 +184,6 @@ def _is_in(inner: str, outer: str) -> bool:
 
 def _is_same(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return is_same_file(os.stat(one), os.stat(other))
     except OSError:
         return False
