@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
+from loraformat.storage.platform import platform
 
 _REASONS = {
     errno.ENOENT: "no such file or folder",
@@ -29,6 +30,11 @@ _KINDS = (
     (stat.S_ISREG, "a file"),
     (stat.S_ISDIR, "a folder"),
 )
+
+# Names that mean something else on Windows. Source: Microsoft, "Naming Files, Paths, and Namespaces".
+_PORTS = {f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789¹²³"}
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}
+_NEVER_IN_NAMES = '<>"|?*'
 
 
 @contextmanager
@@ -56,6 +62,32 @@ def checked_name(name: str, uri: str) -> str:
     if name in ("", os.curdir, os.pardir) or any(character in name for character in "/\\\0"):
         raise StorageError(f'"{show(name)}" is not a file name: it must be a single path component', where=uri)
     return name
+
+
+def checked_local_name(name: str, uri: str) -> str:
+    """As `checked_name`, for a file of this machine; on Windows also a name that leads to no other file or device.
+
+    Raises: StorageError: it is not.
+    """
+    checked_name(name, uri)
+    reason = reserved(name) if platform().reserves_names else ""
+    if reason:
+        hint = "rename it where it comes from, or run the command on Linux or macOS"
+        raise StorageError(f'"{show(name)}" cannot be a file name on Windows: {reason}', where=uri, hint=hint)
+    return name
+
+
+def reserved(name: str) -> str:
+    """Why a path component cannot name a file on Windows; "" where it can."""
+    stem = name.partition(".")[0].rstrip(" ").upper()
+    if ":" in name:
+        return "a colon separates a drive, or a stream inside a file"
+    if stem in _DEVICES:
+        return f"{stem} is a device, with any extension"
+    if name[-1:] in (".", " "):
+        return "a dot or a space at the end is ignored, so that it names another file"
+    unusable = next((character for character in name if character in _NEVER_IN_NAMES or character < " "), None)
+    return "" if unusable is None else f'it contains "{show(unusable)}"'
 
 
 def checked_range(where: str, size: int, offset: int, nbytes: int) -> None:

@@ -41,9 +41,10 @@ def uri_of(location: Location) -> str:
     if _SECRET.match(text):
         hint = "pass credentials the way the service's own tools do, and treat these as leaked"
         raise StorageError("an address must not contain credentials", where=f"{text.partition(':')[0]}://…", hint=hint)
-    joined = re.match(r"(hf|s3|gs|az|abfs):/(?!/)", text)
+    joined = re.match(r"(hf|s3|gs|az|abfs):(/(?!/)|\\)", text)
     if joined is not None:
-        address = f"{joined[1]}://{text[joined.end() :]}"
+        rest = text[joined.end() :].replace("\\", "/")  # pathlib of Windows turns the slashes, too
+        address = f"{joined[1]}://{rest}"
         raise UsageError(
             "no such path: pathlib merges the two slashes of an address",
             where=show(text),

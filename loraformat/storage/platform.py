@@ -11,6 +11,8 @@ import os
 import stat
 import sys
 import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 _MOST_AT_ONCE = 64 << 20  # a signal is answered between two calls
@@ -18,10 +20,15 @@ _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
 # A locked byte of Windows cannot be read either: it is far behind what stands in a lock.
 _LOCKED_AT = 1 << 30
 _LOCKED = {errno.EACCES, errno.EDEADLK}  # as the C library of Windows says it
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
-_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.EBADF}
-_CANNOT_COPY_INSIDE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY}
+# One number on Linux, two on macOS, whose file systems answer with either of them.
+_UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
+_CANNOT_RESERVE = {*_UNSUPPORTED, errno.EINVAL}
+_CANNOT_CLONE = {*_UNSUPPORTED, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.EPERM, errno.EBADF}
+_CANNOT_COPY_INSIDE = {*_UNSUPPORTED, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ETXTBSY}
+_CANNOT_SYNC = {*_UNSUPPORTED, errno.EINVAL}
+# Network and FUSE file systems know no sync of a folder, or do not let it be opened as a file is.
+_CANNOT_SYNC_FOLDER = {*_CANNOT_SYNC, errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM}
 
 # A FIFO is not waited for, a link is not followed where a file is made, and no child inherits a descriptor.
 _INHERITED = getattr(os, "O_CLOEXEC", getattr(os, "O_NOINHERIT", 0))
@@ -39,6 +46,9 @@ class Platform(Protocol):
     removes_open_files: bool
     """Whether a file that is open can be removed."""
 
+    reserves_names: bool
+    """Whether names can be those of devices, drives or streams inside files, as on Windows."""
+
     def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
         """Read bytes at a place, from any thread; fewer than asked for, and none at the end of the file."""
 
@@ -49,11 +59,16 @@ class Platform(Protocol):
         """Write bytes at a place, from any thread; how many were."""
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
-        """Lock a file for as long as it is open; nothing where there are no locks. Raises BlockingIOError: it is.
+        """Lock a file until it is unlocked and closed; nothing where there are no locks.
 
         A lock that is `shared` stands beside others of its kind. A second call changes the kind of the lock; where
         that raises, the first lock may be gone.
+
+        Raises: BlockingIOError: another descriptor has it locked.
         """
+
+    def unlock(self, fd: int) -> None:
+        """Unlock a file that is closed next; nothing where closing it does so at once."""
 
     def clone(self, fd: int, source: int) -> bool:
         """Let a new file share all blocks of another; False where that is not possible."""
@@ -67,8 +82,11 @@ class Platform(Protocol):
     def open_direct(self, path: str) -> int | None:
         """A descriptor that writes whole pages past the page cache; None where there is no such thing."""
 
+    def sync(self, fd: int) -> None:
+        """Make the bytes of a file durable, where the file system can. Raises OSError: they may be lost."""
+
     def sync_folder(self, path: str) -> None:
-        """Make the names in a folder durable."""
+        """Make the names in a folder durable, where the file system can. Raises OSError: they may be lost."""
 
     def free_nbytes(self, folder: str) -> int | None:
         """Bytes that may still be written below a folder; None where nobody knows."""
@@ -87,6 +105,7 @@ class Posix:
     """Linux and its relatives; each call is there or does nothing."""
 
     removes_open_files = True
+    reserves_names = False
 
     def read_at(self, fd: int, nbytes: int, offset: int) -> bytes:
         """See Platform."""
@@ -115,6 +134,9 @@ class Posix:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+
+    def unlock(self, fd: int) -> None:
+        """See Platform."""
 
     def clone(self, fd: int, source: int) -> bool:
         """See Platform."""
@@ -162,13 +184,19 @@ class Posix:
             return None
         return os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_NOFOLLOW | os.O_CLOEXEC)
 
+    def sync(self, fd: int) -> None:
+        """See Platform."""
+        with _without(_CANNOT_SYNC):
+            os.fsync(fd)
+
     def sync_folder(self, path: str) -> None:
         """See Platform."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with _without(_CANNOT_SYNC_FOLDER):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def free_nbytes(self, folder: str) -> int | None:
         """See Platform."""
@@ -194,6 +222,7 @@ class Plain:
     """A system of which nothing is known but that files can be read, written, renamed and made durable."""
 
     removes_open_files = False
+    reserves_names = False
 
     def __init__(self) -> None:
         self._position = threading.Lock()  # of a file, which its readers and writers share
@@ -219,6 +248,9 @@ class Plain:
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform."""
 
+    def unlock(self, fd: int) -> None:
+        """See Platform."""
+
     def clone(self, fd: int, source: int) -> bool:
         """See Platform."""
         del fd, source
@@ -236,6 +268,11 @@ class Plain:
         """See Platform."""
         del path
         return None
+
+    def sync(self, fd: int) -> None:
+        """See Platform."""
+        with _without(_CANNOT_SYNC):
+            os.fsync(fd)
 
     def sync_folder(self, path: str) -> None:
         """See Platform."""
@@ -259,7 +296,9 @@ class Plain:
 
 
 class Windows(Plain):
-    """Locks beyond those of `Plain`, with which a run knows the unfinished output of another from one to remove."""
+    """`Plain` with locks, by which a run knows that an unfinished output is in use, and with reserved names."""
+
+    reserves_names = True
 
     def lock(self, fd: int, *, shared: bool = False) -> None:
         """See Platform. Windows' C library has no shared locks: such a lock is taken and given back."""
@@ -277,6 +316,17 @@ class Windows(Plain):
                 os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
                 msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
 
+    def unlock(self, fd: int) -> None:
+        """See Platform. Windows frees the byte of a closed file late, so that the next run would find it locked.
+
+        Source: Microsoft, LockFile, "Remarks".
+        """
+        import msvcrt
+
+        with self._position, suppress(OSError):  # a shared lock was given back when it was taken
+            os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+
 
 PLATFORM: Platform = Windows() if os.name == "nt" else Posix()
 
@@ -284,3 +334,21 @@ PLATFORM: Platform = Windows() if os.name == "nt" else Posix()
 def platform() -> Platform:
     """The operating system of this process."""
     return PLATFORM
+
+
+def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    """Whether two statuses are known to be of one file.
+
+    On Windows NUL, the console and pipes have device and inode 0, as do files on some network drives.
+    """
+    return bool(one.st_dev or one.st_ino) and os.path.samestat(one, other)
+
+
+@contextmanager
+def _without(refusals: Collection[int]) -> Iterator[None]:
+    """A block that a file system may refuse with one of these error numbers; it is left out then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in refusals:
+            raise

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import errno
+import ntpath
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from types import ModuleType
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 from click.testing import CliRunner
+from storage import windows_locks
 
 import loraformat
 from loraformat import cli, machine
-from loraformat.errors import StorageError, UnsupportedMachine
-from loraformat.storage import LocalStore, platform, stage
+from loraformat.errors import StorageError, UnsupportedMachine, UsageError
+from loraformat.jobs.inputs.settings import PathIgnores, Settings
+from loraformat.storage import LocalStore, join, platform, stage, uri_of
 from loraformat.storage.locations import _path_of
 from loraformat.storage.platform import Plain, Platform, Posix, Windows
 
@@ -25,7 +27,13 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 # Runs before anything is imported: a Python as on Windows, as far as this one can be made like it.
 LIKE_WINDOWS = """
-import mmap, os, signal, sys
+import mmap, os, signal, stat, sys
+
+sys.path.insert(0, sys.argv[2])
+import windows_locks
+del sys.path[0]
+sys.modules["msvcrt"] = windows_locks
+os.close = windows_locks.close
 
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
@@ -42,11 +50,14 @@ listed = os.scandir
 
 
 def opened():
+    "Files that are open or in memory."
     for fd in os.listdir("/proc/self/fd"):
         try:
             yield os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
             pass
+    with open("/proc/self/maps") as maps:
+        yield from (line.split(None, 5)[-1].strip() for line in maps)
 
 
 def refusing(call):
@@ -72,6 +83,19 @@ def rename(old, new):
 
 
 os.rename = rename
+
+
+def without_identity(call):
+    "Neither devices nor pipes have one on Windows."
+    def found(*more, **named):
+        status = call(*more, **named)
+        is_of_disk = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)
+        return status if is_of_disk else os.stat_result((status.st_mode, *[0] * 9))
+    return found
+
+
+for name in ("fstat", "lstat", "stat"):
+    setattr(os, name, without_identity(getattr(os, name)))
 
 
 class Entry:
@@ -104,13 +128,51 @@ class Listing:
 
 
 os.scandir = Listing
+
+from loraformat.storage import platform
+
+platform.PLATFORM = platform.Windows()
+"""
+
+# A share without locks, of which a folder cannot be synced: one of the two numbers that mean it, as macOS has them.
+LIKE_A_SHARE_OF_MACOS = """
+import errno, fcntl, os, stat, sys
+
+errno.ENOTSUP, errno.EOPNOTSUPP = 45, 102
+for name in ("O_DIRECT", "copy_file_range", "posix_fallocate"):
+    delattr(os, name)
+
+
+def refuse(*more):
+    raise OSError(int(sys.argv[2]), "Operation not supported")
+
+
+sync = os.fsync
+fcntl.flock = refuse
+os.fsync = lambda fd: refuse() if stat.S_ISDIR(os.fstat(fd).st_mode) else sync(fd)
+"""
+
+# A network drive of Windows on which no file has a number.
+WITHOUT_IDENTITY = """
+TIMES = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize")
+
+
+def numberless(call):
+    def found(*more, **named):
+        status = call(*more, **named)
+        times = {name: getattr(status, name) for name in TIMES}
+        return os.stat_result((status.st_mode, 0, 0, *status[3:]), times)
+    return found
+
+
+for name in ("fstat", "lstat", "stat"):
+    setattr(os, name, numberless(getattr(os, name)))
+os.path.ismount = lambda path: path == "/"  # Windows looks for volumes instead
 """
 
 TOUR = """
-from loraformat.storage import platform
 from loraformat.cli import main
 
-platform.PLATFORM = platform.Plain()
 for line in sys.argv[1].splitlines():
     try:
         main(line.split(), prog_name="loraformat", standalone_mode=True)
@@ -127,16 +189,65 @@ merge {minigpt}/base converted -o merged --overwrite
 verify merged"""
 
 
+def tour(system: str, lines: str, folder: Path, *arguments: str) -> str:
+    """What the verbs print on a system, having done what they should."""
+    text = lines.format(minigpt=FIXTURES / "minigpt", peft=FIXTURES / "good" / "peft" / "rslora")
+    command = [sys.executable, "-c", system + TOUR, text, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_merged(folder: Path) -> None:
+    """The merged model is the one of this system, and nothing else is left beside it."""
+    assert sorted(os.listdir(folder)) == ["converted", "merged"]
+    loraformat.merge(FIXTURES / "minigpt" / "base", [folder / "converted"], folder / "here")
+    assert (folder / "merged" / "model.pt").read_bytes() == (folder / "here" / "model.pt").read_bytes()
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
 def test_the_verbs_need_nothing_that_windows_lacks(tmp_path: Path) -> None:
-    """No fcntl, SIGHUP, pread or O_DIRECT; open files can be neither renamed nor removed, a rename replaces nothing."""
-    lines = VERBS.format(minigpt=FIXTURES / "minigpt", peft=FIXTURES / "good" / "peft" / "rslora")
-    command = [sys.executable, "-c", LIKE_WINDOWS + TOUR, lines]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """No fcntl, SIGHUP, pread or O_DIRECT; open files can be neither renamed nor removed, a rename replaces nothing.
+
+    Bytes are locked as there: a lock that is not given back before its file is closed ends the process.
+    """
+    tour(LIKE_WINDOWS, VERBS, tmp_path, str(Path(__file__).parent))
+    check_merged(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+def test_files_that_another_library_maps_can_be_renamed_on_windows(tmp_path: Path) -> None:
+    """The check of a merge opens what it has written with the safetensors library, which maps it into memory."""
+    lines = """convert {minigpt}/lora_adapter --to peft --alpha 1.0 -o converted
+merge {minigpt}/base converted -o merged --container safetensors --verify full
+merge {minigpt}/base converted -o merged --container safetensors --verify full --overwrite
+verify merged"""
+    tour(LIKE_WINDOWS, lines, tmp_path, str(Path(__file__).parent))
     assert sorted(os.listdir(tmp_path)) == ["converted", "merged"]
-    loraformat.merge(FIXTURES / "minigpt" / "base", [tmp_path / "converted"], tmp_path / "here")
-    assert (tmp_path / "merged" / "model.pt").read_bytes() == (tmp_path / "here" / "model.pt").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no device that takes a report")
+def test_a_report_to_nul_does_not_go_to_standard_output(tmp_path: Path) -> None:
+    """On Windows both have the same identity, which is none."""
+    printed = tour(LIKE_WINDOWS, "validate {peft} --report json=/dev/null", tmp_path, str(Path(__file__).parent))
+    assert "OK" in printed
+    assert '"job"' not in printed
+
+
+@pytest.mark.parametrize("refusal", ["45", "102"])
+def test_the_verbs_write_to_a_share_of_macos_without_locks(refusal: str, tmp_path: Path) -> None:
+    tour(LIKE_A_SHARE_OF_MACOS, VERBS, tmp_path, refusal)
+    check_merged(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+def test_the_verbs_write_where_files_have_no_identity(tmp_path: Path) -> None:
+    """Nor is each file there our standard input, another file under its name, or a part of what is read."""
+    (tmp_path / "settings.toml").write_text('[validate]\nfail-on = "error"\n')
+    (tmp_path / "out").mkdir()
+    lines = "validate {peft} --config ../settings.toml\n" + VERBS
+    tour(LIKE_WINDOWS + WITHOUT_IDENTITY, lines, tmp_path / "out", str(Path(__file__).parent))
+    check_merged(tmp_path / "out")
 
 
 class WithoutPreadv(Posix):
@@ -166,28 +277,69 @@ def test_bytes_are_read_and_written_at_their_place_from_any_thread(tmp_path: Pat
         os.close(fd)
 
 
-def test_locks_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A toy of its C library: one byte, behind what is written in a lock, and EACCES where another has it."""
-    library, asked = ModuleType("msvcrt"), []
-
-    def locking(fd: int, mode: int, nbytes: int) -> None:
-        asked.append((os.lseek(fd, 0, os.SEEK_CUR), mode, nbytes))
-        if len(asked) > 1:
-            raise OSError(errno.EACCES if len(asked) == 2 else errno.EIO, "no")
-
-    library.locking, library.LK_NBLCK = locking, 2  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "msvcrt", library)
+@pytest.fixture
+def on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msvcrt", windows_locks)
     monkeypatch.setattr(platform, "PLATFORM", Windows())
-    with stage(str(tmp_path / "out"), overwrite=False):
-        assert asked == [(1 << 30, 2, 1)]
-        with (
-            pytest.raises(StorageError, match=f"in use by pid {os.getpid()}"),
-            stage(str(tmp_path / "out"), overwrite=False),
-        ):
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_lock_of_windows_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None:
+    """One byte is locked, behind what is written in a lock, which could not be read otherwise."""
+    target = str(tmp_path / "out")
+    with stage(target, overwrite=False):
+        assert [(start, nbytes) for _, start, nbytes in windows_locks.held] == [(1 << 30, 1)]
+        with pytest.raises(StorageError, match=f"in use by pid {os.getpid()}"), stage(target, overwrite=False):
             pass
-    with pytest.raises(StorageError, match="no"), stage(str(tmp_path / "new"), overwrite=False):
+        assert len(windows_locks.held) == 1
+    assert windows_locks.held == set()
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_shared_lock_of_windows_is_held_by_several(tmp_path: Path) -> None:
+    target, word = str(tmp_path / "out"), "0123456789abcdef"
+    with join(target, word, overwrite=False), join(target, word, overwrite=False):
+        assert windows_locks.held == set()
+    assert windows_locks.held == set()
+
+
+@pytest.mark.usefixtures("on_windows")
+def test_a_lock_that_fails_on_windows_for_another_reason_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(fd: int, mode: int, nbytes: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(windows_locks, "locking", failing)
+    with pytest.raises(StorageError, match="input/output error"), stage(str(tmp_path / "out"), overwrite=False):
         pass
-    assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize("system", [Posix(), Plain()])
+def test_a_folder_in_the_place_of_a_lock_is_named(
+    system: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux says that it is a folder, Windows that access is denied."""
+    monkeypatch.setattr(platform, "PLATFORM", system)
+    (tmp_path / ".out.loraformat-lock.partial").mkdir()
+    if isinstance(system, Plain):
+        opened = os.open
+
+        def denying(path: str, flags: int, mode: int = 0o777) -> int:
+            if os.path.isdir(path):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return opened(path, flags, mode)
+
+        monkeypatch.setattr(os, "open", denying)
+    with (
+        pytest.raises(StorageError, match="another file is in the place of its lock") as caught,
+        stage(str(tmp_path / "out"), overwrite=False),
+    ):
+        pass
+    assert "remove" in (caught.value.hint or "")
 
 
 def test_a_name_that_differs_in_case_alone_replaces_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +371,25 @@ def test_a_name_that_differs_in_case_alone_replaces_nothing(tmp_path: Path, monk
 )
 def test_addresses_of_files_have_drives_on_windows(address: str, has_drives: bool, path: str) -> None:
     assert _path_of(address, has_drives=has_drives) == path
+
+
+@pytest.mark.parametrize("kind", [PurePosixPath, PureWindowsPath])
+@pytest.mark.parametrize("address", ["hf://owner/name", "s3://bucket/a/b", "abfs://box@account/a"])
+def test_an_address_that_pathlib_has_joined_is_named(kind: type[PurePath], address: str) -> None:
+    """On Windows with the other slashes."""
+    with pytest.raises(UsageError) as caught:
+        uri_of(kind(address))
+    assert caught.value.hint == f'pass "{address}"'
+
+
+def test_what_lies_on_another_drive_of_windows_is_below_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    ignores = PathIgnores(path="adapters/**", reasons={"LF105": "the base is private"})
+    settings = Settings(source="C:\\project\\loraformat.toml", per_path=(ignores,))
+    for name in ("abspath", "dirname", "relpath"):
+        monkeypatch.setattr(os.path, name, getattr(ntpath, name))
+    monkeypatch.setattr(os, "sep", "\\")
+    assert settings.reasons_for("C:\\project\\adapters\\one") == ignores.reasons
+    assert settings.reasons_for("D:\\project\\adapters\\one") == {}
 
 
 def test_a_big_endian_machine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

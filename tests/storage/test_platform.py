@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from merger.checkpoints import adapter_folder, config, save_base, weights
 import loraformat
 from loraformat.errors import StorageError
 from loraformat.storage import LocalStore, platform, stage
-from loraformat.storage.platform import Plain, Posix
+from loraformat.storage.platform import Plain, Posix, is_same_file
 
 SHAPES = {"model.layers.0.q_proj.weight": (24, 24), "model.layers.1.up_proj.weight": (130, 24)}
 
@@ -94,3 +96,93 @@ def test_bytes_are_read_in_place_where_the_system_cannot(tmp_path: Path, monkeyp
     assert buffer == bytes(range(90, 97))
     with pytest.raises(StorageError):
         LocalStore(str(tmp_path)).read_into("a", 95, buffer)
+
+
+def refusing_sync(monkeypatch: pytest.MonkeyPatch, number: int, *, of_folders: bool) -> None:
+    """Let the system answer with an error where a folder, or a file, is made durable."""
+    fsync = os.fsync
+
+    def answered(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) == of_folders:
+            raise OSError(number, os.strerror(number))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", answered)
+
+
+def write_out(folder: Path) -> None:
+    with stage(str(folder / "out"), overwrite=False) as store, store.create("a", 4) as writer:
+        writer.write(b"1234")
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF"])
+def test_an_output_is_kept_where_folders_cannot_be_synced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE, SMB and other network file systems."""
+    refusing_sync(monkeypatch, getattr(errno, name), of_folders=True)
+    write_out(tmp_path)
+    assert contents(tmp_path / "out") == {"a": b"1234"}
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"])
+def test_an_output_is_kept_where_files_cannot_be_synced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing_sync(monkeypatch, getattr(errno, name), of_folders=False)
+    write_out(tmp_path)
+    assert contents(tmp_path / "out") == {"a": b"1234"}
+
+
+@pytest.mark.parametrize("name", ["EISDIR", "EACCES", "EPERM", "ENOTSUP"])
+def test_an_output_is_kept_where_folders_cannot_be_opened(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, number = os.open, getattr(errno, name)
+
+    def answered(path: str, flags: int, mode: int = 0o777, **named: int) -> int:
+        if flags & os.O_DIRECTORY:
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, flags, mode, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", answered)
+        write_out(tmp_path)
+    assert contents(tmp_path / "out") == {"a": b"1234"}
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT"])
+def test_a_folder_that_the_disk_does_not_take_is_an_error(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing_sync(monkeypatch, getattr(errno, name), of_folders=True)
+    with pytest.raises(StorageError) as caught:
+        write_out(tmp_path)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == getattr(errno, name)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT", "EBADF"])
+def test_a_file_that_the_disk_does_not_take_is_an_error(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(str(tmp_path))
+    refusing_sync(monkeypatch, getattr(errno, name), of_folders=False)
+    with pytest.raises(StorageError) as caught, store.create("a", 4) as writer:
+        writer.write(b"1234")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == getattr(errno, name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_has_no_identity_is_the_same_as_nothing(tmp_path: Path) -> None:
+    """NUL, the console and pipes of Windows."""
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    os.link(tmp_path / "a", tmp_path / "other name")
+    a, b, other = (os.stat(tmp_path / name) for name in ("a", "b", "other name"))
+    nothing = os.stat_result((stat.S_IFCHR, *[0] * 9))
+    assert is_same_file(a, other)
+    assert not is_same_file(a, b)
+    assert not is_same_file(nothing, nothing)

@@ -13,7 +13,7 @@ from typing import Any
 from loraformat.diagnostics import show
 from loraformat.errors import ConfigError, UsageError
 from loraformat.storage import is_local
-from loraformat.storage.platform import READ_FLAGS
+from loraformat.storage.platform import READ_FLAGS, is_same_file
 
 # In a project's root the first of them decides.
 NAMES = ("loraformat.toml", "pyproject.toml")
@@ -53,7 +53,10 @@ class Settings:
     def reasons_for(self, adapter: str) -> dict[str, str]:
         """Code or prefix → why it is not told about the adapter at a path."""
         root = os.path.dirname(os.path.abspath(self.source)) if self.source else os.getcwd()
-        path = os.path.relpath(os.path.abspath(adapter), root).replace(os.sep, "/")
+        try:
+            path = os.path.relpath(os.path.abspath(adapter), root).replace(os.sep, "/")
+        except ValueError:  # on another drive of Windows
+            return {}
         found: dict[str, str] = {}
         for ignores in self.per_path:
             if _matches(path, ignores.path):
@@ -202,7 +205,7 @@ def _require_regular(status: os.stat_result, path: str) -> None:
 
 def _is_stdin(status: os.stat_result) -> bool:
     try:
-        return os.path.samestat(status, os.fstat(0))
+        return is_same_file(status, os.fstat(0))
     except OSError:  # there is none
         return False
 

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from loraformat.errors import StorageError
 from loraformat.storage.base import Copy
+from loraformat.storage.faults import checked_local_name
 from loraformat.storage.hub.addresses import Address
 from loraformat.storage.hub.faults import as_hub_error
 from loraformat.storage.local.store import LocalStore
@@ -23,7 +24,8 @@ class CachedRepository(LocalStore):
         address = Address.parse(uri)
         with as_hub_error(uri):
             snapshot = _snapshot(address)
-        super().__init__(os.path.join(snapshot, *address.folder.split("/")) if address.folder else snapshot)
+        parts = address.folder.split("/") if address.folder else []
+        super().__init__(os.path.join(snapshot, *(checked_local_name(part, uri) for part in parts)))
         self.uri = str(address.at(os.path.basename(snapshot)))
 
     def create(self, path: str, size: int | None = None, copies: Sequence[Copy] = ()) -> NoReturn:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from loraformat.diagnostics import show
 from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Writer
-from loraformat.storage.faults import checked_name, checked_range
+from loraformat.storage.faults import checked_local_name, checked_name, checked_range
 from loraformat.storage.hub.addresses import Address
 from loraformat.storage.hub.cached import CachedRepository
 from loraformat.storage.hub.connection import Connection, ListedFile, State
@@ -161,11 +161,15 @@ class HubStore:
 def _cached_folder(address: Address, path: str, size: int) -> LocalStore | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(address.repository, address.inside(path), revision=address.revision)
-    if not isinstance(found, str):
-        return None
+    inner = address.inside(path)
     try:
+        for part in inner.split("/"):
+            checked_local_name(part, str(address))
+        found = try_to_load_from_cache(address.repository, inner, revision=address.revision)
+        if not isinstance(found, str):
+            return None
         store = LocalStore(os.path.dirname(found))
         return store if store.size(os.path.basename(found)) == size else None
-    except StorageError:  # what the cache lost is asked for at the Hub
+    # What the cache cannot have, by us or by the library (ValueError), or has lost, is asked for at the Hub.
+    except (StorageError, ValueError):
         return None

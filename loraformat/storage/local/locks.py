@@ -39,7 +39,8 @@ def _take(target: str, lock: str, *, shared: bool) -> int:
         try:
             fd = os.open(lock, LOCK_FLAGS, 0o666)
         except OSError as error:
-            if error.errno not in (errno.EISDIR, errno.ELOOP):
+            # Windows denies access to a folder that is opened as a file.
+            if error.errno not in (errno.EISDIR, errno.ELOOP) and not os.path.isdir(lock):
                 raise
             raise _no_lock(target, lock) from error
         try:
@@ -52,14 +53,14 @@ def _take(target: str, lock: str, *, shared: bool) -> int:
             os.close(fd)
             raise
         if not _is_lock(fd):
-            os.close(fd)
+            _close(fd)
             raise _no_lock(target, lock)
         if _is_same_file(fd, lock):
             with suppress(OSError):  # a full disk shows soon enough; the number is only for the other run's message
                 os.ftruncate(fd, 0)
                 platform().write_at(fd, memoryview(f"{os.getpid()}\n".encode("ascii")), 0)
             return fd
-        os.close(fd)  # the run before us removed it between our open and our lock
+        _close(fd)  # the run before us removed it between our open and our lock
 
 
 def _let_go(fd: int, lock: str | None) -> None:
@@ -69,12 +70,17 @@ def _let_go(fd: int, lock: str | None) -> None:
     files cannot be removed, since that fails if another process has the lock by then.
     """
     if not platform().removes_open_files:
-        os.close(fd)
+        _close(fd)
     if lock is not None:
         with suppress(OSError):
             os.unlink(lock)
     if platform().removes_open_files:
-        os.close(fd)
+        _close(fd)
+
+
+def _close(fd: int) -> None:
+    platform().unlock(fd)
+    os.close(fd)
 
 
 def _is_last(fd: int) -> bool:
@@ -104,4 +110,4 @@ def _is_same_file(fd: int, path: str) -> bool:
         found = os.stat(path)
     except FileNotFoundError:
         return False
-    return os.path.samestat(os.fstat(fd), found)
+    return os.path.samestat(os.fstat(fd), found)  # also where files have no numbers: another try would find the same

@@ -14,7 +14,14 @@ from loraformat.storage.faults import as_storage_error
 from loraformat.storage.local.interrupts import Deferral
 from loraformat.storage.local.locks import locked
 from loraformat.storage.local.store import OWN_PREFIX, HiddenFolder, LocalStore, SharedFolder, nbytes_below
-from loraformat.storage.local.targets import ANYONE, checked, refuse_existing_folder, refuse_inputs, resolved
+from loraformat.storage.local.targets import (
+    ANYONE,
+    checked,
+    refuse_existing_folder,
+    refuse_inputs,
+    refuse_names,
+    resolved,
+)
 from loraformat.storage.platform import NEW_FLAGS, NO_FOLLOW, platform
 
 # In a folder that a run has not finished, or in which it keeps an old output for a moment: the name of the output.
@@ -109,6 +116,7 @@ def join(
     """
     path = resolved(target)
     refuse_inputs(target, path, inputs)
+    refuse_names(target, names)
     with Deferral() as signals, locked(target, _sibling(path, "lock"), shared=True):
         refuse_existing_folder(target, path, overwrite, names, written)
         partial = _sibling(path, _short(word))
@@ -190,7 +198,7 @@ def _mark(folder: str, path: str, permissions: int = 0o700) -> None:
     fd = os.open(begun, NEW_FLAGS, 0o600)
     try:
         os.write(fd, os.fsencode(os.path.basename(path)))
-        os.fsync(fd)
+        platform().sync(fd)
     finally:
         os.close(fd)
     os.replace(begun, marker)

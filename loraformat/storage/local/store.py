@@ -14,8 +14,8 @@ from loraformat.errors import StorageError
 from loraformat.storage.base import Copy, Source, Writer
 from loraformat.storage.blocks import copy_blocks
 from loraformat.storage.direct import open_direct
-from loraformat.storage.faults import as_storage_error, checked_name, checked_range, checked_total, kind_of
-from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, platform
+from loraformat.storage.faults import as_storage_error, checked_local_name, checked_range, checked_total, kind_of
+from loraformat.storage.platform import NEW_FLAGS, READ_FLAGS, is_same_file, platform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -142,7 +142,7 @@ class LocalStore:
         Raises: StorageError: a link, a device or anything else than a regular file stands there; it cannot be written.
         """
         del copies  # the kernel copies any run
-        target = self._path(checked_name(path, self.uri))
+        target = self._path(checked_local_name(path, self.uri))
         self.check_target(path)
         unfinished = self._name_to_write(path)
         partial = self._path(unfinished)
@@ -157,7 +157,7 @@ class LocalStore:
                     yield writer
                     checked_total(target, size, writer.written)
                 with as_storage_error(target):
-                    os.fsync(fd)
+                    platform().sync(fd)
             finally:
                 os.close(fd)  # Windows neither renames nor removes a file that is open
             if partial != target:
@@ -174,7 +174,7 @@ class LocalStore:
     @contextmanager
     def subfolder(self, name: str) -> Iterator[LocalStore]:
         """See Output."""
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         with as_storage_error(path):
             os.makedirs(path, mode=0o777 & self._permissions, exist_ok=True)
         yield HiddenFolder(path, self._permissions)
@@ -183,15 +183,13 @@ class LocalStore:
 
     def below(self, name: str) -> LocalStore:
         """A subfolder, for reading. Raises: StorageError: there is none."""
-        return LocalStore(self._path(checked_name(name, self.uri)))
+        return LocalStore(self._path(checked_local_name(name, self.uri)))
 
     def remove_folder(self, name: str) -> None:
         """Remove a subfolder, and all that is in it."""
-        import shutil
-
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         with as_storage_error(path):
-            shutil.rmtree(path)
+            _remove_folder(path)
 
     def nbytes(self) -> int:
         """Bytes of all files in the folder and below it."""
@@ -200,7 +198,7 @@ class LocalStore:
 
     def check_target(self, path: str) -> None:
         """Raises: StorageError: a link, a folder, a device or the like stands where a file is to be written."""
-        target = self._path(checked_name(path, self.uri))
+        target = self._path(checked_local_name(path, self.uri))
         if not os.path.lexists(target):
             return
         with as_storage_error(target):
@@ -240,7 +238,7 @@ class LocalStore:
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all that is in it, if it is there."""
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         with as_storage_error(full), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.lstat(full).st_mode):
                 _remove_folder(full)
@@ -254,7 +252,7 @@ class LocalStore:
     def is_own(self, path: str) -> bool:
         """Whether `path` is a regular file of this folder and of no other: no link, and no second name."""
         with as_storage_error(self._path(path)):
-            status = os.lstat(self._path(checked_name(path, self.uri)))
+            status = os.lstat(self._path(checked_local_name(path, self.uri)))
         return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
     def identity(self, path: str) -> tuple[str | int, ...]:
@@ -272,7 +270,7 @@ class LocalStore:
 
     def check_inside(self, path: str) -> None:
         """Raises: StorageError: `path` is a link that leaves the folder, so that its content must not be copied."""
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         if self._only is None and os.path.islink(full) and not self._is_inside(full):
             raise _leaves(full)
 
@@ -281,7 +279,7 @@ class LocalStore:
 
         Raises: StorageError: there is none.
         """
-        full = self._path(checked_name(path, self.uri))
+        full = self._path(checked_local_name(path, self.uri))
         with as_storage_error(full):
             return [os.stat(os.path.dirname(os.path.realpath(full)))], os.stat(full)
 
@@ -291,7 +289,7 @@ class LocalStore:
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[int, int]]:
         """A descriptor for reading, and the size of the file."""
-        path = self._path(checked_name(name, self.uri))
+        path = self._path(checked_local_name(name, self.uri))
         if self._only not in (None, name) or name in self._unfinished:
             raise StorageError("no such file or folder", where=path)
         if os.path.islink(path) and not self._may_follow(path):
@@ -463,7 +461,7 @@ def _other_spelling(folder: str, name: str) -> str | None:
     if name in names:
         return None
     status = os.lstat(os.path.join(folder, name))
-    same = (each for each in sorted(names) if os.path.samestat(os.lstat(os.path.join(folder, each)), status))
+    same = (each for each in sorted(names) if is_same_file(os.lstat(os.path.join(folder, each)), status))
     return next(same, None)
 
 

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from loraformat.errors import StorageError
-from loraformat.storage.faults import as_storage_error, kind_of, refuse_existing
+from loraformat.storage.faults import as_storage_error, checked_local_name, kind_of, refuse_existing
 from loraformat.storage.local.store import LocalStore
-from loraformat.storage.platform import platform
+from loraformat.storage.platform import is_same_file, platform
 
 ANYONE = 0o777
 _REMOVE = "use another name, or remove it yourself"
@@ -46,8 +46,16 @@ def checked(
     """
     path = resolved(target)
     refuse_inputs(target, path, inputs)
+    refuse_names(target, names)
     refuse_existing_folder(target, path, overwrite, names, written)
     return path
+
+
+def refuse_names(target: str, names: Collection[str]) -> None:
+    """Raises: StorageError: a file or folder of an output cannot have its name on this machine."""
+    for name in names:
+        for part in filter(None, name.split("/")):  # that of a folder may end in a slash
+            checked_local_name(part, target)
 
 
 def refuse_inputs(target: str, path: str, inputs: Sequence[str]) -> None:
@@ -176,6 +184,6 @@ def _is_in(inner: str, outer: str) -> bool:
 
 def _is_same(one: str, other: str) -> bool:
     try:
-        return os.path.samefile(one, other)
+        return is_same_file(os.stat(one), os.stat(other))
     except OSError:
         return False

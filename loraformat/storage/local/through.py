@@ -9,9 +9,7 @@ import sys
 from loraformat.errors import StorageError
 from loraformat.storage.faults import as_storage_error, kind_of
 from loraformat.storage.local.store import LocalStore
-from loraformat.storage.platform import WRITE_FLAGS
-
-# No O_CREAT: what was there may be gone. A terminal must not become the one that controls us.
+from loraformat.storage.platform import WRITE_FLAGS, is_same_file
 
 
 def write_to(path: str, data: bytes) -> None:
@@ -77,7 +75,7 @@ def _own_stream(status: os.stat_result) -> int | None:
 
 def _is_of(status: os.stat_result, fd: int) -> bool:
     try:
-        return os.path.samestat(status, os.fstat(fd))
+        return is_same_file(status, os.fstat(fd))
     except OSError:  # it is closed
         return False
 
