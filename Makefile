@@ -70,10 +70,11 @@ test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py
 
 # What a release needs, without publishing it: archive, wheels, what is in them, fresh installations; minutes, and 100 MB
-# of Zig for the wheels of other platforms. TAG=v0.1.0 checks that this version can be released.
+# of Zig for the wheels of other platforms. TAG=v0.1.0, a variable that the script reads, checks that this version can be
+# released.
 release-check: $(VENV)/installed
 	$(PIP) -e '.[release]'
-	$(BIN)/python release/check.py $(if $(TAG),--tag $(TAG))
+	$(BIN)/python release/check.py
 
 # What the action and the wheels of a release are made of: the hashes of all files of the versions in constraints.txt. A
 # Python from 3.11 on makes it.
