@@ -10,7 +10,7 @@ SOURCE := pyproject.toml constraints.txt hatch_build.py compile_loops.py $(wildc
 
 .PHONY: demo test check docs browser bench fuzz mutants
 .PHONY: test-architectures test-core test-diffusers test-spellings test-engines test-oracles test-llamacpp
-.PHONY: test-ray test-s3 test-browser release-check
+.PHONY: test-ray test-s3 test-browser release-check lock
 .PHONY: clean
 
 demo: $(VENV)/installed
@@ -70,10 +70,21 @@ test-core: $(VENV)/installed
 	$(BIN)/python tests/core_install.py
 
 # What a release needs, without publishing it: archive, wheels, what is in them, fresh installations; minutes, and 100 MB
-# of Zig for the wheels of other platforms. TAG=v0.1.0 checks that this version can be released.
+# of Zig for the wheels of other platforms. TAG=v0.1.0, a variable that the script reads, checks that this version can be
+# released.
 release-check: $(VENV)/installed
 	$(PIP) -e '.[release]'
-	$(BIN)/python release/check.py $(if $(TAG),--tag $(TAG))
+	$(BIN)/python release/check.py
+
+# What the action and the wheels of a release are made of: the hashes of all files of the versions in constraints.txt. A
+# Python from 3.11 on makes it.
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
+	--no-python-downloads --no-annotate --generate-hashes --constraint constraints.txt
+BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+lock: $(BIN)/python
+	$(PIP) uv
+	$(LOCK) --output-file .github/lock/core.txt pyproject.toml
+	$(BIN)/python -c '$(BUILD_REQUIRES)' | $(LOCK) --output-file .github/lock/build.txt -
 
 # Changes in the source, one at a time, that a test should notice: 400 drawn by the commit. More than an hour.
 mutants: $(VENV)/installed-test

@@ -121,6 +121,16 @@ def test_no_input_is_put_into_a_script(action: dict[str, Any]) -> None:
         assert "run" not in step or "shell" in step
 
 
+def without_python(scratch: Path) -> Path:
+    """A folder for the PATH whose Python always fails: that of the job is not the action's."""
+    folder = scratch / "job"
+    folder.mkdir(exist_ok=True)
+    for name in ("python", "python3", "pip"):
+        (folder / name).write_text("#!/bin/sh\nexit 99\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 def in_the_checkout(action: dict[str, Any], number: int, workspace: Path, **environment: str) -> str:
     """The output of one of the steps before the one that validates, in a folder of the runner or in the checkout."""
     step = action["runs"]["steps"][number]
@@ -129,8 +139,10 @@ def in_the_checkout(action: dict[str, Any], number: int, workspace: Path, **envi
     folder = step.get("working-directory", str(workspace)).replace("${{ runner.temp }}", str(scratch))
     output = scratch / "output"
     output.write_text("")
-    bin_ = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {**os.environ, "PATH": bin_, "RUNNER_TEMP": str(scratch), "GITHUB_OUTPUT": str(output), **environment}
+    given = {**step.get("env", {}), "RUNNER_TEMP": str(scratch), "GITHUB_OUTPUT": str(output), **environment}
+    assert given["LF_PYTHON"] == "${{ steps.python.outputs.python-path }}"
+    path = f"{without_python(scratch)}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, **given, "LF_PYTHON": sys.executable, "PATH": path}
     script = scratch / "step.sh"
     script.write_text(step["run"])
     command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
@@ -167,9 +179,10 @@ def test_nothing_of_the_checkout_is_imported(action: dict[str, Any], trap: Path)
     assert Path(python).is_relative_to(trap.parent / "runner")
     install = action["runs"]["steps"][names.index("Install loraformat")]
     assert install["env"]["PIP_PYTHON"] == "${{ steps.environment.outputs.python }}"
-    asked = {**install["env"], "PIP_PYTHON": python, "PYTHONPATH": str(trap), "GITHUB_ACTION_PATH": "/nowhere"}
-    version = {**install, "run": install["run"].partition(" install ")[0] + " --version"}
-    assert "pip " in in_the_checkout({"runs": {"steps": [version]}}, 0, trap, **asked)
+    asked = {"PIP_PYTHON": python, "PYTHONPATH": str(trap), "GITHUB_ACTION_PATH": "/nowhere"}
+    version = {**install, "run": re.sub(r" install .*", " --version", install["run"])}
+    told = in_the_checkout({"runs": {"steps": [version]}}, 0, trap, **asked)
+    assert re.findall(r"^\w+ ", told, re.MULTILINE) == ["pip ", "pip "]
     (trap / "adapters" / "faulty").rename(trap.parent / "faulty")
     code, log, _, _ = run(action, trap)
     assert code == 0, log
@@ -192,16 +205,84 @@ def test_an_environment_out_of_the_cache_is_used_if_it_runs(
     assert install["if"] == "steps.environment.outputs.is-complete != 'true'"
 
 
-def test_the_versions_are_those_that_are_tested(action: dict[str, Any]) -> None:
+def test_only_files_of_the_lock_are_installed(action: dict[str, Any]) -> None:
     (step,) = (step for step in action["runs"]["steps"] if step.get("name") == "Install loraformat")
-    assert '--constraint "$GITHUB_ACTION_PATH/constraints.txt"' in step["run"]
+    others, own = re.findall(r"-m pip install (.+)", step["run"])
+    assert {"--require-hashes", "--only-binary"} <= set(others.split())
+    assert {"--no-index", "--no-deps", "--no-build-isolation"} <= set(own.split())
+    assert {Path(name).name for name in re.findall(r'"\$lock/([^"]+)"', others)} == {
+        path.name for path in (ROOT / ".github" / "lock").iterdir()
+    }
     assert step["working-directory"] == "${{ runner.temp }}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_it_installs_itself(action: dict[str, Any], workspace: Path) -> None:
+    """All of its own steps; variables of the caller that would change what is installed are without effect."""
+    probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(workspace.parent), "click"]
+    done = subprocess.run(probe, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        assert "No matching distribution found" in done.stderr, done.stderr
+        pytest.skip("no package registry can be reached")
+    names = [step.get("name") for step in action["runs"]["steps"]]
+    making, installing = (
+        names.index(name) for name in ("Make an environment outside the checkout", "Install loraformat")
+    )
+    printed = in_the_checkout(action, making, workspace, LF_DIGEST="abc")
+    python = printed.split()[0].removeprefix("python=")
+    caller = {"PIP_PYTHON": python, "PIP_CONSTRAINT": "/nowhere", "PIP_BUILD_CONSTRAINT": "/nowhere"}
+    in_the_checkout(action, installing, workspace, GITHUB_ACTION_PATH=str(ROOT), **caller)
+    assert "is-complete=true" in in_the_checkout(action, making, workspace, LF_DIGEST="abc")
+    asked = [python, "-I", "-m", "loraformat", "validate", str(workspace / "adapters" / "faulty")]
+    checked = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert "LF202" in checked.stdout
+
+
+def test_later_steps_keep_the_python_of_the_job(action: dict[str, Any]) -> None:
+    (setup,) = (step for step in action["runs"]["steps"] if step.get("id") == "python")
+    assert setup["with"]["update-environment"] is False
+    for step in action["runs"]["steps"]:
+        assert not re.search(r"(^|[\s;&|(])(python3?|pip3?) -", step.get("run", ""), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_another"),
+    [
+        (".github/lock/core.txt", True),
+        ("pyproject.toml", True),
+        ("loraformat/cli/__init__.py", True),
+        ("docs/cli.md", False),
+        ("loraformat/__pycache__/x.pyc", False),
+    ],
+)
+def test_what_is_installed_is_named_by_its_content(
+    action: dict[str, Any], tmp_path: Path, changed: str, is_another: bool
+) -> None:
+    """The key of the cache has this name, the version of Python and the system."""
+    source = tmp_path / "action"
+    for name in (".github/lock/core.txt", "pyproject.toml", "loraformat/cli/__init__.py", "schemas/report.json"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("before\n")
+    names = [step.get("name") for step in action["runs"]["steps"]]
+    naming = names.index("Name what is installed")
+    before = in_the_checkout(action, naming, source, GITHUB_ACTION_PATH=str(source))
+    (source / changed).parent.mkdir(parents=True, exist_ok=True)
+    (source / changed).write_text("after\n")
+    after = in_the_checkout(action, naming, source, GITHUB_ACTION_PATH=str(source))
+    assert (before != after) is is_another
+    keys = {step["with"]["key"] for step in action["runs"]["steps"] if "actions/cache/" in step.get("uses", "")}
+    (key,) = keys
+    for part in ("runner.os", "runner.arch", "steps.python.outputs.python-version", "steps.content.outputs.digest"):
+        assert f"${{{{ {part} }}}}" in key
 
 
 @pytest.mark.parametrize("path", ["action.yml", *(f".github/workflows/{p.name}" for p in WORKFLOWS)])
 def test_actions_of_others_are_pinned_by_the_whole_hash_of_a_commit(path: str) -> None:
     """A tag can be moved by whoever holds the account; the comment says which release the commit is."""
     lines = [line for line in (ROOT / path).read_text(encoding="utf-8").splitlines() if "uses:" in line]
+    lines = [line for line in lines if not line.endswith("uses: ./")]
     assert lines
     for line in lines:
         assert re.search(r"uses: [\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
@@ -212,3 +293,88 @@ def test_a_path_that_looks_like_an_option_is_a_path(action: dict[str, Any], work
     code, log, _, _ = run(action, workspace, paths="--report=*")
     assert code == 0, log
     assert not (workspace / "victim").exists()
+
+
+def test_sarif_is_uploaded_only_if_it_was_written(action: dict[str, Any], workspace: Path) -> None:
+    upload = action["runs"]["steps"][-1]
+    assert upload["if"] == "${{ !cancelled() && steps.validate.outputs.has-sarif == 'true' }}"
+    assert upload["with"]["sarif_file"] == "${{ inputs.sarif }}"
+    outside = str(workspace.parent / "out of the checkout.sarif")
+    for sarif in ("out.sarif", outside):
+        assert run(action, workspace, sarif=sarif)[2]["has-sarif"] == "true"
+    assert "has-sarif" not in run(action, workspace)[2]
+    assert "has-sarif" not in run(action, workspace, sarif="never.sarif", paths="models/**")[2]
+    assert "has-sarif" not in run(action, workspace, sarif="never.sarif", fail_on="sometimes")[2]
+
+
+PATTERNS = """\
+**/f.json
+a/*/f.json
+a/**
+a/**/
+**
+nothing/**/f.json
+literal that is missing
+
+a/good one
+a/b*/**/f.json
+link/**/f.json
+a/.*/f.json
+./**/f.json
+*/**/c/*
+**/**/f.json
+a/br[[]1]/*
+a**/f.json
+**/lc/f.json
+**/lc/**/f.json
+a/*.json
+**/good*
+?/b
+a/[bg]*/f.json
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links to folders need a privilege")
+def test_patterns_match_what_bash_matches_with_globstar(tmp_path: Path) -> None:
+    """Which the bash of macOS, version 3.2, does not have."""
+    command = "shopt -s globstar nullglob; IFS=$'\\n'; found=($LF_PATHS); printf '%s\\0' \"${found[@]}\""
+    tree = tmp_path / "tree"
+    for folder in (".", "a/good one", "a/.hidden/x", "a/b/c", "a/br[1]", ".top/z", "empty"):
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+        if folder != "empty":
+            (tree / folder / "f.json").touch()
+    for name in ("a/f.json", "a/.dot.json", "a/b/new\nline", "a/b/f.json"):
+        (tree / name).touch()
+    for link, target in (("a/loop", "../a"), ("link", "a"), ("a/lc", "b/c"), ("a/gone", "nowhere")):
+        (tree / link).symlink_to(target)
+    env = {**os.environ, "LF_PATHS": PATTERNS, "LC_ALL": "C"}
+    bash = subprocess.run(["bash", "-c", command], cwd=tree, env=env, capture_output=True, check=False)
+    if b"globstar" in bash.stderr:
+        pytest.skip("this bash has no globstar to compare with")
+    script = [sys.executable, "-I", str(ROOT / ".github" / "paths.py")]
+    ours = subprocess.run(script, cwd=tree, env=env, capture_output=True, check=True)
+    found = ours.stdout.split(b"\0")
+    assert found == bash.stdout.split(b"\0")
+    assert {b"a/good one/f.json", b"a/b/new\nline", b"literal that is missing"} <= set(found)
+
+
+def test_links_that_lead_back_do_not_make_a_pattern_endless(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"back{number}").symlink_to(".", target_is_directory=True)
+    script = [sys.executable, "-I", str(ROOT / ".github" / "paths.py")]
+    env = {**os.environ, "LF_PATHS": "**/adapter_config.json\n./**/**/adapter_config.json"}
+    done = subprocess.run(script, cwd=tmp_path, env=env, capture_output=True, check=True, timeout=60)
+    assert done.stdout == b""
+
+
+BASH_4 = r"globstar|mapfile|readarray|coproc|declare -\w*A|local -\w*A|\$\{\w+[\^,@]|&>>|\|&|;&|\[\[ -v|wait -n"
+
+
+@pytest.mark.parametrize("path", ["action.yml", *(f".github/workflows/{p.name}" for p in WORKFLOWS)])
+def test_scripts_need_no_newer_bash_than_macos_has(path: str) -> None:
+    document = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+    jobs = [document["runs"]] if "runs" in document else list(document["jobs"].values())
+    scripts = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    assert scripts
+    for script in scripts:
+        assert not re.search(BASH_4, script)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from typing import Any
 
 import derive_names
 import pytest
+from pins import CONSTRAINTS, PYTHONS, skip_unless_installed, versions
 
 from loraformat.naming import spelling_of
 
-ROOT = Path(__file__).parents[2]
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
 VIT = {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
 
@@ -45,17 +45,22 @@ def test_the_text_part_of_a_composed_model_brings_its_rules() -> None:
     assert spelled.names == ("model.language_model.layers.0.mlp.experts.down_proj",)
 
 
+def table() -> dict[str, Any]:
+    return json.loads(derive_names.TABLE.read_text(encoding="utf-8"))
+
+
+def version_of(content: dict[str, Any]) -> str:
+    (version,) = re.findall(r"transformers (\S+),", content["source"])
+    return version
+
+
 def test_the_table_is_of_the_transformers_that_the_suite_installs() -> None:
-    """Else the comparison below would be skipped by everybody."""
-    (pin,) = re.findall(r"^transformers==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
-    assert f"transformers {pin}," in json.loads(derive_names.TABLE.read_text(encoding="utf-8"))["source"]
+    """Else the comparison below would be skipped by everybody: the newest Python has the newest version."""
+    assert versions(CONSTRAINTS, PYTHONS[-1])["transformers"] == [version_of(table())]
 
 
 def test_the_table_has_the_rules_of_the_installed_transformers() -> None:
-    import transformers
-
-    table = json.loads(derive_names.TABLE.read_text(encoding="utf-8"))
-    if f"transformers {transformers.__version__}," not in table["source"]:
-        pytest.skip("the table is of another version")
-    rules = {name: table["rules"][found] if isinstance(found, str) else found for name, found in table["rules"].items()}
+    rows = table()["rules"]
+    skip_unless_installed("transformers", version_of(table()))
+    rules = {name: rows[found] if isinstance(found, str) else found for name, found in rows.items()}
     assert rules == derive_names.rules()

@@ -1,0 +1,54 @@
+"""The paths that the action is given, with their patterns expanded; each ends with a NUL byte.
+
+As bash expands them with globstar and nullglob, which the bash of macOS does not have: `*` and `**` match nothing
+hidden, a pattern that matches nothing vanishes, and links to folders match `**` in `folder/**/…`, but nothing below
+them does.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+_STARS = re.compile(r"((?:.*?/)??)\*\*(?:/\*\*)*(?:/(.*))?", re.DOTALL)
+
+
+def main() -> None:
+    """Write the paths of the variable LF_PATHS, one a line there."""
+    for line in filter(None, os.environ["LF_PATHS"].split("\n")):
+        for path in sorted(set(expanded(line))) if glob.has_magic(line) else [line]:
+            sys.stdout.buffer.write(os.fsencode(path.replace(os.sep, "/")) + b"\0")
+
+
+def expanded(pattern: str) -> list[str]:
+    """What a pattern matches, in any order and some of it twice."""
+    stars = _STARS.fullmatch(pattern)
+    if not stars:
+        return glob.glob(pattern)
+    before, after = stars.groups()
+    tops = glob.glob(before) if before else [""]
+    if after is None:
+        entries = [path for top in tops for each in folders(top) for path in glob.glob(f"{glob.escape(each)}*")]
+        return entries + (tops if before else [])
+    below = [each for top in tops for each in folders(top, with_links=bool(before))]
+    return [path for each in below for path in expanded(glob.escape(each) + after)]
+
+
+def folders(top: str, *, with_links: bool = False) -> Iterator[str]:
+    """A folder and those below it, each with a slash at its end; no stranger's links or depth make this endless."""
+    waiting = [top]
+    while waiting:
+        yield (folder := waiting.pop())
+        try:
+            inside = [each for each in os.scandir(folder or ".") if each.name[0] != "." and each.is_dir()]
+        except OSError:  # not readable, or a path that is too long
+            continue
+        yield from (f"{folder}{each.name}/" for each in inside if with_links and each.is_symlink())
+        waiting += [f"{folder}{each.name}/" for each in inside if not each.is_symlink()]
+
+
+if __name__ == "__main__":
+    main()
