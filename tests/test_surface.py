@@ -40,7 +40,7 @@ def test_every_kind_of_promise_is_on_the_list(surface: ModuleType) -> None:
         "action input fail-on = error",
         "hook loraformat-validate",
         "class StorageError(LoraFormatError): LF020 storage-error",
-        "load_adapter()\n    1 uri: Location\n    base?: Checkpoint | None = None\n    alpha?: float | None = None",
+        "load_adapter()\n    1 uri: Location\n    base?: Location | Checkpoint | None = None",
     ):
         assert f"\n{line}\n" in page
 
