@@ -39,10 +39,19 @@ def versions(path: Path, python: str = "", **system: str) -> dict[str, list[str]
 
 
 def skip_unless_installed(name: str, version: str) -> None:
-    """Skip a comparison with a table that was made from one version of a library, where there is another."""
+    """Skip what is true of one version of a library, such as a table made from it, where there is another."""
     installed = importlib.metadata.version(name)
     if installed == version:
         return
     if versions(CONSTRAINTS)[name] != [version]:
         pytest.skip(f"Python {sys.version_info[0]}.{sys.version_info[1]} has no {name} {version}")
-    pytest.skip(f"{name} {installed} is installed, the table is of {version}")
+    pytest.skip(f"{name} {installed} is installed, this needs {version}")
+
+
+def skip_without_class(name: str) -> None:
+    """Skip a model that an older Python's transformers does not have yet; the newest Python's must have it."""
+    import transformers
+
+    if not hasattr(transformers, name):
+        (newest,) = versions(CONSTRAINTS, PYTHONS[-1])["transformers"]
+        skip_unless_installed("transformers", newest)

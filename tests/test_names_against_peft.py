@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from pins import skip_without_class
 from safetensors.torch import load_file, save_file
 from test_architectures_against_peft import LM, VISION
 
@@ -132,6 +133,7 @@ def test_a_head_that_checkpoints_keep_inside_a_module_of_their_own(tmp_path: Pat
 
 def test_a_model_of_which_one_rule_counts(tmp_path: Path) -> None:
     """Inkling 2: one of its rules adds to a number, and all others are plain renamings."""
+    skip_without_class("Inkling2ForCausalLM")
     torch.manual_seed(0)
     config = transformers.Inkling2TextConfig(**{**LM, "num_key_value_heads": 2})
     model = transformers.Inkling2ForCausalLM(config).eval()
