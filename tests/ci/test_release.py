@@ -117,9 +117,9 @@ def test_a_library_is_not_run_where_its_system_is_missing(libraries: ModuleType)
     assert {target for target in compile_loops.TARGETS if "macos" in target} == {
         target for target in compile_loops.TARGETS if libraries.why_not(target) == "no emulator of its system"
     }
-    for target in libraries.SYSTEMS:
-        if target != "manylinux-x86_64":
-            assert libraries.why_not(target, which=lambda _: None)
+    for target, system in libraries.SYSTEMS.items():
+        if system.command:
+            assert libraries.why_not(target, which=lambda _: None).startswith(("no ", "needs Linux"))
 
 
 def test_every_platform_of_the_issue_has_a_target() -> None:
