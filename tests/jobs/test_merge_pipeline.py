@@ -105,6 +105,25 @@ def test_peft_folders_are_merged_with_the_scales_of_each_components_config(tmp_p
     assert_sum(base, tmp_path / "out", case, {})
 
 
+@pytest.mark.parametrize(("options", "scale"), [({}, 1.0), ({"alpha": 8.0}, 4.0), ({"scale": 0.5}, 0.5)])
+def test_what_a_file_does_not_state_may_be_given(tmp_path: Path, options: dict[str, float], scale: float) -> None:
+    """A file of rank 2 without a header and without alphas."""
+    base, file = pipeline(tmp_path / "base", "diffusers/tiny-flux"), tmp_path / "plain.safetensors"
+    factors = load_file(adapter("diffusers/tiny-flux"))
+    save_file(factors, file)
+    assumptions = loraformat.Assumptions(**options)
+    report = loraformat.merge(base, [file], tmp_path / "out", assumptions=assumptions, verify="full")
+    assert report.data.checked.unscaled == 0
+    assert report.data.checked.compared == report.data.checked.changed > 0
+    before, after = weights_of(base), weights_of(tmp_path / "out")
+    for name, down in factors.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            update = scale * factors[f"{module}.lora_B.weight"].double() @ down.double()
+            weight = f"{module}.weight"
+            torch.testing.assert_close(after[weight].double(), before[weight].double() + update, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_each_component_gets_its_updates_and_all_else_is_copied(tmp_path: Path, case: str) -> None:
     base = pipeline(tmp_path / "base", case)

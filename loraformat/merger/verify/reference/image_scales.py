@@ -24,12 +24,18 @@ _ALPHA = ".alpha"
 _HEADER = "lora_adapter_metadata"
 
 
-def single_factor(bundle: Bundle) -> float | None:
-    """The factor of every module of a file; None where modules have several, or none can be computed."""
+def single_factor(bundle: Bundle, *, alpha: float | None = None, scale: float | None = None) -> float | None:
+    """The factor of every module of a file; None where modules have several, or none can be computed.
+
+    Args:
+        alpha, scale: what the caller says of modules about which the file says nothing.
+    """
     factors: set[float] = set()
     for file in bundle.tensor_files():
         tensors = file.open()
-        factors.update(_factors(tensors.entries, tensors.metadata.get(_HEADER)))
+        for rank, stated in _factors(tensors.entries, tensors.metadata.get(_HEADER)):
+            assumed = scale if scale is not None or alpha is None or not rank else alpha / rank
+            factors.add(stated if stated is not None else 1.0 if assumed is None else assumed)
     return factors.pop() if len(factors) == 1 and all(map(math.isfinite, factors)) else None
 
 
@@ -39,16 +45,17 @@ def has_dense_deltas(bundle: Bundle) -> bool:
     return any(name.endswith(_DENSE) for name in names) and not any(".lokr_" in name for name in names)
 
 
-def _factors(entries: Mapping[str, LazyTensor], header: str | None) -> Iterator[float]:
+def _factors(entries: Mapping[str, LazyTensor], header: str | None) -> Iterator[tuple[int, float | None]]:
+    """(rank of a module, its factor as the file states it, or None)."""
     stated = _of_header(header)
     for module, rank in _ranks(entries).items():
         alpha = entries.get(module + _ALPHA)
         if alpha is not None and alpha.numel == 1:
-            yield float(alpha.load().reshape(-1)[0]) / rank if rank else 1.0
+            yield rank, float(alpha.load().reshape(-1)[0]) / rank if rank else 1.0
         elif stated is None:
-            yield 1.0
+            yield rank, None
         else:
-            yield from stated
+            yield from ((rank, each) for each in stated)
 
 
 def _ranks(entries: Mapping[str, LazyTensor]) -> dict[str, int]:

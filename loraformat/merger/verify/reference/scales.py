@@ -192,7 +192,8 @@ class Scales:
 
     @cached_property
     def _factor_of_all(self) -> float | None:
-        return single_factor(self._bundle or open_bundle(self._source.uri))
+        bundle = self._bundle or open_bundle(self._source.uri)
+        return single_factor(bundle, alpha=self._source.alpha, scale=self._source.scale)
 
     def _minimind(self, weight: str, update: Update) -> float | None:
         """Its code has no alpha; a file may."""
