@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ntpath
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,21 @@ def test_the_verbs_write_where_files_have_no_identity(tmp_path: Path) -> None:
     lines = "validate {peft} --config ../settings.toml\n" + VERBS
     tour(LIKE_WINDOWS + WITHOUT_IDENTITY, lines, tmp_path / "out", str(Path(__file__).parent))
     check_merged(tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+def test_a_card_where_files_have_no_identity_replaces_a_card_and_no_file_of_the_model(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "good" / "peft" / "rslora", tmp_path / "adapter")
+    (tmp_path / "adapter" / "notes.md").write_text("of the model")
+    system, tests = LIKE_WINDOWS + WITHOUT_IDENTITY, str(Path(__file__).parent)
+    (tmp_path / "card.md").write_text("About it.\n")
+    tour(system, "card adapter -o card.md", tmp_path, tests)
+    written = (tmp_path / "card.md").read_text()
+    assert written.startswith("---\n")
+    assert "About it.\n" in written
+    with pytest.raises(AssertionError, match="the card would replace a file of the model it describes"):
+        tour(system, "card adapter -o adapter/notes.md", tmp_path, tests)
+    assert (tmp_path / "adapter" / "notes.md").read_text() == "of the model"
 
 
 class WithoutPreadv(Posix):
