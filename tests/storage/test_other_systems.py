@@ -351,6 +351,49 @@ def test_a_shared_lock_of_windows_is_held_by_several(tmp_path: Path) -> None:
     assert windows_locks.held == set()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_shared_lock_of_windows_that_another_rank_has_for_a_moment_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take it in the same instant; the other gives it back while this one waits."""
+    other = os.open(tmp_path / ".out.loraformat-lock.partial", os.O_RDWR | os.O_CREAT)
+    os.lseek(other, 1 << 30, os.SEEK_SET)
+    windows_locks.locking(other, windows_locks.LK_NBLCK, 1)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        windows_locks.locking(other, windows_locks.LK_UNLCK, 1)
+
+    monkeypatch.setattr(platform, "PLATFORM", Windows(wait))
+    try:
+        with join(str(tmp_path / "out"), "0123456789abcdef", overwrite=False):
+            assert len(waited) == 1
+    finally:
+        os.close(other)
+    assert windows_locks.held == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_shared_lock_of_windows_is_refused_while_a_run_has_the_output_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(platform, "PLATFORM", Windows(waited.append))
+    target = str(tmp_path / "out")
+    with (
+        stage(target, overwrite=False),
+        pytest.raises(StorageError, match=f"in use by pid {os.getpid()}"),
+        join(target, "0123456789abcdef", overwrite=False),
+    ):
+        pass
+    assert 0 < sum(waited) <= 1
+    assert windows_locks.held == set()
+    assert os.listdir(tmp_path) == ["out"]
+
+
 @pytest.mark.usefixtures("on_windows")
 def test_a_lock_that_fails_on_windows_for_another_reason_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
