@@ -93,7 +93,7 @@ def exit_codes() -> Iterator[str]:
     for kind, number in EXIT_CODES:
         names.setdefault(number, []).append(kind.__name__)
     names[INTERNAL_ERROR] = ["a bug"]
-    names |= {129: ["SIGHUP"], 143: ["SIGTERM"]}
+    names |= {129: ["SIGHUP"], 143: ["SIGTERM"], 149: ["SIGBREAK"]}
     return (f"{number}: {', '.join(names[number])}" for number in sorted(names))
 
 

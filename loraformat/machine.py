@@ -8,8 +8,9 @@ import sys
 
 from loraformat.errors import UnsupportedMachine
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""The signals by which people and systems end a process; Windows has no hang-up."""
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+ENDING = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+"""The signals by which people and systems end a process. Windows has no hang-up; SIGBREAK is its Ctrl+Break."""
 
 
 def require_little_endian(byteorder: str = sys.byteorder) -> None:

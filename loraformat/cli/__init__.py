@@ -86,7 +86,7 @@ KEPT = "loraformat.kept"
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived: clean up and leave with 128 + the signal's number."""
+    """SIGTERM, SIGHUP or SIGBREAK arrived: clean up and leave with 128 + the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -264,7 +264,7 @@ def _told(error: BaseException, ctx: click.Context) -> int:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP as exceptions, so that partial output is removed; only in the main thread.
+    """The signals of `ENDING` as exceptions, so that partial output is removed; only in the main thread.
 
     Not in the middle of an import: compiled modules that call back into Python while they start, torch's for one, abort
     the process when that raises. The signal comes again when the import may have ended.

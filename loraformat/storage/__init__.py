@@ -16,7 +16,7 @@ from loraformat.storage.local.folders import Folder, folders_below
 from loraformat.storage.local.spool import Spool, open_spool
 from loraformat.storage.local.staging import MARKER
 from loraformat.storage.local.store import CHECKPOINT_SUFFIXES, OWN_PREFIX, WEIGHT_SUFFIXES, LocalStore
-from loraformat.storage.local.targets import ANYONE, is_restricted
+from loraformat.storage.local.targets import ANYONE, is_restricted, refuse_names
 from loraformat.storage.local.targets import permissions_for as folder_permissions
 from loraformat.storage.local.through import is_own_stream, write_to
 from loraformat.storage.locations import Location, listed, uri_of, uri_or_none
@@ -63,6 +63,7 @@ __all__ = [
     "Writer",
     "address_of",
     "base",
+    "check_names",
     "check_output",
     "check_publication",
     "check_target",
@@ -190,6 +191,15 @@ def check_output(
     check = check_of(target)
     if check is not None:
         check(target, overwrite=overwrite, inputs=inputs, names=names, written=written)
+
+
+def check_names(target: str, names: Collection[str]) -> None:
+    """Check the names of all files of an output before the first is made, for a run that passes none to `stage`.
+
+    Raises: StorageError: a file cannot have its name on this machine, on which the output stays or is collected.
+    """
+    if is_local(target) or is_hub(target):
+        refuse_names(target, names)
 
 
 def join(

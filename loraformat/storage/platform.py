@@ -11,7 +11,8 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
@@ -20,6 +21,8 @@ _FICLONE = 0x40049409  # linux/fs.h: share the blocks of a whole file
 # A locked byte of Windows cannot be read either: it is far behind what stands in a lock.
 _LOCKED_AT = 1 << 30
 _LOCKED = {errno.EACCES, errno.EDEADLK}  # as the C library of Windows says it
+# How often, and how far apart, Windows is asked for a shared lock: another process that takes one has it for a moment.
+_SHARED_TRIES, _SHARED_WAIT_S = 50, 0.02
 # One number on Linux, two on macOS, whose file systems answer with either of them.
 _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = {*_UNSUPPORTED, errno.ENOLCK}
@@ -296,12 +299,31 @@ class Plain:
 
 
 class Windows(Plain):
-    """`Plain` with locks, by which a run knows that an unfinished output is in use, and with reserved names."""
+    """`Plain` with locks, by which a run knows that an unfinished output is in use, and with reserved names.
+
+    Args: wait: how to pass some seconds before a lock is asked for again.
+    """
 
     reserves_names = True
 
+    def __init__(self, wait: Callable[[float], None] = time.sleep) -> None:
+        super().__init__()
+        self._wait = wait
+
     def lock(self, fd: int, *, shared: bool = False) -> None:
-        """See Platform. Windows' C library has no shared locks: such a lock is taken and given back."""
+        """See Platform. Windows' C library has no shared locks: such a lock is taken and given back.
+
+        Processes that start together meet in that moment, so that only one that stays out for a second is refused.
+        """
+        tries = _SHARED_TRIES if shared else 1
+        while not self._take(fd, gives_back=shared):
+            tries -= 1
+            if not tries:
+                raise BlockingIOError(errno.EACCES, "another process has the file locked")
+            self._wait(_SHARED_WAIT_S)
+
+    def _take(self, fd: int, *, gives_back: bool) -> bool:
+        """Lock a file, and unlock it if it is given back; False where another descriptor has it."""
         import msvcrt
 
         with self._position:
@@ -310,11 +332,12 @@ class Windows(Plain):
                 msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
             except OSError as error:
                 if error.errno in _LOCKED:
-                    raise BlockingIOError(error.errno, error.strerror) from error
+                    return False
                 raise
-            if shared:
+            if gives_back:
                 os.lseek(fd, _LOCKED_AT, os.SEEK_SET)
                 msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        return True
 
     def unlock(self, fd: int) -> None:
         """See Platform. Windows frees the byte of a closed file late, so that the next run would find it locked.

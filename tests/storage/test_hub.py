@@ -123,6 +123,13 @@ def test_nothing_is_written_into_the_cache(tmp_path: Path, monkeypatch: pytest.M
         store.create("config.json")
     with pytest.raises(StorageError, match="nothing is ever removed"):
         store.remove("config.json")
+    with pytest.raises(StorageError, match="never written to"):
+        store.subfolder("unet")
+    (snapshot / "vae").mkdir()
+    with pytest.raises(StorageError, match="nothing is ever removed"):
+        store.remove_folder("vae")
+    assert store.below("vae").files() == {}
+    (snapshot / "vae").rmdir()
     assert os.listdir(snapshot) == ["config.json"]
 
 

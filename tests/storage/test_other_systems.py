@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import ntpath
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +40,7 @@ os.close = windows_locks.close
 for name in ("fcntl", "resource", "pwd", "grp", "termios"):
     sys.modules[name] = None
 del signal.SIGHUP, mmap.MAP_PRIVATE, mmap.MAP_ANONYMOUS
+signal.SIGBREAK = signal.SIGUSR1  # another that ends a process which does not handle it
 for name in (
     "O_CLOEXEC", "O_DIRECT", "O_DIRECTORY", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK", "copy_file_range", "fchmod",
     "geteuid", "getegid", "posix_fallocate", "pread", "preadv", "pwrite", "pwritev", "sched_getaffinity", "statvfs",
@@ -189,11 +192,28 @@ merge {minigpt}/base converted -o merged --overwrite
 verify merged"""
 
 
-def tour(system: str, lines: str, folder: Path, *arguments: str) -> str:
-    """What the verbs print on a system, having done what they should."""
+# Ctrl+Break while a weight file of an output is opened.
+BREAKING = """
+def strike(event, given, done=[]):
+    if event == "open" and ".partial/model" in os.fsdecode(str(given[0])) and not done:
+        done.append(True)
+        signal.raise_signal(signal.SIGBREAK)
+
+
+sys.addaudithook(strike)
+"""
+
+
+def run(system: str, lines: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The verbs on a system, up to the first that fails."""
     text = lines.format(minigpt=FIXTURES / "minigpt", peft=FIXTURES / "good" / "peft" / "rslora")
     command = [sys.executable, "-c", system + TOUR, text, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def tour(system: str, lines: str, folder: Path, *arguments: str) -> str:
+    """What the verbs print on a system, having done what they should."""
+    done = run(system, lines, folder, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -226,6 +246,16 @@ verify merged"""
     assert sorted(os.listdir(tmp_path)) == ["converted", "merged"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+def test_ctrl_break_on_windows_leaves_nothing(tmp_path: Path) -> None:
+    line = "merge {minigpt}/base {minigpt}/lora_adapter --alpha 1.0 -o merged"
+    broken = run(LIKE_WINDOWS + BREAKING, line, tmp_path, str(Path(__file__).parent))
+    said = broken.stderr.splitlines()
+    assert said[-2] == "interrupted: no partial output is left"
+    assert said[-1].endswith(f"-o merged: {128 + signal.SIGUSR1}")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no device that takes a report")
 def test_a_report_to_nul_does_not_go_to_standard_output(tmp_path: Path) -> None:
     """On Windows both have the same identity, which is none."""
@@ -248,6 +278,21 @@ def test_the_verbs_write_where_files_have_no_identity(tmp_path: Path) -> None:
     lines = "validate {peft} --config ../settings.toml\n" + VERBS
     tour(LIKE_WINDOWS + WITHOUT_IDENTITY, lines, tmp_path / "out", str(Path(__file__).parent))
     check_merged(tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
+def test_a_card_where_files_have_no_identity_replaces_a_card_and_no_file_of_the_model(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "good" / "peft" / "rslora", tmp_path / "adapter")
+    (tmp_path / "adapter" / "notes.md").write_text("of the model")
+    system, tests = LIKE_WINDOWS + WITHOUT_IDENTITY, str(Path(__file__).parent)
+    (tmp_path / "card.md").write_text("About it.\n")
+    tour(system, "card adapter -o card.md", tmp_path, tests)
+    written = (tmp_path / "card.md").read_text()
+    assert written.startswith("---\n")
+    assert "About it.\n" in written
+    refused = run(system, "card adapter -o adapter/notes.md", tmp_path, tests)
+    assert "the card would replace a file of the model it describes" in refused.stderr
+    assert (tmp_path / "adapter" / "notes.md").read_text() == "of the model"
 
 
 class WithoutPreadv(Posix):
@@ -304,6 +349,49 @@ def test_a_shared_lock_of_windows_is_held_by_several(tmp_path: Path) -> None:
     with join(target, word, overwrite=False), join(target, word, overwrite=False):
         assert windows_locks.held == set()
     assert windows_locks.held == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_shared_lock_of_windows_that_another_rank_has_for_a_moment_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both take it in the same instant; the other gives it back while this one waits."""
+    other = os.open(tmp_path / ".out.loraformat-lock.partial", os.O_RDWR | os.O_CREAT)
+    os.lseek(other, 1 << 30, os.SEEK_SET)
+    windows_locks.locking(other, windows_locks.LK_NBLCK, 1)
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        windows_locks.locking(other, windows_locks.LK_UNLCK, 1)
+
+    monkeypatch.setattr(platform, "PLATFORM", Windows(wait))
+    try:
+        with join(str(tmp_path / "out"), "0123456789abcdef", overwrite=False):
+            assert len(waited) == 1
+    finally:
+        os.close(other)
+    assert windows_locks.held == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stand-in for the locks of Windows is made of those of Linux")
+@pytest.mark.usefixtures("on_windows")
+def test_a_shared_lock_of_windows_is_refused_while_a_run_has_the_output_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(platform, "PLATFORM", Windows(waited.append))
+    target = str(tmp_path / "out")
+    with (
+        stage(target, overwrite=False),
+        pytest.raises(StorageError, match=f"in use by pid {os.getpid()}"),
+        join(target, "0123456789abcdef", overwrite=False),
+    ):
+        pass
+    assert 0 < sum(waited) <= 1
+    assert windows_locks.held == set()
+    assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.usefixtures("on_windows")
@@ -409,5 +497,5 @@ def test_a_big_endian_machine_is_refused_by_name(monkeypatch: pytest.MonkeyPatch
 
 
 def test_signals_that_end_a_process_are_those_of_the_system() -> None:
-    wanted = {"SIGINT", "SIGTERM"} | ({"SIGHUP"} if os.name == "posix" else set())
+    wanted = {"SIGINT", "SIGTERM", "SIGHUP" if os.name == "posix" else "SIGBREAK"}
     assert {each.name for each in machine.ENDING} == wanted

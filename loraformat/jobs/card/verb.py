@@ -19,6 +19,7 @@ from loraformat.report import Report
 from loraformat.rules import Subject
 from loraformat.rules.metadata.card import card_without_base, card_without_license, fields_of
 from loraformat.storage import Location, is_hub, is_local, is_own_stream, open_store, uri_of, uri_or_none, write_to
+from loraformat.storage.platform import is_same_file
 
 _MOST_NBYTES = 1 << 20
 
@@ -102,9 +103,14 @@ def _check_target(target: str, uri: str, store: OpenedFiles) -> None:
         text = "the file exists and is not a model card: its name does not end in .md"
         raise StorageError(text, where=target, hint="name another file, or remove this one first")
     read = [os.path.join(uri, name) for name in store.files() if name != CARD] if is_local(uri) else []
-    for path in (uri, *read):
-        if os.path.exists(path) and os.path.samefile(path, target):
-            raise StorageError("the card would replace a file of the model it describes", where=target)
+    if any(os.path.exists(path) and _is_same(path, target) for path in (uri, *read)):
+        raise StorageError("the card would replace a file of the model it describes", where=target)
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, by identity, and by path where files have none."""
+    paths = {os.path.normcase(os.path.realpath(path)) for path in (one, other)}
+    return len(paths) == 1 or is_same_file(os.stat(one), os.stat(other))
 
 
 def _is_file(target: str) -> bool:

@@ -67,7 +67,16 @@ from loraformat.model.summary import summarize
 from loraformat.model.tensors import DType, bytes_of, row_blocks
 from loraformat.model.updates import kind_of, scale_of
 from loraformat.report import Report
-from loraformat.storage import Publication, check_output, is_hub, is_restricted, join, require_space, stage
+from loraformat.storage import (
+    Publication,
+    check_names,
+    check_output,
+    is_hub,
+    is_restricted,
+    join,
+    require_space,
+    stage,
+)
 
 DEFAULT_MEMORY_NBYTES = 64 << 20
 _AS_TRAINED = ("LF115", "LF316")  # what --as-trained is the answer to
@@ -299,7 +308,8 @@ def write(
     limits = replace(limits, progress=advance)
     used = [source_of(one.bundle) for one in prepared.opened]
     permissions = permissions_of(inputs, used, plan, out)
-    names = (*file_names(plan), MANIFEST, DIGESTS)
+    names = written_names(plan, None)
+    check_names(out, names)
     publishing = publishing_of(publication, out, meet, names)
     if is_restricted(permissions):
         meet((kept_private(FindingLocation(subject=out), permissions),))
@@ -335,8 +345,9 @@ def write(
         return written
 
 
-def check_place(out: str, sources: Sequence[str], *, overwrite: bool) -> None:
+def check_place(plan: MergePlan, out: str, sources: Sequence[str], *, overwrite: bool) -> None:
     """Raises: StorageError: `write` would refuse to write to `out`."""
+    check_names(out, written_names(plan, None))
     check_output(out, overwrite=overwrite, inputs=sources, written=names_written)
 
 

@@ -163,7 +163,7 @@ def merge(
         announce(prepared.findings)
     inputs = (base, *(uri for uri, _ in chosen))
     if dry_run:
-        check_place(out, inputs, overwrite=overwrite)
+        check_place(prepared.plan, out, inputs, overwrite=overwrite)
         return report_of(prepared, base)
     trust = Trust(verify=verify, digests=digests, resume=resume, least_kept=least_kept)
     met: list[Finding] = []

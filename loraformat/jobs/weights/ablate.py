@@ -395,7 +395,7 @@ def _merged(
     if run.announce is not None:
         run.announce(prepared.findings)
     if dry_run:
-        check_place(run.out, (run.uri,), overwrite=overwrite)
+        check_place(prepared.plan, run.out, (run.uri,), overwrite=overwrite)
         return replace(report_of(prepared, run.uri), job="ablate")
     met: list[Finding] = []
 

@@ -171,7 +171,7 @@ def unmerge(
             _not_proved(undone), where=uri, hint="use --base BASE to compare all of it", findings=findings
         )
     if dry_run:
-        check_place(uri_of(out), undone.inputs, overwrite=overwrite)
+        check_place(undone.prepared.plan, uri_of(out), undone.inputs, overwrite=overwrite)
         return _report(run, undone, findings, "")
     met: list[Finding] = []
 

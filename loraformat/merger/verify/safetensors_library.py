@@ -24,6 +24,8 @@ class _Slice(Protocol):
     """A tensor as the library shows it."""
 
     def __getitem__(self, place: tuple[slice, ...], /) -> Values: ...
+    def get_dtype(self) -> str: ...
+    def get_shape(self) -> Sequence[int]: ...
 
 
 # The library makes arrays of these, and has no type of numpy for the others; where those begin it tells by its order.
@@ -46,18 +48,22 @@ def check_with_library(output: Store, shard: ShardPlan, tensors: Mapping[str, St
     if not isinstance(output, LocalStore):  # the library opens paths
         return
     path = os.path.join(output.folder, shard.target)
+    slices: dict[str, _Slice] = {}
     try:
         with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            slices.update((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 - it is not a dict
             found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
             if found != {name: (tensor.dtype.safetensors, tensor.shape) for name, tensor in tensors.items()}:
                 raise MergeError("the safetensors library reads other tensors than loraformat", where=shard.target)
             begin = output.size(shard.target) - sum(tensor.span.nbytes for tensor in tensors.values())
             for name in _order(file, tensors):
-                _compare_row(output, name, tensors[name], slices[name], begin)
+                _compare_row(output, name, tensors[name], slices, begin)
                 begin += math.prod(found[name][1]) * DType[found[name][0]].itemsize
     except SafetensorError as error:
         raise MergeError(f"the safetensors library cannot read the file: {error}", where=shard.target) from error
+    finally:
+        # Each maps the file, and an error keeps this frame: Windows could not remove the unfinished output.
+        slices.clear()
 
 
 def _order(file: object, tensors: Mapping[str, StoredTensor]) -> Sequence[str]:
@@ -67,10 +73,12 @@ def _order(file: object, tensors: Mapping[str, StoredTensor]) -> Sequence[str]:
     return sorted(tensors, key=lambda name: tensors[name].span)
 
 
-def _compare_row(output: LocalStore, name: str, tensor: StoredTensor, theirs: _Slice, begin: int) -> None:
+def _compare_row(output: LocalStore, name: str, tensor: StoredTensor, theirs: Mapping[str, _Slice], begin: int) -> None:
     """The run along the last axis that the tensor's name picks; nothing for scalars and where there are no values.
 
-    Args: begin: where the tensor begins in the file, by the library.
+    Args:
+        theirs: all tensors; no slice is held here, since each maps the file.
+        begin: where the tensor begins in the file, by the library.
     """
     *leading, length = tensor.shape or (0,)
     rows = math.prod(leading)
@@ -79,7 +87,7 @@ def _compare_row(output: LocalStore, name: str, tensor: StoredTensor, theirs: _S
     row = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % rows
     ours = read_raw_rows(output, replace(tensor, shape=(rows, length)), row, row + 1)
     if tensor.dtype in _READABLE:
-        other = theirs[_place(row, leading)].tobytes()
+        other = theirs[name][_place(row, leading)].tobytes()
     else:
         other = output.read(tensor.file, begin + row * len(ours), len(ours))
     if other != ours:

@@ -37,6 +37,14 @@ class CachedRepository(LocalStore):
         """Raises: StorageError, always."""
         raise StorageError("nothing is ever removed from the Hub cache", where=f"{self.uri}/{path}")
 
+    def subfolder(self, name: str) -> NoReturn:
+        """Raises: StorageError, always: it would be made. `below` opens one for reading."""
+        raise StorageError("the Hub cache is never written to", where=f"{self.uri}/{name}")
+
+    def remove_folder(self, name: str) -> NoReturn:
+        """Raises: StorageError, always."""
+        raise StorageError("nothing is ever removed from the Hub cache", where=f"{self.uri}/{name}")
+
 
 def _snapshot(address: Address) -> str:
     """The folder of a commit in the cache."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Deferral:
-    """While it lasts, SIGINT, SIGTERM and SIGHUP are noted and handled when it ends; only in the main thread.
+    """While it lasts, the signals of `ENDING` are noted and handled when it ends; only in the main thread.
 
     A handler that raises can strike between any two steps, also between making a file and the `try` that would remove
     it. Inside `delivered()` handlers work as usual.

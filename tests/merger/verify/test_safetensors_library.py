@@ -67,6 +67,19 @@ def test_another_dtype_or_shape_or_name_is_found(tmp_path: Path, shard: ShardPla
             check_with_library(store, shard, wrong)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="files in memory are looked up in /proc")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_error_does_not_keep_the_file_in_memory(tmp_path: Path, shard: ShardPlan, dtype: torch.dtype) -> None:
+    """Windows removes no file that is mapped, and the output is removed while the error is on its way."""
+    store = written(tmp_path / "out", shard, dtype)
+    right = dict(open_weights(store, [shard.target])[1])
+    first, other = (right[name] for name in NAMES)
+    for wrong in (replace(first, span=other.span), replace(first, shape=(4, 6, 3))):
+        with pytest.raises(MergeError) as caught:
+            check_with_library(store, shard, {**right, NAMES[0]: wrong})
+        assert str(tmp_path / "out" / shard.target) not in Path("/proc/self/maps").read_text(), caught.value
+
+
 def test_a_file_that_the_library_cannot_read_is_refused(tmp_path: Path, shard: ShardPlan) -> None:
     store = written(tmp_path / "out", shard, torch.bfloat16)
     tensors = open_weights(store, [shard.target])[1]
