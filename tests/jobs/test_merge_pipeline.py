@@ -124,6 +124,15 @@ def test_what_a_file_does_not_state_may_be_given(tmp_path: Path, options: dict[s
             torch.testing.assert_close(after[weight].double(), before[weight].double() + update, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("options", "option"), [({"alpha": 8.0}, "--alpha"), ({"scale": 0.5}, "--assume")])
+def test_the_option_that_contradicts_a_file_is_named(tmp_path: Path, options: dict[str, float], option: str) -> None:
+    base = pipeline(tmp_path / "base", "diffusers/tiny-flux")
+    with pytest.raises(LoraFormatError, match=r"states a scale of 1\.5") as raised:
+        assumptions = loraformat.Assumptions(**options)
+        loraformat.merge(base, [adapter("diffusers/tiny-flux")], tmp_path / "out", assumptions=assumptions)
+    assert raised.value.hint == f"leave {option} out, or correct the file"
+
+
 @pytest.mark.parametrize("case", ADAPTERS)
 def test_each_component_gets_its_updates_and_all_else_is_copied(tmp_path: Path, case: str) -> None:
     base = pipeline(tmp_path / "base", case)

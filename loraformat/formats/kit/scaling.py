@@ -39,10 +39,13 @@ class Scaling:
         return wanted
 
 
-def agreed(stated: T | None, hinted: T | None, what: str, where: FindingLocation, *, settings: str = "") -> T | None:
+def agreed(
+    stated: T | None, hinted: T | None, what: str, where: FindingLocation, *, settings: str = "", option: str = ""
+) -> T | None:
     """What the file states, or the caller's hint where it states nothing.
 
     Args:
+        option: by which the hint was given; "": the one for `what`.
         settings: another file, if it is that file and not the caller that gives the hint.
 
     Raises:
@@ -56,8 +59,13 @@ def agreed(stated: T | None, hinted: T | None, what: str, where: FindingLocation
             f"the file states {what} {_plain(stated)}, but {settings} states {_plain(hinted)}", where=where
         )
     message = f"the file states {what} {_plain(stated)}, but {_plain(hinted)} was given"
-    option = "--alpha" if what == "alpha" else "--assume"
+    option = option or ("--alpha" if what == "alpha" else "--assume")
     raise AssumptionContradicted(message, where=where, hint=f"leave {option} out, or correct the file")
+
+
+def option_of(hints: Hints) -> str:
+    """The option by which the caller gave a scale, perhaps by way of alpha."""
+    return "--assume" if hints.alpha is None else "--alpha"
 
 
 def _plain(value: float) -> str:

@@ -18,7 +18,7 @@ from loraformat.formats.kit.findings import (
     unpaired_factors,
 )
 from loraformat.formats.kit.folder import left_behind, other_files, tokenizer_files
-from loraformat.formats.kit.scaling import agreed
+from loraformat.formats.kit.scaling import agreed, option_of
 from loraformat.formats.mlx.config import ARRAYS, CONFIG, OWN_FILES, WEIGHTS, MlxConfig, parse
 from loraformat.formats.mlx.experts import experts_of
 from loraformat.model.adapter import Adapter, AdapterConfig
@@ -57,7 +57,10 @@ def read(bundle: Bundle, *, hints: Hints = NO_HINTS) -> Adapter:
     rank = agreed(config.rank, hints.rank, "rank", in_file(CONFIG))
     # The user decides between the two factors that an old mlx-vlm file may mean.
     is_chosen = config.is_raw_alpha and hints.scale is not None
-    scale = hints.scale if is_chosen else agreed(config.scale, _hinted(config, hints), "a scale of", in_file(CONFIG))
+    scale = hints.scale
+    if not is_chosen:
+        hinted = _hinted(config, hints)
+        scale = agreed(config.scale, hinted, "a scale of", in_file(CONFIG), option=option_of(hints))
     tensors = file.open()
     modules, found = _sorted(tensors.entries, in_file(file.name))
     if config.scale is None and scale is None and file.name.endswith(".npz"):

@@ -15,7 +15,7 @@ from loraformat.errors import ConfigError, UnsupportedUpdate
 from loraformat.formats.kit import factors
 from loraformat.formats.kit.base import Hints
 from loraformat.formats.kit.image.names import RawModule
-from loraformat.formats.kit.scaling import MAX_RANK, Scaling, agreed, scale_of
+from loraformat.formats.kit.scaling import MAX_RANK, Scaling, agreed, option_of, scale_of
 from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import Dense, Hadamard, Kronecker, LowRank, Magnitude, Replace, Update
 
@@ -110,7 +110,7 @@ class _Scale:
             )
         if own is None and stated is not None:
             hinted = self._hints.scale if self._hints.alpha is None else self._hints.alpha / rank
-            return agreed(stated, hinted, "a scale of", where) or stated
+            return agreed(stated, hinted, "a scale of", where, option=option_of(self._hints)) or stated
         found = scale_of(alpha, rank, Scaling(), self._hints, where)
         return 1.0 if found is None else found
 
