@@ -18,7 +18,8 @@ _STARS = re.compile(r"((?:.*?/)??)\*\*(?:/\*\*)*(?:/(.*))?", re.DOTALL)
 
 def main() -> None:
     """Write the paths of the variable LF_PATHS, one a line there."""
-    for line in filter(None, os.environ["LF_PATHS"].split("\n")):
+    lines = os.environ["LF_PATHS"].replace(os.sep, "/").split("\n")
+    for line in filter(None, lines):
         for path in sorted(set(expanded(line))) if glob.has_magic(line) else [line]:
             sys.stdout.buffer.write(os.fsencode(path.replace(os.sep, "/")) + b"\0")
 
@@ -43,11 +44,25 @@ def folders(top: str, *, with_links: bool = False) -> Iterator[str]:
     while waiting:
         yield (folder := waiting.pop())
         try:
-            inside = [each for each in os.scandir(folder or ".") if each.name[0] != "." and each.is_dir()]
+            inside = [each for each in os.scandir(folder or ".") if each.name[0] != "." and _is_folder(each)]
         except OSError:  # not readable, or a path that is too long
             continue
-        yield from (f"{folder}{each.name}/" for each in inside if with_links and each.is_symlink())
-        waiting += [f"{folder}{each.name}/" for each in inside if not each.is_symlink()]
+        yield from (f"{folder}{each.name}/" for each in inside if with_links and _is_link(each))
+        waiting += [f"{folder}{each.name}/" for each in inside if not _is_link(each)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    """Whether it leads elsewhere: a link, or what Windows has besides, such as a junction."""
+    if entry.is_symlink():
+        return True
+    return bool(getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class System(NamedTuple):
     environment: tuple[tuple[str, str], ...] = ()
 
 
+# What a release may leave to other machines of its workflow.
+ELSEWHERE = ("macos-arm64", "macos-x86_64", "musllinux-aarch64")
 _AARCH64_ROOT = "/usr/aarch64-linux-gnu"
 _MUSL = "/lib/ld-musl-{}.so.1"
 SYSTEMS = {
@@ -45,8 +47,9 @@ SYSTEMS = {
         ("qemu-aarch64", "-L", _AARCH64_ROOT), (f"{_AARCH64_ROOT}/lib/libc.so.6", "libc6-arm64-cross")
     ),
     "musllinux-x86_64": System((), (_MUSL.format("x86_64"), "musl"), ("-dynamic",)),
+    # Not among what a release asks for: Ubuntu has packages of other machines only elsewhere.
     "musllinux-aarch64": System(("qemu-aarch64",), (_MUSL.format("aarch64"), "musl:arm64"), ("-dynamic",)),
-    "windows-x86_64": System(("wine",), ("wine", "wine64"), environment=(("WINEDEBUG", "-all"),)),
+    "windows-x86_64": System(("wine",), ("wine", "wine"), environment=(("WINEDEBUG", "-all"),)),
 }
 
 
@@ -63,6 +66,12 @@ def check(target: str, wheel: Path, folder: Path) -> str:
     if "passed" not in last or "skipped" in last:
         raise Failed(f"{target}: {last}")
     return f"{target}: {last}"
+
+
+def missing() -> list[str]:
+    """What this machine lacks to run the libraries that a release must run."""
+    found = {target: why_not(target) for target in SYSTEMS if target not in ELSEWHERE}
+    return [f"{target}: {reason}" for target, reason in found.items() if reason]
 
 
 def why_not(target: str, which: Callable[[str], str | None] = shutil.which) -> str:

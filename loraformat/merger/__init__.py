@@ -18,7 +18,7 @@ from loraformat.merger.plan.data import AdapterSource, Arithmetic, MergePlan, Sh
 from loraformat.merger.plan.layer_replication import as_written
 from loraformat.merger.plan.notes import findings_of
 from loraformat.merger.plan.planner import plan_merge
-from loraformat.merger.preview import Opened, Preview, previews_of
+from loraformat.merger.preview import Opened, Preview, Survey, previews_of
 from loraformat.merger.write.file_tasks import FileEngine, FileTask, Receipt, TaskFiles, execute, tasks_of
 from loraformat.merger.write.other_files import file_names, weight_nbytes, write_others
 from loraformat.merger.write.receipts import Facts, differences, facts_in, word_of
@@ -46,6 +46,7 @@ __all__ = [
     "ShardPlan",
     "Share",
     "Source",
+    "Survey",
     "TaskFiles",
     "Trust",
     "Written",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraformat.arithmetic import Tally, convert, takes, window
+from loraformat.arithmetic import Tally, takes, window
 from loraformat.matching import RowMap
-from loraformat.merger.compute.apply import apply, blocks_of
+from loraformat.merger.compute.apply import apply
 from loraformat.merger.compute.kinds.steps import Addition
 from loraformat.merger.compute.prepared import Steps
 from loraformat.merger.compute.windows import Resources, read_window, windows
@@ -25,7 +25,19 @@ from loraformat.model.updates import LowRank, Update
 if TYPE_CHECKING:
     from loraformat.model.floats import Floats
 
-_PIECE = 1 << 16  # values
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Rows of the base as they are stored, and what would be kept of what is added to them.
+
+    Attributes:
+        raw: row-major, of `dtype`.
+        tallies: for each dtype that was asked for, those of tiles of TILE rows.
+    """
+
+    raw: memoryview
+    dtype: DType
+    tallies: tuple[list[Tally], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +106,28 @@ class Opened:
         steps, norms = self._steps.get()
         return apply(base.copy(), start, steps, norms)
 
-    def survey(self, start: int, stop: int, dtypes: Sequence[DType]) -> tuple[float, list[Tally]] | None:
-        """Σ W² of rows, and what each dtype would keep of a product that goes to all of them: from the stored bytes.
+    def survey(self, start: int, stop: int, dtypes: Sequence[DType]) -> Survey | None:
+        """Rows as they are stored, and what each dtype would keep of a product that is added to all of them.
 
-        None where they are no plain floats, or where something else than such a product is added: `product` and
-        `merged` tell what, more slowly.
+        None if they are not plain floats, or something else than such a product is added: `product` and `merged` say
+        what, more slowly.
 
         Args:
             start: a multiple of TILE.
         """
         weight = self._inputs.base.weights[self._edit.source].as_matrix(self._edit.row_axes)
-        can_read = weight.read_into is not None and stop <= weight.rows and takes(weight.dtype, *dtypes)
+        can_read = weight.read_into is not None and start < stop <= weight.rows and takes(weight.dtype, *dtypes)
         if weight.read_into is None or not (can_read and self._steps.is_plain):
             return None
-        rows, cols = stop - start, self._edit.matrix[1]
-        raw, written = bytearray(rows * cols * weight.dtype.itemsize), bytearray(rows * cols * 4)
-        weight.read_into(start, stop, memoryview(raw))
+        numel = (stop - start) * self._edit.matrix[1]
+        raw, written = memoryview(bytearray(numel * weight.dtype.itemsize)), bytearray()
+        weight.read_into(start, stop, raw)
         tallies = []
         for dtype in dtypes:
-            target = memoryview(written)[: rows * cols * dtype.itemsize]
-            found = window(self._steps.packed(), start, stop, memoryview(raw), weight.dtype, target, dtype)
-            tallies.append(sum(found, Tally()))
-        return _squares(memoryview(raw), weight.dtype, memoryview(written)), tallies
+            written = written if len(written) == numel * dtype.itemsize else bytearray(numel * dtype.itemsize)
+            target = memoryview(written)
+            tallies.append(window(self._steps.packed(), start, stop, raw, weight.dtype, target, dtype))
+        return Survey(raw, weight.dtype, tuple(tallies))
 
     def product(self, low: int, high: int) -> Floats:
         """What is added to rows `low:high` of a tensor that `is_product`; no row of a span's border is between them."""
@@ -128,19 +140,6 @@ class Opened:
                 total = delta if total is None else total + delta
         assert total is not None
         return total
-
-
-def _squares(raw: memoryview, dtype: DType, scratch: memoryview) -> float:
-    """Σ x² of stored values, in pieces that stay in the processor's caches."""
-    import numpy as np
-
-    total = 0.0
-    for low, high in blocks_of(0, raw.nbytes // dtype.itemsize, _PIECE):
-        wide = scratch[: (high - low) * 4]
-        convert(raw[low * dtype.itemsize : high * dtype.itemsize], dtype, wide, DType.F32)
-        values = np.frombuffer(wide, np.float32).astype(np.float64)
-        total += float(np.vdot(values, values))
-    return total
 
 
 def previews_of(base: Checkpoint, adapter: Adapter) -> list[Preview]:

@@ -89,7 +89,7 @@ class Platform(Protocol):
         """Make the bytes of a file durable, where the file system can. Raises OSError: they may be lost."""
 
     def sync_folder(self, path: str) -> None:
-        """Make the names in a folder durable, where the file system can. Raises OSError: they may be lost."""
+        """Make the names in a folder durable, where the file system can and lets us. Raises OSError: it failed."""
 
     def free_nbytes(self, folder: str) -> int | None:
         """Bytes that may still be written below a folder; None where nobody knows."""
@@ -362,9 +362,9 @@ def platform() -> Platform:
 def is_same_file(one: os.stat_result, other: os.stat_result) -> bool:
     """Whether two statuses are known to be of one file.
 
-    On Windows NUL, the console and pipes have device and inode 0, as do files on some network drives.
+    On Windows NUL, the console and pipes have the inode 0, as do files on some network drives.
     """
-    return bool(one.st_dev or one.st_ino) and os.path.samestat(one, other)
+    return bool(one.st_ino) and os.path.samestat(one, other)
 
 
 @contextmanager

@@ -305,6 +305,17 @@ def test_sarif_is_uploaded_only_if_it_was_written(action: dict[str, Any], worksp
     assert "has-sarif" not in run(action, workspace)[2]
     assert "has-sarif" not in run(action, workspace, sarif="never.sarif", paths="models/**")[2]
     assert "has-sarif" not in run(action, workspace, sarif="never.sarif", fail_on="sometimes")[2]
+    (workspace / "old.sarif").write_text("{}")
+    assert "has-sarif" not in run(action, workspace, sarif="old.sarif", fail_on="sometimes")[2]
+
+
+def test_a_second_use_in_a_job_keeps_the_report_of_the_first(action: dict[str, Any], workspace: Path) -> None:
+    first = Path(run(action, workspace)[2]["json-file"])
+    report = first.read_bytes()
+    second = run(action, workspace, fail_on="sometimes")[2]
+    assert second["result"] == "broken"
+    assert "json-file" not in second
+    assert first.read_bytes() == report
 
 
 PATTERNS = """\
@@ -345,7 +356,7 @@ def test_patterns_match_what_bash_matches_with_globstar(tmp_path: Path) -> None:
             (tree / folder / "f.json").touch()
     for name in ("a/f.json", "a/.dot.json", "a/b/new\nline", "a/b/f.json"):
         (tree / name).touch()
-    for link, target in (("a/loop", "../a"), ("link", "a"), ("a/lc", "b/c"), ("a/gone", "nowhere")):
+    for link, target in (("a/loop", "../a"), ("link", "a"), ("a/lc", "b/c"), ("a/gone", "nowhere"), ("a/own", "own")):
         (tree / link).symlink_to(target)
     env = {**os.environ, "LF_PATHS": PATTERNS, "LC_ALL": "C"}
     bash = subprocess.run(["bash", "-c", command], cwd=tree, env=env, capture_output=True, check=False)

@@ -124,11 +124,25 @@ def test_what_a_file_does_not_state_may_be_given(tmp_path: Path, options: dict[s
             torch.testing.assert_close(after[weight].double(), before[weight].double() + update, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"alpha": 8.0}, {"scale": 0.5}])
+def test_a_product_without_a_rank_has_no_scale_to_give(tmp_path: Path, options: dict[str, float]) -> None:
+    """LoKr of two whole matrices, in which alpha and rank have no effect."""
+    module, file = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", tmp_path / "lokr.safetensors"
+    left, right = torch.randn(2, 2), torch.randn(4, 4)
+    save_file({f"{module}.lokr_w1": left, f"{module}.lokr_w2": right}, file)
+    base = pipeline(tmp_path / "base", str(file))
+    loraformat.merge(base, [file], tmp_path / "out", assumptions=loraformat.Assumptions(**options), verify="full")
+    before, after = weights_of(base), weights_of(tmp_path / "out")
+    (changed,) = [name for name in before if not torch.equal(before[name], after[name])]
+    wanted = before[changed].double() + torch.kron(left.double(), right.double())
+    torch.testing.assert_close(after[changed].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("options", "option"), [({"alpha": 8.0}, "--alpha"), ({"scale": 0.5}, "--assume")])
 def test_the_option_that_contradicts_a_file_is_named(tmp_path: Path, options: dict[str, float], option: str) -> None:
     base = pipeline(tmp_path / "base", "diffusers/tiny-flux")
+    assumptions = loraformat.Assumptions(**options)
     with pytest.raises(LoraFormatError, match=r"states a scale of 1\.5") as raised:
-        assumptions = loraformat.Assumptions(**options)
         loraformat.merge(base, [adapter("diffusers/tiny-flux")], tmp_path / "out", assumptions=assumptions)
     assert raised.value.hint == f"leave {option} out, or correct the file"
 

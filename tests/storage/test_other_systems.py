@@ -157,6 +157,7 @@ os.fsync = lambda fd: refuse() if stat.S_ISDIR(os.fstat(fd).st_mode) else sync(f
 
 # A network drive of Windows on which no file has a number.
 WITHOUT_IDENTITY = """
+DRIVE = int(os.environ.get("DRIVE", "0"))  # a drive may have a number though its files have none
 TIMES = ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize")
 
 
@@ -164,7 +165,7 @@ def numberless(call):
     def found(*more, **named):
         status = call(*more, **named)
         times = {name: getattr(status, name) for name in TIMES}
-        return os.stat_result((status.st_mode, 0, 0, *status[3:]), times)
+        return os.stat_result((status.st_mode, 0, DRIVE, *status[3:]), times)
     return found
 
 
@@ -271,8 +272,12 @@ def test_the_verbs_write_to_a_share_of_macos_without_locks(refusal: str, tmp_pat
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are looked up in /proc")
-def test_the_verbs_write_where_files_have_no_identity(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drive", ["0", "77"])
+def test_the_verbs_write_where_files_have_no_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drive: str
+) -> None:
     """Nor is each file there our standard input, another file under its name, or a part of what is read."""
+    monkeypatch.setenv("DRIVE", drive)
     (tmp_path / "settings.toml").write_text('[validate]\nfail-on = "error"\n')
     (tmp_path / "out").mkdir()
     lines = "validate {peft} --config ../settings.toml\n" + VERBS

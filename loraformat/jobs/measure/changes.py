@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraformat.arithmetic import Tally, finish
+from loraformat.arithmetic import TILE, Tally, convert, finish
 from loraformat.engine import open_engine
 from loraformat.errors import MergeError, UnsupportedUpdate
 from loraformat.jobs.measure.tables import Rows, table_record
 from loraformat.matching import match
-from loraformat.merger import Opened, Preview, Resources, previews_of
+from loraformat.merger import Opened, Preview, Resources, Survey, previews_of
 from loraformat.model.adapter import Adapter
 from loraformat.model.checkpoint import Checkpoint
 from loraformat.model.floats import quietly
@@ -190,11 +190,10 @@ class _Track:
         opened, spans = self.opened, self.preview.spans
         assert opened is not None
         if len(spans) == 1 and self.preview.is_product and not self.with_histograms:
-            (weight, _, last), stop = spans[0], min(stop, self.preview.rows_stored)
-            surveyed = opened.survey(start, stop, _DTYPES) if last >= stop > start else None
-            if surveyed is not None:
-                squares, (bf16, fp16) = surveyed
-                return [(weight, Change(base=squares, update=bf16.whole, kept=(bf16.kept, fp16.kept)))]
+            weight, _, last = spans[0]
+            survey = opened.survey(start, min(stop, self.preview.rows_stored), _DTYPES) if last >= stop else None
+            if survey is not None:
+                return [(weight, change) for change in _changes_in(survey, self.preview.matrix[1])]
         base = opened.base(start, stop)
         update: Floats | None = None
         if not self.preview.is_product:
@@ -266,6 +265,19 @@ def _strips(start: int, stop: int, spans: Sequence[tuple[str, int, int]]) -> Ite
     borders = {border for _, first, last in spans for border in (first, last) if start < border < stop}
     places = sorted({*range(start, stop, _STRIP), stop, *borders}) if start < stop else []
     return pairwise(places)
+
+
+def _changes_in(survey: Survey, cols: int) -> Iterator[Change]:
+    """The sums of each tile, so that they do not depend on the windows in which a weight is read."""
+    import numpy as np
+
+    tile = TILE * cols * survey.dtype.itemsize
+    for number, (bf16, fp16) in enumerate(zip(*survey.tallies, strict=True)):
+        raw = survey.raw[number * tile : (number + 1) * tile]
+        single = np.empty(raw.nbytes // survey.dtype.itemsize, np.float32)
+        convert(raw, survey.dtype, single.view(np.uint8).data, DType.F32)
+        values = single.astype(np.float64)
+        yield Change(base=float(np.vdot(values, values)), update=bf16.whole, kept=(bf16.kept, fp16.kept))
 
 
 def _sums(base: Floats, update: Floats) -> Change:

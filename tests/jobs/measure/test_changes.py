@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from loraformat.containers import open_checkpoint
 from loraformat.jobs.measure.changes import changes_of
-from loraformat.model.tensors import LazyTensor
+from loraformat.merger import previews_of
+from loraformat.model.tensors import DType, LazyTensor
 from loraformat.model.updates import (
     Dense,
     Hadamard,
@@ -92,6 +94,44 @@ def test_what_survives_rounding_is_what_a_merge_would_keep(
     for which, narrow in enumerate((torch.bfloat16, torch.float16)):
         kept = float(((exact.to(narrow).double() - before) * change).sum() / change.square().sum())
         assert found.retained(which) == pytest.approx(kept, abs=2e-3)  # float32 sums may round another way
+
+
+PLAIN = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [*PLAIN, torch.float64])
+def test_plain_floats_are_measured_as_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A tensor of float64, and all that is no product for all rows, take the other way."""
+    base, _ = base_of(tmp_path, dtype)
+    for kind, update in kinds().items():
+        (preview,) = previews_of(open_checkpoint(str(base)), adapter({UP: update}))
+        survey = preview.open().survey(64, ROWS, (DType.BF16, DType.F16))
+        assert (survey is not None) == (kind == "linear" and dtype in PLAIN)
+
+
+@pytest.mark.parametrize("dtype", PLAIN)
+@pytest.mark.parametrize("value", [0.5, math.nan, math.inf, 1e38])
+def test_both_ways_give_the_same_figures(tmp_path: Path, dtype: torch.dtype, value: float) -> None:
+    """With histograms the values are computed in float64; also beside a value that is not finite, or overflows."""
+    tensors = weights(dtype=dtype)
+    tensors[UP][3, 4] = value
+    base = open_checkpoint(str(save_base(tmp_path / "base", tensors, config(), shards=2)))
+    changed = adapter({UP: low_rank(ROWS, COLS)})
+    stored = changes_of(base, changed).weights[UP]
+    computed = changes_of(base, changed, with_histograms=True).weights[UP]
+    assert stored.base == pytest.approx(computed.base, rel=1e-12, nan_ok=True)
+    assert stored.update == pytest.approx(computed.update, rel=2e-7)
+    assert stored.kept == pytest.approx(computed.kept, rel=2e-7)
+
+
+@pytest.mark.parametrize("with_histograms", [False, True])
+def test_figures_do_not_depend_on_threads_and_windows(tmp_path: Path, *, with_histograms: bool) -> None:
+    rows = 6000  # several windows
+    tensors = {UP: torch.randn(rows, 600, generator=torch.Generator().manual_seed(1)).bfloat16()}
+    base = open_checkpoint(str(save_base(tmp_path / "base", tensors, config())))
+    update = adapter({UP: low_rank(rows, 600)})
+    found = [changes_of(base, update, jobs=jobs, with_histograms=with_histograms).weights[UP] for jobs in (1, 2, 7)]
+    assert found[0] == found[1] == found[2]
 
 
 def test_fused_storage_counts_each_weight_by_its_own_rows(tmp_path: Path) -> None:

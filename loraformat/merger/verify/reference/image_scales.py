@@ -34,8 +34,12 @@ def single_factor(bundle: Bundle, *, alpha: float | None = None, scale: float | 
     for file in bundle.tensor_files():
         tensors = file.open()
         for rank, stated in _factors(tensors.entries, tensors.metadata.get(_HEADER)):
-            assumed = scale if scale is not None or alpha is None or not rank else alpha / rank
-            factors.add(stated if stated is not None else 1.0 if assumed is None else assumed)
+            if stated is not None or not rank:
+                factors.add(1.0 if stated is None else stated)
+            elif scale is not None or alpha is None:
+                factors.add(1.0 if scale is None else scale)
+            else:
+                factors.add(alpha / rank)
     return factors.pop() if len(factors) == 1 and all(map(math.isfinite, factors)) else None
 
 
