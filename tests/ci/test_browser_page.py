@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -128,12 +129,16 @@ def test_what_is_packed_judges_without_any_other_package(build: ModuleType, tmp_
     with zipfile.ZipFile(io.BytesIO(build.core_zip())) as archive:
         archive.extractall(tmp_path)
     names = ["litgpt/tiny-llama", "peft/tiny-llama", "kohya/tiny-flux"]  # LitGPT's settings are YAML
+    dropped = tmp_path / "dropped"
+    for name in names:  # away from this checkout, whose pyproject.toml Python 3.10 reads with another package
+        shutil.copytree(FIXTURES / "good" / name, dropped / name)
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import judge, json\n"
-        f"answers = [judge.about(), judge.judge('validate', {names}, {str(FIXTURES / 'good')!r}, {{}})]\n"
+        f"answers = [judge.about(), judge.judge('validate', {names}, {str(dropped)!r}, {{}})]\n"
         "print(json.dumps([json.loads(each) for each in answers]))"
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     about, answer = json.loads(done.stdout)
     assert {"vllm", "peft"} <= {name for name, _ in about["targets"]}
     assert answer["exit"] == 0

@@ -96,9 +96,11 @@ def test_load_gives_the_numbers_that_torch_reads(dtype: DType, has_bytes: bool) 
     lazy = LazyTensor(wanted.shape, dtype, lambda a, b: wanted[a:b], raw)
     found = lazy.load()
     assert found.dtype == dtype.numpy == wanted.dtype
-    np.testing.assert_array_equal(found, wanted)
-    assert lazy.torch().dtype == dtype.torch
-    np.testing.assert_array_equal(lazy.torch().to(values.dtype if not is_narrow else torch.float32).numpy(), wanted)
+    again = lazy.torch()
+    assert again.dtype == dtype.torch
+    with np.errstate(invalid="ignore"):  # numpy before 2.3 warns where complex numbers have a NaN
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(again.to(values.dtype if not is_narrow else torch.float32).numpy(), wanted)
 
 
 @pytest.mark.parametrize("has_bytes", [True, False])
