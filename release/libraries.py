@@ -37,7 +37,7 @@ class System(NamedTuple):
     environment: tuple[tuple[str, str], ...] = ()
 
 
-# What a release may leave to other machines of its workflow.
+# What a release leaves to other machines of its workflow; Ubuntu has musl of other processors only elsewhere.
 ELSEWHERE = ("macos-arm64", "macos-x86_64", "musllinux-aarch64")
 _AARCH64_ROOT = "/usr/aarch64-linux-gnu"
 _MUSL = "/lib/ld-musl-{}.so.1"
@@ -47,7 +47,6 @@ SYSTEMS = {
         ("qemu-aarch64", "-L", _AARCH64_ROOT), (f"{_AARCH64_ROOT}/lib/libc.so.6", "libc6-arm64-cross")
     ),
     "musllinux-x86_64": System((), (_MUSL.format("x86_64"), "musl"), ("-dynamic",)),
-    # Not among what a release asks for: Ubuntu has packages of other machines only elsewhere.
     "musllinux-aarch64": System(("qemu-aarch64",), (_MUSL.format("aarch64"), "musl:arm64"), ("-dynamic",)),
     "windows-x86_64": System(("wine",), ("wine", "wine"), environment=(("WINEDEBUG", "-all"),)),
 }
