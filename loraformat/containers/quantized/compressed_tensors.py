@@ -28,7 +28,7 @@ from loraformat.errors import FormatError, NonFiniteValue
 from loraformat.matching import fused_with
 from loraformat.model.bundle import Json
 from loraformat.model.checkpoint import Checkpoint, QuantizedWeight, StoredTensor
-from loraformat.model.patterns.matching import fullmatch
+from loraformat.model.patterns import fullmatch
 from loraformat.model.tensors import DType
 
 if TYPE_CHECKING:
