@@ -92,7 +92,7 @@ mutants: $(VENV)/installed-test
 	$(BIN)/python tests/mutants.py --trace
 	$(BIN)/python tests/mutants.py --seed $$(git rev-parse --short=8 HEAD)
 
-# All measurements, one after the other; an hour, on a machine that does nothing else. BENCH= names some of them.
+# Most measurements, one after the other; an hour, on a machine that does nothing else. BENCH= names some of them.
 BENCH ?= start_up validate inspection merge merge_gguf merge_single_file quantized algebra extract image_adapters retention
 bench: $(VENV)/installed-test
 	for each in $(BENCH); do echo "== $$each"; $(BIN)/python benchmarks/$$each.py || exit 1; done

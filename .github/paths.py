@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 _STARS = re.compile(r"((?:.*?/)??)\*\*(?:/\*\*)*(?:/(.*))?", re.DOTALL)
 
+_LEADS_ELSEWHERE = 0x2000_0000  # winnt.h, IsReparseTagNameSurrogate: a file of the cloud has a tag too
+
 
 def main() -> None:
     """Write the paths of the variable LF_PATHS, one a line there."""
@@ -60,9 +62,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _is_link(entry: os.DirEntry[str]) -> bool:
     """Whether it leads elsewhere: a link, or what Windows has besides, such as a junction."""
-    if entry.is_symlink():
+    if entry.is_symlink() or os.name != "nt":
+        return entry.is_symlink()
+    try:
+        return bool(entry.stat(follow_symlinks=False).st_reparse_tag & _LEADS_ELSEWHERE)  # type: ignore[attr-defined]
+    except OSError:
         return True
-    return bool(getattr(entry.stat(follow_symlinks=False), "st_reparse_tag", 0))
 
 
 if __name__ == "__main__":

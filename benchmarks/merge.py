@@ -131,7 +131,7 @@ def start_up(folder: Path, runs: int) -> float:
 def compare(folder: Path, runs: int, *, with_peft: bool) -> None:
     """The table of wall times."""
     lead = start_up(folder, runs)
-    tell(f"start-up of Python: {lead:.2f} s, contained in every time of loraformat below")
+    tell(f"start-up of Python and loraformat: {lead:.2f} s, contained in every time of loraformat below")
     tell("cache  adapter        tool         wall s  cpu s  peak MB  read GB  written GB  /cp  /cp without start-up")
     for cache in ("warm", "cold"):
         ranks = (16, 64) if cache == "warm" else (16,)

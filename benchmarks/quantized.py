@@ -54,7 +54,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     folder = Path(tempfile.mkdtemp(prefix="loraformat-bench-", dir=options.folder))
     try:
-        tell(f"start-up of Python: {start_up(folder, options.runs):.2f} s, contained in every time of loraformat below")
+        lead = start_up(folder, options.runs)
+        tell(f"start-up of Python and loraformat: {lead:.2f} s, contained in every time of loraformat below")
         tell("scheme      tool                wall s  cpu s  peak MB  /durable cp  /warm cp")
         for scheme in options.schemes.split(","):
             compare(folder, scheme, options.gigabytes, options.runs, with_library=not options.no_libraries)

@@ -4,7 +4,7 @@
     python release/addresses.py --owner ACCOUNT     fill in the account that holds the repository, and take out of the
                                                     pages what only holds before the first release
 
-`make release-check` names what is missing; with a tag it stops at the first address. tests/ci/test_release.py holds
+`make release-check` names what is missing; with a tag it stops there. tests/ci/test_release.py holds
 that no file beside those listed has one.
 """
 
@@ -53,7 +53,9 @@ TABLE = (
     ),
     Missing("the environment `pypi` of the repository, with a person who approves each release", "", ()),
     Missing(
-        "private security advisories, switched on in the repository, as SECURITY.md has them", "", ("SECURITY.md",)
+        "private security advisories, switched on in the repository, which SECURITY.md tells reporters to use",
+        "",
+        ("SECURITY.md",),
     ),
 )
 

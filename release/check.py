@@ -5,8 +5,8 @@
 
 Builds the source archive from this checkout and all wheels from the archive, looks into them, installs them into fresh
 environments, and leaves them with their hashes in dist/. A tag, from the option or from the variable TAG, makes it
-stricter: it must be the version, the changelog must have its date, no address may be missing, and every library must
-run that an emulator can run.
+stricter: it must be the version, the changelog must have its date, no address may be missing, and this machine must run
+all libraries but those in libraries.ELSEWHERE.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from artifacts import ROOT, Failed, run
 # Compiled a second time from nothing; the others take Zig minutes, since it compiles the C library of their system too.
 TWICE = ("pure", "manylinux-x86_64", "macos-arm64")
 # What needs its own system; the release workflow runs it there.
-NOT_RUN = ("the macOS wheels", "Python on Windows", "Python on Alpine")
+NOT_RUN = ("the macOS libraries", "Python on Windows", "Python on Alpine")
 
 
 class Release:
@@ -59,7 +59,9 @@ class Release:
         ]
 
     def check_version(self) -> str:
-        """The tag is the version, and the changelog has a date for it."""
+        """The tag is the version, the changelog has a date for it, and this machine can check it."""
+        if self.tag and (missing := libraries.missing()):
+            raise Failed("\n".join(missing))
         version = artifacts.version()
         newest, date = artifacts.release_of_changelog()
         if self.tag and (self.tag != f"v{version}" or newest != version or not date):
@@ -76,7 +78,7 @@ class Release:
         missing += [f"what holds before the first release in {path}" for path in addresses.early()]
         if missing and self.tag:
             raise Failed(f"{'; '.join(missing)}: python release/addresses.py --owner ACCOUNT")
-        confirm = [f"only the publisher can confirm: {each.what}" for each in addresses.TABLE if not each.placeholder]
+        confirm = [f"only the publisher can provide: {each.what}" for each in addresses.TABLE if not each.placeholder]
         return "\n".join([*(f"to be filled in before a release: {each}" for each in missing), *confirm])
 
     def check_surface(self) -> str:
@@ -136,8 +138,6 @@ class Release:
     def check_libraries(self) -> str:
         """Each library gives the bytes of the library of this machine, where this machine can run it."""
         with_library = [(kind, path) for kind, path in zip(artifacts.KINDS, self.wheels, strict=True) if kind != "pure"]
-        if self.tag and (missing := libraries.missing()):
-            raise Failed("\n".join(missing))
         return "\n".join(libraries.check(kind, path, self.scratch / "run" / kind) for kind, path in with_library)
 
     def check_installations(self) -> str:

@@ -37,7 +37,7 @@ class System(NamedTuple):
     environment: tuple[tuple[str, str], ...] = ()
 
 
-# What a release leaves to other machines of its workflow; Ubuntu has musl of other processors only elsewhere.
+# What a release leaves to other machines of its workflow. On x86-64, Ubuntu's usual package sources have no musl:arm64.
 ELSEWHERE = ("macos-arm64", "macos-x86_64", "musllinux-aarch64")
 _AARCH64_ROOT = "/usr/aarch64-linux-gnu"
 _MUSL = "/lib/ld-musl-{}.so.1"
@@ -67,9 +67,9 @@ def check(target: str, wheel: Path, folder: Path) -> str:
     return f"{target}: {last}"
 
 
-def missing() -> list[str]:
+def missing(which: Callable[[str], str | None] = shutil.which) -> list[str]:
     """What this machine lacks to run the libraries that a release must run."""
-    found = {target: why_not(target) for target in SYSTEMS if target not in ELSEWHERE}
+    found = {target: why_not(target, which) for target in TARGETS if target not in ELSEWHERE}
     return [f"{target}: {reason}" for target, reason in found.items() if reason]
 
 

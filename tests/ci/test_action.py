@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,47 @@ def in_the_checkout(action: dict[str, Any], number: int, workspace: Path, **envi
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return output.read_text() + done.stdout
+
+
+def test_too_many_paths_for_one_command_are_named_as_the_likely_cause(action: dict[str, Any], workspace: Path) -> None:
+    folder = workspace.joinpath(*("d" * 200 for _ in range(4)))
+    folder.mkdir(parents=True)
+    for number in range(os.sysconf("SC_ARG_MAX") // 800 + 1):
+        (folder / f"{number}.safetensors").touch()
+    code, log, outputs, _ = run(action, workspace, paths=f"{folder.relative_to(workspace)}/*")
+    assert (code, outputs["result"]) == (126, "broken")
+    assert "name folders" in log
+
+
+def test_a_report_of_an_earlier_run_does_not_stay(action: dict[str, Any], workspace: Path) -> None:
+    (workspace / "old.xml").write_text("<testsuites/>")
+    assert run(action, workspace, junit="old.xml", fail_on="sometimes")[2]["result"] == "broken"
+    assert not (workspace / "old.xml").exists()
+
+
+# Everything that the script imports, and the script, before root becomes somebody to whom a folder can be closed.
+AS_NOBODY = """
+import __future__, collections.abc, glob, os, re, sys
+text = open(sys.argv[1], encoding="utf-8").read()
+os.geteuid() or os.setuid(65534)
+exec(compile(text, "paths.py", "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="a system without users of this kind")
+def test_a_folder_that_cannot_be_entered_is_left_out() -> None:
+    with tempfile.TemporaryDirectory() as name:  # open to all, as pytest's own are not
+        top = Path(name)
+        (top / "closed" / "sub").mkdir(parents=True)
+        (top / "open").mkdir()
+        (top / "open" / "f.json").touch()
+        (top / "closed").chmod(0o444)
+        top.chmod(0o755)
+        script = [sys.executable, "-I", "-c", AS_NOBODY, str(ROOT / ".github" / "paths.py")]
+        env = {**os.environ, "LF_PATHS": "**/f.json"}
+        done = subprocess.run(script, cwd=top, env=env, capture_output=True, check=False)
+        (top / "closed").chmod(0o755)
+    assert done.stdout == b"open/f.json\0", done.stderr
 
 
 def installing(action: dict[str, Any]) -> list[dict[str, Any]]:

@@ -122,6 +122,26 @@ def test_a_library_is_not_run_where_its_system_is_missing(libraries: ModuleType)
             assert libraries.why_not(target, which=lambda _: None).startswith(("no ", "needs Linux"))
 
 
+def test_a_release_needs_what_runs_each_library(libraries: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = " ".join(libraries.missing(which=lambda _: None))
+    assert "windows-x86_64: " in said
+    assert "manylinux-aarch64: " in said
+    assert "macos" not in said
+    monkeypatch.setitem(libraries.TARGETS, "plan9-x86_64", compile_loops.TARGETS["windows-x86_64"])
+    assert "plan9-x86_64: no emulator of its system" in libraries.missing()
+
+
+def test_a_tag_is_refused_before_anything_is_built_where_a_library_cannot_run(
+    libraries: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check = script("release/check.py")
+    monkeypatch.setitem(libraries.TARGETS, "plan9-x86_64", compile_loops.TARGETS["windows-x86_64"])
+    release = check.Release(tmp_path, tmp_path, "v0.1.0", [])
+    first = release.steps()[0][1]
+    with pytest.raises(check.Failed, match="plan9-x86_64: no emulator"):
+        first()
+
+
 def test_every_platform_of_the_issue_has_a_target() -> None:
     systems = {each.platform.rpartition(".")[2] for each in compile_loops.TARGETS.values()}
     assert systems == {
