@@ -46,7 +46,7 @@ def test_every_kind_of_promise_is_on_the_list(surface: ModuleType) -> None:
 
 
 def sample(first: int, *, second: str = "a", third: tuple[int, ...] = ()) -> bool:
-    raise NotImplementedError
+    return bool(first or second or third)
 
 
 def test_arguments_have_types_and_defaults(surface: ModuleType) -> None:

@@ -116,17 +116,17 @@ class Opened:
             start: a multiple of TILE.
         """
         weight = self._inputs.base.weights[self._edit.source].as_matrix(self._edit.row_axes)
-        can_read = weight.read_into is not None and start < stop <= weight.rows and takes(weight.dtype, *dtypes)
-        if weight.read_into is None or not (can_read and self._steps.is_plain):
+        is_plain = self._steps.is_plain and takes(weight.dtype, *dtypes)
+        if weight.read_into is None or not is_plain or not start < stop <= weight.rows:
             return None
         numel = (stop - start) * self._edit.matrix[1]
-        raw, written = memoryview(bytearray(numel * weight.dtype.itemsize)), bytearray()
+        raw = memoryview(bytearray(numel * weight.dtype.itemsize))
+        written = memoryview(bytearray(numel * max(dtype.itemsize for dtype in dtypes)))
         weight.read_into(start, stop, raw)
-        tallies = []
-        for dtype in dtypes:
-            written = written if len(written) == numel * dtype.itemsize else bytearray(numel * dtype.itemsize)
-            target = memoryview(written)
-            tallies.append(window(self._steps.packed(), start, stop, raw, weight.dtype, target, dtype))
+        packed = self._steps.packed()
+        tallies = (
+            window(packed, start, stop, raw, weight.dtype, written[: numel * dtype.itemsize], dtype) for dtype in dtypes
+        )
         return Survey(raw, weight.dtype, tuple(tallies))
 
     def product(self, low: int, high: int) -> Floats:

@@ -115,21 +115,18 @@ def write_out(folder: Path) -> None:
         writer.write(b"1234")
 
 
-@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF"])
-def test_an_output_is_kept_where_folders_cannot_be_synced(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+UNSUPPORTED = ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS")
+
+
+@pytest.mark.parametrize(
+    ("name", "of_folders"),
+    [*((name, True) for name in (*UNSUPPORTED, "EBADF")), *((name, False) for name in UNSUPPORTED)],
+)
+def test_an_output_is_kept_where_folders_or_files_cannot_be_synced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, of_folders: bool
 ) -> None:
     """FUSE, SMB and other network file systems."""
-    refusing_sync(monkeypatch, getattr(errno, name), of_folders=True)
-    write_out(tmp_path)
-    assert contents(tmp_path / "out") == {"a": b"1234"}
-
-
-@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"])
-def test_an_output_is_kept_where_files_cannot_be_synced(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refusing_sync(monkeypatch, getattr(errno, name), of_folders=False)
+    refusing_sync(monkeypatch, getattr(errno, name), of_folders=of_folders)
     write_out(tmp_path)
     assert contents(tmp_path / "out") == {"a": b"1234"}
 

@@ -101,7 +101,7 @@ PLAIN = [torch.bfloat16, torch.float16, torch.float32]
 
 @pytest.mark.parametrize("dtype", [*PLAIN, torch.float64])
 def test_plain_floats_are_measured_as_they_are_stored(tmp_path: Path, dtype: torch.dtype) -> None:
-    """A tensor of float64, and all that is no product for all rows, take the other way."""
+    """A weight of float64, and an update of another kind, are computed in float64 instead."""
     base, _ = base_of(tmp_path, dtype)
     for kind, update in kinds().items():
         (preview,) = previews_of(open_checkpoint(str(base)), adapter({UP: update}))
